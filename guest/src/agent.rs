@@ -1,0 +1,145 @@
+//! The health services: `grpc.health.v1.Health`, and the project's own `HealthCheck`.
+//!
+//! They answer from memory, so they answer whatever the workload, the disk or a console
+//! port that nobody drains is doing.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use a3s_box_proto::agent::agent_server::{Agent, AgentServer};
+use a3s_box_proto::agent::{HealthCheckRequest, HealthCheckResponse, State, Status as Health};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::mpsc;
+use tokio::time::sleep;
+use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener, VsockStream};
+use tonic::codegen::tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
+use tonic::transport::Server;
+use tonic::transport::server::Connected;
+use tonic::{Request, Response, Status};
+
+use crate::kmsg;
+
+/// Requests at once on a connection. A prober has one or two; each costs a few KiB.
+const REQUESTS_PER_CONNECTION: u32 = 16;
+
+/// Largest header list of a request: a prober sends a few hundred bytes.
+const HEADER_BYTES: u32 = 8 * 1024;
+
+/// Pause after a failed accept: the cause, no descriptors or no memory, does not go at once.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Why no health services are served.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on vsock port {port}")]
+pub(crate) struct ListenError {
+    port: u32,
+    source: io::Error,
+}
+
+/// Listens, and serves in the background until the end of the process.
+pub(crate) fn listen(port: u32, started: Instant) -> Result<(), ListenError> {
+    let listener = VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, port))
+        .map_err(|source| ListenError { port, source })?;
+    let (sender, receiver) = mpsc::channel(1);
+    tokio::spawn(accept(listener, sender));
+    let incoming = ReceiverStream::new(receiver).map(Ok::<_, io::Error>);
+    tokio::spawn(async move {
+        if let Err(error) = serve(incoming, started).await {
+            kmsg::error(&error);
+        }
+    });
+    Ok(())
+}
+
+async fn accept(listener: VsockListener, sender: mpsc::Sender<HostStream>) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                if sender.send(HostStream(stream)).await.is_err() {
+                    return;
+                }
+            }
+            Err(_) => sleep(ACCEPT_PAUSE).await,
+        }
+    }
+}
+
+/// Serves the connections that come in.
+async fn serve<I, IO>(incoming: I, started: Instant) -> Result<(), tonic::transport::Error>
+where
+    I: Stream<Item = io::Result<IO>>,
+    IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
+{
+    let agent = AgentServer::new(GuestAgent { started });
+    let (reporter, health) = tonic_health::server::health_reporter();
+    reporter.set_serving::<AgentServer<GuestAgent>>().await;
+    Server::builder()
+        .max_concurrent_streams(REQUESTS_PER_CONNECTION)
+        .http2_max_header_list_size(HEADER_BYTES)
+        .add_service(health)
+        .add_service(agent)
+        .serve_with_incoming(incoming)
+        .await
+}
+
+#[derive(Debug)]
+struct GuestAgent {
+    started: Instant,
+}
+
+#[tonic::async_trait]
+impl Agent for GuestAgent {
+    async fn health_check(
+        &self,
+        _: Request<HealthCheckRequest>,
+    ) -> Result<Response<HealthCheckResponse>, Status> {
+        Ok(Response::new(HealthCheckResponse {
+            status: Health::Serving.into(),
+            state: State::Ready.into(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+        }))
+    }
+}
+
+/// A connection from the host, in the form that tonic serves.
+struct HostStream(VsockStream);
+
+impl Connected for HostStream {
+    type ConnectInfo = ();
+
+    fn connect_info(&self) {}
+}
+
+impl AsyncRead for HostStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for HostStream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests;

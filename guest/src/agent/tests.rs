@@ -1,0 +1,47 @@
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+use tonic::Code;
+use tonic::codegen::tokio_stream;
+use tonic::transport::{Channel, Endpoint};
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
+
+use super::*;
+use a3s_box_proto::agent::agent_client::AgentClient;
+
+/// A channel to the services over a socket pair.
+async fn served() -> Channel {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let incoming = tokio_stream::iter([Ok(theirs)]).chain(tokio_stream::pending());
+    tokio::spawn(serve(incoming, Instant::now()));
+    let mut ours = Some(TokioIo::new(ours));
+    Endpoint::from_static("http://guest")
+        .connect_with_connector(tower::service_fn(move |_| {
+            let stream = ours.take();
+            async move { stream.ok_or_else(|| io::Error::other("one connection only")) }
+        }))
+        .await
+        .unwrap()
+}
+
+#[tokio::test]
+async fn the_agent_is_serving_and_ready() {
+    let mut client = AgentClient::new(served().await);
+    let answer = client.health_check(HealthCheckRequest {}).await.unwrap().into_inner();
+    assert_eq!(answer.status(), Health::Serving);
+    assert_eq!(answer.state(), State::Ready);
+    assert_eq!(answer.version, env!("CARGO_PKG_VERSION"));
+    assert!(answer.uptime_ms < 10_000);
+}
+
+#[tokio::test]
+async fn standard_health_knows_the_box_and_the_agent_only() {
+    let mut client = HealthClient::new(served().await);
+    for service in ["", "a3s.box.agent.v1.Agent"] {
+        let request = tonic_health::pb::HealthCheckRequest { service: service.into() };
+        let answer = client.check(request).await.unwrap().into_inner();
+        assert_eq!(answer.status(), ServingStatus::Serving, "{service}");
+    }
+    let request = tonic_health::pb::HealthCheckRequest { service: "ghost".into() };
+    assert_eq!(client.check(request).await.unwrap_err().code(), Code::NotFound);
+}

@@ -1,0 +1,330 @@
+//! Whole lives on this machine: a socket pair for vsock, pipes for console ports, real
+//! processes, and a process group instead of "all processes".
+
+use std::path::PathBuf;
+use std::sync::Mutex;
+
+use a3s_box_proto::control::shim_message::Message as Word;
+use a3s_box_proto::control::{Acknowledged, GuestMessage, Kill, ShimMessage, Stop};
+use a3s_box_proto::frame::{FrameBuffer, encode};
+use nix::libc;
+use nix::sys::prctl::set_child_subreaper;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::net::unix::pipe;
+
+use super::*;
+use crate::launch::tests::{image, serial};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A machine whose only processes are this process's descendants.
+struct Fake {
+    job: Mutex<Option<Result<Option<Job<pipe::Sender>>, StartError>>>,
+}
+
+impl Machine for Fake {
+    type Port = pipe::Sender;
+
+    async fn prepare(&mut self) -> Result<Option<Job<Self::Port>>, StartError> {
+        self.job.lock().unwrap().take().unwrap()
+    }
+
+    fn kill_everything(&self) {
+        // Orphans come to this process, a subreaper; never a signal to -1 here.
+        while let Some(child) = descendant() {
+            kernel::send_signal(child, libc::SIGKILL).unwrap();
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+/// A live descendant of this process, if there is one.
+fn descendant() -> Option<i32> {
+    let own = std::process::id().to_string();
+    let mut parents = std::collections::HashMap::new();
+    for entry in PathBuf::from("/proc").read_dir().unwrap().flatten() {
+        let Ok(stat) = std::fs::read_to_string(entry.path().join("stat")) else { continue };
+        let Some((start, rest)) = stat.rsplit_once(')') else { continue };
+        let pid = start.split(' ').next().unwrap().to_owned();
+        let mut fields = rest.split_whitespace();
+        let state = fields.next().unwrap().to_owned();
+        parents.insert(pid, (state, fields.next().unwrap().to_owned()));
+    }
+    parents.iter().find_map(|(pid, (state, parent))| {
+        let mut ancestor = parent;
+        while *ancestor != own {
+            ancestor = &parents.get(ancestor)?.1;
+        }
+        (state != "Z").then(|| pid.parse().unwrap())
+    })
+}
+
+/// The shim's side.
+struct Shim {
+    stream: UnixStream,
+    frames: FrameBuffer,
+    stdout: Option<pipe::Receiver>,
+    stderr: Option<pipe::Receiver>,
+    guest: tokio::task::JoinHandle<Result<u8, LifeError>>,
+}
+
+impl Shim {
+    fn over(
+        job: impl FnOnce(pipe::Sender, pipe::Sender) -> Result<Option<Job<pipe::Sender>>, StartError>,
+    ) -> Self {
+        set_child_subreaper(true).unwrap();
+        let (stream, theirs) = UnixStream::pair().unwrap();
+        let (out, stdout) = pipe::pipe().unwrap();
+        let (err, stderr) = pipe::pipe().unwrap();
+        let mut machine = Fake { job: Mutex::new(Some(job(out, err))) };
+        let guest = tokio::spawn(async move { run(&mut Control::new(theirs), &mut machine).await });
+        let frames = FrameBuffer::default();
+        Self { stream, frames, stdout: Some(stdout), stderr: Some(stderr), guest }
+    }
+
+    fn running(script: &str) -> Self {
+        let image = image("/bin/sh", &["sh", "-c", script], &["PATH=/usr/bin:/bin"]);
+        Self::over(|stdout, stderr| Ok(Some(Job { image, stdout, stderr })))
+    }
+
+    async fn hear(&mut self) -> Message {
+        timeout(PATIENCE, async {
+            loop {
+                if let Some(message) = self.frames.next_message::<GuestMessage>().unwrap() {
+                    return message.message.unwrap();
+                }
+                let mut chunk = [0; 4096];
+                let length = self.stream.read(&mut chunk).await.unwrap();
+                assert!(length > 0, "the guest closed the stream");
+                self.frames.push(&chunk[..length]);
+            }
+        })
+        .await
+        .expect("the guest says nothing")
+    }
+
+    async fn say(&mut self, word: Word) {
+        self.stream.write_all(&encode(&ShimMessage { message: Some(word) })).await.unwrap();
+    }
+
+    async fn start(&mut self) -> u32 {
+        let Message::Hello(hello) = self.hear().await else { panic!("expected Hello") };
+        assert_eq!(hello.protocol_version, PROTOCOL_VERSION);
+        let Message::Started(started) = self.hear().await else { panic!("expected Started") };
+        started.pid
+    }
+
+    async fn ended(&mut self) -> exited::Status {
+        let Message::Exited(exited) = self.hear().await else { panic!("expected Exited") };
+        exited.status.unwrap()
+    }
+
+    async fn drained(&mut self) -> (u64, u64) {
+        let Message::Drained(drained) = self.hear().await else { panic!("expected Drained") };
+        (drained.stdout_bytes, drained.stderr_bytes)
+    }
+
+    async fn acknowledge(mut self) -> Result<u8, LifeError> {
+        self.say(Word::Acknowledged(Acknowledged {})).await;
+        timeout(PATIENCE, self.guest).await.expect("the guest does not end").unwrap()
+    }
+
+    /// All of both streams, read in the background.
+    fn output(&mut self) -> tokio::task::JoinHandle<(Vec<u8>, Vec<u8>)> {
+        let (mut stdout, mut stderr) = (self.stdout.take().unwrap(), self.stderr.take().unwrap());
+        tokio::spawn(async move {
+            let (mut out, mut err) = (Vec::new(), Vec::new());
+            let (a, b) = tokio::join!(stdout.read_to_end(&mut out), stderr.read_to_end(&mut err));
+            a.unwrap();
+            b.unwrap();
+            (out, err)
+        })
+    }
+}
+
+#[tokio::test]
+async fn a_workload_lives_from_hello_to_acknowledged() {
+    let _serial = serial().await;
+    let mut shim = Shim::running("echo out; echo error >&2; exit 7");
+    let output = shim.output();
+    assert!(shim.start().await > 1);
+    assert_eq!(shim.ended().await, exited::Status::ExitCode(7));
+    assert_eq!(shim.drained().await, (4, 6));
+    assert_eq!(shim.acknowledge().await.unwrap(), 7);
+    assert_eq!(output.await.unwrap(), (b"out\n".to_vec(), b"error\n".to_vec()));
+}
+
+#[tokio::test]
+async fn large_output_arrives_whole_and_is_counted() {
+    let _serial = serial().await;
+    let mut shim = Shim::running("yes a3s-box | head -c 5000000; yes 2 | head -c 70001 >&2");
+    let output = shim.output();
+    shim.start().await;
+    assert_eq!(shim.ended().await, exited::Status::ExitCode(0));
+    assert_eq!(shim.drained().await, (5_000_000, 70_001));
+    assert_eq!(shim.acknowledge().await.unwrap(), 0);
+    let (out, err) = output.await.unwrap();
+    assert_eq!((out.len(), err.len()), (5_000_000, 70_001));
+    assert!(out.chunks_exact(8).all(|line| line == b"a3s-box\n"));
+}
+
+#[tokio::test]
+async fn orphans_are_reaped_while_the_workload_runs() {
+    let _serial = serial().await;
+    // Each subshell leaves a child to this process. A zombie would keep its folder in /proc.
+    let script = "for i in 1 2 3; do (sh -c 'echo $$' & ); done; sleep 0.5; echo done; read x < /proc/self/fd/9 || sleep 30";
+    let mut shim = Shim::running(script);
+    let mut stdout = shim.stdout.take().unwrap();
+    shim.start().await;
+    let mut text = String::new();
+    while !text.contains("done") {
+        let mut chunk = [0; 256];
+        let length = timeout(PATIENCE, stdout.read(&mut chunk)).await.unwrap().unwrap();
+        text.push_str(std::str::from_utf8(&chunk[..length]).unwrap());
+    }
+    let orphans: Vec<&str> = text.lines().filter(|line| *line != "done").collect();
+    assert_eq!(orphans.len(), 3, "{text}");
+    for orphan in orphans {
+        assert!(!PathBuf::from("/proc").join(orphan).exists(), "{orphan} was not reaped");
+    }
+    shim.say(Word::Kill(Kill {})).await;
+    assert_eq!(shim.ended().await, exited::Status::Signal(9));
+    shim.drained().await;
+    assert_eq!(shim.acknowledge().await.unwrap(), 137);
+}
+
+#[tokio::test]
+async fn what_the_workload_leaves_is_killed_and_its_output_ends() {
+    let _serial = serial().await;
+    let mut shim = Shim::running("sleep 300 & sleep 300 & echo x; exit 1");
+    let output = shim.output();
+    shim.start().await;
+    let before = std::time::Instant::now();
+    assert_eq!(shim.ended().await, exited::Status::ExitCode(1));
+    assert_eq!(shim.drained().await, (2, 0));
+    assert!(before.elapsed() < DRAIN_TIMEOUT, "the drain ran into its limit");
+    assert_eq!(shim.acknowledge().await.unwrap(), 1);
+    assert_eq!(output.await.unwrap().0, b"x\n");
+    assert_eq!(descendant(), None);
+}
+
+#[tokio::test]
+async fn stop_sends_the_signal_that_the_shim_named() {
+    let _serial = serial().await;
+    let mut shim = Shim::running("trap 'exit 3' USR1; echo ready; while :; do sleep 0.05; done");
+    let mut stdout = shim.stdout.take().unwrap();
+    shim.start().await;
+    let mut ready = [0; 6];
+    timeout(PATIENCE, stdout.read_exact(&mut ready)).await.unwrap().unwrap();
+    // Not signals: nothing happens, in particular not `kill(pid, 0)` by wrap-around.
+    for signal in [0, 65, u32::MAX] {
+        shim.say(Word::Stop(Stop { signal })).await;
+    }
+    shim.say(Word::Stop(Stop { signal: 10 })).await;
+    assert_eq!(shim.ended().await, exited::Status::ExitCode(3));
+    shim.drained().await;
+    shim.acknowledge().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_box_without_a_workload_lives_until_it_is_told() {
+    let _serial = serial().await;
+    for word in [Word::Stop(Stop { signal: 15 }), Word::Kill(Kill {})] {
+        let mut shim = Shim::over(|_, _| Ok(None));
+        assert_eq!(shim.start().await, 0);
+        shim.say(word).await;
+        assert_eq!(shim.ended().await, exited::Status::ExitCode(0));
+        assert_eq!(shim.drained().await, (0, 0));
+        assert_eq!(shim.acknowledge().await.unwrap(), 0);
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_start_says_why() {
+    let _serial = serial().await;
+    let cases = [
+        ("/nonexistent/x", StartFailure::NotFound, 127),
+        ("/etc/passwd", StartFailure::NotExecutable, 126),
+    ];
+    for (program, reason, code) in cases {
+        let image = image(program, &["x"], &[]);
+        let mut shim = Shim::over(|stdout, stderr| Ok(Some(Job { image, stdout, stderr })));
+        assert!(matches!(shim.hear().await, Message::Hello(_)));
+        let Message::StartFailed(failed) = shim.hear().await else {
+            panic!("expected StartFailed")
+        };
+        assert_eq!(failed.reason(), reason);
+        assert!(failed.message.contains(program), "{}", failed.message);
+        assert_eq!(shim.acknowledge().await.unwrap(), code);
+    }
+}
+
+#[tokio::test]
+async fn a_machine_that_cannot_be_prepared_is_a_setup_failure_of_bounded_length() {
+    let _serial = serial().await;
+    let found = "ü".repeat(MESSAGE_BYTES);
+    let mut shim = Shim::over(|_, _| Err(MountError::BadTarget { found }.into()));
+    assert!(matches!(shim.hear().await, Message::Hello(_)));
+    let Message::StartFailed(failed) = shim.hear().await else { panic!("expected StartFailed") };
+    assert_eq!(failed.reason(), StartFailure::Setup);
+    assert!(failed.message.starts_with("mount target `ü"));
+    assert!(failed.message.len() <= MESSAGE_BYTES);
+    assert_eq!(shim.acknowledge().await.unwrap(), 125);
+}
+
+#[tokio::test]
+async fn a_lost_shim_ends_the_life() {
+    let _serial = serial().await;
+    let mut shim = Shim::running("exec sleep 300");
+    shim.start().await;
+    drop(shim.stream);
+    let error = timeout(PATIENCE, shim.guest).await.unwrap().unwrap().unwrap_err();
+    assert!(matches!(error, LifeError::Control(ControlError::Closed)), "{error}");
+    Fake { job: Mutex::default() }.kill_everything();
+}
+
+#[tokio::test]
+async fn a_shim_that_talks_nonsense_ends_the_life() {
+    let _serial = serial().await;
+    for nonsense in [&[0xff; 8][..], &[0, 0, 0, 0][..], &[2, 0, 0, 0, 0xff, 0xff][..]] {
+        let mut shim = Shim::over(|_, _| Ok(None));
+        shim.start().await;
+        shim.stream.write_all(nonsense).await.unwrap();
+        let error = timeout(PATIENCE, shim.guest).await.unwrap().unwrap().unwrap_err();
+        assert!(
+            matches!(error, LifeError::Control(ControlError::Frame(_) | ControlError::Unknown)),
+            "{error}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_port_that_nobody_drains_does_not_deafen_the_guest() {
+    let _serial = serial().await;
+    let mut shim = Shim::running("yes");
+    shim.start().await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    shim.say(Word::Kill(Kill {})).await;
+    let before = std::time::Instant::now();
+    assert_eq!(shim.ended().await, exited::Status::Signal(9));
+    assert!(before.elapsed() < Duration::from_secs(2), "{:?}", before.elapsed());
+    let (out, err) = shim.drained().await;
+    assert!(before.elapsed() >= DRAIN_TIMEOUT);
+    assert!((1..=200_000).contains(&out), "{out}");
+    assert_eq!(err, 0);
+    assert_eq!(shim.acknowledge().await.unwrap(), 137);
+}
+
+#[tokio::test]
+async fn an_end_that_nobody_acknowledges_still_ends() {
+    let _serial = serial().await;
+    let mut shim = Shim::running("exit 0");
+    shim.start().await;
+    shim.ended().await;
+    shim.drained().await;
+    let before = std::time::Instant::now();
+    let code = timeout(PATIENCE, &mut shim.guest).await.unwrap().unwrap().unwrap();
+    assert_eq!(code, 0);
+    assert!(before.elapsed() >= ACKNOWLEDGE_TIMEOUT);
+}

@@ -1,0 +1,60 @@
+//! The guest as it really is: what PID 1 prepares before the workload starts.
+
+use std::path::Path;
+use std::time::Instant;
+
+use a3s_box_proto::GUEST_CONFIG_FILE;
+use nix::unistd::sethostname;
+use tokio::net::unix::pipe;
+
+use crate::life::{Job, Machine, StartError};
+use crate::{agent, config, kernel, kmsg, mounts, plan, ports};
+
+/// Host name of a box whose config has none.
+const DEFAULT_HOSTNAME: &str = "localhost";
+
+/// The box that this process is PID 1 of.
+#[derive(Debug)]
+pub(crate) struct Guest {
+    started: Instant,
+}
+
+impl Guest {
+    /// A guest that was started at that time.
+    pub(crate) fn new(started: Instant) -> Self {
+        Self { started }
+    }
+}
+
+impl Machine for Guest {
+    type Port = pipe::Sender;
+
+    async fn prepare(&mut self) -> Result<Option<Job<Self::Port>>, StartError> {
+        // First, so that nothing else has looked the name up before.
+        let config = config::read(&Path::new("/").join(GUEST_CONFIG_FILE))?;
+        mounts::mount_standard()?;
+        if let Err(error) = kernel::set_loopback_up() {
+            // A kernel without networking can still run most workloads.
+            kmsg::line(&format!("cannot bring the loopback interface up: {error}"));
+        }
+        set_hostname(&config.hostname)?;
+        mounts::mount_configured(&config.mounts)?;
+        if let Some(port) = config.agent_port {
+            agent::listen(port, self.started)?;
+        }
+        let Some(workload) = config.workload else { return Ok(None) };
+        let image = plan::plan(workload, Path::new("/"))?;
+        let stdout = ports::open(ports::STDOUT).await?;
+        let stderr = ports::open(ports::STDERR).await?;
+        Ok(Some(Job { image, stdout, stderr }))
+    }
+
+    fn kill_everything(&self) {
+        kernel::kill_everything();
+    }
+}
+
+fn set_hostname(name: &str) -> Result<(), StartError> {
+    let name = if name.is_empty() { DEFAULT_HOSTNAME } else { name };
+    sethostname(name).map_err(|source| StartError::Hostname { name: name.to_owned(), source })
+}

@@ -1,0 +1,75 @@
+//! PID 1 of a box: prepares the guest, runs the workload, reports to the shim, reboots.
+//!
+//! One static program over whatever root file system the box has, an empty one included.
+//! Nothing of the image is needed, and nothing in it is trusted. The phases:
+//!
+//! ```text
+//! connect control ─► Hello ─► config ─► mounts ─► agent listens ─► workload ─► Started
+//!                                                                      │
+//!      reboot ◄─ Acknowledged ◄─ Drained ◄─ kill the rest ◄─ Exited ◄──┘
+//! ```
+//!
+//! # Invariants
+//!
+//! PID 1 never returns from `main`: the kernel would panic. Every end is a reboot, because
+//! x86 guests without ACPI hang on power-off. Only [`children`] calls `waitpid`. Only
+//! [`kernel`] has `unsafe`.
+
+mod account;
+mod agent;
+mod children;
+mod config;
+mod control;
+mod kernel;
+mod kmsg;
+mod launch;
+mod life;
+mod machine;
+mod mounts;
+mod plan;
+mod ports;
+mod power;
+mod program;
+mod relay;
+
+use std::io::Write;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use nix::sys::stat::{Mode, umask};
+use nix::unistd::Pid;
+use tokio::runtime::Builder;
+
+use crate::life::LifeError;
+use crate::machine::Guest;
+
+/// What libkrun is told when the box ended without a status of its own: the shim's own
+/// code for a failure that is not the workload's.
+const EXIT_CODE_FAILURE: u8 = 125;
+
+fn main() -> ExitCode {
+    let started = Instant::now();
+    if Pid::this().as_raw() != 1 {
+        // A failed write leaves the exit status, which says the same.
+        drop(writeln!(std::io::stderr(), "a3s-box-guest: only runs as PID 1 of a box"));
+        return ExitCode::FAILURE;
+    }
+    umask(Mode::S_IWGRP | Mode::S_IWOTH);
+    let code = live(started).unwrap_or_else(|error| {
+        kmsg::error(&error);
+        EXIT_CODE_FAILURE
+    });
+    power::reboot(code)
+}
+
+/// Runs the box until its end, and says with which code.
+fn live(started: Instant) -> Result<u8, LifeError> {
+    let runtime = Builder::new_current_thread().enable_all().build().map_err(LifeError::Runtime)?;
+    let code = runtime.block_on(async {
+        let mut control = control::connect().await?;
+        life::run(&mut control, &mut Guest::new(started)).await
+    });
+    // Dropping the runtime could wait for a blocked task; the reboot does not.
+    runtime.shutdown_background();
+    code
+}

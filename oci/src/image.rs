@@ -1,0 +1,178 @@
+//! An image as the rest of the project sees it: a configuration and a list of layers.
+//!
+//! These are plain types, not the wire types of the specification: what is here has been checked. Each descriptor was
+//! understood, the digests parse, there are as many layers as `DiffID`s, and no text holds a NUL byte.
+
+use oci_spec::image::{Config, Descriptor, ImageConfiguration, ImageManifest};
+
+use crate::digest::Digest;
+use crate::layout::LayoutError;
+use crate::platform::Platform;
+
+/// An image, chosen from a layout and checked; its layers have not been read.
+#[derive(Debug, Clone)]
+pub struct Image {
+    /// Digest of the manifest, which pins everything else.
+    pub manifest_digest: Digest,
+    /// What the image was built for.
+    pub platform: Platform,
+    /// What the image says about the process to run.
+    pub config: ImageConfig,
+    /// The layers, bottom first.
+    pub layers: Vec<Layer>,
+}
+
+/// What an image says about the process to run; absent and empty are the same.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ImageConfig {
+    /// Leading words of the command.
+    pub entrypoint: Vec<String>,
+    /// Trailing words of the command, which a user replaces.
+    pub cmd: Vec<String>,
+    /// Environment, in the order of the image.
+    pub env: Vec<(String, String)>,
+    /// Directory in which to start; empty means `/`.
+    pub working_dir: String,
+    /// User, and group after a colon, by name or number; empty means root.
+    pub user: String,
+    /// Signal that asks the process to end.
+    pub stop_signal: Option<String>,
+}
+
+/// One layer of an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Layer {
+    /// Digest of the blob.
+    pub digest: Digest,
+    /// Digest of the uncompressed tar archive.
+    pub diff_id: Digest,
+    /// Size of the blob.
+    pub size_bytes: u64,
+    /// How the blob is compressed.
+    pub compression: Compression,
+}
+
+/// How a layer's blob is compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compression {
+    /// A bare tar archive.
+    None,
+    /// One or more gzip members.
+    Gzip,
+}
+
+impl Compression {
+    /// Reads a layer's media type.
+    fn of_media_type(media_type: &str) -> Result<Self, LayoutError> {
+        let found = media_type.to_owned();
+        match media_type {
+            "application/vnd.oci.image.layer.v1.tar"
+            | "application/vnd.docker.image.rootfs.diff.tar" => Ok(Self::None),
+            "application/vnd.oci.image.layer.v1.tar+gzip"
+            | "application/vnd.docker.image.rootfs.diff.tar.gzip" => Ok(Self::Gzip),
+            "application/vnd.oci.image.layer.v1.tar+zstd"
+            | "application/vnd.docker.image.rootfs.diff.tar.zstd" => {
+                Err(LayoutError::LayerNotYetSupported { found })
+            }
+            _ => Err(LayoutError::LayerNotSupported { found }),
+        }
+    }
+}
+
+impl Image {
+    /// Makes an image of its two documents, which have been verified; `digest` is the manifest's.
+    pub(crate) fn from_documents(
+        digest: Digest,
+        manifest: &ImageManifest,
+        configuration: &ImageConfiguration,
+    ) -> Result<Self, LayoutError> {
+        let root = configuration.rootfs();
+        if root.typ() != "layers" {
+            return Err(LayoutError::RootfsType { found: root.typ().clone() });
+        }
+        let (layers, diff_ids) = (manifest.layers(), root.diff_ids());
+        if layers.len() != diff_ids.len() {
+            return Err(LayoutError::LayerCount { layers: layers.len(), diff_ids: diff_ids.len() });
+        }
+        Ok(Self {
+            manifest_digest: digest,
+            platform: platform_of(configuration),
+            config: configuration
+                .config()
+                .as_ref()
+                .map(ImageConfig::from_document)
+                .transpose()?
+                .unwrap_or_default(),
+            layers: layers
+                .iter()
+                .zip(diff_ids)
+                .map(Layer::from_documents)
+                .collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+impl Layer {
+    fn from_documents((descriptor, diff_id): (&Descriptor, &String)) -> Result<Self, LayoutError> {
+        Ok(Self {
+            digest: descriptor.digest().to_string().parse()?,
+            diff_id: diff_id.parse()?,
+            size_bytes: descriptor.size(),
+            compression: Compression::of_media_type(&descriptor.media_type().to_string())?,
+        })
+    }
+}
+
+impl ImageConfig {
+    fn from_document(config: &Config) -> Result<Self, LayoutError> {
+        let this = Self {
+            entrypoint: config.entrypoint().clone().unwrap_or_default(),
+            cmd: config.cmd().clone().unwrap_or_default(),
+            env: config
+                .env()
+                .iter()
+                .flatten()
+                .enumerate()
+                .map(split_env)
+                .collect::<Result<_, _>>()?,
+            working_dir: config.working_dir().clone().unwrap_or_default(),
+            user: config.user().clone().unwrap_or_default(),
+            stop_signal: config.stop_signal().clone().filter(|signal| !signal.is_empty()),
+        };
+        let field = this.texts().find(|(_, text)| text.contains('\0')).map(|(field, _)| field);
+        field.map_or(Ok(this), |field| Err(LayoutError::NulInConfig { field }))
+    }
+
+    /// Lists all texts with the fields they are of.
+    fn texts(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        fn of<'a>(
+            field: &'static str,
+            texts: impl IntoIterator<Item = &'a String>,
+        ) -> impl Iterator<Item = (&'static str, &'a str)> {
+            texts.into_iter().map(move |text| (field, text.as_str()))
+        }
+        of("entrypoint", &self.entrypoint)
+            .chain(of("cmd", &self.cmd))
+            .chain(of("env", self.env.iter().flat_map(|(name, value)| [name, value])))
+            .chain(of("working_dir", [&self.working_dir]))
+            .chain(of("user", [&self.user]))
+            .chain(of("stop_signal", &self.stop_signal))
+    }
+}
+
+/// Splits `NAME=value`; an error names the position only, as the text may be a secret.
+fn split_env((position, variable): (usize, &String)) -> Result<(String, String), LayoutError> {
+    match variable.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err(LayoutError::EnvSyntax { position }),
+    }
+}
+
+/// Returns the platform that an image's configuration names.
+pub(crate) fn platform_of(configuration: &ImageConfiguration) -> Platform {
+    Platform {
+        os: configuration.os().to_string(),
+        architecture: configuration.architecture().to_string(),
+        variant: configuration.variant().clone().filter(|variant| !variant.is_empty()),
+    }
+}

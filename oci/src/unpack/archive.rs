@@ -1,0 +1,503 @@
+//! The entries of a tar archive, read as a stream.
+//!
+//! `tar::Header` names the fields; the walk from entry to entry is ours, because two readers that disagree about where
+//! an entry ends see different files in one archive. Where formats leave room, this reader does what Go's
+//! `archive/tar` does, and refuses what is ambiguous:
+//!
+//! ```text
+//! [g global]* ([x PAX] | [L name] | [K link])* header body pad … zero block, zero block, anything
+//! ```
+//!
+//! A PAX header belongs to the next file entry, whatever stands between; its `size` always wins over the header's.
+
+use std::io::{self, Read};
+
+use tar::{EntryType, Header};
+
+use super::pax::{Pax, PaxError};
+
+const BLOCK: usize = 512;
+
+/// Bound on one extended header or long name: that of Go's reader (1 MiB).
+const EXTENSION_LIMIT_BYTES: u64 = 1 << 20;
+
+/// An archive that cannot be read further.
+#[derive(Debug, thiserror::Error)]
+pub enum ArchiveError {
+    /// The stream under the archive failed: corrupt compression, or the disk.
+    #[error("cannot read the layer's stream")]
+    Read(#[source] io::Error),
+    /// The stream ends inside of an entry.
+    #[error("the archive is cut off")]
+    Truncated,
+    /// The checksum of a header is wrong.
+    #[error("header checksum mismatch")]
+    Checksum,
+    /// A number in a header does not parse or is out of range.
+    #[error("malformed field `{field}` in a header")]
+    Field {
+        /// The field's name.
+        field: &'static str,
+    },
+    /// One zero block, which ends an archive for some readers, and then more.
+    #[error("an entry follows a single zero block")]
+    LoneZeroBlock,
+    /// An extension header is larger than any real one.
+    #[error(
+        "extended header of {found} bytes is too large: expected at most {EXTENSION_LIMIT_BYTES}"
+    )]
+    ExtensionTooLarge {
+        /// The size.
+        found: u64,
+    },
+    /// Two headers say the same thing about one entry.
+    #[error("ambiguous entry: two `{what}` headers")]
+    Ambiguous {
+        /// What is said twice.
+        what: &'static str,
+    },
+    /// A PAX header is malformed.
+    #[error("malformed PAX header")]
+    Pax(#[from] PaxError),
+    /// The entry is of a kind that layers do not have.
+    #[error("entry type `{}` is not supported", found.escape_ascii())]
+    EntryType {
+        /// The type flag.
+        found: u8,
+    },
+}
+
+/// What an entry makes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    File,
+    HardLink,
+    Symlink,
+    Device,
+    Directory,
+    Fifo,
+    /// A global header; it makes nothing, and what it says is ignored, as other tools do.
+    Global,
+}
+
+/// One entry, with all that its headers say.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) kind: Kind,
+    pub(super) path: Vec<u8>,
+    pub(super) link: Vec<u8>,
+    pub(super) size: u64,
+    pub(super) metadata: Metadata,
+}
+
+/// What is restored on an inode.
+#[derive(Debug, Default)]
+pub(super) struct Metadata {
+    /// Permission bits, with setuid, setgid and sticky.
+    pub(super) mode: u32,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    /// Seconds since 1970, and nanoseconds that are added to them.
+    pub(super) mtime: (i64, u32),
+    pub(super) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+/// A reader of entries; `Read` on it yields the body of the last one.
+#[derive(Debug)]
+pub(super) struct Archive<R> {
+    stream: R,
+    /// Bytes of the current entry's body that have not been read.
+    body_left: u64,
+    /// Padding behind the body.
+    padding: u64,
+}
+
+/// The headers in front of an entry.
+#[derive(Default)]
+struct Extensions {
+    pax: Option<Pax>,
+    long_name: Option<Vec<u8>>,
+    long_link: Option<Vec<u8>>,
+}
+
+impl<R: Read> Archive<R> {
+    pub(super) fn new(stream: R) -> Self {
+        Self { stream, body_left: 0, padding: 0 }
+    }
+
+    pub(super) fn stream(&self) -> &R {
+        &self.stream
+    }
+
+    /// Gives access to what follows the end of the archive.
+    pub(super) fn stream_mut(&mut self) -> &mut R {
+        &mut self.stream
+    }
+
+    pub(super) fn into_stream(self) -> R {
+        self.stream
+    }
+
+    /// Reads up to the next entry, or `None` at the end of the archive; the body of the last one must be consumed.
+    pub(super) fn next_entry(&mut self) -> Result<Option<Entry>, ArchiveError> {
+        let mut extensions = Extensions::default();
+        loop {
+            self.skip_padding()?;
+            let Some(header) = self.header()? else { return Ok(None) };
+            let size = number("size", &header.as_old().size)?;
+            match header.entry_type() {
+                EntryType::XHeader => {
+                    let pax = Pax::parse(&self.extension(size)?)?;
+                    set_once(&mut extensions.pax, pax, "PAX")?;
+                }
+                EntryType::GNULongName => {
+                    let name = c_string(&self.extension(size)?).to_vec();
+                    set_once(&mut extensions.long_name, name, "long name")?;
+                }
+                EntryType::GNULongLink => {
+                    let link = c_string(&self.extension(size)?).to_vec();
+                    set_once(&mut extensions.long_link, link, "long link")?;
+                }
+                EntryType::XGlobalHeader => {
+                    Pax::parse(&self.extension(size)?)?;
+                    return Ok(Some(Entry::global()));
+                }
+                _ => {
+                    let entry = Entry::from_headers(&header, size, extensions)?;
+                    self.start_body(entry.size);
+                    return Ok(Some(entry));
+                }
+            }
+        }
+    }
+
+    /// Reads one header block; `None` at the end of the archive.
+    fn header(&mut self) -> Result<Option<Header>, ArchiveError> {
+        let mut header = Header::new_old();
+        if !self.block(header.as_mut_bytes())? {
+            return Ok(None);
+        }
+        if header.as_bytes().iter().all(|byte| *byte == 0) {
+            let mut second = [0; BLOCK];
+            return match self.block(&mut second)? && second.iter().any(|byte| *byte != 0) {
+                true => Err(ArchiveError::LoneZeroBlock),
+                false => Ok(None),
+            };
+        }
+        match number("checksum", &header.as_old().cksum)? == checksum(&header) {
+            true => Ok(Some(header)),
+            false => Err(ArchiveError::Checksum),
+        }
+    }
+
+    /// Fills a block; `false` when the stream has ended before it.
+    fn block(&mut self, block: &mut [u8; BLOCK]) -> Result<bool, ArchiveError> {
+        let mut filled = 0;
+        while filled < BLOCK {
+            match self.stream.read(&mut block[filled..]) {
+                Ok(0) if filled == 0 => return Ok(false),
+                Ok(0) => return Err(ArchiveError::Truncated),
+                Ok(count) => filled += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(ArchiveError::Read(error)),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Reads the body of an extension header.
+    fn extension(&mut self, size: u64) -> Result<Vec<u8>, ArchiveError> {
+        if size > EXTENSION_LIMIT_BYTES {
+            return Err(ArchiveError::ExtensionTooLarge { found: size });
+        }
+        self.start_body(size);
+        let mut body = Vec::new();
+        self.read_to_end(&mut body).map_err(body_error)?;
+        Ok(body)
+    }
+
+    fn start_body(&mut self, size: u64) {
+        self.body_left = size;
+        self.padding = size.wrapping_neg() % BLOCK as u64;
+    }
+
+    fn skip_padding(&mut self) -> Result<(), ArchiveError> {
+        self.body_left = self.body_left.saturating_add(std::mem::take(&mut self.padding));
+        io::copy(self, &mut io::sink()).map(drop).map_err(body_error)
+    }
+}
+
+impl<R: Read> Read for Archive<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let wanted = buffer.len().min(usize::try_from(self.body_left).unwrap_or(usize::MAX));
+        if wanted == 0 {
+            return Ok(0);
+        }
+        let count = self.stream.read(&mut buffer[..wanted])?;
+        if count == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        self.body_left -= count as u64;
+        Ok(count)
+    }
+}
+
+/// Tells an archive that ends too early from a stream that fails.
+pub(super) fn body_error(error: io::Error) -> ArchiveError {
+    // The decoders make such errors with a message of their own; a bare one comes from `Archive::read`.
+    match error.kind() == io::ErrorKind::UnexpectedEof && error.get_ref().is_none() {
+        true => ArchiveError::Truncated,
+        false => ArchiveError::Read(error),
+    }
+}
+
+impl Entry {
+    fn global() -> Self {
+        Self {
+            kind: Kind::Global,
+            path: Vec::new(),
+            link: Vec::new(),
+            size: 0,
+            metadata: Metadata::default(),
+        }
+    }
+
+    fn from_headers(
+        header: &Header,
+        size: u64,
+        extensions: Extensions,
+    ) -> Result<Self, ArchiveError> {
+        let pax = extensions.pax.unwrap_or_default();
+        let path = one_of(pax.path, extensions.long_name, "name")?
+            .unwrap_or_else(|| header.path_bytes().into_owned());
+        let link = one_of(pax.link, extensions.long_link, "link")?;
+        let link = link.unwrap_or_else(|| c_string(&header.as_old().linkname).to_vec());
+        let kind = kind(header.entry_type(), &path)?;
+        let fields = header.as_old();
+        let id = |field, found: Option<u64>, raw| {
+            let found = found.map_or_else(|| number(field, raw), Ok)?;
+            // The highest id means "unchanged" to chown.
+            u32::try_from(found)
+                .ok()
+                .filter(|id| *id != u32::MAX)
+                .ok_or(ArchiveError::Field { field })
+        };
+        let mtime = match pax.mtime {
+            Some(mtime) => mtime,
+            None => (seconds(&fields.mtime)?, 0),
+        };
+        let mode = number("mode", &fields.mode)? & 0o7777;
+        let metadata = Metadata {
+            mode: u32::try_from(mode).unwrap_or_default(),
+            uid: id("uid", pax.uid, &fields.uid)?,
+            gid: id("gid", pax.gid, &fields.gid)?,
+            mtime,
+            xattrs: pax.xattrs.into_iter().collect(),
+        };
+        // Other types have no body, whatever their size field says.
+        let size = if kind == Kind::File { pax.size.unwrap_or(size) } else { 0 };
+        Ok(Self { kind, path, link, size, metadata })
+    }
+}
+
+fn kind(entry_type: EntryType, path: &[u8]) -> Result<Kind, ArchiveError> {
+    Ok(match entry_type {
+        // Archives older than the directory type mark directories by a slash.
+        EntryType::Regular if path.ends_with(b"/") => Kind::Directory,
+        EntryType::Regular | EntryType::Continuous => Kind::File,
+        EntryType::Link => Kind::HardLink,
+        EntryType::Symlink => Kind::Symlink,
+        EntryType::Char | EntryType::Block => Kind::Device,
+        EntryType::Directory => Kind::Directory,
+        EntryType::Fifo => Kind::Fifo,
+        other => return Err(ArchiveError::EntryType { found: other.as_byte() }),
+    })
+}
+
+fn set_once<T>(slot: &mut Option<T>, value: T, what: &'static str) -> Result<(), ArchiveError> {
+    match slot.replace(value) {
+        None => Ok(()),
+        Some(_) => Err(ArchiveError::Ambiguous { what }),
+    }
+}
+
+/// Takes the one of two that is there: readers differ about which would win.
+fn one_of<T>(
+    pax: Option<T>,
+    gnu: Option<T>,
+    what: &'static str,
+) -> Result<Option<T>, ArchiveError> {
+    match (pax, gnu) {
+        (Some(_), Some(_)) => Err(ArchiveError::Ambiguous { what }),
+        (pax, gnu) => Ok(pax.or(gnu)),
+    }
+}
+
+fn c_string(bytes: &[u8]) -> &[u8] {
+    bytes.split(|byte| *byte == 0).next().unwrap_or_default()
+}
+
+/// Sums a header with its checksum field taken as blanks.
+fn checksum(header: &Header) -> u64 {
+    let field: u64 = header.as_old().cksum.iter().map(|byte| u64::from(*byte)).sum();
+    let all: u64 = header.as_bytes().iter().map(|byte| u64::from(*byte)).sum();
+    all - field + 8 * u64::from(b' ')
+}
+
+/// Reads a number field: octal digits between blanks, or base 256 when the highest bit is set.
+fn number(field: &'static str, raw: &[u8]) -> Result<u64, ArchiveError> {
+    let malformed = ArchiveError::Field { field };
+    match raw.split_first() {
+        Some((first, rest)) if first & 0x80 != 0 => {
+            let (high, low) = rest.split_at(rest.len().saturating_sub(8));
+            // A set bit above the lowest 64 is a number that is too large, or negative.
+            if *first != 0x80 || high.iter().any(|byte| *byte != 0) {
+                return Err(malformed);
+            }
+            Ok(low.iter().fold(0, |sum, byte| sum << 8 | u64::from(*byte)))
+        }
+        _ => octal(raw).ok_or(malformed),
+    }
+}
+
+/// Reads the time field, in which alone a negative number has a meaning.
+fn seconds(raw: &[u8; 12]) -> Result<i64, ArchiveError> {
+    let [0xff, 0xff, 0xff, 0xff, low @ ..] = raw else {
+        return i64::try_from(number("mtime", raw)?)
+            .or(Err(ArchiveError::Field { field: "mtime" }));
+    };
+    Ok(i64::from_be_bytes(*low))
+}
+
+fn octal(raw: &[u8]) -> Option<u64> {
+    let padding = |byte: &u8| matches!(byte, b' ' | 0);
+    let start = raw.iter().position(|byte| !padding(byte)).unwrap_or(raw.len());
+    let digits = c_string(&raw[start..]).trim_ascii_end();
+    digits.iter().try_fold(0_u64, |sum, digit| match digit {
+        b'0'..=b'7' => sum.checked_mul(8)?.checked_add(u64::from(digit - b'0')),
+        _ => None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header(kind: EntryType, path: &str, size: u64) -> Vec<u8> {
+        let mut header = Header::new_ustar();
+        header.set_entry_type(kind);
+        header.set_path(path).unwrap();
+        header.set_size(size);
+        header.set_mode(0o4755);
+        header.set_uid(1);
+        header.set_gid(2);
+        header.set_mtime(3);
+        header.set_cksum();
+        header.as_bytes().to_vec()
+    }
+
+    fn padded(bytes: &[u8]) -> Vec<u8> {
+        let mut padded = bytes.to_vec();
+        padded.resize(bytes.len().next_multiple_of(BLOCK), 0);
+        padded
+    }
+
+    fn entries(bytes: &[u8]) -> Result<Vec<(String, Vec<u8>)>, ArchiveError> {
+        let mut archive = Archive::new(bytes);
+        let mut all = Vec::new();
+        while let Some(entry) = archive.next_entry()? {
+            let mut body = Vec::new();
+            archive.read_to_end(&mut body).map_err(body_error)?;
+            all.push((String::from_utf8_lossy(&entry.path).into_owned(), body));
+        }
+        Ok(all)
+    }
+
+    #[test]
+    fn pax_size_behind_a_newline_is_obeyed() {
+        // To a reader that searches for newlines the second record is gone, and the body becomes headers.
+        let hidden = padded(&header(EntryType::Regular, "hidden", 0));
+        let pax = b"27 SCHILY.xattr.user.a=x\ny\n12 size=512\n";
+        let bytes = [
+            header(EntryType::XHeader, "pax", pax.len() as u64),
+            padded(pax),
+            header(EntryType::Regular, "outer", 0),
+            hidden.clone(),
+            vec![0; 2 * BLOCK],
+        ];
+        assert_eq!(entries(&bytes.concat()).unwrap(), [("outer".to_owned(), hidden)]);
+    }
+
+    #[test]
+    fn size_of_a_bodyless_type_is_ignored() {
+        for kind in [EntryType::Symlink, EntryType::Directory, EntryType::Link, EntryType::Fifo] {
+            let bytes = [header(kind, "a", 512), header(EntryType::Regular, "b", 0)].concat();
+            let names: Vec<String> =
+                entries(&bytes).unwrap().into_iter().map(|(name, _)| name).collect();
+            assert_eq!(names, ["a", "b"], "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn cut_off_archive_is_refused_at_every_byte_of_an_entry() {
+        let bytes = [header(EntryType::Regular, "a", 5), padded(b"hello")].concat();
+        assert!(entries(&bytes).is_ok(), "the end blocks may be missing");
+        for length in 1..bytes.len() {
+            assert!(matches!(entries(&bytes[..length]), Err(ArchiveError::Truncated)), "{length}");
+        }
+    }
+
+    #[test]
+    fn entry_after_a_single_zero_block_is_refused() {
+        let bytes = [vec![0; BLOCK], header(EntryType::Regular, "a", 0)].concat();
+        assert!(matches!(entries(&bytes), Err(ArchiveError::LoneZeroBlock)));
+    }
+
+    #[test]
+    fn flipped_bit_in_a_header_is_found() {
+        let bytes = header(EntryType::Regular, "a", 0);
+        for position in 0..bytes.len() {
+            let mut flipped = bytes.clone();
+            flipped[position] ^= 1;
+            assert!(entries(&flipped).is_err(), "byte {position}");
+        }
+    }
+
+    #[test]
+    fn gnu_long_name_ends_at_the_first_nul() {
+        let name = format!("{}\0junk", "n/".repeat(150));
+        let long = header(EntryType::GNULongName, "././@LongLink", name.len() as u64);
+        let bytes =
+            [long.clone(), padded(name.as_bytes()), header(EntryType::Directory, "short", 0)]
+                .concat();
+        assert_eq!(entries(&bytes).unwrap()[0].0, "n/".repeat(150));
+        let twice = [long.clone(), padded(name.as_bytes()), long, padded(name.as_bytes())].concat();
+        assert!(matches!(entries(&twice), Err(ArchiveError::Ambiguous { .. })));
+    }
+
+    #[test]
+    fn oversized_extension_is_refused_before_it_is_read() {
+        let bytes = header(EntryType::XHeader, "pax", u64::from(u32::MAX));
+        assert!(matches!(entries(&bytes), Err(ArchiveError::ExtensionTooLarge { .. })));
+    }
+
+    #[test]
+    fn numbers_are_read_like_go_reads_them() {
+        let cases: [(&[u8], Option<u64>); 10] = [
+            (b"0000644\0", Some(0o644)),
+            (b"   644 \0", Some(0o644)),
+            (b"\0\0\0\0", Some(0)),
+            (b"644\x00999", Some(0o644)),
+            (b"9", None),
+            (b"-1", None),
+            (b"\x80\0\0\0\0\0\0\0\0\0\x01\0", Some(256)),
+            (b"\x80\0\0\x01\0\0\0\0\0\0\0\0", None),
+            (b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff", None),
+            (b"\x81\0\0\0\0\0\0\x01", None),
+        ];
+        for (raw, expected) in cases {
+            assert_eq!(number("size", raw).ok(), expected, "{}", raw.escape_ascii());
+        }
+        assert_eq!(seconds(&[0xff; 12]).unwrap(), -1);
+    }
+}

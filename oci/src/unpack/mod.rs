@@ -1,0 +1,368 @@
+//! Unpacking of one layer: one pass over the blob that verifies it while it is written.
+//!
+//! ```text
+//! stream    bytes of the blob, decompressed; size, digest and DiffID
+//! archive   headers, pax          entries of the tar stream
+//! path      names made safe       whiteout   names that hide
+//! tree      the file system       remove     undoing a tree
+//! ```
+//!
+//! What is written is not to be used before [`unpack`] has returned: only then has the layer been proved to be the
+//! one that the image means. Unpacking needs root, as it makes files of other owners and whiteouts.
+
+mod archive;
+mod limits;
+mod path;
+mod pax;
+mod remove;
+mod stream;
+mod tree;
+mod whiteout;
+
+use std::io::{Read, Write};
+use std::ops::ControlFlow;
+use std::os::fd::OwnedFd;
+
+pub use archive::ArchiveError;
+pub use limits::Limits;
+pub use path::PathError;
+pub use pax::PaxError;
+pub(crate) use remove::remove_tree;
+pub use tree::EntryError;
+
+use archive::{Archive, Entry, Kind, body_error};
+use path::EntryPath;
+use stream::LayerStream;
+use tree::{Tree, set_file};
+use whiteout::{Meaning, Whiteouts};
+
+use crate::blob::{Blob, BlobError};
+use crate::digest::Digest;
+use crate::image::Layer;
+
+/// Copy size: as the blob's reads, and a multiple of tar's block.
+const COPY_BYTES: usize = 128 * 1024;
+
+/// Uncompressed bytes between two calls of the progress function: some milliseconds of work.
+const REPORT_BYTES: u64 = 4 << 20;
+
+/// Entries between two calls of the progress function: some milliseconds of work.
+const REPORT_ENTRIES: u64 = 512;
+
+/// How far the work on a layer has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// Another process is unpacking the same layer.
+    Waiting,
+    /// The layer is being unpacked.
+    Unpacking {
+        /// Bytes of the blob that have been read.
+        read_bytes: u64,
+        /// Size of the blob.
+        size_bytes: u64,
+        /// Entries that have been made.
+        entries: u64,
+    },
+    /// The layer is complete and verified, and is being written to the disk.
+    Publishing,
+}
+
+/// Is told how far the work has come, and may end it.
+pub(crate) type OnProgress<'a> = dyn FnMut(Progress) -> ControlFlow<()> + 'a;
+
+/// What is known about a layer that has been unpacked.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LayerFacts {
+    /// Bytes in regular files.
+    pub bytes: u64,
+    /// Entries of the archive.
+    pub entries: u64,
+    /// Device nodes, which are not made: a box has its own `/dev`, and the host must not have an image's.
+    pub skipped_devices: u64,
+    /// Directories that had no entry before something was put into them; they are root's, with mode 0755.
+    pub implicit_dirs: u64,
+    /// The layer hides all layers below it.
+    pub opaque_root: bool,
+}
+
+/// A layer that cannot be unpacked.
+#[derive(Debug, thiserror::Error)]
+pub enum LayerError {
+    /// The blob is not what its descriptor says.
+    #[error("the layer's blob cannot be used")]
+    Blob(#[from] BlobError),
+    /// The archive in the blob is not the one that the configuration means.
+    #[error("DiffID mismatch: expected `{expected}`, found `{found}`")]
+    DiffId {
+        /// The `DiffID` in the image's configuration.
+        expected: Digest,
+        /// The digest of the archive.
+        found: Digest,
+    },
+    /// The archive cannot be read.
+    #[error("the archive is malformed after {entries} entries, the last of them `{last}`")]
+    Archive {
+        /// Entries before the error.
+        entries: u64,
+        /// Name of the last entry before the error.
+        last: String,
+        /// What is wrong.
+        source: ArchiveError,
+    },
+    /// An entry cannot be made.
+    #[error("cannot unpack entry `{entry}`")]
+    Entry {
+        /// Name of the entry.
+        entry: String,
+        /// What is wrong.
+        source: EntryError,
+    },
+    /// The layer costs too much.
+    #[error("the layer exceeds the limit on {what}: expected at most {limit}")]
+    Limit {
+        /// What there is too much of.
+        what: &'static str,
+        /// The bound.
+        limit: u64,
+    },
+    /// The progress function asked for the end.
+    #[error("unpacking was cancelled")]
+    Cancelled,
+}
+
+impl LayerError {
+    /// Says whether a damaged blob could have caused the error.
+    fn may_be_damage(&self) -> bool {
+        match self {
+            Self::Archive { .. } => true,
+            Self::Entry { source, .. } => {
+                !matches!(source, EntryError::System { .. } | EntryError::Privilege { .. })
+            }
+            Self::Blob(_) | Self::DiffId { .. } | Self::Limit { .. } | Self::Cancelled => false,
+        }
+    }
+}
+
+/// Unpacks a layer from `blob` into the empty directory `root`, and verifies it.
+pub(crate) fn unpack(
+    blob: Blob,
+    layer: &Layer,
+    root: OwnedFd,
+    limits: &Limits,
+    progress: &mut OnProgress<'_>,
+) -> Result<LayerFacts, LayerError> {
+    let tree = Tree::new(root).map_err(|source| entry_error(b"/", source))?;
+    let mut unpacker = Unpacker {
+        archive: Archive::new(LayerStream::new(blob, layer)),
+        tree,
+        whiteouts: Whiteouts::default(),
+        facts: LayerFacts::default(),
+        limits,
+        meter: Meter { size_bytes: layer.size_bytes, next_bytes: 0, next_entries: 0, progress },
+        last: Vec::new(),
+        buffer: vec![0; COPY_BYTES],
+    };
+    let outcome = unpacker.read_all();
+    if let Err(error) = outcome {
+        // An archive that makes no sense is more often a damaged blob than a bad image: say so when it is.
+        if error.may_be_damage() {
+            unpacker.archive.into_stream().finish()?;
+        }
+        return Err(error);
+    }
+    let Unpacker { archive, mut tree, whiteouts, mut facts, .. } = unpacker;
+    let found = archive.into_stream().finish()?;
+    if found != layer.diff_id {
+        return Err(LayerError::DiffId { expected: layer.diff_id, found });
+    }
+    facts.opaque_root = whiteouts
+        .apply(&mut tree)
+        .map_err(|(path, source)| entry_error(path.as_bytes(), source))?;
+    facts.implicit_dirs = tree.implicit_dirs();
+    tree.restore_times().map_err(|source| entry_error(b"/", source))?;
+    Ok(facts)
+}
+
+/// The work on one layer.
+struct Unpacker<'a> {
+    archive: Archive<LayerStream>,
+    tree: Tree,
+    whiteouts: Whiteouts,
+    facts: LayerFacts,
+    limits: &'a Limits,
+    meter: Meter<'a>,
+    /// Name of the last entry, for errors.
+    last: Vec<u8>,
+    buffer: Vec<u8>,
+}
+
+/// The calls of the progress function.
+struct Meter<'a> {
+    size_bytes: u64,
+    next_bytes: u64,
+    next_entries: u64,
+    progress: &'a mut OnProgress<'a>,
+}
+
+impl Unpacker<'_> {
+    /// Unpacks all entries, and reads what follows them.
+    fn read_all(&mut self) -> Result<(), LayerError> {
+        while let Some(entry) =
+            self.archive.next_entry().map_err(|source| self.archive_error(source))?
+        {
+            self.facts.entries += 1;
+            self.check()?;
+            self.last.clone_from(&entry.path);
+            if entry.kind != Kind::Global {
+                self.unpack_entry(&entry)?;
+            }
+            self.drain_body()?;
+        }
+        self.drain_stream()
+    }
+
+    fn unpack_entry(&mut self, entry: &Entry) -> Result<(), LayerError> {
+        let error = |source| entry_error(&entry.path, source);
+        let path =
+            EntryPath::parse(&entry.path, self.limits).map_err(EntryError::Name).map_err(error)?;
+        match Meaning::of(&path).map_err(error)? {
+            Meaning::Entry if entry.kind == Kind::File => self.unpack_file(entry, &path),
+            Meaning::Entry => self.unpack_bodyless(entry, &path).map_err(error),
+            Meaning::Hide(hidden) => {
+                self.whiteouts.hide(hidden);
+                Ok(())
+            }
+            Meaning::Opaque(directory) => {
+                self.whiteouts.set_opaque(directory);
+                Ok(())
+            }
+            Meaning::Nothing => Ok(()),
+        }
+    }
+
+    fn unpack_bodyless(&mut self, entry: &Entry, path: &EntryPath) -> Result<(), EntryError> {
+        match entry.kind {
+            Kind::Directory => self.tree.directory(path, &entry.metadata),
+            Kind::Symlink => self.tree.place(path)?.symlink(&entry.link, &entry.metadata),
+            Kind::Fifo => self.tree.place(path)?.fifo(&entry.metadata),
+            Kind::HardLink => {
+                let target =
+                    EntryPath::parse(&entry.link, self.limits).map_err(EntryError::LinkName)?;
+                self.tree.hard_link(path, &target)
+            }
+            Kind::Device => {
+                self.facts.skipped_devices += 1;
+                self.tree.place(path)?.remove()
+            }
+            Kind::File | Kind::Global => Ok(()),
+        }
+    }
+
+    fn unpack_file(&mut self, entry: &Entry, path: &EntryPath) -> Result<(), LayerError> {
+        let error = |source| entry_error(&entry.path, source);
+        let mut file =
+            self.tree.place(path).and_then(|place| place.create_file()).map_err(error)?;
+        loop {
+            let count = self.read_body()?;
+            if count == 0 {
+                break;
+            }
+            let written = file.write_all(&self.buffer[..count]);
+            written.map_err(|source| {
+                error(EntryError::System { operation: "write a file", source })
+            })?;
+            self.facts.bytes += count as u64;
+        }
+        set_file(&file, &entry.metadata).map_err(error)
+    }
+
+    /// Reads a part of the current body into the buffer.
+    fn read_body(&mut self) -> Result<usize, LayerError> {
+        let count = self
+            .archive
+            .read(&mut self.buffer)
+            .map_err(|error| self.archive_error(body_error(error)))?;
+        self.check()?;
+        Ok(count)
+    }
+
+    /// Reads over a body that nobody wants.
+    fn drain_body(&mut self) -> Result<(), LayerError> {
+        while self.read_body()? > 0 {}
+        Ok(())
+    }
+
+    /// Reads what follows the archive's end: it belongs to the `DiffID`, and means nothing.
+    fn drain_stream(&mut self) -> Result<(), LayerError> {
+        loop {
+            let read = self.archive.stream_mut().read(&mut self.buffer);
+            if read.map_err(|error| self.archive_error(ArchiveError::Read(error)))? == 0 {
+                return Ok(());
+            }
+            self.check()?;
+        }
+    }
+
+    /// Checks the limits and reports progress.
+    fn check(&mut self) -> Result<(), LayerError> {
+        let (read, unpacked) =
+            (self.archive.stream().compressed_bytes(), self.archive.stream().unpacked_bytes());
+        let remembered = self.tree.remembered_bytes() + self.whiteouts.remembered_bytes();
+        let limits = self.limits;
+        let within_ratio =
+            unpacked <= limits.ratio_floor_bytes || unpacked / limits.ratio.max(1) <= read;
+        let bounds = [
+            ("entries", limits.entries, self.facts.entries <= limits.entries),
+            ("unpacked bytes", limits.unpacked_bytes, unpacked <= limits.unpacked_bytes),
+            (
+                "bytes of directory names and whiteouts",
+                limits.remembered_bytes as u64,
+                remembered <= limits.remembered_bytes,
+            ),
+            ("unpacked bytes for each compressed byte", limits.ratio, within_ratio),
+        ];
+        if let Some((what, limit, _)) = bounds.into_iter().find(|(_, _, kept)| !kept) {
+            return Err(LayerError::Limit { what, limit });
+        }
+        self.meter.report(read, unpacked, self.facts.entries)
+    }
+
+    fn archive_error(&self, source: ArchiveError) -> LayerError {
+        LayerError::Archive { entries: self.facts.entries, last: show(&self.last), source }
+    }
+}
+
+impl Meter<'_> {
+    fn report(
+        &mut self,
+        read_bytes: u64,
+        unpacked_bytes: u64,
+        entries: u64,
+    ) -> Result<(), LayerError> {
+        if unpacked_bytes < self.next_bytes && entries < self.next_entries {
+            return Ok(());
+        }
+        self.next_bytes = unpacked_bytes + REPORT_BYTES;
+        self.next_entries = entries + REPORT_ENTRIES;
+        match (self.progress)(Progress::Unpacking {
+            read_bytes,
+            size_bytes: self.size_bytes,
+            entries,
+        }) {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => Err(LayerError::Cancelled),
+        }
+    }
+}
+
+fn entry_error(entry: &[u8], source: EntryError) -> LayerError {
+    LayerError::Entry { entry: show(entry), source }
+}
+
+/// Makes a name printable: no control characters, no endless line.
+fn show(name: &[u8]) -> String {
+    const SHOWN: usize = 200;
+    let text = String::from_utf8_lossy(name);
+    let shown: String = text.chars().take(SHOWN).flat_map(char::escape_debug).collect();
+    if text.chars().nth(SHOWN).is_some() { shown + "…" } else { shown }
+}

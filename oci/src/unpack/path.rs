@@ -1,0 +1,153 @@
+//! Names of entries, made safe before anything is done with them.
+//!
+//! A name is bytes. It is taken relative to the root of the tree, so `/etc`, `./etc` and `etc/` are one name; `..` is
+//! refused, because no tool writes it and readers differ about what it means.
+
+use super::limits::Limits;
+
+/// The kernel's bound on one name (`NAME_MAX`).
+const NAME_BYTES: usize = 255;
+
+/// The kernel's bound on a path (`PATH_MAX`), without its NUL.
+pub(super) const PATH_BYTES: usize = 4095;
+
+/// A name of an entry, or of a hard link's target, that cannot be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum PathError {
+    /// There is no name.
+    #[error("the name is empty")]
+    Empty,
+    /// No file can have this name.
+    #[error("the name holds a NUL byte")]
+    Nul,
+    /// The name leads upwards.
+    #[error("the name holds `..`")]
+    DotDot,
+    /// The name is longer than the kernel takes.
+    #[error(
+        "the name is too long: expected at most {PATH_BYTES} bytes, and {NAME_BYTES} between slashes"
+    )]
+    TooLong,
+    /// The name has more directories than the limits allow.
+    #[error("the name is too deep: expected at most {limit} components")]
+    TooDeep {
+        /// The bound.
+        limit: usize,
+    },
+}
+
+/// The place of an entry below the root of a tree: components joined by single slashes; empty for the root itself.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct EntryPath(Vec<u8>);
+
+impl EntryPath {
+    pub(super) fn parse(raw: &[u8], limits: &Limits) -> Result<Self, PathError> {
+        if raw.is_empty() {
+            return Err(PathError::Empty);
+        }
+        if raw.contains(&0) {
+            return Err(PathError::Nul);
+        }
+        let components: Vec<&[u8]> = components(raw).collect();
+        if components.contains(&&b".."[..]) {
+            return Err(PathError::DotDot);
+        }
+        if components.len() > limits.path_depth {
+            return Err(PathError::TooDeep { limit: limits.path_depth });
+        }
+        let path = components.join(&b'/');
+        if path.len() > PATH_BYTES
+            || components.iter().any(|component| component.len() > NAME_BYTES)
+        {
+            return Err(PathError::TooLong);
+        }
+        Ok(Self(path))
+    }
+
+    pub(super) fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// Splits into the directory and the name in it; `None` for the root.
+    pub(super) fn split(&self) -> Option<(&[u8], &[u8])> {
+        if self.0.is_empty() {
+            return None;
+        }
+        Some(match self.0.iter().rposition(|byte| *byte == b'/') {
+            Some(slash) => (&self.0[..slash], &self.0[slash + 1..]),
+            None => (&[], &self.0),
+        })
+    }
+
+    /// Returns the directory.
+    pub(super) fn parent(&self) -> Self {
+        Self(self.split().map(|(parent, _)| parent.to_vec()).unwrap_or_default())
+    }
+
+    /// Returns the entry `name` of the same directory.
+    pub(super) fn sibling(&self, name: &[u8]) -> Self {
+        match self.split() {
+            Some((parent, _)) if !parent.is_empty() => Self([parent, name].join(&b'/')),
+            _ => Self(name.to_vec()),
+        }
+    }
+
+    /// Returns the path itself and all directories above it, the root last.
+    pub(super) fn ancestors(&self) -> impl Iterator<Item = Self> {
+        std::iter::successors(Some(self.clone()), |path| path.split().map(|_| path.parent()))
+    }
+}
+
+/// Splits a path at slashes, and leaves out what means nothing.
+pub(super) fn components(raw: &[u8]) -> impl DoubleEndedIterator<Item = &[u8]> {
+    raw.split(|byte| *byte == b'/').filter(|component| !component.is_empty() && *component != b".")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(raw: &[u8]) -> Result<EntryPath, PathError> {
+        EntryPath::parse(raw, &Limits::default())
+    }
+
+    #[test]
+    fn spellings_of_one_name_are_equal() {
+        for raw in ["a/b", "./a/b", "/a/b", "a//b/", "///a/./b/."] {
+            assert_eq!(parse(raw.as_bytes()).unwrap().as_bytes(), b"a/b", "{raw}");
+        }
+        for raw in [".", "./", "/"] {
+            assert_eq!(parse(raw.as_bytes()).unwrap().split(), None, "{raw}");
+        }
+    }
+
+    #[test]
+    fn unusable_name_is_refused() {
+        let long_name = vec![b'n'; 256];
+        let long_path = b"0123456789/".repeat(400);
+        let deep = b"a/".repeat(300);
+        let cases: [(&[u8], PathError); 8] = [
+            (b"", PathError::Empty),
+            (b"a\0b", PathError::Nul),
+            (b"..", PathError::DotDot),
+            (b"../../etc/passwd", PathError::DotDot),
+            (b"a/../b", PathError::DotDot),
+            (&long_name, PathError::TooLong),
+            (&long_path, PathError::TooDeep { limit: 256 }),
+            (&deep, PathError::TooDeep { limit: 256 }),
+        ];
+        for (raw, expected) in cases {
+            assert_eq!(parse(raw), Err(expected), "{}", raw.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn relatives_are_found() {
+        let path = parse(b"a/b/c").unwrap();
+        assert_eq!(path.sibling(b"d"), parse(b"a/b/d").unwrap());
+        assert_eq!(parse(b"a").unwrap().sibling(b"d"), parse(b"d").unwrap());
+        let ancestors: Vec<Vec<u8>> =
+            path.ancestors().map(|path| path.as_bytes().to_vec()).collect();
+        assert_eq!(ancestors, [&b"a/b/c"[..], b"a/b", b"a", b""]);
+    }
+}

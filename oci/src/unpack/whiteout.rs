@@ -1,0 +1,140 @@
+//! Whiteouts: how a layer hides what is below it, in the image's form and in that of overlayfs.
+//!
+//! | in the archive       | in the tree                                        |
+//! |----------------------|----------------------------------------------------|
+//! | `d/.wh.name`         | `d/name`, a character device 0:0                   |
+//! | `d/.wh..wh..opq`     | `d` with the attribute `trusted.overlay.opaque=y`  |
+//! | `.wh..wh..opq`       | a fact about the layer: overlayfs ignores the mark on its root |
+//!
+//! A whiteout concerns lower layers only, wherever it stands in its own. So all are kept until the layer's entries are
+//! there: what the layer has at the same place stays, and a directory there becomes opaque.
+
+use std::collections::HashSet;
+
+use super::path::EntryPath;
+use super::tree::{EntryError, Tree};
+
+const WHITEOUT: &[u8] = b".wh.";
+const OPAQUE: &[u8] = b".wh..wh..opq";
+
+/// Prefix of the bookkeeping of AUFS, which some archives still hold, and all tools ignore.
+const AUFS: &[u8] = b".wh..wh.";
+
+/// What an entry's name says.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Meaning {
+    /// An entry to be made.
+    Entry,
+    /// Something to be hidden.
+    Hide(EntryPath),
+    /// A directory below which all is to be hidden.
+    Opaque(EntryPath),
+    /// Nothing that matters.
+    Nothing,
+}
+
+impl Meaning {
+    pub(super) fn of(path: &EntryPath) -> Result<Self, EntryError> {
+        let Some((parent, name)) = path.split() else { return Ok(Self::Entry) };
+        for component in
+            parent.split(|byte| *byte == b'/').filter(|component| component.starts_with(WHITEOUT))
+        {
+            return if component.starts_with(AUFS) {
+                Ok(Self::Nothing)
+            } else {
+                Err(EntryError::Whiteout)
+            };
+        }
+        match name.strip_prefix(WHITEOUT) {
+            None => Ok(Self::Entry),
+            Some(_) if name == OPAQUE => Ok(Self::Opaque(path.parent())),
+            Some(_) if name.starts_with(AUFS) => Ok(Self::Nothing),
+            Some(b"" | b"." | b"..") => Err(EntryError::Whiteout),
+            Some(hidden) => Ok(Self::Hide(path.sibling(hidden))),
+        }
+    }
+}
+
+/// The whiteouts of a layer, kept until its entries are there.
+#[derive(Debug, Default)]
+pub(super) struct Whiteouts {
+    opaque: Vec<EntryPath>,
+    hidden: Vec<EntryPath>,
+    bytes: usize,
+}
+
+impl Whiteouts {
+    pub(super) fn hide(&mut self, path: EntryPath) {
+        self.bytes += path.as_bytes().len() + size_of::<EntryPath>();
+        self.hidden.push(path);
+    }
+
+    pub(super) fn set_opaque(&mut self, path: EntryPath) {
+        self.bytes += path.as_bytes().len() + size_of::<EntryPath>();
+        self.opaque.push(path);
+    }
+
+    /// Returns how much memory is held until the end.
+    pub(super) fn remembered_bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Puts all whiteouts into the tree; says whether the root is opaque.
+    ///
+    /// On failure the whiteout's path is returned with the error.
+    pub(super) fn apply(mut self, tree: &mut Tree) -> Result<bool, (EntryPath, EntryError)> {
+        let mut opaque = HashSet::new();
+        for path in self.opaque {
+            if path.split().is_some() {
+                tree.set_opaque(&path).map_err(|error| (path.clone(), error))?;
+            }
+            opaque.insert(path);
+        }
+        // Parents before children: a directory may become opaque on the way.
+        self.hidden.sort_unstable();
+        for path in self.hidden {
+            // In an opaque directory there is nothing to hide, and overlayfs would list the device itself.
+            if path.ancestors().skip(1).any(|ancestor| opaque.contains(&ancestor)) {
+                continue;
+            }
+            match tree.hide(&path) {
+                Ok(true) => drop(opaque.insert(path)),
+                Ok(false) => {}
+                Err(error) => return Err((path, error)),
+            }
+        }
+        Ok(opaque.iter().any(|path| path.split().is_none()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::unpack::limits::Limits;
+
+    fn path(raw: &str) -> EntryPath {
+        EntryPath::parse(raw.as_bytes(), &Limits::default()).unwrap()
+    }
+
+    #[test]
+    fn names_are_understood() {
+        let cases = [
+            ("a/b", Some(Meaning::Entry)),
+            ("a/.who", Some(Meaning::Entry)),
+            ("./", Some(Meaning::Entry)),
+            (".wh.a", Some(Meaning::Hide(path("a")))),
+            ("a/.wh.b", Some(Meaning::Hide(path("a/b")))),
+            ("a/.wh..wh..opq", Some(Meaning::Opaque(path("a")))),
+            (".wh..wh..opq", Some(Meaning::Opaque(path("/")))),
+            (".wh..wh.plnk", Some(Meaning::Nothing)),
+            (".wh..wh.plnk/12.34", Some(Meaning::Nothing)),
+            (".wh.", None),
+            (".wh..", None),
+            ("a/.wh...", None),
+            (".wh.d/file", None),
+        ];
+        for (raw, expected) in cases {
+            assert_eq!(Meaning::of(&path(raw)).ok(), expected, "{raw}");
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! The machine: size, mounts, network, console.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// Size of the machine and limits.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, default)]
+pub struct ResourcesConfig {
+    /// Virtual CPUs, 1 to 16.
+    pub vcpus: u8,
+    /// Memory of the guest in MiB, at least 128. It is taken from the host as it is used.
+    pub memory_mib: u32,
+    /// Limits of the workload in the guest: `{"nofile": [soft, hard]}`.
+    pub rlimits: BTreeMap<RlimitName, Rlimit>,
+    /// Ends the box after this time, counted from the start of the shim; exit status 124.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<u64>,
+}
+
+impl Default for ResourcesConfig {
+    fn default() -> Self {
+        Self { vcpus: 1, memory_mib: 512, rlimits: BTreeMap::new(), timeout_ms: None }
+    }
+}
+
+/// Soft and hard limit, in the unit of the resource; 18446744073709551615 is "unlimited".
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Rlimit(pub u64, pub u64);
+
+/// A resource limit, named as in setrlimit(2) without `RLIMIT_`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "lowercase")]
+#[expect(missing_docs, reason = "the names are those of setrlimit(2)")]
+pub enum RlimitName {
+    As,
+    Core,
+    Cpu,
+    Data,
+    Fsize,
+    Locks,
+    Memlock,
+    Msgqueue,
+    Nice,
+    Nofile,
+    Nproc,
+    Rss,
+    Rtprio,
+    Rttime,
+    Sigpending,
+    Stack,
+}
+
+/// A file system besides the root.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(tag = "type", rename_all = "lowercase", deny_unknown_fields)]
+pub enum MountConfig {
+    /// A folder of the host.
+    Virtiofs {
+        /// Folder of the host. Absolute; must exist.
+        source: PathBuf,
+        /// Folder in the guest. Absolute; made if missing.
+        target: String,
+        /// Whether writes are refused, by the device.
+        #[serde(default)]
+        read_only: bool,
+    },
+    /// Memory of the guest.
+    Tmpfs {
+        /// Folder in the guest. Absolute; made if missing.
+        target: String,
+        /// Size limit in MiB; absent: half of the guest's memory.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        size_mib: Option<u64>,
+    },
+}
+
+/// Network of the guest.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, default)]
+pub struct NetworkConfig {
+    /// How the guest reaches a network.
+    pub mode: NetworkMode,
+}
+
+/// How the guest reaches a network.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "lowercase")]
+pub enum NetworkMode {
+    /// Not at all: loopback only.
+    #[default]
+    None,
+    /// User-mode network by passt. Not supported yet.
+    Passt,
+    /// libkrun's transparent socket impersonation: the host's own network. Not supported yet.
+    Tsi,
+}
+
+/// Where the workload's output goes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, default)]
+pub struct ConsoleConfig {
+    /// File that standard output and error are appended to. Absolute. Absent: `console.log` in the
+    /// box's state folder.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathBuf>,
+}

@@ -1,0 +1,84 @@
+use super::{BoxConfig, ConfigError, MAX_CONFIG_BYTES};
+
+fn refused(json: &str) -> String {
+    BoxConfig::from_json(json.as_bytes()).unwrap_err().to_string()
+}
+
+#[test]
+fn an_empty_object_is_the_default_config() {
+    assert_eq!(BoxConfig::from_json(b"{}").unwrap(), BoxConfig::default());
+}
+
+#[test]
+fn every_config_survives_a_round_trip() {
+    let json = br#"{"id": "demo", "image": {"layout": "/srv/i", "reference": "3.12"},
+        "process": {"args": ["a", "b c"], "env": {"A": ""}, "user": "1000:1000"},
+        "resources": {"vcpus": 2, "rlimits": {"nofile": [1024, 4096]}, "timeout_ms": 5},
+        "mounts": [{"type": "virtiofs", "source": "/h", "target": "/w", "read_only": true},
+                   {"type": "tmpfs", "target": "/tmp", "size_mib": 64}],
+        "console": {"path": "/var/log/c"}, "stop": {"signal": "SIGINT"}}"#;
+    let config = BoxConfig::from_json(json).unwrap();
+    assert_eq!(config.process.args, ["a", "b c"]);
+    assert_eq!(BoxConfig::from_json(&config.to_json().unwrap()).unwrap(), config);
+}
+
+#[test]
+fn errors_name_the_path_what_was_found_and_what_was_expected() {
+    let cases = [
+        (
+            r#"{"resources":{"vcpus":"two"}}"#,
+            "resources.vcpus: invalid type: string \"two\", expected u8",
+        ),
+        (
+            r#"{"resources":{"vcpus":300}}"#,
+            "resources.vcpus: invalid value: integer `300`, expected u8",
+        ),
+        (
+            r#"{"mounts":[{"type":"tmpfs","target":"/a"},{"type":"nfs"}]}"#,
+            "mounts[1].type: unknown variant `nfs`, expected `virtiofs` or `tmpfs`",
+        ),
+        (r#"{"schema_version":2}"#, "schema_version: found 2, expected 1"),
+        (r#"{"proces":{}}"#, "proces: unknown field `proces`, expected one of"),
+        ("[]", "config: found an array, expected an object"),
+        (r#"{"resources":[2]}"#, "resources: found an array, expected an object"),
+        (r#"{"mounts":[["tmpfs","/a"]]}"#, "mounts[0]"),
+        ("{", "config is not valid JSON at line 1, column 1: EOF while parsing an object"),
+        ("{} {}", "config is not valid JSON at line 1, column 4: trailing characters"),
+        ("", "config is not valid JSON at line 1, column 0: EOF while parsing a value"),
+    ];
+    for (json, expected) in cases {
+        let found = refused(json);
+        assert!(found.starts_with(expected), "{json}\n found: {found}\n expected: {expected}");
+    }
+}
+
+#[test]
+fn a_secret_of_the_wrong_type_is_not_quoted() {
+    for json in [r#"{"process":{"env":{"TOKEN":31337}}}"#, r#"{"process":{"env":"31337"}}"#] {
+        let found = refused(json);
+        assert!(found.starts_with("process.env"), "{found}");
+        assert!(!found.contains("31337"), "{found}");
+    }
+}
+
+#[test]
+fn secrets_are_not_in_debug_output() {
+    let config = BoxConfig::from_json(br#"{"process":{"env":{"TOKEN":"hunter2"}}}"#).unwrap();
+    let shown = format!("{config:?}");
+    assert!(shown.contains("TOKEN") && !shown.contains("hunter2"), "{shown}");
+}
+
+#[test]
+fn a_config_over_the_limit_is_refused_unread() {
+    let json = vec![b' '; MAX_CONFIG_BYTES + 1];
+    assert_eq!(BoxConfig::from_json(&json), Err(ConfigError::TooLarge));
+}
+
+#[test]
+fn deep_nesting_is_an_error_and_not_a_crash() {
+    let json = format!("{{\"process\":{{\"args\":{}", "[".repeat(100_000));
+    assert!(matches!(
+        BoxConfig::from_json(json.as_bytes()),
+        Err(ConfigError::Shape { .. } | ConfigError::Syntax { .. })
+    ));
+}

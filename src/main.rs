@@ -1,2 +1,176 @@
-//! Stub.
-fn main() {}
+//! `a3s-box-shim`: the process that becomes a microVM.
+//!
+//! ```text
+//!  supervisor ──► stdin: BoxConfig          main thread                     control thread
+//!                                                │
+//!                      read, parse, validate     │ BoxConfig → VmSpec
+//!                      set the process up        │ fds, signals, limits
+//!                      private mounts, state     │ flock on the box's folder
+//!                      root file system          │ unpack, overlay
+//!                      describe the guest        │ image config + process → GuestConfig
+//!                      start control ────────────┼──────────────► signals, guest, health,
+//!                      configure libkrun         │                deadlines, events
+//!                      krun_start_enter          ▼                         │
+//!                                           the VM runs                    │
+//!                      libkrun: _exit(code) ─────┼──── hook: code ────────►│
+//!                                                ▼◄─── exit status ────────┤ box.stopped
+//!                                           exit_group                     ▼
+//! ```
+//!
+//! Nothing here relies on `Drop` once the VM is entered: the process ends in `exit_group`.
+
+mod arguments;
+mod console;
+mod control;
+mod error;
+mod events;
+mod guest;
+mod log;
+mod process;
+mod rootfs;
+mod spec;
+mod state_dir;
+
+use std::io::{self, Read, Write};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use a3s_box_core::config::MAX_CONFIG_BYTES;
+use a3s_box_core::event::{EventKind, StopReason};
+use a3s_box_core::{BoxConfig, ErrorCode, ErrorReport, exit, schema};
+use a3s_box_krun::Vm;
+use a3s_box_krun::kernel::Kernel;
+
+use crate::arguments::{Arguments, Mode, USAGE};
+use crate::control::Control;
+use crate::error::ShimError;
+use crate::events::EventWriter;
+use crate::process::Signals;
+use crate::spec::VmSpec;
+use crate::state_dir::StateDir;
+
+fn main() -> ExitCode {
+    let arguments = match Arguments::parse(std::env::args_os().skip(1)) {
+        Ok(arguments) => arguments,
+        Err(error) => return say(io::stderr(), &format!("{error}\n\n{USAGE}"), exit::FAILED),
+    };
+    match arguments.mode {
+        Mode::Help => say(process::stdout(), USAGE, 0),
+        Mode::Version => say(process::stdout(), arguments::VERSION, 0),
+        Mode::PrintSchema => say(process::stdout(), schema::BOX_CONFIG, 0),
+        Mode::Run | Mode::Check | Mode::Prepare => live(&arguments),
+    }
+}
+
+/// The life of a box, with the error of any phase turned into events and the exit status.
+fn live(arguments: &Arguments) -> ExitCode {
+    let events = match process::take_stdout() {
+        Ok(stdout) => Arc::new(EventWriter::new(stdout)),
+        Err(error) => return say(io::stderr(), &error.to_string(), exit::FAILED),
+    };
+    log::install();
+    let Err(error) = run(arguments, &events) else { return ExitCode::SUCCESS };
+    let ending = error.ending();
+    if let Some(report) = error.report() {
+        events.emit(EventKind::Error(report));
+    }
+    events.emit(ending.into_event(events.elapsed()));
+    events.finish();
+    ExitCode::from(ending.exit_code)
+}
+
+/// The phases, each a value handed to the next. Comes back for `--check`, `--prepare` and errors.
+fn run(arguments: &Arguments, events: &Arc<EventWriter>) -> Result<(), ShimError> {
+    let config = BoxConfig::from_json(&read_config(arguments)?)?;
+    let spec = VmSpec::try_from(config)?;
+    if arguments.mode == Mode::Check {
+        return Ok(());
+    }
+    events.started(&spec.id);
+    let signals = Signals::block()?;
+    process::raise_limits()?;
+    let program = guest::load_program(&spec)?;
+    let kernel = (arguments.mode == Mode::Run)
+        .then(|| {
+            Kernel::load(spec.paths.libkrunfw.as_deref(), &process::executable()?)
+                .map_err(ShimError::from)
+        })
+        .transpose()?;
+    process::enter_private_mounts()?;
+    let state = StateDir::acquire(&spec)?;
+    let configured_ms = events.elapsed_ms();
+    let root = rootfs::mount(&spec, &state, events, &signals)?;
+    let Some(kernel) = kernel else {
+        events.emit(EventKind::PrepareDone {});
+        rootfs::unmount(&state)?;
+        state.remove();
+        return Ok(());
+    };
+    let guest = guest::describe(&spec, root.image.as_ref())?;
+    let console = console::open(&spec, &state)?;
+    let control = Control::start(control::Setup {
+        spec: &spec,
+        state: &state,
+        guest: &guest,
+        console: console.relay,
+        signals,
+        events: Arc::clone(events),
+        configured_ms,
+    })?;
+    let machine = guest::machine(&spec, &state, &guest, program, console.ports);
+    events.emit(EventKind::VmStarting { vcpus: spec.vcpus, memory_mib: spec.memory_mib });
+    let failure = match Vm::configure(machine, &kernel) {
+        Ok(vm) => {
+            control.intercept_exit();
+            vm.enter()
+        }
+        Err(error) => error,
+    };
+    let error = ShimError::from(failure);
+    control.finish(error.report().unwrap_or_else(|| ErrorReport::new(ErrorCode::Internal, &error)))
+}
+
+fn read_config(arguments: &Arguments) -> Result<Vec<u8>, ShimError> {
+    // One byte more than is allowed, so that the parser sees that there is more.
+    let limit = MAX_CONFIG_BYTES as u64 + 1;
+    let mut json = Vec::new();
+    let read = match &arguments.config {
+        Some(path) => {
+            std::fs::File::open(path).and_then(|file| file.take(limit).read_to_end(&mut json))
+        }
+        None => io::stdin().take(limit).read_to_end(&mut json),
+    };
+    let source = arguments
+        .config
+        .as_ref()
+        .map_or("standard input".into(), |path| format!("`{}`", path.display()));
+    read.map_err(|error| ShimError::ReadConfig { source_name: source, source: error })?;
+    Ok(json)
+}
+
+/// Writes to a person; nobody to tell when that fails.
+fn say(mut to: impl Write, text: &str, status: u8) -> ExitCode {
+    match writeln!(to, "{}", text.trim_end()) {
+        Ok(()) => ExitCode::from(status),
+        Err(_) => ExitCode::from(exit::FAILED),
+    }
+}
+
+/// How a box ended, as its last event and exit status say it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Ending {
+    reason: StopReason,
+    exit_code: u8,
+    signal: Option<u8>,
+}
+
+impl Ending {
+    fn into_event(self, uptime: std::time::Duration) -> EventKind {
+        EventKind::BoxStopped {
+            reason: self.reason,
+            exit_code: Some(self.exit_code),
+            signal: self.signal,
+            uptime_ms: u64::try_from(uptime.as_millis()).unwrap_or(u64::MAX),
+        }
+    }
+}

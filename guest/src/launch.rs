@@ -14,7 +14,7 @@ use std::time::Duration;
 use a3s_box_proto::control::StartFailure;
 use nix::fcntl::OFlag;
 use nix::libc::{self, pid_t};
-use nix::unistd::pipe2;
+use nix::unistd::{Uid, fchown, pipe2};
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 use tokio::time::timeout;
@@ -80,6 +80,13 @@ pub(crate) async fn launch(image: &Image) -> Result<Launched, LaunchError> {
         stderr: stderr_child.as_fd(),
         report: report_child.as_fd(),
     };
+    if let Some(credentials) = &image.credentials {
+        // Or the workload could not open its own /dev/stdout: that needs the pipe's owner.
+        for end in [&stdout_child, &stderr_child] {
+            fchown(end, Some(Uid::from_raw(credentials.uid)), None)
+                .map_err(|errno| LaunchError::Process(errno.into()))?;
+        }
+    }
     let pid = kernel::spawn(image, descriptors).map_err(LaunchError::Process)?;
     // Only the child may hold these now, or there would never be an end of file.
     drop((stdout_child, stderr_child, report_child));

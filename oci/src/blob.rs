@@ -1,6 +1,7 @@
 //! A blob of a layout, read once, and verified by the same pass.
 //!
-//! The bytes that are hashed are the bytes that were handed out, so a file that changes while it is read is found out.
+//! The bytes that are hashed are the bytes that were handed out, so a file that changes while it is
+//! read is found out.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -69,9 +70,11 @@ pub(crate) struct Blob {
 }
 
 impl Blob {
-    /// Opens the blob `digest` of the layout at `dir`, which must be a regular file of `size` bytes.
+    /// Opens the blob `digest` of the layout at `dir`, which must be a regular file of `size`
+    /// bytes.
     ///
-    /// Symbolic links are not followed: a layout has none, and one could lead to a device or out of the layout.
+    /// Symbolic links are not followed: a layout has none, and one could lead to a device or out of
+    /// the layout.
     pub(crate) fn open(dir: BorrowedFd<'_>, digest: Digest, size: u64) -> Result<Self, BlobError> {
         let how = OpenHow::new()
             .flags(OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY)

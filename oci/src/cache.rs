@@ -5,18 +5,20 @@
 //! └── layers-v1/                0700, as image trees hold setuid files; a new format gets a new name
 //!     ├── ready/<hex>/          a verified layer; <hex> is the DiffID; never written again
 //!     │   ├── tree/             what overlayfs mounts; whiteouts are in its form (trusted.*)
-//!     │   └── facts.json        `LayerFacts`
+//!     │   ├── facts.json        `LayerFacts`
+//!     │   └── implicit-dirs     paths, each with a NUL behind it: directories that no entry describes
 //!     ├── staging/<hex>/        the same, being unpacked by the holder of the exclusive lock
 //!     └── locks/<hex>           empty; flock: exclusive to unpack or remove, shared while in use
 //! ```
 //!
-//! A layer appears by one rename, after its file system has been written to the disk (`syncfs`), and the rename itself is
-//! synced: after a crash of the machine a layer is complete or not there. A process that dies leaves its staging folder
-//! and no lock; the next one that unpacks removes such folders. Locks go with the processes that hold them, and lock
-//! files stay, for removing one would let two processes hold different files of the same name.
+//! A layer appears by one rename, after its file system has been written to the disk (`syncfs`),
+//! and the rename itself is synced: after a crash of the machine a layer is complete or not there.
+//! A process that dies leaves its staging folder and no lock; the next one that unpacks removes
+//! such folders. Locks go with the processes that hold them, and lock files stay, for removing one
+//! would let two processes hold different files of the same name.
 
 use std::fs::{DirBuilder, File, TryLockError};
-use std::io::{self, Read, Write};
+use std::io;
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
@@ -28,21 +30,19 @@ use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, renameat};
 use nix::sys::stat::{Mode, fstatat, mkdirat};
 use nix::unistd::{Uid, syncfs};
-use serde_json::{Value, json};
 
 use crate::digest::Digest;
 use crate::image::Layer;
 use crate::layout::Layout;
+use crate::record;
 use crate::unpack::{LayerError, LayerFacts, Limits, OnProgress, Progress, remove_tree, unpack};
 
 /// Folder of the current format.
 const FORMAT_DIR: &str = "layers-v1";
 
-/// Time between two looks at a lock that another process holds: short against unpacking, long against the look.
+/// Time between two looks at a lock that another process holds: short against unpacking, long
+/// against the look.
 const WAIT_STEP: Duration = Duration::from_millis(10);
-
-/// Bound on `facts.json`, which has five numbers.
-const FACTS_LIMIT_BYTES: u64 = 4096;
 
 const OPEN_DIR: OFlag =
     OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
@@ -80,10 +80,10 @@ pub enum CacheError {
         /// What the system said.
         source: io::Error,
     },
-    /// The record of a layer in the cache is damaged.
-    #[error("`{}` is damaged: remove the folder that holds it", path.display())]
-    Facts {
-        /// The record.
+    /// What the cache has recorded about a layer is damaged.
+    #[error("the record of the cached layer `{}` is damaged: remove this folder", path.display())]
+    Record {
+        /// The layer's folder.
         path: PathBuf,
     },
     /// The layer cannot be unpacked.
@@ -121,6 +121,9 @@ pub struct CachedLayer {
     pub hit: bool,
     /// What is known about the layer.
     pub facts: LayerFacts,
+    /// Directories that the layer uses without describing them; the mount gives them a lower
+    /// layer's metadata.
+    pub(crate) implicit_dirs: Vec<PathBuf>,
     /// Keeps the layer from being removed; to be kept for as long as the layer is mounted.
     pub lease: LayerLease,
 }
@@ -142,7 +145,8 @@ impl From<LayerLease> for OwnedFd {
 }
 
 impl LayerCache {
-    /// Opens the cache in the folder `dir`; what is missing is made, with access for the owner only.
+    /// Opens the cache in the folder `dir`; what is missing is made, with access for the owner
+    /// only.
     ///
     /// # Errors
     ///
@@ -174,13 +178,15 @@ impl LayerCache {
 
     /// Returns a layer from the cache, after unpacking it from `layout` if it is not there.
     ///
-    /// `progress` is called every few milliseconds while there is work to do or to wait for, and may end it. When another
-    /// process is unpacking the same layer, this waits for it, and takes over should it fail.
+    /// `progress` is called every few milliseconds while there is work to do or to wait for, and
+    /// may end it. When another process is unpacking the same layer, this waits for it, and takes
+    /// over should it fail.
     ///
     /// # Errors
     ///
-    /// When the layer is not what the image says, is malformed, exceeds a limit or cannot be written, and when
-    /// `progress` ended the work. In each case nothing of it can be seen in the cache.
+    /// When the layer is not what the image says, is malformed, exceeds a limit or cannot be
+    /// written, and when `progress` ended the work. In each case nothing of it can be seen in the
+    /// cache.
     pub fn get_or_unpack(
         &self,
         layout: &Layout,
@@ -206,7 +212,8 @@ impl LayerCache {
                     return Err(self.error("lock", &format!("locks/{name}"))(source));
                 }
             }
-            // Between the look and the lock another process may have published the layer, or removed it.
+            // Between the look and the lock another process may have published the layer, or
+            // removed it.
             match (seen, self.is_ready(&name)?) {
                 (true, true) => return self.cached(&name, hit, lock),
                 (false, false) => {
@@ -260,11 +267,13 @@ impl LayerCache {
         };
         let (staged, root) =
             make().map_err(|errno: Errno| self.error("make", &folder)(errno.into()))?;
-        let facts = unpack(blob, layer, root, &self.limits, progress).map_err(layer_error)?;
+        let (facts, implicit_dirs) =
+            unpack(blob, layer, root, &self.limits, progress).map_err(layer_error)?;
         if progress(Progress::Publishing).is_break() {
             return Err(CacheError::Cancelled { layer: layer.digest });
         }
-        write_facts(&staged, &facts).map_err(self.error("write the facts of", &folder))?;
+        record::write(&staged, &facts, &implicit_dirs)
+            .map_err(self.error("write the record of", &folder))?;
         // The fd is older than the tree's files, so this also reports errors of writing them back.
         syncfs(&staged).map_err(|errno| self.error("sync", &folder)(errno.into()))
     }
@@ -275,7 +284,8 @@ impl LayerCache {
         nix::unistd::fsync(&self.ready).map_err(error)
     }
 
-    /// Removes staging folders whose process is gone: ours by `name`, whose lock we hold, and those with a free lock.
+    /// Removes staging folders whose process is gone: ours by `name`, whose lock we hold, and those
+    /// with a free lock.
     fn sweep(&self, name: &str) -> Result<(), CacheError> {
         let error = |errno: Errno| self.error("sweep", "staging")(errno.into());
         for stale in list(&self.staging).map_err(error)? {
@@ -291,18 +301,15 @@ impl LayerCache {
 
     /// Describes a published layer; `lock` is a shared lock on it.
     fn cached(&self, name: &str, hit: bool, lock: File) -> Result<CachedLayer, CacheError> {
-        let folder = self.path.join("ready").join(name);
-        let record = format!("ready/{name}/facts.json");
-        let facts =
-            self.open_facts(name).and_then(read_facts).map_err(self.error("read", &record))?;
-        let facts = facts.ok_or_else(|| CacheError::Facts { path: self.path.join(record) })?;
-        Ok(CachedLayer { path: folder.join("tree"), hit, facts, lease: LayerLease(lock.into()) })
-    }
-
-    fn open_facts(&self, name: &str) -> io::Result<File> {
-        let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let path = format!("{name}/facts.json");
-        Ok(openat(&self.ready, path.as_str(), flags, Mode::empty()).map(File::from)?)
+        let folder = format!("ready/{name}");
+        let opened = openat(&self.ready, name, OPEN_DIR, Mode::empty()).map_err(io::Error::from);
+        let record = opened.and_then(|folder| record::read(&folder));
+        let record = record.map_err(self.error("read the record of", &folder))?;
+        let path = self.path.join(folder);
+        let (facts, implicit_dirs) =
+            record.ok_or_else(|| CacheError::Record { path: path.clone() })?;
+        let (path, lease) = (path.join("tree"), LayerLease(lock.into()));
+        Ok(CachedLayer { path, hit, facts, implicit_dirs, lease })
     }
 
     fn lock_file(&self, name: &str) -> Result<File, CacheError> {
@@ -371,36 +378,4 @@ fn list(dir: &OwnedFd) -> nix::Result<Vec<String>> {
         }
     }
     Ok(names)
-}
-
-fn write_facts(dir: &OwnedFd, facts: &LayerFacts) -> io::Result<()> {
-    let record = json!({
-        "bytes": facts.bytes,
-        "entries": facts.entries,
-        "skipped_devices": facts.skipped_devices,
-        "implicit_dirs": facts.implicit_dirs,
-        "opaque_root": facts.opaque_root,
-    });
-    let flags =
-        OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let mut file = File::from(openat(dir, "facts.json", flags, Mode::S_IRUSR | Mode::S_IWUSR)?);
-    writeln!(file, "{record}")
-}
-
-/// Reads what `write_facts` has written; `None` when it is something else.
-fn read_facts(file: File) -> io::Result<Option<LayerFacts>> {
-    let mut bytes = Vec::new();
-    file.take(FACTS_LIMIT_BYTES).read_to_end(&mut bytes)?;
-    let record: Value = serde_json::from_slice(&bytes).unwrap_or_default();
-    let number = |key: &str| record.get(key)?.as_u64();
-    let read = || {
-        Some(LayerFacts {
-            bytes: number("bytes")?,
-            entries: number("entries")?,
-            skipped_devices: number("skipped_devices")?,
-            implicit_dirs: number("implicit_dirs")?,
-            opaque_root: record.get("opaque_root")?.as_bool()?,
-        })
-    };
-    Ok(read())
 }

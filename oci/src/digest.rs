@@ -1,6 +1,7 @@
 //! The SHA-256 digest, the only name that content has in this crate.
 //!
-//! A digest is parsed before it is used, so that text of an image can never become a file name by accident.
+//! A digest is parsed before it is used, so that text of an image can never become a file name by
+//! accident.
 
 use std::fmt;
 use std::str::FromStr;
@@ -107,7 +108,8 @@ mod tests {
     #[test]
     fn text_that_is_no_digest_is_refused() {
         let upper = EMPTY.to_uppercase().replace("SHA256", "sha256");
-        for text in [
+        let no_hex = format!("sha256:{}", "é".repeat(32));
+        let cases = [
             "",
             "sha256:",
             "sha256:../../../etc/passwd",
@@ -115,9 +117,10 @@ mod tests {
             "blake3:ab",
             &EMPTY[1..],
             &upper,
-        ] {
+            &no_hex,
+        ];
+        for text in cases {
             assert!(text.parse::<Digest>().is_err(), "{text}");
         }
-        assert!(format!("sha256:{}", "é".repeat(32)).parse::<Digest>().is_err());
     }
 }

@@ -1,7 +1,8 @@
 //! An image as the rest of the project sees it: a configuration and a list of layers.
 //!
-//! These are plain types, not the wire types of the specification: what is here has been checked. Each descriptor was
-//! understood, the digests parse, there are as many layers as `DiffID`s, and no text holds a NUL byte.
+//! These are plain types, not the wire types of the specification: what is here has been checked.
+//! Each descriptor was understood, the digests parse, there are as many layers as `DiffID`s, and no
+//! text holds a NUL byte.
 
 use oci_spec::image::{Config, Descriptor, ImageConfiguration, ImageManifest};
 
@@ -118,7 +119,7 @@ impl Layer {
             digest: descriptor.digest().to_string().parse()?,
             diff_id: diff_id.parse()?,
             size_bytes: descriptor.size(),
-            compression: Compression::of_media_type(&descriptor.media_type().to_string())?,
+            compression: Compression::of_media_type(descriptor.media_type().as_ref())?,
         })
     }
 }

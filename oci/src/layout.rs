@@ -28,7 +28,8 @@ use crate::select;
 /// The only layout version there is.
 const LAYOUT_VERSION: &str = "1.0.0";
 
-/// Bound on each JSON document: what registries accept for a manifest (4 MiB, as the distribution specification asks).
+/// Bound on each JSON document: what registries accept for a manifest (4 MiB, as the distribution
+/// specification asks).
 const DOCUMENT_LIMIT_BYTES: u64 = 4 << 20;
 
 const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -91,7 +92,8 @@ pub enum LayoutError {
         /// What the parser said.
         source: serde_json::Error,
     },
-    /// A document says that it is of another type than its descriptor does, or could be read as two types.
+    /// A document says that it is of another type than its descriptor does, or could be read as two
+    /// types.
     #[error("the {document} has the wrong type: expected `{expected}`, found `{found}`")]
     DocumentType {
         /// The document.
@@ -223,15 +225,17 @@ impl Layout {
         }
     }
 
-    /// Finds the image that `reference` means on `platform`, and reads its manifest and configuration.
+    /// Finds the image that `reference` means on `platform`, and reads its manifest and
+    /// configuration.
     ///
-    /// A reference is the name in an entry's `org.opencontainers.image.ref.name` annotation, or a digest
-    /// (`sha256:…`) of a manifest or index. Without a reference, exactly one image must suit the platform.
+    /// A reference is the name in an entry's `org.opencontainers.image.ref.name` annotation, or a
+    /// digest (`sha256:…`) of a manifest or index. Without a reference, exactly one image must suit
+    /// the platform.
     ///
     /// # Errors
     ///
-    /// When nothing or more than one image fits (the error lists what is there), or when a document is missing, is
-    /// too large, or does not match its digest.
+    /// When nothing or more than one image fits (the error lists what is there), or when a document
+    /// is missing, is too large, or does not match its digest.
     pub fn resolve(
         &self,
         reference: Option<&str>,
@@ -290,7 +294,7 @@ impl Layout {
         descriptor: &Descriptor,
     ) -> Result<T, LayoutError> {
         let (document, bytes) = self.read_document(kind, descriptor)?;
-        check_type(&document, &bytes, &descriptor.media_type().to_string())?;
+        check_type(&document, &bytes, descriptor.media_type().as_ref())?;
         parse(&document, &bytes)
     }
 
@@ -343,7 +347,7 @@ impl Layout {
 impl DescriptorKind {
     /// Classifies a descriptor by its media type; unknown types are to be ignored, not refused.
     pub(crate) fn of(descriptor: &Descriptor) -> Self {
-        match descriptor.media_type().to_string().as_str() {
+        match descriptor.media_type().as_ref() {
             OCI_INDEX | DOCKER_INDEX => Self::Index,
             OCI_MANIFEST | DOCKER_MANIFEST => Self::Manifest,
             _ => Self::Other,
@@ -353,7 +357,7 @@ impl DescriptorKind {
 
 /// Tells an image's configuration from what other artifacts put in its place.
 pub(crate) fn is_image_configuration(descriptor: &Descriptor) -> bool {
-    matches!(descriptor.media_type().to_string().as_str(), OCI_CONFIG | DOCKER_CONFIG)
+    matches!(descriptor.media_type().as_ref(), OCI_CONFIG | DOCKER_CONFIG)
 }
 
 fn parse<T: serde::de::DeserializeOwned>(document: &str, bytes: &[u8]) -> Result<T, LayoutError> {
@@ -361,7 +365,8 @@ fn parse<T: serde::de::DeserializeOwned>(document: &str, bytes: &[u8]) -> Result
         .map_err(|source| LayoutError::Json { document: document.to_owned(), source })
 }
 
-/// Refuses a document that could be read as another type than the one it is used as (CVE-2021-41190).
+/// Refuses a document that could be read as another type than the one it is used as
+/// (CVE-2021-41190).
 fn check_type(document: &str, bytes: &[u8], expected: &str) -> Result<(), LayoutError> {
     let value: Value = parse(document, bytes)?;
     let declared = value.get("mediaType").and_then(Value::as_str);

@@ -1,16 +1,16 @@
 //! OCI image layouts on disk, from `oci-layout` to a mounted root file system.
 //!
-//! The crate knows nothing of VMs. It reads a layout that is already on disk, unpacks each layer once into a cache
-//! that all boxes share, and mounts the layers of an image under a writable folder. Images are hostile input: every
-//! byte is verified against a digest before it can be seen, every count is bounded, and no path of an image ever
-//! becomes a path of the host.
+//! The crate knows nothing of VMs. It reads a layout that is already on disk, unpacks each layer
+//! once into a cache that all boxes share, and mounts the layers of an image under a writable
+//! folder. Images are hostile input: every byte is verified against a digest before it can be seen,
+//! every count is bounded, and no path of an image ever becomes a path of the host.
 //!
 //! ```text
 //! Layout::open ─► Layout::resolve ─► Image { config, layers }
 //!                                               │ one by one
 //!                                               ▼
 //!                            LayerCache::get_or_unpack ─► CachedLayer { path, lease }
-//!                                                               │ lower_dirs
+//!                                                               │ all of them
 //!                                                               ▼
 //!                                                    OverlaySpec::mount ─► a root file system
 //! ```
@@ -28,7 +28,9 @@ mod image;
 mod layout;
 mod overlay;
 mod platform;
+mod record;
 mod select;
+mod stack;
 mod unpack;
 
 pub use blob::BlobError;
@@ -36,7 +38,7 @@ pub use cache::{CacheError, CachedLayer, LayerCache, LayerLease};
 pub use digest::{Digest, DigestError};
 pub use image::{Compression, Image, ImageConfig, Layer};
 pub use layout::{Layout, LayoutError};
-pub use overlay::{MountError, OverlaySpec, lower_dirs};
+pub use overlay::{MountError, OverlaySpec};
 pub use platform::{Platform, PlatformError};
 pub use unpack::{
     ArchiveError, EntryError, LayerError, LayerFacts, Limits, PathError, PaxError, Progress,

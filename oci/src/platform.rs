@@ -35,7 +35,8 @@ impl Platform {
         Self { os: "linux".to_owned(), architecture: architecture.to_owned(), variant: None }
     }
 
-    /// Says how well an image made for `image` suits `self`: `None` not at all, else higher is better.
+    /// Says how well an image made for `image` suits `self`: `None` not at all, else higher is
+    /// better.
     ///
     /// A variant is a generation; an older one than asked for runs, a newer one does not.
     pub(crate) fn suitability(&self, image: &Self) -> Option<u32> {
@@ -48,7 +49,8 @@ impl Platform {
         }
     }
 
-    /// Returns the variant as a number; a missing one is the architecture's first that images are built for.
+    /// Returns the variant as a number; a missing one is the architecture's first that images are
+    /// built for.
     fn generation(&self) -> Option<u32> {
         match (self.variant.as_deref(), self.architecture.as_str()) {
             (Some(variant), _) => variant.strip_prefix('v')?.parse().ok(),

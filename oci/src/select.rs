@@ -1,8 +1,8 @@
 //! The choice of one image among those of a layout.
 //!
-//! `index.json` lists manifests and, often, further indexes: one entry a platform, and attestations between them that
-//! are no images at all. An entry is flattened to the manifests below it, of which the platform picks the best; then
-//! exactly one entry must be left.
+//! `index.json` lists manifests and, often, further indexes: one entry a platform, and attestations
+//! between them that are no images at all. An entry is flattened to the manifests below it, of
+//! which the platform picks the best; then exactly one entry must be left.
 
 use std::collections::HashSet;
 
@@ -15,7 +15,8 @@ use crate::platform::Platform;
 /// Bound on nested indexes: builders nest once or twice.
 const INDEX_DEPTH: usize = 8;
 
-/// Bound on entries of all indexes together: the widest official images have about thirty, a mirror's layout hundreds.
+/// Bound on entries of all indexes together: the widest official images have about thirty, a
+/// mirror's layout hundreds.
 const INDEX_ENTRIES: usize = 4096;
 
 /// Annotation by which an entry of `index.json` is named.
@@ -160,7 +161,8 @@ fn platform_of_descriptor(platform: &oci_spec::image::Platform) -> Platform {
 }
 
 impl Candidate {
-    /// Looks the platform up in the image's configuration when no index says it; what is no image has none.
+    /// Looks the platform up in the image's configuration when no index says it; what is no image
+    /// has none.
     fn find_platform(&mut self, layout: &Layout) -> Result<(), LayoutError> {
         if self.platform.is_some() {
             return Ok(());

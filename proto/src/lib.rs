@@ -26,6 +26,12 @@ pub const PROTOCOL_VERSION: u32 = 1;
 /// once it was read (`krun_fs_add_overlay_file` with `one_shot`, libkrun 1.19).
 pub const GUEST_CONFIG_FILE: &str = ".a3s-box-guest";
 
+/// The bytes of a message, as the guest's config file holds them.
+#[must_use]
+pub fn encode(message: &impl prost::Message) -> Vec<u8> {
+    message.encode_to_vec()
+}
+
 /// The service that a guest agent offers (package `a3s.box.agent.v1`).
 pub mod agent {
     #![expect(missing_docs, reason = "generated; the .proto file documents it")]

@@ -135,9 +135,6 @@ async fn arguments_and_environment_arrive_byte_for_byte() {
     let mut args: Vec<String> =
         (0..1000).map(|index| format!("{index} \"'$`\\\n\t ünï ")).collect();
     args[1] = String::new();
-    let mut names = vec!["printenv-ish".to_owned()];
-    names.extend(args.clone());
-    let texts: Vec<&str> = names.iter().map(String::as_str).collect();
     let big = format!("BIG={}", "x".repeat(64 * 1024));
     let env = ["EMPTY=", "QUOTE=a \"b\" 'c'", "LINES=a\nb", "UNI=ünï☃", &big];
     let image = image("/bin/cat", &["renamed", "/proc/self/cmdline", "/proc/self/environ"], &env);
@@ -149,20 +146,24 @@ async fn arguments_and_environment_arrive_byte_for_byte() {
     }
     assert!(stdout == expected, "{} of {} bytes", stdout.len(), expected.len());
 
-    let script =
-        "import os,sys; sys.stdout.buffer.write(b'\\0'.join(map(os.fsencode, sys.argv[1:])))";
-    let mut python = vec!["python3", "-c", script];
-    python.extend(&texts[1..]);
-    let found =
-        program::find("python3", OsStr::new(&std::env::var("PATH").unwrap()), Path::new("/"));
-    let path = std::fs::canonicalize(found.unwrap()).unwrap();
-    if !path.display().to_string().contains("python3") {
-        // A version manager's wrapper: it needs an environment of its own.
+    // The second command keeps the shell from becoming `cat`.
+    let mut shell = vec!["sh", "-c", "cat /proc/$$/cmdline; :"];
+    shell.extend(args.iter().map(String::as_str));
+    let (stdout, ..) = output(&self::image("/bin/sh", &shell, &["PATH=/usr/bin:/bin"])).await;
+    let expected = format!("{}\0", shell.join("\0"));
+    assert!(stdout == expected.as_bytes(), "{} of {} bytes", stdout.len(), expected.len());
+}
+
+#[tokio::test]
+async fn the_user_may_open_its_own_streams() {
+    let _serial = serial().await;
+    if !nix::unistd::geteuid().is_root() {
         return;
     }
-    let (stdout, ..) =
-        output(&self::image(path.to_str().unwrap(), &python, &["LC_ALL=C.UTF-8"])).await;
-    assert!(stdout == args.join("\0").as_bytes(), "{} bytes", stdout.len());
+    let mut other = shell("echo out > /proc/self/fd/1; echo err > /proc/self/fd/2");
+    other.credentials = Some(kernel::Credentials { uid: 1234, gid: 2345, groups: vec![] });
+    let (stdout, stderr, _) = output(&other).await;
+    assert_eq!((stdout.as_slice(), stderr.as_slice()), (&b"out\n"[..], &b"err\n"[..]));
 }
 
 #[tokio::test]

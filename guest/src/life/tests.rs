@@ -1,14 +1,16 @@
 //! Whole lives on this machine: a socket pair for vsock, pipes for console ports, real
 //! processes, and a process group instead of "all processes".
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Mutex;
 
 use a3s_box_proto::control::shim_message::Message as Word;
 use a3s_box_proto::control::{Acknowledged, GuestMessage, Kill, ShimMessage, Stop};
 use a3s_box_proto::frame::{FrameBuffer, encode};
-use nix::libc;
 use nix::sys::prctl::set_child_subreaper;
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
@@ -31,32 +33,35 @@ impl Machine for Fake {
     }
 
     fn kill_everything(&self) {
-        // Orphans come to this process, a subreaper; never a signal to -1 here.
-        while let Some(child) = descendant() {
-            kernel::send_signal(child, libc::SIGKILL).unwrap();
+        // Orphans come to this process, a subreaper; never a signal to -1 here. A whole
+        // group at once, or a shell could see its child end and exit by itself.
+        while let Some(group) = living_group() {
+            // It may have ended meanwhile.
+            let _ = killpg(group, Signal::SIGKILL);
             std::thread::sleep(Duration::from_millis(5));
         }
     }
 }
 
-/// A live descendant of this process, if there is one.
-fn descendant() -> Option<i32> {
-    let own = std::process::id().to_string();
-    let mut parents = std::collections::HashMap::new();
+/// The process group of a descendant that lives, if there is one.
+fn living_group() -> Option<Pid> {
+    let mut processes = HashMap::new();
     for entry in PathBuf::from("/proc").read_dir().unwrap().flatten() {
         let Ok(stat) = std::fs::read_to_string(entry.path().join("stat")) else { continue };
-        let Some((start, rest)) = stat.rsplit_once(')') else { continue };
+        let Some((start, rest)) = stat.rsplit_once(") ") else { continue };
         let pid = start.split(' ').next().unwrap().to_owned();
-        let mut fields = rest.split_whitespace();
-        let state = fields.next().unwrap().to_owned();
-        parents.insert(pid, (state, fields.next().unwrap().to_owned()));
+        let fields: Vec<String> = rest.split(' ').take(3).map(str::to_owned).collect();
+        let [state, parent, group] = fields.try_into().unwrap();
+        processes.insert(pid, (state, parent, group));
     }
-    parents.iter().find_map(|(pid, (state, parent))| {
+    let own = std::process::id().to_string();
+    let own_group = &processes.get(&own)?.2;
+    processes.values().find_map(|(state, parent, group)| {
         let mut ancestor = parent;
         while *ancestor != own {
-            ancestor = &parents.get(ancestor)?.1;
+            ancestor = &processes.get(ancestor)?.1;
         }
-        (state != "Z").then(|| pid.parse().unwrap())
+        (state != "Z" && group != own_group).then(|| Pid::from_raw(group.parse().unwrap()))
     })
 }
 
@@ -206,7 +211,7 @@ async fn what_the_workload_leaves_is_killed_and_its_output_ends() {
     assert!(before.elapsed() < DRAIN_TIMEOUT, "the drain ran into its limit");
     assert_eq!(shim.acknowledge().await.unwrap(), 1);
     assert_eq!(output.await.unwrap().0, b"x\n");
-    assert_eq!(descendant(), None);
+    assert_eq!(living_group(), None);
 }
 
 #[tokio::test]

@@ -1,14 +1,15 @@
 //! The entries of a tar archive, read as a stream.
 //!
-//! `tar::Header` names the fields; the walk from entry to entry is ours, because two readers that disagree about where
-//! an entry ends see different files in one archive. Where formats leave room, this reader does what Go's
-//! `archive/tar` does, and refuses what is ambiguous:
+//! `tar::Header` names the fields; the walk from entry to entry is ours, because two readers that
+//! disagree about where an entry ends see different files in one archive. Where formats leave room,
+//! this reader does what Go's `archive/tar` does, and refuses what is ambiguous:
 //!
 //! ```text
 //! [g global]* ([x PAX] | [L name] | [K link])* header body pad … zero block, zero block, anything
 //! ```
 //!
-//! A PAX header belongs to the next file entry, whatever stands between; its `size` always wins over the header's.
+//! A PAX header belongs to the next file entry, whatever stands between; its `size` always wins
+//! over the header's.
 
 use std::io::{self, Read};
 
@@ -138,7 +139,8 @@ impl<R: Read> Archive<R> {
         self.stream
     }
 
-    /// Reads up to the next entry, or `None` at the end of the archive; the body of the last one must be consumed.
+    /// Reads up to the next entry, or `None` at the end of the archive; the body of the last one
+    /// must be consumed.
     pub(super) fn next_entry(&mut self) -> Result<Option<Entry>, ArchiveError> {
         let mut extensions = Extensions::default();
         loop {
@@ -244,7 +246,8 @@ impl<R: Read> Read for Archive<R> {
 
 /// Tells an archive that ends too early from a stream that fails.
 pub(super) fn body_error(error: io::Error) -> ArchiveError {
-    // The decoders make such errors with a message of their own; a bare one comes from `Archive::read`.
+    // The decoders make such errors with a message of their own; a bare one comes from
+    // `Archive::read`.
     match error.kind() == io::ErrorKind::UnexpectedEof && error.get_ref().is_none() {
         true => ArchiveError::Truncated,
         false => ArchiveError::Read(error),
@@ -272,7 +275,7 @@ impl Entry {
             .unwrap_or_else(|| header.path_bytes().into_owned());
         let link = one_of(pax.link, extensions.long_link, "link")?;
         let link = link.unwrap_or_else(|| c_string(&header.as_old().linkname).to_vec());
-        let kind = kind(header.entry_type(), &path)?;
+        let kind = kind(header, &path)?;
         let fields = header.as_old();
         let id = |field, found: Option<u64>, raw| {
             let found = found.map_or_else(|| number(field, raw), Ok)?;
@@ -300,10 +303,12 @@ impl Entry {
     }
 }
 
-fn kind(entry_type: EntryType, path: &[u8]) -> Result<Kind, ArchiveError> {
-    Ok(match entry_type {
-        // Archives older than the directory type mark directories by a slash.
-        EntryType::Regular if path.ends_with(b"/") => Kind::Directory,
+fn kind(header: &Header, path: &[u8]) -> Result<Kind, ArchiveError> {
+    Ok(match header.entry_type() {
+        // Archives older than the type flag mark directories by a slash.
+        EntryType::Regular if header.as_old().linkflag == [0] && path.ends_with(b"/") => {
+            Kind::Directory
+        }
         EntryType::Regular | EntryType::Continuous => Kind::File,
         EntryType::Link => Kind::HardLink,
         EntryType::Symlink => Kind::Symlink,
@@ -415,7 +420,8 @@ mod tests {
 
     #[test]
     fn pax_size_behind_a_newline_is_obeyed() {
-        // To a reader that searches for newlines the second record is gone, and the body becomes headers.
+        // To a reader that searches for newlines the second record is gone, and the body becomes
+        // headers.
         let hidden = padded(&header(EntryType::Regular, "hidden", 0));
         let pax = b"27 SCHILY.xattr.user.a=x\ny\n12 size=512\n";
         let bytes = [

@@ -7,8 +7,9 @@
 //! tree      the file system       remove     undoing a tree
 //! ```
 //!
-//! What is written is not to be used before [`unpack`] has returned: only then has the layer been proved to be the
-//! one that the image means. Unpacking needs root, as it makes files of other owners and whiteouts.
+//! What is written is not to be used before [`unpack`] has returned: only then has the layer been
+//! proved to be the one that the image means. Unpacking needs root, as it makes files of other
+//! owners and whiteouts.
 
 mod archive;
 mod limits;
@@ -22,6 +23,7 @@ mod whiteout;
 use std::io::{Read, Write};
 use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 
 pub use archive::ArchiveError;
 pub use limits::Limits;
@@ -29,6 +31,7 @@ pub use path::PathError;
 pub use pax::PaxError;
 pub(crate) use remove::remove_tree;
 pub use tree::EntryError;
+pub(crate) use tree::is_opaque;
 
 use archive::{Archive, Entry, Kind, body_error};
 use path::EntryPath;
@@ -77,10 +80,9 @@ pub struct LayerFacts {
     pub bytes: u64,
     /// Entries of the archive.
     pub entries: u64,
-    /// Device nodes, which are not made: a box has its own `/dev`, and the host must not have an image's.
+    /// Device nodes, which are not made: a box has its own `/dev`, and the host must not have an
+    /// image's.
     pub skipped_devices: u64,
-    /// Directories that had no entry before something was put into them; they are root's, with mode 0755.
-    pub implicit_dirs: u64,
     /// The layer hides all layers below it.
     pub opaque_root: bool,
 }
@@ -144,13 +146,17 @@ impl LayerError {
 }
 
 /// Unpacks a layer from `blob` into the empty directory `root`, and verifies it.
+///
+/// Beside the facts it returns the directories that something was put into, but that no entry
+/// describes: their paths, an empty one for the root. They are root's, with mode 0755 and the time
+/// 0.
 pub(crate) fn unpack(
     blob: Blob,
     layer: &Layer,
     root: OwnedFd,
     limits: &Limits,
     progress: &mut OnProgress<'_>,
-) -> Result<LayerFacts, LayerError> {
+) -> Result<(LayerFacts, Vec<PathBuf>), LayerError> {
     let tree = Tree::new(root).map_err(|source| entry_error(b"/", source))?;
     let mut unpacker = Unpacker {
         archive: Archive::new(LayerStream::new(blob, layer)),
@@ -164,7 +170,8 @@ pub(crate) fn unpack(
     };
     let outcome = unpacker.read_all();
     if let Err(error) = outcome {
-        // An archive that makes no sense is more often a damaged blob than a bad image: say so when it is.
+        // An archive that makes no sense is more often a damaged blob than a bad image: say so when
+        // it is.
         if error.may_be_damage() {
             unpacker.archive.into_stream().finish()?;
         }
@@ -178,9 +185,8 @@ pub(crate) fn unpack(
     facts.opaque_root = whiteouts
         .apply(&mut tree)
         .map_err(|(path, source)| entry_error(path.as_bytes(), source))?;
-    facts.implicit_dirs = tree.implicit_dirs();
-    tree.restore_times().map_err(|source| entry_error(b"/", source))?;
-    Ok(facts)
+    let implicit_dirs = tree.finish().map_err(|source| entry_error(b"/", source))?;
+    Ok((facts, implicit_dirs))
 }
 
 /// The work on one layer.

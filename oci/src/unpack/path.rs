@@ -1,7 +1,7 @@
 //! Names of entries, made safe before anything is done with them.
 //!
-//! A name is bytes. It is taken relative to the root of the tree, so `/etc`, `./etc` and `etc/` are one name; `..` is
-//! refused, because no tool writes it and readers differ about what it means.
+//! A name is bytes. It is taken relative to the root of the tree, so `/etc`, `./etc` and `etc/` are
+//! one name; `..` is refused, because no tool writes it and readers differ about what it means.
 
 use super::limits::Limits;
 
@@ -36,7 +36,8 @@ pub enum PathError {
     },
 }
 
-/// The place of an entry below the root of a tree: components joined by single slashes; empty for the root itself.
+/// The place of an entry below the root of a tree: components joined by single slashes; empty for
+/// the root itself.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct EntryPath(Vec<u8>);
 

@@ -1,7 +1,8 @@
 //! Removal of a tree that an image has shaped.
 //!
-//! Trees can be deeper than any path or stack or number of open files, because an entry may go through a symbolic link
-//! into what is deep already. So this walks with one open directory, goes back by `..`, and keeps names on the heap.
+//! Trees can be deeper than any path or stack or number of open files, because an entry may go
+//! through a symbolic link into what is deep already. So this walks with one open directory, goes
+//! back by `..`, and keeps names on the heap.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -14,7 +15,8 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 const OPEN_DIR: OFlag =
     OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
 
-/// Removes `name` from the directory `parent`, with all that is below it; what is not there is no error.
+/// Removes `name` from the directory `parent`, with all that is below it; what is not there is no
+/// error.
 ///
 /// Nobody else may change the tree meanwhile.
 pub(crate) fn remove_tree(parent: BorrowedFd<'_>, name: &[u8]) -> nix::Result<()> {
@@ -39,7 +41,8 @@ pub(crate) fn remove_tree(parent: BorrowedFd<'_>, name: &[u8]) -> nix::Result<()
     }
 }
 
-/// Removes entries of a directory until one is a directory that is not empty, and returns that one's name.
+/// Removes entries of a directory until one is a directory that is not empty, and returns that
+/// one's name.
 fn remove_entries(directory: BorrowedFd<'_>) -> nix::Result<Option<Vec<u8>>> {
     // A description of its own, so that each reading starts at the first entry.
     let reading: OwnedFd = openat(directory, ".", OPEN_DIR, Mode::empty())?;

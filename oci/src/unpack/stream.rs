@@ -19,7 +19,7 @@ const READ_BYTES: usize = 128 * 1024;
 /// The decompression of a blob.
 enum Decoder {
     None(BufReader<Blob>),
-    Gzip(MultiGzDecoder<BufReader<Blob>>),
+    Gzip(Box<MultiGzDecoder<BufReader<Blob>>>),
 }
 
 /// The uncompressed bytes of a layer, hashed as they are read.
@@ -33,8 +33,11 @@ impl LayerStream {
     pub(super) fn new(blob: Blob, layer: &Layer) -> Self {
         let blob = BufReader::with_capacity(READ_BYTES, blob);
         let decoder = match layer.compression {
-            // Tools take an empty blob for an empty layer, though it is no gzip stream; the DiffID decides.
-            Compression::Gzip if layer.size_bytes > 0 => Decoder::Gzip(MultiGzDecoder::new(blob)),
+            // Tools take an empty blob for an empty layer, though it is no gzip stream; the DiffID
+            // decides.
+            Compression::Gzip if layer.size_bytes > 0 => {
+                Decoder::Gzip(Box::new(MultiGzDecoder::new(blob)))
+            }
             Compression::Gzip | Compression::None => Decoder::None(blob),
         };
         Self { decoder, hasher: Sha256::new(), unpacked_bytes: 0 }
@@ -53,7 +56,8 @@ impl LayerStream {
         self.unpacked_bytes
     }
 
-    /// Verifies the blob, and returns the digest of what came out of it; the stream must have been read to its end.
+    /// Verifies the blob, and returns the digest of what came out of it; the stream must have been
+    /// read to its end.
     pub(super) fn finish(self) -> Result<Digest, BlobError> {
         let blob = match self.decoder {
             Decoder::None(blob) => blob,

@@ -1,8 +1,10 @@
-//! The tree that a layer is unpacked into: every operation on the file system, each relative to a directory fd.
+//! The tree that a layer is unpacked into: every operation on the file system, each relative to a
+//! directory fd.
 //!
-//! Names from an image are resolved by the kernel with the tree as their root (`RESOLVE_IN_ROOT`), so that a symbolic
-//! link in a layer, absolute or full of `..`, means what it means in the box. Only the directory of an entry is resolved
-//! that way; what is then done to the entry takes a single name, and never follows it.
+//! Names from an image are resolved by the kernel with the tree as their root (`RESOLVE_IN_ROOT`),
+//! so that a symbolic link in a layer, absolute or full of `..`, means what it means in the box.
+//! Only the directory of an entry is resolved that way; what is then done to the entry takes a
+//! single name, and never follows it.
 //!
 //! # Invariants
 //!
@@ -10,10 +12,13 @@
 //! - A path is resolved anew for each entry. A remembered directory could have been replaced by a later entry
 //!   (CVE-2025-47290).
 
+use std::collections::HashMap;
+use std::ffi::OsString;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat, openat2, readlinkat};
@@ -23,7 +28,7 @@ use nix::sys::stat::{
 };
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, fchown, fchownat, linkat, symlinkat};
-use rustix::fs::{XattrFlags, fsetxattr, lsetxattr};
+use rustix::fs::{XattrFlags, fgetxattr, fsetxattr, lsetxattr};
 
 use super::archive::Metadata;
 use super::path::{EntryPath, PATH_BYTES, PathError, components};
@@ -35,7 +40,8 @@ const OPAQUE_XATTR: &str = "trusted.overlay.opaque";
 /// Bound on symbolic links in one path: the kernel's own.
 const SYMLINK_HOPS: usize = 40;
 
-/// How often a resolution is tried again that a rename elsewhere on the machine has disturbed (`EAGAIN`).
+/// How often a resolution is tried again that a rename elsewhere on the machine has disturbed
+/// (`EAGAIN`).
 const RESOLVE_ATTEMPTS: usize = 64;
 
 /// Mode of directories that no entry describes; what other tools use.
@@ -116,6 +122,16 @@ struct DirTime {
     path: Vec<u8>,
     inode: u64,
     mtime: (i64, u32),
+    origin: Origin,
+}
+
+/// Why a directory is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    /// An entry describes it.
+    Entry,
+    /// Something had to be put into it.
+    Implicit,
 }
 
 /// A name in an open directory.
@@ -131,21 +147,14 @@ pub(super) struct Tree {
     root: OwnedFd,
     times: Vec<DirTime>,
     times_bytes: usize,
-    implicit_dirs: u64,
 }
 
 impl Tree {
     /// Takes an empty directory as the root.
     pub(super) fn new(root: OwnedFd) -> Result<Self, EntryError> {
-        let mut this = Self { root, times: Vec::new(), times_bytes: 0, implicit_dirs: 0 };
+        let mut this = Self { root, times: Vec::new(), times_bytes: 0 };
         this.set_implicit(b"", this.open_real(b"")?)?;
-        this.implicit_dirs = 0;
         Ok(this)
-    }
-
-    /// Returns how many directories had to be made that no entry had described.
-    pub(super) fn implicit_dirs(&self) -> u64 {
-        self.implicit_dirs
     }
 
     /// Returns how much memory is held until the end.
@@ -188,7 +197,8 @@ impl Tree {
         openat2(&self.root, path, OpenHow::new().flags(flags).resolve(resolve)).map_err(path_error)
     }
 
-    /// Resolves a path name by name, and makes directories where there is nothing, also where a link leads to nothing.
+    /// Resolves a path name by name, and makes directories where there is nothing, also where a
+    /// link leads to nothing.
     fn make_dirs(&mut self, directory: &[u8]) -> Result<OwnedFd, EntryError> {
         let mut pending: Vec<Vec<u8>> = components(directory).rev().map(<[u8]>::to_vec).collect();
         let mut real: Vec<Vec<u8>> = Vec::new();
@@ -227,10 +237,9 @@ impl Tree {
 
     /// Gives a directory that no entry describes its metadata: the same in each run.
     fn set_implicit(&mut self, path: &[u8], directory: OwnedFd) -> Result<(), EntryError> {
-        self.implicit_dirs += 1;
         let path: Vec<&[u8]> = components(path).collect();
         let metadata = Metadata { mode: IMPLICIT_DIR_MODE, ..Metadata::default() };
-        self.set_dir(&path.join(&b'/'), directory, &metadata)
+        self.set_dir(&path.join(&b'/'), directory, &metadata, Origin::Implicit)
     }
 
     /// Sets all metadata of a directory but its time, which is remembered.
@@ -239,11 +248,12 @@ impl Tree {
         path: &[u8],
         directory: OwnedFd,
         metadata: &Metadata,
+        origin: Origin,
     ) -> Result<(), EntryError> {
         let directory = File::from(directory);
         set_owner_and_mode(&directory, metadata)?;
         let inode = fstat(&directory).map_err(failed("look at a directory"))?.st_ino;
-        self.times.push(DirTime { path: path.to_vec(), inode, mtime: metadata.mtime });
+        self.times.push(DirTime { path: path.to_vec(), inode, mtime: metadata.mtime, origin });
         self.times_bytes += path.len() + size_of::<DirTime>();
         Ok(())
     }
@@ -265,7 +275,7 @@ impl Tree {
                 }
             }
         };
-        self.set_dir(path.as_bytes(), directory, metadata)
+        self.set_dir(path.as_bytes(), directory, metadata, Origin::Entry)
     }
 
     /// Makes a hard link to another entry of the layer, which keeps the metadata it has.
@@ -296,7 +306,8 @@ impl Tree {
         place.create("make a hard link", link)
     }
 
-    /// Marks a directory as hiding what is below it; one that is missing is made, and what is no directory is left.
+    /// Marks a directory as hiding what is below it; one that is missing is made, and what is no
+    /// directory is left.
     pub(super) fn set_opaque(&mut self, path: &EntryPath) -> Result<(), EntryError> {
         let place = match self.place(path) {
             Err(EntryError::ParentNotDirectory) => return Ok(()),
@@ -327,19 +338,29 @@ impl Tree {
         }
     }
 
-    /// Restores the times of directories; nothing may be made in the tree afterwards.
-    pub(super) fn restore_times(self) -> Result<(), EntryError> {
-        for remembered in &self.times {
+    /// Restores the times of directories, and lists those that no entry describes; nothing may be
+    /// made afterwards.
+    pub(super) fn finish(self) -> Result<Vec<PathBuf>, EntryError> {
+        // A directory can be described more than once; the last time counts.
+        let last: HashMap<u64, &DirTime> =
+            self.times.iter().map(|directory| (directory.inode, directory)).collect();
+        let mut implicit = Vec::new();
+        for remembered in last.into_values() {
             let Ok(directory) = self.resolve(&remembered.path) else { continue };
             // A later entry may have replaced the directory, or a link on the way to it.
-            let found = fstat(&directory).map_err(failed("look at a directory"))?;
-            if found.st_ino == remembered.inode {
-                let mtime = time(remembered.mtime);
-                utimensat(&directory, ".", &mtime, &mtime, UtimensatFlags::NoFollowSymlink)
-                    .map_err(failed("set the times of a directory"))?;
+            if fstat(&directory).map_err(failed("look at a directory"))?.st_ino != remembered.inode
+            {
+                continue;
+            }
+            let mtime = time(remembered.mtime);
+            utimensat(&directory, ".", &mtime, &mtime, UtimensatFlags::NoFollowSymlink)
+                .map_err(failed("set the times of a directory"))?;
+            if remembered.origin == Origin::Implicit {
+                implicit.push(PathBuf::from(OsString::from_vec(remembered.path.clone())));
             }
         }
-        Ok(())
+        implicit.sort_unstable();
+        Ok(implicit)
     }
 }
 
@@ -401,7 +422,8 @@ impl Place<'_> {
         let make = || mknodat(&self.parent, self.name, SFlag::S_IFIFO, Mode::S_IRUSR, 0);
         self.create("make a named pipe", make)?;
         self.set_special(metadata)?;
-        // This does follow links, but the name is that of the pipe just made, which cannot be opened for `fchmod`.
+        // This does follow links, but the name is that of the pipe just made, which cannot be
+        // opened for `fchmod`.
         fchmodat(&self.parent, self.name, mode(metadata), FchmodatFlags::FollowSymlink)
             .map_err(failed("set a mode"))?;
         self.set_times(metadata)
@@ -413,7 +435,8 @@ impl Place<'_> {
         fchownat(&self.parent, self.name, uid, gid, AtFlags::AT_SYMLINK_NOFOLLOW)
             .map_err(failed("set an owner"))?;
         for (name, value) in kept_xattrs(metadata) {
-            // The kernel allows these on files and directories only; nothing is lost that could have been there.
+            // The kernel allows these on files and directories only; nothing is lost that could
+            // have been there.
             if name.starts_with(b"user.") || name.starts_with(b"system.") {
                 continue;
             }
@@ -453,7 +476,21 @@ impl Place<'_> {
     }
 }
 
-/// Gives a file its metadata, in the order in which nothing is cleared again: owner, attributes, mode, time.
+/// Says whether overlayfs hides what lower layers have in a directory.
+pub(crate) fn is_opaque(directory: &OwnedFd) -> nix::Result<bool> {
+    let mut value = [0_u8; 1];
+    match fgetxattr(directory, OPAQUE_XATTR, &mut value) {
+        Ok(length) => Ok(value[..length] == *b"y"),
+        // Nothing but `y` is ever set, and a longer value is none of ours.
+        Err(rustix::io::Errno::NODATA | rustix::io::Errno::RANGE | rustix::io::Errno::NOTSUP) => {
+            Ok(false)
+        }
+        Err(errno) => Err(Errno::from_raw(errno.raw_os_error())),
+    }
+}
+
+/// Gives a file its metadata, in the order in which nothing is cleared again: owner, attributes,
+/// mode, time.
 pub(super) fn set_file(file: &File, metadata: &Metadata) -> Result<(), EntryError> {
     set_owner_and_mode(file, metadata)?;
     let mtime = time(metadata.mtime);
@@ -473,8 +510,8 @@ fn set_owner_and_mode(file: &File, metadata: &Metadata) -> Result<(), EntryError
 
 /// Chooses the attributes that mean something in a box.
 ///
-/// Not `trusted.*`, which would let an image steer overlayfs, nor its unprivileged twin `user.overlay.*`; not the
-/// labels of the builder's security module.
+/// Not `trusted.*`, which would let an image steer overlayfs, nor its unprivileged twin
+/// `user.overlay.*`; not the labels of the builder's security module.
 fn kept_xattrs(metadata: &Metadata) -> impl Iterator<Item = (&[u8], &[u8])> {
     let kept = |name: &[u8]| {
         (name.starts_with(b"user.") && !name.starts_with(b"user.overlay."))

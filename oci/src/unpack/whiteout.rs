@@ -6,8 +6,9 @@
 //! | `d/.wh..wh..opq`     | `d` with the attribute `trusted.overlay.opaque=y`  |
 //! | `.wh..wh..opq`       | a fact about the layer: overlayfs ignores the mark on its root |
 //!
-//! A whiteout concerns lower layers only, wherever it stands in its own. So all are kept until the layer's entries are
-//! there: what the layer has at the same place stays, and a directory there becomes opaque.
+//! A whiteout concerns lower layers only, wherever it stands in its own. So all are kept until the
+//! layer's entries are there: what the layer has at the same place stays, and a directory there
+//! becomes opaque.
 
 use std::collections::HashSet;
 
@@ -36,14 +37,11 @@ pub(super) enum Meaning {
 impl Meaning {
     pub(super) fn of(path: &EntryPath) -> Result<Self, EntryError> {
         let Some((parent, name)) = path.split() else { return Ok(Self::Entry) };
-        for component in
-            parent.split(|byte| *byte == b'/').filter(|component| component.starts_with(WHITEOUT))
-        {
-            return if component.starts_with(AUFS) {
-                Ok(Self::Nothing)
-            } else {
-                Err(EntryError::Whiteout)
-            };
+        let whiteout = |component: &&[u8]| component.starts_with(WHITEOUT);
+        match parent.split(|byte| *byte == b'/').find(whiteout) {
+            None => {}
+            Some(component) if component.starts_with(AUFS) => return Ok(Self::Nothing),
+            Some(_) => return Err(EntryError::Whiteout),
         }
         match name.strip_prefix(WHITEOUT) {
             None => Ok(Self::Entry),
@@ -93,7 +91,8 @@ impl Whiteouts {
         // Parents before children: a directory may become opaque on the way.
         self.hidden.sort_unstable();
         for path in self.hidden {
-            // In an opaque directory there is nothing to hide, and overlayfs would list the device itself.
+            // In an opaque directory there is nothing to hide, and overlayfs would list the device
+            // itself.
             if path.ancestors().skip(1).any(|ancestor| opaque.contains(&ancestor)) {
                 continue;
             }

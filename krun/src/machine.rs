@@ -1,0 +1,181 @@
+//! What a VM is made of, and the limits that libkrun has without saying so.
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use crate::KrunError;
+
+/// The stock guest kernel is built with `NR_CPUS=16`; with 20 the guest resets silently.
+pub const MAX_VCPUS: u8 = 16;
+
+/// Below the end of the kernel (37 MiB) libkrun panics; a guest that does anything needs more.
+pub const MIN_MEMORY_MIB: u32 = 128;
+
+/// x86-64 has interrupts for 11 virtio devices (IRQ 5 to 15). Balloon, rng, console, vsock and
+/// root take five.
+pub const MAX_SHARES: usize = 6;
+
+/// Size of the tag in the configuration space of a virtio-fs device (virtio 1.2, 5.11.4).
+pub const MAX_TAG_BYTES: usize = 36;
+
+/// `sun_path` has 108 bytes, with a NUL at the end.
+pub const MAX_SOCKET_PATH_BYTES: usize = 107;
+
+/// Everything that libkrun is told.
+#[derive(Debug)]
+pub struct Machine {
+    /// Virtual CPUs.
+    pub vcpus: u8,
+    /// Memory in MiB.
+    pub memory_mib: u32,
+    /// Folder of the host that is the guest's root. Must not be a symlink: libkrun opens it with
+    /// `O_NOFOLLOW`, late and in the guest's time.
+    pub root: PathBuf,
+    /// Files that only exist in the guest's root directory.
+    pub overlay_files: Vec<OverlayFile>,
+    /// Other folders of the host.
+    pub shares: Vec<Share>,
+    /// Sockets of the host that are bridged to the guest.
+    pub vsock_ports: Vec<VsockPort>,
+    /// Becomes the guest's port `krun-stdout`. Not a terminal, and not standard output: libkrun
+    /// sets `O_NONBLOCK` on it.
+    pub stdout: OwnedFd,
+    /// Becomes the guest's port `krun-stderr`. The same holds.
+    pub stderr: OwnedFd,
+}
+
+/// A virtual, read-only file in the guest's root directory, owned by root. It vanishes once it
+/// was opened.
+#[derive(Debug)]
+pub struct OverlayFile {
+    /// Name in the root directory, without a slash.
+    pub name: String,
+    /// Content. Stays in memory as long as the process lives.
+    pub content: Vec<u8>,
+    /// Permission bits.
+    pub permissions: u32,
+}
+
+/// A folder of the host, as a virtio-fs device.
+#[derive(Debug)]
+pub struct Share {
+    /// Name by which the guest mounts it.
+    pub tag: String,
+    /// The folder.
+    pub path: PathBuf,
+    /// Whether the device accepts writes.
+    pub access: Access,
+}
+
+/// Whether a device accepts writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Writes are refused on the host's side.
+    ReadOnly,
+    /// Writes reach the host's folder.
+    ReadWrite,
+}
+
+/// A vsock port that is bridged to a unix socket of the host.
+#[derive(Debug)]
+pub struct VsockPort {
+    /// Port number.
+    pub port: u32,
+    /// The unix socket.
+    pub socket: PathBuf,
+    /// Who connects.
+    pub connect: Connect,
+}
+
+/// Who connects to a bridged port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Connect {
+    /// libkrun listens on the socket; connections go to a listener in the guest. The socket appears
+    /// during the guest's boot.
+    FromHost,
+    /// The guest connects; libkrun connects to the socket, on which somebody must listen already.
+    FromGuest,
+}
+
+impl Machine {
+    /// Checks what libkrun would turn into a panic, a hang or a silent exit.
+    pub(crate) fn check(&self) -> Result<(), KrunError> {
+        if !(1..=MAX_VCPUS).contains(&self.vcpus) {
+            return Err(KrunError::Vcpus { found: self.vcpus });
+        }
+        if self.memory_mib < MIN_MEMORY_MIB {
+            return Err(KrunError::Memory { found: self.memory_mib });
+        }
+        if self.shares.len() > MAX_SHARES {
+            return Err(KrunError::TooManyShares { found: self.shares.len() });
+        }
+        for Share { tag, .. } in &self.shares {
+            if !(1..=MAX_TAG_BYTES).contains(&tag.len()) {
+                return Err(KrunError::Tag { tag: tag.clone() });
+            }
+        }
+        for VsockPort { socket, .. } in &self.vsock_ports {
+            if socket.as_os_str().len() > MAX_SOCKET_PATH_BYTES {
+                return Err(KrunError::SocketPath { path: socket.clone() });
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn machine() -> Machine {
+        let null = || std::fs::File::open("/dev/null").unwrap().into();
+        Machine {
+            vcpus: 1,
+            memory_mib: 128,
+            root: "/".into(),
+            overlay_files: Vec::new(),
+            shares: Vec::new(),
+            vsock_ports: Vec::new(),
+            stdout: null(),
+            stderr: null(),
+        }
+    }
+
+    fn share(tag: &str) -> Share {
+        Share { tag: tag.into(), path: "/".into(), access: Access::ReadOnly }
+    }
+
+    #[test]
+    fn limits_are_checked_on_both_sides() {
+        let refused: [(fn(&mut Machine), &str); 7] = [
+            (|m| m.vcpus = 0, "0 virtual CPUs, expected 1 to 16"),
+            (|m| m.vcpus = 17, "17 virtual CPUs, expected 1 to 16"),
+            (|m| m.memory_mib = 127, "127 MiB of memory, expected at least 128"),
+            (
+                |m| m.shares = (0..7).map(|_| share("a")).collect(),
+                "7 shared folders, expected at most 6",
+            ),
+            (|m| m.shares = vec![share("")], "tag `` has 0 bytes, expected 1 to 36"),
+            (|m| m.shares = vec![share(&"t".repeat(37))], "has 37 bytes, expected 1 to 36"),
+            (
+                |m| {
+                    let socket = format!("/{}", "s".repeat(107)).into();
+                    m.vsock_ports = vec![VsockPort { port: 1, socket, connect: Connect::FromHost }];
+                },
+                "has 108 bytes, expected at most 107",
+            ),
+        ];
+        for (change, expected) in refused {
+            let mut machine = machine();
+            change(&mut machine);
+            let found = machine.check().unwrap_err().to_string();
+            assert!(found.contains(expected), "{found} / {expected}");
+        }
+        let mut largest = machine();
+        largest.vcpus = 16;
+        largest.shares = (0..6).map(|_| share(&"t".repeat(36))).collect();
+        let socket = format!("/{}", "s".repeat(106)).into();
+        largest.vsock_ports = vec![VsockPort { port: 1, socket, connect: Connect::FromGuest }];
+        largest.check().unwrap();
+    }
+}

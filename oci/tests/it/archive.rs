@@ -1,0 +1,71 @@
+//! Tar archives, entry by entry, with whatever names and links a test wants.
+
+use tar::{Builder, EntryType, Header};
+
+/// Modification time of all entries.
+pub(crate) const TIME: u64 = 1_700_000_000;
+
+/// An archive that is being written.
+pub(crate) struct Tar(Builder<Vec<u8>>, Vec<u8>);
+
+impl Tar {
+    pub(crate) fn new() -> Self {
+        Self(Builder::new(Vec::new()), Vec::new())
+    }
+
+    pub(crate) fn dir(self, name: &str) -> Self {
+        self.entry(EntryType::Directory, name, 0o755, b"")
+    }
+
+    pub(crate) fn file(self, name: &str, content: &str) -> Self {
+        self.entry(EntryType::Regular, name, 0o644, content.as_bytes())
+    }
+
+    pub(crate) fn symlink(self, name: &str, target: &str) -> Self {
+        self.append(header(EntryType::Symlink, name, 0o777), target, b"")
+    }
+
+    pub(crate) fn hard_link(self, name: &str, target: &str) -> Self {
+        self.append(header(EntryType::Link, name, 0o644), target, b"")
+    }
+
+    pub(crate) fn entry(self, kind: EntryType, name: &str, mode: u32, body: &[u8]) -> Self {
+        self.append(header(kind, name, mode), "", body)
+    }
+
+    fn append(mut self, mut header: Header, link: &str, body: &[u8]) -> Self {
+        header.as_old_mut().linkname[..link.len()].copy_from_slice(link.as_bytes());
+        header.set_size(body.len() as u64);
+        header.set_cksum();
+        self.0.append(&header, body).unwrap();
+        self
+    }
+
+    pub(crate) fn pax(mut self, records: &[(&str, &[u8])]) -> Self {
+        self.0.append_pax_extensions(records.iter().copied()).unwrap();
+        self
+    }
+
+    /// Appends bytes behind the archive's end.
+    pub(crate) fn then(mut self, bytes: &[u8]) -> Self {
+        self.1.extend(bytes);
+        self
+    }
+
+    /// Ends the archive.
+    pub(crate) fn bytes(&self) -> Vec<u8> {
+        [self.0.get_ref(), &[0; 1024][..], &self.1].concat()
+    }
+}
+
+/// Makes a header, without any of the checks that a real writer has.
+fn header(kind: EntryType, name: &str, mode: u32) -> Header {
+    let mut header = Header::new_gnu();
+    header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
+    header.set_entry_type(kind);
+    header.set_mode(mode);
+    header.set_uid(11);
+    header.set_gid(22);
+    header.set_mtime(TIME);
+    header
+}

@@ -1,0 +1,206 @@
+//! The layer cache between processes: one unpacking, no traces of failure, no trust in strangers.
+
+use std::env;
+use std::fs::{self, File, Permissions};
+use std::ops::ControlFlow;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::archive::Tar;
+use crate::bench::{Bench, amd64, chain, names};
+use a3s_box_oci::{CacheError, Layer, LayerCache, Progress};
+
+/// Tells the child of a test in which folder to unpack.
+const HANG_IN: &str = "A3S_OCI_TEST_HANG_IN";
+
+fn big_layer() -> Tar {
+    (0..2000).fold(Tar::new(), |tar, number| tar.file(&format!("file{number}"), "content"))
+}
+
+#[test]
+fn second_call_is_a_hit_that_needs_no_blob() {
+    let bench = Bench::new();
+    let image = bench.resolved(&[Tar::new().file("a", "content")]);
+    let cold = bench.unpack(&image.layers[0]).unwrap();
+    fs::remove_dir_all(bench.path("layout/blobs")).unwrap();
+    let warm = bench.unpack(&image.layers[0]).unwrap();
+    assert!(!cold.hit && warm.hit);
+    assert_eq!((&cold.path, cold.facts), (&warm.path, warm.facts));
+    assert_eq!(names(&warm.path), ["a"]);
+}
+
+#[test]
+fn cancelled_unpacking_leaves_nothing_and_the_next_one_succeeds() {
+    let bench = Bench::new();
+    let image = bench.resolved(&[big_layer()]);
+    for calls in 1..6 {
+        let mut left = calls;
+        let outcome = bench.cache().get_or_unpack(&bench.layout(), &image.layers[0], &mut |_| {
+            left -= 1;
+            if left == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        assert!(matches!(outcome, Err(CacheError::Cancelled { .. })), "{outcome:?}");
+        bench.assert_cache_is_empty();
+    }
+    assert!(!bench.unpack(&image.layers[0]).unwrap().hit);
+}
+
+#[test]
+fn full_disk_leaves_nothing_and_says_so() {
+    let bench = Bench::new();
+    let image = bench.resolved(&[Tar::new().file("a", &"content".repeat(1 << 20))]);
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+    let private = nix::mount::MsFlags::MS_REC | nix::mount::MsFlags::MS_PRIVATE;
+    nix::mount::mount(None::<&str>, "/", None::<&str>, private, None::<&str>).unwrap();
+    fs::create_dir(bench.path("cache")).unwrap();
+    let cache = bench.path("cache");
+    let options = Some("size=1m,mode=700");
+    nix::mount::mount(Some("tmpfs"), &cache, Some("tmpfs"), nix::mount::MsFlags::empty(), options)
+        .unwrap();
+    let text = chain(&bench.unpack(&image.layers[0]).unwrap_err());
+    assert!(
+        text.contains("cannot unpack entry `a`: cannot write a file: No space left on device"),
+        "{text}"
+    );
+    bench.assert_cache_is_empty();
+}
+
+#[test]
+fn killed_unpacking_leaves_nothing_visible_and_the_next_one_succeeds() {
+    // Only a process can be killed: the test runs itself, and the child hangs.
+    if let Some(dir) = env::var_os(HANG_IN) {
+        let bench = Bench::at(Path::new(&dir));
+        hang(&bench, &bench.layout().resolve(None, &amd64()).unwrap().layers[0]);
+        return;
+    }
+    let bench = Bench::new();
+    let image = bench.resolved(&[big_layer(), Tar::new().dir("other")]);
+    let name = "cache::killed_unpacking_leaves_nothing_visible_and_the_next_one_succeeds";
+    let mut child = Command::new(env::current_exe().unwrap())
+        .args(["--exact", name])
+        .env(HANG_IN, &bench.root)
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let marker = bench.path("started");
+    let started = Instant::now();
+    while !marker.exists() {
+        assert!(started.elapsed() < Duration::from_secs(30), "the child does not unpack");
+        thread::sleep(Duration::from_millis(5));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let staging = bench.path("cache/layers-v1/staging");
+    assert_eq!(fs::read_dir(bench.path("cache/layers-v1/ready")).unwrap().count(), 0);
+    assert_eq!(fs::read_dir(&staging).unwrap().count(), 1);
+    // Unpacking another layer removes what the dead process has left.
+    assert!(!bench.unpack(&image.layers[1]).unwrap().hit);
+    assert_eq!(fs::read_dir(&staging).unwrap().count(), 0);
+    let layer = bench.unpack(&image.layers[0]).unwrap();
+    assert_eq!((layer.hit, names(&layer.path).len()), (false, 2000));
+}
+
+#[test]
+fn two_at_once_unpack_once() {
+    let bench = Bench::new();
+    let image = bench.resolved(&[big_layer()]);
+    let (unpackings, waits) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let hits = thread::scope(|scope| {
+        let work = || {
+            let mut started = false;
+            let progress = &mut |progress| {
+                match progress {
+                    Progress::Waiting => drop(waits.fetch_add(1, Ordering::Relaxed)),
+                    Progress::Unpacking { .. } if !started => {
+                        started = true;
+                        unpackings.fetch_add(1, Ordering::Relaxed);
+                        thread::sleep(Duration::from_millis(200));
+                    }
+                    Progress::Unpacking { .. } | Progress::Publishing => {}
+                }
+                ControlFlow::Continue(())
+            };
+            bench.cache().get_or_unpack(&bench.layout(), &image.layers[0], progress).unwrap().hit
+        };
+        let others: Vec<_> = (0..4).map(|_| scope.spawn(work)).collect();
+        others.into_iter().map(|other| other.join().unwrap()).filter(|hit| *hit).count()
+    });
+    assert_eq!((hits, unpackings.into_inner()), (3, 1));
+    assert!(waits.into_inner() > 0);
+}
+
+#[test]
+fn waiting_can_be_cancelled_and_a_lease_is_a_shared_lock() {
+    let bench = Bench::new();
+    let image = bench.resolved(&[Tar::new().dir("a")]);
+    let lock = bench.path("cache/layers-v1/locks").join(image.layers[0].diff_id.hex());
+    drop(bench.cache());
+    let held = File::create(&lock).unwrap();
+    held.lock().unwrap();
+    let mut waits = 0;
+    let outcome = bench.cache().get_or_unpack(&bench.layout(), &image.layers[0], &mut |progress| {
+        assert_eq!(progress, Progress::Waiting);
+        waits += 1;
+        if waits < 3 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    });
+    assert!(matches!(outcome, Err(CacheError::Cancelled { .. })), "{outcome:?}");
+    held.unlock().unwrap();
+    let layer = bench.unpack(&image.layers[0]).unwrap();
+    let other = File::open(&lock).unwrap();
+    other.try_lock().unwrap_err();
+    other.try_lock_shared().unwrap();
+    other.unlock().unwrap();
+    drop(layer.lease);
+    other.try_lock().unwrap();
+}
+
+#[test]
+fn cache_that_others_can_change_is_refused() {
+    let bench = Bench::new();
+    drop(bench.cache());
+    let mode = |path: &str| fs::metadata(bench.path(path)).unwrap().permissions().mode() & 0o7777;
+    assert_eq!(
+        (mode("cache"), mode("cache/layers-v1"), mode("cache/layers-v1/ready")),
+        (0o700, 0o700, 0o700)
+    );
+    let open = || LayerCache::open(&bench.path("cache"));
+    let chmod = |path: &str, mode| {
+        fs::set_permissions(bench.path(path), Permissions::from_mode(mode)).unwrap();
+    };
+    chmod("cache", 0o755);
+    open().unwrap();
+    chmod("cache", 0o1777);
+    assert!(matches!(open().unwrap_err(), CacheError::Mode { found: 0o1777, .. }));
+    chmod("cache", 0o700);
+    chmod("cache/layers-v1/staging", 0o711);
+    assert!(matches!(open().unwrap_err(), CacheError::Mode { found: 0o711, .. }));
+    chmod("cache/layers-v1/staging", 0o700);
+    std::os::unix::fs::chown(bench.path("cache/layers-v1"), Some(1), None).unwrap();
+    assert!(matches!(open().unwrap_err(), CacheError::Owner { expected: 0, found: 1, .. }));
+}
+
+#[test]
+fn damaged_record_is_an_error_that_names_it() {
+    let bench = Bench::new();
+    let image = bench.resolved(&[Tar::new().dir("a")]);
+    let layer = bench.unpack(&image.layers[0]).unwrap();
+    fs::write(layer.path.with_file_name("facts.json"), "{}").unwrap();
+    let text = chain(&bench.unpack(&image.layers[0]).unwrap_err());
+    assert!(text.starts_with("the record of the cached layer `"), "{text}");
+}
+
+/// Unpacks, and hangs in the middle of it.
+fn hang(bench: &Bench, layer: &Layer) {
+    let progress = &mut |progress| {
+        if matches!(progress, Progress::Unpacking { entries: 512.., .. }) {
+            File::create(bench.path("started")).unwrap();
+            thread::sleep(Duration::from_secs(60));
+        }
+        ControlFlow::Continue(())
+    };
+    bench.cache().get_or_unpack(&bench.layout(), layer, progress).unwrap();
+}

@@ -1,0 +1,183 @@
+//! Layers mounted as a root file system.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use a3s_box_oci::{CachedLayer, MountError, OverlaySpec};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use tar::EntryType;
+
+use crate::archive::{TIME, Tar};
+use crate::bench::{Bench, chain, names};
+
+/// Gives the test process a mount namespace of its own, from which nothing spreads.
+fn private_mounts() {
+    unshare(CloneFlags::CLONE_NEWNS).unwrap();
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
+        .unwrap();
+}
+
+/// Mounts layers, given bottom first, and returns where.
+fn mounted(bench: &Bench, layers: &[CachedLayer]) -> PathBuf {
+    let spec = spec(bench, layers);
+    spec.mount().unwrap_or_else(|error| panic!("{}", chain(&error)));
+    spec.target
+}
+
+fn spec<'a>(bench: &Bench, layers: &'a [CachedLayer]) -> OverlaySpec<'a> {
+    let target = bench.path("root");
+    fs::create_dir_all(&target).unwrap();
+    // Characters that an option string would have to escape.
+    let state = bench.path("box:1,2\\3");
+    fs::create_dir_all(&state).unwrap();
+    OverlaySpec { layers, upper: state.join("upper"), work: state.join("work"), target }
+}
+
+/// Finds the options of the mount at `target`; it may be the thread's own.
+fn mount_options(target: &Path) -> String {
+    let mounts = fs::read_to_string("/proc/thread-self/mounts").unwrap();
+    let mut found =
+        mounts.lines().filter_map(|line| line.split_once(&format!(" {} ", target.display())));
+    found.next_back().unwrap().1.to_owned()
+}
+
+fn unpacked(bench: &Bench, layers: &[Tar]) -> Vec<CachedLayer> {
+    bench.resolved(layers).layers.iter().map(|layer| bench.unpack(layer).unwrap()).collect()
+}
+
+#[test]
+fn three_layers_make_the_tree_that_applying_them_makes() {
+    private_mounts();
+    let bench = Bench::new();
+    let layers = unpacked(
+        &bench,
+        &[
+            Tar::new()
+                .dir("a")
+                .file("a/x", "1")
+                .file("a/y", "1")
+                .dir("o")
+                .file("o/old", "1")
+                .dir("r")
+                .file("r/old", "1"),
+            Tar::new()
+                .dir("a")
+                .file("a/.wh.x", "")
+                .dir("o")
+                .file("o/.wh..wh..opq", "")
+                .file("o/new", "2"),
+            Tar::new()
+                .entry(EntryType::Directory, "./", 0o751, b"")
+                .file("a/z", "3")
+                .file(".wh.r", "")
+                .dir("r")
+                .file("r/new", "3"),
+        ],
+    );
+    let root = mounted(&bench, &layers);
+    assert_eq!(names(&root), ["a", "a/y", "a/z", "o", "o/new", "r", "r/new"]);
+    let found = fs::metadata(&root).unwrap();
+    assert_eq!((found.mode() & 0o7777, found.uid(), found.gid()), (0o751, 11, 22));
+    // What is written stays out of the layers.
+    fs::write(root.join("a/y"), "changed").unwrap();
+    fs::remove_file(root.join("o/new")).unwrap();
+    assert_eq!(fs::read_to_string(layers[0].path.join("a/y")).unwrap(), "1");
+    assert_eq!(names(&layers[1].path), ["a", "a/x", "o", "o/new"]);
+    let options = mount_options(&root);
+    assert!(options.contains("nosuid") && options.contains("nodev"), "{options}");
+}
+
+#[test]
+fn opaque_root_and_repeated_layers_are_left_to_the_list() {
+    private_mounts();
+    let bench = Bench::new();
+    let layers = unpacked(
+        &bench,
+        &[
+            Tar::new().file("hidden", ""),
+            Tar::new().file(".wh..wh..opq", "").file("a", ""),
+            Tar::new(),
+            Tar::new().file("b", "lower"),
+            Tar::new().file("b", "middle"),
+            Tar::new(),
+            Tar::new().file("b", "lower"),
+        ],
+    );
+    let root = mounted(&bench, &layers);
+    assert_eq!(names(&root), ["a", "b"]);
+    assert_eq!(fs::read_to_string(root.join("b")).unwrap(), "lower");
+}
+
+#[test]
+fn image_without_layers_is_its_upper_folder() {
+    private_mounts();
+    let bench = Bench::new();
+    let root = mounted(&bench, &[]);
+    fs::write(root.join("a"), "").unwrap();
+    assert_eq!(names(&bench.path("box:1,2\\3/upper")), ["a"]);
+    let options = mount_options(&root);
+    assert!(options.contains("nosuid") && options.contains("nodev"), "{options}");
+}
+
+#[test]
+fn directory_that_no_entry_describes_is_as_lower_layers_have_it() {
+    private_mounts();
+    let bench = Bench::new();
+    let described = |name: &str, mode| Tar::new().entry(EntryType::Directory, name, mode, b"");
+    let layers = unpacked(
+        &bench,
+        &[
+            described("./", 0o711)
+                .entry(EntryType::Directory, "tmp", 0o1777, b"")
+                .entry(EntryType::Directory, "tmp/in", 0o700, b"")
+                .entry(EntryType::Directory, "hidden", 0o700, b"")
+                .entry(EntryType::Directory, "again", 0o700, b"")
+                .symlink("link", "tmp"),
+            Tar::new().file("tmp/in/file", "").file(".wh.hidden", "").file("tmp/.wh.gone", ""),
+            Tar::new().file("tmp/other", "").file("hidden/file", "").file("new/file", ""),
+            Tar::new().file("again/file", "").entry(EntryType::Directory, "again", 0o750, b""),
+        ],
+    );
+    let root = mounted(&bench, &layers);
+    let described = [("", 0o711), ("tmp", 0o1777), ("tmp/in", 0o700), ("again", 0o750)];
+    let made = [("hidden", 0o755), ("new", 0o755)];
+    for (name, mode, (owner, time)) in described
+        .map(|(name, mode)| (name, mode, ((11, 22), i64::try_from(TIME).unwrap())))
+        .into_iter()
+        .chain(made.map(|(name, mode)| (name, mode, ((0, 0), 0))))
+    {
+        let found = fs::metadata(root.join(name)).unwrap();
+        let found = (found.mode() & 0o7777, (found.uid(), found.gid()), found.mtime());
+        assert_eq!(found, (mode, owner, time), "{name}");
+    }
+    // A box that is started again has the say.
+    fs::set_permissions(root.join("tmp"), Permissions::from_mode(0o700)).unwrap();
+    nix::mount::umount(&root).unwrap();
+    mounted(&bench, &layers);
+    assert_eq!(fs::metadata(root.join("tmp")).unwrap().mode() & 0o7777, 0o700);
+}
+
+#[test]
+fn sixty_layers_are_mounted() {
+    private_mounts();
+    let bench = Bench::new();
+    let layers: Vec<Tar> =
+        (0..60).map(|number| Tar::new().file(&format!("file{number}"), "")).collect();
+    assert_eq!(names(&mounted(&bench, &unpacked(&bench, &layers))).len(), 60);
+}
+
+#[test]
+fn missing_folder_is_an_error_that_names_it() {
+    private_mounts();
+    let bench = Bench::new();
+    let layers = unpacked(&bench, &[Tar::new().dir("a")]);
+    let target = OverlaySpec { target: bench.path("nowhere"), ..spec(&bench, &layers) };
+    assert!(matches!(target.mount().unwrap_err(), MountError::Mount { .. }));
+    let upper = OverlaySpec { upper: bench.path("no/where"), ..spec(&bench, &layers) };
+    assert!(chain(&upper.mount().unwrap_err()).contains("where`: No such file or directory"));
+    fs::remove_dir_all(&layers[0].path).unwrap();
+    let text = chain(&spec(&bench, &layers).mount().unwrap_err());
+    assert!(text.starts_with("cannot open layer `") && text.ends_with("(os error 2)"), "{text}");
+}

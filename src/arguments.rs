@@ -1,0 +1,95 @@
+//! The command line: flags for people. Supervisors need none.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+/// What `--version` prints.
+pub(crate) const VERSION: &str = concat!("a3s-box-shim ", env!("CARGO_PKG_VERSION"));
+
+/// What `--help` prints.
+pub(crate) const USAGE: &str = "\
+usage: a3s-box-shim [--config FILE] [--check | --prepare]
+       a3s-box-shim --print-schema | --version | --help
+
+Reads a BoxConfig (JSON) on standard input, becomes the microVM that it describes, and
+writes events (NDJSON) on standard output. The exit status is the workload's.
+
+  --config FILE   read the BoxConfig from FILE instead
+  --check         only say whether the BoxConfig is valid
+  --prepare       do everything up to the mounted root, undo it and exit; needs no KVM
+  --print-schema  print the JSON Schema of BoxConfig
+  --version       print the version";
+
+/// What the shim is to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    Run,
+    Check,
+    Prepare,
+    PrintSchema,
+    Version,
+    Help,
+}
+
+/// The command line, read.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Arguments {
+    pub(crate) mode: Mode,
+    pub(crate) config: Option<PathBuf>,
+}
+
+/// A command line that makes no sense.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum ArgumentError {
+    #[error("unknown argument `{0}`")]
+    Unknown(String),
+    #[error("--config needs a file")]
+    NoFile,
+    #[error("more than one of --check, --prepare, --print-schema, --version and --help")]
+    TwoModes,
+}
+
+impl Arguments {
+    pub(crate) fn parse(words: impl Iterator<Item = OsString>) -> Result<Self, ArgumentError> {
+        let mut words = words;
+        let mut arguments = Self { mode: Mode::Run, config: None };
+        while let Some(word) = words.next() {
+            let mode = match word.to_str() {
+                Some("--config") => {
+                    arguments.config = Some(words.next().ok_or(ArgumentError::NoFile)?.into());
+                    continue;
+                }
+                Some("--check") => Mode::Check,
+                Some("--prepare") => Mode::Prepare,
+                Some("--print-schema") => Mode::PrintSchema,
+                Some("--version") => Mode::Version,
+                Some("--help" | "-h") => Mode::Help,
+                _ => return Err(ArgumentError::Unknown(word.to_string_lossy().into_owned())),
+            };
+            if arguments.mode != Mode::Run {
+                return Err(ArgumentError::TwoModes);
+            }
+            arguments.mode = mode;
+        }
+        Ok(arguments)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(words: &[&str]) -> Result<Arguments, ArgumentError> {
+        Arguments::parse(words.iter().map(OsString::from))
+    }
+
+    #[test]
+    fn flags_are_read_and_nonsense_is_refused() {
+        assert_eq!(parse(&[]), Ok(Arguments { mode: Mode::Run, config: None }));
+        let check = Arguments { mode: Mode::Check, config: Some("a".into()) };
+        assert_eq!(parse(&["--config", "a", "--check"]), Ok(check));
+        assert_eq!(parse(&["--config"]), Err(ArgumentError::NoFile));
+        assert_eq!(parse(&["--check", "--prepare"]), Err(ArgumentError::TwoModes));
+        assert_eq!(parse(&["-x"]), Err(ArgumentError::Unknown("-x".into())));
+    }
+}

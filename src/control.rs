@@ -1,0 +1,123 @@
+//! The control thread: everything that happens while the VM runs.
+//!
+//! ```text
+//!  signals ──────────┐
+//!  guest (vsock) ────┤                         ┌──► events
+//!  health (gRPC) ────┼──► Monitor::run, ───────┼──► Stop, Kill, Acknowledged to the guest
+//!  deadlines ────────┤    one select loop      └──► exit status, to the `_exit` hook
+//!  liveness ─────────┤
+//!  libkrun's _exit ──┘
+//! ```
+//!
+//! One thread with one current-thread runtime owns all of it, so that no two things can happen at
+//! once. When the VM ends by itself, libkrun calls `_exit` on the main thread: the hook hands the
+//! code over and waits for the exit status. When the VM does not end by itself, this thread ends
+//! the process.
+
+mod deadlines;
+mod health;
+mod link;
+mod liveness;
+mod monitor;
+mod verdict;
+
+use std::io;
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use a3s_box_core::{ErrorReport, exit};
+use tokio::sync::mpsc;
+
+use self::monitor::Monitor;
+use crate::console::Relay;
+use crate::events::EventWriter;
+use crate::guest::Guest;
+use crate::process::Signals;
+use crate::spec::VmSpec;
+use crate::state_dir::StateDir;
+
+/// How long the `_exit` hook waits for the control thread, which itself waits for the console (2 s)
+/// and for the reader of events (2 s).
+const VERDICT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The control thread cannot be started.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ControlError {
+    #[error("cannot listen on `{}`", path.display())]
+    Listen { path: PathBuf, source: io::Error },
+    #[error("cannot start the control thread")]
+    Thread(#[source] io::Error),
+}
+
+/// How libkrun came back to the main thread.
+#[derive(Debug)]
+pub(crate) enum VmEnd {
+    /// It called `_exit` with this code.
+    Exited(i32),
+    /// It refused to start.
+    Refused(ErrorReport),
+}
+
+/// What the control thread needs.
+#[derive(Debug)]
+pub(crate) struct Setup<'a> {
+    pub(crate) spec: &'a VmSpec,
+    pub(crate) state: &'a StateDir,
+    pub(crate) guest: &'a Guest,
+    pub(crate) console: Relay,
+    pub(crate) signals: Signals,
+    pub(crate) events: Arc<EventWriter>,
+    pub(crate) configured_ms: u64,
+}
+
+/// The running control thread, as the main thread sees it.
+#[derive(Debug)]
+pub(crate) struct Control {
+    vm_end: mpsc::UnboundedSender<VmEnd>,
+}
+
+impl Control {
+    /// Starts the thread. From here on only it ends the process.
+    pub(crate) fn start(setup: Setup<'_>) -> Result<Self, ControlError> {
+        let socket = setup.state.control_socket();
+        let listener = UnixListener::bind(&socket)
+            .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
+            .map_err(|source| ControlError::Listen { path: socket, source })?;
+        let (vm_end, vm_ends) = mpsc::unbounded_channel();
+        let monitor = Monitor::new(setup, listener, vm_ends);
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(ControlError::Thread)?;
+        thread::Builder::new()
+            .name("control".into())
+            .spawn(move || runtime.block_on(monitor.run()))
+            .map_err(ControlError::Thread)?;
+        Ok(Self { vm_end })
+    }
+
+    /// Lets libkrun's `_exit` end the process with the control thread's verdict.
+    pub(crate) fn intercept_exit(&self) {
+        let vm_end = self.vm_end.clone();
+        a3s_box_krun::exit::intercept(move |code| {
+            hand_over(&vm_end, VmEnd::Exited(code));
+            exit::FAILED
+        });
+    }
+
+    /// Tells that libkrun refused the machine, and ends the process.
+    pub(crate) fn finish(self, report: ErrorReport) -> ! {
+        hand_over(&self.vm_end, VmEnd::Refused(report));
+        a3s_box_krun::exit::now(exit::FAILED)
+    }
+}
+
+/// Gives the control thread the time to end the process. Comes back only if it does not.
+fn hand_over(vm_end: &mpsc::UnboundedSender<VmEnd>, end: VmEnd) {
+    // Without a receiver the control thread is ending the process already.
+    let _ending = vm_end.send(end);
+    thread::sleep(VERDICT_TIMEOUT);
+}

@@ -1,0 +1,101 @@
+//! Finds out that a guest has halted.
+//!
+//! `poweroff -f` and `halt -f` stop an x86 guest's CPUs, and libkrun waits for ever. A guest that
+//! does not answer may just be busy, so silence alone means nothing: a guest has halted when it
+//! does not answer *and* its virtual CPUs hardly run *and* they are not waiting for a CPU of the
+//! host either.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use tokio::io::AsyncReadExt;
+use tokio::net::UnixStream;
+use tokio::time::{sleep, timeout};
+
+use super::health::Health;
+
+/// Pause between two looks: a tenth of a per mille of a CPU.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// Looks in a row that must find the guest silent and still.
+const LOOKS: u32 = 3;
+
+/// A guest that lives runs for longer to answer one question; a halted one is only woken by the
+/// question's interrupt, some microseconds.
+const STILL_NS: u64 = 5_000_000;
+
+/// libkrun names the threads of virtual CPUs `fc_vcpu 0` and on (1.19.7, vstate.rs).
+const VCPU_THREAD: &str = "fc_vcpu";
+
+/// Who can be asked.
+#[derive(Debug)]
+pub(super) enum Probe {
+    /// The agent, which answers health checks.
+    Agent(Health),
+    /// Nobody: the guest's kernel refuses a connection, and so answers too.
+    Kernel,
+}
+
+/// Comes back when the guest behind `socket` has halted.
+pub(super) async fn until_halted(mut probe: Probe, socket: &Path) {
+    let mut still = 0;
+    while still < LOOKS {
+        sleep(INTERVAL).await;
+        let before = vcpu_time();
+        let answered = match &mut probe {
+            Probe::Agent(health) => health.is_serving().await,
+            Probe::Kernel => kernel_answers(socket).await,
+        };
+        let ran = vcpu_time().since(before);
+        tracing::debug!(answered, ?ran, "looked whether the guest lives");
+        still = if !answered && ran.is_still() { still + 1 } else { 0 };
+    }
+}
+
+/// Nobody listens in the guest: its kernel resets the connection.
+async fn kernel_answers(socket: &Path) -> bool {
+    let ask = async {
+        let Ok(mut stream) = UnixStream::connect(socket).await else { return false };
+        // Any end of the stream is the answer.
+        let _reset = stream.read(&mut [0; 16]).await;
+        true
+    };
+    timeout(2 * INTERVAL, ask).await.unwrap_or(false)
+}
+
+/// Time in nanoseconds that threads ran, and that they waited for a CPU.
+#[derive(Clone, Copy, Debug, Default)]
+struct CpuTime {
+    ran_ns: u64,
+    waited_ns: u64,
+}
+
+impl CpuTime {
+    fn since(self, before: Self) -> Self {
+        Self {
+            ran_ns: self.ran_ns.saturating_sub(before.ran_ns),
+            waited_ns: self.waited_ns.saturating_sub(before.waited_ns),
+        }
+    }
+
+    fn is_still(self) -> bool {
+        self.ran_ns < STILL_NS && self.waited_ns < STILL_NS
+    }
+}
+
+/// Of all virtual CPUs of this process (`/proc/thread-self/schedstat`, proc(5)).
+fn vcpu_time() -> CpuTime {
+    let Ok(threads) = fs::read_dir("/proc/self/task") else { return CpuTime::default() };
+    let mut total = CpuTime::default();
+    for thread in threads.flatten() {
+        let read = |file| fs::read_to_string(thread.path().join(file)).unwrap_or_default();
+        if read("comm").starts_with(VCPU_THREAD) {
+            let schedstat = read("schedstat");
+            let mut numbers = schedstat.split(' ').map(|number| number.parse().unwrap_or(0));
+            total.ran_ns += numbers.next().unwrap_or(0);
+            total.waited_ns += numbers.next().unwrap_or(0);
+        }
+    }
+    total
+}

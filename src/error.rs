@@ -1,0 +1,91 @@
+//! Errors of the phases, each with its stable code.
+
+use std::io;
+
+use a3s_box_core::event::StopReason;
+use a3s_box_core::{ConfigError, ErrorCode, ErrorReport, exit};
+use a3s_box_krun::KrunError;
+use a3s_box_oci::CacheError;
+
+use crate::Ending;
+use crate::console::ConsoleError;
+use crate::control::ControlError;
+use crate::guest::GuestError;
+use crate::process::ProcessError;
+use crate::rootfs::RootfsError;
+use crate::state_dir::StateDirError;
+
+/// Why a phase failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ShimError {
+    #[error("cannot read the config from {source_name}")]
+    ReadConfig { source_name: String, source: io::Error },
+    #[error("the config is not valid")]
+    Config(#[from] ConfigError),
+    #[error("cannot set the process up")]
+    Process(#[from] ProcessError),
+    #[error("cannot use the state folder")]
+    State(#[from] StateDirError),
+    #[error("cannot make the root file system")]
+    Rootfs(#[from] RootfsError),
+    #[error("cannot prepare the guest")]
+    Guest(#[from] GuestError),
+    #[error("cannot prepare the console")]
+    Console(#[from] ConsoleError),
+    #[error("cannot watch the box")]
+    Control(#[from] ControlError),
+    #[error("cannot start the virtual machine")]
+    Vm(#[from] KrunError),
+}
+
+impl ShimError {
+    /// What to tell about it; nothing if the box was only asked to stop.
+    pub(crate) fn report(&self) -> Option<ErrorReport> {
+        if matches!(self, Self::Rootfs(RootfsError::Stopped(_))) {
+            return None;
+        }
+        Some(ErrorReport::new(self.code(), self).with_hint(self.hint()))
+    }
+
+    /// How the box ended by it.
+    pub(crate) fn ending(&self) -> Ending {
+        if let Self::Rootfs(RootfsError::Stopped(signal)) = self {
+            // Linux has 64 signals.
+            let number = u8::try_from(*signal as i32).unwrap_or(u8::MAX);
+            let exit_code = exit::for_signal(number);
+            return Ending { reason: StopReason::Stopped, exit_code, signal: Some(number) };
+        }
+        Ending { reason: StopReason::Failed, exit_code: exit::FAILED, signal: None }
+    }
+
+    fn code(&self) -> ErrorCode {
+        match self {
+            Self::ReadConfig { .. } => ErrorCode::ConfigInvalid,
+            Self::Config(ConfigError::Unsupported { .. }) => ErrorCode::ConfigUnsupported,
+            Self::Config(_) => ErrorCode::ConfigInvalid,
+            Self::Process(_) => ErrorCode::ProcessSetup,
+            Self::State(StateDirError::InUse { .. }) => ErrorCode::IdInUse,
+            Self::State(_) | Self::Console(_) => ErrorCode::StateDir,
+            Self::Rootfs(RootfsError::Layout(_)) => ErrorCode::ImageInvalid,
+            Self::Rootfs(RootfsError::Layer(CacheError::Layer { .. })) => ErrorCode::LayerInvalid,
+            Self::Rootfs(_) => ErrorCode::RootfsFailed,
+            Self::Guest(GuestError::NothingToRun) => ErrorCode::ConfigInvalid,
+            Self::Guest(GuestError::StopSignal { .. }) => ErrorCode::ImageInvalid,
+            Self::Guest(_) => ErrorCode::HostUnsupported,
+            Self::Control(_) => ErrorCode::Internal,
+            Self::Vm(error) if error.is_of_host() => ErrorCode::HostUnsupported,
+            Self::Vm(_) => ErrorCode::VmSetup,
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::Vm(error) => error.hint().map(str::to_owned),
+            Self::Guest(GuestError::ProgramMissing { .. }) => {
+                Some("install a3s-box-guest beside the shim, or set `paths.guest`".to_owned())
+            }
+            Self::Process(_) => Some("this version needs to run as root".to_owned()),
+            _ => None,
+        }
+    }
+}

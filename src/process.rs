@@ -1,0 +1,100 @@
+//! The process itself: its standard fds, signals, limits and mount namespace.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::stat::{Mode, umask};
+use nix::unistd::{dup2_stdin, dup2_stdout};
+
+/// A step of setting the process up that failed.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {step}")]
+pub(crate) struct ProcessError {
+    step: &'static str,
+    source: io::Error,
+}
+
+fn step<E: Into<io::Error>>(step: &'static str) -> impl FnOnce(E) -> ProcessError {
+    move |error| ProcessError { step, source: error.into() }
+}
+
+/// Standard output, for what people ask on the command line.
+#[expect(clippy::disallowed_methods, reason = "used instead of the event stream, never beside it")]
+pub(crate) fn stdout() -> io::Stdout {
+    io::stdout()
+}
+
+/// Takes the original standard output away for the event writer. Fd 1 then is standard error, so
+/// that no library can write into the event stream.
+pub(crate) fn take_stdout() -> Result<OwnedFd, ProcessError> {
+    let original =
+        stdout().as_fd().try_clone_to_owned().map_err(step("duplicate standard output"))?;
+    dup2_stdout(io::stderr()).map_err(step("point standard output at the log"))?;
+    Ok(original)
+}
+
+/// Path of this executable.
+pub(crate) fn executable() -> Result<PathBuf, ProcessError> {
+    std::env::current_exe().map_err(step("find the path of this executable"))
+}
+
+/// Raises the limit of open files to its maximum: libkrun holds an fd for every inode that the
+/// guest knows. New files are for the owner only. Standard input was read and is closed.
+pub(crate) fn raise_limits() -> Result<(), ProcessError> {
+    let (_, hard) =
+        getrlimit(Resource::RLIMIT_NOFILE).map_err(step("read the limit of open files"))?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+        .map_err(step("raise the limit of open files"))?;
+    umask(Mode::S_IRWXG | Mode::S_IRWXO);
+    let null = File::open("/dev/null").map_err(step("open `/dev/null`"))?;
+    dup2_stdin(null).map_err(step("close standard input"))
+}
+
+/// Gives this process mounts of its own: what it mounts vanishes with it, however it ends.
+pub(crate) fn enter_private_mounts() -> Result<(), ProcessError> {
+    unshare(CloneFlags::CLONE_NEWNS).map_err(step("make a mount namespace (CAP_SYS_ADMIN)"))?;
+    let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+    mount(None::<&str>, "/", None::<&str>, private, None::<&str>)
+        .map_err(step("make all mounts private"))
+}
+
+/// The signals that ask a box to stop, blocked in every thread and read from an fd: libkrun
+/// installs handlers of its own, which so never run.
+#[derive(Debug)]
+pub(crate) struct Signals(SignalFd);
+
+impl Signals {
+    /// Blocks the signals. To be called before any thread exists.
+    pub(crate) fn block() -> Result<Self, ProcessError> {
+        let set: SigSet = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().collect();
+        sigprocmask(SigmaskHow::SIG_BLOCK, Some(&set), None).map_err(step("block signals"))?;
+        let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
+        SignalFd::with_flags(&set, flags).map(Self).map_err(step("open a signalfd"))
+    }
+
+    /// The next signal that has arrived, if any.
+    pub(crate) fn next(&self) -> Option<Signal> {
+        // Any error is EAGAIN: the fd is ours, open and large enough to read from.
+        let info = self.0.read_signal().ok().flatten()?;
+        i32::try_from(info.ssi_signo).ok().and_then(|number| Signal::try_from(number).ok())
+    }
+}
+
+impl AsFd for Signals {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl std::os::fd::AsRawFd for Signals {
+    fn as_raw_fd(&self) -> std::os::fd::RawFd {
+        self.0.as_raw_fd()
+    }
+}

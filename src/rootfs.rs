@@ -1,0 +1,134 @@
+//! The root file system: layers from the image, unpacked once, under a writable folder.
+
+use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
+
+use a3s_box_core::event::EventKind;
+use a3s_box_oci::{
+    CacheError, CachedLayer, Image, Layer, LayerCache, Layout, LayoutError, MountError,
+    OverlaySpec, Progress,
+};
+use nix::mount::{MntFlags, umount2};
+use nix::sys::signal::Signal;
+
+use crate::events::EventWriter;
+use crate::process::Signals;
+use crate::spec::{ImageSpec, VmSpec};
+use crate::state_dir::StateDir;
+
+/// At most ten progress events a second: enough for a bar that moves.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
+
+/// The root file system cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RootfsError {
+    #[error("cannot use the image")]
+    Layout(#[from] LayoutError),
+    #[error("cannot put a layer into the cache")]
+    Layer(#[from] CacheError),
+    #[error("cannot mount the root file system")]
+    Mount(#[from] MountError),
+    #[error("cannot unmount the root file system")]
+    Unmount(#[source] std::io::Error),
+    #[error("stopped by {0} while unpacking")]
+    Stopped(Signal),
+}
+
+/// A mounted root.
+#[derive(Debug)]
+pub(crate) struct Root {
+    pub(crate) image: Option<Image>,
+    /// Keep the layers from being removed for as long as the process lives.
+    _layers: Vec<CachedLayer>,
+}
+
+/// Makes and mounts the root of the box at `state.root()`. Without an image it is empty.
+pub(crate) fn mount(
+    spec: &VmSpec,
+    state: &StateDir,
+    events: &EventWriter,
+    signals: &Signals,
+) -> Result<Root, RootfsError> {
+    let start = Instant::now();
+    let image = spec.image.as_ref().map(resolve).transpose()?;
+    let layers = match &image {
+        None => Vec::new(),
+        Some((layout, image)) => unpack(spec, layout, image, events, signals)?,
+    };
+    let overlay = OverlaySpec {
+        layers: &layers,
+        upper: state.upper(),
+        work: state.work(),
+        target: state.root(),
+    };
+    overlay.mount()?;
+    let missing = layers.iter().filter(|layer| !layer.hit);
+    events.emit(EventKind::RootfsReady {
+        image: image.as_ref().map(|(_, image)| image.manifest_digest.to_string()),
+        layers: count(layers.len()),
+        cache_hits: count(layers.iter().filter(|layer| layer.hit).count()),
+        unpacked_bytes: missing.map(|layer| layer.facts.bytes).sum(),
+        duration_ms: u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX),
+    });
+    Ok(Root { image: image.map(|(_, image)| image), _layers: layers })
+}
+
+/// Undoes [`mount`] for `--prepare`.
+pub(crate) fn unmount(state: &StateDir) -> Result<(), RootfsError> {
+    umount2(&state.root(), MntFlags::MNT_DETACH).map_err(|errno| RootfsError::Unmount(errno.into()))
+}
+
+fn resolve(image: &ImageSpec) -> Result<(Layout, Image), LayoutError> {
+    let layout = Layout::open(&image.layout)?;
+    let resolved = layout.resolve(image.reference.as_deref(), &image.platform)?;
+    Ok((layout, resolved))
+}
+
+fn unpack(
+    spec: &VmSpec,
+    layout: &Layout,
+    image: &Image,
+    events: &EventWriter,
+    signals: &Signals,
+) -> Result<Vec<CachedLayer>, RootfsError> {
+    let cache = LayerCache::open(&spec.paths.cache_dir)?;
+    let mut stopped = None;
+    let mut last = Instant::now();
+    let mut cached = Vec::with_capacity(image.layers.len());
+    for (i, layer) in image.layers.iter().enumerate() {
+        let mut on_progress = |progress| {
+            if last.elapsed() >= PROGRESS_INTERVAL {
+                last = Instant::now();
+                events.emit(progress_event(layer, i, image.layers.len(), progress));
+            }
+            stopped = stopped.or_else(|| signals.next());
+            if stopped.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        let unpacked = cache.get_or_unpack(layout, layer, &mut on_progress);
+        if let Some(signal) = stopped {
+            return Err(RootfsError::Stopped(signal));
+        }
+        cached.push(unpacked?);
+    }
+    Ok(cached)
+}
+
+fn progress_event(layer: &Layer, i: usize, layers: usize, progress: Progress) -> EventKind {
+    let bytes_done = match progress {
+        Progress::Waiting => 0,
+        Progress::Unpacking { read_bytes, .. } => read_bytes,
+        Progress::Publishing => layer.size_bytes,
+    };
+    EventKind::RootfsProgress {
+        layer: layer.digest.to_string(),
+        layer_number: count(i + 1),
+        layers: count(layers),
+        bytes_done,
+        bytes_total: layer.size_bytes,
+    }
+}
+
+/// A number of layers: the manifest is bounded far below this.
+fn count(layers: usize) -> u32 {
+    u32::try_from(layers).unwrap_or(u32::MAX)
+}

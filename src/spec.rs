@@ -1,0 +1,289 @@
+//! [`VmSpec`]: a `BoxConfig` that makes sense. This is the only validation.
+//!
+//! What is in a `VmSpec` was checked against everything that can be known without a side effect;
+//! later phases do not check again. What belongs to a later version is refused here by name.
+
+mod mounts;
+
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use a3s_box_core::BoxConfig;
+use a3s_box_core::config::{
+    AgentConfig, AgentProvider, ConfigError, ConfinementLevel, ImageConfig, NetworkMode,
+    PathsConfig, ProcessConfig, ResourcesConfig, RlimitName, StopConfig,
+};
+use a3s_box_krun::{MAX_SOCKET_PATH_BYTES, MAX_VCPUS, MIN_MEMORY_MIB};
+use a3s_box_oci::Platform;
+use a3s_box_proto::{CONTROL_PORT, control};
+use nix::sys::signal::Signal;
+
+pub(crate) use self::mounts::{MountSource, MountSpec};
+use crate::state_dir;
+
+/// Longest id of a box: a component of short socket paths.
+const MAX_ID_BYTES: usize = 64;
+
+/// Longest grace period and boot timeout: nobody means a day.
+const MAX_WAIT_MS: u64 = 3_600_000;
+
+/// A box that can be started, as far as the config tells.
+#[derive(Debug)]
+pub(crate) struct VmSpec {
+    pub(crate) id: String,
+    pub(crate) image: Option<ImageSpec>,
+    pub(crate) process: ProcessConfig,
+    pub(crate) vcpus: u8,
+    pub(crate) memory_mib: u32,
+    pub(crate) rlimits: Vec<control::Rlimit>,
+    pub(crate) timeout: Option<Duration>,
+    pub(crate) mounts: Vec<MountSpec>,
+    /// vsock port of the guest for health checks.
+    pub(crate) agent_port: u32,
+    /// Whether the guest program serves health on it.
+    pub(crate) serve_health: bool,
+    pub(crate) boot_timeout: Duration,
+    pub(crate) console: Option<PathBuf>,
+    /// Absent: the image's, else SIGTERM.
+    pub(crate) stop_signal: Option<Signal>,
+    pub(crate) stop_grace: Duration,
+    pub(crate) paths: PathsConfig,
+}
+
+/// An image that is to be the root.
+#[derive(Debug)]
+pub(crate) struct ImageSpec {
+    pub(crate) layout: PathBuf,
+    pub(crate) reference: Option<String>,
+    pub(crate) platform: Platform,
+}
+
+impl TryFrom<BoxConfig> for VmSpec {
+    type Error = ConfigError;
+
+    fn try_from(config: BoxConfig) -> Result<Self, ConfigError> {
+        refuse_unsupported(&config)?;
+        let id = config.id.unwrap_or_else(made_up_id);
+        check_id(&id)?;
+        check_process(&config.process)?;
+        check_resources(&config.resources)?;
+        check_agent(&config.agent)?;
+        check_paths(&config.paths, &id)?;
+        if let Some(path) = &config.console.path {
+            absolute("console.path", path)?;
+        }
+        Ok(Self {
+            id,
+            image: config.image.map(ImageSpec::try_from).transpose()?,
+            process: config.process,
+            vcpus: config.resources.vcpus,
+            memory_mib: config.resources.memory_mib,
+            rlimits: rlimits(&config.resources)?,
+            timeout: config.resources.timeout_ms.map(Duration::from_millis),
+            mounts: mounts::check(&config.mounts)?,
+            agent_port: config.agent.vsock_port,
+            serve_health: config.agent.provider == AgentProvider::Builtin,
+            boot_timeout: Duration::from_millis(config.agent.boot_timeout_ms),
+            console: config.console.path,
+            stop_signal: stop_signal(&config.stop)?,
+            stop_grace: Duration::from_millis(config.stop.grace_ms),
+            paths: config.paths,
+        })
+    }
+}
+
+impl TryFrom<ImageConfig> for ImageSpec {
+    type Error = ConfigError;
+
+    fn try_from(image: ImageConfig) -> Result<Self, ConfigError> {
+        absolute("image.layout", &image.layout)?;
+        let platform = match &image.platform {
+            None => Platform::host(),
+            Some(text) => Platform::from_str(text).map_err(|_parts| {
+                ConfigError::invalid(
+                    "image.platform",
+                    format!("`{text}`"),
+                    "`os/architecture[/variant]`",
+                )
+            })?,
+        };
+        Ok(Self { layout: image.layout, reference: image.reference, platform })
+    }
+}
+
+fn refuse_unsupported(config: &BoxConfig) -> Result<(), ConfigError> {
+    let asked = [
+        (config.network.mode == NetworkMode::Passt, "network.mode", "`passt`"),
+        (config.network.mode == NetworkMode::Tsi, "network.mode", "`tsi`"),
+        (config.agent.provider == AgentProvider::Image, "agent.provider", "`image`"),
+        (config.agent.health.is_some(), "agent.health", "health checks after the first success"),
+        (
+            config.confinement.level != ConfinementLevel::None,
+            "confinement.level",
+            "any confinement; only `none` can be kept",
+        ),
+        (config.events.metrics_interval_ms.is_some(), "events.metrics_interval_ms", "metrics"),
+        (config.events.file.is_some(), "events.file", "a file beside standard output"),
+    ];
+    match asked.into_iter().find(|(is_asked, ..)| *is_asked) {
+        Some((_, path, what)) => Err(ConfigError::unsupported(path, what)),
+        None => Ok(()),
+    }
+}
+
+/// Unique on this host until the next boot: no two live processes share a pid.
+fn made_up_id() -> String {
+    format!("box-{}-{}", std::process::id(), jiff::Timestamp::now().as_millisecond())
+}
+
+fn check_id(id: &str) -> Result<(), ConfigError> {
+    let legal = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    let begins = id.as_bytes().first().is_some_and(u8::is_ascii_alphanumeric);
+    if begins && id.len() <= MAX_ID_BYTES && id.bytes().all(legal) {
+        return Ok(());
+    }
+    let expected = "1 to 64 letters, digits, `.`, `_` and `-`, beginning with a letter or digit";
+    Err(ConfigError::invalid("id", format!("`{id}`"), expected))
+}
+
+fn check_process(process: &ProcessConfig) -> Result<(), ConfigError> {
+    let lists = [
+        ("process.entrypoint", process.entrypoint.as_deref()),
+        ("process.args", Some(&process.args)),
+    ];
+    for (path, words) in lists {
+        for (i, word) in words.unwrap_or_default().iter().enumerate() {
+            no_nul(&format!("{path}[{i}]"), word)?;
+        }
+    }
+    for (name, value) in &process.env.0 {
+        if name.is_empty() || name.contains(['=', '\0']) {
+            let expected = "a name without `=` and NUL";
+            return Err(ConfigError::invalid(
+                "process.env",
+                format!("the name `{}`", name.escape_debug()),
+                expected,
+            ));
+        }
+        no_nul(&format!("process.env.{name}"), value)?;
+    }
+    if let Some(cwd) = &process.cwd {
+        absolute("process.cwd", Path::new(cwd))?;
+        no_nul("process.cwd", cwd)?;
+    }
+    no_nul("process.user", process.user.as_deref().unwrap_or_default())
+}
+
+fn no_nul(path: &str, text: &str) -> Result<(), ConfigError> {
+    match text.find('\0') {
+        None => Ok(()),
+        Some(at) => {
+            Err(ConfigError::invalid(path, format!("a NUL byte at {at}"), "text without NUL bytes"))
+        }
+    }
+}
+
+fn check_resources(resources: &ResourcesConfig) -> Result<(), ConfigError> {
+    let ResourcesConfig { vcpus, memory_mib, timeout_ms, .. } = resources;
+    if !(1..=MAX_VCPUS).contains(vcpus) {
+        let expected = format!("1 to {MAX_VCPUS}");
+        return Err(ConfigError::invalid("resources.vcpus", vcpus.to_string(), expected));
+    }
+    if *memory_mib < MIN_MEMORY_MIB {
+        let expected = format!("at least {MIN_MEMORY_MIB}");
+        return Err(ConfigError::invalid("resources.memory_mib", memory_mib.to_string(), expected));
+    }
+    if *timeout_ms == Some(0) {
+        return Err(ConfigError::invalid("resources.timeout_ms", "0", "at least 1, or nothing"));
+    }
+    Ok(())
+}
+
+fn rlimits(resources: &ResourcesConfig) -> Result<Vec<control::Rlimit>, ConfigError> {
+    let check = |(name, limit): (&RlimitName, &a3s_box_core::config::Rlimit)| {
+        if limit.0 > limit.1 {
+            let path = format!("resources.rlimits.{}", format!("{name:?}").to_lowercase());
+            let found = format!("soft limit {} over hard limit {}", limit.0, limit.1);
+            return Err(ConfigError::invalid(path, found, "[soft, hard] with soft up to hard"));
+        }
+        Ok(control::Rlimit { resource: rlimit_number(*name), soft: limit.0, hard: limit.1 })
+    };
+    resources.rlimits.iter().map(check).collect()
+}
+
+/// Numbers of Linux on x86-64 and aarch64 (`asm-generic/resource.h`).
+fn rlimit_number(name: RlimitName) -> u32 {
+    match name {
+        RlimitName::Cpu => 0,
+        RlimitName::Fsize => 1,
+        RlimitName::Data => 2,
+        RlimitName::Stack => 3,
+        RlimitName::Core => 4,
+        RlimitName::Rss => 5,
+        RlimitName::Nproc => 6,
+        RlimitName::Nofile => 7,
+        RlimitName::Memlock => 8,
+        RlimitName::As => 9,
+        RlimitName::Locks => 10,
+        RlimitName::Sigpending => 11,
+        RlimitName::Msgqueue => 12,
+        RlimitName::Nice => 13,
+        RlimitName::Rtprio => 14,
+        RlimitName::Rttime => 15,
+    }
+}
+
+fn check_agent(agent: &AgentConfig) -> Result<(), ConfigError> {
+    let port = agent.vsock_port;
+    // VMADDR_PORT_ANY is all ones (vsock(7)).
+    if port == 0 || port == u32::MAX || port == CONTROL_PORT {
+        let expected = format!("a port other than 0, {CONTROL_PORT} and {}", u32::MAX);
+        return Err(ConfigError::invalid("agent.vsock_port", port.to_string(), expected));
+    }
+    within("agent.boot_timeout_ms", agent.boot_timeout_ms, 1)
+}
+
+fn stop_signal(stop: &StopConfig) -> Result<Option<Signal>, ConfigError> {
+    within("stop.grace_ms", stop.grace_ms, 0)?;
+    let parse = |name: &String| {
+        Signal::from_str(name).map_err(|_unknown| {
+            ConfigError::invalid("stop.signal", format!("`{name}`"), "a name as `SIGTERM`")
+        })
+    };
+    stop.signal.as_ref().map(parse).transpose()
+}
+
+fn within(path: &str, found_ms: u64, min_ms: u64) -> Result<(), ConfigError> {
+    if (min_ms..=MAX_WAIT_MS).contains(&found_ms) {
+        return Ok(());
+    }
+    Err(ConfigError::invalid(path, found_ms.to_string(), format!("{min_ms} to {MAX_WAIT_MS}")))
+}
+
+fn check_paths(paths: &PathsConfig, id: &str) -> Result<(), ConfigError> {
+    absolute("paths.state_dir", &paths.state_dir)?;
+    absolute("paths.cache_dir", &paths.cache_dir)?;
+    for (path, file) in [("paths.libkrunfw", &paths.libkrunfw), ("paths.guest", &paths.guest)] {
+        file.as_deref().map_or(Ok(()), |file| absolute(path, file))?;
+    }
+    let longest = state_dir::longest_socket_path(&paths.state_dir, id);
+    let bytes = longest.as_os_str().len();
+    if bytes > MAX_SOCKET_PATH_BYTES {
+        let found = format!("a socket path of {bytes} bytes (`{}`)", longest.display());
+        let expected = format!("at most {MAX_SOCKET_PATH_BYTES}: choose a shorter folder or id");
+        return Err(ConfigError::invalid("paths.state_dir", found, expected));
+    }
+    Ok(())
+}
+
+fn absolute(path: &str, found: &Path) -> Result<(), ConfigError> {
+    if found.is_absolute() && !found.as_os_str().as_encoded_bytes().contains(&0) {
+        return Ok(());
+    }
+    let found = format!("`{}`", found.display());
+    Err(ConfigError::invalid(path, found, "an absolute path"))
+}
+
+#[cfg(test)]
+mod tests;

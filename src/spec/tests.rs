@@ -1,0 +1,90 @@
+use a3s_box_core::BoxConfig;
+
+use super::VmSpec;
+
+fn validate(json: &str) -> Result<VmSpec, String> {
+    let config = BoxConfig::from_json(json.as_bytes()).unwrap();
+    VmSpec::try_from(config).map_err(|error| error.to_string())
+}
+
+#[test]
+fn the_default_config_is_an_agent_only_box_with_an_id_of_its_own() {
+    let spec = validate("{}").unwrap();
+    assert!(spec.id.starts_with("box-"));
+    assert!(spec.image.is_none() && spec.serve_health && spec.agent_port == 4088);
+}
+
+#[test]
+fn what_makes_no_sense_is_refused_with_path_found_and_expected() {
+    let long = "a".repeat(90);
+    let cases = [
+        (r#"{"id":""}"#, "id: found ``, expected 1 to 64 letters"),
+        (r#"{"id":"../x"}"#, "id: found `../x`, expected 1 to 64 letters"),
+        (r#"{"image":{"layout":"rel"}}"#, "image.layout: found `rel`, expected an absolute path"),
+        (
+            r#"{"image":{"layout":"/i","platform":"linux"}}"#,
+            "image.platform: found `linux`, expected `os/architecture[/variant]`",
+        ),
+        (r#"{"process":{"args":["a\u0000b"]}}"#, "process.args[0]: found a NUL byte at 1"),
+        (r#"{"process":{"env":{"A=B":""}}}"#, "process.env: found the name `A=B`"),
+        (r#"{"process":{"cwd":"srv"}}"#, "process.cwd: found `srv`, expected an absolute path"),
+        (r#"{"resources":{"vcpus":0}}"#, "resources.vcpus: found 0, expected 1 to 16"),
+        (r#"{"resources":{"vcpus":17}}"#, "resources.vcpus: found 17, expected 1 to 16"),
+        (
+            r#"{"resources":{"memory_mib":127}}"#,
+            "resources.memory_mib: found 127, expected at least 128",
+        ),
+        (r#"{"resources":{"timeout_ms":0}}"#, "resources.timeout_ms: found 0"),
+        (
+            r#"{"resources":{"rlimits":{"nofile":[2,1]}}}"#,
+            "resources.rlimits.nofile: found soft limit 2 over hard limit 1",
+        ),
+        (r#"{"mounts":[{"type":"tmpfs","target":"/"}]}"#, "mounts[0].target: found `/`"),
+        (
+            r#"{"mounts":[{"type":"tmpfs","target":"/a/../b"}]}"#,
+            "mounts[0].target: found `/a/../b`",
+        ),
+        (
+            r#"{"mounts":[{"type":"virtiofs","source":"/etc/passwd","target":"/a"}]}"#,
+            "mounts[0].source: found `/etc/passwd`, which is not a folder",
+        ),
+        (r#"{"agent":{"vsock_port":4087}}"#, "agent.vsock_port: found 4087"),
+        (
+            r#"{"stop":{"signal":"TERM"}}"#,
+            "stop.signal: found `TERM`, expected a name as `SIGTERM`",
+        ),
+        (r#"{"stop":{"grace_ms":3600001}}"#, "stop.grace_ms: found 3600001, expected 0 to 3600000"),
+        (r#"{"console":{"path":"log"}}"#, "console.path: found `log`, expected an absolute path"),
+        (
+            &format!(r#"{{"id":"x","paths":{{"state_dir":"/{long}"}}}}"#),
+            "paths.state_dir: found a socket path of 107",
+        ),
+    ];
+    for (json, expected) in cases.iter().take(19) {
+        let found = validate(json).unwrap_err();
+        assert!(found.starts_with(expected), "{json}\n found: {found}\n expected: {expected}");
+    }
+    assert!(validate(cases[19].0).is_ok(), "107 bytes fit");
+    let longer = format!(r#"{{"id":"xy","paths":{{"state_dir":"/{long}x"}}}}"#);
+    assert!(
+        validate(&longer).unwrap_err().starts_with("paths.state_dir: found a socket path of 10")
+    );
+}
+
+#[test]
+fn what_a_later_version_does_is_refused_by_name_and_never_ignored() {
+    let cases = [
+        (r#"{"network":{"mode":"passt"}}"#, "network.mode"),
+        (r#"{"network":{"mode":"tsi"}}"#, "network.mode"),
+        (r#"{"agent":{"provider":"image"}}"#, "agent.provider"),
+        (r#"{"agent":{"health":{}}}"#, "agent.health"),
+        (r#"{"confinement":{"level":"required"}}"#, "confinement.level"),
+        (r#"{"confinement":{"level":"best_effort"}}"#, "confinement.level"),
+        (r#"{"events":{"metrics_interval_ms":5000}}"#, "events.metrics_interval_ms"),
+        (r#"{"events":{"file":"/a"}}"#, "events.file"),
+    ];
+    for (json, path) in cases {
+        let found = validate(json).unwrap_err();
+        assert!(found.starts_with(&format!("{path}: not supported yet")), "{json}: {found}");
+    }
+}

@@ -130,7 +130,8 @@ impl Monitor {
             return Ok(());
         };
         let mut link = Link::listen(listener)?;
-        let signals = AsyncFd::register(signals)?;
+        #[expect(deprecated, reason = "`register` is unsafe; `Signals` owns its fd, as `new` needs")]
+        let signals = AsyncFd::new(signals)?;
         loop {
             let input = self.next_input(&mut link, &signals).await?;
             if self.handle(input, &mut link) {

@@ -254,6 +254,7 @@ async fn root_enters_a_directory_that_the_user_may_not() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(folder.path(), Permissions::from_mode(0o700)).unwrap();
     let mut other = shell("exit 5");
     other.cwd = CString::new(folder.path().as_os_str().as_bytes()).unwrap();
     other.credentials = Some(kernel::Credentials { uid: 1234, gid: 2345, groups: vec![] });

@@ -84,7 +84,7 @@ mod tests {
         mkdirat(&parent, "tree", Mode::S_IRWXU).unwrap();
         let mut deep = openat(&parent, "tree", OPEN_DIR, Mode::empty()).unwrap();
         symlink("../outside", root.path().join("tree/link")).unwrap();
-        for _ in 0..3000 {
+        for _ in 0..1500 {
             mkdirat(&deep, "wide", Mode::S_IRWXU).unwrap();
             mkdirat(&deep, "d", Mode::S_IRWXU).unwrap();
             deep = openat(&deep, "d", OPEN_DIR, Mode::empty()).unwrap();

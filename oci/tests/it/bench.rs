@@ -133,6 +133,16 @@ impl Bench {
     }
 }
 
+impl Drop for Bench {
+    /// Unmounts what a test may have mounted, or its folder could not be removed.
+    fn drop(&mut self) {
+        for folder in ["root", "cache"] {
+            // Most tests mount nothing.
+            let _ = nix::mount::umount2(&self.path(folder), nix::mount::MntFlags::MNT_DETACH);
+        }
+    }
+}
+
 impl Blob {
     /// Writes a descriptor; `extra` is a platform such as `linux/arm64`, a `name` in quotes, or
     /// nothing.

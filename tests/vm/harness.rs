@@ -1,0 +1,161 @@
+//! Starts a shim, follows its events, and shows everything when something is wrong.
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+/// Longer than any boot in the lab under load.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A running box.
+pub(crate) struct Shim {
+    pub(crate) child: Child,
+    lines: Receiver<String>,
+    pub(crate) events: Vec<Value>,
+    folder: tempfile::TempDir,
+}
+
+fn variable(name: &str) -> PathBuf {
+    std::env::var_os(name).unwrap_or_else(|| panic!("{name} is not set: run tests/run")).into()
+}
+
+/// A config with `process.args`, on the demo image, below `folder`.
+pub(crate) fn config(folder: &Path, process: &Value) -> Value {
+    json!({
+        "id": "test",
+        "image": {"layout": variable("A3S_BOX_IMAGES").join("demo"), "reference": "latest"},
+        "process": process,
+        "agent": {"boot_timeout_ms": 90_000},
+        "paths": {
+            "state_dir": folder.join("s"),
+            // Shared by all tests: what is unpacked once is there.
+            "cache_dir": std::env::temp_dir().join("a3s-box-vm-cache"),
+            "libkrunfw": variable("A3S_BOX_LIBKRUNFW"),
+            "guest": variable("A3S_BOX_GUEST"),
+        },
+    })
+}
+
+impl Shim {
+    /// Starts a box that runs `process` on the demo image.
+    pub(crate) fn start(process: &Value) -> Self {
+        Self::start_with(process, |_| {})
+    }
+
+    /// The same, with a change to the config.
+    pub(crate) fn start_with(process: &Value, change: impl FnOnce(&mut Value)) -> Self {
+        let folder = tempfile::Builder::new().prefix("b").tempdir().unwrap();
+        let mut config = config(folder.path(), process);
+        change(&mut config);
+        Self::spawn(folder, &config)
+    }
+
+    /// Starts a box of its own in the folder of another one.
+    pub(crate) fn spawn(folder: tempfile::TempDir, config: &Value) -> Self {
+        let mut child = Command::new(variable("A3S_BOX_SHIM"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(config.to_string().as_bytes()).unwrap();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        let (sender, lines) = channel();
+        std::thread::spawn(move || {
+            for line in stdout.lines() {
+                sender.send(line.unwrap()).unwrap();
+            }
+        });
+        Self { child, lines, events: Vec::new(), folder }
+    }
+
+    /// The next event; none at the end of the stream.
+    fn next_event(&mut self) -> Option<&Value> {
+        match self.lines.recv_timeout(PATIENCE) {
+            Ok(line) => {
+                let event = serde_json::from_str(&line)
+                    .unwrap_or_else(|error| panic!("not an event ({error}): {line}\n{self}"));
+                self.events.push(event);
+                self.events.last()
+            }
+            Err(RecvTimeoutError::Disconnected) => None,
+            Err(RecvTimeoutError::Timeout) => {
+                self.child.kill().unwrap();
+                panic!("no event in {PATIENCE:?}\n{self}")
+            }
+        }
+    }
+
+    /// Waits for an event of this type.
+    pub(crate) fn wait_for(&mut self, kind: &str) -> Value {
+        loop {
+            match self.next_event() {
+                Some(event) if event["type"] == kind => return event.clone(),
+                Some(_) => {}
+                None => panic!("the stream ended without `{kind}`\n{self}"),
+            }
+        }
+    }
+
+    /// Waits for the end, and checks what every stream must keep.
+    pub(crate) fn end(&mut self) -> ExitStatus {
+        while self.next_event().is_some() {}
+        let status = self.child.wait().unwrap();
+        for (i, event) in self.events.iter().enumerate() {
+            assert_eq!(event["seq"], i, "{self}");
+        }
+        let terminal = self.events.iter().filter(|event| event["type"] == "box.stopped").count();
+        assert_eq!(terminal, 1, "{self}");
+        let last = self.events.last().unwrap();
+        assert_eq!(last["type"], "box.stopped", "{self}");
+        assert_eq!(last["exit_code"].as_i64(), status.code().map(i64::from), "{self}");
+        status
+    }
+
+    /// Waits for the end, and checks exit status, reason and the code of the error, if any.
+    pub(crate) fn ends_with(&mut self, code: i32, reason: &str, error: Option<&str>) {
+        let status = self.end();
+        assert_eq!(status.code(), Some(code), "{self}");
+        assert_eq!(self.events.last().unwrap()["reason"], reason, "{self}");
+        let found: Vec<_> =
+            self.events.iter().filter(|event| event["type"] == "error").map(|event| &event["code"]).collect();
+        assert_eq!(found, error.into_iter().collect::<Vec<_>>(), "{self}");
+    }
+
+    pub(crate) fn console(&self) -> Vec<u8> {
+        std::fs::read(self.state().join("console.log")).unwrap_or_default()
+    }
+
+    /// The box's state folder.
+    pub(crate) fn state(&self) -> PathBuf {
+        self.folder.path().join("s/test")
+    }
+
+    /// Ends this shim's part, and gives the folder to the next.
+    pub(crate) fn into_folder(self) -> tempfile::TempDir {
+        self.folder
+    }
+}
+
+impl std::fmt::Display for Shim {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for event in &self.events {
+            writeln!(f, "  {event}")?;
+        }
+        let console = self.console();
+        let end = console.get(console.len().saturating_sub(2000)..).unwrap_or_default();
+        write!(f, "console: {}", String::from_utf8_lossy(end))
+    }
+}
+
+/// Runs `check` until it holds, within a bound.
+pub(crate) fn eventually(what: &str, check: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !check() {
+        assert!(start.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}

@@ -1,0 +1,21 @@
+//! Real VMs. Each test boots one, on this host's KVM or in the lab (`tests/lab`).
+//!
+//! | module | what must hold |
+//! |---|---|
+//! | `exit_status` | the workload's end is the shim's, whatever libkrun says |
+//! | `lost_guest` | a guest that vanishes is a failure, soon, and never a success |
+//! | `exactness` | arguments, environment and output arrive byte for byte |
+//! | `stop` | signals, grace, kill, and what a killed shim leaves |
+//! | `agent` | the agent-only box and its health |
+//!
+//! Needs `A3S_BOX_SHIM` (the shim), `A3S_BOX_GUEST`, `A3S_BOX_LIBKRUNFW` and `A3S_BOX_IMAGES`, which
+//! `tests/run` sets.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails here")]
+
+mod agent;
+mod exactness;
+mod exit_status;
+mod harness;
+mod lost_guest;
+mod stop;

@@ -1,0 +1,64 @@
+//! Stopping: by signal, by force, and by kill -9 of the shim.
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::json;
+
+use crate::harness::{Shim, config, eventually};
+
+fn pid(shim: &Shim) -> Pid {
+    Pid::from_raw(shim.child.id().cast_signed())
+}
+
+#[test]
+fn sigterm_gives_the_workload_its_stop_signal() {
+    let script = "trap 'echo got it; exit 3' INT; while :; do sleep 0.1; done";
+    let mut shim = Shim::start_with(&json!({"args": ["/bin/sh", "-c", script]}), |config| {
+        config["stop"] = json!({"signal": "SIGINT", "grace_ms": 30_000});
+    });
+    shim.wait_for("agent.ready");
+    kill(pid(&shim), Signal::SIGTERM).unwrap();
+    shim.ends_with(3, "stopped", None);
+    assert_eq!(shim.console(), b"got it\n");
+}
+
+#[test]
+fn a_workload_that_ignores_the_signal_is_killed_after_the_grace_period() {
+    let script = "trap '' TERM; while :; do sleep 0.1; done";
+    let mut shim = Shim::start_with(&json!({"args": ["/bin/sh", "-c", script]}), |config| {
+        config["stop"] = json!({"grace_ms": 1000});
+    });
+    shim.wait_for("agent.ready");
+    kill(pid(&shim), Signal::SIGTERM).unwrap();
+    let asked = shim.wait_for("stop.requested")["elapsed_ms"].as_u64().unwrap();
+    let killed = shim.wait_for("stop.killed")["elapsed_ms"].as_u64().unwrap();
+    assert!(killed - asked >= 1000, "{shim}");
+    shim.ends_with(137, "stopped", None);
+}
+
+#[test]
+fn kill_9_of_the_shim_leaves_nothing_and_the_same_id_starts_again_at_once() {
+    let mut shim = Shim::start(&json!({"args": ["sleep", "1000"]}));
+    shim.wait_for("agent.ready");
+    let mounts = || std::fs::read_to_string("/proc/mounts").unwrap();
+    assert!(!mounts().contains("/s/test/root"), "the root is mounted for the shim only");
+    shim.child.kill().unwrap();
+    shim.child.wait().unwrap();
+    let pid = shim.child.id();
+    eventually("no thread of the shim is left", || !std::path::Path::new(&format!("/proc/{pid}")).exists());
+
+    let folder = shim.into_folder();
+    let again = config(folder.path(), &json!({"args": ["/bin/sh", "-c", "exit 4"]}));
+    Shim::spawn(folder, &again).ends_with(4, "exited", None);
+}
+
+#[test]
+fn two_live_boxes_cannot_have_the_same_id() {
+    let mut first = Shim::start(&json!({"args": ["sleep", "1000"]}));
+    first.wait_for("agent.ready");
+    let config = config(first.state().parent().unwrap().parent().unwrap(), &json!({"args": ["true"]}));
+    let folder = tempfile::tempdir().unwrap();
+    Shim::spawn(folder, &config).ends_with(125, "failed", Some("id_in_use"));
+    kill(pid(&first), Signal::SIGTERM).unwrap();
+    first.ends_with(143, "stopped", None);
+}

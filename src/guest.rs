@@ -175,11 +175,17 @@ pub(crate) fn machine(
         memory_mib: spec.memory_mib,
         root: state.root(),
         overlay_files: vec![
-            OverlayFile { name: INIT.into(), content: program, permissions: 0o700 },
+            OverlayFile {
+                name: INIT.into(),
+                content: program,
+                permissions: 0o700,
+                one_shot: false,
+            },
             OverlayFile {
                 name: GUEST_CONFIG_FILE.into(),
                 content: encode(&guest.config),
-                permissions: 0o400,
+                permissions: 0o600,
+                one_shot: true,
             },
         ],
         shares: shares.collect(),

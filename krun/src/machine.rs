@@ -44,8 +44,7 @@ pub struct Machine {
     pub stderr: OwnedFd,
 }
 
-/// A virtual, read-only file in the guest's root directory, owned by root. It vanishes once it
-/// was opened.
+/// A virtual, read-only file in the guest's root directory, owned by root.
 #[derive(Debug)]
 pub struct OverlayFile {
     /// Name in the root directory, without a slash.
@@ -54,6 +53,9 @@ pub struct OverlayFile {
     pub content: Vec<u8>,
     /// Permission bits.
     pub permissions: u32,
+    /// Whether it vanishes once it was opened. Not for a program: libkrun forgets the file while the
+    /// guest still pages from it.
+    pub one_shot: bool,
 }
 
 /// A folder of the host, as a virtio-fs device.
@@ -147,7 +149,8 @@ mod tests {
 
     #[test]
     fn limits_are_checked_on_both_sides() {
-        let refused: [(fn(&mut Machine), &str); 7] = [
+        type Change = fn(&mut Machine);
+        let refused: [(Change, &str); 7] = [
             (|m| m.vcpus = 0, "0 virtual CPUs, expected 1 to 16"),
             (|m| m.vcpus = 17, "17 virtual CPUs, expected 1 to 16"),
             (|m| m.memory_mib = 127, "127 MiB of memory, expected at least 128"),

@@ -77,7 +77,7 @@ impl Vm {
 
     /// Order matters: the first must precede the root device, the second any vsock port.
     fn disable_implicit_devices(&self) -> Result<(), KrunError> {
-        // SAFETY (these four): plain numbers; libkrun checks the context id.
+        // SAFETY: plain numbers; libkrun checks the context id.
         check("krun_disable_implicit_init", unsafe {
             libkrun::DISABLE_IMPLICIT_INIT(self.context)
         })?;
@@ -122,7 +122,7 @@ impl Vm {
                 content.as_ptr(),
                 content.len(),
                 mode,
-                true,
+                file.one_shot,
             )
         })
     }

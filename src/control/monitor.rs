@@ -122,7 +122,7 @@ impl Monitor {
             let report = ErrorReport::new(ErrorCode::Internal, &error);
             self.facts.failure.get_or_insert(report);
         }
-        self.end().await
+        self.end().await;
     }
 
     async fn watch(&mut self) -> std::io::Result<()> {
@@ -130,7 +130,10 @@ impl Monitor {
             return Ok(());
         };
         let mut link = Link::listen(listener)?;
-        #[expect(deprecated, reason = "`register` is unsafe; `Signals` owns its fd, as `new` needs")]
+        #[expect(
+            deprecated,
+            reason = "`register` is unsafe; `Signals` owns its fd, as `new` needs"
+        )]
         let signals = AsyncFd::new(signals)?;
         loop {
             let input = self.next_input(&mut link, &signals).await?;

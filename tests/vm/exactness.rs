@@ -12,7 +12,8 @@ const WORDS: [&str; 9] = ["", "a b", "\"", "'", "new\nline", "--", "uid", "ünï
 #[test]
 fn a_thousand_arguments_arrive() {
     let args: Vec<String> = (0..1000).map(|i| format!("{i}{}", WORDS[i % WORDS.len()])).collect();
-    let mut all = vec!["/bin/sh".to_owned(), "-c".into(), "printf '<%s>' \"$@\"".into(), "sh".into()];
+    let mut all =
+        vec!["/bin/sh".to_owned(), "-c".into(), "printf '<%s>' \"$@\"".into(), "sh".into()];
     all.extend(args.clone());
     let mut shim = Shim::start(&json!({"args": all}));
     shim.ends_with(0, "exited", None);
@@ -27,7 +28,10 @@ fn a_thousand_arguments_arrive() {
 fn an_environment_of_64_kib_arrives() {
     let mut env = serde_json::Map::new();
     for i in 0..64 {
-        env.insert(format!("V{i}"), json!(format!("{}{}", WORDS[i % WORDS.len()], "x".repeat(1020))));
+        env.insert(
+            format!("V{i}"),
+            json!(format!("{}{}", WORDS[i % WORDS.len()], "x".repeat(1020))),
+        );
     }
     env.insert("EMPTY".into(), json!(""));
     let script = "printf '%s|' \"$EMPTY\" \"${EMPTY-unset}\"; i=0; while [ $i -lt 64 ]; do eval \"printf '%s|' \\\"\\$V$i\\\"\"; i=$((i+1)); done";
@@ -38,7 +42,10 @@ fn an_environment_of_64_kib_arrives() {
         write!(expected, "{}|", env[&format!("V{i}")].as_str().unwrap()).unwrap();
     }
     assert_eq!(String::from_utf8(shim.console()).unwrap(), expected);
-    assert!(shim.events.iter().all(|event| !event.to_string().contains("xxxx")), "no secret in an event");
+    assert!(
+        shim.events.iter().all(|event| !event.to_string().contains("xxxx")),
+        "no secret in an event"
+    );
 }
 
 #[test]
@@ -70,7 +77,8 @@ fn user_and_working_directory_are_the_images_own() {
 
 #[test]
 fn mounts_and_limits_are_as_configured() {
-    let script = "ulimit -n; cat /w/file; echo no > /w/x || echo refused; echo yes > /t/x && cat /t/x";
+    let script =
+        "ulimit -n; cat /w/file; echo no > /w/x || echo refused; echo yes > /t/x && cat /t/x";
     let shared = tempfile::tempdir().unwrap();
     std::fs::write(shared.path().join("file"), "from the host\n").unwrap();
     let mut shim = Shim::start_with(&json!({"args": ["/bin/sh", "-c", script]}), |config| {

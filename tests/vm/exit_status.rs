@@ -24,12 +24,20 @@ fn death_by_signal_is_128_and_the_signal() {
 
 #[test]
 fn a_missing_program_is_127() {
-    Shim::start(&json!({"entrypoint": ["/no/such"]})).ends_with(127, "failed", Some("workload_not_found"));
+    Shim::start(&json!({"entrypoint": ["/no/such"]})).ends_with(
+        127,
+        "failed",
+        Some("workload_not_found"),
+    );
 }
 
 #[test]
 fn a_file_that_is_no_program_is_126() {
-    Shim::start(&json!({"entrypoint": ["/etc/passwd"]})).ends_with(126, "failed", Some("workload_not_executable"));
+    Shim::start(&json!({"entrypoint": ["/etc/passwd"]})).ends_with(
+        126,
+        "failed",
+        Some("workload_not_executable"),
+    );
 }
 
 #[test]
@@ -40,7 +48,8 @@ fn an_unknown_user_is_125_and_says_so() {
 
 #[test]
 fn a_bad_config_is_125_before_any_side_effect() {
-    let mut shim = Shim::start_with(&json!({}), |config| config["resources"] = json!({"vcpus": 17}));
+    let mut shim =
+        Shim::start_with(&json!({}), |config| config["resources"] = json!({"vcpus": 17}));
     shim.ends_with(125, "failed", Some("config_invalid"));
     assert!(!shim.state().exists());
 }

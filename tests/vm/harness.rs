@@ -29,7 +29,7 @@ pub(crate) fn config(folder: &Path, process: &Value) -> Value {
         "id": "test",
         "image": {"layout": variable("A3S_BOX_IMAGES").join("demo"), "reference": "latest"},
         "process": process,
-        "agent": {"boot_timeout_ms": 90_000},
+        "agent": {"boot_timeout_ms": 110_000},
         "paths": {
             "state_dir": folder.join("s"),
             // Shared by all tests: what is unpacked once is there.
@@ -120,8 +120,12 @@ impl Shim {
         let status = self.end();
         assert_eq!(status.code(), Some(code), "{self}");
         assert_eq!(self.events.last().unwrap()["reason"], reason, "{self}");
-        let found: Vec<_> =
-            self.events.iter().filter(|event| event["type"] == "error").map(|event| &event["code"]).collect();
+        let found: Vec<_> = self
+            .events
+            .iter()
+            .filter(|event| event["type"] == "error")
+            .map(|event| &event["code"])
+            .collect();
         assert_eq!(found, error.into_iter().collect::<Vec<_>>(), "{self}");
     }
 

@@ -45,7 +45,9 @@ fn kill_9_of_the_shim_leaves_nothing_and_the_same_id_starts_again_at_once() {
     shim.child.kill().unwrap();
     shim.child.wait().unwrap();
     let pid = shim.child.id();
-    eventually("no thread of the shim is left", || !std::path::Path::new(&format!("/proc/{pid}")).exists());
+    eventually("no thread of the shim is left", || {
+        !std::path::Path::new(&format!("/proc/{pid}")).exists()
+    });
 
     let folder = shim.into_folder();
     let again = config(folder.path(), &json!({"args": ["/bin/sh", "-c", "exit 4"]}));
@@ -56,7 +58,8 @@ fn kill_9_of_the_shim_leaves_nothing_and_the_same_id_starts_again_at_once() {
 fn two_live_boxes_cannot_have_the_same_id() {
     let mut first = Shim::start(&json!({"args": ["sleep", "1000"]}));
     first.wait_for("agent.ready");
-    let config = config(first.state().parent().unwrap().parent().unwrap(), &json!({"args": ["true"]}));
+    let config =
+        config(first.state().parent().unwrap().parent().unwrap(), &json!({"args": ["true"]}));
     let folder = tempfile::tempdir().unwrap();
     Shim::spawn(folder, &config).ends_with(125, "failed", Some("id_in_use"));
     kill(pid(&first), Signal::SIGTERM).unwrap();

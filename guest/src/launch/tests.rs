@@ -8,6 +8,8 @@ use super::*;
 use crate::children::Children;
 use crate::kernel::{Limit, Status, StringArray};
 
+const PATIENCE: Duration = Duration::from_secs(20);
+
 /// Children belong to the process: without nextest, tests are threads of one.
 static SERIAL: Mutex<()> = Mutex::const_new(());
 
@@ -36,6 +38,10 @@ fn shell(script: &str) -> Image {
 
 /// Runs to the end: what was written, and how it ended.
 async fn output(image: &Image) -> (Vec<u8>, Vec<u8>, Status) {
+    timeout(PATIENCE, output_unbounded(image)).await.expect("the program does not end")
+}
+
+async fn output_unbounded(image: &Image) -> (Vec<u8>, Vec<u8>, Status) {
     let mut children = Children::watch().unwrap();
     let mut launched = launch(image).await.unwrap();
     let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
@@ -50,7 +56,8 @@ async fn output(image: &Image) -> (Vec<u8>, Vec<u8>, Status) {
 
 async fn failure(image: &Image) -> LaunchError {
     let error = launch(image).await.unwrap_err();
-    Children::watch().unwrap().wait_for_all().await;
+    let mut children = Children::watch().unwrap();
+    timeout(PATIENCE, children.wait_for_all()).await.expect("the child does not end");
     error
 }
 

@@ -166,7 +166,9 @@ impl Tree {
     pub(super) fn place<'a>(&mut self, path: &'a EntryPath) -> Result<Place<'a>, EntryError> {
         let (parent, name) = path.split().ok_or(EntryError::Root)?;
         let parent = match self.resolve(parent) {
-            Err(Errno::ENOENT) => self.make_dirs(parent)?,
+            // The kernel's count of links goes on when it starts a long walk again, so this counts
+            // for itself.
+            Err(Errno::ENOENT | Errno::ELOOP) => self.make_dirs(parent)?,
             other => other.map_err(path_error)?,
         };
         Ok(Place { parent, name })

@@ -272,16 +272,15 @@ fn each_limit_is_kept() {
 #[test]
 fn tree_deeper_than_a_path_is_removed_after_a_failure() {
     let mut tar = Tar::new();
-    for number in 0..38 {
-        // Each link leads to the end of the last chain of directories, where the next one begins; a
-        // path may cross forty.
+    for number in 0..13 {
+        // Each link leads to the end of the last chain of directories, where the next one begins.
         let mut path = format!("l{number}");
-        let end = format!("l{}{}", number - 1, "/d".repeat(60));
+        let end = format!("l{}{}", number - 1, "/d".repeat(170));
         tar = match number {
             0 => tar.dir(&path),
             _ => tar.pax(&[("linkpath", end.as_bytes())]).symlink(&path, "end"),
         };
-        for _ in 0..60 {
+        for _ in 0..170 {
             path += "/d";
             tar = tar.pax(&[("path", path.as_bytes())]).dir("d");
         }

@@ -14,7 +14,6 @@ test:
 lint:
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
-	cargo clippy -p a3s-box-shim -p a3s-box-krun --no-default-features --features a3s-box-shim/fake-vm --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --document-private-items
 
 # The shim and the program for its guests, in target/release.

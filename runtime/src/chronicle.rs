@@ -141,8 +141,7 @@ impl Drop for Chronicle {
         self.status.send_if_modified(|status| {
             let is_untold = status.ending.is_none();
             if is_untold {
-                let outcome =
-                    Outcome { reason: StopReason::Killed, exit_code: None, signal: None };
+                let outcome = Outcome { reason: StopReason::Killed, exit_code: None, signal: None };
                 let report = Some(report(&ShimLost::Abandoned));
                 status.state = BoxState::Stopped;
                 status.ending = Some(Ending { outcome, report });

@@ -42,8 +42,8 @@
 mod agent;
 mod chronicle;
 mod error;
-mod follower;
 mod folder;
+mod follower;
 mod lines;
 mod manager;
 mod shim;

@@ -1,0 +1,70 @@
+//! An agent on a unix socket, which answers what it is told to.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails here")]
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use a3s_box_proto::agent::agent_server::{Agent, AgentServer};
+use a3s_box_proto::agent::{HealthCheckRequest, HealthCheckResponse, State, Status};
+use tokio::net::UnixListener;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::transport::Server;
+use tonic::{Request, Response};
+
+/// A served agent.
+pub(crate) struct FakeAgent {
+    answer: Arc<Mutex<(Status, State)>>,
+    socket: PathBuf,
+    stop: oneshot::Sender<()>,
+    server: JoinHandle<()>,
+}
+
+struct Service {
+    answer: Arc<Mutex<(Status, State)>>,
+}
+
+#[tonic::async_trait]
+impl Agent for Service {
+    async fn health_check(
+        &self,
+        _request: Request<HealthCheckRequest>,
+    ) -> Result<Response<HealthCheckResponse>, tonic::Status> {
+        let (status, state) = *self.answer.lock().unwrap();
+        Ok(Response::new(HealthCheckResponse {
+            status: status.into(),
+            state: state.into(),
+            version: "0.1.0".to_owned(),
+            uptime_ms: 1,
+        }))
+    }
+}
+
+impl FakeAgent {
+    pub(crate) fn serve(socket: PathBuf) -> Self {
+        let answer = Arc::new(Mutex::new((Status::Serving, State::Ready)));
+        let listener = UnixListener::bind(&socket).unwrap();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let service = AgentServer::new(Service { answer: Arc::clone(&answer) });
+        let server = tokio::spawn(async move {
+            let incoming = UnixListenerStream::new(listener);
+            let stopped = async { stopped.await.unwrap() };
+            let server = Server::builder().add_service(service);
+            server.serve_with_incoming_shutdown(incoming, stopped).await.unwrap();
+        });
+        Self { answer, socket, stop, server }
+    }
+
+    pub(crate) fn say(&self, status: Status, state: State) {
+        *self.answer.lock().unwrap() = (status, state);
+    }
+
+    /// Ends the agent and its connections.
+    pub(crate) async fn vanish(self) {
+        self.stop.send(()).unwrap();
+        self.server.await.unwrap();
+        std::fs::remove_file(&self.socket).unwrap();
+    }
+}

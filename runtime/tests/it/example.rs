@@ -1,0 +1,19 @@
+//! The documentation's example and the program that runs it are one text.
+
+const PROGRAM: &str = include_str!("../../examples/boot.rs");
+const DOCUMENTATION: &str = include_str!("../../src/lib.rs");
+
+#[test]
+fn example_is_what_the_documentation_shows() {
+    let shown: Vec<&str> = DOCUMENTATION
+        .lines()
+        .skip_while(|line| !line.starts_with("//! ```no_run"))
+        .skip(1)
+        .take_while(|line| !line.starts_with("//! ```"))
+        .filter(|line| !line.starts_with("//! # "))
+        .map(|line| line.trim_start_matches("//!").trim())
+        .collect();
+    let program: Vec<&str> = PROGRAM.lines().map(str::trim).collect();
+    assert_eq!(shown.len(), 9, "{shown:?}");
+    assert!(program.windows(shown.len()).any(|lines| lines == shown), "{shown:#?}");
+}

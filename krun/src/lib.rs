@@ -10,7 +10,7 @@
 //! ```
 //!
 //! Three features choose where `krun_*` comes from, with one table of typed function pointers
-//! ([`libkrun`](mod@libkrun)) in front of them:
+//! (`libkrun.rs`) in front of them:
 //!
 //! | feature | libkrun |
 //! |---|---|

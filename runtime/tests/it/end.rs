@@ -1,5 +1,7 @@
 //! Ends that the shim does not tell, and shims that do not end.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails here")]
+
 use std::time::{Duration, Instant};
 
 use a3s_box_core::event::{EventKind, StopReason};
@@ -91,7 +93,7 @@ async fn shim_that_ignores_term_is_killed_within_the_bound() {
     let start = Instant::now();
     soon(demo.vm.destroy()).await.unwrap();
     // A grace of 0, and the 10 s in which a VM shuts down.
-    assert!((10..12).contains(&start.elapsed().as_secs()), "{:?}", start.elapsed());
+    assert!((10..15).contains(&start.elapsed().as_secs()), "{:?}", start.elapsed());
     let (report, reason, signal) = made_end(&demo);
     assert_eq!((reason, signal), (StopReason::Killed, Some(9)));
     assert!(report.message.contains("asked to stop"), "{}", report.message);
@@ -103,7 +105,7 @@ async fn stop_goes_on_when_nobody_waits_for_it() {
     let demo = ScriptedBox::new("trap 'stopped stopped 143' TERM; started; ready; nap");
     soon(demo.vm.boot()).await.unwrap();
     let impatient = tokio::time::timeout(Duration::ZERO, demo.vm.destroy());
-    assert!(impatient.await.is_err());
+    impatient.await.unwrap_err();
     assert_eq!(soon(demo.vm.wait()).await.reason, StopReason::Stopped);
 }
 

@@ -83,7 +83,7 @@ impl ScriptedBox {
 
 /// The future's output, within a bound.
 pub(crate) async fn soon<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PATIENCE, future).await.expect("it ends")
+    tokio::time::timeout(PATIENCE, future).await.unwrap()
 }
 
 /// Waits until `is_so`, and fails after `bound`.

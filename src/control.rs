@@ -52,12 +52,14 @@ pub(crate) enum ControlError {
     Thread(#[source] io::Error),
 }
 
-/// How libkrun came back to the main thread.
+/// What the main thread tells.
 #[derive(Debug)]
-pub(crate) enum VmEnd {
-    /// It called `_exit` with this code.
+pub(crate) enum VmNews {
+    /// It enters libkrun now.
+    Entering,
+    /// libkrun called `_exit` with this code.
     Exited(i32),
-    /// It refused to start.
+    /// libkrun refused to start.
     Refused(ErrorReport),
 }
 
@@ -76,7 +78,7 @@ pub(crate) struct Setup<'a> {
 /// The running control thread, as the main thread sees it.
 #[derive(Debug)]
 pub(crate) struct Control {
-    vm_end: mpsc::UnboundedSender<VmEnd>,
+    vm_news: mpsc::UnboundedSender<VmNews>,
 }
 
 impl Control {
@@ -86,8 +88,8 @@ impl Control {
         let listener = UnixListener::bind(&socket)
             .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
             .map_err(|source| ControlError::Listen { path: socket, source })?;
-        let (vm_end, vm_ends) = mpsc::unbounded_channel();
-        let monitor = Monitor::new(setup, listener, vm_ends);
+        let (vm_news, news) = mpsc::unbounded_channel();
+        let monitor = Monitor::new(setup, listener, news);
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -96,28 +98,31 @@ impl Control {
             .name("control".into())
             .spawn(move || runtime.block_on(monitor.run()))
             .map_err(ControlError::Thread)?;
-        Ok(Self { vm_end })
+        Ok(Self { vm_news })
     }
 
-    /// Lets libkrun's `_exit` end the process with the control thread's verdict.
-    pub(crate) fn intercept_exit(&self) {
-        let vm_end = self.vm_end.clone();
+    /// To be called right before libkrun is entered: lets its `_exit` end the process with the
+    /// control thread's verdict.
+    pub(crate) fn entering(&self) {
+        let news = self.vm_news.clone();
+        // Without a receiver the control thread is ending the process already.
+        let _ending = news.send(VmNews::Entering);
         a3s_box_krun::exit::intercept(move |code| {
-            hand_over(&vm_end, VmEnd::Exited(code));
+            hand_over(&news, VmNews::Exited(code));
             exit::FAILED
         });
     }
 
     /// Tells that libkrun refused the machine, and ends the process.
     pub(crate) fn finish(self, report: ErrorReport) -> ! {
-        hand_over(&self.vm_end, VmEnd::Refused(report));
+        hand_over(&self.vm_news, VmNews::Refused(report));
         a3s_box_krun::exit::now(exit::FAILED)
     }
 }
 
 /// Gives the control thread the time to end the process. Comes back only if it does not.
-fn hand_over(vm_end: &mpsc::UnboundedSender<VmEnd>, end: VmEnd) {
+fn hand_over(vm_news: &mpsc::UnboundedSender<VmNews>, end: VmNews) {
     // Without a receiver the control thread is ending the process already.
-    let _ending = vm_end.send(end);
+    let _ending = vm_news.send(end);
     thread::sleep(VERDICT_TIMEOUT);
 }

@@ -58,13 +58,9 @@ impl EventWriter {
         Self { start: Instant::now(), stream: Mutex::new(stream) }
     }
 
-    /// Names the box, and says that the shim has begun.
-    pub(crate) fn started(&self, box_id: &str) {
+    /// Names the box in all later events.
+    pub(crate) fn name(&self, box_id: &str) {
         box_id.clone_into(&mut self.lock().box_id);
-        self.emit(EventKind::ShimStarted {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            pid: std::process::id(),
-        });
     }
 
     /// Adds an event to the stream.

@@ -82,11 +82,16 @@ fn live(arguments: &Arguments) -> ExitCode {
 /// The phases, each a value handed to the next. Comes back for `--check`, `--prepare` and errors.
 fn run(arguments: &Arguments, events: &Arc<EventWriter>) -> Result<(), ShimError> {
     let config = BoxConfig::from_json(&read_config(arguments)?)?;
+    events.name(config.id.as_deref().unwrap_or_default());
     let spec = VmSpec::try_from(config)?;
     if arguments.mode == Mode::Check {
         return Ok(());
     }
-    events.started(&spec.id);
+    events.name(&spec.id);
+    events.emit(EventKind::ShimStarted {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pid: std::process::id(),
+    });
     let signals = Signals::block()?;
     process::raise_limits()?;
     let program = guest::load_program(&spec)?;
@@ -121,7 +126,7 @@ fn run(arguments: &Arguments, events: &Arc<EventWriter>) -> Result<(), ShimError
     events.emit(EventKind::VmStarting { vcpus: spec.vcpus, memory_mib: spec.memory_mib });
     let failure = match Vm::configure(machine, &kernel) {
         Ok(vm) => {
-            control.intercept_exit();
+            control.entering();
             vm.enter()
         }
         Err(error) => error,

@@ -8,12 +8,14 @@
 //! | gets each vsock port as `VSOCK_<port>=<socket path>` in its environment | |
 //! | reads the content of the last overlay file on stdin | |
 //! | writes to the console ports as stdout and stderr | |
+//! | is preceded by a line on fd 1, as a library that prints | |
 //! | exits with n | `_exit(n)` |
 //! | is killed by a signal | `abort()`, as a panicking worker of libkrun |
 
 use std::ffi::{CStr, c_char, c_int};
 use std::io::Write;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 
@@ -115,11 +117,21 @@ pub(crate) extern "C" fn krun_start_enter(_ctx: u32) -> i32 {
     let (Some(recorded), Some(program)) = (recorded, std::env::var_os("A3S_BOX_FAKE_GUEST")) else {
         return -libc::ENOENT;
     };
+    let noise = b"a library prints to standard output\n";
+    // SAFETY: the buffer is live and of this length. What becomes of the line is not our matter.
+    unsafe { libc::write(libc::STDOUT_FILENO, noise.as_ptr().cast(), noise.len()) };
     let mut command = Command::new(program);
     command.envs(recorded.ports).stdin(Stdio::piped());
     if let Some((output, error)) = recorded.console {
         command.stdout(output).stderr(error);
     }
+    // SAFETY: prctl with these arguments is async-signal-safe and touches no memory.
+    let dies_with_us = || match unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) } {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error()),
+    };
+    // SAFETY: the closure only makes the system call above.
+    unsafe { command.pre_exec(dies_with_us) };
     let Ok(mut guest) = command.spawn() else { return -libc::ENOENT };
     if let Some(mut stdin) = guest.stdin.take() {
         // A guest that does not read its config is one of the cases to test.

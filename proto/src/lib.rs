@@ -32,6 +32,15 @@ pub fn encode(message: &impl prost::Message) -> Vec<u8> {
     message.encode_to_vec()
 }
 
+/// Reads what [`encode`] wrote.
+///
+/// # Errors
+///
+/// When the bytes are not this message.
+pub fn decode<M: prost::Message + Default>(bytes: &[u8]) -> Result<M, prost::DecodeError> {
+    M::decode(bytes)
+}
+
 /// The service that a guest agent offers (package `a3s.box.agent.v1`).
 pub mod agent {
     #![expect(missing_docs, reason = "generated; the .proto file documents it")]

@@ -47,9 +47,9 @@ pub(super) async fn until_halted(mut probe: Probe, socket: &Path) {
             Probe::Agent(health) => health.is_serving().await,
             Probe::Kernel => kernel_answers(socket).await,
         };
-        let ran = vcpu_time().since(before);
+        let ran = before.zip(vcpu_time()).map(|(before, after)| after.since(before));
         tracing::debug!(answered, ?ran, "looked whether the guest lives");
-        still = if !answered && ran.is_still() { still + 1 } else { 0 };
+        still = if !answered && ran.is_some_and(CpuTime::is_still) { still + 1 } else { 0 };
     }
 }
 
@@ -65,7 +65,7 @@ async fn kernel_answers(socket: &Path) -> bool {
 }
 
 /// Time in nanoseconds that threads ran, and that they waited for a CPU.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 struct CpuTime {
     ran_ns: u64,
     waited_ns: u64,
@@ -84,18 +84,19 @@ impl CpuTime {
     }
 }
 
-/// Of all virtual CPUs of this process (`/proc/thread-self/schedstat`, proc(5)).
-fn vcpu_time() -> CpuTime {
-    let Ok(threads) = fs::read_dir("/proc/self/task") else { return CpuTime::default() };
-    let mut total = CpuTime::default();
-    for thread in threads.flatten() {
-        let read = |file| fs::read_to_string(thread.path().join(file)).unwrap_or_default();
-        if read("comm").starts_with(VCPU_THREAD) {
-            let schedstat = read("schedstat");
-            let mut numbers = schedstat.split(' ').map(|number| number.parse().unwrap_or(0));
-            total.ran_ns += numbers.next().unwrap_or(0);
-            total.waited_ns += numbers.next().unwrap_or(0);
-        }
-    }
-    total
+/// Of all virtual CPUs of this process (`/proc/thread-self/schedstat`, proc(5)); nothing if there
+/// is none.
+fn vcpu_time() -> Option<CpuTime> {
+    let threads = fs::read_dir("/proc/self/task").ok()?;
+    let times = threads.flatten().filter_map(|thread| {
+        let read = |file| fs::read_to_string(thread.path().join(file)).ok();
+        read("comm")?.starts_with(VCPU_THREAD).then_some(())?;
+        let schedstat = read("schedstat")?;
+        let mut numbers = schedstat.split(' ').map(|number| number.parse().unwrap_or(0));
+        Some(CpuTime { ran_ns: numbers.next()?, waited_ns: numbers.next()? })
+    });
+    times.reduce(|a, b| CpuTime {
+        ran_ns: a.ran_ns + b.ran_ns,
+        waited_ns: a.waited_ns + b.waited_ns,
+    })
 }

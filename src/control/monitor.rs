@@ -21,7 +21,7 @@ use super::health::Health;
 use super::link::{Link, LinkEvent};
 use super::liveness::{self, Probe};
 use super::verdict::{Facts, Report, Stop, failure, signal_number};
-use super::{Setup, VmEnd};
+use super::{Setup, VmNews};
 use crate::console::Relay;
 use crate::events::EventWriter;
 use crate::process::Signals;
@@ -47,7 +47,7 @@ enum Input {
     Healthy,
     Halted,
     Due(Due),
-    VmEnd(VmEnd),
+    Vm(VmNews),
     Tick,
 }
 
@@ -57,7 +57,7 @@ pub(super) struct Monitor {
     events: Arc<EventWriter>,
     listener: Option<UnixListener>,
     signals: Option<Signals>,
-    vm_ends: mpsc::UnboundedReceiver<VmEnd>,
+    vm_news: mpsc::UnboundedReceiver<VmNews>,
     console: Relay,
     agent_socket: PathBuf,
     serve_health: bool,
@@ -80,7 +80,7 @@ impl Monitor {
     pub(super) fn new(
         setup: Setup<'_>,
         listener: UnixListener,
-        vm_ends: mpsc::UnboundedReceiver<VmEnd>,
+        vm_news: mpsc::UnboundedReceiver<VmNews>,
     ) -> Self {
         let mut deadlines = Deadlines::default();
         deadlines.set(Due::Boot, setup.spec.boot_timeout);
@@ -91,7 +91,7 @@ impl Monitor {
         Self {
             listener: Some(listener),
             signals: Some(setup.signals),
-            vm_ends,
+            vm_news,
             console: setup.console,
             agent_socket: setup.state.agent_socket(),
             serve_health: setup.spec.serve_health,
@@ -152,7 +152,7 @@ impl Monitor {
         let ticking = self.pending_flush || self.drained.is_some();
         tokio::select! {
             biased;
-            Some(end) = self.vm_ends.recv() => Ok(Input::VmEnd(end)),
+            Some(news) = self.vm_news.recv() => Ok(Input::Vm(news)),
             event = link.next() => Ok(Input::Guest(event)),
             guard = signals.readable() => {
                 let mut guard = guard?;
@@ -178,11 +178,12 @@ impl Monitor {
                 return self.fail(failure(ErrorCode::GuestLost, message));
             }
             Input::Due(due) => return self.on_due(due, link),
-            Input::VmEnd(VmEnd::Exited(code)) => {
+            Input::Vm(VmNews::Entering) => self.phases.vm_ms = self.since_phases(),
+            Input::Vm(VmNews::Exited(code)) => {
                 self.facts.libkrun = Some(code);
                 return true;
             }
-            Input::VmEnd(VmEnd::Refused(report)) => return self.fail(report),
+            Input::Vm(VmNews::Refused(report)) => return self.fail(report),
             Input::Tick => self.acknowledge_when_drained(link),
         }
         false
@@ -215,6 +216,8 @@ impl Monitor {
         if !self.started {
             return true;
         }
+        // From here on the grace period is the only clock.
+        self.deadlines = Deadlines::default();
         let signal = u32::from(signal_number(self.stop_signal));
         link.send(shim_message::Message::Stop(StopMessage { signal }));
         self.deadlines.set(Due::Grace, self.stop_grace);

@@ -1,0 +1,136 @@
+//! Starts a shim with a fake guest, and keeps what it says.
+
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::wire_types;
+
+/// Longer than the longest bound of the shim (20 s).
+const PATIENCE: Duration = Duration::from_secs(40);
+
+/// A config whose guest plays `script`.
+pub(crate) fn config(folder: &Path, script: &[&str]) -> Value {
+    let mut config = json!({
+        "id": "golden",
+        "agent": {"boot_timeout_ms": 5000},
+        "paths": {
+            "state_dir": folder.join("s"),
+            "cache_dir": folder.join("c"),
+            // The fake VM only passes it on.
+            "guest": "/bin/true",
+        },
+    });
+    if !script.is_empty() {
+        config["process"] = json!({"args": script});
+    }
+    config
+}
+
+/// The shim, with the fake guest in its environment.
+pub(crate) fn shim() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_a3s-box-shim"));
+    command.env("A3S_BOX_FAKE_GUEST", env!("CARGO_BIN_EXE_fake-guest"));
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+/// How a run ended.
+pub(crate) struct Run {
+    pub(crate) status: ExitStatus,
+    pub(crate) events: Vec<Value>,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+    pub(crate) took: Duration,
+    pub(crate) folder: tempfile::TempDir,
+}
+
+/// A shim whose guest plays a script.
+pub(crate) struct Playing {
+    pub(crate) child: Child,
+    folder: tempfile::TempDir,
+    start: Instant,
+}
+
+/// Starts a shim whose guest plays `script`.
+pub(crate) fn start(script: &[&str], change: impl FnOnce(&mut Value)) -> Playing {
+    let folder = tempfile::Builder::new().prefix("w").tempdir().unwrap();
+    let mut config = config(folder.path(), script);
+    change(&mut config);
+    let start = Instant::now();
+    let mut child = shim().spawn().unwrap();
+    // A shim that refuses may be gone before it has read all.
+    let _gone = child.stdin.take().unwrap().write_all(config.to_string().as_bytes());
+    Playing { child, folder, start }
+}
+
+/// Runs a shim whose guest plays `script`, to its end.
+pub(crate) fn run(script: &[&str]) -> Run {
+    start(script, |_| {}).end()
+}
+
+impl Playing {
+    /// Path below the box's state folder.
+    pub(crate) fn state(&self, name: &str) -> PathBuf {
+        self.folder.path().join("s/golden").join(name)
+    }
+
+    /// Waits for the end, and checks the stream.
+    pub(crate) fn end(mut self) -> Run {
+        let mut stderr_pipe = self.child.stderr.take().unwrap();
+        let stderr = std::thread::spawn(move || {
+            let mut text = String::new();
+            stderr_pipe.read_to_string(&mut text).unwrap();
+            text
+        });
+        let mut stdout_pipe = self.child.stdout.take();
+        let stdout = std::thread::spawn(move || {
+            let mut text = String::new();
+            if let Some(pipe) = &mut stdout_pipe {
+                pipe.read_to_string(&mut text).unwrap();
+            }
+            text
+        });
+        let status = loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                break status;
+            }
+            if self.start.elapsed() > PATIENCE {
+                self.child.kill().unwrap();
+                panic!("no end within {PATIENCE:?}");
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        };
+        let took = self.start.elapsed();
+        let (stdout, stderr) = (stdout.join().unwrap(), stderr.join().unwrap());
+        let events = parse(&stdout);
+        Run { status, events, stdout, stderr, took, folder: self.folder }
+    }
+}
+
+/// Each line an event of a known shape, numbered without gaps.
+pub(crate) fn parse(stdout: &str) -> Vec<Value> {
+    let parse = |line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+    let events: Vec<Value> = stdout.lines().map(parse).collect();
+    for (i, event) in events.iter().enumerate() {
+        wire_types::check(event);
+        assert_eq!(event["seq"], i, "{stdout}");
+    }
+    events
+}
+
+impl Run {
+    /// The end: exit status, reason, and the code of the error if there is one.
+    pub(crate) fn ending(&self) -> (Option<i32>, &str, Option<&str>) {
+        let of = |kind| self.events.iter().filter(move |event| event["type"] == kind);
+        assert_eq!(of("box.stopped").count(), 1, "{}", self.stdout);
+        let last = self.events.last().unwrap();
+        assert_eq!(last["type"], "box.stopped", "{}", self.stdout);
+        let errors: Vec<&str> = of("error").map(|event| event["code"].as_str().unwrap()).collect();
+        assert!(errors.len() <= 1, "{}", self.stdout);
+        (self.status.code(), last["reason"].as_str().unwrap(), errors.first().copied())
+    }
+}

@@ -1,0 +1,81 @@
+//! What is refused, and the flags for people.
+
+use std::io::Write;
+use std::process::Output;
+
+use crate::harness::{config, parse, shim};
+
+fn shim_says(arguments: &[&str], stdin: &[u8]) -> Output {
+    let mut child = shim().args(arguments).spawn().unwrap();
+    // A shim that does not read its input may be gone.
+    let _gone = child.stdin.take().unwrap().write_all(stdin);
+    child.wait_with_output().unwrap()
+}
+
+fn error_of(output: &Output) -> (String, String) {
+    assert_eq!(output.status.code(), Some(125));
+    let events = parse(std::str::from_utf8(&output.stdout).unwrap());
+    assert_eq!(events.len(), 2, "{events:?}");
+    assert_eq!(events[1]["type"], "box.stopped");
+    (
+        events[0]["code"].as_str().unwrap().to_owned(),
+        events[0]["causes"][0].as_str().unwrap().to_owned(),
+    )
+}
+
+#[test]
+fn what_cannot_be_a_config_is_refused_with_the_place() {
+    let huge = vec![b' '; 5 * 1024 * 1024];
+    let cases: [(&[u8], &str, &str); 5] = [
+        (b"", "config_invalid", "config is not valid JSON at line 1"),
+        (b"\xff\xfe", "config_invalid", "config is not valid JSON"),
+        (&huge, "config_invalid", "config is longer than 4194304 bytes"),
+        (br#"{"resources":{"vcpu":2}}"#, "config_invalid", "resources.vcpu: unknown field"),
+        (br#"{"network":{"mode":"tsi"}}"#, "config_unsupported", "network.mode: not supported yet"),
+    ];
+    for (json, code, cause) in cases {
+        let found = error_of(&shim_says(&[], json));
+        assert_eq!(found.0, code);
+        assert!(found.1.starts_with(cause), "{found:?}");
+    }
+}
+
+#[test]
+fn check_only_validates() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = config(folder.path(), &["never", "played"]).to_string();
+    let output = shim_says(&["--check"], config.as_bytes());
+    assert_eq!((output.status.code(), output.stdout.len()), (Some(0), 0));
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "no side effect");
+}
+
+#[test]
+fn prepare_goes_as_far_as_the_mounted_root_and_undoes_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = config(folder.path(), &["never", "played"]).to_string();
+    let output = shim_says(&["--prepare"], config.as_bytes());
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let events = parse(std::str::from_utf8(&output.stdout).unwrap());
+    let types: Vec<&str> = events.iter().map(|event| event["type"].as_str().unwrap()).collect();
+    assert_eq!(types, ["shim.started", "rootfs.ready", "prepare.done"]);
+    assert!(!folder.path().join("s/golden").exists());
+}
+
+#[test]
+fn the_printed_schema_is_the_checked_in_one() {
+    let output = shim_says(&["--print-schema"], b"");
+    let printed: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/shim-protocol/schema/box-config.json");
+    let checked_in: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    assert_eq!(printed, checked_in);
+}
+
+#[test]
+fn version_help_and_nonsense() {
+    assert!(shim_says(&["--version"], b"").stdout.starts_with(b"a3s-box-shim 0."));
+    assert!(shim_says(&["--help"], b"").stdout.starts_with(b"usage: "));
+    let output = shim_says(&["--nonsense"], b"");
+    assert_eq!(output.status.code(), Some(125));
+    assert!(String::from_utf8(output.stderr).unwrap().contains("unknown argument `--nonsense`"));
+}

@@ -1,0 +1,19 @@
+//! The contract, seen from outside: a real shim process with a fake VM.
+//!
+//! | module | what must hold |
+//! |---|---|
+//! | `goldens` | the whole event stream of each kind of end |
+//! | `faults` | a guest that lies, hangs or vanishes |
+//! | `readers` | standard output: slow, gone, and nobody else's |
+//! | `input` | what is refused, and the flags for people |
+//!
+//! Needs root, because the shim makes mounts. Built with the feature `fake-vm`.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails here")]
+
+mod faults;
+mod goldens;
+mod harness;
+mod input;
+mod readers;
+mod wire_types;

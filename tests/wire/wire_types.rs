@@ -1,0 +1,112 @@
+//! The event format, written down a second time, strictly: a change of the shim's own types that
+//! changes the format fails here.
+
+use serde_json::Value;
+
+/// JSON type of a field.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Is {
+    Number,
+    Text,
+    Bool,
+    Texts,
+    Phases,
+}
+
+use Is::{Bool, Number, Phases, Text, Texts};
+
+/// A name ending in `?` may be absent.
+type Fields = &'static [(&'static str, Is)];
+
+const HEADER: Fields = &[
+    ("v", Number),
+    ("seq", Number),
+    ("time", Text),
+    ("elapsed_ms", Number),
+    ("box_id", Text),
+    ("type", Text),
+];
+
+const PHASES: Fields = &[
+    ("config_ms", Number),
+    ("rootfs_ms", Number),
+    ("vm_ms", Number),
+    ("kernel_ms", Number),
+    ("agent_ms", Number),
+    ("total_ms", Number),
+];
+
+fn fields(kind: &str) -> Fields {
+    match kind {
+        "shim.started" => &[("version", Text), ("pid", Number)],
+        "rootfs.progress" => &[
+            ("layer", Text),
+            ("layer_number", Number),
+            ("layers", Number),
+            ("bytes_done", Number),
+            ("bytes_total", Number),
+        ],
+        "rootfs.ready" => &[
+            ("image?", Text),
+            ("layers", Number),
+            ("cache_hits", Number),
+            ("unpacked_bytes", Number),
+            ("duration_ms", Number),
+        ],
+        "vm.starting" => &[("vcpus", Number), ("memory_mib", Number)],
+        "guest.started" => &[("guest_version", Text), ("workload_pid?", Number)],
+        "agent.ready" => &[("phases", Phases)],
+        "state.changed" => &[("from", Text), ("to", Text)],
+        "stop.requested" => &[("cause", Text), ("signal", Text), ("grace_ms", Number)],
+        "prepare.done" | "stop.killed" => &[],
+        "guest.exited" => &[("exit_code?", Number), ("signal?", Number)],
+        "events.dropped" => &[("count", Number)],
+        "error" => &[
+            ("code", Text),
+            ("message", Text),
+            ("causes", Texts),
+            ("hint?", Text),
+            ("retryable", Bool),
+        ],
+        "box.stopped" => {
+            &[("reason", Text), ("exit_code?", Number), ("signal?", Number), ("uptime_ms", Number)]
+        }
+        unknown => panic!("event of the unknown type `{unknown}`"),
+    }
+}
+
+/// Panics unless `event` has exactly the fields of its type.
+pub(crate) fn check(event: &Value) {
+    let kind = event["type"].as_str().unwrap_or_else(|| panic!("no type: {event}"));
+    check_fields(event, &[HEADER, fields(kind)].concat());
+    assert_eq!(event["v"], 1, "{event}");
+    let time = event["time"].as_str().unwrap();
+    assert!(time.len() == 24 && time.ends_with('Z') && time.as_bytes()[10] == b'T', "{time}");
+}
+
+fn check_fields(object: &Value, expected: &[(&str, Is)]) {
+    let found = object.as_object().unwrap_or_else(|| panic!("not an object: {object}"));
+    for (name, is) in expected {
+        match found.get(name.trim_end_matches('?')) {
+            Some(value) => assert!(is_of(value, *is), "`{name}` is not {is:?}: {object}"),
+            None => assert!(name.ends_with('?'), "`{name}` is missing: {object}"),
+        }
+    }
+    for name in found.keys() {
+        let known = expected.iter().any(|(known, _)| known.trim_end_matches('?') == name);
+        assert!(known, "`{name}` is unknown: {object}");
+    }
+}
+
+fn is_of(value: &Value, is: Is) -> bool {
+    match is {
+        Number => value.is_u64(),
+        Text => value.is_string(),
+        Bool => value.is_boolean(),
+        Texts => value.as_array().is_some_and(|items| items.iter().all(Value::is_string)),
+        Phases => {
+            check_fields(value, PHASES);
+            true
+        }
+    }
+}

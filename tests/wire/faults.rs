@@ -196,7 +196,7 @@ fn a_stop_during_the_boot_ends_the_box_at_once() {
 #[test]
 fn a_guest_that_ignores_even_the_kill_is_ended() {
     let playing = start(&["connect", "hello", "started=7", "hang"], |config| {
-        config["stop"] = json!({"grace_ms": 100})
+        config["stop"] = json!({"grace_ms": 100});
     });
     std::thread::sleep(Duration::from_millis(700));
     send(&playing, Signal::SIGTERM);

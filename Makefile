@@ -15,6 +15,7 @@ lint:
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	cargo clippy -p a3s-box-shim --no-default-features --features fake-vm --all-targets -- -D warnings
+	tests/deny
 	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --document-private-items
 
 # The shim and the program for its guests, in target/release.

@@ -8,11 +8,12 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::spec::VmSpec;
@@ -63,14 +64,7 @@ pub(crate) fn open(spec: &VmSpec, state: &StateDir) -> Result<Console, ConsoleEr
     let path = spec.console.clone().unwrap_or_else(|| state.console());
     // Without an own file the console of an earlier box of this id would be continued.
     let fresh = spec.console.is_none();
-    let file = OpenOptions::new()
-        .append(!fresh)
-        .write(true)
-        .create(true)
-        .truncate(fresh)
-        .mode(0o600)
-        .open(&path);
-    let file = file.map_err(|source| ConsoleError::Open { path, source })?;
+    let file = open_file(&path, fresh).map_err(|source| ConsoleError::Open { path, source })?;
     let (stdout, stdout_port) = io::pipe().map_err(ConsoleError::Pipe)?;
     let (stderr, stderr_port) = io::pipe().map_err(ConsoleError::Pipe)?;
     let shared = Arc::new(State::default());
@@ -83,6 +77,15 @@ pub(crate) fn open(spec: &VmSpec, state: &StateDir) -> Result<Console, ConsoleEr
         ports: Ports { stdout: stdout_port.into(), stderr: stderr_port.into() },
         relay: Relay { state: shared, thread: thread.map_err(ConsoleError::Pipe)? },
     })
+}
+
+/// A FIFO without a reader is an error and not a wait; later writes to it do wait, on the thread.
+fn open_file(path: &Path, fresh: bool) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.append(!fresh).write(true).create(true).truncate(fresh).mode(0o600);
+    let file = options.custom_flags(OFlag::O_NONBLOCK.bits()).open(path)?;
+    fcntl(&file, FcntlArg::F_SETFL(OFlag::O_APPEND))?;
+    Ok(file)
 }
 
 impl Relay {

@@ -1,7 +1,7 @@
 //! The log: `tracing`, and libkrun's `log` records, as text on standard error.
 //!
 //! `A3S_BOX_LOG` is `off`, `error`, `warn` (default), `info`, `debug` or `trace`. What the guest's
-//! kernel prints is shown from `debug` on: its amount is the guest's to choose.
+//! kernel prints is shown from `info` on: its amount is the guest's to choose.
 
 use std::io::{self, Write};
 use std::os::fd::AsFd;
@@ -19,7 +19,7 @@ const GUEST_KERNEL: &str = "init_or_kernel";
 pub(crate) fn install() {
     let level = std::env::var("A3S_BOX_LOG").ok().and_then(|level| level.parse().ok());
     let level: LevelFilter = level.unwrap_or(LevelFilter::WARN);
-    let kernel = if level >= LevelFilter::DEBUG { level } else { LevelFilter::OFF };
+    let kernel = if level >= LevelFilter::INFO { level } else { LevelFilter::OFF };
     let targets = Targets::new().with_default(level).with_target(GUEST_KERNEL, kernel);
     let text = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(|| LossyStderr);
     // Only fails when a logger exists already, which then goes on.

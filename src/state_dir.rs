@@ -39,8 +39,8 @@ const TRANSIENT: [&str; 5] = [AGENT_SOCKET, CONTROL_SOCKET, ROOT, UPPER, WORK];
 pub(crate) enum StateDirError {
     #[error("box `{id}` is in use: another shim holds `{}`", lock.display())]
     InUse { id: String, lock: PathBuf },
-    #[error("`{}` is not a folder of the user {expected}, with access for that user only", path.display())]
-    NotPrivate { path: PathBuf, expected: u32 },
+    #[error("`{}`: found {found}, expected a folder of user {expected} with mode 0700", path.display())]
+    NotPrivate { path: PathBuf, found: String, expected: u32 },
     #[error("cannot {action} `{}`", path.display())]
     System { action: &'static str, path: PathBuf, source: io::Error },
 }
@@ -157,7 +157,9 @@ fn private_folder(path: &Path) -> Result<(), StateDirError> {
     if found.is_dir() && found.uid() == user && found.mode() & 0o077 == 0 {
         return Ok(());
     }
-    Err(StateDirError::NotPrivate { path: path.to_owned(), expected: user })
+    let kind = if found.is_dir() { "a folder" } else { "something else" };
+    let found = format!("{kind} of user {} with mode {:04o}", found.uid(), found.mode() & 0o7777);
+    Err(StateDirError::NotPrivate { path: path.to_owned(), found, expected: user })
 }
 
 fn system(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StateDirError {

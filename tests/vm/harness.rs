@@ -56,7 +56,10 @@ impl Shim {
 
     /// Starts a box of its own in the folder of another one.
     pub(crate) fn spawn(folder: tempfile::TempDir, config: &Value) -> Self {
+        let log = std::fs::File::create(folder.path().join("log")).unwrap();
         let mut child = Command::new(variable("A3S_BOX_SHIM"))
+            .env("A3S_BOX_LOG", "info")
+            .stderr(log)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -149,9 +152,12 @@ impl std::fmt::Display for Shim {
         for event in &self.events {
             writeln!(f, "  {event}")?;
         }
-        let console = self.console();
-        let end = console.get(console.len().saturating_sub(2000)..).unwrap_or_default();
-        write!(f, "console: {}", String::from_utf8_lossy(end))
+        let log = std::fs::read(self.folder.path().join("log")).unwrap_or_default();
+        for (name, text) in [("log", log), ("console", self.console())] {
+            let end = text.get(text.len().saturating_sub(4000)..).unwrap_or_default();
+            writeln!(f, "{name}: {}", String::from_utf8_lossy(end))?;
+        }
+        Ok(())
     }
 }
 

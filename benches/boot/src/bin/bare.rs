@@ -1,0 +1,37 @@
+//! The bare libkrun calls and nothing else: what a box costs without a shim.
+//!
+//! ```text
+//! bare ROOT PROGRAM      PROGRAM runs on ROOT, below libkrun's own init; its output goes to standard output
+//! ```
+//!
+//! 1 vCPU and 512 MiB, as the shim's default. libkrunfw is found by the dynamic loader.
+
+use std::ffi::CString;
+use std::process::ExitCode;
+use std::ptr::null;
+
+fn main() -> ExitCode {
+    let arguments: Vec<CString> =
+        std::env::args().skip(1).map(|word| CString::new(word).expect("no NUL in an argument")).collect();
+    let [root, program] = &arguments[..] else {
+        eprintln!("usage: bare ROOT PROGRAM");
+        return ExitCode::from(2);
+    };
+    let (no_arguments, no_environment) = ([null()], [null()]);
+    // SAFETY: every string ends in NUL and lives until the end of main, every array ends in NULL, and
+    // the fds are the process's own standard ones.
+    let failed = unsafe {
+        let context = krun::krun_create_ctx().cast_unsigned();
+        [
+            krun::krun_set_vm_config(context, 1, 512),
+            krun::krun_add_virtiofs3(context, c"/dev/root".as_ptr(), root.as_ptr(), 0, false),
+            krun::krun_set_exec(context, program.as_ptr(), no_arguments.as_ptr(), no_environment.as_ptr()),
+            krun::krun_disable_implicit_vsock(context),
+            krun::krun_disable_implicit_console(context),
+            krun::krun_add_virtio_console_default(context, -1, 1, 2),
+            krun::krun_start_enter(context),
+        ]
+    };
+    eprintln!("libkrun came back: {failed:?}");
+    ExitCode::FAILURE
+}

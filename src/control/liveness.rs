@@ -84,6 +84,11 @@ impl CpuTime {
     }
 }
 
+/// How long the virtual CPUs ran so far: tells a guest that is slow from one that is stuck.
+pub(super) fn vcpu_ran() -> Duration {
+    Duration::from_nanos(vcpu_time().map_or(0, |time| time.ran_ns))
+}
+
 /// Of all virtual CPUs of this process (`/proc/thread-self/schedstat`, proc(5)); nothing if there
 /// is none.
 fn vcpu_time() -> Option<CpuTime> {

@@ -236,15 +236,7 @@ impl Monitor {
 
     fn on_due(&mut self, due: Due, link: &mut Link) -> bool {
         match due {
-            Due::Boot => {
-                let message = format!(
-                    "the guest was not ready {} ms after its start (`agent.boot_timeout_ms`)",
-                    self.events
-                        .elapsed_ms()
-                        .saturating_sub(self.phases.config_ms + self.phases.rootfs_ms),
-                );
-                self.fail(failure(ErrorCode::BootTimeout, &message).retryable())
-            }
+            Due::Boot => self.fail(self.boot_timeout()),
             Due::Timeout => self.stop(Stop::Timeout, StopCause::Timeout, link),
             Due::Grace => {
                 self.kill(link);
@@ -255,6 +247,22 @@ impl Monitor {
                 self.fail(failure(ErrorCode::ShutdownTimeout, message))
             }
         }
+    }
+
+    fn boot_timeout(&self) -> ErrorReport {
+        let BootPhases { config_ms, rootfs_ms, .. } = self.phases;
+        let waited_ms = self.events.elapsed_ms().saturating_sub(config_ms + rootfs_ms);
+        let said = match (self.guest_version.is_empty(), self.started) {
+            (true, _) => "it has not said anything",
+            (false, false) => "it was still preparing itself",
+            (false, true) => "its agent does not answer",
+        };
+        let ran_ms = liveness::vcpu_ran().as_millis();
+        let message = format!(
+            "the guest was not ready {waited_ms} ms after its start (`agent.boot_timeout_ms`)"
+        );
+        let cause = format!("{said}; its CPUs ran for {ran_ms} ms");
+        ErrorReport { causes: vec![cause], ..failure(ErrorCode::BootTimeout, &message) }.retryable()
     }
 
     fn on_guest(&mut self, event: LinkEvent, link: &mut Link) {

@@ -4,7 +4,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
 
-use crate::harness::Shim;
+use a3s_box_vm_tests::Shim;
 
 #[test]
 fn a_box_without_image_and_workload_becomes_ready_and_waits_for_its_stop() {

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use serde_json::json;
 
-use crate::harness::Shim;
+use a3s_box_vm_tests::Shim;
 
 /// Everything that a shell, a kernel command line or a sloppy parser would trip over.
 const WORDS: [&str; 9] = ["", "a b", "\"", "'", "new\nline", "--", "uid", "ünï→", "$HOME\\"];

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::harness::Shim;
+use a3s_box_vm_tests::Shim;
 
 fn shell(script: &str) -> Shim {
     Shim::start(&json!({"args": ["/bin/sh", "-c", script]}))

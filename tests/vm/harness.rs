@@ -1,5 +1,7 @@
 //! Starts a shim, follows its events, and shows everything when something is wrong.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails here")]
+
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -9,22 +11,26 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 /// Longer than any boot in the lab under load.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A running box.
-pub(crate) struct Shim {
-    pub(crate) child: Child,
+#[derive(Debug)]
+pub struct Shim {
+    /// The process.
+    pub child: Child,
     lines: Receiver<String>,
-    pub(crate) events: Vec<Value>,
+    /// What it said so far.
+    pub events: Vec<Value>,
     folder: tempfile::TempDir,
 }
 
-fn variable(name: &str) -> PathBuf {
+/// A path that `tests/vm/run` has set.
+pub fn variable(name: &str) -> PathBuf {
     std::env::var_os(name).unwrap_or_else(|| panic!("{name} is not set: run tests/run")).into()
 }
 
 /// A config with `process.args`, on the demo image, below `folder`.
-pub(crate) fn config(folder: &Path, process: &Value) -> Value {
+pub fn config(folder: &Path, process: &Value) -> Value {
     json!({
         "id": "test",
         "image": {"layout": variable("A3S_BOX_IMAGES").join("demo"), "reference": "latest"},
@@ -42,12 +48,12 @@ pub(crate) fn config(folder: &Path, process: &Value) -> Value {
 
 impl Shim {
     /// Starts a box that runs `process` on the demo image.
-    pub(crate) fn start(process: &Value) -> Self {
+    pub fn start(process: &Value) -> Self {
         Self::start_with(process, |_| {})
     }
 
     /// The same, with a change to the config.
-    pub(crate) fn start_with(process: &Value, change: impl FnOnce(&mut Value)) -> Self {
+    pub fn start_with(process: &Value, change: impl FnOnce(&mut Value)) -> Self {
         let folder = tempfile::Builder::new().prefix("b").tempdir().unwrap();
         let mut config = config(folder.path(), process);
         change(&mut config);
@@ -55,7 +61,7 @@ impl Shim {
     }
 
     /// Starts a box of its own in the folder of another one.
-    pub(crate) fn spawn(folder: tempfile::TempDir, config: &Value) -> Self {
+    pub fn spawn(folder: tempfile::TempDir, config: &Value) -> Self {
         let log = std::fs::File::create(folder.path().join("log")).unwrap();
         let mut child = Command::new(variable("A3S_BOX_SHIM"))
             .env("A3S_BOX_LOG", "info")
@@ -93,7 +99,7 @@ impl Shim {
     }
 
     /// Waits for an event of this type.
-    pub(crate) fn wait_for(&mut self, kind: &str) -> Value {
+    pub fn wait_for(&mut self, kind: &str) -> Value {
         loop {
             match self.next_event() {
                 Some(event) if event["type"] == kind => return event.clone(),
@@ -104,7 +110,7 @@ impl Shim {
     }
 
     /// Waits for the end, and checks what every stream must keep.
-    pub(crate) fn end(&mut self) -> ExitStatus {
+    pub fn end(&mut self) -> ExitStatus {
         while self.next_event().is_some() {}
         let status = self.child.wait().unwrap();
         for (i, event) in self.events.iter().enumerate() {
@@ -119,7 +125,7 @@ impl Shim {
     }
 
     /// Waits for the end, and checks exit status, reason and the code of the error, if any.
-    pub(crate) fn ends_with(&mut self, code: i32, reason: &str, error: Option<&str>) {
+    pub fn ends_with(&mut self, code: i32, reason: &str, error: Option<&str>) {
         let status = self.end();
         assert_eq!(status.code(), Some(code), "{self}");
         assert_eq!(self.events.last().unwrap()["reason"], reason, "{self}");
@@ -132,17 +138,18 @@ impl Shim {
         assert_eq!(found, error.into_iter().collect::<Vec<_>>(), "{self}");
     }
 
-    pub(crate) fn console(&self) -> Vec<u8> {
+    /// Output of the workload.
+    pub fn console(&self) -> Vec<u8> {
         std::fs::read(self.state().join("console.log")).unwrap_or_default()
     }
 
     /// The box's state folder.
-    pub(crate) fn state(&self) -> PathBuf {
+    pub fn state(&self) -> PathBuf {
         self.folder.path().join("s/test")
     }
 
     /// Ends this shim's part, and gives the folder to the next.
-    pub(crate) fn into_folder(self) -> tempfile::TempDir {
+    pub fn into_folder(self) -> tempfile::TempDir {
         self.folder
     }
 }
@@ -162,7 +169,7 @@ impl std::fmt::Display for Shim {
 }
 
 /// Runs `check` until it holds, within a bound.
-pub(crate) fn eventually(what: &str, check: impl Fn() -> bool) {
+pub fn eventually(what: &str, check: impl Fn() -> bool) {
     let start = Instant::now();
     while !check() {
         assert!(start.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");

@@ -7,15 +7,16 @@
 //! | `exactness` | arguments, environment and output arrive byte for byte |
 //! | `stop` | signals, grace, kill, and what a killed shim leaves |
 //! | `agent` | the agent-only box and its health |
+//! | `supervisor` | the example of `VmManager`, as it is documented |
 //!
-//! Needs `A3S_BOX_SHIM` (the shim), `A3S_BOX_GUEST`, `A3S_BOX_LIBKRUNFW` and `A3S_BOX_IMAGES`, which
-//! `tests/run` sets.
+//! `tests/vm/run` sets what they need: `A3S_BOX_SHIM`, `A3S_BOX_GUEST`, `A3S_BOX_EXAMPLE`,
+//! `A3S_BOX_LIBKRUNFW` and `A3S_BOX_IMAGES`.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails here")]
 
 mod agent;
 mod exactness;
 mod exit_status;
-mod harness;
 mod lost_guest;
 mod stop;
+mod supervisor;

@@ -4,7 +4,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
 
-use crate::harness::{Shim, config, eventually};
+use a3s_box_vm_tests::{Shim, config, eventually};
 
 fn pid(shim: &Shim) -> Pid {
     Pid::from_raw(shim.child.id().cast_signed())

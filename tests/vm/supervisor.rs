@@ -1,0 +1,16 @@
+//! The example of `VmManager`, as it is documented: the default config and the default paths.
+
+use std::path::Path;
+use std::process::Command;
+
+use a3s_box_vm_tests::variable;
+
+#[test]
+fn the_documented_example_boots_checks_health_and_destroys() {
+    let output = Command::new(variable("A3S_BOX_EXAMPLE")).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), "healthy: true\n");
+    let state = Path::new("/run/a3s-box");
+    let left = std::fs::read_dir(state).map_or(0, Iterator::count);
+    assert_eq!(left, 0, "destroy leaves nothing in {}", state.display());
+}

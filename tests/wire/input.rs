@@ -41,6 +41,19 @@ fn what_cannot_be_a_config_is_refused_with_the_place() {
 }
 
 #[test]
+fn the_configs_of_the_readme_are_valid() {
+    let readme =
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
+    let examples: Vec<&str> =
+        readme.split("```json\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
+    assert!(!examples.is_empty());
+    for example in examples {
+        let output = shim_says(&["--check"], example.as_bytes());
+        assert_eq!(output.status.code(), Some(0), "{example}\n{output:?}");
+    }
+}
+
+#[test]
 fn check_only_validates() {
     let folder = tempfile::tempdir().unwrap();
     let config = config(folder.path(), &["never", "played"]).to_string();

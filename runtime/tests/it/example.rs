@@ -1,6 +1,7 @@
 //! The documentation's example and the program that runs it are one text.
 
 const PROGRAM: &str = include_str!("../../examples/boot.rs");
+const README: &str = include_str!("../../../README.md");
 const DOCUMENTATION: &str = include_str!("../../src/lib.rs");
 
 #[test]
@@ -16,4 +17,12 @@ fn example_is_what_the_documentation_shows() {
     let program: Vec<&str> = PROGRAM.lines().map(str::trim).collect();
     assert_eq!(shown.len(), 9, "{shown:?}");
     assert!(program.windows(shown.len()).any(|lines| lines == shown), "{shown:#?}");
+    let readme: Vec<&str> = README
+        .lines()
+        .skip_while(|line| *line != "```rust")
+        .skip(1)
+        .take_while(|line| *line != "```")
+        .map(str::trim)
+        .collect();
+    assert_eq!(readme, shown);
 }

@@ -71,6 +71,7 @@ pub(super) struct Monitor {
     facts: Facts,
     guest_version: String,
     started: bool,
+    healthy: bool,
     drained: Option<Drained>,
     pending_flush: bool,
     phases: BootPhases,
@@ -105,6 +106,7 @@ impl Monitor {
             facts: Facts::default(),
             guest_version: String::new(),
             started: false,
+            healthy: false,
             drained: None,
             pending_flush: false,
             phases: BootPhases {
@@ -172,7 +174,10 @@ impl Monitor {
         match input {
             Input::Signal(signal) => return self.on_signal(signal, link),
             Input::Guest(event) => self.on_guest(event, link),
-            Input::Healthy => self.on_healthy(),
+            Input::Healthy => {
+                self.healthy = true;
+                self.become_ready();
+            }
             Input::Halted => {
                 let message = "the guest halted: its CPUs no longer run";
                 return self.fail(failure(ErrorCode::GuestLost, message));
@@ -302,6 +307,9 @@ impl Monitor {
             guest_message::Message::StartFailed(failed) if self.facts.report.is_none() => {
                 let (reason, message) = (failed.reason(), printable(&failed.message));
                 self.report(Report::NotStarted { reason, message });
+                // Nothing ran, so there is no output to wait for.
+                self.drained = Some(Drained::default());
+                self.acknowledge_when_drained(link);
             }
             guest_message::Message::Exited(Exited { status: Some(status) })
                 if self.facts.report.is_none() =>
@@ -335,10 +343,7 @@ impl Monitor {
             if self.serve_health { Probe::Agent(Health::new(&socket)) } else { Probe::Kernel };
         self.liveness =
             Some(tokio::spawn(async move { liveness::until_halted(probe, &socket).await }));
-        if !self.serve_health {
-            self.deadlines.clear(Due::Boot);
-            self.change_state(BoxState::Ready);
-        }
+        self.become_ready();
     }
 
     fn report(&mut self, report: Report) {
@@ -357,11 +362,18 @@ impl Monitor {
         self.deadlines.set(Due::GiveUp, SHUTDOWN_TIMEOUT);
     }
 
-    fn on_healthy(&mut self) {
+    /// Ready is a box whose workload was started and whose agent, if there is one, answers: only
+    /// then has a stop signal somebody to go to.
+    fn become_ready(&mut self) {
+        if !self.started || self.serve_health && !self.healthy {
+            return;
+        }
         self.deadlines.clear(Due::Boot);
-        self.phases.agent_ms = self.since_phases();
-        self.phases.total_ms = self.events.elapsed_ms();
-        self.events.emit(EventKind::AgentReady { phases: self.phases });
+        if self.serve_health {
+            self.phases.agent_ms = self.since_phases();
+            self.phases.total_ms = self.events.elapsed_ms();
+            self.events.emit(EventKind::AgentReady { phases: self.phases });
+        }
         self.change_state(BoxState::Ready);
     }
 

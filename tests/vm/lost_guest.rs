@@ -20,8 +20,13 @@ fn a_power_off_which_libkrun_waits_for_for_ever_ends_in_bounded_time() {
 
 #[test]
 fn a_panic_of_the_guests_kernel_is_no_success() {
-    let script = "echo 2 > /proc/sys/vm/panic_on_oom; swallow=$(cat /dev/zero | tr '\\0' x)";
-    root_shell(script).ends_with(125, "failed", Some("guest_lost"));
+    // One buffer that is larger than the memory, and all of it written to.
+    let script = "cd /proc/sys/vm; echo 2 > panic_on_oom; echo 1 > overcommit_memory; \
+        dd if=/dev/zero of=/dev/null bs=256M count=1";
+    let mut shim = Shim::start_with(&json!({"args": ["/bin/sh", "-c", script]}), |config| {
+        config["resources"] = json!({"memory_mib": 128});
+    });
+    shim.ends_with(125, "failed", Some("guest_lost"));
 }
 
 #[test]

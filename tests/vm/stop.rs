@@ -12,23 +12,23 @@ fn pid(shim: &Shim) -> Pid {
 
 #[test]
 fn sigterm_gives_the_workload_its_stop_signal() {
-    let script = "trap 'echo got it; exit 3' INT; while :; do sleep 0.1; done";
+    let script = "trap 'echo got it; exit 3' INT; echo ready; while :; do sleep 0.1; done";
     let mut shim = Shim::start_with(&json!({"args": ["/bin/sh", "-c", script]}), |config| {
         config["stop"] = json!({"signal": "SIGINT", "grace_ms": 30_000});
     });
-    shim.wait_for("agent.ready");
+    eventually("the trap is set", || shim.console() == b"ready\n");
     kill(pid(&shim), Signal::SIGTERM).unwrap();
     shim.ends_with(3, "stopped", None);
-    assert_eq!(shim.console(), b"got it\n");
+    assert_eq!(shim.console(), b"ready\ngot it\n");
 }
 
 #[test]
 fn a_workload_that_ignores_the_signal_is_killed_after_the_grace_period() {
-    let script = "trap '' TERM; while :; do sleep 0.1; done";
+    let script = "trap '' TERM; echo ready; while :; do sleep 0.1; done";
     let mut shim = Shim::start_with(&json!({"args": ["/bin/sh", "-c", script]}), |config| {
         config["stop"] = json!({"grace_ms": 1000});
     });
-    shim.wait_for("agent.ready");
+    eventually("the trap is set", || shim.console() == b"ready\n");
     kill(pid(&shim), Signal::SIGTERM).unwrap();
     let asked = shim.wait_for("stop.requested")["elapsed_ms"].as_u64().unwrap();
     let killed = shim.wait_for("stop.killed")["elapsed_ms"].as_u64().unwrap();

@@ -125,6 +125,13 @@ fn control_characters_of_the_guest_do_not_reach_the_events() {
 }
 
 #[test]
+fn a_workload_that_cannot_start_ends_the_box_at_once() {
+    let run = run(&["connect", "hello", "not-started=1", "wait-ack", "exit=127"]);
+    assert_eq!(run.ending(), (Some(127), "failed", Some("workload_not_found")));
+    assert!(run.took < Duration::from_secs(5), "{:?}", run.took);
+}
+
+#[test]
 fn an_agent_that_accepts_and_closes_at_first_becomes_ready_later() {
     let script = [
         "connect",
@@ -141,6 +148,16 @@ fn an_agent_that_accepts_and_closes_at_first_becomes_ready_later() {
     let run = run(&script);
     assert_eq!(run.ending(), (Some(0), "exited", None));
     assert!(run.events.iter().any(|event| event["type"] == "agent.ready"), "{}", run.stdout);
+}
+
+#[test]
+fn an_agent_that_answers_before_the_workload_runs_makes_no_box_ready() {
+    let mut script = vec!["connect", "hello", "serve", "sleep-ms=500"];
+    script.extend(["started=7", "sleep-ms=500", "exited=0", "drained", "wait-ack", "exit=0"]);
+    let run = run(&script);
+    assert_eq!(run.ending(), (Some(0), "exited", None));
+    let position = |kind| run.events.iter().position(|event| event["type"] == kind).unwrap();
+    assert!(position("guest.started") < position("agent.ready"), "{}", run.stdout);
 }
 
 #[test]

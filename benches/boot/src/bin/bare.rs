@@ -11,8 +11,10 @@ use std::process::ExitCode;
 use std::ptr::null;
 
 fn main() -> ExitCode {
-    let arguments: Vec<CString> =
-        std::env::args().skip(1).map(|word| CString::new(word).expect("no NUL in an argument")).collect();
+    let arguments: Vec<CString> = std::env::args()
+        .skip(1)
+        .map(|word| CString::new(word).expect("no NUL in an argument"))
+        .collect();
     let [root, program] = &arguments[..] else {
         eprintln!("usage: bare ROOT PROGRAM");
         return ExitCode::from(2);
@@ -25,7 +27,12 @@ fn main() -> ExitCode {
         [
             krun::krun_set_vm_config(context, 1, 512),
             krun::krun_add_virtiofs3(context, c"/dev/root".as_ptr(), root.as_ptr(), 0, false),
-            krun::krun_set_exec(context, program.as_ptr(), no_arguments.as_ptr(), no_environment.as_ptr()),
+            krun::krun_set_exec(
+                context,
+                program.as_ptr(),
+                no_arguments.as_ptr(),
+                no_environment.as_ptr(),
+            ),
             krun::krun_disable_implicit_vsock(context),
             krun::krun_disable_implicit_console(context),
             krun::krun_add_virtio_console_default(context, -1, 1, 2),

@@ -9,7 +9,7 @@
 //! fills the layer cache and the page cache. A pair with a run that fails is told of and run again,
 //! at most as often as there are pairs: an emulated host loses a VM now and then.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{Error, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::process::{Child, Command, Stdio};
@@ -66,14 +66,19 @@ fn main() -> Result<()> {
 
 fn time_shim(shim: &str, config: &str, fifo: &str) -> Result<f64> {
     let console = OpenOptions::new().read(true).custom_flags(NONBLOCK).open(fifo)?;
+    let events = format!("{config}.events");
+    let stdout = File::create(&events)?;
     let start = Instant::now();
     let mut child = Command::new(shim)
         .args(["--config", config])
         .stdin(Stdio::null())
-        .stdout(Stdio::null())
+        .stdout(stdout)
         .spawn()?;
     let took = first_byte(console, start);
-    finish(&mut child, took)
+    finish(&mut child, took).or_else(|error| {
+        let events = std::fs::read_to_string(events)?;
+        Err(format!("{error}\n{events}").into())
+    })
 }
 
 fn time_bare(bare: &str, root: &str, program: &str) -> Result<f64> {

@@ -10,17 +10,15 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::spec::VmSpec;
 use crate::state_dir::StateDir;
-
-/// How often the thread looks whether it is to finish; only the end of a box waits for it.
-const FINISH_POLL_MS: u8 = 20;
 
 /// The console cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -52,11 +50,12 @@ pub(crate) struct Relay {
     thread: JoinHandle<()>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
     stdout_bytes: AtomicU64,
     stderr_bytes: AtomicU64,
-    finish: AtomicBool,
+    /// Readable once the thread is to end with what is in the pipes; never read.
+    finish: EventFd,
 }
 
 /// Opens the console file and starts the thread.
@@ -67,7 +66,10 @@ pub(crate) fn open(spec: &VmSpec, state: &StateDir) -> Result<Console, ConsoleEr
     let file = open_file(&path, fresh).map_err(|source| ConsoleError::Open { path, source })?;
     let (stdout, stdout_port) = io::pipe().map_err(ConsoleError::Pipe)?;
     let (stderr, stderr_port) = io::pipe().map_err(ConsoleError::Pipe)?;
-    let shared = Arc::new(State::default());
+    let finish = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
+        .map_err(|error| ConsoleError::Pipe(error.into()))?;
+    let (stdout_bytes, stderr_bytes) = Default::default();
+    let shared = Arc::new(State { stdout_bytes, stderr_bytes, finish });
     let pipes = [File::from(OwnedFd::from(stdout)), File::from(OwnedFd::from(stderr))];
     let thread = {
         let state = Arc::clone(&shared);
@@ -97,7 +99,8 @@ impl Relay {
 
     /// Asks the thread to end once the pipes are empty, and says whether it has.
     pub(crate) fn finish(&self) -> bool {
-        self.state.finish.store(true, Ordering::Release);
+        // It only fails when it is readable already.
+        let _readable = self.state.finish.write(1);
         self.thread.is_finished()
     }
 }
@@ -106,18 +109,18 @@ fn relay(state: &State, [stdout, stderr]: [File; 2], mut file: File) {
     let mut streams = vec![(stdout, &state.stdout_bytes), (stderr, &state.stderr_bytes)];
     let mut buffer = vec![0; 64 * 1024];
     while !streams.is_empty() {
-        // Read before the poll: what was written before the request to finish is still taken.
-        let finish = state.finish.load(Ordering::Acquire);
-        let mut fds: Vec<_> =
-            streams.iter().map(|(pipe, _)| PollFd::new(pipe.as_fd(), PollFlags::POLLIN)).collect();
-        let ready = poll(&mut fds, PollTimeout::from(FINISH_POLL_MS));
-        if finish && ready == Ok(0) {
+        let mut fds = vec![PollFd::new(state.finish.as_fd(), PollFlags::POLLIN)];
+        fds.extend(streams.iter().map(|(pipe, _)| PollFd::new(pipe.as_fd(), PollFlags::POLLIN)));
+        // An interruption leaves nothing readable.
+        let _count = poll(&mut fds, PollTimeout::NONE);
+        let ready: Vec<bool> = fds.iter().map(|fd| fd.any().unwrap_or(false)).collect();
+        let [finish, readable @ ..] = &ready[..] else { return };
+        if *finish && !readable.contains(&true) {
             return;
         }
-        let readable: Vec<bool> = fds.iter().map(|fd| fd.any().unwrap_or(false)).collect();
-        let mut readable = readable.into_iter();
+        let mut readable = readable.iter();
         streams.retain_mut(|(pipe, count)| {
-            !readable.next().unwrap_or(false) || copy(pipe, &mut file, &mut buffer, count)
+            !readable.next().unwrap_or(&false) || copy(pipe, &mut file, &mut buffer, count)
         });
     }
 }

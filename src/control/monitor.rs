@@ -51,6 +51,17 @@ enum Input {
     Tick,
 }
 
+/// What is known of the agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Agent {
+    /// This box has none.
+    Absent,
+    /// It has not answered yet.
+    Silent,
+    /// It has said that it is healthy.
+    Answers,
+}
+
 /// Watches one VM.
 #[derive(Debug)]
 pub(super) struct Monitor {
@@ -60,7 +71,7 @@ pub(super) struct Monitor {
     vm_news: mpsc::UnboundedReceiver<VmNews>,
     console: Relay,
     agent_socket: PathBuf,
-    serve_health: bool,
+    agent: Agent,
     stop_signal: Signal,
     stop_grace: Duration,
     transient: Vec<PathBuf>,
@@ -71,7 +82,6 @@ pub(super) struct Monitor {
     facts: Facts,
     guest_version: String,
     started: bool,
-    healthy: bool,
     drained: Option<Drained>,
     pending_flush: bool,
     phases: BootPhases,
@@ -95,7 +105,7 @@ impl Monitor {
             vm_news,
             console: setup.console,
             agent_socket: setup.state.agent_socket(),
-            serve_health: setup.spec.serve_health,
+            agent: if setup.spec.serve_health { Agent::Silent } else { Agent::Absent },
             stop_signal: setup.guest.stop_signal,
             stop_grace: setup.spec.stop_grace,
             transient: setup.state.transient(),
@@ -106,7 +116,6 @@ impl Monitor {
             facts: Facts::default(),
             guest_version: String::new(),
             started: false,
-            healthy: false,
             drained: None,
             pending_flush: false,
             phases: BootPhases {
@@ -175,7 +184,7 @@ impl Monitor {
             Input::Signal(signal) => return self.on_signal(signal, link),
             Input::Guest(event) => self.on_guest(event, link),
             Input::Healthy => {
-                self.healthy = true;
+                self.agent = Agent::Answers;
                 self.become_ready();
             }
             Input::Halted => {
@@ -298,7 +307,7 @@ impl Monitor {
                 }
                 self.guest_version = printable(&hello.guest_version);
                 self.phases.kernel_ms = self.since_phases();
-                if self.serve_health && self.health.is_none() {
+                if self.agent == Agent::Silent && self.health.is_none() {
                     let health = Health::new(&self.agent_socket);
                     self.health = Some(tokio::spawn(health.until_serving()));
                 }
@@ -339,8 +348,11 @@ impl Monitor {
             workload_pid: Some(started.pid).filter(|pid| *pid != 0),
         });
         let socket = self.agent_socket.clone();
-        let probe =
-            if self.serve_health { Probe::Agent(Health::new(&socket)) } else { Probe::Kernel };
+        let probe = if self.agent == Agent::Absent {
+            Probe::Kernel
+        } else {
+            Probe::Agent(Health::new(&socket))
+        };
         self.liveness =
             Some(tokio::spawn(async move { liveness::until_halted(probe, &socket).await }));
         self.become_ready();
@@ -365,11 +377,11 @@ impl Monitor {
     /// Ready is a box whose workload was started and whose agent, if there is one, answers: only
     /// then has a stop signal somebody to go to.
     fn become_ready(&mut self) {
-        if !self.started || self.serve_health && !self.healthy {
+        if !self.started || self.agent == Agent::Silent {
             return;
         }
         self.deadlines.clear(Due::Boot);
-        if self.serve_health {
+        if self.agent == Agent::Answers {
             self.phases.agent_ms = self.since_phases();
             self.phases.total_ms = self.events.elapsed_ms();
             self.events.emit(EventKind::AgentReady { phases: self.phases });

@@ -19,7 +19,8 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(50);
 /// An answer takes a millisecond; under emulation some tens.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// A client whose connection is made at the first call, and again after it broke.
+/// A client whose connection is made at the first call, and again after it broke. Its clones share
+/// the connection.
 #[derive(Clone, Debug)]
 pub(super) struct Health {
     client: AgentClient<Channel>,

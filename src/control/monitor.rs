@@ -51,17 +51,6 @@ enum Input {
     Tick,
 }
 
-/// What is known of the agent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Agent {
-    /// This box has none.
-    Absent,
-    /// It has not answered yet.
-    Silent,
-    /// It has said that it is healthy.
-    Answers,
-}
-
 /// Watches one VM.
 #[derive(Debug)]
 pub(super) struct Monitor {
@@ -71,7 +60,7 @@ pub(super) struct Monitor {
     vm_news: mpsc::UnboundedReceiver<VmNews>,
     console: Relay,
     agent_socket: PathBuf,
-    agent: Agent,
+    serve_health: bool,
     stop_signal: Signal,
     stop_grace: Duration,
     transient: Vec<PathBuf>,
@@ -105,7 +94,7 @@ impl Monitor {
             vm_news,
             console: setup.console,
             agent_socket: setup.state.agent_socket(),
-            agent: if setup.spec.serve_health { Agent::Silent } else { Agent::Absent },
+            serve_health: setup.spec.serve_health,
             stop_signal: setup.guest.stop_signal,
             stop_grace: setup.spec.stop_grace,
             transient: setup.state.transient(),
@@ -183,10 +172,7 @@ impl Monitor {
         match input {
             Input::Signal(signal) => return self.on_signal(signal, link),
             Input::Guest(event) => self.on_guest(event, link),
-            Input::Healthy => {
-                self.agent = Agent::Answers;
-                self.become_ready();
-            }
+            Input::Healthy => self.on_healthy(),
             Input::Halted => {
                 let message = "the guest halted: its CPUs no longer run";
                 return self.fail(failure(ErrorCode::GuestLost, message));
@@ -307,10 +293,6 @@ impl Monitor {
                 }
                 self.guest_version = printable(&hello.guest_version);
                 self.phases.kernel_ms = self.since_phases();
-                if self.agent == Agent::Silent && self.health.is_none() {
-                    let health = Health::new(&self.agent_socket);
-                    self.health = Some(tokio::spawn(health.until_serving()));
-                }
             }
             guest_message::Message::Started(started) => self.on_started(&started),
             guest_message::Message::StartFailed(failed) if self.facts.report.is_none() => {
@@ -348,14 +330,19 @@ impl Monitor {
             workload_pid: Some(started.pid).filter(|pid| *pid != 0),
         });
         let socket = self.agent_socket.clone();
-        let probe = if self.agent == Agent::Absent {
-            Probe::Kernel
+        let probe = if self.serve_health {
+            // The agent listens before the workload starts. Asked any earlier it would refuse, and take
+            // its time from that start; and a box is not ready before somebody can be told to stop.
+            let health = Health::new(&socket);
+            self.health = Some(tokio::spawn(health.clone().until_serving()));
+            Probe::Agent(health)
         } else {
-            Probe::Agent(Health::new(&socket))
+            self.deadlines.clear(Due::Boot);
+            self.change_state(BoxState::Ready);
+            Probe::Kernel
         };
         self.liveness =
             Some(tokio::spawn(async move { liveness::until_halted(probe, &socket).await }));
-        self.become_ready();
     }
 
     fn report(&mut self, report: Report) {
@@ -374,18 +361,11 @@ impl Monitor {
         self.deadlines.set(Due::GiveUp, SHUTDOWN_TIMEOUT);
     }
 
-    /// Ready is a box whose workload was started and whose agent, if there is one, answers: only
-    /// then has a stop signal somebody to go to.
-    fn become_ready(&mut self) {
-        if !self.started || self.agent == Agent::Silent {
-            return;
-        }
+    fn on_healthy(&mut self) {
         self.deadlines.clear(Due::Boot);
-        if self.agent == Agent::Answers {
-            self.phases.agent_ms = self.since_phases();
-            self.phases.total_ms = self.events.elapsed_ms();
-            self.events.emit(EventKind::AgentReady { phases: self.phases });
-        }
+        self.phases.agent_ms = self.since_phases();
+        self.phases.total_ms = self.events.elapsed_ms();
+        self.events.emit(EventKind::AgentReady { phases: self.phases });
         self.change_state(BoxState::Ready);
     }
 

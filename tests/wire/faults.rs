@@ -136,9 +136,9 @@ fn an_agent_that_accepts_and_closes_at_first_becomes_ready_later() {
     let script = [
         "connect",
         "hello",
+        "started=7",
         "accept-and-close",
         "serve",
-        "started=7",
         "sleep-ms=1000",
         "exited=0",
         "drained",

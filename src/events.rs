@@ -166,7 +166,15 @@ mod tests {
 
     fn progress(bytes_done: u64) -> EventKind {
         let layer = "x".repeat(1000);
-        EventKind::RootfsProgress { layer, layer_number: 1, layers: 1, bytes_done, bytes_total: 9 }
+        EventKind::RootfsProgress {
+            layer,
+            layer_number: 1,
+            layers: 1,
+            bytes_done,
+            bytes_total: 9,
+            image_bytes_done: bytes_done,
+            image_bytes_total: 9,
+        }
     }
 
     #[test]

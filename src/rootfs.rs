@@ -1,5 +1,6 @@
 //! The root file system: layers from the image, unpacked once, under a writable folder.
 
+use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
@@ -93,38 +94,52 @@ fn unpack(
 ) -> Result<Vec<CachedLayer>, RootfsError> {
     let cache = LayerCache::open(&spec.paths.cache_dir)?;
     let mut stopped = None;
-    let mut last = Instant::now();
-    let mut cached = Vec::with_capacity(image.layers.len());
-    for (i, layer) in image.layers.iter().enumerate() {
-        let mut on_progress = |progress| {
-            if last.elapsed() >= PROGRESS_INTERVAL {
-                last = Instant::now();
-                events.emit(progress_event(layer, i, image.layers.len(), progress));
-            }
-            stopped = stopped.or_else(|| signals.next());
-            if stopped.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        };
-        let unpacked = cache.get_or_unpack(layout, layer, &mut on_progress);
-        if let Some(signal) = stopped {
-            return Err(RootfsError::Stopped(signal));
-        }
-        cached.push(unpacked?);
+    let mut meter = Meter { events, layers: &image.layers, done: HashMap::new(), last: None };
+    let mut on_progress = |layer, progress| {
+        meter.report(layer, progress);
+        stopped = stopped.or_else(|| signals.next());
+        if stopped.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    let unpacked = cache.get_or_unpack_all(layout, &image.layers, &mut on_progress);
+    match stopped {
+        Some(signal) => Err(RootfsError::Stopped(signal)),
+        None => Ok(unpacked?),
     }
-    Ok(cached)
 }
 
-fn progress_event(layer: &Layer, i: usize, layers: usize, progress: Progress) -> EventKind {
-    let bytes_done = match progress {
-        Progress::Waiting => 0,
-        Progress::Unpacking { read_bytes, .. } => read_bytes,
-        Progress::Publishing => layer.size_bytes,
-    };
-    EventKind::RootfsProgress {
-        layer: layer.digest.to_string(),
-        layer_number: count(i + 1),
-        layers: count(layers),
-        bytes_done,
-        bytes_total: layer.size_bytes,
+/// Turns the progress on layers into events.
+struct Meter<'a> {
+    events: &'a EventWriter,
+    layers: &'a [Layer],
+    /// Bytes done of each layer, by its index.
+    done: HashMap<usize, u64>,
+    last: Option<Instant>,
+}
+
+impl Meter<'_> {
+    fn report(&mut self, index: usize, progress: Progress) {
+        let Some(layer) = self.layers.get(index) else { return };
+        let bytes_done = match progress {
+            Progress::Waiting => 0,
+            Progress::Unpacking { read_bytes, .. } => read_bytes,
+            Progress::Publishing | Progress::Cached => layer.size_bytes,
+        };
+        self.done.insert(index, bytes_done);
+        if progress == Progress::Cached
+            || self.last.is_some_and(|last| last.elapsed() < PROGRESS_INTERVAL)
+        {
+            return;
+        }
+        self.last = Some(Instant::now());
+        self.events.emit(EventKind::RootfsProgress {
+            layer: layer.digest.to_string(),
+            layer_number: count(index + 1),
+            layers: count(self.layers.len()),
+            bytes_done,
+            bytes_total: layer.size_bytes,
+            image_bytes_done: self.done.values().sum(),
+            image_bytes_total: self.layers.iter().map(|layer| layer.size_bytes).sum(),
+        });
     }
 }
 

@@ -176,6 +176,22 @@ impl LayerCache {
         Self { limits, ..self }
     }
 
+    /// Returns a layer if it is in the cache, and nobody is about to remove it.
+    pub(crate) fn get(&self, layer: &Layer) -> Result<Option<CachedLayer>, CacheError> {
+        let name = layer.diff_id.hex();
+        if !self.is_ready(&name)? {
+            return Ok(None);
+        }
+        let lock = self.lock_file(&name)?;
+        match lock.try_lock_shared() {
+            Ok(()) if self.is_ready(&name)? => self.cached(&name, true, lock).map(Some),
+            Ok(()) | Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(source)) => {
+                Err(self.error("lock", &format!("locks/{name}"))(source))
+            }
+        }
+    }
+
     /// Returns a layer from the cache, after unpacking it from `layout` if it is not there.
     ///
     /// `progress` is called every few milliseconds while there is work to do or to wait for, and

@@ -60,6 +60,8 @@ pub enum Compression {
     None,
     /// One or more gzip members.
     Gzip,
+    /// One or more zstd frames.
+    Zstd,
 }
 
 impl Compression {
@@ -72,9 +74,7 @@ impl Compression {
             "application/vnd.oci.image.layer.v1.tar+gzip"
             | "application/vnd.docker.image.rootfs.diff.tar.gzip" => Ok(Self::Gzip),
             "application/vnd.oci.image.layer.v1.tar+zstd"
-            | "application/vnd.docker.image.rootfs.diff.tar.zstd" => {
-                Err(LayoutError::LayerNotYetSupported { found })
-            }
+            | "application/vnd.docker.image.rootfs.diff.tar.zstd" => Ok(Self::Zstd),
             _ => Err(LayoutError::LayerNotSupported { found }),
         }
     }

@@ -155,14 +155,8 @@ pub enum LayoutError {
         /// `DiffID`s in the configuration.
         diff_ids: usize,
     },
-    /// The layer is of a kind that is to come.
-    #[error("layers of media type `{found}` are not supported yet: expected tar or tar+gzip")]
-    LayerNotYetSupported {
-        /// The media type.
-        found: String,
-    },
     /// The layer is of a kind that has no place in a root file system, or is kept elsewhere.
-    #[error("layers of media type `{found}` are not supported: expected tar or tar+gzip")]
+    #[error("layers of media type `{found}` are not supported: expected tar, tar+gzip or tar+zstd")]
     LayerNotSupported {
         /// The media type.
         found: String,

@@ -7,9 +7,9 @@
 //!
 //! ```text
 //! Layout::open ─► Layout::resolve ─► Image { config, layers }
-//!                                               │ one by one
+//!                                               │ several at once
 //!                                               ▼
-//!                            LayerCache::get_or_unpack ─► CachedLayer { path, lease }
+//!                            LayerCache::get_or_unpack_all ─► CachedLayer { path, lease }
 //!                                                               │ all of them
 //!                                                               ▼
 //!                                                    OverlaySpec::mount ─► a root file system
@@ -21,6 +21,7 @@
 //! - Unpacking works on directory fds only; nothing an image says is resolved outside of its own tree.
 //! - No input makes this crate panic, and no input makes it use memory without a bound.
 
+mod batch;
 mod blob;
 mod cache;
 mod digest;

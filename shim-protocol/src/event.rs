@@ -67,6 +67,10 @@ pub enum EventKind {
         bytes_done: u64,
         /// Size of the blob in bytes.
         bytes_total: u64,
+        /// `bytes_done` of all layers together; a layer in the cache counts as done.
+        image_bytes_done: u64,
+        /// Size of all layers' blobs together in bytes.
+        image_bytes_total: u64,
     },
     /// The root file system is mounted.
     #[serde(rename = "rootfs.ready")]

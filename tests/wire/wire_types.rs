@@ -45,6 +45,8 @@ fn fields(kind: &str) -> Fields {
             ("layers", Number),
             ("bytes_done", Number),
             ("bytes_total", Number),
+            ("image_bytes_done", Number),
+            ("image_bytes_total", Number),
         ],
         "rootfs.ready" => &[
             ("image?", Text),

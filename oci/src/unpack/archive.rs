@@ -135,10 +135,6 @@ impl<R: Read> Archive<R> {
         &mut self.stream
     }
 
-    pub(super) fn into_stream(self) -> R {
-        self.stream
-    }
-
     /// Reads up to the next entry, or `None` at the end of the archive; the body of the last one
     /// must be consumed.
     pub(super) fn next_entry(&mut self) -> Result<Option<Entry>, ArchiveError> {

@@ -1,7 +1,7 @@
 //! Unpacking of one layer: one pass over the blob that verifies it while it is written.
 //!
 //! ```text
-//! stream    bytes of the blob, decompressed; size, digest and DiffID
+//! stream    bytes of the blob, decompressed on other threads; size, digest and DiffID
 //! archive   headers, pax          entries of the tar stream
 //! path      names made safe       whiteout   names that hide
 //! tree      the file system       remove     undoing a tree
@@ -20,7 +20,7 @@ mod stream;
 mod tree;
 mod whiteout;
 
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -35,7 +35,7 @@ pub(crate) use tree::is_opaque;
 
 use archive::{Archive, Entry, Kind, body_error};
 use path::EntryPath;
-use stream::LayerStream;
+use stream::{LayerStream, Shared, Stages};
 use tree::{Tree, set_file};
 use whiteout::{Meaning, Whiteouts};
 
@@ -55,6 +55,8 @@ const REPORT_ENTRIES: u64 = 512;
 /// How far the work on a layer has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Progress {
+    /// The layer was in the cache.
+    Cached,
     /// Another process is unpacking the same layer.
     Waiting,
     /// The layer is being unpacked.
@@ -127,6 +129,9 @@ pub enum LayerError {
         /// The bound.
         limit: u64,
     },
+    /// The system gives no more threads.
+    #[error("cannot start the threads that unpack a layer")]
+    Threads(#[source] io::Error),
     /// The progress function asked for the end.
     #[error("unpacking was cancelled")]
     Cancelled,
@@ -140,7 +145,11 @@ impl LayerError {
             Self::Entry { source, .. } => {
                 !matches!(source, EntryError::System { .. } | EntryError::Privilege { .. })
             }
-            Self::Blob(_) | Self::DiffId { .. } | Self::Limit { .. } | Self::Cancelled => false,
+            Self::Blob(_)
+            | Self::DiffId { .. }
+            | Self::Limit { .. }
+            | Self::Threads(_)
+            | Self::Cancelled => false,
         }
     }
 }
@@ -158,40 +167,27 @@ pub(crate) fn unpack(
     progress: &mut OnProgress<'_>,
 ) -> Result<(LayerFacts, Vec<PathBuf>), LayerError> {
     let tree = Tree::new(root).map_err(|source| entry_error(b"/", source))?;
-    let mut unpacker = Unpacker {
-        archive: Archive::new(LayerStream::new(blob, layer)),
-        tree,
-        whiteouts: Whiteouts::default(),
-        facts: LayerFacts::default(),
-        limits,
-        meter: Meter { size_bytes: layer.size_bytes, next_bytes: 0, next_entries: 0, progress },
-        last: Vec::new(),
-        buffer: vec![0; COPY_BYTES],
-    };
-    let outcome = unpacker.read_all();
-    if let Err(error) = outcome {
-        // An archive that makes no sense is more often a damaged blob than a bad image: say so when
-        // it is.
-        if error.may_be_damage() {
-            unpacker.archive.into_stream().finish()?;
-        }
-        return Err(error);
-    }
-    let Unpacker { archive, mut tree, whiteouts, mut facts, .. } = unpacker;
-    let found = archive.into_stream().finish()?;
-    if found != layer.diff_id {
-        return Err(LayerError::DiffId { expected: layer.diff_id, found });
-    }
-    facts.opaque_root = whiteouts
-        .apply(&mut tree)
-        .map_err(|(path, source)| entry_error(path.as_bytes(), source))?;
-    let implicit_dirs = tree.finish().map_err(|source| entry_error(b"/", source))?;
-    Ok((facts, implicit_dirs))
+    let shared = Shared::default();
+    std::thread::scope(|scope| {
+        let (stream, stages) =
+            LayerStream::start(scope, blob, layer, &shared).map_err(LayerError::Threads)?;
+        let unpacker = Unpacker {
+            archive: Archive::new(stream),
+            tree,
+            whiteouts: Whiteouts::default(),
+            facts: LayerFacts::default(),
+            limits,
+            meter: Meter { size_bytes: layer.size_bytes, next_bytes: 0, next_entries: 0, progress },
+            last: Vec::new(),
+            buffer: vec![0; COPY_BYTES],
+        };
+        unpacker.run(stages, layer.diff_id)
+    })
 }
 
 /// The work on one layer.
 struct Unpacker<'a> {
-    archive: Archive<LayerStream>,
+    archive: Archive<LayerStream<'a>>,
     tree: Tree,
     whiteouts: Whiteouts,
     facts: LayerFacts,
@@ -211,6 +207,35 @@ struct Meter<'a> {
 }
 
 impl Unpacker<'_> {
+    /// Unpacks all, and waits for the proof.
+    fn run(
+        mut self,
+        stages: Stages<'_, '_>,
+        diff_id: Digest,
+    ) -> Result<(LayerFacts, Vec<PathBuf>), LayerError> {
+        let outcome = self.read_all();
+        let Self { archive, mut tree, whiteouts, mut facts, .. } = self;
+        // The stages end when nobody takes their bytes.
+        drop(archive);
+        if let Err(error) = outcome {
+            // An archive that makes no sense is more often a damaged blob than a bad image: say so
+            // when it is.
+            if !error.may_be_damage() {
+                stages.abandon();
+            }
+            return stages.finish().map_err(LayerError::from).and(Err(error));
+        }
+        let found = stages.finish()?;
+        if found != diff_id {
+            return Err(LayerError::DiffId { expected: diff_id, found });
+        }
+        facts.opaque_root = whiteouts
+            .apply(&mut tree)
+            .map_err(|(path, source)| entry_error(path.as_bytes(), source))?;
+        let implicit_dirs = tree.finish().map_err(|source| entry_error(b"/", source))?;
+        Ok((facts, implicit_dirs))
+    }
+
     /// Unpacks all entries, and reads what follows them.
     fn read_all(&mut self) -> Result<(), LayerError> {
         while let Some(entry) =

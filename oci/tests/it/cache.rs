@@ -6,6 +6,7 @@ use std::ops::ControlFlow;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -120,7 +121,7 @@ fn two_at_once_unpack_once() {
                         unpackings.fetch_add(1, Ordering::Relaxed);
                         thread::sleep(Duration::from_millis(200));
                     }
-                    Progress::Unpacking { .. } | Progress::Publishing => {}
+                    Progress::Unpacking { .. } | Progress::Publishing | Progress::Cached => {}
                 }
                 ControlFlow::Continue(())
             };
@@ -131,6 +132,43 @@ fn two_at_once_unpack_once() {
     });
     assert_eq!((hits, unpackings.into_inner()), (3, 1));
     assert!(waits.into_inner() > 0);
+}
+
+#[test]
+fn all_layers_come_in_their_order_and_one_that_occurs_twice_is_unpacked_once() {
+    let bench = Bench::new();
+    let small = |name: &str| Tar::new().file(name, "");
+    let image = bench.resolved(&[small("a"), big_layer(), small("a"), small("b"), small("c")]);
+    drop(bench.unpack(&image.layers[3]).unwrap());
+    let cached = Mutex::new(Vec::new());
+    let mut progress = |i, progress| {
+        if progress == Progress::Cached {
+            cached.lock().unwrap().push(i);
+        }
+        ControlFlow::Continue(())
+    };
+    let layers =
+        bench.cache().get_or_unpack_all(&bench.layout(), &image.layers, &mut progress).unwrap();
+    let found: Vec<_> = layers.iter().map(|layer| names(&layer.path).len()).collect();
+    assert_eq!(found, [1, 2000, 1, 1, 1]);
+    assert_eq!(layers[0].path, layers[2].path);
+    assert_eq!(layers.iter().filter(|layer| layer.hit).count(), 2, "of the pair, and the cached");
+    assert_eq!(cached.into_inner().unwrap(), [3]);
+}
+
+#[test]
+fn one_bad_layer_ends_the_work_on_all_and_is_the_error() {
+    let bench = Bench::new();
+    let image = bench.resolved(&[big_layer(), Tar::new().file("../a", ""), Tar::new().dir("b")]);
+    let outcome = bench
+        .cache()
+        .get_or_unpack_all(&bench.layout(), &image.layers, &mut |_, _| ControlFlow::Continue(()));
+    match outcome {
+        Err(CacheError::Layer { layer, .. }) => assert_eq!(layer, image.layers[1].digest),
+        other => panic!("{other:?}"),
+    }
+    let staging = fs::read_dir(bench.path("cache/layers-v1/staging")).unwrap();
+    assert_eq!(staging.count(), 0);
 }
 
 #[test]

@@ -10,6 +10,8 @@ use tar::EntryType;
 use crate::archive::{TIME, Tar};
 use crate::bench::{Bench, GZIP, amd64, chain, gzip, names, tree};
 
+const ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
+
 #[test]
 fn all_kinds_of_entries_are_restored() {
     let bench = Bench::new();
@@ -174,16 +176,27 @@ fn whiteouts_are_free_of_order_and_leave_no_ghosts_in_opaque_directories() {
 }
 
 #[test]
-fn plain_empty_and_many_membered_blobs_are_layers() {
+fn plain_empty_compressed_and_mislabelled_blobs_are_layers() {
     let bench = Bench::new();
     let tar = Tar::new().file("a", "content").then(b"ignored, but part of the DiffID").bytes();
     let (front, back) = tar.split_at(700);
+    let zstd = |bytes: &[u8]| zstd::encode_all(bytes, 1).unwrap();
+    // A skippable frame of three bytes (RFC 8878, 3.1.2).
+    let skippable = b"\x50\x2a\x4d\x18\x03\0\0\0abc".to_vec();
     let cases = [
         ("application/vnd.oci.image.layer.v1.tar", tar.clone(), tar.clone(), 1),
         (GZIP, [gzip(front), gzip(b""), gzip(back)].concat(), tar.clone(), 1),
         (GZIP, Vec::new(), Vec::new(), 0),
         (GZIP, gzip(b""), Vec::new(), 0),
         (GZIP, gzip(&[0; 1024]), vec![0; 1024], 0),
+        (ZSTD, zstd(&tar), tar.clone(), 1),
+        (ZSTD, [skippable, zstd(front), zstd(b""), zstd(back)].concat(), tar.clone(), 1),
+        (ZSTD, Vec::new(), Vec::new(), 0),
+        // Labels that are wrong: the DiffID decides.
+        (GZIP, zstd(&tar), tar.clone(), 1),
+        (ZSTD, gzip(&tar), tar.clone(), 1),
+        (GZIP, tar.clone(), tar.clone(), 1),
+        ("application/vnd.oci.image.layer.v1.tar", gzip(&tar), tar.clone(), 1),
     ];
     for (media_type, blob, tar, entries) in cases {
         let blob = bench.blob(media_type, &blob);
@@ -239,4 +252,19 @@ fn tree_is_the_one_that_gnu_tar_makes() {
         }
         assert_eq!(tree(&layer.path), expected, "{format}");
     }
+}
+
+#[test]
+fn a_zstd_window_beyond_the_limit_is_refused() {
+    let bench = Bench::new();
+    let tar = Tar::new().file("a", "content").bytes();
+    let mut encoder = zstd::Encoder::new(Vec::new(), 1).unwrap();
+    encoder.window_log(28).unwrap();
+    std::io::Write::write_all(&mut encoder, &tar).unwrap();
+    let blob = bench.blob(ZSTD, &encoder.finish().unwrap());
+    bench.publish(&[bench.image_of("linux/amd64", &[blob], &[Digest::of(&tar)]).descriptor("")]);
+    let image = bench.layout().resolve(None, &amd64()).unwrap();
+    let text = chain(&bench.unpack(&image.layers[0]).unwrap_err());
+    assert!(text.contains("too much memory"), "{text}");
+    bench.assert_cache_is_empty();
 }

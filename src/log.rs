@@ -15,12 +15,20 @@ use tracing_subscriber::util::SubscriberInitExt;
 /// Target of libkrun's records that hold the guest's console (`port_io.rs`, libkrun 1.19.7).
 const GUEST_KERNEL: &str = "init_or_kernel";
 
+/// Target of libkrun's records about vsock connections: at each end of one it warns that it forgets
+/// the connection a little later (`muxer_thread.rs`, 1.19.7).
+const VSOCK: &str = "krun_devices::virtio::vsock";
+
 /// Sets the log up for the whole process. A wrong level counts as `warn`.
 pub(crate) fn install() {
     let level = std::env::var("A3S_BOX_LOG").ok().and_then(|level| level.parse().ok());
     let level: LevelFilter = level.unwrap_or(LevelFilter::WARN);
     let kernel = if level >= LevelFilter::INFO { level } else { LevelFilter::OFF };
-    let targets = Targets::new().with_default(level).with_target(GUEST_KERNEL, kernel);
+    let vsock = if level >= LevelFilter::INFO { level } else { level.min(LevelFilter::ERROR) };
+    let targets = Targets::new()
+        .with_default(level)
+        .with_target(GUEST_KERNEL, kernel)
+        .with_target(VSOCK, vsock);
     let text = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(|| LossyStderr);
     // Only fails when a logger exists already, which then goes on.
     let _installed = tracing_subscriber::registry().with(targets).with(text).try_init();

@@ -214,15 +214,15 @@ impl Unpacker<'_> {
         diff_id: Digest,
     ) -> Result<(LayerFacts, Vec<PathBuf>), LayerError> {
         let outcome = self.read_all();
+        // An archive that makes no sense is more often a damaged blob than a bad image: then the rest
+        // of the blob is read, to say so. Of other errors the blob knows nothing.
+        if outcome.as_ref().is_err_and(|error| !error.may_be_damage()) {
+            stages.abandon();
+        }
         let Self { archive, mut tree, whiteouts, mut facts, .. } = self;
         // The stages end when nobody takes their bytes.
         drop(archive);
         if let Err(error) = outcome {
-            // An archive that makes no sense is more often a damaged blob than a bad image: say so
-            // when it is.
-            if !error.may_be_damage() {
-                stages.abandon();
-            }
             return stages.finish().map_err(LayerError::from).and(Err(error));
         }
         let found = stages.finish()?;

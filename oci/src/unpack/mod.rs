@@ -12,6 +12,7 @@
 //! owners and whiteouts.
 
 mod archive;
+mod gzip;
 mod limits;
 mod path;
 mod pax;

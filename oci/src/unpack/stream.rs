@@ -17,9 +17,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{Builder, Scope, ScopedJoinHandle};
 
-use flate2::bufread::MultiGzDecoder;
 use sha2::{Digest as _, Sha256};
 
+use super::gzip::Members;
 use crate::blob::{Blob, BlobError};
 use crate::digest::Digest;
 use crate::image::{Compression, Layer};
@@ -171,7 +171,7 @@ fn pump<B: BufRead>(
     let format = format(blob.fill_buf()?, label);
     let mut decoder: Box<dyn Read + '_> = match format {
         Compression::None => Box::new(blob),
-        Compression::Gzip => Box::new(MultiGzDecoder::new(blob)),
+        Compression::Gzip => Box::new(Members::new(blob)),
         Compression::Zstd => {
             let mut decoder = zstd::Decoder::with_buffer(blob)?;
             decoder.window_log_max(ZSTD_WINDOW_LOG_MAX)?;

@@ -59,6 +59,16 @@ fn blob_that_is_not_the_one_described_is_refused() {
 }
 
 #[test]
+fn something_behind_the_gzip_stream_is_refused() {
+    let tar = Tar::new().file("a", "content").bytes();
+    let end = gzip(&tar);
+    for tail in [&b"x"[..], b"\0\0x", b"\0\x1f\x8b", b"\x1f", b"\x1f\x8b\x08\0"] {
+        let error = blob_error(&[&end, tail].concat(), Digest::of(&tar), |_| {});
+        assert!(matches!(error, LayerError::Archive { .. }), "{tail:?}: {error:?}");
+    }
+}
+
+#[test]
 fn archive_that_is_not_the_one_described_is_refused() {
     let tar = Tar::new().file("a", "content").bytes();
     let error = blob_error(&gzip(&tar), Digest::of(b"another"), |_| {});

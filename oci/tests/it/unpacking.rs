@@ -186,6 +186,7 @@ fn plain_empty_compressed_and_mislabelled_blobs_are_layers() {
     let cases = [
         ("application/vnd.oci.image.layer.v1.tar", tar.clone(), tar.clone(), 1),
         (GZIP, [gzip(front), gzip(b""), gzip(back)].concat(), tar.clone(), 1),
+        (GZIP, [gzip(&tar), vec![0; 300_000]].concat(), tar.clone(), 1),
         (GZIP, Vec::new(), Vec::new(), 0),
         (GZIP, gzip(b""), Vec::new(), 0),
         (GZIP, gzip(&[0; 1024]), vec![0; 1024], 0),

@@ -9,7 +9,8 @@ use crate::image::Layer;
 use crate::layout::Layout;
 use crate::unpack::Progress;
 
-/// Most layers that are unpacked at once. Each has three stages of its own, and takes 3 MiB.
+/// Most layers that are unpacked at once: each has three stages of its own, so more would only cost
+/// memory, which is 3 MiB for each beside a zstd window.
 const LAYERS_AT_ONCE: usize = 4;
 
 /// Is told how far the work on a layer, by its index, has come, and may end all of it.

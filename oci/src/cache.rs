@@ -184,7 +184,7 @@ impl LayerCache {
         }
         let lock = self.lock_file(&name)?;
         match lock.try_lock_shared() {
-            Ok(()) if self.is_ready(&name)? => self.cached(&name, true, lock).map(Some),
+            Ok(()) if self.is_ready(&name)? => self.cached(&name, lock).map(Some),
             Ok(()) | Err(TryLockError::WouldBlock) => Ok(None),
             Err(TryLockError::Error(source)) => {
                 Err(self.error("lock", &format!("locks/{name}"))(source))
@@ -212,31 +212,26 @@ impl LayerCache {
         let name = layer.diff_id.hex();
         let mut hit = true;
         loop {
+            if let Some(cached) = self.get(layer)? {
+                return Ok(CachedLayer { hit, ..cached });
+            }
             let lock = self.lock_file(&name)?;
-            let seen = self.is_ready(&name)?;
-            let taken = if seen { lock.try_lock_shared() } else { lock.try_lock() };
-            match taken {
-                Ok(()) => {}
+            match lock.try_lock() {
+                // Between the look and the lock another process may have published the layer.
+                Ok(()) if self.is_ready(&name)? => {}
+                Ok(()) => {
+                    self.unpack(layout, layer, &name, progress)?;
+                    hit = false;
+                }
                 Err(TryLockError::WouldBlock) => {
                     if progress(Progress::Waiting).is_break() {
                         return Err(CacheError::Cancelled { layer: layer.digest });
                     }
                     std::thread::sleep(WAIT_STEP);
-                    continue;
                 }
                 Err(TryLockError::Error(source)) => {
                     return Err(self.error("lock", &format!("locks/{name}"))(source));
                 }
-            }
-            // Between the look and the lock another process may have published the layer, or
-            // removed it.
-            match (seen, self.is_ready(&name)?) {
-                (true, true) => return self.cached(&name, hit, lock),
-                (false, false) => {
-                    self.unpack(layout, layer, &name, progress)?;
-                    hit = false;
-                }
-                (true, false) | (false, true) => {}
             }
         }
     }
@@ -315,8 +310,8 @@ impl LayerCache {
         Ok(())
     }
 
-    /// Describes a published layer; `lock` is a shared lock on it.
-    fn cached(&self, name: &str, hit: bool, lock: File) -> Result<CachedLayer, CacheError> {
+    /// Describes a published layer, as one that was there; `lock` is a shared lock on it.
+    fn cached(&self, name: &str, lock: File) -> Result<CachedLayer, CacheError> {
         let folder = format!("ready/{name}");
         let opened = openat(&self.ready, name, OPEN_DIR, Mode::empty()).map_err(io::Error::from);
         let record = opened.and_then(|folder| record::read(&folder));
@@ -325,7 +320,7 @@ impl LayerCache {
         let (facts, implicit_dirs) =
             record.ok_or_else(|| CacheError::Record { path: path.clone() })?;
         let (path, lease) = (path.join("tree"), LayerLease(lock.into()));
-        Ok(CachedLayer { path, hit, facts, implicit_dirs, lease })
+        Ok(CachedLayer { path, hit: true, facts, implicit_dirs, lease })
     }
 
     fn lock_file(&self, name: &str) -> Result<File, CacheError> {

@@ -27,6 +27,7 @@ mod cache;
 mod digest;
 mod image;
 mod layout;
+mod mount;
 mod overlay;
 mod platform;
 mod record;

@@ -1,0 +1,203 @@
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::os::unix::fs::symlink;
+use std::path::PathBuf;
+
+use nix::sys::stat::{SFlag, mknod};
+use rustix::fs::{XattrFlags, setxattr};
+use tempfile::TempDir;
+
+use super::*;
+
+/// Folders for mounts, in a mount namespace of the test's own.
+struct Bench(TempDir);
+
+impl Bench {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        unshare(CloneFlags::CLONE_NEWNS).unwrap();
+        let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+        mount(None::<&str>, "/", None::<&str>, private, None::<&str>).unwrap();
+        Self(dir)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// Opens a folder, and makes it if it is missing.
+    fn folder(&self, name: &str) -> OwnedFd {
+        fs::create_dir_all(self.path(name)).unwrap();
+        File::open(self.path(name)).unwrap().into()
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        fs::create_dir_all(self.path(name).parent().unwrap()).unwrap();
+        fs::write(self.path(name), text).unwrap();
+    }
+
+    fn set(&self, name: &str, attribute: &str, value: &str) {
+        setxattr(self.path(name), attribute, value.as_bytes(), XattrFlags::empty()).unwrap();
+    }
+
+    /// Makes `count` layers, each with a file of its own and one that all have.
+    fn layers(&self, count: usize) -> Vec<OwnedFd> {
+        let layer = |number: usize| {
+            self.write(&format!("layer{number}/of-{number}"), "");
+            self.write(&format!("layer{number}/of-all"), &number.to_string());
+            self.folder(&format!("layer{number}"))
+        };
+        (0..count).map(layer).collect()
+    }
+}
+
+/// Finds the options of each overlay that this thread can see.
+fn visible_overlays() -> Vec<String> {
+    let mounts = fs::read_to_string("/proc/thread-self/mounts").unwrap();
+    mounts.lines().filter(|line| line.starts_with("overlay ")).map(str::to_owned).collect()
+}
+
+/// Reads all names with their content through an fd.
+fn tree(root: &OwnedFd) -> BTreeMap<PathBuf, String> {
+    let root = PathBuf::from(format!("/proc/thread-self/fd/{}/", root.as_raw_fd()));
+    let mut found = BTreeMap::new();
+    let mut pending = vec![root.clone()];
+    while let Some(folder) = pending.pop() {
+        for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
+            let kind = entry.file_type().unwrap();
+            let text = if kind.is_dir() {
+                pending.push(entry.path());
+                "dir".to_owned()
+            } else if kind.is_symlink() {
+                fs::read_link(entry.path()).unwrap().display().to_string()
+            } else {
+                fs::read_to_string(entry.path()).unwrap()
+            };
+            found.insert(entry.path().strip_prefix(&root).unwrap().to_owned(), text);
+        }
+    }
+    found
+}
+
+fn opaque(flavour: Flavour) -> &'static str {
+    match flavour {
+        Flavour::Trusted => "trusted.overlay.opaque",
+        Flavour::User => "user.overlay.opaque",
+    }
+}
+
+#[test]
+fn each_way_of_handing_layers_over_makes_the_same_tree_and_leaves_nothing() {
+    let bench = Bench::new();
+    let before = visible_overlays();
+    for flavour in [Flavour::Trusted, Flavour::User] {
+        for handover in Handover::ALL {
+            let at = |name: &str| format!("{flavour:?} {handover:?}/{name}");
+            bench.write(&at("bottom/gone"), "1");
+            bench.write(&at("bottom/below/hidden"), "1");
+            bench.write(&at("bottom/both/one"), "1");
+            bench.write(&at("top/below/shown"), "2");
+            bench.write(&at("top/both/two"), "2");
+            bench.set(&at("top/below"), opaque(flavour), "y");
+            mknod(&bench.path(&at("top/gone")), SFlag::S_IFCHR, Mode::empty(), 0).unwrap();
+            symlink("both", bench.path(&at("top/link"))).unwrap();
+            let lower = [bench.folder(&at("top")), bench.folder(&at("bottom"))];
+            let (upper, work) = (bench.folder(&at("upper")), bench.folder(&at("work")));
+            let overlay =
+                Overlay { lower: &lower, upper: &upper, work: &work, flavour, volatile: true };
+            let root = overlay.mount_by(handover).unwrap();
+            let expected = [
+                ("below", "dir"),
+                ("below/shown", "2"),
+                ("both", "dir"),
+                ("both/one", "1"),
+                ("both/two", "2"),
+                ("link", "both"),
+            ];
+            let expected = expected.map(|(name, text)| (PathBuf::from(name), text.to_owned()));
+            assert_eq!(tree(&root), BTreeMap::from(expected), "{flavour:?} {handover:?}");
+            fs::write(format!("/proc/thread-self/fd/{}/new", root.as_raw_fd()), "3").unwrap();
+            assert_eq!(fs::read_to_string(bench.path(&at("upper/new"))).unwrap(), "3");
+            assert_eq!(visible_overlays(), before, "{flavour:?} {handover:?}");
+            assert!(!bench.path(&at("work/mount")).exists());
+            let options = {
+                let target = bench.path(&at("target"));
+                fs::create_dir(&target).unwrap();
+                attach(&root, &target).unwrap();
+                visible_overlays().pop().unwrap()
+            };
+            let user = options.contains(",userxattr");
+            assert_eq!(user, flavour == Flavour::User, "{options}");
+            for option in ["nosuid", "nodev", "volatile"] {
+                assert!(options.contains(option), "{option}: {options}");
+            }
+            umount2(&bench.path(&at("target")), MntFlags::MNT_DETACH).unwrap();
+        }
+    }
+}
+
+#[test]
+fn five_hundred_layers_are_mounted_in_each_way_and_one_more_is_refused() {
+    let bench = Bench::new();
+    let layers = bench.layers(501);
+    for (number, handover) in Handover::ALL.into_iter().enumerate() {
+        for count in [128, 499, 500] {
+            let at = |name: &str| bench.folder(&format!("{name}{number}-{count}"));
+            let (upper, work) = (at("upper"), at("work"));
+            let lower = layers.get(..count).unwrap();
+            let flavour = Flavour::Trusted;
+            let overlay = Overlay { lower, upper: &upper, work: &work, flavour, volatile: false };
+            let found = tree(&overlay.mount_by(handover).unwrap());
+            assert_eq!(found.len(), count + 1, "{handover:?}");
+            assert_eq!(found[&PathBuf::from("of-all")], "0");
+        }
+    }
+    let (upper, work) = (bench.folder("upper"), bench.folder("work"));
+    let error = overlay(&layers, &upper, &work, Flavour::Trusted).unwrap_err();
+    let expected = "501 layers are too many for one overlay mount: expected at most 500";
+    assert_eq!(error.to_string(), expected);
+}
+
+#[test]
+fn refusal_has_the_kernels_own_explanation() {
+    let bench = Bench::new();
+    let (upper, work) = (bench.folder("upper"), bench.folder("work"));
+    let lower = [bench.folder("layer")];
+    let read_only = MsFlags::MS_RDONLY;
+    mount(None::<&str>, &bench.path("work"), Some("tmpfs"), read_only, None::<&str>).unwrap();
+    let error = overlay(&lower, &upper, &bench.folder("work"), Flavour::Trusted).unwrap_err();
+    assert_eq!(errno(&error), Some(Errno::EINVAL));
+    let text = error.to_string();
+    let (begin, end) = ("(it says: overlay: filesystem on ", " is read-only)");
+    assert!(text.contains(begin) && text.ends_with(end), "{text}");
+    // Of what it tells nobody about, its error number is left.
+    let twice = [bench.folder("layer"), bench.folder("layer")];
+    let error = overlay(&twice, &upper, &work, Flavour::Trusted).unwrap_err();
+    assert_eq!(errno(&error), Some(Errno::ELOOP));
+    assert_eq!(error.to_string(), "the kernel refused to make the overlay");
+}
+
+#[test]
+fn layer_cannot_redirect_lookups() {
+    let bench = Bench::new();
+    bench.write("bottom/secret/file", "");
+    bench.write("top/shown/own", "");
+    bench.set("top/shown", "trusted.overlay.redirect", "/secret");
+    let lower = [bench.folder("top"), bench.folder("bottom")];
+    let (upper, work) = (bench.folder("upper"), bench.folder("work"));
+    for handover in Handover::ALL {
+        let flavour = Flavour::Trusted;
+        let overlay =
+            Overlay { lower: &lower, upper: &upper, work: &work, flavour, volatile: false };
+        let root = overlay.mount_by(handover).unwrap();
+        let shown = format!("/proc/thread-self/fd/{}/shown", root.as_raw_fd());
+        let names: Vec<_> = match fs::read_dir(shown) {
+            Ok(entries) => entries.map(|entry| entry.unwrap().file_name()).collect(),
+            // The kernel shows nothing of such a directory.
+            Err(error) if errno(&error) == Some(Errno::EPERM) => Vec::new(),
+            Err(error) => panic!("{error}"),
+        };
+        assert!(!names.iter().any(|name| name == OsStr::new("file")), "{names:?}");
+    }
+}

@@ -19,7 +19,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::{Mode, mkdirat};
 use nix::unistd::{UnlinkatFlags, chdir, unlinkat};
-use rustix::fs::CWD;
+use rustix::fs::{CWD, XattrFlags, fremovexattr, fsetxattr};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
     fsconfig_set_fd, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount,
@@ -40,12 +40,14 @@ const MESSAGE_BYTES: usize = 8192;
 /// Most messages that a context keeps: `struct fc_log` of the kernel's `fs_context.h`.
 const MESSAGES: usize = 8;
 
+/// An attribute that only the machine's root can set, and nothing looks at.
+const PROBE_XATTR: &str = "trusted.a3s-box.probe";
+
 /// Where `mount(2)` mounts for a moment, in the work folder.
 const MOUNT_POINT: &str = "mount";
 
 /// Which extended attributes overlayfs keeps its marks in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(not(test), expect(dead_code, reason = "for the mounts that follow"))]
 pub(crate) enum Flavour {
     /// `trusted.overlay.*`, which only the machine's root can write.
     Trusted,
@@ -54,6 +56,24 @@ pub(crate) enum Flavour {
 }
 
 impl Flavour {
+    /// Finds the flavour that this process can use, by trying on a folder of its own.
+    ///
+    /// # Errors
+    ///
+    /// When the folder cannot be written to.
+    pub(crate) fn of_process(folder: impl AsFd) -> io::Result<Self> {
+        match fsetxattr(&folder, PROBE_XATTR, b"", XattrFlags::empty()) {
+            Ok(()) => {
+                fremovexattr(&folder, PROBE_XATTR)?;
+                Ok(Self::Trusted)
+            }
+            Err(rustix::io::Errno::PERM) => Ok(Self::User),
+            // A file system without such attributes: overlayfs is to say what it lacks.
+            Err(rustix::io::Errno::NOTSUP) => Ok(Self::Trusted),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
     /// The options that must not depend on the kernel's build: an image must not be able to
     /// redirect lookups, and an upper folder is used with one stack of layers only.
     ///
@@ -162,7 +182,6 @@ pub(crate) fn overlay(
 /// # Errors
 ///
 /// When the folder is missing, or the mount is attached already.
-#[cfg_attr(not(test), expect(dead_code, reason = "for the mount of a root file system"))]
 pub(crate) fn attach(mount: &OwnedFd, target: &Path) -> io::Result<()> {
     Ok(move_mount(mount, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
 }

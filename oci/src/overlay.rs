@@ -1,13 +1,12 @@
 //! The overlay mount that makes a root file system of layers and a private writable folder.
 //!
-//! Folders are handed to the kernel as `/proc/self/fd/<n>`: whatever characters a path has, nothing
-//! needs escaping, and some two hundred layers fit into the one page that `mount(2)` takes, on any
-//! kernel since 5.11. The mount is made in the caller's mount namespace, which should be private to
-//! it, so that the mount ends with the process.
+//! The mount is made in the caller's mount namespace, which should be private to it, so that the
+//! mount ends with the process. It is attached when it is complete. What a box writes is thrown away
+//! at its end, so nothing of it is ever synced.
 
 use std::fs::{DirBuilder, File, FileTimes, Permissions};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
@@ -17,15 +16,9 @@ use nix::mount::{MsFlags, mount};
 use nix::sys::stat::Mode;
 
 use crate::cache::CachedLayer;
+use crate::mount::{Flavour, LAYERS_LIMIT, Overlay, attach};
 use crate::stack::{InheritedDir, LayerStack};
-
-/// Bound on the options of `mount(2)`: one page with its NUL; the kernel cuts what is longer
-/// without saying so.
-const OPTIONS_LIMIT_BYTES: usize = 4095;
-
-/// Options that must not depend on the kernel's build: an image must not be able to redirect
-/// lookups, and an upper folder is used with one stack of layers only.
-const FIXED_OPTIONS: &str = "index=off,metacopy=off,redirect_dir=off";
+use crate::unpack::remove_tree;
 
 /// Mount flags: setuid bits and device nodes of a box have no power on the host.
 const FLAGS: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV);
@@ -44,14 +37,9 @@ pub enum MountError {
         source: io::Error,
     },
     /// There are more layers than one mount can have.
-    #[error(
-        "{layers} layers are too many for one overlay mount: their options take {found} bytes, expected at most \
-         {OPTIONS_LIMIT_BYTES}"
-    )]
+    #[error("the image has {found} layers: one overlay mount can have at most {LAYERS_LIMIT}")]
     TooManyLayers {
         /// The number of layers.
-        layers: usize,
-        /// The length of the options.
         found: usize,
     },
     /// The kernel refused the mount.
@@ -78,7 +66,7 @@ pub struct OverlaySpec<'a> {
     pub layers: &'a [CachedLayer],
     /// Folder that takes what is written; made if it is missing.
     pub upper: PathBuf,
-    /// Folder for overlayfs itself, on the file system of `upper`; made if it is missing.
+    /// Folder for overlayfs itself, on the file system of `upper`; made anew if it is there.
     pub work: PathBuf,
     /// Where to mount; must exist.
     pub target: PathBuf,
@@ -92,7 +80,7 @@ enum Folder {
 }
 
 impl OverlaySpec<'_> {
-    /// Makes the missing folders and mounts the root file system.
+    /// Makes the folders and mounts the root file system.
     ///
     /// A new upper folder takes what the layers leave to it: the metadata of the root, and of
     /// directories that a layer uses without describing them. One that is there stays as it is, as
@@ -105,47 +93,63 @@ impl OverlaySpec<'_> {
     pub fn mount(&self) -> Result<(), MountError> {
         let stack = LayerStack::of(self.layers)?;
         let upper = make_folder(&self.upper, 0o755)?;
-        make_folder(&self.work, 0o700)?;
         if stack.lower.is_empty() {
             return self.bind_upper();
         }
-        self.mount_stack(&stack.lower)?;
-        if upper == Folder::New { self.inherit(&stack.inherited) } else { Ok(()) }
+        self.remove_work()?;
+        make_folder(&self.work, 0o700)?;
+        let root = self.mount_stack(&stack.lower)?;
+        if upper == Folder::New {
+            self.inherit(&root, &stack.inherited)?;
+        }
+        attach(&root, &self.target).map_err(|source| self.refused(source))
     }
 
-    fn mount_stack(&self, lower: &[PathBuf]) -> Result<(), MountError> {
+    /// Removes overlayfs' own folder: the kernel refuses one of a mount that never synced.
+    fn remove_work(&self) -> Result<(), MountError> {
+        let (Some(parent), Some(name)) = (self.work.parent(), self.work.file_name()) else {
+            return Ok(());
+        };
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        open(parent, flags, Mode::empty())
+            .and_then(|parent| remove_tree(parent.as_fd(), name.as_bytes()))
+            .map_err(|errno| MountError::folder("remove folder", &self.work, errno.into()))
+    }
+
+    fn mount_stack(&self, lower: &[PathBuf]) -> Result<OwnedFd, MountError> {
+        if lower.len() > LAYERS_LIMIT {
+            return Err(MountError::TooManyLayers { found: lower.len() });
+        }
         let lower = lower.iter().map(|path| open_folder(path)).collect::<Result<Vec<_>, _>>()?;
         let (upper, work) = (open_folder(&self.upper)?, open_folder(&self.work)?);
-        let options = options(&lower, &upper, &work)?;
-        self.mount_with(Some("overlay"), Some("overlay"), FLAGS, Some(&options))
+        let flavour = File::open(&self.work).and_then(Flavour::of_process);
+        let flavour = flavour.map_err(|source| MountError::folder("try", &self.work, source))?;
+        Overlay { lower: &lower, upper: &upper, work: &work, flavour, volatile: true }
+            .mount()
+            .map_err(|source| self.refused(source))
     }
 
     /// Mounts the upper folder itself: an overlay without layers is not allowed, and not needed.
     fn bind_upper(&self) -> Result<(), MountError> {
         let upper = self.upper.to_string_lossy();
-        let by_fd = open_folder(&self.upper)?;
+        let upper_fd = open_folder(&self.upper)?;
+        let by_fd = format!("/proc/thread-self/fd/{}", upper_fd.as_raw_fd());
         tracing::debug!(%upper, "no layers: mounting the upper folder");
-        self.mount_with(Some(&proc_path(&by_fd)), None, MsFlags::MS_BIND, None)?;
-        self.mount_with(None, None, MsFlags::MS_REMOUNT | MsFlags::MS_BIND | FLAGS, None)
+        let mount = |source: Option<&str>, flags| {
+            mount(source, &self.target, None::<&str>, flags, None::<&str>)
+                .map_err(|errno| self.refused(errno.into()))
+        };
+        mount(Some(&by_fd), MsFlags::MS_BIND)?;
+        mount(None, MsFlags::MS_REMOUNT | MsFlags::MS_BIND | FLAGS)
     }
 
-    fn mount_with(
-        &self,
-        source: Option<&str>,
-        kind: Option<&str>,
-        flags: MsFlags,
-        options: Option<&str>,
-    ) -> Result<(), MountError> {
-        mount(source, &self.target, kind, flags, options).map_err(|errno| MountError::Mount {
-            target: self.target.clone(),
-            source: errno.into(),
-        })
+    fn refused(&self, source: io::Error) -> MountError {
+        MountError::Mount { target: self.target.clone(), source }
     }
 
     /// Gives directories the metadata of those that describe them, deepest first, as changing one
     /// changes its parent.
-    fn inherit(&self, inherited: &[InheritedDir]) -> Result<(), MountError> {
-        let root = open_folder(&self.target)?;
+    fn inherit(&self, root: &OwnedFd, inherited: &[InheritedDir]) -> Result<(), MountError> {
         for directory in inherited.iter().rev() {
             let model = directory.from.symlink_metadata();
             let model =
@@ -159,7 +163,7 @@ impl OverlaySpec<'_> {
                 .flags(OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC)
                 .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
             let inherit = || {
-                let merged = File::from(openat2(&root, path, how)?);
+                let merged = File::from(openat2(root, path, how)?);
                 fchown(&merged, Some(model.uid()), Some(model.gid()))?;
                 merged.set_permissions(Permissions::from_mode(model.mode() & 0o7777))?;
                 merged.set_times(FileTimes::new().set_modified(model.modified()?))
@@ -173,20 +177,6 @@ impl OverlaySpec<'_> {
             })?;
         }
         Ok(())
-    }
-}
-
-/// Writes the options of an overlay mount.
-fn options(lower: &[OwnedFd], upper: &OwnedFd, work: &OwnedFd) -> Result<String, MountError> {
-    let paths: Vec<String> = lower.iter().map(proc_path).collect();
-    let (upper, work) = (proc_path(upper), proc_path(work));
-    let options =
-        format!("lowerdir={},upperdir={upper},workdir={work},{FIXED_OPTIONS}", paths.join(":"));
-    match options.len() {
-        found if found > OPTIONS_LIMIT_BYTES => {
-            Err(MountError::TooManyLayers { layers: lower.len(), found })
-        }
-        _ => Ok(options),
     }
 }
 
@@ -206,27 +196,4 @@ fn open_folder(path: &Path) -> Result<OwnedFd, MountError> {
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     open(path, flags, Mode::empty())
         .map_err(|errno| MountError::folder("open folder", path, errno.into()))
-}
-
-fn proc_path(fd: &OwnedFd) -> String {
-    format!("/proc/self/fd/{}", fd.as_raw_fd())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn two_hundred_layers_fit_and_the_kernels_silent_cut_is_an_error() {
-        let folder = || open_folder(Path::new("/")).unwrap();
-        let (upper, work) = (folder(), folder());
-        let lower: Vec<OwnedFd> = (0..300).map(|_| folder()).collect();
-        let text = options(&lower[..200], &upper, &work).unwrap();
-        assert!(
-            text.starts_with("lowerdir=/proc/self/fd/") && text.ends_with(FIXED_OPTIONS),
-            "{text}"
-        );
-        let error = options(&lower, &upper, &work).unwrap_err();
-        assert!(matches!(error, MountError::TooManyLayers { layers: 300, .. }), "{error:?}");
-    }
 }

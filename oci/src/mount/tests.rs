@@ -1,9 +1,10 @@
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::fs::{self, File};
+use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 
+use nix::fcntl::{OFlag, open};
 use nix::sys::stat::{SFlag, mknod};
 use rustix::fs::{XattrFlags, setxattr};
 use tempfile::TempDir;
@@ -29,7 +30,8 @@ impl Bench {
     /// Opens a folder, and makes it if it is missing.
     fn folder(&self, name: &str) -> OwnedFd {
         fs::create_dir_all(self.path(name)).unwrap();
-        File::open(self.path(name)).unwrap().into()
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        open(&self.path(name), flags, Mode::empty()).unwrap()
     }
 
     fn write(&self, name: &str, text: &str) {

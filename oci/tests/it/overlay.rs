@@ -1,8 +1,10 @@
 //! Layers mounted as a root file system.
 
 use std::fs::{self, Permissions};
+use std::ops::ControlFlow;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use a3s_box_oci::{CachedLayer, MountError, OverlaySpec};
 use nix::mount::{MsFlags, mount};
@@ -10,7 +12,7 @@ use nix::sched::{CloneFlags, unshare};
 use tar::EntryType;
 
 use crate::archive::{TIME, Tar};
-use crate::bench::{Bench, chain, names};
+use crate::bench::{Bench, amd64, chain, names};
 
 /// Gives the test process a mount namespace of its own, from which nothing spreads.
 fn private_mounts() {
@@ -86,7 +88,9 @@ fn three_layers_make_the_tree_that_applying_them_makes() {
     assert_eq!(fs::read_to_string(layers[0].path.join("a/y")).unwrap(), "1");
     assert_eq!(names(&layers[1].path), ["a", "a/x", "o", "o/new"]);
     let options = mount_options(&root);
-    assert!(options.contains("nosuid") && options.contains("nodev"), "{options}");
+    for option in ["nosuid", "nodev", "volatile"] {
+        assert!(options.contains(option), "{option}: {options}");
+    }
 }
 
 #[test]
@@ -159,13 +163,53 @@ fn directory_that_no_entry_describes_is_as_lower_layers_have_it() {
     assert_eq!(fs::metadata(root.join("tmp")).unwrap().mode() & 0o7777, 0o700);
 }
 
+/// Makes layers with a file each, unpacked.
+fn many(bench: &Bench, count: usize) -> Vec<CachedLayer> {
+    let layer = |number| Tar::new().file(&format!("file{number}"), "");
+    unpacked(bench, &(0..count).map(layer).collect::<Vec<Tar>>())
+}
+
 #[test]
-fn sixty_layers_are_mounted() {
+fn as_many_layers_as_the_kernel_takes_are_mounted_and_one_more_is_refused() {
     private_mounts();
     let bench = Bench::new();
-    let layers: Vec<Tar> =
-        (0..60).map(|number| Tar::new().file(&format!("file{number}"), "")).collect();
-    assert_eq!(names(&mounted(&bench, &unpacked(&bench, &layers))).len(), 60);
+    let mut layers = many(&bench, 501);
+    let error = spec(&bench, &layers).mount().unwrap_err();
+    let expected = "the image has 501 layers: one overlay mount can have at most 500";
+    assert_eq!(error.to_string(), expected);
+    layers.pop();
+    assert_eq!(names(&mounted(&bench, &layers)).len(), 500);
+}
+
+#[test]
+#[ignore = "a measurement: run it alone, in release, with --no-capture"]
+fn time_of_a_warm_mount() {
+    private_mounts();
+    for count in [1, 10, 128] {
+        let bench = Bench::new();
+        drop(many(&bench, count));
+        let image = bench.layout().resolve(None, &amd64()).unwrap();
+        let mut times: [Vec<Duration>; 2] = Default::default();
+        for round in 0..51 {
+            if round > 0 {
+                fs::remove_dir_all(bench.path("box:1,2\\3")).unwrap();
+            }
+            let start = Instant::now();
+            let mut progress = |_, _| ControlFlow::Continue(());
+            let layers =
+                bench.cache().get_or_unpack_all(&bench.layout(), &image.layers, &mut progress);
+            let layers = layers.unwrap();
+            times[0].push(start.elapsed());
+            let start = Instant::now();
+            let root = mounted(&bench, &layers);
+            times[1].push(start.elapsed());
+            nix::mount::umount(&root).unwrap();
+        }
+        for (what, times) in ["looking up", "mounting"].iter().zip(&mut times) {
+            times.sort_unstable();
+            println!("{what} {count} layers: median {:?}, longest {:?}", times[25], times[50]);
+        }
+    }
 }
 
 #[test]

@@ -106,11 +106,13 @@ fn run(arguments: &Arguments, events: &Arc<EventWriter>) -> Result<(), ShimError
     let configured_ms = events.elapsed_ms();
     let root = rootfs::mount(&spec, &state, events, &signals)?;
     let Some(kernel) = kernel else {
+        root.sync()?;
         events.emit(EventKind::PrepareDone {});
         rootfs::unmount(&state)?;
         state.remove();
         return Ok(());
     };
+    root.sync_meanwhile();
     let guest = guest::describe(&spec, root.image.as_ref())?;
     let console = console::open(&spec, &state)?;
     let control = Control::start(control::Setup {

@@ -2,12 +2,13 @@
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use a3s_box_core::event::EventKind;
 use a3s_box_oci::{
-    CacheError, CachedLayer, Image, Layer, LayerCache, Layout, LayoutError, MountError,
-    OverlaySpec, Progress,
+    CacheError, Image, Layer, LayerCache, Layout, LayoutError, MountError, OverlaySpec, Progress,
+    Stack,
 };
 use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::Signal;
@@ -39,8 +40,15 @@ pub(crate) enum RootfsError {
 #[derive(Debug)]
 pub(crate) struct Root {
     pub(crate) image: Option<Image>,
-    /// Keep the layers from being removed for as long as the process lives.
-    _layers: Vec<CachedLayer>,
+    /// Keeps the layers from being removed for as long as the process lives.
+    layers: Option<Arc<CachedStack>>,
+}
+
+/// Layers, and the cache that they are in.
+#[derive(Debug)]
+struct CachedStack {
+    cache: LayerCache,
+    stack: Stack,
 }
 
 /// Makes and mounts the root of the box at `state.root()`. Without an image it is empty.
@@ -53,25 +61,47 @@ pub(crate) fn mount(
     let start = Instant::now();
     let image = spec.image.as_ref().map(resolve).transpose()?;
     let layers = match &image {
-        None => Vec::new(),
-        Some((layout, image)) => unpack(spec, layout, image, events, signals)?,
+        None => None,
+        Some((layout, image)) => Some(unpack(spec, layout, image, events, signals)?),
     };
-    let overlay = OverlaySpec {
-        layers: &layers,
-        upper: state.upper(),
-        work: state.work(),
-        target: state.root(),
-    };
+    let empty = Stack::empty();
+    let stack = layers.as_ref().map_or(&empty, |layers| &layers.stack);
+    let overlay =
+        OverlaySpec { stack, upper: state.upper(), work: state.work(), target: state.root() };
     overlay.mount()?;
-    let missing = layers.iter().filter(|layer| !layer.hit);
     events.emit(EventKind::RootfsReady {
         image: image.as_ref().map(|(_, image)| image.manifest_digest.to_string()),
-        layers: count(layers.len()),
-        cache_hits: count(layers.iter().filter(|layer| layer.hit).count()),
-        unpacked_bytes: missing.map(|layer| layer.facts.bytes).sum(),
+        layers: count(image.as_ref().map_or(0, |(_, image)| image.layers.len())),
+        cache_hits: count(stack.hits),
+        unpacked_bytes: stack.unpacked_bytes,
         duration_ms: u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX),
     });
-    Ok(Root { image: image.map(|(_, image)| image), _layers: layers })
+    Ok(Root { image: image.map(|(_, image)| image), layers: layers.map(Arc::new) })
+}
+
+impl Root {
+    /// Puts the layers on the disk, so that they survive a crash of the machine.
+    pub(crate) fn sync(&self) -> Result<(), RootfsError> {
+        self.layers.as_ref().map_or(Ok(()), |layers| layers.sync())
+    }
+
+    /// The same, while the VM starts.
+    pub(crate) fn sync_meanwhile(&self) {
+        let Some(layers) = self.layers.clone() else { return };
+        let sync = move || {
+            if let Err(error) = layers.sync() {
+                tracing::warn!(error = &error as &dyn std::error::Error, "layers are not kept");
+            }
+        };
+        // Without the thread the layers are unpacked again after a crash of the machine.
+        let _handle = std::thread::Builder::new().name("layer sync".into()).spawn(sync);
+    }
+}
+
+impl CachedStack {
+    fn sync(&self) -> Result<(), RootfsError> {
+        Ok(self.cache.sync(&self.stack).map(drop)?)
+    }
 }
 
 /// Undoes [`mount`] for `--prepare`.
@@ -91,7 +121,7 @@ fn unpack(
     image: &Image,
     events: &EventWriter,
     signals: &Signals,
-) -> Result<Vec<CachedLayer>, RootfsError> {
+) -> Result<CachedStack, RootfsError> {
     let cache = LayerCache::open(&spec.paths.cache_dir)?;
     let mut stopped = None;
     let mut meter = Meter { events, layers: &image.layers, done: HashMap::new(), last: None };
@@ -100,10 +130,10 @@ fn unpack(
         stopped = stopped.or_else(|| signals.next());
         if stopped.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
-    let unpacked = cache.get_or_unpack_all(layout, &image.layers, &mut on_progress);
+    let composed = cache.compose(layout, &image.layers, &mut on_progress);
     match stopped {
         Some(signal) => Err(RootfsError::Stopped(signal)),
-        None => Ok(unpacked?),
+        None => Ok(CachedStack { stack: composed?, cache }),
     }
 }
 
@@ -122,7 +152,7 @@ impl Meter<'_> {
         let bytes_done = match progress {
             Progress::Waiting => 0,
             Progress::Unpacking { read_bytes, .. } => read_bytes,
-            Progress::Publishing | Progress::Cached => layer.size_bytes,
+            Progress::Publishing | Progress::OnTop | Progress::Cached => layer.size_bytes,
         };
         self.done.insert(index, bytes_done);
         if progress == Progress::Cached

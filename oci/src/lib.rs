@@ -9,10 +9,10 @@
 //! Layout::open ─► Layout::resolve ─► Image { config, layers }
 //!                                               │ several at once
 //!                                               ▼
-//!                            LayerCache::get_or_unpack_all ─► CachedLayer { path, lease }
-//!                                                               │ all of them
-//!                                                               ▼
-//!                                                    OverlaySpec::mount ─► a root file system
+//!                            LayerCache::compose ─► Stack, locked in the cache
+//!                                                     │
+//!                                                     ▼
+//!                                          OverlaySpec::mount ─► a root file system
 //! ```
 //!
 //! # Invariants
@@ -24,9 +24,11 @@
 mod batch;
 mod blob;
 mod cache;
+mod compose;
 mod digest;
 mod image;
 mod layout;
+mod metadata;
 mod mount;
 mod overlay;
 mod platform;
@@ -37,6 +39,7 @@ mod unpack;
 
 pub use blob::BlobError;
 pub use cache::{CacheError, CachedLayer, LayerCache, LayerLease};
+pub use compose::Stack;
 pub use digest::{Digest, DigestError};
 pub use image::{Compression, Image, ImageConfig, Layer};
 pub use layout::{Layout, LayoutError};

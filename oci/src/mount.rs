@@ -56,6 +56,14 @@ pub(crate) enum Flavour {
 }
 
 impl Flavour {
+    /// Returns the attribute by which a directory hides what lower layers have in it.
+    pub(crate) fn opaque(self) -> &'static str {
+        match self {
+            Self::Trusted => "trusted.overlay.opaque",
+            Self::User => "user.overlay.opaque",
+        }
+    }
+
     /// Finds the flavour that this process can use, by trying on a folder of its own.
     ///
     /// # Errors
@@ -167,7 +175,6 @@ impl Handover {
 ///
 /// What the kernel refuses, with its own explanation where it gives one; more than [`LAYERS_LIMIT`]
 /// layers.
-#[cfg_attr(not(test), expect(dead_code, reason = "for layers that are unpacked onto others"))]
 pub(crate) fn overlay(
     lower: &[OwnedFd],
     upper: &OwnedFd,

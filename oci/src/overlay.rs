@@ -4,20 +4,20 @@
 //! mount ends with the process. It is attached when it is complete. What a box writes is thrown away
 //! at its end, so nothing of it is ever synced.
 
-use std::fs::{DirBuilder, File, FileTimes, Permissions};
+use std::fs::{DirBuilder, Permissions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, fchown};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
+use nix::fcntl::{OFlag, open};
 use nix::mount::{MsFlags, mount};
 use nix::sys::stat::Mode;
 
-use crate::cache::CachedLayer;
-use crate::mount::{Flavour, LAYERS_LIMIT, Overlay, attach};
-use crate::stack::{InheritedDir, LayerStack};
+use crate::compose::Stack;
+use crate::metadata::{UNDESCRIBED_DIR_MODE, copy_metadata, reset_metadata};
+use crate::mount::{LAYERS_LIMIT, Overlay, attach};
 use crate::unpack::remove_tree;
 
 /// Mount flags: setuid bits and device nodes of a box have no power on the host.
@@ -61,9 +61,9 @@ impl MountError {
 /// A root file system to be mounted.
 #[derive(Debug)]
 pub struct OverlaySpec<'a> {
-    /// The image's layers, bottom first; none gives a root of `upper` alone. Their leases outlive
-    /// the mount.
-    pub layers: &'a [CachedLayer],
+    /// What is mounted; nothing gives a root of `upper` alone. It is to outlive the mount, as it
+    /// keeps the layers from being removed.
+    pub stack: &'a Stack,
     /// Folder that takes what is written; made if it is missing.
     pub upper: PathBuf,
     /// Folder for overlayfs itself, on the file system of `upper`; made anew if it is there.
@@ -82,26 +82,29 @@ enum Folder {
 impl OverlaySpec<'_> {
     /// Makes the folders and mounts the root file system.
     ///
-    /// A new upper folder takes what the layers leave to it: the metadata of the root, and of
-    /// directories that a layer uses without describing them. One that is there stays as it is, as
-    /// a box may have changed all that.
+    /// A new upper folder takes the metadata that the image's root has. One that is there stays as
+    /// it is, as a box may have changed that.
     ///
     /// # Errors
     ///
     /// When a folder cannot be made or opened, when there are too many layers, or when the kernel
     /// refuses.
     pub fn mount(&self) -> Result<(), MountError> {
-        let stack = LayerStack::of(self.layers)?;
-        let upper = make_folder(&self.upper, 0o755)?;
-        if stack.lower.is_empty() {
+        if make_folder(&self.upper, UNDESCRIBED_DIR_MODE)? == Folder::New {
+            let inherit = || match &self.stack.root {
+                Some(model) => copy_metadata(&open_dir(model)?, &open_dir(&self.upper)?),
+                None => reset_metadata(&open_dir(&self.upper)?),
+            };
+            inherit().map_err(|source| {
+                MountError::folder("set the metadata of folder", &self.upper, source)
+            })?;
+        }
+        if self.stack.members.is_empty() {
             return self.bind_upper();
         }
         self.remove_work()?;
         make_folder(&self.work, 0o700)?;
-        let root = self.mount_stack(&stack.lower)?;
-        if upper == Folder::New {
-            self.inherit(&root, &stack.inherited)?;
-        }
+        let root = self.mount_stack()?;
         attach(&root, &self.target).map_err(|source| self.refused(source))
     }
 
@@ -116,14 +119,16 @@ impl OverlaySpec<'_> {
             .map_err(|errno| MountError::folder("remove folder", &self.work, errno.into()))
     }
 
-    fn mount_stack(&self, lower: &[PathBuf]) -> Result<OwnedFd, MountError> {
-        if lower.len() > LAYERS_LIMIT {
-            return Err(MountError::TooManyLayers { found: lower.len() });
+    fn mount_stack(&self) -> Result<OwnedFd, MountError> {
+        let members = &self.stack.members;
+        if members.len() > LAYERS_LIMIT {
+            return Err(MountError::TooManyLayers { found: members.len() });
         }
-        let lower = lower.iter().map(|path| open_folder(path)).collect::<Result<Vec<_>, _>>()?;
+        let topmost_first = members.iter().rev();
+        let lower =
+            topmost_first.map(|member| open_folder(&member.tree)).collect::<Result<Vec<_>, _>>()?;
         let (upper, work) = (open_folder(&self.upper)?, open_folder(&self.work)?);
-        let flavour = File::open(&self.work).and_then(Flavour::of_process);
-        let flavour = flavour.map_err(|source| MountError::folder("try", &self.work, source))?;
+        let flavour = self.stack.flavour;
         Overlay { lower: &lower, upper: &upper, work: &work, flavour, volatile: true }
             .mount()
             .map_err(|source| self.refused(source))
@@ -146,38 +151,6 @@ impl OverlaySpec<'_> {
     fn refused(&self, source: io::Error) -> MountError {
         MountError::Mount { target: self.target.clone(), source }
     }
-
-    /// Gives directories the metadata of those that describe them, deepest first, as changing one
-    /// changes its parent.
-    fn inherit(&self, root: &OwnedFd, inherited: &[InheritedDir]) -> Result<(), MountError> {
-        for directory in inherited.iter().rev() {
-            let model = directory.from.symlink_metadata();
-            let model =
-                model.map_err(|source| MountError::folder("look at", &directory.from, source))?;
-            let path = if directory.path.as_os_str().is_empty() {
-                b"."
-            } else {
-                directory.path.as_os_str().as_bytes()
-            };
-            let how = OpenHow::new()
-                .flags(OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC)
-                .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
-            let inherit = || {
-                let merged = File::from(openat2(root, path, how)?);
-                fchown(&merged, Some(model.uid()), Some(model.gid()))?;
-                merged.set_permissions(Permissions::from_mode(model.mode() & 0o7777))?;
-                merged.set_times(FileTimes::new().set_modified(model.modified()?))
-            };
-            inherit().map_err(|source| {
-                MountError::folder(
-                    "set the metadata of",
-                    &self.target.join(&directory.path),
-                    source,
-                )
-            })?;
-        }
-        Ok(())
-    }
 }
 
 /// Makes a folder that is missing; one that is there stays as it is.
@@ -190,6 +163,10 @@ fn make_folder(path: &Path, mode: u32) -> Result<Folder, MountError> {
     // Set again, as making it heeds the umask.
     std::fs::set_permissions(path, Permissions::from_mode(mode)).map_err(failed)?;
     Ok(Folder::New)
+}
+
+fn open_dir(path: &Path) -> io::Result<OwnedFd> {
+    Ok(open(path, OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?)
 }
 
 fn open_folder(path: &Path) -> Result<OwnedFd, MountError> {

@@ -4,7 +4,8 @@
 //! stream    bytes of the blob, decompressed on other threads; size, digest and DiffID
 //! archive   headers, pax          entries of the tar stream
 //! path      names made safe       whiteout   names that hide
-//! tree      the file system       remove     undoing a tree
+//! tree      the file system       place      one name in it       remove   undoing a tree
+//! seams     what a layer leaves to those below it
 //! ```
 //!
 //! What is written is not to be used before [`unpack`] has returned: only then has the layer been
@@ -16,7 +17,9 @@ mod gzip;
 mod limits;
 mod path;
 mod pax;
+mod place;
 mod remove;
+mod seams;
 mod stream;
 mod tree;
 mod whiteout;
@@ -24,25 +27,27 @@ mod whiteout;
 use std::io::{self, Read, Write};
 use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 
 pub use archive::ArchiveError;
 pub use limits::Limits;
 pub use path::PathError;
 pub use pax::PaxError;
+pub(crate) use place::{is_opaque, kept_xattrs_of};
 pub(crate) use remove::remove_tree;
+pub(crate) use seams::{Ground, Seams};
 pub use tree::EntryError;
-pub(crate) use tree::is_opaque;
 
 use archive::{Archive, Entry, Kind, body_error};
 use path::EntryPath;
+use place::set_file;
 use stream::{LayerStream, Shared, Stages};
-use tree::{Tree, set_file};
-use whiteout::{Meaning, Whiteouts};
+use tree::Tree;
+use whiteout::{Hides, Meaning, Whiteouts};
 
 use crate::blob::{Blob, BlobError};
 use crate::digest::Digest;
 use crate::image::Layer;
+use crate::mount::Flavour;
 
 /// Copy size: as the blob's reads, and a multiple of tar's block.
 const COPY_BYTES: usize = 128 * 1024;
@@ -69,8 +74,10 @@ pub enum Progress {
         /// Entries that have been made.
         entries: u64,
     },
-    /// The layer is complete and verified, and is being written to the disk.
+    /// The layer is complete and verified.
     Publishing,
+    /// The layer is being unpacked once more, on top of those below it.
+    OnTop,
 }
 
 /// Is told how far the work has come, and may end it.
@@ -155,19 +162,35 @@ impl LayerError {
     }
 }
 
-/// Unpacks a layer from `blob` into the empty directory `root`, and verifies it.
+/// How a layer is unpacked.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Job<'a> {
+    /// The layer.
+    pub(crate) layer: &'a Layer,
+    /// On what.
+    pub(crate) ground: Ground<'a>,
+    /// Where overlayfs looks for marks.
+    pub(crate) flavour: Flavour,
+    /// Bounds on what it may cost.
+    pub(crate) limits: &'a Limits,
+}
+
+/// Unpacks a layer from `blob` into the directory `root`, and verifies it.
 ///
-/// Beside the facts it returns the directories that something was put into, but that no entry
-/// describes: their paths, an empty one for the root. They are root's, with mode 0755 and the time
-/// 0.
+/// Directories that something was put into, but that no entry describes, are root's, with mode 0755
+/// and the time 0, unless a lower layer has them.
 pub(crate) fn unpack(
     blob: Blob,
-    layer: &Layer,
+    job: Job<'_>,
     root: OwnedFd,
-    limits: &Limits,
     progress: &mut OnProgress<'_>,
-) -> Result<(LayerFacts, Vec<PathBuf>), LayerError> {
-    let tree = Tree::new(root).map_err(|source| entry_error(b"/", source))?;
+) -> Result<(LayerFacts, Seams), LayerError> {
+    let Job { layer, ground, flavour, limits } = job;
+    let mut tree = Tree::new(root, ground, flavour).map_err(|source| entry_error(b"/", source))?;
+    if let Ground::Lower(seams) = ground {
+        whiteout::clear(&mut tree, seams, limits)
+            .map_err(|(path, source)| entry_error(path.as_bytes(), source))?;
+    }
     let shared = Shared::default();
     std::thread::scope(|scope| {
         let (stream, stages) =
@@ -182,7 +205,7 @@ pub(crate) fn unpack(
             last: Vec::new(),
             buffer: vec![0; COPY_BYTES],
         };
-        unpacker.run(stages, layer.diff_id)
+        unpacker.run(stages, job)
     })
 }
 
@@ -212,8 +235,8 @@ impl Unpacker<'_> {
     fn run(
         mut self,
         stages: Stages<'_, '_>,
-        diff_id: Digest,
-    ) -> Result<(LayerFacts, Vec<PathBuf>), LayerError> {
+        job: Job<'_>,
+    ) -> Result<(LayerFacts, Seams), LayerError> {
         let outcome = self.read_all();
         // An archive that makes no sense is more often a damaged blob than a bad image: then the rest
         // of the blob is read, to say so. Of other errors the blob knows nothing.
@@ -226,15 +249,19 @@ impl Unpacker<'_> {
         if let Err(error) = outcome {
             return stages.finish().map_err(LayerError::from).and(Err(error));
         }
-        let found = stages.finish()?;
-        if found != diff_id {
-            return Err(LayerError::DiffId { expected: diff_id, found });
+        let (expected, found) = (job.layer.diff_id, stages.finish()?);
+        if found != expected {
+            return Err(LayerError::DiffId { expected, found });
         }
-        facts.opaque_root = whiteouts
-            .apply(&mut tree)
-            .map_err(|(path, source)| entry_error(path.as_bytes(), source))?;
-        let implicit_dirs = tree.finish().map_err(|source| entry_error(b"/", source))?;
-        Ok((facts, implicit_dirs))
+        let error = |(path, source): (EntryPath, EntryError)| entry_error(path.as_bytes(), source);
+        tree.make_late_links().map_err(error)?;
+        let hides = match job.ground {
+            Ground::Empty => whiteouts.apply(&mut tree).map_err(error)?,
+            Ground::Lower(_) => Hides::default(),
+        };
+        facts.opaque_root = hides.root;
+        let seams = tree.finish().map_err(|source| entry_error(b"/", source))?;
+        Ok((facts, Seams { hidden: hides.hidden, opaque: hides.opaque, ..seams }))
     }
 
     /// Unpacks all entries, and reads what follows them.
@@ -259,7 +286,7 @@ impl Unpacker<'_> {
             EntryPath::parse(&entry.path, self.limits).map_err(EntryError::Name).map_err(error)?;
         match Meaning::of(&path).map_err(error)? {
             Meaning::Entry if entry.kind == Kind::File => self.unpack_file(entry, &path),
-            Meaning::Entry => self.unpack_bodyless(entry, &path).map_err(error),
+            Meaning::Entry => self.unpack_bodyless(entry, path).map_err(error),
             Meaning::Hide(hidden) => {
                 self.whiteouts.hide(hidden);
                 Ok(())
@@ -272,19 +299,19 @@ impl Unpacker<'_> {
         }
     }
 
-    fn unpack_bodyless(&mut self, entry: &Entry, path: &EntryPath) -> Result<(), EntryError> {
+    fn unpack_bodyless(&mut self, entry: &Entry, path: EntryPath) -> Result<(), EntryError> {
         match entry.kind {
-            Kind::Directory => self.tree.directory(path, &entry.metadata),
-            Kind::Symlink => self.tree.place(path)?.symlink(&entry.link, &entry.metadata),
-            Kind::Fifo => self.tree.place(path)?.fifo(&entry.metadata),
+            Kind::Directory => self.tree.directory(&path, &entry.metadata),
+            Kind::Symlink => self.tree.place(&path)?.symlink(&entry.link, &entry.metadata),
+            Kind::Fifo => self.tree.place(&path)?.fifo(&entry.metadata),
             Kind::HardLink => {
                 let target =
                     EntryPath::parse(&entry.link, self.limits).map_err(EntryError::LinkName)?;
-                self.tree.hard_link(path, &target)
+                self.tree.hard_link(path, target)
             }
             Kind::Device => {
                 self.facts.skipped_devices += 1;
-                self.tree.place(path)?.remove()
+                self.tree.place(&path)?.remove()
             }
             Kind::File | Kind::Global => Ok(()),
         }

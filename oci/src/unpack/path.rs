@@ -3,6 +3,10 @@
 //! A name is bytes. It is taken relative to the root of the tree, so `/etc`, `./etc` and `etc/` are
 //! one name; `..` is refused, because no tool writes it and readers differ about what it means.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
 use super::limits::Limits;
 
 /// The kernel's bound on one name (`NAME_MAX`).
@@ -67,6 +71,10 @@ impl EntryPath {
 
     pub(super) fn as_bytes(&self) -> &[u8] {
         &self.0
+    }
+
+    pub(super) fn to_path(&self) -> PathBuf {
+        PathBuf::from(OsStr::from_bytes(&self.0))
     }
 
     /// Splits into the directory and the name in it; `None` for the root.

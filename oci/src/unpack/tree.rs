@@ -12,30 +12,27 @@
 //! - A path is resolved anew for each entry. A remembered directory could have been replaced by a later entry
 //!   (CVE-2025-47290).
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 
+use nix::dir::Dir;
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat, openat2, readlinkat};
-use nix::sys::stat::{
-    FchmodatFlags, FileStat, Mode, SFlag, UtimensatFlags, fchmod, fchmodat, fstat, fstatat,
-    futimens, mkdirat, mknodat, utimensat,
-};
+use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat2, readlinkat};
+use nix::sys::stat::{Mode, SFlag, UtimensatFlags, fstat, utimensat};
 use nix::sys::time::TimeSpec;
-use nix::unistd::{Gid, Uid, fchown, fchownat, linkat, symlinkat};
-use rustix::fs::{XattrFlags, fgetxattr, fsetxattr, lsetxattr};
+use nix::unistd::linkat;
 
 use super::archive::Metadata;
 use super::path::{EntryPath, PATH_BYTES, PathError, components};
-use super::remove::remove_tree;
-
-/// The attribute by which overlayfs hides what lower layers have in a directory.
-const OPAQUE_XATTR: &str = "trusted.overlay.opaque";
+use super::place::{Place, file_type, set_owner_and_mode, time};
+use super::seams::{Ground, Seams};
+use crate::metadata::UNDESCRIBED_DIR_MODE;
+use crate::mount::Flavour;
 
 /// Bound on symbolic links in one path: the kernel's own.
 const SYMLINK_HOPS: usize = 40;
@@ -43,9 +40,6 @@ const SYMLINK_HOPS: usize = 40;
 /// How often a resolution is tried again that a rename elsewhere on the machine has disturbed
 /// (`EAGAIN`).
 const RESOLVE_ATTEMPTS: usize = 64;
-
-/// Mode of directories that no entry describes; what other tools use.
-const IMPLICIT_DIR_MODE: u32 = 0o755;
 
 /// An entry that cannot be made.
 #[derive(Debug, thiserror::Error)]
@@ -71,9 +65,9 @@ pub enum EntryError {
     /// The target of a symbolic link is none.
     #[error("malformed symbolic link: expected a target of 1 to {PATH_BYTES} bytes without NUL")]
     SymlinkTarget,
-    /// The target of a hard link is not in the layer.
+    /// The target of a hard link is nowhere.
     #[error(
-        "hard link target `{target}` is not in this layer: links to lower layers are not supported yet"
+        "hard link target `{target}` does not exist: expected a file of this layer or of one below"
     )]
     HardLinkTarget {
         /// The target.
@@ -106,7 +100,7 @@ pub enum EntryError {
 }
 
 /// Makes an error of what `operation` returned.
-fn failed<E: Into<io::Error>>(operation: &'static str) -> impl Fn(E) -> EntryError {
+pub(super) fn failed<E: Into<io::Error>>(operation: &'static str) -> impl Fn(E) -> EntryError {
     move |error| {
         let source: io::Error = error.into();
         match source.kind() {
@@ -134,32 +128,61 @@ enum Origin {
     Implicit,
 }
 
-/// A name in an open directory.
+/// A hard link whose target was not there when its entry came.
 #[derive(Debug)]
-pub(super) struct Place<'a> {
-    parent: OwnedFd,
-    name: &'a [u8],
+struct LateLink {
+    path: EntryPath,
+    target: EntryPath,
+}
+
+/// A directory of lower layers, and the time that it had before something was put into it.
+#[derive(Debug)]
+struct LowerDir {
+    directory: OwnedFd,
+    mtime: TimeSpec,
 }
 
 /// The tree, by its root.
 #[derive(Debug)]
 pub(super) struct Tree {
     root: OwnedFd,
+    flavour: Flavour,
+    /// Whether the tree is the view of lower layers, and what is written a layer on top of them.
+    has_lower: bool,
     times: Vec<DirTime>,
-    times_bytes: usize,
+    late_links: Vec<LateLink>,
+    late_link_count: u64,
+    /// The last directory that something was put into, on top of lower layers.
+    touched: Option<LowerDir>,
+    remembered_bytes: usize,
 }
 
 impl Tree {
-    /// Takes an empty directory as the root.
-    pub(super) fn new(root: OwnedFd) -> Result<Self, EntryError> {
-        let mut this = Self { root, times: Vec::new(), times_bytes: 0 };
-        this.set_implicit(b"", this.open_real(b"")?)?;
+    /// Takes the directory `root`: an empty one, or the view of lower layers.
+    pub(super) fn new(
+        root: OwnedFd,
+        ground: Ground<'_>,
+        flavour: Flavour,
+    ) -> Result<Self, EntryError> {
+        let mut this = Self {
+            root,
+            flavour,
+            has_lower: matches!(ground, Ground::Lower(_)),
+            times: Vec::new(),
+            late_links: Vec::new(),
+            late_link_count: 0,
+            touched: None,
+            remembered_bytes: 0,
+        };
+        if !this.has_lower {
+            this.set_implicit(b"", this.open_real(b"")?)?;
+        }
         Ok(this)
     }
 
     /// Returns how much memory is held until the end.
     pub(super) fn remembered_bytes(&self) -> usize {
-        self.times_bytes
+        self.remembered_bytes
     }
 
     /// Finds the place of an entry; missing directories on the way are made.
@@ -169,9 +192,35 @@ impl Tree {
             // The kernel's count of links goes on when it starts a long walk again, so this counts
             // for itself.
             Err(Errno::ENOENT | Errno::ELOOP) => self.make_dirs(parent)?,
+            Err(Errno::ENOTDIR) if self.has_lower => self.make_dirs(parent)?,
             other => other.map_err(path_error)?,
         };
+        self.touch(&parent)?;
         Ok(Place { parent, name })
+    }
+
+    /// Remembers the time of a directory that is about to change: on top of lower layers, one that
+    /// no entry describes keeps it.
+    fn touch(&mut self, directory: &OwnedFd) -> Result<(), EntryError> {
+        if !self.has_lower {
+            return Ok(());
+        }
+        self.restore_touched()?;
+        let found = fstat(directory).map_err(failed("look at a directory"))?;
+        let directory = directory.try_clone().map_err(failed("keep a directory open"))?;
+        let mtime = TimeSpec::new(found.st_mtime, found.st_mtime_nsec);
+        self.touched = Some(LowerDir { directory, mtime });
+        Ok(())
+    }
+
+    fn restore_touched(&mut self) -> Result<(), EntryError> {
+        let Some(LowerDir { directory, mtime }) = self.touched.take() else { return Ok(()) };
+        let follow = UtimensatFlags::NoFollowSymlink;
+        match utimensat(&directory, ".", &TimeSpec::UTIME_OMIT, &mtime, follow) {
+            // The entry itself may have removed the directory.
+            Ok(()) | Err(Errno::ENOENT) => Ok(()),
+            Err(errno) => Err(failed("restore the times of a directory")(errno)),
+        }
     }
 
     /// Opens the directory of a path, with the tree as the root of all names.
@@ -226,8 +275,13 @@ impl Tree {
                     continue;
                 }
                 Some(SFlag::S_IFDIR) => {}
-                Some(_) => return Err(EntryError::ParentNotDirectory),
-                None => {
+                Some(_) if !self.has_lower => return Err(EntryError::ParentNotDirectory),
+                there => {
+                    self.touch(&place.parent)?;
+                    // In the layer itself it would have been refused when that was unpacked alone.
+                    if there.is_some() {
+                        place.remove()?;
+                    }
                     let made = place.make_dir()?;
                     self.set_implicit(&[real.join(&b'/'), name.clone()].join(&b'/'), made)?;
                 }
@@ -240,7 +294,7 @@ impl Tree {
     /// Gives a directory that no entry describes its metadata: the same in each run.
     fn set_implicit(&mut self, path: &[u8], directory: OwnedFd) -> Result<(), EntryError> {
         let path: Vec<&[u8]> = components(path).collect();
-        let metadata = Metadata { mode: IMPLICIT_DIR_MODE, ..Metadata::default() };
+        let metadata = Metadata { mode: UNDESCRIBED_DIR_MODE, ..Metadata::default() };
         self.set_dir(&path.join(&b'/'), directory, &metadata, Origin::Implicit)
     }
 
@@ -256,7 +310,7 @@ impl Tree {
         set_owner_and_mode(&directory, metadata)?;
         let inode = fstat(&directory).map_err(failed("look at a directory"))?.st_ino;
         self.times.push(DirTime { path: path.to_vec(), inode, mtime: metadata.mtime, origin });
-        self.times_bytes += path.len() + size_of::<DirTime>();
+        self.remembered_bytes += path.len() + size_of::<DirTime>();
         Ok(())
     }
 
@@ -271,7 +325,7 @@ impl Tree {
             Some(_) => {
                 let place = self.place(path)?;
                 match place.kind()? {
-                    Some(SFlag::S_IFDIR) => place.open_dir()?,
+                    Some(SFlag::S_IFDIR) => place.open_plain_dir()?,
                     Some(_) => place.remove().and_then(|()| place.make_dir())?,
                     None => place.make_dir()?,
                 }
@@ -280,32 +334,65 @@ impl Tree {
         self.set_dir(path.as_bytes(), directory, metadata, Origin::Entry)
     }
 
-    /// Makes a hard link to another entry of the layer, which keeps the metadata it has.
+    /// Makes a hard link to another entry, which keeps the metadata it has. One whose target is not
+    /// there waits for the end of the layer.
     pub(super) fn hard_link(
         &mut self,
-        path: &EntryPath,
-        target: &EntryPath,
+        path: EntryPath,
+        target: EntryPath,
     ) -> Result<(), EntryError> {
-        let shown = || super::show(target.as_bytes());
-        let missing = || EntryError::HardLinkTarget { target: shown() };
-        let Some((directory, name)) = target.split() else {
-            return Err(EntryError::HardLinkToDirectory { target: "/".to_owned() });
-        };
+        if self.link(&path, &target)? {
+            return Ok(());
+        }
+        self.place(&path)?.remove()?;
+        self.late_link_count += 1;
+        self.remembered_bytes +=
+            path.as_bytes().len() + target.as_bytes().len() + size_of::<LateLink>();
+        self.late_links.push(LateLink { path, target });
+        Ok(())
+    }
+
+    /// Makes a hard link, if its target is there.
+    fn link(&mut self, path: &EntryPath, target: &EntryPath) -> Result<bool, EntryError> {
+        let a_directory =
+            || EntryError::HardLinkToDirectory { target: super::show(target.as_bytes()) };
+        let (directory, name) = target.split().ok_or_else(a_directory)?;
         let parent = match self.resolve(directory) {
-            Err(Errno::ENOENT | Errno::ENOTDIR) => return Err(missing()),
+            Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(false),
             other => other.map_err(path_error)?,
         };
         let from = Place { parent, name };
-        let found = from.stat()?.ok_or_else(missing)?;
+        let Some(found) = from.stat()? else { return Ok(false) };
         if file_type(&found) == SFlag::S_IFDIR {
-            return Err(EntryError::HardLinkToDirectory { target: shown() });
+            return Err(a_directory());
         }
         let place = self.place(path)?;
         if place.stat()?.is_some_and(|there| there.st_ino == found.st_ino) {
-            return Ok(()); // A link to itself: replacing it would remove the only name.
+            return Ok(true); // A link to itself: replacing it would remove the only name.
         }
         let link = || linkat(&from.parent, from.name, &place.parent, place.name, AtFlags::empty());
-        place.create("make a hard link", link)
+        place.create("make a hard link", link).map(|()| true)
+    }
+
+    /// Makes the hard links that waited for their targets. Those that wait for a lower layer's stay
+    /// undone, unless all lower layers are there: then one is an error, with its path.
+    pub(super) fn make_late_links(&mut self) -> Result<(), (EntryPath, EntryError)> {
+        for LateLink { path, target } in std::mem::take(&mut self.late_links) {
+            let mut make = || {
+                // A later entry of the same name has won.
+                if self.place(&path)?.kind()?.is_some() || self.link(&path, &target)? {
+                    return Ok(());
+                }
+                match self.has_lower {
+                    false => Ok(()),
+                    true => {
+                        Err(EntryError::HardLinkTarget { target: super::show(target.as_bytes()) })
+                    }
+                }
+            };
+            make().map_err(|error| (path.clone(), error))?;
+        }
+        Ok(())
     }
 
     /// Marks a directory as hiding what is below it; one that is missing is made, and what is no
@@ -316,12 +403,12 @@ impl Tree {
             place => place?,
         };
         match place.kind()? {
-            Some(SFlag::S_IFDIR) => place.mark_opaque(),
+            Some(SFlag::S_IFDIR) => place.mark_opaque(self.flavour),
             Some(_) => Ok(()),
             None => {
                 let made = place.make_dir()?;
                 self.set_implicit(path.as_bytes(), made)?;
-                place.mark_opaque()
+                place.mark_opaque(self.flavour)
             }
         }
     }
@@ -334,19 +421,60 @@ impl Tree {
             place => place?,
         };
         match place.kind()? {
-            Some(SFlag::S_IFDIR) => place.mark_opaque().map(|()| true),
+            Some(SFlag::S_IFDIR) => place.mark_opaque(self.flavour).map(|()| true),
             Some(_) => Ok(false),
             None => place.make_whiteout().map(|()| false),
         }
     }
 
-    /// Restores the times of directories, and lists those that no entry describes; nothing may be
-    /// made afterwards.
-    pub(super) fn finish(self) -> Result<Vec<PathBuf>, EntryError> {
+    /// Removes what a whiteout of the layer above names, or, for an opaque directory, what is in it.
+    pub(super) fn clear(&mut self, path: &EntryPath, what: Cleared) -> Result<(), EntryError> {
+        let directory = match (what, path.split()) {
+            (Cleared::Itself, Some((parent, _))) => parent,
+            (Cleared::Itself, None) => return Ok(()),
+            (Cleared::Content, _) => path.as_bytes(),
+        };
+        let directory = match self.resolve(directory) {
+            // There is nothing to be removed.
+            Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => return Ok(()),
+            other => other.map_err(path_error)?,
+        };
+        self.touch(&directory)?;
+        let names = match (what, path.split()) {
+            (Cleared::Itself, Some((_, name))) => vec![name.to_vec()],
+            _ => names_in(&directory).map_err(failed("list a directory"))?,
+        };
+        for name in names {
+            let parent = directory.try_clone().map_err(failed("keep a directory open"))?;
+            Place { parent, name: &name }.remove()?;
+        }
+        Ok(())
+    }
+
+    /// Says whether a path leads through a symbolic link to which `is_kept` does not apply.
+    pub(super) fn leads_through_link(
+        &self,
+        path: &EntryPath,
+        is_kept: impl Fn(&EntryPath) -> bool,
+    ) -> Result<bool, EntryError> {
+        for ancestor in path.ancestors().collect::<Vec<_>>().into_iter().rev() {
+            let Some((parent, name)) = ancestor.split() else { continue };
+            let Ok(parent) = self.open_real(parent) else { return Ok(false) };
+            if (Place { parent, name }).kind()? == Some(SFlag::S_IFLNK) {
+                return Ok(!is_kept(&ancestor));
+            }
+        }
+        Ok(false)
+    }
+
+    /// Restores the times of directories, and says where the tree depends on lower layers; nothing
+    /// may be made afterwards.
+    pub(super) fn finish(mut self) -> Result<Seams, EntryError> {
+        self.restore_touched()?;
         // A directory can be described more than once; the last time counts.
         let last: HashMap<u64, &DirTime> =
             self.times.iter().map(|directory| (directory.inode, directory)).collect();
-        let mut implicit = Vec::new();
+        let mut undescribed = BTreeSet::new();
         for remembered in last.into_values() {
             let Ok(directory) = self.resolve(&remembered.path) else { continue };
             // A later entry may have replaced the directory, or a link on the way to it.
@@ -358,173 +486,49 @@ impl Tree {
             utimensat(&directory, ".", &mtime, &mtime, UtimensatFlags::NoFollowSymlink)
                 .map_err(failed("set the times of a directory"))?;
             if remembered.origin == Origin::Implicit {
-                implicit.push(PathBuf::from(OsString::from_vec(remembered.path.clone())));
+                undescribed.insert(path_of(&remembered.path));
             }
         }
-        implicit.sort_unstable();
-        Ok(implicit)
+        let implicit = self.times.iter().filter(|directory| directory.origin == Origin::Implicit);
+        let mut used_early: BTreeSet<PathBuf> =
+            implicit.map(|directory| path_of(&directory.path)).collect();
+        used_early.retain(|path| !undescribed.contains(path));
+        let root = PathBuf::new();
+        used_early.remove(&root);
+        Ok(Seams {
+            undescribed_root: undescribed.remove(&root),
+            undescribed,
+            used_early,
+            late_links: self.late_link_count,
+            ..Seams::default()
+        })
     }
 }
 
-impl Place<'_> {
-    /// Looks at what is there, without following it.
-    fn stat(&self) -> Result<Option<FileStat>, EntryError> {
-        match fstatat(&self.parent, self.name, AtFlags::AT_SYMLINK_NOFOLLOW) {
-            Ok(found) => Ok(Some(found)),
-            Err(Errno::ENOENT) => Ok(None),
-            Err(errno) => Err(failed("look at an entry")(errno)),
-        }
-    }
-
-    fn kind(&self) -> Result<Option<SFlag>, EntryError> {
-        Ok(self.stat()?.as_ref().map(file_type))
-    }
-
-    /// Removes what is there, whatever it is.
-    pub(super) fn remove(&self) -> Result<(), EntryError> {
-        remove_tree(self.parent.as_fd(), self.name)
-            .map_err(failed("remove an entry that a later one replaces"))
-    }
-
-    /// Makes something, in place of what is there.
-    fn create<T>(
-        &self,
-        operation: &'static str,
-        make: impl Fn() -> nix::Result<T>,
-    ) -> Result<T, EntryError> {
-        match make() {
-            Err(Errno::EEXIST) => {
-                self.remove()?;
-                make()
-            }
-            made => made,
-        }
-        .map_err(failed(operation))
-    }
-
-    /// Makes a file to be written; `set_file` gives it its metadata.
-    pub(super) fn create_file(&self) -> Result<File, EntryError> {
-        let flags =
-            OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let open = || openat(&self.parent, self.name, flags, Mode::S_IRUSR | Mode::S_IWUSR);
-        self.create("make a file", open).map(File::from)
-    }
-
-    /// Makes a symbolic link; its target is the box's affair.
-    pub(super) fn symlink(&self, target: &[u8], metadata: &Metadata) -> Result<(), EntryError> {
-        if target.is_empty() || target.len() > PATH_BYTES || target.contains(&0) {
-            return Err(EntryError::SymlinkTarget);
-        }
-        self.create("make a symbolic link", || symlinkat(target, &self.parent, self.name))?;
-        self.set_special(metadata)
-    }
-
-    /// Makes a named pipe.
-    pub(super) fn fifo(&self, metadata: &Metadata) -> Result<(), EntryError> {
-        let make = || mknodat(&self.parent, self.name, SFlag::S_IFIFO, Mode::S_IRUSR, 0);
-        self.create("make a named pipe", make)?;
-        self.set_special(metadata)?;
-        // This does follow links, but the name is that of the pipe just made, which cannot be
-        // opened for `fchmod`.
-        fchmodat(&self.parent, self.name, mode(metadata), FchmodatFlags::FollowSymlink)
-            .map_err(failed("set a mode"))?;
-        self.set_times(metadata)
-    }
-
-    /// Sets owner, attributes and time of what cannot be opened.
-    fn set_special(&self, metadata: &Metadata) -> Result<(), EntryError> {
-        let (uid, gid) = owner(metadata);
-        fchownat(&self.parent, self.name, uid, gid, AtFlags::AT_SYMLINK_NOFOLLOW)
-            .map_err(failed("set an owner"))?;
-        for (name, value) in kept_xattrs(metadata) {
-            // The kernel allows these on files and directories only; nothing is lost that could
-            // have been there.
-            if name.starts_with(b"user.") || name.starts_with(b"system.") {
-                continue;
-            }
-            let path =
-                [format!("/proc/self/fd/{}/", self.parent.as_raw_fd()).as_bytes(), self.name]
-                    .concat();
-            lsetxattr(path, name, value, XattrFlags::empty())
-                .map_err(failed("set an extended attribute"))?;
-        }
-        self.set_times(metadata)
-    }
-
-    fn set_times(&self, metadata: &Metadata) -> Result<(), EntryError> {
-        let mtime = time(metadata.mtime);
-        utimensat(&self.parent, self.name, &mtime, &mtime, UtimensatFlags::NoFollowSymlink)
-            .map_err(failed("set the times of an entry"))
-    }
-
-    fn make_dir(&self) -> Result<OwnedFd, EntryError> {
-        mkdirat(&self.parent, self.name, Mode::S_IRWXU).map_err(failed("make a directory"))?;
-        self.open_dir()
-    }
-
-    fn open_dir(&self) -> Result<OwnedFd, EntryError> {
-        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        openat(&self.parent, self.name, flags, Mode::empty()).map_err(failed("open a directory"))
-    }
-
-    fn mark_opaque(&self) -> Result<(), EntryError> {
-        fsetxattr(self.open_dir()?, OPAQUE_XATTR, b"y", XattrFlags::empty())
-            .map_err(failed("mark a directory as opaque"))
-    }
-
-    fn make_whiteout(&self) -> Result<(), EntryError> {
-        mknodat(&self.parent, self.name, SFlag::S_IFCHR, Mode::empty(), 0)
-            .map_err(failed("make a whiteout"))
-    }
+/// What [`Tree::clear`] removes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Cleared {
+    /// What the path names.
+    Itself,
+    /// All that is in the directory which the path names.
+    Content,
 }
 
-/// Says whether overlayfs hides what lower layers have in a directory.
-pub(crate) fn is_opaque(directory: &OwnedFd) -> nix::Result<bool> {
-    let mut value = [0_u8; 1];
-    match fgetxattr(directory, OPAQUE_XATTR, &mut value) {
-        Ok(length) => Ok(value[..length] == *b"y"),
-        // Nothing but `y` is ever set, and a longer value is none of ours.
-        Err(rustix::io::Errno::NODATA | rustix::io::Errno::RANGE | rustix::io::Errno::NOTSUP) => {
-            Ok(false)
+fn names_in(directory: &OwnedFd) -> nix::Result<Vec<Vec<u8>>> {
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let mut names = Vec::new();
+    for entry in Dir::openat(directory, ".", flags, Mode::empty())?.iter() {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        if !matches!(name, b"." | b"..") {
+            names.push(name.to_vec());
         }
-        Err(errno) => Err(Errno::from_raw(errno.raw_os_error())),
     }
+    Ok(names)
 }
 
-/// Gives a file its metadata, in the order in which nothing is cleared again: owner, attributes,
-/// mode, time.
-pub(super) fn set_file(file: &File, metadata: &Metadata) -> Result<(), EntryError> {
-    set_owner_and_mode(file, metadata)?;
-    let mtime = time(metadata.mtime);
-    futimens(file, &mtime, &mtime).map_err(failed("set the times of a file"))
-}
-
-/// Changing the owner clears setuid bits and `security.capability`, so it comes first.
-fn set_owner_and_mode(file: &File, metadata: &Metadata) -> Result<(), EntryError> {
-    let (uid, gid) = owner(metadata);
-    fchown(file, uid, gid).map_err(failed("set an owner"))?;
-    for (name, value) in kept_xattrs(metadata) {
-        fsetxattr(file, name, value, XattrFlags::empty())
-            .map_err(failed("set an extended attribute"))?;
-    }
-    fchmod(file, mode(metadata)).map_err(failed("set a mode"))
-}
-
-/// Chooses the attributes that mean something in a box.
-///
-/// Not `trusted.*`, which would let an image steer overlayfs, nor its unprivileged twin
-/// `user.overlay.*`; not the labels of the builder's security module.
-fn kept_xattrs(metadata: &Metadata) -> impl Iterator<Item = (&[u8], &[u8])> {
-    let kept = |name: &[u8]| {
-        (name.starts_with(b"user.") && !name.starts_with(b"user.overlay."))
-            || name == b"security.capability"
-            || name.starts_with(b"system.posix_acl_")
-    };
-    metadata
-        .xattrs
-        .iter()
-        .map(|(name, value)| (name.as_slice(), value.as_slice()))
-        .filter(move |(name, _)| kept(name))
+fn path_of(path: &[u8]) -> PathBuf {
+    PathBuf::from(OsString::from_vec(path.to_vec()))
 }
 
 fn path_error(errno: Errno) -> EntryError {
@@ -533,20 +537,4 @@ fn path_error(errno: Errno) -> EntryError {
         Errno::ELOOP => EntryError::SymlinkLoop,
         errno => failed("open the directory of an entry")(errno),
     }
-}
-
-fn file_type(stat: &FileStat) -> SFlag {
-    SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT
-}
-
-fn owner(metadata: &Metadata) -> (Option<Uid>, Option<Gid>) {
-    (Some(Uid::from_raw(metadata.uid)), Some(Gid::from_raw(metadata.gid)))
-}
-
-fn mode(metadata: &Metadata) -> Mode {
-    Mode::from_bits_truncate(metadata.mode)
-}
-
-fn time((seconds, nanoseconds): (i64, u32)) -> TimeSpec {
-    TimeSpec::new(seconds, nanoseconds.into())
 }

@@ -10,10 +10,14 @@
 //! layer's entries are there: what the layer has at the same place stays, and a directory there
 //! becomes opaque.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 
+use super::limits::Limits;
 use super::path::EntryPath;
-use super::tree::{EntryError, Tree};
+use super::seams::Seams;
+use super::tree::{Cleared, EntryError, Tree};
 
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
@@ -77,20 +81,24 @@ impl Whiteouts {
         self.bytes
     }
 
-    /// Puts all whiteouts into the tree; says whether the root is opaque.
+    /// Puts all whiteouts into the tree, as overlayfs understands them.
     ///
     /// On failure the whiteout's path is returned with the error.
-    pub(super) fn apply(mut self, tree: &mut Tree) -> Result<bool, (EntryPath, EntryError)> {
+    pub(super) fn apply(mut self, tree: &mut Tree) -> Result<Hides, (EntryPath, EntryError)> {
+        let mut hides = Hides::default();
         let mut opaque = HashSet::new();
         for path in self.opaque {
             if path.split().is_some() {
                 tree.set_opaque(&path).map_err(|error| (path.clone(), error))?;
+                hides.opaque.insert(path.to_path());
             }
             opaque.insert(path);
         }
+        hides.root = opaque.iter().any(|path| path.split().is_none());
         // Parents before children: a directory may become opaque on the way.
         self.hidden.sort_unstable();
         for path in self.hidden {
+            hides.hidden.insert(path.to_path());
             // In an opaque directory there is nothing to hide, and overlayfs would list the device
             // itself.
             if path.ancestors().skip(1).any(|ancestor| opaque.contains(&ancestor)) {
@@ -102,8 +110,45 @@ impl Whiteouts {
                 Err(error) => return Err((path, error)),
             }
         }
-        Ok(opaque.iter().any(|path| path.split().is_none()))
+        Ok(hides)
     }
+}
+
+/// What the whiteouts of a layer hide.
+#[derive(Debug, Default)]
+pub(super) struct Hides {
+    /// All that is below the layer.
+    pub(super) root: bool,
+    /// As in [`Seams`].
+    pub(super) hidden: BTreeSet<PathBuf>,
+    /// As in [`Seams`].
+    pub(super) opaque: BTreeSet<PathBuf>,
+}
+
+/// Removes from the view of lower layers what the whiteouts of the layer above hide. These were
+/// found when that layer was unpacked alone, with its other `seams`.
+///
+/// A directory that an entry of the layer describes is one, and what a lower layer's symbolic link
+/// of its name leads to is not meant.
+pub(super) fn clear(
+    tree: &mut Tree,
+    seams: &Seams,
+    limits: &Limits,
+) -> Result<(), (EntryPath, EntryError)> {
+    let hidden = seams.hidden.iter().map(|path| (path, Cleared::Itself));
+    let opaque = seams.opaque.iter().map(|path| (path, Cleared::Content));
+    for (path, what) in hidden.chain(opaque) {
+        // It was parsed when it was found.
+        let Ok(path) = EntryPath::parse(path.as_os_str().as_bytes(), limits) else { continue };
+        let directory = if what == Cleared::Itself { path.parent() } else { path.clone() };
+        let undescribed = |link: &EntryPath| seams.undescribed.contains(&link.to_path());
+        let mut clear = || match tree.leads_through_link(&directory, undescribed)? {
+            true => Ok(()),
+            false => tree.clear(&path, what),
+        };
+        clear().map_err(|error| (path.clone(), error))?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

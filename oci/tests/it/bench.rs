@@ -9,7 +9,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use a3s_box_oci::{CacheError, CachedLayer, Digest, Image, Layer, LayerCache, Layout, Platform};
+use a3s_box_oci::{
+    CacheError, CachedLayer, Digest, Image, Layer, LayerCache, Layout, Platform, Stack,
+};
 use flate2::Compression as Level;
 use flate2::write::GzEncoder;
 use tempfile::TempDir;
@@ -119,6 +121,12 @@ impl Bench {
         self.cache().get_or_unpack(&self.layout(), layer, &mut |_| ControlFlow::Continue(()))
     }
 
+    /// Puts all of an image into the cache.
+    pub(crate) fn compose(&self, image: &Image) -> Result<Stack, CacheError> {
+        let progress = &mut |_, _| ControlFlow::Continue(());
+        self.cache().compose(&self.layout(), &image.layers, progress)
+    }
+
     /// Unpacks an image of one layer.
     pub(crate) fn unpack_tar(&self, tar: Tar) -> Result<CachedLayer, CacheError> {
         self.unpack(&self.resolved(&[tar]).layers[0])
@@ -127,7 +135,7 @@ impl Bench {
     /// Asserts that nothing can be seen of a layer that was not unpacked.
     pub(crate) fn assert_cache_is_empty(&self) {
         for folder in ["ready", "staging"] {
-            let names = fs::read_dir(self.path("cache/layers-v1").join(folder)).unwrap();
+            let names = fs::read_dir(self.path("cache/layers-v2").join(folder)).unwrap();
             assert_eq!(names.count(), 0, "{folder}");
         }
     }

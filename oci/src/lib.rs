@@ -36,7 +36,7 @@ mod unpack;
 
 pub use blob::BlobError;
 pub use cache::{CacheError, CachedLayer, LayerCache, LayerLease};
-pub use digest::{Digest, DigestError};
+pub use digest::{Algorithm, Digest, DigestError};
 pub use image::{Compression, Image, ImageConfig, Layer};
 pub use layout::{Layout, LayoutError};
 pub use overlay::{MountError, OverlaySpec};

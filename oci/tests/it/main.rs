@@ -11,6 +11,7 @@
 mod archive;
 mod bench;
 mod cache;
+mod digests;
 mod hostile;
 mod overlay;
 mod resolve;

@@ -43,4 +43,5 @@ pub use overlay::{MountError, OverlaySpec};
 pub use platform::{Platform, PlatformError};
 pub use unpack::{
     ArchiveError, EntryError, LayerError, LayerFacts, Limits, PathError, PaxError, Progress,
+    SparseError,
 };

@@ -15,5 +15,6 @@ mod digests;
 mod hostile;
 mod overlay;
 mod resolve;
+mod sparse;
 mod tools;
 mod unpacking;

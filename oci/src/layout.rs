@@ -4,7 +4,7 @@
 //! <layout>/
 //! ├── oci-layout              {"imageLayoutVersion": "1.0.0"}
 //! ├── index.json              names images by annotation; not itself content-addressed
-//! └── blobs/sha256/<hex>      indexes, manifests, configurations, layers
+//! └── blobs/<algorithm>/<hex> indexes, manifests, configurations, layers
 //! ```
 //!
 //! Which image a reference means is decided in `select`; this module only reads.
@@ -223,8 +223,8 @@ impl Layout {
     /// configuration.
     ///
     /// A reference is the name in an entry's `org.opencontainers.image.ref.name` annotation, or a
-    /// digest (`sha256:…`) of a manifest or index. Without a reference, exactly one image must suit
-    /// the platform.
+    /// digest (`sha256:…` or `sha512:…`) of a manifest or index. Without a reference, exactly one
+    /// image must suit the platform.
     ///
     /// # Errors
     ///

@@ -40,11 +40,12 @@ mod unpack;
 pub use blob::BlobError;
 pub use cache::{CacheError, CachedLayer, LayerCache, LayerLease};
 pub use compose::Stack;
-pub use digest::{Digest, DigestError};
+pub use digest::{Algorithm, Digest, DigestError};
 pub use image::{Compression, Image, ImageConfig, Layer};
 pub use layout::{Layout, LayoutError};
 pub use overlay::{MountError, OverlaySpec};
 pub use platform::{Platform, PlatformError};
 pub use unpack::{
     ArchiveError, EntryError, LayerError, LayerFacts, Limits, PathError, PaxError, Progress,
+    SparseError,
 };

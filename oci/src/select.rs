@@ -8,6 +8,7 @@ use std::collections::HashSet;
 
 use oci_spec::image::{Descriptor, ImageIndex};
 
+use crate::digest::Digest;
 use crate::image::platform_of;
 use crate::layout::{DescriptorKind, Layout, LayoutError, is_image_configuration};
 use crate::platform::Platform;
@@ -176,7 +177,7 @@ impl Candidate {
 
     /// Names the candidate for an error: name if it has one, digest, platform if it is known.
     fn describe(&self) -> String {
-        let name = self.names.first().filter(|name| !name.starts_with("sha256:"));
+        let name = self.names.first().filter(|name| name.parse::<Digest>().is_err());
         let name = name.map(|name| format!("`{name}` ")).unwrap_or_default();
         let platform =
             self.platform.as_ref().map(|platform| format!(", {platform}")).unwrap_or_default();

@@ -16,8 +16,10 @@ use std::io::{self, Read};
 use tar::{EntryType, Header};
 
 use super::pax::{Pax, PaxError};
+use super::sparse::{self, Location, RawMap, SparseError, SparseMap};
 
-const BLOCK: usize = 512;
+/// The unit of the format.
+pub(super) const BLOCK: usize = 512;
 
 /// Bound on one extended header or long name: that of Go's reader (1 MiB).
 const EXTENSION_LIMIT_BYTES: u64 = 1 << 20;
@@ -60,6 +62,9 @@ pub enum ArchiveError {
     /// A PAX header is malformed.
     #[error("malformed PAX header")]
     Pax(#[from] PaxError),
+    /// A sparse file cannot be understood.
+    #[error("malformed sparse file")]
+    Sparse(#[from] SparseError),
     /// The entry is of a kind that layers do not have.
     #[error("entry type `{}` is not supported", found.escape_ascii())]
     EntryType {
@@ -87,7 +92,10 @@ pub(super) struct Entry {
     pub(super) kind: Kind,
     pub(super) path: Vec<u8>,
     pub(super) link: Vec<u8>,
+    /// Bytes of the body; behind the map, if the file is sparse and the map is in the body.
     pub(super) size: u64,
+    /// Where the body belongs, if the file has holes.
+    pub(super) sparse: Option<SparseMap>,
     pub(super) metadata: Metadata,
 }
 
@@ -161,8 +169,10 @@ impl<R: Read> Archive<R> {
                     return Ok(Some(Entry::global()));
                 }
                 _ => {
-                    let entry = Entry::from_headers(&header, size, extensions)?;
-                    self.start_body(entry.size);
+                    let in_records = extensions.sparse_map()?;
+                    let mut entry = Entry::from_headers(&header, size, extensions)?;
+                    entry.sparse = self.start_file(&header, &entry, in_records)?;
+                    entry.size = self.body_left;
                     return Ok(Some(entry));
                 }
             }
@@ -214,6 +224,50 @@ impl<R: Read> Archive<R> {
         Ok(body)
     }
 
+    /// Starts the body of an entry, and reads the map that it has if it is sparse.
+    fn start_file(
+        &mut self,
+        header: &Header,
+        entry: &Entry,
+        in_records: Option<Location>,
+    ) -> Result<Option<SparseMap>, ArchiveError> {
+        let in_header = match sparse::is_old_gnu(header) {
+            true => Some(RawMap::of_header(header, || self.whole_block())?),
+            false => None,
+        };
+        self.start_body(entry.size);
+        let map = match (in_header, in_records) {
+            (None, None) => return Ok(None),
+            (Some(_), Some(_)) => return Err(SparseError::Ambiguous { what: "map" }.into()),
+            (Some(map), None) | (None, Some(Location::Headers(map))) => map,
+            (None, Some(Location::Body { size_bytes })) => {
+                RawMap::of_body(size_bytes, || self.body_block())?
+            }
+        };
+        match entry.kind {
+            Kind::File => Ok(Some(map.check(self.body_left)?)),
+            _ => Err(SparseError::NotAFile.into()),
+        }
+    }
+
+    /// Reads a block that must be there.
+    fn whole_block(&mut self) -> Result<[u8; BLOCK], ArchiveError> {
+        let mut block = [0; BLOCK];
+        match self.block(&mut block)? {
+            true => Ok(block),
+            false => Err(ArchiveError::Truncated),
+        }
+    }
+
+    /// Reads a block of the body.
+    fn body_block(&mut self) -> Result<[u8; BLOCK], ArchiveError> {
+        if self.body_left < BLOCK as u64 {
+            return Err(SparseError::Map.into());
+        }
+        self.body_left -= BLOCK as u64;
+        self.whole_block()
+    }
+
     fn start_body(&mut self, size: u64) {
         self.body_left = size;
         self.padding = size.wrapping_neg() % BLOCK as u64;
@@ -250,6 +304,12 @@ pub(super) fn body_error(error: io::Error) -> ArchiveError {
     }
 }
 
+impl Extensions {
+    fn sparse_map(&self) -> Result<Option<Location>, SparseError> {
+        self.pax.as_ref().map_or(Ok(None), |pax| pax.sparse.location())
+    }
+}
+
 impl Entry {
     fn global() -> Self {
         Self {
@@ -257,6 +317,7 @@ impl Entry {
             path: Vec::new(),
             link: Vec::new(),
             size: 0,
+            sparse: None,
             metadata: Metadata::default(),
         }
     }
@@ -269,6 +330,8 @@ impl Entry {
         let pax = extensions.pax.unwrap_or_default();
         let path = one_of(pax.path, extensions.long_name, "name")?
             .unwrap_or_else(|| header.path_bytes().into_owned());
+        // GNU tar keeps the name of a sparse file from readers that would take it for a plain one.
+        let path = if pax.sparse.name.is_empty() { path } else { pax.sparse.name };
         let link = one_of(pax.link, extensions.long_link, "link")?;
         let link = link.unwrap_or_else(|| c_string(&header.as_old().linkname).to_vec());
         let kind = kind(header, &path)?;
@@ -295,7 +358,7 @@ impl Entry {
         };
         // Other types have no body, whatever their size field says.
         let size = if kind == Kind::File { pax.size.unwrap_or(size) } else { 0 };
-        Ok(Self { kind, path, link, size, metadata })
+        Ok(Self { kind, path, link, size, sparse: None, metadata })
     }
 }
 
@@ -305,7 +368,7 @@ fn kind(header: &Header, path: &[u8]) -> Result<Kind, ArchiveError> {
         EntryType::Regular if header.as_old().linkflag == [0] && path.ends_with(b"/") => {
             Kind::Directory
         }
-        EntryType::Regular | EntryType::Continuous => Kind::File,
+        EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => Kind::File,
         EntryType::Link => Kind::HardLink,
         EntryType::Symlink => Kind::Symlink,
         EntryType::Char | EntryType::Block => Kind::Device,
@@ -346,7 +409,7 @@ fn checksum(header: &Header) -> u64 {
 }
 
 /// Reads a number field: octal digits between blanks, or base 256 when the highest bit is set.
-fn number(field: &'static str, raw: &[u8]) -> Result<u64, ArchiveError> {
+pub(super) fn number(field: &'static str, raw: &[u8]) -> Result<u64, ArchiveError> {
     let malformed = ArchiveError::Field { field };
     match raw.split_first() {
         Some((first, rest)) if first & 0x80 != 0 => {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! stream    bytes of the blob, decompressed on other threads; size, digest and DiffID
-//! archive   headers, pax          entries of the tar stream
+//! archive   headers, pax, sparse  entries of the tar stream
 //! path      names made safe       whiteout   names that hide
 //! tree      the file system       place      one name in it       remove   undoing a tree
 //! seams     what a layer leaves to those below it
@@ -20,11 +20,13 @@ mod pax;
 mod place;
 mod remove;
 mod seams;
+mod sparse;
 mod stream;
 mod tree;
 mod whiteout;
 
-use std::io::{self, Read, Write};
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
 
@@ -35,11 +37,13 @@ pub use pax::PaxError;
 pub(crate) use place::{is_opaque, kept_xattrs_of};
 pub(crate) use remove::remove_tree;
 pub(crate) use seams::{Ground, Seams};
+pub use sparse::SparseError;
 pub use tree::EntryError;
 
 use archive::{Archive, Entry, Kind, body_error};
 use path::EntryPath;
 use place::set_file;
+use sparse::SparseMap;
 use stream::{LayerStream, Shared, Stages};
 use tree::Tree;
 use whiteout::{Hides, Meaning, Whiteouts};
@@ -200,6 +204,7 @@ pub(crate) fn unpack(
             tree,
             whiteouts: Whiteouts::default(),
             facts: LayerFacts::default(),
+            hole_bytes: 0,
             limits,
             meter: Meter { size_bytes: layer.size_bytes, next_bytes: 0, next_entries: 0, progress },
             last: Vec::new(),
@@ -215,6 +220,8 @@ struct Unpacker<'a> {
     tree: Tree,
     whiteouts: Whiteouts,
     facts: LayerFacts,
+    /// Bytes of files that the archive does not hold, because they are holes.
+    hole_bytes: u64,
     limits: &'a Limits,
     meter: Meter<'a>,
     /// Name of the last entry, for errors.
@@ -319,27 +326,58 @@ impl Unpacker<'_> {
 
     fn unpack_file(&mut self, entry: &Entry, path: &EntryPath) -> Result<(), LayerError> {
         let error = |source| entry_error(&entry.path, source);
+        let failed = |source| error(EntryError::System { operation: "write a file", source });
+        self.reserve(entry)?;
         let mut file =
             self.tree.place(path).and_then(|place| place.create_file()).map_err(error)?;
-        loop {
-            let count = self.read_body()?;
-            if count == 0 {
-                break;
+        match &entry.sparse {
+            None => self.copy_body(&mut file, entry.size, failed)?,
+            Some(map) => {
+                for extent in &map.extents {
+                    file.seek(SeekFrom::Start(extent.offset)).map_err(failed)?;
+                    self.copy_body(&mut file, extent.length, failed)?;
+                }
+                file.set_len(map.size_bytes).map_err(failed)?;
+                self.facts.bytes += map.hole_bytes();
             }
-            let written = file.write_all(&self.buffer[..count]);
-            written.map_err(|source| {
-                error(EntryError::System { operation: "write a file", source })
-            })?;
-            self.facts.bytes += count as u64;
         }
         set_file(&file, &entry.metadata).map_err(error)
     }
 
-    /// Reads a part of the current body into the buffer.
-    fn read_body(&mut self) -> Result<usize, LayerError> {
+    /// Checks that a file is within the limits as its headers describe it, before anything is made.
+    fn reserve(&mut self, entry: &Entry) -> Result<(), LayerError> {
+        let holes = entry.sparse.as_ref().map_or(0, SparseMap::hole_bytes);
+        self.hole_bytes = self.hole_bytes.saturating_add(holes);
+        let unpacked = self.archive.stream().unpacked_bytes().saturating_add(self.hole_bytes);
+        let limit = self.limits.unpacked_bytes;
+        match unpacked.saturating_add(entry.size) <= limit {
+            true => Ok(()),
+            false => Err(LayerError::Limit { what: "unpacked bytes", limit }),
+        }
+    }
+
+    /// Writes `left` bytes of the current body to where the file stands.
+    fn copy_body(
+        &mut self,
+        file: &mut File,
+        mut left: u64,
+        failed: impl Fn(io::Error) -> LayerError,
+    ) -> Result<(), LayerError> {
+        while left > 0 {
+            let count = self.read_body(left)?;
+            file.write_all(&self.buffer[..count]).map_err(&failed)?;
+            self.facts.bytes += count as u64;
+            left -= count as u64;
+        }
+        Ok(())
+    }
+
+    /// Reads a part of the current body into the buffer, at most so much; nothing at its end.
+    fn read_body(&mut self, at_most: u64) -> Result<usize, LayerError> {
+        let length = self.buffer.len().min(usize::try_from(at_most).unwrap_or(usize::MAX));
         let count = self
             .archive
-            .read(&mut self.buffer)
+            .read(&mut self.buffer[..length])
             .map_err(|error| self.archive_error(body_error(error)))?;
         self.check()?;
         Ok(count)
@@ -347,7 +385,7 @@ impl Unpacker<'_> {
 
     /// Reads over a body that nobody wants.
     fn drain_body(&mut self) -> Result<(), LayerError> {
-        while self.read_body()? > 0 {}
+        while self.read_body(u64::MAX)? > 0 {}
         Ok(())
     }
 
@@ -372,7 +410,11 @@ impl Unpacker<'_> {
             unpacked <= limits.ratio_floor_bytes || unpacked / limits.ratio.max(1) <= read;
         let bounds = [
             ("entries", limits.entries, self.facts.entries <= limits.entries),
-            ("unpacked bytes", limits.unpacked_bytes, unpacked <= limits.unpacked_bytes),
+            (
+                "unpacked bytes",
+                limits.unpacked_bytes,
+                unpacked.saturating_add(self.hole_bytes) <= limits.unpacked_bytes,
+            ),
             (
                 "bytes of directory names and whiteouts",
                 limits.remembered_bytes as u64,

@@ -17,11 +17,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{Builder, Scope, ScopedJoinHandle};
 
-use sha2::{Digest as _, Sha256};
-
 use super::gzip::Members;
 use crate::blob::{Blob, BlobError};
-use crate::digest::Digest;
+use crate::digest::{Digest, Hasher};
 use crate::image::{Compression, Layer};
 
 /// Read size of a blob: large enough to make the call cheap, small enough for the L2 cache.
@@ -77,9 +75,10 @@ impl<'a> LayerStream<'a> {
     ) -> io::Result<(Self, Stages<'scope, 'a>)> {
         let (to_caller, chunks) = sync_channel(CHANNEL_CHUNKS);
         let (to_hash, hashed) = sync_channel(CHANNEL_CHUNKS);
-        let label = layer.compression;
-        let hash =
-            Builder::new().name("layer hash".into()).spawn_scoped(scope, move || hash(&hashed))?;
+        let (label, hasher) = (layer.compression, Hasher::for_digest(layer.diff_id));
+        let hash = Builder::new()
+            .name("layer hash".into())
+            .spawn_scoped(scope, move || hash(hasher, &hashed))?;
         let inflate = Builder::new()
             .name("layer inflate".into())
             .spawn_scoped(scope, move || inflate(blob, label, shared, &to_caller, &to_hash))?;
@@ -205,8 +204,7 @@ fn format(start: &[u8], label: Compression) -> Compression {
     }
 }
 
-fn hash(chunks: &Receiver<Chunk>) -> Digest {
-    let mut hasher = Sha256::new();
-    chunks.iter().for_each(|chunk| hasher.update(&**chunk));
-    Digest::finish(hasher)
+fn hash(mut hasher: Hasher, chunks: &Receiver<Chunk>) -> Digest {
+    chunks.iter().for_each(|chunk| hasher.update(&chunk));
+    hasher.finish()
 }

@@ -10,7 +10,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use a3s_box_oci::{
-    CacheError, CachedLayer, Digest, Image, Layer, LayerCache, Layout, Platform, Stack,
+    Algorithm, CacheError, CachedLayer, Digest, Image, Layer, LayerCache, Layout, Platform, Stack,
 };
 use flate2::Compression as Level;
 use flate2::write::GzEncoder;
@@ -26,6 +26,8 @@ pub(crate) const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 /// A folder with a layout and a cache in it.
 pub(crate) struct Bench {
     pub(crate) root: PathBuf,
+    /// What names the blobs that are written from now on, and the `DiffID`s of `image`.
+    pub(crate) algorithm: Algorithm,
     _guard: Option<TempDir>,
 }
 
@@ -40,15 +42,15 @@ pub(crate) struct Blob {
 impl Bench {
     pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        fs::create_dir_all(dir.path().join("layout/blobs/sha256")).unwrap();
+        fs::create_dir_all(dir.path().join("layout/blobs")).unwrap();
         fs::write(dir.path().join("layout/oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#)
             .unwrap();
-        Self { root: dir.path().to_owned(), _guard: Some(dir) }
+        Self { root: dir.path().to_owned(), algorithm: Algorithm::Sha256, _guard: Some(dir) }
     }
 
     /// Takes the folder of another process, which removes it.
     pub(crate) fn at(root: &Path) -> Self {
-        Self { root: root.to_owned(), _guard: None }
+        Self { root: root.to_owned(), algorithm: Algorithm::Sha256, _guard: None }
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -56,12 +58,14 @@ impl Bench {
     }
 
     pub(crate) fn blob_path(&self, digest: Digest) -> PathBuf {
-        self.path("layout/blobs/sha256").join(digest.hex())
+        self.path("layout/blobs").join(digest.algorithm().name()).join(digest.hex())
     }
 
     pub(crate) fn blob(&self, media_type: &str, bytes: &[u8]) -> Blob {
-        let digest = Digest::of(bytes);
-        fs::write(self.blob_path(digest), bytes).unwrap();
+        let digest = self.algorithm.digest(bytes);
+        let path = self.blob_path(digest);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, bytes).unwrap();
         Blob { media_type: media_type.to_owned(), digest, size: bytes.len() as u64 }
     }
 
@@ -69,11 +73,16 @@ impl Bench {
     pub(crate) fn image(&self, platform: &str, layers: &[Tar]) -> Blob {
         let blobs: Vec<Blob> =
             layers.iter().map(|layer| self.blob(GZIP, &gzip(&layer.bytes()))).collect();
-        let diff_ids: Vec<Digest> = layers.iter().map(|layer| Digest::of(&layer.bytes())).collect();
+        let diff_ids: Vec<Digest> =
+            layers.iter().map(|layer| self.algorithm.digest(&layer.bytes())).collect();
         self.image_of(platform, &blobs, &diff_ids)
     }
 
     pub(crate) fn image_of(&self, platform: &str, layers: &[Blob], diff_ids: &[Digest]) -> Blob {
+        self.manifest(&self.config(platform, diff_ids), layers)
+    }
+
+    pub(crate) fn config(&self, platform: &str, diff_ids: &[Digest]) -> Blob {
         let (os, architecture) = platform.split_once('/').unwrap();
         let diff_ids: Vec<String> = diff_ids.iter().map(|digest| format!("\"{digest}\"")).collect();
         let config = format!(
@@ -81,7 +90,7 @@ impl Bench {
                "config":{{"Env":["A=1","B=x=y"],"Entrypoint":["/init"],"Cmd":null,"User":"7:8","WorkingDir":"/srv"}}}}"#,
             diff_ids.join(",")
         );
-        self.manifest(&self.blob(CONFIG, config.as_bytes()), layers)
+        self.blob(CONFIG, config.as_bytes())
     }
 
     pub(crate) fn manifest(&self, config: &Blob, layers: &[Blob]) -> Blob {

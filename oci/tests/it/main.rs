@@ -11,8 +11,10 @@
 mod archive;
 mod bench;
 mod cache;
+mod digests;
 mod hostile;
 mod overlay;
 mod resolve;
+mod sparse;
 mod tools;
 mod unpacking;

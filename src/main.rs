@@ -22,6 +22,7 @@
 mod arguments;
 mod console;
 mod control;
+mod disk;
 mod error;
 mod events;
 mod guest;

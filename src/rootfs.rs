@@ -2,17 +2,20 @@
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use a3s_box_core::event::EventKind;
+use a3s_box_core::event::{EventKind, RootMethod};
 use a3s_box_oci::{
     CacheError, Image, Layer, LayerCache, Layout, LayoutError, MountError, OverlaySpec, Progress,
     Stack,
 };
+use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::Signal;
 
+use crate::disk::{Disk, DiskError};
 use crate::events::EventWriter;
 use crate::process::Signals;
 use crate::spec::{ImageSpec, VmSpec};
@@ -28,6 +31,8 @@ pub(crate) enum RootfsError {
     Layout(#[from] LayoutError),
     #[error("cannot put a layer into the cache")]
     Layer(#[from] CacheError),
+    #[error("cannot make the place for what the box writes")]
+    Disk(#[from] DiskError),
     #[error("cannot mount the root file system")]
     Mount(#[from] MountError),
     #[error("cannot unmount the root file system")]
@@ -66,14 +71,16 @@ pub(crate) fn mount(
     };
     let empty = Stack::empty();
     let stack = layers.as_ref().map_or(&empty, |layers| &layers.stack);
-    let overlay =
-        OverlaySpec { stack, upper: state.upper(), work: state.work(), target: state.root() };
-    overlay.mount()?;
+    let disk = Disk::make(spec, state)?;
+    let root = mount_stack(stack, &disk, state)?;
     events.emit(EventKind::RootfsReady {
         image: image.as_ref().map(|(_, image)| image.manifest_digest.to_string()),
         layers: count(image.as_ref().map_or(0, |(_, image)| image.layers.len())),
         cache_hits: count(stack.hits),
         unpacked_bytes: stack.unpacked_bytes,
+        root,
+        upper: disk.place,
+        disk_mib: spec.disk_mib,
         duration_ms: u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX),
     });
     Ok(Root { image: image.map(|(_, image)| image), layers: layers.map(Arc::new) })
@@ -104,9 +111,23 @@ impl CachedStack {
     }
 }
 
+/// Mounts the layers' root, with what is written to it on `disk`.
+fn mount_stack(stack: &Stack, disk: &Disk, state: &StateDir) -> Result<RootMethod, MountError> {
+    let overlay =
+        OverlaySpec { stack, upper: disk.upper(), work: disk.work(), target: state.root() };
+    overlay.mount()?;
+    Ok(if stack.trees().next().is_none() { RootMethod::Empty } else { RootMethod::Overlay })
+}
+
 /// Undoes [`mount`] for `--prepare`.
 pub(crate) fn unmount(state: &StateDir) -> Result<(), RootfsError> {
-    umount2(&state.root(), MntFlags::MNT_DETACH).map_err(|errno| RootfsError::Unmount(errno.into()))
+    let unmount = |path: &Path| umount2(path, MntFlags::MNT_DETACH);
+    unmount(&state.root()).map_err(|errno| RootfsError::Unmount(errno.into()))?;
+    match unmount(&state.disk()) {
+        // Nothing was mounted there.
+        Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => Ok(()),
+        Err(errno) => Err(RootfsError::Unmount(errno.into())),
+    }
 }
 
 fn resolve(image: &ImageSpec) -> Result<(Layout, Image), LayoutError> {

@@ -84,6 +84,13 @@ pub enum EventKind {
         cache_hits: u32,
         /// Bytes of regular files that were unpacked for this start.
         unpacked_bytes: u64,
+        /// How the root was made.
+        root: RootMethod,
+        /// Where what the box writes is kept.
+        upper: UpperPlace,
+        /// How much the box can write, in MiB; absent: no limit of its own.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        disk_mib: Option<u32>,
         /// Time it took.
         duration_ms: u64,
     },
@@ -178,6 +185,36 @@ impl EventKind {
     pub fn is_droppable(&self) -> bool {
         matches!(self, Self::RootfsProgress { .. })
     }
+}
+
+/// How a root file system was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum RootMethod {
+    /// There is nothing in the image, or no image: an empty folder.
+    Empty,
+    /// An overlay of the shared layers.
+    Overlay,
+    /// Files that share their blocks with those of the layers, as overlayfs could not be had.
+    Reflink,
+    /// Copies, as neither overlayfs nor reflinks could be had.
+    Copy,
+}
+
+/// Where what a box writes to its root is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum UpperPlace {
+    /// In the box's state folder.
+    StateDir,
+    /// In the host's memory.
+    Memory,
+    /// In an image file in the box's state folder.
+    Image,
 }
 
 /// Where the time until the agent was ready went, each in milliseconds.

@@ -11,6 +11,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
 
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
 use nix::mount::{MsFlags, mount};
@@ -107,9 +108,10 @@ impl OverlaySpec<'_> {
         let upper = make_folder(&self.upper, 0o755)?;
         make_folder(&self.work, 0o700)?;
         if stack.lower.is_empty() {
-            return self.bind_upper();
+            self.bind_upper()?;
+        } else {
+            self.mount_stack(&stack.lower)?;
         }
-        self.mount_stack(&stack.lower)?;
         if upper == Folder::New { self.inherit(&stack.inherited) } else { Ok(()) }
     }
 
@@ -143,7 +145,7 @@ impl OverlaySpec<'_> {
     }
 
     /// Gives directories the metadata of those that describe them, deepest first, as changing one
-    /// changes its parent.
+    /// changes its parent. A root that nothing describes has the time 0, as any such directory.
     fn inherit(&self, inherited: &[InheritedDir]) -> Result<(), MountError> {
         let root = open_folder(&self.target)?;
         for directory in inherited.iter().rev() {
@@ -171,6 +173,11 @@ impl OverlaySpec<'_> {
                     source,
                 )
             })?;
+        }
+        if inherited.iter().all(|directory| !directory.path.as_os_str().is_empty()) {
+            let times = FileTimes::new().set_modified(UNIX_EPOCH);
+            let set = || File::open(&self.target)?.set_times(times);
+            set().map_err(|source| MountError::folder("set the time of", &self.target, source))?;
         }
         Ok(())
     }

@@ -24,7 +24,7 @@ pub(crate) const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 /// A folder with a layout and a cache in it.
 pub(crate) struct Bench {
     pub(crate) root: PathBuf,
-    _guard: Option<TempDir>,
+    guard: Option<TempDir>,
 }
 
 /// What a descriptor needs.
@@ -38,15 +38,21 @@ pub(crate) struct Blob {
 impl Bench {
     pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        fs::create_dir_all(dir.path().join("layout/blobs/sha256")).unwrap();
-        fs::write(dir.path().join("layout/oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#)
-            .unwrap();
-        Self { root: dir.path().to_owned(), _guard: Some(dir) }
+        let mut bench = Self::make_at(dir.path());
+        bench.guard = Some(dir);
+        bench
+    }
+
+    /// Makes a layout in a folder that the caller removes.
+    pub(crate) fn make_at(root: &Path) -> Self {
+        fs::create_dir_all(root.join("layout/blobs/sha256")).unwrap();
+        fs::write(root.join("layout/oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
+        Self::at(root)
     }
 
     /// Takes the folder of another process, which removes it.
     pub(crate) fn at(root: &Path) -> Self {
-        Self { root: root.to_owned(), _guard: None }
+        Self { root: root.to_owned(), guard: None }
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {

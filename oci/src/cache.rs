@@ -354,6 +354,15 @@ impl LayerCache {
         Ok(true)
     }
 
+    /// Removes a layer, unless somebody else uses it.
+    pub(crate) fn forget(&self, layer: CachedLayer) -> Result<(), CacheError> {
+        drop(layer.lease);
+        match self.try_lock(&layer.name)? {
+            Some(_lock) => self.discard(&layer.name).map(drop),
+            None => Ok(()),
+        }
+    }
+
     /// Removes staging folders whose process is gone: ours by `name`, whose lock we hold, and those
     /// with a free lock.
     pub(crate) fn sweep(&self, name: &str) -> Result<(), CacheError> {

@@ -124,7 +124,8 @@ impl LayerCache {
     }
 
     /// Returns a layer from the cache, unpacked alone, after unpacking it from `layout` if it is not
-    /// there; `progress` is as for [`compose`](Self::compose).
+    /// there; `progress` is as for [`compose`](Self::compose). What depends on lower layers is left
+    /// out.
     ///
     /// # Errors
     ///
@@ -213,12 +214,12 @@ impl Composition<'_, '_> {
         let mut unpacked_bytes = 0;
         let chains = chain_ids(self.layers);
         for (i, mut layer) in alone.into_iter().enumerate() {
-            if layer.facts.opaque_root {
-                stack.clear();
-            }
             let failed = stack_error(&self.layers[i]);
+            if layer.facts.opaque_root {
+                stack.clear().map_err(failed)?;
+            }
             if stack.differs_under(&layer).map_err(failed)? {
-                layer = self.unpack_on_top(i, chains[i], &stack, &layer.seams)?;
+                layer = self.unpack_on_top(i, chains[i], &stack, layer)?;
                 if !layer.hit {
                     unpacked_bytes += layer.facts.bytes;
                 }
@@ -240,7 +241,7 @@ impl Composition<'_, '_> {
         i: usize,
         chain: Digest,
         stack: &LayerStack,
-        seams: &Seams,
+        layer: CachedLayer,
     ) -> Result<CachedLayer, CacheError> {
         let parents = self.parents(stack, i)?;
         let progress = &mut self.progress;
@@ -249,10 +250,15 @@ impl Composition<'_, '_> {
             name: format!("{ON_TOP}{}", file_name(chain)),
             stack,
             parents,
-            seams,
+            seams: &layer.seams,
             progress: &mut |step| progress(i, step),
         };
-        self.cache.get_or_make(recipe)
+        let unpacked = self.cache.get_or_make(recipe);
+        if let Err(CacheError::Layer { .. }) = unpacked {
+            // Nothing is left of a layer that is refused.
+            self.cache.forget(layer)?;
+        }
+        unpacked
     }
 
     /// Completes a stack of the lowest `count` layers.
@@ -261,8 +267,8 @@ impl Composition<'_, '_> {
         let (Some(chain), Some(last)) = (chain_ids(layers).pop(), layers.last()) else {
             return Ok(Parents { root: None, meta: None });
         };
-        let root = stack.describing_root().map_err(stack_error(last))?;
-        let root = root.map(|position| stack.layers()[position].layer.path.clone());
+        let root = stack.root().map_err(stack_error(last))?;
+        let root = root.map(|stacked| stacked.layer.path.clone());
         let directories = stack.inherited().map_err(stack_error(last))?;
         if directories.is_empty() {
             return Ok(Parents { root, meta: None });
@@ -270,7 +276,8 @@ impl Composition<'_, '_> {
         let name = format!("{META}{}", file_name(chain));
         let mut recipe = Meta { name, layer: last, stack, directories };
         let meta = self.cache.get_or_make(&mut recipe)?;
-        Ok(Parents { root, meta: Some(meta) })
+        // It has the root's metadata as well, and is sure to be mounted.
+        Ok(Parents { root: Some(meta.path.clone()), meta: Some(meta) })
     }
 }
 
@@ -325,10 +332,10 @@ impl Recipe for OnTop<'_> {
 
     fn make(&mut self, folder: &OwnedFd, tree: OwnedFd) -> Result<Record, CacheError> {
         let failed = stack_error(self.source.layer);
-        let root = self.root(folder, tree).map_err(failed)?;
+        let root = self.root(folder, &tree).map_err(failed)?;
         let progress = &mut *self.progress;
         let progress: &mut OnProgress<'_> = &mut |_| progress(Progress::OnTop);
-        let ground = Ground::Lower(self.seams);
+        let ground = Ground::Lower { seams: self.seams, upper: &tree };
         let record = self.source.unpack(ground, root, progress)?;
         // Unmounted by now, as the fd of the root was the only one.
         let emptied = remove_tree(folder.as_fd(), WORK.as_bytes());
@@ -343,10 +350,10 @@ impl Recipe for OnTop<'_> {
 
 impl OnTop<'_> {
     /// Opens what the layers below make, with `tree` taking what is written.
-    fn root(&self, folder: &OwnedFd, tree: OwnedFd) -> io::Result<OwnedFd> {
+    fn root(&self, folder: &OwnedFd, tree: &OwnedFd) -> io::Result<OwnedFd> {
         match &self.parents.root {
-            Some(path) => copy_metadata(&open_dir(path)?, &tree)?,
-            None => reset_metadata(&tree)?,
+            Some(path) => copy_metadata(&open_dir(path)?, tree)?,
+            None => reset_metadata(tree)?,
         }
         let stacked = self.stack.layers().iter().map(|below| &below.layer);
         let lower: Vec<OwnedFd> = stacked
@@ -355,11 +362,11 @@ impl OnTop<'_> {
             .map(|layer| open_dir(&layer.path))
             .collect::<io::Result<_>>()?;
         if lower.is_empty() {
-            return Ok(tree);
+            return tree.try_clone();
         }
         mkdirat(folder, WORK, Mode::S_IRWXU)?;
         let work = openat(folder, WORK, OPEN_DIR, Mode::empty())?;
-        mount::overlay(&lower, &tree, &work, self.source.cache.flavour)
+        mount::overlay(&lower, tree, &work, self.source.cache.flavour)
     }
 }
 
@@ -386,10 +393,13 @@ impl Recipe for Meta<'_> {
             // The deepest first, as giving one its time changes nothing above it, but making does.
             for (path, position) in self.directories.iter().rev() {
                 let made = open_below(&tree, path)?;
-                match position {
-                    Some(i) => {
-                        copy_metadata(&open_below(&self.stack.layers()[*i].tree, path)?, &made)?;
-                    }
+                let model = match position {
+                    Some(i) => Some(&self.stack.layers()[*i]),
+                    None if path.as_os_str().is_empty() => self.stack.root()?,
+                    None => None,
+                };
+                match model {
+                    Some(model) => copy_metadata(&open_below(&model.tree, path)?, &made)?,
                     None => reset_metadata(&made)?,
                 }
             }

@@ -2,9 +2,10 @@
 //!
 //! ```text
 //! facts.json   {"bytes": 12, "entries": 3, "skipped_devices": 0, "opaque_root": false,
-//!               "undescribed_root": true, "late_links": 0}
+//!               "undescribed_root": true, "undecided": 0}
 //! seams        paths below the root, each with a letter before it and a NUL behind it, as a path
-//!              may hold any other byte:  d undescribed, e used early, h hidden, o opaque
+//!              may hold any other byte:  d undescribed, e used early, c cleared,
+//!              h hidden, o opaque
 //! ```
 //!
 //! Both are written before the layer is published, in a folder that only we can enter, and never
@@ -47,12 +48,13 @@ impl Record {
             "skipped_devices": facts.skipped_devices,
             "opaque_root": facts.opaque_root,
             "undescribed_root": seams.undescribed_root,
-            "late_links": seams.late_links,
+            "undecided": seams.undecided,
         });
         write_file(folder, FACTS, format!("{record}\n").as_bytes())?;
         let sets = [
             (b"d", &seams.undescribed),
             (b"e", &seams.used_early),
+            (b"c", &seams.cleared),
             (b"h", &seams.hidden),
             (b"o", &seams.opaque),
         ];
@@ -79,13 +81,13 @@ impl Record {
     fn parse(facts: &Value, seams: &[u8]) -> Option<Self> {
         let number = |key: &str| facts.get(key)?.as_u64();
         let flag = |key: &str| facts.get(key)?.as_bool();
-        let mut sets: [BTreeSet<PathBuf>; 4] = Default::default();
+        let mut sets: [BTreeSet<PathBuf>; 5] = Default::default();
         for line in seams.split_inclusive(|byte| *byte == 0) {
             let [letter, path @ ..] = line.strip_suffix(b"\0")? else { return None };
-            let set = b"deho".iter().position(|known| known == letter)?;
+            let set = b"decho".iter().position(|known| known == letter)?;
             sets[set].insert(PathBuf::from(OsStr::from_bytes(path)));
         }
-        let [undescribed, used_early, hidden, opaque] = sets;
+        let [undescribed, used_early, cleared, hidden, opaque] = sets;
         Some(Self {
             facts: LayerFacts {
                 bytes: number("bytes")?,
@@ -95,9 +97,10 @@ impl Record {
             },
             seams: Seams {
                 undescribed_root: flag("undescribed_root")?,
-                late_links: number("late_links")?,
+                undecided: number("undecided")?,
                 undescribed,
                 used_early,
+                cleared,
                 hidden,
                 opaque,
             },

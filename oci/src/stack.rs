@@ -9,7 +9,8 @@
 //! | a directory that no entry describes  | a directory          | it gets that one's metadata back    |
 //! | the same, at least for a while       | a symbolic link      | unpacked on top: it goes through it |
 //! | a whiteout                           | no directory to hide it in | unpacked on top: it would be listed |
-//! | a link to a file that it has not     | anything             | unpacked on top                     |
+//! | a place that one of its entries took | anything             | unpacked on top: it is gone         |
+//! | an entry that makes no sense alone   | anything             | unpacked on top                     |
 //!
 //! Metadata is given back by one more layer on top of all, which has just those directories.
 
@@ -34,6 +35,8 @@ const OPEN_DIR: OFlag =
 pub(crate) struct LayerStack {
     flavour: Flavour,
     layers: Vec<StackedLayer>,
+    /// A layer that is hidden but for its root, which no layer above describes.
+    hidden_root: Option<StackedLayer>,
 }
 
 /// A layer, and its tree.
@@ -64,7 +67,7 @@ enum Says {
 
 impl LayerStack {
     pub(crate) fn new(flavour: Flavour) -> Self {
-        Self { flavour, layers: Vec::new() }
+        Self { flavour, layers: Vec::new(), hidden_root: None }
     }
 
     /// The layers, bottom first.
@@ -77,8 +80,12 @@ impl LayerStack {
     }
 
     /// Removes all layers: the next hides them.
-    pub(crate) fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) -> io::Result<()> {
+        if let Some(position) = self.describing(Path::new(""))?.1 {
+            self.hidden_root = Some(self.layers.swap_remove(position));
+        }
         self.layers.clear();
+        Ok(())
     }
 
     /// Puts a layer on top.
@@ -95,12 +102,24 @@ impl LayerStack {
     /// Says whether `layer` on top of this stack would be something else than `layer` applied to
     /// what the stack makes.
     pub(crate) fn differs_under(&self, layer: &CachedLayer) -> io::Result<bool> {
-        let Seams { undescribed, used_early, hidden, late_links, .. } = &layer.seams;
-        if *late_links > 0 {
+        let Seams { undescribed, used_early, cleared, hidden, opaque, undecided, .. } =
+            &layer.seams;
+        if *undecided > 0 {
             return Ok(true);
+        }
+        for path in cleared {
+            if self.find(path)? != Found::Nothing {
+                return Ok(true);
+            }
         }
         for directory in undescribed.iter().chain(used_early) {
             if self.find(directory)? == Found::Symlink {
+                return Ok(true);
+            }
+        }
+        for directory in opaque.intersection(undescribed) {
+            // It may be there only because of its mark.
+            if self.find(directory)? != Found::Directory {
                 return Ok(true);
             }
         }
@@ -133,12 +152,20 @@ impl LayerStack {
                 }
             }
         }
+        // A layer that is not mounted can only be copied from.
+        if self
+            .root()?
+            .is_some_and(|root| !self.layers.iter().any(|layer| std::ptr::eq(layer, root)))
+        {
+            inherited.entry(PathBuf::new()).or_insert(None);
+        }
         Ok(inherited)
     }
 
-    /// Finds the layer that describes the root, by its position.
-    pub(crate) fn describing_root(&self) -> io::Result<Option<usize>> {
-        Ok(self.describing(Path::new(""))?.1)
+    /// Finds the layer that describes the root.
+    pub(crate) fn root(&self) -> io::Result<Option<&StackedLayer>> {
+        let describing = self.describing(Path::new(""))?.1;
+        Ok(describing.map(|position| &self.layers[position]).or(self.hidden_root.as_ref()))
     }
 
     /// Finds the topmost layer that has the directory `path`, and the one that describes it.

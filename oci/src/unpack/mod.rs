@@ -4,7 +4,8 @@
 //! stream    bytes of the blob, decompressed on other threads; size, digest and DiffID
 //! archive   headers, pax, sparse  entries of the tar stream
 //! path      names made safe       whiteout   names that hide
-//! tree      the file system       place      one name in it       remove   undoing a tree
+//! tree      the file system       place      one name in it       links    hard links
+//! remove    undoing a tree
 //! seams     what a layer leaves to those below it
 //! ```
 //!
@@ -15,6 +16,7 @@
 mod archive;
 mod gzip;
 mod limits;
+mod links;
 mod path;
 mod pax;
 mod place;
@@ -25,6 +27,7 @@ mod stream;
 mod tree;
 mod whiteout;
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::ops::ControlFlow;
@@ -154,9 +157,7 @@ impl LayerError {
     fn may_be_damage(&self) -> bool {
         match self {
             Self::Archive { .. } => true,
-            Self::Entry { source, .. } => {
-                !matches!(source, EntryError::System { .. } | EntryError::Privilege { .. })
-            }
+            Self::Entry { source, .. } => !source.is_of_host(),
             Self::Blob(_)
             | Self::DiffId { .. }
             | Self::Limit { .. }
@@ -191,7 +192,7 @@ pub(crate) fn unpack(
 ) -> Result<(LayerFacts, Seams), LayerError> {
     let Job { layer, ground, flavour, limits } = job;
     let mut tree = Tree::new(root, ground, flavour).map_err(|source| entry_error(b"/", source))?;
-    if let Ground::Lower(seams) = ground {
+    if let Ground::Lower { seams, .. } = ground {
         whiteout::clear(&mut tree, seams, limits)
             .map_err(|(path, source)| entry_error(path.as_bytes(), source))?;
     }
@@ -264,11 +265,12 @@ impl Unpacker<'_> {
         tree.make_late_links().map_err(error)?;
         let hides = match job.ground {
             Ground::Empty => whiteouts.apply(&mut tree).map_err(error)?,
-            Ground::Lower(_) => Hides::default(),
+            Ground::Lower { .. } => Hides::default(),
         };
         facts.opaque_root = hides.root;
         let seams = tree.finish().map_err(|source| entry_error(b"/", source))?;
-        Ok((facts, Seams { hidden: hides.hidden, opaque: hides.opaque, ..seams }))
+        let paths = |set: BTreeSet<EntryPath>| set.iter().map(EntryPath::to_path).collect();
+        Ok((facts, Seams { hidden: paths(hides.hidden), opaque: paths(hides.opaque), ..seams }))
     }
 
     /// Unpacks all entries, and reads what follows them.
@@ -280,7 +282,12 @@ impl Unpacker<'_> {
             self.check()?;
             self.last.clone_from(&entry.path);
             if entry.kind != Kind::Global {
-                self.unpack_entry(&entry)?;
+                match self.unpack_entry(&entry) {
+                    Err(LayerError::Entry { source, .. }) if self.tree.is_undecided(&source) => {
+                        self.tree.undecided += 1;
+                    }
+                    outcome => outcome?,
+                }
             }
             self.drain_body()?;
         }
@@ -318,7 +325,7 @@ impl Unpacker<'_> {
             }
             Kind::Device => {
                 self.facts.skipped_devices += 1;
-                self.tree.place(&path)?.remove()
+                self.tree.skip(&path)
             }
             Kind::File | Kind::Global => Ok(()),
         }

@@ -3,6 +3,7 @@
 //! Each operation takes the single name, relative to the directory's fd, and never follows it; what
 //! was made is then given its metadata by its own fd, or by that name.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -30,10 +31,22 @@ const XATTR_LIST_BYTES: usize = 65536;
 #[derive(Debug)]
 pub(super) struct Place<'a> {
     pub(super) parent: OwnedFd,
+    /// Path of `parent` below the root; without symbolic links where it comes from [`Tree::place`].
+    ///
+    /// [`Tree::place`]: super::tree::Tree::place
+    pub(super) directory: Cow<'a, [u8]>,
     pub(super) name: &'a [u8],
 }
 
 impl Place<'_> {
+    /// Returns the path below the root.
+    pub(super) fn path(&self) -> Vec<u8> {
+        match self.directory.is_empty() {
+            true => self.name.to_vec(),
+            false => [&self.directory, self.name].join(&b'/'),
+        }
+    }
+
     /// Looks at what is there, without following it.
     pub(super) fn stat(&self) -> Result<Option<FileStat>, EntryError> {
         match fstatat(&self.parent, self.name, AtFlags::AT_SYMLINK_NOFOLLOW) {
@@ -129,19 +142,15 @@ impl Place<'_> {
         self.open_dir()
     }
 
-    pub(super) fn open_dir(&self) -> Result<OwnedFd, EntryError> {
-        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    /// Opens a directory, only to find what is in it.
+    pub(super) fn open_path(&self) -> Result<OwnedFd, EntryError> {
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         openat(&self.parent, self.name, flags, Mode::empty()).map_err(failed("open a directory"))
     }
 
-    /// Opens a directory that is there already, without attributes that an earlier description gave
-    /// it.
-    pub(super) fn open_plain_dir(&self) -> Result<OwnedFd, EntryError> {
-        let directory = self.open_dir()?;
-        for name in kept_xattrs_of(&directory).map_err(failed("list extended attributes"))? {
-            fremovexattr(&directory, name).map_err(failed("remove an extended attribute"))?;
-        }
-        Ok(directory)
+    pub(super) fn open_dir(&self) -> Result<OwnedFd, EntryError> {
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        openat(&self.parent, self.name, flags, Mode::empty()).map_err(failed("open a directory"))
     }
 
     pub(super) fn mark_opaque(&self, flavour: Flavour) -> Result<(), EntryError> {
@@ -153,6 +162,14 @@ impl Place<'_> {
         mknodat(&self.parent, self.name, SFlag::S_IFCHR, Mode::empty(), 0)
             .map_err(failed("make a whiteout"))
     }
+}
+
+/// Takes the attributes away that an earlier description gave a directory.
+pub(super) fn plain(directory: OwnedFd) -> Result<OwnedFd, EntryError> {
+    for name in kept_xattrs_of(&directory).map_err(failed("list extended attributes"))? {
+        fremovexattr(&directory, name).map_err(failed("remove an extended attribute"))?;
+    }
+    Ok(directory)
 }
 
 /// Says whether overlayfs hides what lower layers have in a directory.

@@ -5,6 +5,7 @@
 //! can look at just these.
 
 use std::collections::BTreeSet;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 /// What a layer leaves to the layers below it.
@@ -18,12 +19,16 @@ pub(crate) struct Seams {
     /// Directories that were made the same way, and described by a later entry: what was put into
     /// them before belongs where a lower layer's symbolic link of that name leads.
     pub(crate) used_early: BTreeSet<PathBuf>,
+    /// Where an entry put something that a later one took away again, or where it would have been put
+    /// a device: nothing of lower layers is left there.
+    pub(crate) cleared: BTreeSet<PathBuf>,
     /// What whiteouts name.
     pub(crate) hidden: BTreeSet<PathBuf>,
     /// Directories whose lower content is hidden.
     pub(crate) opaque: BTreeSet<PathBuf>,
-    /// Hard links whose target was not there when their entry came.
-    pub(crate) late_links: u64,
+    /// Entries of which only lower layers can tell what they make: without these, the target of a
+    /// hard link is missing, or something on the way is.
+    pub(crate) undecided: u64,
 }
 
 impl Seams {
@@ -41,7 +46,11 @@ impl Seams {
 pub(crate) enum Ground<'a> {
     /// An empty directory, to be stacked on others by overlayfs: whiteouts become its nodes.
     Empty,
-    /// What the layers below make together, whose seams with this layer are known: what whiteouts
-    /// name is removed.
-    Lower(&'a Seams),
+    /// What the layers below make together: what whiteouts name is removed.
+    Lower {
+        /// The seams of the layer with these, found when it was unpacked alone.
+        seams: &'a Seams,
+        /// The directory that takes what is written.
+        upper: &'a OwnedFd,
+    },
 }

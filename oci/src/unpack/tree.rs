@@ -12,6 +12,7 @@
 //! - A path is resolved anew for each entry. A remembered directory could have been replaced by a later entry
 //!   (CVE-2025-47290).
 
+use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsString;
 use std::fs::File;
@@ -20,16 +21,15 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 
-use nix::dir::Dir;
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat2, readlinkat};
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat, openat2, readlinkat};
 use nix::sys::stat::{Mode, SFlag, UtimensatFlags, fstat, utimensat};
 use nix::sys::time::TimeSpec;
-use nix::unistd::linkat;
 
 use super::archive::Metadata;
+use super::links::LateLink;
 use super::path::{EntryPath, PATH_BYTES, PathError, components};
-use super::place::{Place, file_type, set_owner_and_mode, time};
+use super::place::{Place, plain, set_owner_and_mode, time};
 use super::seams::{Ground, Seams};
 use crate::metadata::UNDESCRIBED_DIR_MODE;
 use crate::mount::Flavour;
@@ -99,6 +99,13 @@ pub enum EntryError {
     },
 }
 
+impl EntryError {
+    /// Whether it says something about the host rather than about the layer.
+    pub(super) fn is_of_host(&self) -> bool {
+        matches!(self, Self::System { .. } | Self::Privilege { .. })
+    }
+}
+
 /// Makes an error of what `operation` returned.
 pub(super) fn failed<E: Into<io::Error>>(operation: &'static str) -> impl Fn(E) -> EntryError {
     move |error| {
@@ -128,11 +135,18 @@ enum Origin {
     Implicit,
 }
 
-/// A hard link whose target was not there when its entry came.
+/// Where a path leads: an open directory, and the same path without symbolic links.
 #[derive(Debug)]
-struct LateLink {
-    path: EntryPath,
-    target: EntryPath,
+pub(super) struct Walked {
+    pub(super) parent: OwnedFd,
+    pub(super) path: Vec<u8>,
+}
+
+/// What is done about a directory that is missing on the way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Missing {
+    Make,
+    Stop,
 }
 
 /// A directory of lower layers, and the time that it had before something was put into it.
@@ -146,15 +160,20 @@ struct LowerDir {
 #[derive(Debug)]
 pub(super) struct Tree {
     root: OwnedFd,
-    flavour: Flavour,
-    /// Whether the tree is the view of lower layers, and what is written a layer on top of them.
-    has_lower: bool,
+    pub(super) flavour: Flavour,
+    /// Where the tree is the view of lower layers: the directory that takes what is written.
+    pub(super) upper: Option<OwnedFd>,
     times: Vec<DirTime>,
-    late_links: Vec<LateLink>,
-    late_link_count: u64,
+    /// As in [`Seams`].
+    cleared: BTreeSet<PathBuf>,
+    /// Lower layers' files that were copied for a hard link: their paths, and their inodes in `upper`.
+    pub(super) copied: HashMap<Vec<u8>, u64>,
+    pub(super) late_links: Vec<LateLink>,
+    /// As in [`Seams`].
+    pub(super) undecided: u64,
     /// The last directory that something was put into, on top of lower layers.
     touched: Option<LowerDir>,
-    remembered_bytes: usize,
+    pub(super) remembered_bytes: usize,
 }
 
 impl Tree {
@@ -164,20 +183,41 @@ impl Tree {
         ground: Ground<'_>,
         flavour: Flavour,
     ) -> Result<Self, EntryError> {
+        let upper = match ground {
+            Ground::Empty => None,
+            Ground::Lower { upper, .. } => {
+                Some(upper.try_clone().map_err(failed("keep a directory open"))?)
+            }
+        };
         let mut this = Self {
             root,
             flavour,
-            has_lower: matches!(ground, Ground::Lower(_)),
+            upper,
             times: Vec::new(),
+            cleared: BTreeSet::new(),
+            copied: HashMap::new(),
             late_links: Vec::new(),
-            late_link_count: 0,
+            undecided: 0,
             touched: None,
             remembered_bytes: 0,
         };
-        if !this.has_lower {
-            this.set_implicit(b"", this.open_real(b"")?)?;
+        if this.upper.is_none() {
+            let root = open_to_read(&this.root, b".").map_err(failed("open the root"))?;
+            this.set_implicit(b"", root)?;
         }
         Ok(this)
+    }
+
+    /// Whether an error is none yet: of a layer alone, where only lower layers can tell.
+    pub(super) fn is_undecided(&self, error: &EntryError) -> bool {
+        self.upper.is_none()
+            && matches!(
+                error,
+                EntryError::ParentNotDirectory
+                    | EntryError::SymlinkLoop
+                    | EntryError::HardLinkTarget { .. }
+                    | EntryError::HardLinkToDirectory { .. }
+            )
     }
 
     /// Returns how much memory is held until the end.
@@ -187,22 +227,25 @@ impl Tree {
 
     /// Finds the place of an entry; missing directories on the way are made.
     pub(super) fn place<'a>(&mut self, path: &'a EntryPath) -> Result<Place<'a>, EntryError> {
-        let (parent, name) = path.split().ok_or(EntryError::Root)?;
-        let parent = match self.resolve(parent) {
-            // The kernel's count of links goes on when it starts a long walk again, so this counts
-            // for itself.
-            Err(Errno::ENOENT | Errno::ELOOP) => self.make_dirs(parent)?,
-            Err(Errno::ENOTDIR) if self.has_lower => self.make_dirs(parent)?,
-            other => other.map_err(path_error)?,
+        let (directory, name) = path.split().ok_or(EntryError::Root)?;
+        let place = match self.open_real(directory) {
+            Ok(parent) => Place { parent, directory: Cow::Borrowed(directory), name },
+            // Something is missing, or a symbolic link.
+            Err(Errno::ENOENT | Errno::ELOOP | Errno::ENOTDIR) => {
+                let walked = self.walk(directory, Missing::Make)?;
+                let Walked { parent, path } = walked.ok_or(EntryError::ParentNotDirectory)?;
+                Place { parent, directory: Cow::Owned(path), name }
+            }
+            Err(errno) => return Err(path_error(errno)),
         };
-        self.touch(&parent)?;
-        Ok(Place { parent, name })
+        self.touch(&place.parent)?;
+        Ok(place)
     }
 
     /// Remembers the time of a directory that is about to change: on top of lower layers, one that
     /// no entry describes keeps it.
-    fn touch(&mut self, directory: &OwnedFd) -> Result<(), EntryError> {
-        if !self.has_lower {
+    pub(super) fn touch(&mut self, directory: &OwnedFd) -> Result<(), EntryError> {
+        if self.upper.is_none() {
             return Ok(());
         }
         self.restore_touched()?;
@@ -224,7 +267,7 @@ impl Tree {
     }
 
     /// Opens the directory of a path, with the tree as the root of all names.
-    fn resolve(&self, directory: &[u8]) -> nix::Result<OwnedFd> {
+    pub(super) fn resolve(&self, directory: &[u8]) -> nix::Result<OwnedFd> {
         let resolve = ResolveFlag::RESOLVE_IN_ROOT
             | ResolveFlag::RESOLVE_NO_MAGICLINKS
             | ResolveFlag::RESOLVE_NO_XDEV;
@@ -239,27 +282,35 @@ impl Tree {
     }
 
     /// Opens a directory by a path without symbolic links.
-    fn open_real(&self, directory: &[u8]) -> Result<OwnedFd, EntryError> {
+    pub(super) fn open_real(&self, directory: &[u8]) -> nix::Result<OwnedFd> {
         let resolve = ResolveFlag::RESOLVE_BENEATH
             | ResolveFlag::RESOLVE_NO_SYMLINKS
             | ResolveFlag::RESOLVE_NO_XDEV;
         let path = if directory.is_empty() { b"." } else { directory };
-        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        openat2(&self.root, path, OpenHow::new().flags(flags).resolve(resolve)).map_err(path_error)
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        openat2(&self.root, path, OpenHow::new().flags(flags).resolve(resolve))
     }
 
-    /// Resolves a path name by name, and makes directories where there is nothing, also where a
-    /// link leads to nothing.
-    fn make_dirs(&mut self, directory: &[u8]) -> Result<OwnedFd, EntryError> {
+    /// Resolves a path name by name, and says where it leads: `None` if to nothing, unless missing
+    /// directories are to be made, which they are also where a link leads to nothing.
+    ///
+    /// The kernel's count of links goes on when it starts a long walk again, so this counts for
+    /// itself.
+    pub(super) fn walk(
+        &mut self,
+        directory: &[u8],
+        missing: Missing,
+    ) -> Result<Option<Walked>, EntryError> {
         let mut pending: Vec<Vec<u8>> = components(directory).rev().map(<[u8]>::to_vec).collect();
-        let mut real: Vec<Vec<u8>> = Vec::new();
+        let (mut parent, mut path) = (self.open_real(b"").map_err(path_error)?, Vec::new());
         let mut hops = 0;
         while let Some(name) = pending.pop() {
             if name == b".." {
-                real.pop();
+                path.truncate(path.iter().rposition(|byte| *byte == b'/').unwrap_or(0));
+                parent = self.open_real(&path).map_err(path_error)?;
                 continue;
             }
-            let place = Place { parent: self.open_real(&real.join(&b'/'))?, name: &name };
+            let place = Place { parent, directory: Cow::Borrowed(path.as_slice()), name: &name };
             match place.kind()? {
                 Some(SFlag::S_IFLNK) => {
                     hops += 1;
@@ -268,34 +319,72 @@ impl Tree {
                     }
                     let target =
                         readlinkat(&place.parent, place.name).map_err(path_error)?.into_vec();
+                    parent = place.parent;
                     if target.starts_with(b"/") {
-                        real.clear();
+                        path.clear();
+                        parent = self.open_real(b"").map_err(path_error)?;
                     }
                     pending.extend(components(&target).rev().map(<[u8]>::to_vec));
                     continue;
                 }
                 Some(SFlag::S_IFDIR) => {}
-                Some(_) if !self.has_lower => return Err(EntryError::ParentNotDirectory),
-                there => {
-                    self.touch(&place.parent)?;
-                    // In the layer itself it would have been refused when that was unpacked alone.
-                    if there.is_some() {
-                        place.remove()?;
-                    }
-                    let made = place.make_dir()?;
-                    self.set_implicit(&[real.join(&b'/'), name.clone()].join(&b'/'), made)?;
-                }
+                _ if missing == Missing::Stop => return Ok(None),
+                there => self.make_implicit(&place, there)?,
             }
-            real.push(name);
+            parent = place.open_path()?;
+            if !path.is_empty() {
+                path.push(b'/');
+            }
+            path.extend(name);
         }
-        self.open_real(&real.join(&b'/'))
+        Ok(Some(Walked { parent, path }))
+    }
+
+    /// Makes a directory that no entry describes so far, in place of what a lower layer has `there`.
+    fn make_implicit(&mut self, place: &Place<'_>, there: Option<SFlag>) -> Result<(), EntryError> {
+        let path = place.path();
+        if there.is_some() && !self.is_of_lower(&path)? {
+            return Err(EntryError::ParentNotDirectory);
+        }
+        self.touch(&place.parent)?;
+        if there.is_some() {
+            place.remove()?;
+        }
+        let made = place.make_dir()?;
+        self.set_implicit(&path, made)
+    }
+
+    /// Says whether something that is no directory comes from a lower layer; `path` is without
+    /// symbolic links.
+    pub(super) fn is_of_lower(&self, path: &[u8]) -> Result<bool, EntryError> {
+        let written = self.inode_in_upper(path)?;
+        Ok(self.upper.is_some()
+            && written.is_none_or(|inode| self.copied.get(path) == Some(&inode)))
+    }
+
+    /// Finds what has been written on top of lower layers.
+    pub(super) fn inode_in_upper(&self, path: &[u8]) -> Result<Option<u64>, EntryError> {
+        let Some(upper) = &self.upper else { return Ok(None) };
+        let how = OpenHow::new()
+            .flags(OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC)
+            .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
+        match openat2(upper, path, how) {
+            Ok(written) => Ok(Some(fstat(&written).map_err(failed("look at a file"))?.st_ino)),
+            Err(Errno::ENOENT | Errno::ENOTDIR) => Ok(None),
+            // A symbolic link at its end; nothing that was written leads there otherwise.
+            Err(Errno::ELOOP) => Ok(Some(0)),
+            Err(errno) => Err(path_error(errno)),
+        }
     }
 
     /// Gives a directory that no entry describes its metadata: the same in each run.
-    fn set_implicit(&mut self, path: &[u8], directory: OwnedFd) -> Result<(), EntryError> {
-        let path: Vec<&[u8]> = components(path).collect();
+    pub(super) fn set_implicit(
+        &mut self,
+        path: &[u8],
+        directory: OwnedFd,
+    ) -> Result<(), EntryError> {
         let metadata = Metadata { mode: UNDESCRIBED_DIR_MODE, ..Metadata::default() };
-        self.set_dir(&path.join(&b'/'), directory, &metadata, Origin::Implicit)
+        self.set_dir(path, directory, &metadata, Origin::Implicit)
     }
 
     /// Sets all metadata of a directory but its time, which is remembered.
@@ -320,151 +409,38 @@ impl Tree {
         path: &EntryPath,
         metadata: &Metadata,
     ) -> Result<(), EntryError> {
-        let directory = match path.split() {
-            None => self.open_real(b"")?,
-            Some(_) => {
-                let place = self.place(path)?;
-                match place.kind()? {
-                    Some(SFlag::S_IFDIR) => place.open_plain_dir()?,
-                    Some(_) => place.remove().and_then(|()| place.make_dir())?,
-                    None => place.make_dir()?,
-                }
-            }
-        };
-        self.set_dir(path.as_bytes(), directory, metadata, Origin::Entry)
-    }
-
-    /// Makes a hard link to another entry, which keeps the metadata it has. One whose target is not
-    /// there waits for the end of the layer.
-    pub(super) fn hard_link(
-        &mut self,
-        path: EntryPath,
-        target: EntryPath,
-    ) -> Result<(), EntryError> {
-        if self.link(&path, &target)? {
-            return Ok(());
-        }
-        self.place(&path)?.remove()?;
-        self.late_link_count += 1;
-        self.remembered_bytes +=
-            path.as_bytes().len() + target.as_bytes().len() + size_of::<LateLink>();
-        self.late_links.push(LateLink { path, target });
-        Ok(())
-    }
-
-    /// Makes a hard link, if its target is there.
-    fn link(&mut self, path: &EntryPath, target: &EntryPath) -> Result<bool, EntryError> {
-        let a_directory =
-            || EntryError::HardLinkToDirectory { target: super::show(target.as_bytes()) };
-        let (directory, name) = target.split().ok_or_else(a_directory)?;
-        let parent = match self.resolve(directory) {
-            Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(false),
-            other => other.map_err(path_error)?,
-        };
-        let from = Place { parent, name };
-        let Some(found) = from.stat()? else { return Ok(false) };
-        if file_type(&found) == SFlag::S_IFDIR {
-            return Err(a_directory());
+        if path.split().is_none() {
+            let root = open_to_read(&self.root, b".").map_err(failed("open the root"))?;
+            return self.set_dir(b"", plain(root)?, metadata, Origin::Entry);
         }
         let place = self.place(path)?;
-        if place.stat()?.is_some_and(|there| there.st_ino == found.st_ino) {
-            return Ok(true); // A link to itself: replacing it would remove the only name.
-        }
-        let link = || linkat(&from.parent, from.name, &place.parent, place.name, AtFlags::empty());
-        place.create("make a hard link", link).map(|()| true)
+        let directory = match place.kind()? {
+            Some(SFlag::S_IFDIR) => plain(place.open_dir()?)?,
+            Some(_) => {
+                self.clear_place(&place)?;
+                place.make_dir()?
+            }
+            None => place.make_dir()?,
+        };
+        self.set_dir(&place.path(), directory, metadata, Origin::Entry)
     }
 
-    /// Makes the hard links that waited for their targets. Those that wait for a lower layer's stay
-    /// undone, unless all lower layers are there: then one is an error, with its path.
-    pub(super) fn make_late_links(&mut self) -> Result<(), (EntryPath, EntryError)> {
-        for LateLink { path, target } in std::mem::take(&mut self.late_links) {
-            let mut make = || {
-                // A later entry of the same name has won.
-                if self.place(&path)?.kind()?.is_some() || self.link(&path, &target)? {
-                    return Ok(());
-                }
-                match self.has_lower {
-                    false => Ok(()),
-                    true => {
-                        Err(EntryError::HardLinkTarget { target: super::show(target.as_bytes()) })
-                    }
-                }
-            };
-            make().map_err(|error| (path.clone(), error))?;
+    /// Makes nothing where an entry is that is not made, and removes what is there.
+    pub(super) fn skip(&mut self, path: &EntryPath) -> Result<(), EntryError> {
+        let place = self.place(path)?;
+        self.clear_place(&place)
+    }
+
+    /// Removes what is at a place. Of a layer alone this remains to be told: what lower layers have
+    /// there goes as well.
+    fn clear_place(&mut self, place: &Place<'_>) -> Result<(), EntryError> {
+        place.remove()?;
+        if self.upper.is_none() {
+            let path = place.path();
+            self.remembered_bytes += path.len() + size_of::<PathBuf>();
+            self.cleared.insert(path_of(&path));
         }
         Ok(())
-    }
-
-    /// Marks a directory as hiding what is below it; one that is missing is made, and what is no
-    /// directory is left.
-    pub(super) fn set_opaque(&mut self, path: &EntryPath) -> Result<(), EntryError> {
-        let place = match self.place(path) {
-            Err(EntryError::ParentNotDirectory) => return Ok(()),
-            place => place?,
-        };
-        match place.kind()? {
-            Some(SFlag::S_IFDIR) => place.mark_opaque(self.flavour),
-            Some(_) => Ok(()),
-            None => {
-                let made = place.make_dir()?;
-                self.set_implicit(path.as_bytes(), made)?;
-                place.mark_opaque(self.flavour)
-            }
-        }
-    }
-
-    /// Hides what lower layers have at `path`; says whether that took an opaque directory.
-    pub(super) fn hide(&mut self, path: &EntryPath) -> Result<bool, EntryError> {
-        let place = match self.place(path) {
-            // Below a file of this layer nothing can be seen.
-            Err(EntryError::ParentNotDirectory) => return Ok(false),
-            place => place?,
-        };
-        match place.kind()? {
-            Some(SFlag::S_IFDIR) => place.mark_opaque(self.flavour).map(|()| true),
-            Some(_) => Ok(false),
-            None => place.make_whiteout().map(|()| false),
-        }
-    }
-
-    /// Removes what a whiteout of the layer above names, or, for an opaque directory, what is in it.
-    pub(super) fn clear(&mut self, path: &EntryPath, what: Cleared) -> Result<(), EntryError> {
-        let directory = match (what, path.split()) {
-            (Cleared::Itself, Some((parent, _))) => parent,
-            (Cleared::Itself, None) => return Ok(()),
-            (Cleared::Content, _) => path.as_bytes(),
-        };
-        let directory = match self.resolve(directory) {
-            // There is nothing to be removed.
-            Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => return Ok(()),
-            other => other.map_err(path_error)?,
-        };
-        self.touch(&directory)?;
-        let names = match (what, path.split()) {
-            (Cleared::Itself, Some((_, name))) => vec![name.to_vec()],
-            _ => names_in(&directory).map_err(failed("list a directory"))?,
-        };
-        for name in names {
-            let parent = directory.try_clone().map_err(failed("keep a directory open"))?;
-            Place { parent, name: &name }.remove()?;
-        }
-        Ok(())
-    }
-
-    /// Says whether a path leads through a symbolic link to which `is_kept` does not apply.
-    pub(super) fn leads_through_link(
-        &self,
-        path: &EntryPath,
-        is_kept: impl Fn(&EntryPath) -> bool,
-    ) -> Result<bool, EntryError> {
-        for ancestor in path.ancestors().collect::<Vec<_>>().into_iter().rev() {
-            let Some((parent, name)) = ancestor.split() else { continue };
-            let Ok(parent) = self.open_real(parent) else { return Ok(false) };
-            if (Place { parent, name }).kind()? == Some(SFlag::S_IFLNK) {
-                return Ok(!is_kept(&ancestor));
-            }
-        }
-        Ok(false)
     }
 
     /// Restores the times of directories, and says where the tree depends on lower layers; nothing
@@ -476,8 +452,8 @@ impl Tree {
             self.times.iter().map(|directory| (directory.inode, directory)).collect();
         let mut undescribed = BTreeSet::new();
         for remembered in last.into_values() {
-            let Ok(directory) = self.resolve(&remembered.path) else { continue };
-            // A later entry may have replaced the directory, or a link on the way to it.
+            let Ok(directory) = self.open_real(&remembered.path) else { continue };
+            // A later entry may have replaced the directory.
             if fstat(&directory).map_err(failed("look at a directory"))?.st_ino != remembered.inode
             {
                 continue;
@@ -499,39 +475,23 @@ impl Tree {
             undescribed_root: undescribed.remove(&root),
             undescribed,
             used_early,
-            late_links: self.late_link_count,
+            cleared: self.cleared,
+            undecided: self.undecided,
             ..Seams::default()
         })
     }
 }
 
-/// What [`Tree::clear`] removes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Cleared {
-    /// What the path names.
-    Itself,
-    /// All that is in the directory which the path names.
-    Content,
-}
-
-fn names_in(directory: &OwnedFd) -> nix::Result<Vec<Vec<u8>>> {
+fn open_to_read(directory: &OwnedFd, name: &[u8]) -> nix::Result<OwnedFd> {
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    let mut names = Vec::new();
-    for entry in Dir::openat(directory, ".", flags, Mode::empty())?.iter() {
-        let entry = entry?;
-        let name = entry.file_name().to_bytes();
-        if !matches!(name, b"." | b"..") {
-            names.push(name.to_vec());
-        }
-    }
-    Ok(names)
+    openat(directory, name, flags, Mode::empty())
 }
 
 fn path_of(path: &[u8]) -> PathBuf {
     PathBuf::from(OsString::from_vec(path.to_vec()))
 }
 
-fn path_error(errno: Errno) -> EntryError {
+pub(super) fn path_error(errno: Errno) -> EntryError {
     match errno {
         Errno::ENOTDIR => EntryError::ParentNotDirectory,
         Errno::ELOOP => EntryError::SymlinkLoop,

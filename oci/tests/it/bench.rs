@@ -28,7 +28,7 @@ pub(crate) struct Bench {
     pub(crate) root: PathBuf,
     /// What names the blobs that are written from now on, and the `DiffID`s of `image`.
     pub(crate) algorithm: Algorithm,
-    _guard: Option<TempDir>,
+    guard: Option<TempDir>,
 }
 
 /// What a descriptor needs.
@@ -42,15 +42,21 @@ pub(crate) struct Blob {
 impl Bench {
     pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        fs::create_dir_all(dir.path().join("layout/blobs")).unwrap();
-        fs::write(dir.path().join("layout/oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#)
-            .unwrap();
-        Self { root: dir.path().to_owned(), algorithm: Algorithm::Sha256, _guard: Some(dir) }
+        let mut bench = Self::make_at(dir.path());
+        bench.guard = Some(dir);
+        bench
+    }
+
+    /// Makes a layout in a folder that the caller removes.
+    pub(crate) fn make_at(root: &Path) -> Self {
+        fs::create_dir_all(root.join("layout/blobs")).unwrap();
+        fs::write(root.join("layout/oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
+        Self::at(root)
     }
 
     /// Takes the folder of another process, which removes it.
     pub(crate) fn at(root: &Path) -> Self {
-        Self { root: root.to_owned(), algorithm: Algorithm::Sha256, _guard: None }
+        Self { root: root.to_owned(), algorithm: Algorithm::Sha256, guard: None }
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -126,8 +132,15 @@ impl Bench {
         self.layout().resolve(None, &amd64()).unwrap()
     }
 
+    /// Unpacks a layer alone, if an image of it alone can be composed.
     pub(crate) fn unpack(&self, layer: &Layer) -> Result<CachedLayer, CacheError> {
-        self.cache().get_or_unpack(&self.layout(), layer, &mut |_| ControlFlow::Continue(()))
+        let (cache, layout) = (self.cache(), self.layout());
+        let unpack = || cache.get_or_unpack(&layout, layer, &mut |_| ControlFlow::Continue(()));
+        let hit = unpack()?.hit;
+        cache.compose(&layout, &[*layer], &mut |_, _| ControlFlow::Continue(()))?;
+        let mut layer = unpack()?;
+        layer.hit = hit;
+        Ok(layer)
     }
 
     /// Puts all of an image into the cache.

@@ -1,0 +1,189 @@
+//! A property of whole images: whatever their layers are, the mounted root file system looks as if
+//! the layers had been applied in order, or the image is refused where that is impossible.
+//!
+//! ```text
+//! generator ─► image ─┬─► model: applied in memory                          ─┬─► the same?
+//!                     └─► mounted: layout, cache, overlay mount, on a tmpfs ─┘
+//! ```
+//!
+//! `A3S_BOX_PROPERTY_CASES` sets the number of images, `A3S_BOX_PROPERTY_SEED` the first of them: a
+//! failure prints the two that run it again. Needs root, as unpacking does.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "what cannot be set up or looked at is a failure of the test"
+)]
+
+#[expect(dead_code, reason = "shared with the test binary `it`, which uses all of it")]
+#[path = "../it/archive.rs"]
+mod archive;
+#[expect(dead_code, reason = "shared with the test binary `it`, which uses all of it")]
+#[path = "../it/bench.rs"]
+mod bench;
+mod generator;
+mod image;
+mod model;
+mod mounted;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::hash::{BuildHasher, RandomState};
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, unshare};
+use proptest::strategy::Strategy;
+use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
+
+use crate::image::Image;
+use crate::model::{Tree, expectation};
+use crate::mounted::{Outcome, outcome};
+
+/// Images in each run of the tests: half a minute on two cores.
+const CASES: u64 = 10_000;
+
+/// What became of the cases.
+#[derive(Debug, Default)]
+struct Count {
+    accepted: u64,
+    refused: BTreeMap<&'static str, u64>,
+}
+
+#[test]
+fn image_looks_as_if_its_layers_were_applied_in_order() {
+    let number = |name: &str| {
+        std::env::var(name).ok().map(|text| {
+            text.parse::<u64>().unwrap_or_else(|error| panic!("{name}: {error}, found `{text}`"))
+        })
+    };
+    let cases = number("A3S_BOX_PROPERTY_CASES").unwrap_or(CASES);
+    // A seed that a person can type.
+    let seed = number("A3S_BOX_PROPERTY_SEED")
+        .unwrap_or_else(|| RandomState::new().hash_one(0) % 1_000_000_000);
+    println!("{cases} images, A3S_BOX_PROPERTY_SEED={seed}");
+    let folder = tempfile::tempdir().unwrap();
+    let _memory = Memory::mount_at(folder.path());
+    let (next, count, failure) =
+        (AtomicU64::new(0), Mutex::new(Count::default()), Mutex::new(None));
+    let work = |thread: usize| {
+        loop {
+            let case = next.fetch_add(1, Ordering::Relaxed);
+            if case >= cases || failure.lock().unwrap().is_some() {
+                return;
+            }
+            let seed = seed.wrapping_add(case);
+            if let Err(text) = check_case(seed, &folder.path().join(thread.to_string()), &count) {
+                *failure.lock().unwrap() = Some((seed, text));
+            }
+        }
+    };
+    thread::scope(|scope| {
+        let threads = thread::available_parallelism().map_or(1, usize::from);
+        (0..threads).for_each(|thread| drop(scope.spawn(move || work(thread))));
+    });
+    if let Some((seed, text)) = failure.into_inner().unwrap() {
+        panic!(
+            "{text}\nto run it again: A3S_BOX_PROPERTY_SEED={seed} A3S_BOX_PROPERTY_CASES=1 \
+             cargo nextest run -p a3s-box-oci --test property"
+        );
+    }
+    let count = count.into_inner().unwrap();
+    println!("{count:#?}");
+    // Or the property would say little.
+    assert!(cases < 100 || count.accepted >= cases / 4 && !count.refused.is_empty(), "{count:?}");
+}
+
+/// A file system in memory, in a mount namespace of the test's own.
+struct Memory<'a>(&'a Path);
+
+impl<'a> Memory<'a> {
+    fn mount_at(folder: &'a Path) -> Self {
+        unshare(CloneFlags::CLONE_NEWNS)
+            .unwrap_or_else(|errno| panic!("this test needs root: {errno}"));
+        let none = None::<&str>;
+        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+        mount(Some("tmpfs"), folder, Some("tmpfs"), MsFlags::empty(), none).unwrap();
+        let flags = rustix::fs::XattrFlags::empty();
+        if rustix::fs::setxattr(folder, "user.test", b"", flags).is_err() {
+            // Before Linux 6.6 a tmpfs takes no such attributes, and the disk must do.
+            umount2(folder, MntFlags::empty()).unwrap();
+        }
+        Self(folder)
+    }
+}
+
+impl Drop for Memory<'_> {
+    fn drop(&mut self) {
+        // Where it is the disk, there is nothing to unmount.
+        let _ = umount2(self.0, MntFlags::MNT_DETACH);
+    }
+}
+
+/// Makes the image of a seed and checks it; what fails is made smaller and described.
+fn check_case(seed: u64, folder: &Path, count: &Mutex<Count>) -> Result<(), String> {
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&seed.to_le_bytes());
+    let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
+    let config = Config { failure_persistence: None, ..Config::default() };
+    let mut runner = TestRunner::new_with_rng(config, rng);
+    let case = generator::images().new_tree(&mut runner).unwrap();
+    let check = |image| check(folder, &image, count).map_err(TestCaseError::fail);
+    match runner.run_one(case, check) {
+        Ok(_) => Ok(()),
+        Err(TestError::Fail(reason, image)) => Err(format!("{reason}\nimage:\n{image}")),
+        Err(TestError::Abort(reason)) => Err(format!("aborted: {reason}")),
+    }
+}
+
+fn check(folder: &Path, image: &Image, count: &Mutex<Count>) -> Result<(), String> {
+    let expected = expectation(image);
+    fs::create_dir(folder).unwrap();
+    let found = outcome(folder, image);
+    fs::remove_dir_all(folder).unwrap();
+    match (expected.outcome, found) {
+        (Ok(expected), Outcome::Tree(found)) => {
+            count.lock().unwrap().accepted += 1;
+            compare(&expected, &found)
+        }
+        (Err(why), Outcome::Refused(_)) => {
+            *count.lock().unwrap().refused.entry(why.0).or_default() += 1;
+            Ok(())
+        }
+        (Ok(_), Outcome::Refused(_)) if expected.may_be_refused => Ok(()),
+        (Ok(_), Outcome::Refused(why)) => {
+            Err(format!("refused, although it can be applied: {why}"))
+        }
+        (Err(why), Outcome::Tree(_)) => Err(format!("accepted, expected a refusal: {}", why.0)),
+        (_, Outcome::Failed(why)) => Err(format!("failed: {why}")),
+    }
+}
+
+/// Lists all that differs between two trees.
+fn compare(expected: &Tree, found: &Tree) -> Result<(), String> {
+    let mut differences = String::new();
+    let nothing = "nothing".to_owned();
+    let paths = expected.entries.keys().chain(found.entries.keys());
+    for path in paths.collect::<std::collections::BTreeSet<_>>() {
+        let [expected, found] =
+            [expected, found].map(|tree| tree.entries.get(path).unwrap_or(&nothing));
+        if expected != found {
+            differences += &format!("`{path}`: expected {expected}, found {found}\n");
+        }
+    }
+    for (path, (inode, group)) in &expected.links {
+        for (other, (other_inode, other_group)) in expected.links.range(path.clone()..).skip(1) {
+            let shares = |path| found.links.get(path).map(|(inode, _)| *inode);
+            let share = shares(path) == shares(other);
+            if inode == other_inode && group == other_group && !share {
+                differences += &format!("`{path}` and `{other}`: expected one inode, found two\n");
+            }
+            if inode != other_inode && share {
+                differences += &format!("`{path}` and `{other}`: expected two inodes, found one\n");
+            }
+        }
+    }
+    if differences.is_empty() { Ok(()) } else { Err(differences) }
+}

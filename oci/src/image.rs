@@ -65,15 +65,20 @@ pub enum Compression {
 }
 
 impl Compression {
-    /// Reads a layer's media type.
+    /// Reads a layer's media type; who may hand a layer out makes no difference to what it is.
     fn of_media_type(media_type: &str) -> Result<Self, LayoutError> {
         let found = media_type.to_owned();
         match media_type {
             "application/vnd.oci.image.layer.v1.tar"
-            | "application/vnd.docker.image.rootfs.diff.tar" => Ok(Self::None),
+            | "application/vnd.oci.image.layer.nondistributable.v1.tar"
+            | "application/vnd.docker.image.rootfs.diff.tar"
+            | "application/vnd.docker.image.rootfs.foreign.diff.tar" => Ok(Self::None),
             "application/vnd.oci.image.layer.v1.tar+gzip"
-            | "application/vnd.docker.image.rootfs.diff.tar.gzip" => Ok(Self::Gzip),
+            | "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip"
+            | "application/vnd.docker.image.rootfs.diff.tar.gzip"
+            | "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip" => Ok(Self::Gzip),
             "application/vnd.oci.image.layer.v1.tar+zstd"
+            | "application/vnd.oci.image.layer.nondistributable.v1.tar+zstd"
             | "application/vnd.docker.image.rootfs.diff.tar.zstd" => Ok(Self::Zstd),
             _ => Err(LayoutError::LayerNotSupported { found }),
         }

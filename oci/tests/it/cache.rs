@@ -159,7 +159,7 @@ fn all_layers_come_in_their_order_and_one_that_occurs_twice_is_unpacked_once() {
 #[test]
 fn one_bad_layer_ends_the_work_on_all_and_is_the_error() {
     let bench = Bench::new();
-    let image = bench.resolved(&[big_layer(), Tar::new().file("../a", ""), Tar::new().dir("b")]);
+    let image = bench.resolved(&[big_layer(), Tar::new().file("", ""), Tar::new().dir("b")]);
     let outcome = bench
         .cache()
         .get_or_unpack_all(&bench.layout(), &image.layers, &mut |_, _| ControlFlow::Continue(()));

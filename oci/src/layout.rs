@@ -203,6 +203,24 @@ pub enum LayoutError {
         /// Position in the list.
         position: usize,
     },
+    /// The image's health check is not what Docker writes.
+    #[error("`{field}` of the image's health check is malformed: expected {expected}")]
+    Healthcheck {
+        /// The field.
+        field: &'static str,
+        /// What it should be.
+        expected: &'static str,
+    },
+    /// A list or text of the configuration is larger than any process could use.
+    #[error(
+        "`config.{field}` of the image is too large: expected at most {} texts of {} bytes",
+        crate::image::FIELD_TEXTS,
+        crate::image::TEXT_BYTES
+    )]
+    ConfigTooLarge {
+        /// The field.
+        field: &'static str,
+    },
     /// A text of the configuration cannot be handed to a process.
     #[error("`config.{field}` of the image holds a NUL byte")]
     NulInConfig {
@@ -235,6 +253,14 @@ fn list(found: &[String]) -> String {
 pub struct Layout {
     path: PathBuf,
     dir: OwnedFd,
+}
+
+/// The configuration of an image.
+pub(crate) struct Configuration {
+    /// What the image specification defines.
+    pub(crate) document: ImageConfiguration,
+    /// What Docker adds.
+    pub(crate) healthcheck: Value,
 }
 
 /// What a descriptor points to, so far as this crate cares.
@@ -330,7 +356,7 @@ impl Layout {
     pub(crate) fn configuration(
         &self,
         manifest: &ImageManifest,
-    ) -> Result<ImageConfiguration, LayoutError> {
+    ) -> Result<Configuration, LayoutError> {
         if !is_image_configuration(manifest.config()) {
             let document = format!("image configuration `{}`", manifest.config().digest());
             let found = manifest.config().media_type().to_string();
@@ -341,7 +367,12 @@ impl Layout {
             });
         }
         let (document, bytes) = self.read_document("image configuration", manifest.config())?;
-        parse(&document, &bytes)
+        let mut value: Value = parse(&document, &bytes)?;
+        let healthcheck = value.pointer_mut("/config/Healthcheck").map(Value::take);
+        Ok(Configuration {
+            document: parse(&document, &bytes)?,
+            healthcheck: healthcheck.unwrap_or_default(),
+        })
     }
 
     /// Reads, verifies and parses an index or a manifest.

@@ -232,7 +232,7 @@ impl Candidate {
             None => Some(config.media_type().to_string()),
         };
         if self.artifact.is_none() && offered.is_none() {
-            self.platform = Some(platform_of(&layout.configuration(&manifest)?));
+            self.platform = Some(platform_of(&layout.configuration(&manifest)?.document));
         }
         Ok(())
     }

@@ -5,6 +5,7 @@
 //! | `goldens` | the whole event stream of each kind of end |
 //! | `faults` | a guest that lies, hangs or vanishes |
 //! | `readers` | standard output: slow, gone, and nobody else's |
+//! | `image` | what is told about an image before it is unpacked |
 //! | `input` | what is refused, and the flags for people |
 //!
 //! Needs root, because the shim makes mounts. Built with the feature `fake-vm`.
@@ -14,6 +15,7 @@
 mod faults;
 mod goldens;
 mod harness;
+mod image;
 mod input;
 mod readers;
 mod wire_types;

@@ -249,4 +249,49 @@ fn configuration_that_no_process_could_use_is_refused() {
     assert!(!chain(&error).contains("SECRET"));
     let error = resolve(r#"{"Cmd":["a\u0000b"]}"#).unwrap_err();
     assert!(matches!(error, LayoutError::NulInConfig { field: "cmd" }), "{error:?}");
+    let error = resolve(r#"{"Healthcheck":{"Test":["CMD","a\u0000b"]}}"#).unwrap_err();
+    assert!(matches!(error, LayoutError::NulInConfig { field: "healthcheck" }), "{error:?}");
+    let error = resolve(r#"{"Healthcheck":{"Test":["CMD"],"Retries":-1}}"#).unwrap_err();
+    assert!(matches!(error, LayoutError::Healthcheck { field: "Retries", .. }), "{error:?}");
+    let long = "x".repeat(128 * 1024 + 1);
+    for (field, config) in [
+        ("cmd", format!(r#"{{"Cmd":["{long}"]}}"#)),
+        ("labels", format!(r#"{{"Labels":{{"a":"{long}"}}}}"#)),
+        ("entrypoint", format!(r#"{{"Entrypoint":["a"{}]}}"#, r#","a""#.repeat(4096))),
+    ] {
+        match resolve(&config).unwrap_err() {
+            LayoutError::ConfigTooLarge { field: found } => assert_eq!(found, field),
+            other => panic!("{field}: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn all_that_an_image_says_about_its_process_is_read() {
+    let bench = Bench::new();
+    let config = r#"{"Volumes":{"/var/lib/b":{},"/a":{}},"ExposedPorts":{"80/tcp":{},"53/udp":{}},
+        "Labels":{"org.example.b":"2","org.example.a":"1"},"StopSignal":"SIGQUIT",
+        "Healthcheck":{"Test":["CMD","true"],"Interval":30000000000,"Timeout":1000000,"Retries":2}}"#;
+    let nothing =
+        r#"{"Volumes":null,"ExposedPorts":null,"Labels":null,"Healthcheck":null,"StopSignal":""}"#;
+    let resolve = |config: &str| {
+        let document = format!(
+            r#"{{"os":"linux","architecture":"amd64","rootfs":{{"type":"layers","diff_ids":[]}},"config":{config}}}"#
+        );
+        let manifest = bench.manifest(&bench.blob(CONFIG, document.as_bytes()), &[]);
+        bench.publish(&[manifest.descriptor("")]);
+        bench.layout().resolve(None, &amd64()).unwrap().config
+    };
+    let found = resolve(config);
+    assert_eq!(found.volumes, ["/a", "/var/lib/b"]);
+    assert_eq!(found.exposed_ports, ["53/udp", "80/tcp"]);
+    assert_eq!(found.labels.values().collect::<Vec<_>>(), ["1", "2"]);
+    assert_eq!(found.stop_signal.as_deref(), Some("SIGQUIT"));
+    let check = found.healthcheck.unwrap();
+    assert_eq!((check.test, check.retries), (vec!["CMD".to_owned(), "true".to_owned()], Some(2)));
+    assert_eq!(check.interval.unwrap().as_secs(), 30);
+    assert_eq!((check.timeout.unwrap().as_millis(), check.start_period), (1, None));
+    for empty in [nothing, "{}", "null"] {
+        assert_eq!(resolve(empty), a3s_box_oci::ImageConfig::default(), "{empty}");
+    }
 }

@@ -29,6 +29,7 @@ mod guest;
 mod log;
 mod process;
 mod rootfs;
+mod run;
 mod spec;
 mod state_dir;
 

@@ -18,6 +18,7 @@ use nix::sys::signal::Signal;
 use crate::disk::{Disk, DiskError};
 use crate::events::EventWriter;
 use crate::process::Signals;
+use crate::run;
 use crate::spec::{ImageSpec, VmSpec};
 use crate::state_dir::StateDir;
 
@@ -65,6 +66,9 @@ pub(crate) fn mount(
 ) -> Result<Root, RootfsError> {
     let start = Instant::now();
     let image = spec.image.as_ref().map(resolve).transpose()?;
+    if let Some((_, image)) = &image {
+        events.emit(run::image_resolved(spec, image));
+    }
     let layers = match &image {
         None => None,
         Some((layout, image)) => Some(unpack(spec, layout, image, events, signals)?),

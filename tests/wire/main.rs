@@ -6,6 +6,7 @@
 //! | `faults` | a guest that lies, hangs or vanishes |
 //! | `readers` | standard output: slow, gone, and nobody else's |
 //! | `disk` | what a box can write, and that nothing of it is left |
+//! | `resolved` | what is told about an image before it is unpacked |
 //! | `input` | what is refused, and the flags for people |
 //!
 //! Needs root, because the shim makes mounts. Built with the feature `fake-vm`.
@@ -19,4 +20,5 @@ mod harness;
 mod image;
 mod input;
 mod readers;
+mod resolved;
 mod wire_types;

@@ -9,7 +9,7 @@
 //! ```
 //!
 //! A PAX header belongs to the next file entry, whatever stands between; its `size` always wins
-//! over the header's.
+//! over the header's. One that no entry follows means nothing, as it does to Go.
 
 use std::io::{self, Read};
 
@@ -192,7 +192,8 @@ impl<R: Read> Archive<R> {
                 false => Ok(None),
             };
         }
-        match number("checksum", &header.as_old().cksum)? == checksum(&header) {
+        let found = number("checksum", &header.as_old().cksum)?;
+        match checksums(&header).contains(&i64::try_from(found).unwrap_or(-1)) {
             true => Ok(Some(header)),
             false => Err(ArchiveError::Checksum),
         }
@@ -401,11 +402,14 @@ fn c_string(bytes: &[u8]) -> &[u8] {
     bytes.split(|byte| *byte == 0).next().unwrap_or_default()
 }
 
-/// Sums a header with its checksum field taken as blanks.
-fn checksum(header: &Header) -> u64 {
-    let field: u64 = header.as_old().cksum.iter().map(|byte| u64::from(*byte)).sum();
-    let all: u64 = header.as_bytes().iter().map(|byte| u64::from(*byte)).sum();
-    all - field + 8 * u64::from(b' ')
+/// Sums a header with its checksum field taken as blanks: as POSIX has it, and of signed bytes, as
+/// some old tools did.
+fn checksums(header: &Header) -> [i64; 2] {
+    let sum = |value: fn(u8) -> i64| {
+        let of = |bytes: &[u8]| bytes.iter().map(|byte| value(*byte)).sum::<i64>();
+        of(header.as_bytes()) - of(&header.as_old().cksum) + 8 * i64::from(b' ')
+    };
+    [sum(i64::from), sum(|byte| i64::from(byte.cast_signed()))]
 }
 
 /// Reads a number field: octal digits between blanks, or base 256 when the highest bit is set.
@@ -516,6 +520,37 @@ mod tests {
     fn entry_after_a_single_zero_block_is_refused() {
         let bytes = [vec![0; BLOCK], header(EntryType::Regular, "a", 0)].concat();
         assert!(matches!(entries(&bytes), Err(ArchiveError::LoneZeroBlock)));
+    }
+
+    #[test]
+    fn archive_may_end_with_one_zero_block_or_with_headers_that_nothing_follows() {
+        let entry = header(EntryType::Regular, "a", 0);
+        let extension =
+            |kind, body: &[u8]| [header(kind, "x", body.len() as u64), padded(body)].concat();
+        let pax = extension(EntryType::XHeader, b"9 path=x\n");
+        for end in [
+            vec![],
+            vec![0; BLOCK],
+            pax.clone(),
+            extension(EntryType::GNULongName, b"name\0"),
+            [extension(EntryType::GNULongLink, b"link\0"), pax.clone()].concat(),
+            [pax, vec![0; 2 * BLOCK]].concat(),
+        ] {
+            let found = entries(&[entry.clone(), end].concat()).unwrap();
+            assert_eq!(found, [("a".to_owned(), Vec::new())]);
+        }
+    }
+
+    #[test]
+    fn sum_of_signed_bytes_is_a_checksum_too() {
+        let mut bytes = header(EntryType::Regular, "a", 0);
+        bytes[1] = 0xe9;
+        let blanks = [&bytes[..148], &[b' '; 8], &bytes[156..]].concat();
+        let signed: i64 = blanks.iter().map(|byte| i64::from(byte.cast_signed())).sum();
+        for (sum, expected) in [(signed, true), (signed + 256, true), (signed + 1, false)] {
+            bytes[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+            assert_eq!(entries(&bytes).is_ok(), expected, "{sum}");
+        }
     }
 
     #[test]

@@ -160,7 +160,7 @@ fn all_layers_come_in_their_order_and_one_that_occurs_twice_is_unpacked_once() {
 #[test]
 fn one_bad_layer_ends_the_work_on_all_and_is_the_error() {
     let bench = Bench::new();
-    let image = bench.resolved(&[big_layer(), Tar::new().file("../a", ""), Tar::new().dir("b")]);
+    let image = bench.resolved(&[big_layer(), Tar::new().file("", ""), Tar::new().dir("b")]);
     match bench.compose(&image) {
         Err(CacheError::Layer { layer, .. }) => assert_eq!(layer, image.layers[1].digest),
         other => panic!("{other:?}"),

@@ -1,6 +1,7 @@
 //! Layers that mean harm: each is refused by name, or confined, and nothing of it can be seen.
 
 use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
 use a3s_box_oci::{ArchiveError, BlobError, CacheError, Digest, EntryError, LayerError, Limits};
@@ -100,20 +101,63 @@ fn compressed_stream_that_is_cut_off_or_goes_on_is_refused() {
 }
 
 #[test]
-fn names_that_lead_out_are_refused() {
-    for name in ["../escape", "a/../../escape", "/../escape", ".."] {
-        let error = refused(Tar::new().file(name, ""));
-        let text = chain(&error);
-        assert!(
-            text.starts_with(&format!("cannot unpack entry `{name}`: unusable name")),
-            "{text}"
-        );
-        let error = refused(Tar::new().file("a", "").hard_link("b", name));
-        assert!(
-            matches!(error, LayerError::Entry { source: EntryError::LinkName(_), .. }),
-            "{error:?}"
-        );
+fn zstd_stream_that_is_cut_off_or_goes_on_is_refused() {
+    let tar = Tar::new().file("a", &"content".repeat(100)).bytes();
+    let blob = zstd::encode_all(&tar[..], 1).unwrap();
+    let cut_off = (1..blob.len()).map(|length| blob[..length].to_vec());
+    let tails = [&b"x"[..], b"garbage", b"\0\0\0\0", &blob[..5]];
+    let goes_on = tails.map(|tail| [&blob, tail].concat());
+    for (number, blob) in cut_off.chain(goes_on).enumerate() {
+        let error = blob_error(&blob, Digest::of(&tar), |_| {});
+        assert!(matches!(error, LayerError::Archive { .. }), "{number}: {error:?}");
     }
+}
+
+#[test]
+fn names_that_lead_out_are_names_in_the_root() {
+    let bench = Bench::new();
+    let tar = Tar::new()
+        .file("../one", "1")
+        .file("/../../two", "2")
+        .file("not/there/../../../three", "3")
+        .dir("../dir/../../dir")
+        .hard_link("four", "../../../one")
+        .hard_link("../dir/./five", "/dir/../../two")
+        .file("../.wh.six", "")
+        .file("dir/../../.wh.one", "")
+        .entry(EntryType::Directory, "..", 0o710, b"");
+    let layer = bench.unpack_tar(tar).unwrap();
+    let found = names(&layer.path);
+    assert_eq!(found, ["dir", "dir/five", "four", "one", "six", "three", "two"]);
+    let read = |name: &str| fs::read_to_string(layer.path.join(name)).unwrap();
+    assert_eq!([read("one"), read("four"), read("dir/five"), read("three")], ["1", "1", "2", "3"]);
+    assert_eq!(fs::metadata(&layer.path).unwrap().mode() & 0o7777, 0o710);
+    assert!(fs::symlink_metadata(layer.path.join("six")).unwrap().file_type().is_char_device());
+    assert_eq!(names(&bench.root).iter().filter(|name| name.ends_with("one")).count(), 1);
+}
+
+#[test]
+fn name_that_means_the_root_is_a_directorys_only() {
+    for name in ["..", "a/..", "/../.", "a/../../.."] {
+        for tar in [
+            Tar::new().file(name, "x"),
+            Tar::new().symlink(name, "/"),
+            Tar::new().entry(EntryType::Fifo, name, 0o644, b""),
+            Tar::new().entry(EntryType::Char, name, 0o644, b""),
+            Tar::new().file("f", "").hard_link(name, "f"),
+        ] {
+            let error = refused(tar);
+            let is_root = matches!(error, LayerError::Entry { source: EntryError::Root, .. });
+            assert!(is_root, "{name}: {error:?}");
+        }
+        let error = refused(Tar::new().hard_link("b", name));
+        let expected = EntryError::HardLinkToDirectory { target: "/".to_owned() };
+        assert!(chain(&error).ends_with(&expected.to_string()), "{name}: {error:?}");
+    }
+}
+
+#[test]
+fn whiteout_that_hides_nothing_that_could_exist_is_refused() {
     for name in [".wh.", ".wh..", ".wh...", "a/.wh.."] {
         let error = refused(Tar::new().file(name, ""));
         assert!(
@@ -300,6 +344,6 @@ fn tree_deeper_than_a_path_is_removed_after_a_failure() {
             tar = tar.pax(&[("path", path.as_bytes())]).dir("d");
         }
     }
-    let error = refused(tar.file("../x", ""));
+    let error = refused(tar.file("", ""));
     assert!(matches!(error, LayerError::Entry { source: EntryError::Name(_), .. }), "{error:?}");
 }

@@ -11,6 +11,7 @@
 mod archive;
 mod bench;
 mod cache;
+mod choice;
 mod digests;
 mod hostile;
 mod overlay;

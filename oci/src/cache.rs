@@ -2,9 +2,10 @@
 //!
 //! ```text
 //! <dir>/                        owned by us, not writable by others
-//! └── layers-v1/                0700, as image trees hold setuid files; a new format gets a new name
+//! └── layers-v1[-user]/         0700, as image trees hold setuid files; a new format gets a new name,
+//!     │                         and what is unpacked in a user namespace is apart
 //!     ├── ready/<hex>/          a verified layer; <hex> is the DiffID; never written again
-//!     │   ├── tree/             what overlayfs mounts; whiteouts are in its form (trusted.*)
+//!     │   ├── tree/             what overlayfs mounts; whiteouts are in its form
 //!     │   ├── facts.json        `LayerFacts`
 //!     │   └── implicit-dirs     paths, each with a NUL behind it: directories that no entry describes
 //!     ├── staging/<hex>/        the same, being unpacked by the holder of the exclusive lock
@@ -34,11 +35,15 @@ use nix::unistd::{Uid, syncfs};
 use crate::digest::Digest;
 use crate::image::Layer;
 use crate::layout::Layout;
+use crate::mount::Flavour;
 use crate::record;
 use crate::unpack::{LayerError, LayerFacts, Limits, OnProgress, Progress, remove_tree, unpack};
 
 /// Folder of the current format.
 const FORMAT_DIR: &str = "layers-v1";
+
+/// The same for a user namespace, whose marks and owners are others.
+const USER_FORMAT_DIR: &str = "layers-v1-user";
 
 /// Time between two looks at a lock that another process holds: short against unpacking, long
 /// against the look.
@@ -163,8 +168,12 @@ impl LayerCache {
         let path = dir.canonicalize().map_err(error("find the cache folder"))?;
         let outer = OwnedFd::from(File::open(&path).map_err(error("open the cache folder"))?);
         check_access(&outer, &path, 0o022)?;
-        let path = path.join(FORMAT_DIR);
-        let format = private_dir(outer.as_fd(), FORMAT_DIR, &path)?;
+        let name = match Flavour::of_process(&outer).map_err(error("write to the cache folder"))? {
+            Flavour::Trusted => FORMAT_DIR,
+            Flavour::User => USER_FORMAT_DIR,
+        };
+        let path = path.join(name);
+        let format = private_dir(outer.as_fd(), name, &path)?;
         let inner = |name: &str| private_dir(format.as_fd(), name, &path.join(name));
         let (ready, staging, locks) = (inner("ready")?, inner("staging")?, inner("locks")?);
         Ok(Self { path, ready, staging, locks, limits: Limits::default() })

@@ -74,6 +74,14 @@ impl Flavour {
         }
     }
 
+    /// The attribute that hides what lower layers have in a directory; its value is `y`.
+    pub(crate) fn opaque_xattr(self) -> &'static str {
+        match self {
+            Self::Trusted => "trusted.overlay.opaque",
+            Self::User => "user.overlay.opaque",
+        }
+    }
+
     /// The options that must not depend on the kernel's build: an image must not be able to
     /// redirect lookups, and an upper folder is used with one stack of layers only.
     ///

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
 use nix::mount::{MsFlags, mount};
 use nix::sys::stat::Mode;
+use nix::sys::statvfs::{FsFlags, fstatvfs};
 
 use crate::cache::CachedLayer;
 use crate::mount::{Flavour, LAYERS_LIMIT, Overlay, attach};
@@ -140,7 +141,11 @@ impl OverlaySpec<'_> {
                 .map_err(|errno| self.refused(errno.into()))
         };
         mount(Some(&by_fd), MsFlags::MS_BIND)?;
-        mount(None, MsFlags::MS_REMOUNT | MsFlags::MS_BIND | FLAGS)
+        // A user namespace may not take away what the file system's own mount has.
+        let own = fstatvfs(&upper_fd).map_err(|errno| self.refused(errno.into()))?.flags();
+        let kept =
+            if own.contains(FsFlags::ST_NOEXEC) { MsFlags::MS_NOEXEC } else { MsFlags::empty() };
+        mount(None, MsFlags::MS_REMOUNT | MsFlags::MS_BIND | FLAGS | kept)
     }
 
     fn refused(&self, source: io::Error) -> MountError {

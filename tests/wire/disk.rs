@@ -39,8 +39,8 @@ fn wait_until(what: &str, condition: impl Fn() -> bool) {
     }
 }
 
-/// Path of the mounted root, as the shim sees it.
-fn mounted_root(child: &Child, folder: &Path) -> PathBuf {
+/// Path of the mounted root, as the shim sees it; the image has a file `of-the-image`.
+pub(crate) fn mounted_root(child: &Child, folder: &Path) -> PathBuf {
     let inside = PathBuf::from(format!("/proc/{}/root{}", child.id(), folder.display()));
     let root = inside.join("s/golden/root");
     wait_until("the root is mounted", || root.join("of-the-image").exists());

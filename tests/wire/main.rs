@@ -6,9 +6,10 @@
 //! | `faults` | a guest that lies, hangs or vanishes |
 //! | `readers` | standard output: slow, gone, and nobody else's |
 //! | `disk` | what a box can write, and that nothing of it is left |
+//! | `user` | a shim that is not root |
 //! | `input` | what is refused, and the flags for people |
 //!
-//! Needs root, because the shim makes mounts. Built with the feature `fake-vm`.
+//! Needs root, because the shim makes mounts, and to become an ordinary user. Built with the feature `fake-vm`.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails here")]
 
@@ -19,4 +20,5 @@ mod harness;
 mod image;
 mod input;
 mod readers;
+mod user;
 mod wire_types;

@@ -82,13 +82,6 @@ fn tree(root: &OwnedFd) -> BTreeMap<PathBuf, String> {
     found
 }
 
-fn opaque(flavour: Flavour) -> &'static str {
-    match flavour {
-        Flavour::Trusted => "trusted.overlay.opaque",
-        Flavour::User => "user.overlay.opaque",
-    }
-}
-
 #[test]
 fn each_way_of_handing_layers_over_makes_the_same_tree_and_leaves_nothing() {
     let bench = Bench::new();
@@ -101,7 +94,7 @@ fn each_way_of_handing_layers_over_makes_the_same_tree_and_leaves_nothing() {
             bench.write(&at("bottom/both/one"), "1");
             bench.write(&at("top/below/shown"), "2");
             bench.write(&at("top/both/two"), "2");
-            bench.set(&at("top/below"), opaque(flavour), "y");
+            bench.set(&at("top/below"), flavour.opaque_xattr(), "y");
             mknod(&bench.path(&at("top/gone")), SFlag::S_IFCHR, Mode::empty(), 0).unwrap();
             symlink("both", bench.path(&at("top/link"))).unwrap();
             let lower = [bench.folder(&at("top")), bench.folder(&at("bottom"))];

@@ -33,9 +33,7 @@ use rustix::fs::{XattrFlags, fgetxattr, fsetxattr, lsetxattr};
 use super::archive::Metadata;
 use super::path::{EntryPath, PATH_BYTES, PathError, components};
 use super::remove::remove_tree;
-
-/// The attribute by which overlayfs hides what lower layers have in a directory.
-const OPAQUE_XATTR: &str = "trusted.overlay.opaque";
+use crate::mount::Flavour;
 
 /// Bound on symbolic links in one path: the kernel's own.
 const SYMLINK_HOPS: usize = 40;
@@ -85,9 +83,19 @@ pub enum EntryError {
         /// The target.
         target: String,
     },
+    /// The owner is nobody in the user namespace of the process.
+    #[error(
+        "owner {uid}:{gid} is not mapped in this user namespace: give the user sub-ids in /etc/subuid and /etc/subgid"
+    )]
+    Unmapped {
+        /// The user.
+        uid: u32,
+        /// The group.
+        gid: u32,
+    },
     /// The process lacks a capability.
     #[error(
-        "not permitted to {operation}: layers can be unpacked by root only, user namespaces are not supported yet"
+        "not permitted to {operation}: layers can be unpacked by root only, or in a user namespace"
     )]
     Privilege {
         /// What was tried.
@@ -145,6 +153,7 @@ pub(super) struct Place<'a> {
 #[derive(Debug)]
 pub(super) struct Tree {
     root: OwnedFd,
+    flavour: Flavour,
     times: Vec<DirTime>,
     times_bytes: usize,
 }
@@ -152,7 +161,8 @@ pub(super) struct Tree {
 impl Tree {
     /// Takes an empty directory as the root.
     pub(super) fn new(root: OwnedFd) -> Result<Self, EntryError> {
-        let mut this = Self { root, times: Vec::new(), times_bytes: 0 };
+        let flavour = Flavour::of_process(&root).map_err(failed("try to mark a directory"))?;
+        let mut this = Self { root, flavour, times: Vec::new(), times_bytes: 0 };
         this.set_implicit(b"", this.open_real(b"")?)?;
         Ok(this)
     }
@@ -316,12 +326,12 @@ impl Tree {
             place => place?,
         };
         match place.kind()? {
-            Some(SFlag::S_IFDIR) => place.mark_opaque(),
+            Some(SFlag::S_IFDIR) => place.mark_opaque(self.flavour),
             Some(_) => Ok(()),
             None => {
                 let made = place.make_dir()?;
                 self.set_implicit(path.as_bytes(), made)?;
-                place.mark_opaque()
+                place.mark_opaque(self.flavour)
             }
         }
     }
@@ -334,7 +344,7 @@ impl Tree {
             place => place?,
         };
         match place.kind()? {
-            Some(SFlag::S_IFDIR) => place.mark_opaque().map(|()| true),
+            Some(SFlag::S_IFDIR) => place.mark_opaque(self.flavour).map(|()| true),
             Some(_) => Ok(false),
             None => place.make_whiteout().map(|()| false),
         }
@@ -435,7 +445,7 @@ impl Place<'_> {
     fn set_special(&self, metadata: &Metadata) -> Result<(), EntryError> {
         let (uid, gid) = owner(metadata);
         fchownat(&self.parent, self.name, uid, gid, AtFlags::AT_SYMLINK_NOFOLLOW)
-            .map_err(failed("set an owner"))?;
+            .map_err(owner_error(metadata))?;
         for (name, value) in kept_xattrs(metadata) {
             // The kernel allows these on files and directories only; nothing is lost that could
             // have been there.
@@ -467,8 +477,8 @@ impl Place<'_> {
         openat(&self.parent, self.name, flags, Mode::empty()).map_err(failed("open a directory"))
     }
 
-    fn mark_opaque(&self) -> Result<(), EntryError> {
-        fsetxattr(self.open_dir()?, OPAQUE_XATTR, b"y", XattrFlags::empty())
+    fn mark_opaque(&self, flavour: Flavour) -> Result<(), EntryError> {
+        fsetxattr(self.open_dir()?, flavour.opaque_xattr(), b"y", XattrFlags::empty())
             .map_err(failed("mark a directory as opaque"))
     }
 
@@ -480,15 +490,18 @@ impl Place<'_> {
 
 /// Says whether overlayfs hides what lower layers have in a directory.
 pub(crate) fn is_opaque(directory: &OwnedFd) -> nix::Result<bool> {
-    let mut value = [0_u8; 1];
-    match fgetxattr(directory, OPAQUE_XATTR, &mut value) {
-        Ok(length) => Ok(value[..length] == *b"y"),
-        // Nothing but `y` is ever set, and a longer value is none of ours.
-        Err(rustix::io::Errno::NODATA | rustix::io::Errno::RANGE | rustix::io::Errno::NOTSUP) => {
-            Ok(false)
+    use rustix::io::Errno as E;
+    // No layer can have either but by our hand.
+    for flavour in [Flavour::Trusted, Flavour::User] {
+        let mut value = [0_u8; 1];
+        match fgetxattr(directory, flavour.opaque_xattr(), &mut value) {
+            Ok(length) if value[..length] == *b"y" => return Ok(true),
+            // Nothing but `y` is ever set, and a longer value is none of ours.
+            Ok(_) | Err(E::NODATA | E::RANGE | E::NOTSUP) => {}
+            Err(errno) => return Err(Errno::from_raw(errno.raw_os_error())),
         }
-        Err(errno) => Err(Errno::from_raw(errno.raw_os_error())),
     }
+    Ok(false)
 }
 
 /// Gives a file its metadata, in the order in which nothing is cleared again: owner, attributes,
@@ -502,7 +515,7 @@ pub(super) fn set_file(file: &File, metadata: &Metadata) -> Result<(), EntryErro
 /// Changing the owner clears setuid bits and `security.capability`, so it comes first.
 fn set_owner_and_mode(file: &File, metadata: &Metadata) -> Result<(), EntryError> {
     let (uid, gid) = owner(metadata);
-    fchown(file, uid, gid).map_err(failed("set an owner"))?;
+    fchown(file, uid, gid).map_err(owner_error(metadata))?;
     for (name, value) in kept_xattrs(metadata) {
         fsetxattr(file, name, value, XattrFlags::empty())
             .map_err(failed("set an extended attribute"))?;
@@ -525,6 +538,15 @@ fn kept_xattrs(metadata: &Metadata) -> impl Iterator<Item = (&[u8], &[u8])> {
         .iter()
         .map(|(name, value)| (name.as_slice(), value.as_slice()))
         .filter(move |(name, _)| kept(name))
+}
+
+/// Makes an error of a change of owner; ids that are not mapped are the only invalid ones.
+fn owner_error(metadata: &Metadata) -> impl Fn(Errno) -> EntryError {
+    let (uid, gid) = (metadata.uid, metadata.gid);
+    move |errno| match errno {
+        Errno::EINVAL => EntryError::Unmapped { uid, gid },
+        errno => failed("set an owner")(errno),
+    }
 }
 
 fn path_error(errno: Errno) -> EntryError {

@@ -16,7 +16,7 @@ use nix::unistd::{User, getegid, geteuid};
 
 use super::{ProcessError, step};
 
-/// Most ranges of sub-ids: the kernel takes 340 lines (user_namespaces(7)), one is for root.
+/// Most ranges of sub-ids: the kernel takes 340 lines (`user_namespaces(7)`), one is for root.
 const MAX_RANGES: usize = 339;
 
 /// Waits for the namespace, then becomes the program that writes its map.

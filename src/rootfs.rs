@@ -85,8 +85,12 @@ fn mount_layers(
 ) -> Result<RootMethod, MountError> {
     let overlay =
         OverlaySpec { layers, upper: disk.upper(), work: disk.work(), target: state.root() };
-    overlay.mount()?;
-    Ok(if layers.is_empty() { RootMethod::Empty } else { RootMethod::Overlay })
+    Ok(match overlay.mount()? {
+        a3s_box_oci::RootMethod::Empty => RootMethod::Empty,
+        a3s_box_oci::RootMethod::Overlay => RootMethod::Overlay,
+        a3s_box_oci::RootMethod::Reflink => RootMethod::Reflink,
+        a3s_box_oci::RootMethod::Copy => RootMethod::Copy,
+    })
 }
 
 /// Undoes [`mount`] for `--prepare`.

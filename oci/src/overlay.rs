@@ -2,7 +2,8 @@
 //!
 //! The mount is made in the caller's mount namespace, which should be private to it, so that the
 //! mount ends with the process. It is attached when it is complete. What a box writes is thrown away
-//! at its end, so nothing of it is ever synced.
+//! at its end, so nothing of it is ever synced. Where the kernel says that overlayfs cannot be had,
+//! the root is a copy of the layers.
 
 use std::fs::{DirBuilder, File, FileTimes, Permissions};
 use std::io;
@@ -11,18 +12,22 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
 use nix::mount::{MsFlags, mount};
 use nix::sys::stat::Mode;
 use nix::sys::statvfs::{FsFlags, fstatvfs};
 
 use crate::cache::CachedLayer;
-use crate::mount::{Flavour, LAYERS_LIMIT, Overlay, attach};
+use crate::clone::{CloneError, Method, flatten};
+use crate::mount::{Flavour, LAYERS_LIMIT, Overlay, attach, errno};
 use crate::stack::{InheritedDir, LayerStack};
 use crate::unpack::remove_tree;
 
 /// Mount flags: setuid bits and device nodes of a box have no power on the host.
 const FLAGS: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV);
+
+const OPEN_PATH: OFlag = OFlag::O_PATH.union(OFlag::O_DIRECTORY).union(OFlag::O_CLOEXEC);
 
 /// A root file system that cannot be mounted.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +56,29 @@ pub enum MountError {
         /// What the system said.
         source: io::Error,
     },
+    /// The root file system cannot be made by copying.
+    #[error("cannot copy the layers to `{}`, as overlayfs cannot be had ({refusal})", upper.display())]
+    Copy {
+        /// Where the copy was to be.
+        upper: PathBuf,
+        /// Why it was to be a copy.
+        refusal: String,
+        /// What is wrong.
+        source: CloneError,
+    },
+}
+
+/// How a root file system was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RootMethod {
+    /// There are no layers: it is the upper folder.
+    Empty,
+    /// An overlay of the layers.
+    Overlay,
+    /// A copy that shares its blocks with the layers.
+    Reflink,
+    /// A copy.
+    Copy,
 }
 
 impl MountError {
@@ -87,23 +115,63 @@ impl OverlaySpec<'_> {
     /// directories that a layer uses without describing them. One that is there stays as it is, as
     /// a box may have changed all that.
     ///
+    /// Without overlayfs, a new upper folder becomes a copy of the layers, and is the root.
+    ///
     /// # Errors
     ///
     /// When a folder cannot be made or opened, when there are too many layers, or when the kernel
     /// refuses.
-    pub fn mount(&self) -> Result<(), MountError> {
+    pub fn mount(&self) -> Result<RootMethod, MountError> {
         let stack = LayerStack::of(self.layers)?;
         let upper = make_folder(&self.upper, 0o755)?;
         if stack.lower.is_empty() {
-            return self.bind_upper();
+            return self.bind_upper().map(|()| RootMethod::Empty);
+        }
+        if stack.lower.len() > LAYERS_LIMIT {
+            return Err(MountError::TooManyLayers { found: stack.lower.len() });
         }
         self.remove_work()?;
         make_folder(&self.work, 0o700)?;
-        let root = self.mount_stack(&stack.lower)?;
-        if upper == Folder::New {
-            self.inherit(&root, &stack.inherited)?;
+        let flavour = File::open(&self.work).and_then(Flavour::of_process);
+        let flavour = flavour.map_err(|source| MountError::folder("try", &self.work, source))?;
+        let lower = stack.lower.iter().map(|path| open_folder(path));
+        let lower = lower.collect::<Result<Vec<_>, _>>()?;
+        match self.mount_stack(&lower, flavour) {
+            Ok(root) => {
+                if upper == Folder::New {
+                    self.inherit(&root, &stack.inherited)?;
+                }
+                attach(&root, &self.target).map_err(|source| self.refused(source))?;
+                Ok(RootMethod::Overlay)
+            }
+            Err(refusal) if upper == Folder::New && is_without_overlay(&refusal, flavour) => {
+                tracing::warn!(%refusal, "overlayfs cannot be had: copying the layers");
+                self.copy(&lower, &stack.inherited, flavour, &refusal)
+            }
+            Err(refusal) => Err(self.refused(refusal)),
         }
-        attach(&root, &self.target).map_err(|source| self.refused(source))
+    }
+
+    /// Makes the root by copying into the upper folder.
+    fn copy(
+        &self,
+        lower: &[OwnedFd],
+        inherited: &[InheritedDir],
+        flavour: Flavour,
+        refusal: &io::Error,
+    ) -> Result<RootMethod, MountError> {
+        let upper = open_folder(&self.upper)?;
+        let method = flatten(lower, &upper, flavour).map_err(|source| MountError::Copy {
+            upper: self.upper.clone(),
+            refusal: refusal.to_string(),
+            source,
+        })?;
+        self.inherit(&upper, inherited)?;
+        self.bind_upper()?;
+        Ok(match method {
+            Method::Reflink => RootMethod::Reflink,
+            Method::Copy => RootMethod::Copy,
+        })
     }
 
     /// Removes overlayfs' own folder: the kernel refuses one of a mount that never synced.
@@ -117,17 +185,10 @@ impl OverlaySpec<'_> {
             .map_err(|errno| MountError::folder("remove folder", &self.work, errno.into()))
     }
 
-    fn mount_stack(&self, lower: &[PathBuf]) -> Result<OwnedFd, MountError> {
-        if lower.len() > LAYERS_LIMIT {
-            return Err(MountError::TooManyLayers { found: lower.len() });
-        }
-        let lower = lower.iter().map(|path| open_folder(path)).collect::<Result<Vec<_>, _>>()?;
-        let (upper, work) = (open_folder(&self.upper)?, open_folder(&self.work)?);
-        let flavour = File::open(&self.work).and_then(Flavour::of_process);
-        let flavour = flavour.map_err(|source| MountError::folder("try", &self.work, source))?;
-        Overlay { lower: &lower, upper: &upper, work: &work, flavour, volatile: true }
-            .mount()
-            .map_err(|source| self.refused(source))
+    fn mount_stack(&self, lower: &[OwnedFd], flavour: Flavour) -> io::Result<OwnedFd> {
+        let open = |path| open(path, OPEN_PATH, Mode::empty());
+        let (upper, work) = (open(&self.upper)?, open(&self.work)?);
+        Overlay { lower, upper: &upper, work: &work, flavour, volatile: true }.mount()
     }
 
     /// Mounts the upper folder itself: an overlay without layers is not allowed, and not needed.
@@ -185,6 +246,17 @@ impl OverlaySpec<'_> {
     }
 }
 
+/// Says whether a refusal means that overlayfs cannot be had here: the kernel is without it, or does
+/// not know what it was asked for, or takes no such file system for an upper folder, or allows no
+/// user namespace to mount it.
+fn is_without_overlay(refusal: &io::Error, flavour: Flavour) -> bool {
+    match errno(refusal) {
+        Some(Errno::ENODEV | Errno::EINVAL | Errno::EOPNOTSUPP | Errno::ENOSYS) => true,
+        Some(Errno::EPERM) => flavour == Flavour::User,
+        _ => false,
+    }
+}
+
 /// Makes a folder that is missing; one that is there stays as it is.
 fn make_folder(path: &Path, mode: u32) -> Result<Folder, MountError> {
     let failed = |source| MountError::folder("make folder", path, source);
@@ -198,7 +270,6 @@ fn make_folder(path: &Path, mode: u32) -> Result<Folder, MountError> {
 }
 
 fn open_folder(path: &Path) -> Result<OwnedFd, MountError> {
-    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    open(path, flags, Mode::empty())
+    open(path, OPEN_PATH, Mode::empty())
         .map_err(|errno| MountError::folder("open folder", path, errno.into()))
 }

@@ -6,13 +6,13 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use a3s_box_oci::{CachedLayer, MountError, OverlaySpec};
+use a3s_box_oci::{CachedLayer, MountError, OverlaySpec, RootMethod};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use tar::EntryType;
 
 use crate::archive::{TIME, Tar};
-use crate::bench::{Bench, amd64, chain, names};
+use crate::bench::{Bench, amd64, chain, names, tree};
 
 /// Gives the test process a mount namespace of its own, from which nothing spreads.
 fn private_mounts() {
@@ -161,6 +161,70 @@ fn directory_that_no_entry_describes_is_as_lower_layers_have_it() {
     nix::mount::umount(&root).unwrap();
     mounted(&bench, &layers);
     assert_eq!(fs::metadata(root.join("tmp")).unwrap().mode() & 0o7777, 0o700);
+}
+
+/// Mounts an overlay at the folder `name`, as containers have it for a root; overlayfs takes none for
+/// an upper folder.
+fn on_overlay(bench: &Bench, name: &str) -> PathBuf {
+    let folder = |part: &str| {
+        let path = bench.path(&format!("{name}-{part}"));
+        fs::create_dir(&path).unwrap();
+        path
+    };
+    let (lower, upper, work) = (folder("lower"), folder("upper"), folder("work"));
+    let options = [("lowerdir", lower), ("upperdir", upper), ("workdir", work)]
+        .map(|(option, path)| format!("{option}={}", path.display()))
+        .join(",");
+    let target = bench.path(name);
+    fs::create_dir(&target).unwrap();
+    let flags = MsFlags::empty();
+    mount(Some("overlay"), &target, Some("overlay"), flags, Some(options.as_str())).unwrap();
+    target
+}
+
+#[test]
+fn where_overlayfs_cannot_be_had_the_root_is_the_same_as_a_copy() {
+    private_mounts();
+    let bench = Bench::new();
+    let described = |name: &str, mode| Tar::new().entry(EntryType::Directory, name, mode, b"");
+    let layers = unpacked(
+        &bench,
+        &[
+            described("./", 0o711)
+                .entry(EntryType::Directory, "tmp", 0o1777, b"")
+                .file("tmp/gone", "")
+                .dir("o")
+                .file("o/old", "1")
+                .symlink("link", "tmp"),
+            Tar::new()
+                .file("tmp/file", "")
+                .file("tmp/.wh.gone", "")
+                .file("o/.wh..wh..opq", "")
+                .file("o/new", "2"),
+        ],
+    );
+    let expected = {
+        let spec = spec(&bench, &layers);
+        assert_eq!(spec.mount().unwrap(), RootMethod::Overlay);
+        let found = tree(&spec.target);
+        nix::mount::umount(&spec.target).unwrap();
+        found
+    };
+    let state = on_overlay(&bench, "state");
+    let copied = OverlaySpec {
+        upper: state.join("upper"),
+        work: state.join("work"),
+        ..spec(&bench, &layers)
+    };
+    assert_eq!(copied.mount().unwrap(), RootMethod::Copy);
+    assert_eq!(tree(&copied.target), expected);
+    let options = mount_options(&copied.target);
+    assert!(options.contains("nosuid") && options.contains("nodev"), "{options}");
+    // Nothing is copied over what is there; the kernel's reason is told.
+    nix::mount::umount(&copied.target).unwrap();
+    let text = chain(&copied.mount().unwrap_err());
+    assert!(text.contains("not supported as upperdir"), "{text}");
+    nix::mount::umount(&state).unwrap();
 }
 
 /// Makes layers with a file each, unpacked.

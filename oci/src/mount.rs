@@ -162,10 +162,6 @@ enum Handover {
     Classic,
 }
 
-impl Handover {
-    const ALL: [Self; 3] = [Self::Fds, Self::Paths, Self::Classic];
-}
-
 /// Makes a detached overlay mount that survives a crash as its upper folder does, and returns the
 /// root directory of it.
 ///
@@ -204,21 +200,7 @@ impl Overlay<'_> {
             );
             return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
         }
-        let mut kept: Option<Refusal> = None;
-        for handover in Handover::ALL {
-            match self.mount_by(handover) {
-                Ok(mount) => return Ok(mount),
-                Err(refusal) => {
-                    let last = !refusal.may_be_of_the_way();
-                    // The first that explains itself is told about; `mount(2)` never does.
-                    kept = kept.filter(Refusal::explains_more_than_the_way).or(Some(refusal));
-                    if last {
-                        break;
-                    }
-                }
-            }
-        }
-        Err(kept.map_or_else(|| io::ErrorKind::Unsupported.into(), Into::into))
+        first_that_works(|handover| self.mount_by(handover)).map_err(Into::into)
     }
 
     fn mount_by(&self, handover: Handover) -> Result<OwnedFd, Refusal> {
@@ -381,6 +363,31 @@ impl From<Refusal> for io::Error {
 pub(crate) fn errno(error: &io::Error) -> Option<Errno> {
     let of_refusal = || error.get_ref()?.downcast_ref::<Refusal>()?.source.raw_os_error();
     error.raw_os_error().or_else(of_refusal).map(Errno::from_raw)
+}
+
+/// Tries one way after the other. Of the refusals the first that explains itself is told about, as
+/// `mount(2)` never does, else the last.
+fn first_that_works<T>(
+    mut attempt: impl FnMut(Handover) -> Result<T, Refusal>,
+) -> Result<T, Refusal> {
+    let mut kept = match attempt(Handover::Fds) {
+        Err(refusal) if refusal.may_be_of_the_way() => refusal,
+        other => return other,
+    };
+    for handover in [Handover::Paths, Handover::Classic] {
+        let refusal = match attempt(handover) {
+            Ok(made) => return Ok(made),
+            Err(refusal) => refusal,
+        };
+        let last = !refusal.may_be_of_the_way();
+        if !kept.explains_more_than_the_way() {
+            kept = refusal;
+        }
+        if last {
+            break;
+        }
+    }
+    Err(kept)
 }
 
 /// Reads the kernel's error messages of a context.

@@ -4,12 +4,14 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 
-use nix::fcntl::{OFlag, open};
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
 use nix::sys::stat::{SFlag, mknod};
 use rustix::fs::{XattrFlags, setxattr};
 use tempfile::TempDir;
 
 use super::*;
+
+const WAYS: [Handover; 3] = [Handover::Fds, Handover::Paths, Handover::Classic];
 
 /// Folders for mounts, in a mount namespace of the test's own.
 struct Bench(TempDir);
@@ -87,7 +89,7 @@ fn each_way_of_handing_layers_over_makes_the_same_tree_and_leaves_nothing() {
     let bench = Bench::new();
     let before = visible_overlays();
     for flavour in [Flavour::Trusted, Flavour::User] {
-        for handover in Handover::ALL {
+        for handover in WAYS {
             let at = |name: &str| format!("{flavour:?} {handover:?}/{name}");
             bench.write(&at("bottom/gone"), "1");
             bench.write(&at("bottom/below/hidden"), "1");
@@ -112,7 +114,12 @@ fn each_way_of_handing_layers_over_makes_the_same_tree_and_leaves_nothing() {
             ];
             let expected = expected.map(|(name, text)| (PathBuf::from(name), text.to_owned()));
             assert_eq!(tree(&root), BTreeMap::from(expected), "{flavour:?} {handover:?}");
-            fs::write(format!("/proc/thread-self/fd/{}/new", root.as_raw_fd()), "3").unwrap();
+            let how = OpenHow::new()
+                .flags(OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_CLOEXEC)
+                .mode(Mode::S_IRWXU)
+                .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_XDEV);
+            let made = openat2(&root, "/link/../new", how).unwrap();
+            nix::unistd::write(&made, b"3").unwrap();
             assert_eq!(fs::read_to_string(bench.path(&at("upper/new"))).unwrap(), "3");
             assert_eq!(visible_overlays(), before, "{flavour:?} {handover:?}");
             assert!(!bench.path(&at("work/mount")).exists());
@@ -136,7 +143,7 @@ fn each_way_of_handing_layers_over_makes_the_same_tree_and_leaves_nothing() {
 fn five_hundred_layers_are_mounted_in_each_way_and_one_more_is_refused() {
     let bench = Bench::new();
     let layers = bench.layers(501);
-    for (number, handover) in Handover::ALL.into_iter().enumerate() {
+    for (number, handover) in WAYS.into_iter().enumerate() {
         for count in [128, 499, 500] {
             let at = |name: &str| bench.folder(&format!("{name}{number}-{count}"));
             let (upper, work) = (at("upper"), at("work"));
@@ -181,7 +188,7 @@ fn layer_cannot_redirect_lookups() {
     bench.set("top/shown", "trusted.overlay.redirect", "/secret");
     let lower = [bench.folder("top"), bench.folder("bottom")];
     let (upper, work) = (bench.folder("upper"), bench.folder("work"));
-    for handover in Handover::ALL {
+    for handover in WAYS {
         let flavour = Flavour::Trusted;
         let overlay =
             Overlay { lower: &lower, upper: &upper, work: &work, flavour, volatile: false };
@@ -194,5 +201,51 @@ fn layer_cannot_redirect_lookups() {
             Err(error) => panic!("{error}"),
         };
         assert!(!names.iter().any(|name| name == OsStr::new("file")), "{names:?}");
+    }
+}
+
+/// What a kernel of each age answers in each way, and what comes of it.
+#[test]
+fn kernels_of_each_age_are_asked_in_a_way_they_know_and_errors_explain_the_folders() {
+    let refusal = |errno: Errno, explanation: Option<&str>| {
+        let explanation = explanation.map(str::to_owned);
+        Err(Refusal { step: Step::Create, explanation, source: errno.into() })
+    };
+    let bad_value = || refusal(Errno::EINVAL, Some("overlay: Bad value for 'upperdir'"));
+    let legacy = || refusal(Errno::EINVAL, Some("overlay: VFS: Legacy: Parameter type"));
+    let weird = || refusal(Errno::EINVAL, Some("overlay: filesystem on a not supported"));
+    let silent = || refusal(Errno::EINVAL, None);
+    let cases: [([Result<u8, Refusal>; 3], Result<u8, (Errno, Option<&str>)>, usize); 8] = [
+        // Works at once; an old kernel; a very old one.
+        ([Ok(1), Ok(2), Ok(3)], Ok(1), 1),
+        ([bad_value(), Ok(2), Ok(3)], Ok(2), 2),
+        ([legacy(), silent(), Ok(3)], Ok(3), 3),
+        // No new system calls at all.
+        ([refusal(Errno::ENOSYS, None), refusal(Errno::ENOSYS, None), Ok(3)], Ok(3), 3),
+        // Each kernel with folders that overlayfs does not take.
+        ([weird(), weird(), silent()], Err((Errno::EINVAL, Some("not supported"))), 3),
+        ([bad_value(), weird(), silent()], Err((Errno::EINVAL, Some("not supported"))), 3),
+        ([legacy(), silent(), silent()], Err((Errno::EINVAL, None)), 3),
+        // Nothing that another way could help with.
+        ([refusal(Errno::EACCES, None), Ok(2), Ok(3)], Err((Errno::EACCES, None)), 1),
+    ];
+    for (number, (answers, expected, expected_asked)) in cases.into_iter().enumerate() {
+        let mut asked = 0;
+        let mut answers = answers.into_iter();
+        let found = first_that_works(|_| {
+            asked += 1;
+            answers.next().unwrap()
+        });
+        assert_eq!(asked, expected_asked, "case {number}");
+        match (found, expected) {
+            (Ok(found), Ok(expected)) => assert_eq!(found, expected, "case {number}"),
+            (Err(found), Err((errno, text))) => {
+                assert_eq!(found.source.raw_os_error(), Some(errno as i32), "case {number}");
+                let explanation = found.explanation.unwrap_or_default();
+                assert!(explanation.ends_with(text.unwrap_or_default()), "case {number}");
+                assert_eq!(explanation.is_empty(), text.is_none(), "case {number}");
+            }
+            (found, _) => panic!("case {number}: {found:?}"),
+        }
     }
 }

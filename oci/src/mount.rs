@@ -338,15 +338,17 @@ impl Refusal {
     }
 
     /// Whether another way of handing folders over could help: an old kernel does not know a system
-    /// call, or an option, or that an option can be an fd.
+    /// call (`ENOSYS`), an option (`EINVAL`), or that options can be fds (`EOPNOTSUPP` as long as
+    /// overlayfs was a file system of the old kind, before Linux 6.5).
     fn may_be_of_the_way(&self) -> bool {
-        matches!(errno(&self.source), Some(Errno::EINVAL | Errno::ENOSYS))
+        let of_the_way = [Errno::EINVAL, Errno::ENOSYS, Errno::EOPNOTSUPP];
+        errno(&self.source).is_some_and(|errno| of_the_way.contains(&errno))
     }
 
     /// Whether the kernel's words are about the folders, and not about an option that it does not
     /// take in this way.
     fn explains_more_than_the_way(&self) -> bool {
-        let of_the_way = ["Unknown parameter", "Bad value for", "VFS: Legacy"];
+        let of_the_way = ["Unknown parameter", "Bad value for"];
         self.explanation
             .as_ref()
             .is_some_and(|text| of_the_way.iter().all(|way| !text.contains(way)))
@@ -374,8 +376,13 @@ fn first_that_works<T>(
         Err(refusal) if refusal.may_be_of_the_way() => refusal,
         other => return other,
     };
-    for handover in [Handover::Paths, Handover::Classic] {
-        let refusal = match attempt(handover) {
+    // A kernel that does not know the option at all would only complain in its log.
+    let ways: &[Handover] = match errno(&kept.source) {
+        Some(Errno::EINVAL) => &[Handover::Paths, Handover::Classic],
+        _ => &[Handover::Classic],
+    };
+    for handover in ways {
+        let refusal = match attempt(*handover) {
             Ok(made) => return Ok(made),
             Err(refusal) => refusal,
         };

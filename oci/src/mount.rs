@@ -338,10 +338,11 @@ impl Refusal {
     }
 
     /// Whether another way of handing folders over could help: an old kernel does not know a system
-    /// call (`ENOSYS`), an option (`EINVAL`), or that options can be fds (`EOPNOTSUPP` as long as
-    /// overlayfs was a file system of the old kind, before Linux 6.5).
+    /// call (`ENOSYS`), an option (`EINVAL`), or that options can be fds: then it has no such fds as
+    /// these (`EBADF`, seen of Linux 6.12), or no such options as long as overlayfs was a file system
+    /// of the old kind (`EOPNOTSUPP`, seen of Linux 6.1).
     fn may_be_of_the_way(&self) -> bool {
-        let of_the_way = [Errno::EINVAL, Errno::ENOSYS, Errno::EOPNOTSUPP];
+        let of_the_way = [Errno::EINVAL, Errno::ENOSYS, Errno::EBADF, Errno::EOPNOTSUPP];
         errno(&self.source).is_some_and(|errno| of_the_way.contains(&errno))
     }
 
@@ -378,7 +379,7 @@ fn first_that_works<T>(
     };
     // A kernel that does not know the option at all would only complain in its log.
     let ways: &[Handover] = match errno(&kept.source) {
-        Some(Errno::EINVAL) => &[Handover::Paths, Handover::Classic],
+        Some(Errno::EINVAL | Errno::EBADF) => &[Handover::Paths, Handover::Classic],
         _ => &[Handover::Classic],
     };
     for handover in ways {

@@ -227,10 +227,13 @@ fn kernels_of_each_age_are_asked_in_a_way_they_know_and_errors_explain_the_folde
     let weird = || refusal(Errno::EINVAL, Some("overlay: filesystem on a not supported"));
     let silent = || refusal(Errno::EINVAL, None);
     type Case<'a> = ([Result<u8, Refusal>; 3], Result<u8, (Errno, Option<&'a str>)>, &'a str);
-    let cases: [Case<'_>; 8] = [
+    let bad_fd = || refusal(Errno::EBADF, None);
+    let cases: [Case<'_>; 10] = [
         // Works at once; Linux 6.12; Linux 6.1.
         ([Ok(1), Ok(2), Ok(3)], Ok(1), "Fds"),
+        ([bad_fd(), Ok(2), Ok(3)], Ok(2), "Fds Paths"),
         ([bad_value(), Ok(2), Ok(3)], Ok(2), "Fds Paths"),
+        ([bad_fd(), silent(), silent()], Err((Errno::EINVAL, None)), "Fds Paths Classic"),
         ([legacy(), Ok(2), Ok(3)], Ok(3), "Fds Classic"),
         // No new system calls at all.
         ([refusal(Errno::ENOSYS, None), Ok(2), Ok(3)], Ok(3), "Fds Classic"),

@@ -38,6 +38,11 @@ pub(crate) enum DiskError {
         "`{program}`, which `resources.disk_mib` needs, was not found: install the package `{package}`"
     )]
     ProgramMissing { program: &'static str, package: &'static str },
+    #[error(
+        "a limit on what a box writes into the state folder needs root (found: no access to \
+         `/dev/loop-control`): set `resources.disk` to `memory`, or leave `resources.disk_mib` out"
+    )]
+    NeedsRoot(#[source] io::Error),
     #[error("`{program}` failed ({status}): {complaint}")]
     ProgramFailed { program: &'static str, status: ExitStatus, complaint: String },
 }
@@ -58,6 +63,7 @@ impl Disk {
                 Ok(Self { place: UpperPlace::StateDir, folder: state.folder().to_owned() })
             }
             (DiskPlace::StateDir, Some(mib)) => {
+                check_loop_devices()?;
                 make_image(&state.disk_image(), mib)?;
                 mount_image(&state.disk_image(), &make_folder(state)?)?;
                 Ok(mounted(UpperPlace::Image))
@@ -82,6 +88,17 @@ fn make_folder(state: &StateDir) -> Result<PathBuf, DiskError> {
     let path = state.disk();
     DirBuilder::new().mode(0o700).create(&path).map_err(system("make", &path))?;
     Ok(path)
+}
+
+/// Loop devices are the machine's own, which a user namespace has no power over.
+fn check_loop_devices() -> Result<(), DiskError> {
+    match OpenOptions::new().write(true).open("/dev/loop-control") {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            Err(DiskError::NeedsRoot(error))
+        }
+        // Whatever else is wrong, `mount` says it better.
+        _ => Ok(()),
+    }
 }
 
 fn mount_memory(target: &Path, limit_mib: Option<u32>) -> Result<(), DiskError> {

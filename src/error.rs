@@ -94,7 +94,12 @@ impl ShimError {
                 ),
                 _ => None,
             },
-            Self::Process(_) => Some("this version needs to run as root".to_owned()),
+            Self::Process(_) => Some(
+                "run as root, or where an ordinary user may make user namespaces \
+                 (sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone and \
+                 kernel.apparmor_restrict_unprivileged_userns)"
+                    .to_owned(),
+            ),
             _ => None,
         }
     }

@@ -119,8 +119,12 @@ impl CachedStack {
 fn mount_stack(stack: &Stack, disk: &Disk, state: &StateDir) -> Result<RootMethod, MountError> {
     let overlay =
         OverlaySpec { stack, upper: disk.upper(), work: disk.work(), target: state.root() };
-    overlay.mount()?;
-    Ok(if stack.trees().next().is_none() { RootMethod::Empty } else { RootMethod::Overlay })
+    Ok(match overlay.mount()? {
+        a3s_box_oci::RootMethod::Empty => RootMethod::Empty,
+        a3s_box_oci::RootMethod::Overlay => RootMethod::Overlay,
+        a3s_box_oci::RootMethod::Reflink => RootMethod::Reflink,
+        a3s_box_oci::RootMethod::Copy => RootMethod::Copy,
+    })
 }
 
 /// Undoes [`mount`] for `--prepare`.

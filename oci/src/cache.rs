@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! <dir>/                        owned by us, not writable by others
-//! └── layers-v2/                0700, as image trees hold setuid files; a new format gets a new name
+//! └── layers-v2[-user]/         0700, as image trees hold setuid files; a new format gets a new name,
+//!     │                         and what is unpacked in a user namespace is apart
 //!     ├── ready/<name>/         verified; never written again
 //!     │   ├── tree/             what overlayfs mounts; whiteouts are in its form
 //!     │   ├── facts.json, seams see `record`
@@ -49,7 +50,7 @@ use crate::unpack::{LayerError, LayerFacts, Limits, Seams, remove_tree};
 /// Folder of the current format.
 const FORMAT_DIR: &str = "layers-v2";
 
-/// The same for layers with the marks of a user namespace.
+/// The same for a user namespace, whose marks and owners are others.
 const USER_FORMAT_DIR: &str = "layers-v2-user";
 
 /// The tree of a layer, in its folder.

@@ -24,6 +24,7 @@
 mod batch;
 mod blob;
 mod cache;
+mod clone;
 mod compose;
 mod digest;
 mod healthcheck;
@@ -40,12 +41,13 @@ mod unpack;
 
 pub use blob::BlobError;
 pub use cache::{CacheError, CachedLayer, LayerCache, LayerLease};
+pub use clone::CloneError;
 pub use compose::Stack;
 pub use digest::{Algorithm, Digest, DigestError};
 pub use healthcheck::Healthcheck;
 pub use image::{Compression, Image, ImageConfig, Layer};
 pub use layout::{Layout, LayoutError};
-pub use overlay::{MountError, OverlaySpec};
+pub use overlay::{MountError, OverlaySpec, RootMethod};
 pub use platform::{Platform, PlatformError};
 pub use unpack::{
     ArchiveError, EntryError, LayerError, LayerFacts, Limits, PathError, PaxError, Progress,

@@ -56,14 +56,6 @@ pub(crate) enum Flavour {
 }
 
 impl Flavour {
-    /// Returns the attribute by which a directory hides what lower layers have in it.
-    pub(crate) fn opaque(self) -> &'static str {
-        match self {
-            Self::Trusted => "trusted.overlay.opaque",
-            Self::User => "user.overlay.opaque",
-        }
-    }
-
     /// Finds the flavour that this process can use, by trying on a folder of its own.
     ///
     /// # Errors
@@ -79,6 +71,14 @@ impl Flavour {
             // A file system without such attributes: overlayfs is to say what it lacks.
             Err(rustix::io::Errno::NOTSUP) => Ok(Self::Trusted),
             Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// The attribute that hides what lower layers have in a directory; its value is `y`.
+    pub(crate) fn opaque_xattr(self) -> &'static str {
+        match self {
+            Self::Trusted => "trusted.overlay.opaque",
+            Self::User => "user.overlay.opaque",
         }
     }
 
@@ -162,10 +162,6 @@ enum Handover {
     Classic,
 }
 
-impl Handover {
-    const ALL: [Self; 3] = [Self::Fds, Self::Paths, Self::Classic];
-}
-
 /// Makes a detached overlay mount that survives a crash as its upper folder does, and returns the
 /// root directory of it.
 ///
@@ -203,21 +199,7 @@ impl Overlay<'_> {
             );
             return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
         }
-        let mut kept: Option<Refusal> = None;
-        for handover in Handover::ALL {
-            match self.mount_by(handover) {
-                Ok(mount) => return Ok(mount),
-                Err(refusal) => {
-                    let last = !refusal.may_be_of_the_way();
-                    // The first that explains itself is told about; `mount(2)` never does.
-                    kept = kept.filter(Refusal::explains_more_than_the_way).or(Some(refusal));
-                    if last {
-                        break;
-                    }
-                }
-            }
-        }
-        Err(kept.map_or_else(|| io::ErrorKind::Unsupported.into(), Into::into))
+        first_that_works(|handover| self.mount_by(handover)).map_err(Into::into)
     }
 
     fn mount_by(&self, handover: Handover) -> Result<OwnedFd, Refusal> {
@@ -355,15 +337,18 @@ impl Refusal {
     }
 
     /// Whether another way of handing folders over could help: an old kernel does not know a system
-    /// call, or an option, or that an option can be an fd.
+    /// call (`ENOSYS`), an option (`EINVAL`), or that options can be fds: then it has no such fds as
+    /// these (`EBADF`, seen of Linux 6.12), or no such options as long as overlayfs was a file system
+    /// of the old kind (`EOPNOTSUPP`, seen of Linux 6.1).
     fn may_be_of_the_way(&self) -> bool {
-        matches!(errno(&self.source), Some(Errno::EINVAL | Errno::ENOSYS))
+        let of_the_way = [Errno::EINVAL, Errno::ENOSYS, Errno::EBADF, Errno::EOPNOTSUPP];
+        errno(&self.source).is_some_and(|errno| of_the_way.contains(&errno))
     }
 
     /// Whether the kernel's words are about the folders, and not about an option that it does not
     /// take in this way.
     fn explains_more_than_the_way(&self) -> bool {
-        let of_the_way = ["Unknown parameter", "Bad value for", "VFS: Legacy"];
+        let of_the_way = ["Unknown parameter", "Bad value for"];
         self.explanation
             .as_ref()
             .is_some_and(|text| of_the_way.iter().all(|way| !text.contains(way)))
@@ -380,6 +365,36 @@ impl From<Refusal> for io::Error {
 pub(crate) fn errno(error: &io::Error) -> Option<Errno> {
     let of_refusal = || error.get_ref()?.downcast_ref::<Refusal>()?.source.raw_os_error();
     error.raw_os_error().or_else(of_refusal).map(Errno::from_raw)
+}
+
+/// Tries one way after the other. Of the refusals the first that explains itself is told about, as
+/// `mount(2)` never does, else the last.
+fn first_that_works<T>(
+    mut attempt: impl FnMut(Handover) -> Result<T, Refusal>,
+) -> Result<T, Refusal> {
+    let mut kept = match attempt(Handover::Fds) {
+        Err(refusal) if refusal.may_be_of_the_way() => refusal,
+        other => return other,
+    };
+    // A kernel that does not know the option at all would only complain in its log.
+    let ways: &[Handover] = match errno(&kept.source) {
+        Some(Errno::EINVAL | Errno::EBADF) => &[Handover::Paths, Handover::Classic],
+        _ => &[Handover::Classic],
+    };
+    for handover in ways {
+        let refusal = match attempt(*handover) {
+            Ok(made) => return Ok(made),
+            Err(refusal) => refusal,
+        };
+        let last = !refusal.may_be_of_the_way();
+        if !kept.explains_more_than_the_way() {
+            kept = refusal;
+        }
+        if last {
+            break;
+        }
+    }
+    Err(kept)
 }
 
 /// Reads the kernel's error messages of a context.

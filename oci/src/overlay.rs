@@ -2,7 +2,8 @@
 //!
 //! The mount is made in the caller's mount namespace, which should be private to it, so that the
 //! mount ends with the process. It is attached when it is complete. What a box writes is thrown away
-//! at its end, so nothing of it is ever synced.
+//! at its end, so nothing of it is ever synced. Where the kernel says that overlayfs cannot be had,
+//! the root is a copy of the layers.
 
 use std::fs::{DirBuilder, Permissions};
 use std::io;
@@ -11,17 +12,22 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::mount::{MsFlags, mount};
 use nix::sys::stat::Mode;
+use nix::sys::statvfs::{FsFlags, fstatvfs};
 
+use crate::clone::{CloneError, Method, flatten};
 use crate::compose::Stack;
 use crate::metadata::{UNDESCRIBED_DIR_MODE, copy_metadata, reset_metadata};
-use crate::mount::{LAYERS_LIMIT, Overlay, attach};
+use crate::mount::{Flavour, LAYERS_LIMIT, Overlay, attach, errno};
 use crate::unpack::remove_tree;
 
 /// Mount flags: setuid bits and device nodes of a box have no power on the host.
 const FLAGS: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV);
+
+const OPEN_PATH: OFlag = OFlag::O_PATH.union(OFlag::O_DIRECTORY).union(OFlag::O_CLOEXEC);
 
 /// A root file system that cannot be mounted.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +56,29 @@ pub enum MountError {
         /// What the system said.
         source: io::Error,
     },
+    /// The root file system cannot be made by copying.
+    #[error("cannot copy the layers to `{}`, as overlayfs cannot be had ({refusal})", upper.display())]
+    Copy {
+        /// Where the copy was to be.
+        upper: PathBuf,
+        /// Why it was to be a copy.
+        refusal: String,
+        /// What is wrong.
+        source: CloneError,
+    },
+}
+
+/// How a root file system was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RootMethod {
+    /// There are no layers: it is the upper folder.
+    Empty,
+    /// An overlay of the layers.
+    Overlay,
+    /// A copy that shares its blocks with the layers.
+    Reflink,
+    /// A copy.
+    Copy,
 }
 
 impl MountError {
@@ -85,27 +114,68 @@ impl OverlaySpec<'_> {
     /// A new upper folder takes the metadata that the image's root has. One that is there stays as
     /// it is, as a box may have changed that.
     ///
+    /// Without overlayfs, a new upper folder becomes a copy of the layers, and is the root.
+    ///
     /// # Errors
     ///
     /// When a folder cannot be made or opened, when there are too many layers, or when the kernel
     /// refuses.
-    pub fn mount(&self) -> Result<(), MountError> {
-        if make_folder(&self.upper, UNDESCRIBED_DIR_MODE)? == Folder::New {
-            let inherit = || match &self.stack.root {
-                Some(model) => copy_metadata(&open_dir(model)?, &open_dir(&self.upper)?),
-                None => reset_metadata(&open_dir(&self.upper)?),
-            };
-            inherit().map_err(|source| {
-                MountError::folder("set the metadata of folder", &self.upper, source)
-            })?;
+    pub fn mount(&self) -> Result<RootMethod, MountError> {
+        let upper = make_folder(&self.upper, UNDESCRIBED_DIR_MODE)?;
+        if upper == Folder::New {
+            self.inherit_root()?;
         }
-        if self.stack.members.is_empty() {
-            return self.bind_upper();
+        let members = &self.stack.members;
+        if members.is_empty() {
+            return self.bind_upper().map(|()| RootMethod::Empty);
+        }
+        if members.len() > LAYERS_LIMIT {
+            return Err(MountError::TooManyLayers { found: members.len() });
         }
         self.remove_work()?;
         make_folder(&self.work, 0o700)?;
-        let root = self.mount_stack()?;
-        attach(&root, &self.target).map_err(|source| self.refused(source))
+        let lower = members.iter().rev().map(|member| open_folder(&member.tree));
+        let lower = lower.collect::<Result<Vec<_>, _>>()?;
+        match self.mount_stack(&lower) {
+            Ok(root) => {
+                attach(&root, &self.target).map_err(|source| self.refused(source))?;
+                Ok(RootMethod::Overlay)
+            }
+            Err(refusal)
+                if upper == Folder::New && is_without_overlay(&refusal, self.stack.flavour) =>
+            {
+                tracing::warn!(%refusal, "overlayfs cannot be had: copying the layers");
+                self.copy(&lower, &refusal)
+            }
+            Err(refusal) => Err(self.refused(refusal)),
+        }
+    }
+
+    /// Gives the upper folder the metadata of the image's root.
+    fn inherit_root(&self) -> Result<(), MountError> {
+        let inherit = || match &self.stack.root {
+            Some(model) => copy_metadata(&open_dir(model)?, &open_dir(&self.upper)?),
+            None => reset_metadata(&open_dir(&self.upper)?),
+        };
+        inherit()
+            .map_err(|source| MountError::folder("set the metadata of folder", &self.upper, source))
+    }
+
+    /// Makes the root by copying into the upper folder.
+    fn copy(&self, lower: &[OwnedFd], refusal: &io::Error) -> Result<RootMethod, MountError> {
+        let upper = open_folder(&self.upper)?;
+        let copied = flatten(lower, &upper, self.stack.flavour);
+        let method = copied.map_err(|source| MountError::Copy {
+            upper: self.upper.clone(),
+            refusal: refusal.to_string(),
+            source,
+        })?;
+        self.inherit_root()?;
+        self.bind_upper()?;
+        Ok(match method {
+            Method::Reflink => RootMethod::Reflink,
+            Method::Copy => RootMethod::Copy,
+        })
     }
 
     /// Removes overlayfs' own folder: the kernel refuses one of a mount that never synced.
@@ -119,19 +189,11 @@ impl OverlaySpec<'_> {
             .map_err(|errno| MountError::folder("remove folder", &self.work, errno.into()))
     }
 
-    fn mount_stack(&self) -> Result<OwnedFd, MountError> {
-        let members = &self.stack.members;
-        if members.len() > LAYERS_LIMIT {
-            return Err(MountError::TooManyLayers { found: members.len() });
-        }
-        let topmost_first = members.iter().rev();
-        let lower =
-            topmost_first.map(|member| open_folder(&member.tree)).collect::<Result<Vec<_>, _>>()?;
-        let (upper, work) = (open_folder(&self.upper)?, open_folder(&self.work)?);
+    fn mount_stack(&self, lower: &[OwnedFd]) -> io::Result<OwnedFd> {
+        let open = |path| open(path, OPEN_PATH, Mode::empty());
+        let (upper, work) = (open(&self.upper)?, open(&self.work)?);
         let flavour = self.stack.flavour;
-        Overlay { lower: &lower, upper: &upper, work: &work, flavour, volatile: true }
-            .mount()
-            .map_err(|source| self.refused(source))
+        Overlay { lower, upper: &upper, work: &work, flavour, volatile: true }.mount()
     }
 
     /// Mounts the upper folder itself: an overlay without layers is not allowed, and not needed.
@@ -145,11 +207,26 @@ impl OverlaySpec<'_> {
                 .map_err(|errno| self.refused(errno.into()))
         };
         mount(Some(&by_fd), MsFlags::MS_BIND)?;
-        mount(None, MsFlags::MS_REMOUNT | MsFlags::MS_BIND | FLAGS)
+        // A user namespace may not take away what the file system's own mount has.
+        let own = fstatvfs(&upper_fd).map_err(|errno| self.refused(errno.into()))?.flags();
+        let kept =
+            if own.contains(FsFlags::ST_NOEXEC) { MsFlags::MS_NOEXEC } else { MsFlags::empty() };
+        mount(None, MsFlags::MS_REMOUNT | MsFlags::MS_BIND | FLAGS | kept)
     }
 
     fn refused(&self, source: io::Error) -> MountError {
         MountError::Mount { target: self.target.clone(), source }
+    }
+}
+
+/// Says whether a refusal means that overlayfs cannot be had here: the kernel is without it, or does
+/// not know what it was asked for, or takes no such file system for an upper folder, or allows no
+/// user namespace to mount it.
+fn is_without_overlay(refusal: &io::Error, flavour: Flavour) -> bool {
+    match errno(refusal) {
+        Some(Errno::ENODEV | Errno::EINVAL | Errno::EOPNOTSUPP | Errno::ENOSYS) => true,
+        Some(Errno::EPERM) => flavour == Flavour::User,
+        _ => false,
     }
 }
 
@@ -170,7 +247,6 @@ fn open_dir(path: &Path) -> io::Result<OwnedFd> {
 }
 
 fn open_folder(path: &Path) -> Result<OwnedFd, MountError> {
-    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    open(path, flags, Mode::empty())
+    open(path, OPEN_PATH, Mode::empty())
         .map_err(|errno| MountError::folder("open folder", path, errno.into()))
 }

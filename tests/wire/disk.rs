@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -39,8 +39,8 @@ fn wait_until(what: &str, condition: impl Fn() -> bool) {
     }
 }
 
-/// Path of the mounted root, as the shim sees it.
-fn mounted_root(child: &Child, folder: &Path) -> PathBuf {
+/// Path of the mounted root, as the shim sees it; the image has a file `of-the-image`.
+pub(crate) fn mounted_root(child: &Child, folder: &Path) -> PathBuf {
     let inside = PathBuf::from(format!("/proc/{}/root{}", child.id(), folder.display()));
     let root = inside.join("s/golden/root");
     wait_until("the root is mounted", || root.join("of-the-image").exists());
@@ -138,6 +138,35 @@ fn the_event_says_where_the_disk_is_and_an_image_file_is_sparse() {
     assert!(image.len() == 16 << 20 && image.blocks() * 512 < 4 << 20, "{}", image.blocks());
     child.kill().unwrap();
     child.wait().unwrap();
+}
+
+/// Starts the shim with a state folder on an overlay, as in a container, where no upper folder can be;
+/// $1 is the test's folder, the rest the shim's command line.
+const ON_OVERLAY: &str = r#"
+mount --make-rprivate /
+mkdir "$1/lower" "$1/upper" "$1/work" "$1/s"
+chmod 700 "$1/upper"
+mount -t overlay -o "lowerdir=$1/lower,upperdir=$1/upper,workdir=$1/work" overlay "$1/s"
+shift
+exec "$@"
+"#;
+
+#[test]
+fn a_box_whose_state_folder_takes_no_overlay_gets_a_copy() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = hanging(folder.path(), "state_dir");
+    config["resources"] = json!({});
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-euc", ON_OVERLAY, "sh"]).arg(folder.path());
+    command.arg(shim().get_program()).arg("--prepare");
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    child.stdin.take().unwrap().write_all(config.to_string().as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let events = parse(std::str::from_utf8(&output.stdout).unwrap());
+    let ready = events.iter().find(|event| event["type"] == "rootfs.ready").unwrap();
+    assert_eq!((&ready["root"], &ready["upper"]), (&json!("copy"), &json!("state_dir")));
 }
 
 #[test]

@@ -7,9 +7,10 @@
 //! | `readers` | standard output: slow, gone, and nobody else's |
 //! | `disk` | what a box can write, and that nothing of it is left |
 //! | `resolved` | what is told about an image before it is unpacked |
+//! | `user` | a shim that is not root |
 //! | `input` | what is refused, and the flags for people |
 //!
-//! Needs root, because the shim makes mounts. Built with the feature `fake-vm`.
+//! Needs root, because the shim makes mounts, and to become an ordinary user. Built with the feature `fake-vm`.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails here")]
 
@@ -21,4 +22,5 @@ mod image;
 mod input;
 mod readers;
 mod resolved;
+mod user;
 mod wire_types;

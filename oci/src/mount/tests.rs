@@ -4,12 +4,23 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 
-use nix::fcntl::{OFlag, open};
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
 use nix::sys::stat::{SFlag, mknod};
 use rustix::fs::{XattrFlags, setxattr};
 use tempfile::TempDir;
 
 use super::*;
+
+/// The ways that a kernel of this version has to know; others may.
+fn known_ways() -> &'static [Handover] {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split(['.', '-']).map(|number| number.parse::<u32>().unwrap());
+    match (numbers.next().unwrap(), numbers.next().unwrap()) {
+        version if version >= (6, 13) => &[Handover::Fds, Handover::Paths, Handover::Classic],
+        version if version >= (6, 8) => &[Handover::Paths, Handover::Classic],
+        _ => &[Handover::Classic],
+    }
+}
 
 /// Folders for mounts, in a mount namespace of the test's own.
 struct Bench(TempDir);
@@ -82,26 +93,19 @@ fn tree(root: &OwnedFd) -> BTreeMap<PathBuf, String> {
     found
 }
 
-fn opaque(flavour: Flavour) -> &'static str {
-    match flavour {
-        Flavour::Trusted => "trusted.overlay.opaque",
-        Flavour::User => "user.overlay.opaque",
-    }
-}
-
 #[test]
 fn each_way_of_handing_layers_over_makes_the_same_tree_and_leaves_nothing() {
     let bench = Bench::new();
     let before = visible_overlays();
     for flavour in [Flavour::Trusted, Flavour::User] {
-        for handover in Handover::ALL {
+        for handover in known_ways().iter().copied() {
             let at = |name: &str| format!("{flavour:?} {handover:?}/{name}");
             bench.write(&at("bottom/gone"), "1");
             bench.write(&at("bottom/below/hidden"), "1");
             bench.write(&at("bottom/both/one"), "1");
             bench.write(&at("top/below/shown"), "2");
             bench.write(&at("top/both/two"), "2");
-            bench.set(&at("top/below"), opaque(flavour), "y");
+            bench.set(&at("top/below"), flavour.opaque_xattr(), "y");
             mknod(&bench.path(&at("top/gone")), SFlag::S_IFCHR, Mode::empty(), 0).unwrap();
             symlink("both", bench.path(&at("top/link"))).unwrap();
             let lower = [bench.folder(&at("top")), bench.folder(&at("bottom"))];
@@ -119,7 +123,12 @@ fn each_way_of_handing_layers_over_makes_the_same_tree_and_leaves_nothing() {
             ];
             let expected = expected.map(|(name, text)| (PathBuf::from(name), text.to_owned()));
             assert_eq!(tree(&root), BTreeMap::from(expected), "{flavour:?} {handover:?}");
-            fs::write(format!("/proc/thread-self/fd/{}/new", root.as_raw_fd()), "3").unwrap();
+            let how = OpenHow::new()
+                .flags(OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_CLOEXEC)
+                .mode(Mode::S_IRWXU)
+                .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_XDEV);
+            let made = openat2(&root, "/link/../new", how).unwrap();
+            nix::unistd::write(&made, b"3").unwrap();
             assert_eq!(fs::read_to_string(bench.path(&at("upper/new"))).unwrap(), "3");
             assert_eq!(visible_overlays(), before, "{flavour:?} {handover:?}");
             assert!(!bench.path(&at("work/mount")).exists());
@@ -143,7 +152,7 @@ fn each_way_of_handing_layers_over_makes_the_same_tree_and_leaves_nothing() {
 fn five_hundred_layers_are_mounted_in_each_way_and_one_more_is_refused() {
     let bench = Bench::new();
     let layers = bench.layers(501);
-    for (number, handover) in Handover::ALL.into_iter().enumerate() {
+    for (number, handover) in known_ways().iter().copied().enumerate() {
         for count in [128, 499, 500] {
             let at = |name: &str| bench.folder(&format!("{name}{number}-{count}"));
             let (upper, work) = (at("upper"), at("work"));
@@ -169,10 +178,12 @@ fn refusal_has_the_kernels_own_explanation() {
     let read_only = MsFlags::MS_RDONLY;
     mount(None::<&str>, &bench.path("work"), Some("tmpfs"), read_only, None::<&str>).unwrap();
     let error = overlay(&lower, &upper, &bench.folder("work"), Flavour::Trusted).unwrap_err();
-    assert_eq!(errno(&error), Some(Errno::EINVAL));
+    // Older kernels explain nothing.
+    let explains = known_ways().contains(&Handover::Paths);
+    assert_eq!(errno(&error), Some(if explains { Errno::EINVAL } else { Errno::EROFS }));
     let text = error.to_string();
     let (begin, end) = ("(it says: overlay: filesystem on ", " is read-only)");
-    assert!(text.contains(begin) && text.ends_with(end), "{text}");
+    assert_eq!(text.contains(begin) && text.ends_with(end), explains, "{text}");
     // Of what it tells nobody about, its error number is left.
     let twice = [bench.folder("layer"), bench.folder("layer")];
     let error = overlay(&twice, &upper, &work, Flavour::Trusted).unwrap_err();
@@ -188,7 +199,7 @@ fn layer_cannot_redirect_lookups() {
     bench.set("top/shown", "trusted.overlay.redirect", "/secret");
     let lower = [bench.folder("top"), bench.folder("bottom")];
     let (upper, work) = (bench.folder("upper"), bench.folder("work"));
-    for handover in Handover::ALL {
+    for handover in known_ways().iter().copied() {
         let flavour = Flavour::Trusted;
         let overlay =
             Overlay { lower: &lower, upper: &upper, work: &work, flavour, volatile: false };
@@ -201,5 +212,63 @@ fn layer_cannot_redirect_lookups() {
             Err(error) => panic!("{error}"),
         };
         assert!(!names.iter().any(|name| name == OsStr::new("file")), "{names:?}");
+    }
+}
+
+/// What a kernel of each age answers in each way, and what comes of it.
+#[test]
+fn kernels_of_each_age_are_asked_in_a_way_they_know_and_errors_explain_the_folders() {
+    let refusal = |errno: Errno, explanation: Option<&str>| {
+        let explanation = explanation.map(str::to_owned);
+        Err(Refusal { step: Step::Create, explanation, source: errno.into() })
+    };
+    let bad_value = || refusal(Errno::EINVAL, Some("overlay: Bad value for 'upperdir'"));
+    let legacy = || refusal(Errno::EOPNOTSUPP, None);
+    let weird = || refusal(Errno::EINVAL, Some("overlay: filesystem on a not supported"));
+    let silent = || refusal(Errno::EINVAL, None);
+    type Case<'a> = ([Result<u8, Refusal>; 3], Result<u8, (Errno, Option<&'a str>)>, &'a str);
+    let bad_fd = || refusal(Errno::EBADF, None);
+    let cases: [Case<'_>; 10] = [
+        // Works at once; Linux 6.12; Linux 6.1.
+        ([Ok(1), Ok(2), Ok(3)], Ok(1), "Fds"),
+        ([bad_fd(), Ok(2), Ok(3)], Ok(2), "Fds Paths"),
+        ([bad_value(), Ok(2), Ok(3)], Ok(2), "Fds Paths"),
+        ([bad_fd(), silent(), silent()], Err((Errno::EINVAL, None)), "Fds Paths Classic"),
+        ([legacy(), Ok(2), Ok(3)], Ok(3), "Fds Classic"),
+        // No new system calls at all.
+        ([refusal(Errno::ENOSYS, None), Ok(2), Ok(3)], Ok(3), "Fds Classic"),
+        // Each kernel with folders that overlayfs does not take.
+        (
+            [weird(), weird(), silent()],
+            Err((Errno::EINVAL, Some("not supported"))),
+            "Fds Paths Classic",
+        ),
+        (
+            [bad_value(), weird(), silent()],
+            Err((Errno::EINVAL, Some("not supported"))),
+            "Fds Paths Classic",
+        ),
+        ([legacy(), Ok(2), silent()], Err((Errno::EINVAL, None)), "Fds Classic"),
+        // Nothing that another way could help with.
+        ([refusal(Errno::EACCES, None), Ok(2), Ok(3)], Err((Errno::EACCES, None)), "Fds"),
+    ];
+    for (number, (answers, expected, expected_asked)) in cases.into_iter().enumerate() {
+        let mut asked = Vec::new();
+        let mut answers = answers.map(Some);
+        let found = first_that_works(|way| {
+            asked.push(format!("{way:?}"));
+            answers[way as usize].take().unwrap()
+        });
+        assert_eq!(asked.join(" "), expected_asked, "case {number}");
+        match (found, expected) {
+            (Ok(found), Ok(expected)) => assert_eq!(found, expected, "case {number}"),
+            (Err(found), Err((errno, text))) => {
+                assert_eq!(found.source.raw_os_error(), Some(errno as i32), "case {number}");
+                let explanation = found.explanation.unwrap_or_default();
+                assert!(explanation.ends_with(text.unwrap_or_default()), "case {number}");
+                assert_eq!(explanation.is_empty(), text.is_none(), "case {number}");
+            }
+            (found, _) => panic!("case {number}: {found:?}"),
+        }
     }
 }

@@ -40,8 +40,8 @@ impl Tree {
     /// Makes a hard link, if its target is there.
     fn link(&mut self, path: &EntryPath, target: &EntryPath) -> Result<bool, EntryError> {
         let a_directory =
-            || EntryError::HardLinkToDirectory { target: super::show(target.as_bytes()) };
-        let (directory, name) = target.split().ok_or_else(a_directory)?;
+            |target: &[u8]| EntryError::HardLinkToDirectory { target: super::show(target) };
+        let (directory, name) = target.split().ok_or_else(|| a_directory(b"/"))?;
         let parent = match self.resolve(directory) {
             Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(false),
             other => other.map_err(path_error)?,
@@ -49,7 +49,7 @@ impl Tree {
         let from = Place { parent, directory: directory.into(), name };
         let Some(found) = from.stat()? else { return Ok(false) };
         if file_type(&found) == SFlag::S_IFDIR {
-            return Err(a_directory());
+            return Err(a_directory(target.as_bytes()));
         }
         let place = self.place(path)?;
         if place.stat()?.is_some_and(|there| there.st_ino == found.st_ino) {

@@ -38,7 +38,7 @@ pub use limits::Limits;
 pub use path::PathError;
 pub use pax::PaxError;
 pub(crate) use place::{is_opaque, kept_xattrs_of};
-pub(crate) use remove::remove_tree;
+pub(crate) use remove::{names_in, remove_tree};
 pub(crate) use seams::{Ground, Seams};
 pub use sparse::SparseError;
 pub use tree::EntryError;

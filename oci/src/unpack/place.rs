@@ -115,7 +115,7 @@ impl Place<'_> {
     fn set_special(&self, metadata: &Metadata) -> Result<(), EntryError> {
         let (uid, gid) = owner(metadata);
         fchownat(&self.parent, self.name, uid, gid, AtFlags::AT_SYMLINK_NOFOLLOW)
-            .map_err(failed("set an owner"))?;
+            .map_err(owner_error(metadata))?;
         for (name, value) in kept_xattrs(metadata) {
             // The kernel allows these on files and directories only; nothing is lost that could
             // have been there.
@@ -154,7 +154,7 @@ impl Place<'_> {
     }
 
     pub(super) fn mark_opaque(&self, flavour: Flavour) -> Result<(), EntryError> {
-        fsetxattr(self.open_dir()?, flavour.opaque(), b"y", XattrFlags::empty())
+        fsetxattr(self.open_dir()?, flavour.opaque_xattr(), b"y", XattrFlags::empty())
             .map_err(failed("mark a directory as opaque"))
     }
 
@@ -175,7 +175,7 @@ pub(super) fn plain(directory: OwnedFd) -> Result<OwnedFd, EntryError> {
 /// Says whether overlayfs hides what lower layers have in a directory.
 pub(crate) fn is_opaque(directory: &OwnedFd, flavour: Flavour) -> nix::Result<bool> {
     let mut value = [0_u8; 1];
-    match fgetxattr(directory, flavour.opaque(), &mut value) {
+    match fgetxattr(directory, flavour.opaque_xattr(), &mut value) {
         Ok(length) => Ok(value[..length] == *b"y"),
         // Nothing but `y` is ever set, and a longer value is none of ours.
         Err(rustix::io::Errno::NODATA | rustix::io::Errno::RANGE | rustix::io::Errno::NOTSUP) => {
@@ -196,7 +196,7 @@ pub(super) fn set_file(file: &File, metadata: &Metadata) -> Result<(), EntryErro
 /// Changing the owner clears setuid bits and `security.capability`, so it comes first.
 pub(super) fn set_owner_and_mode(file: &File, metadata: &Metadata) -> Result<(), EntryError> {
     let (uid, gid) = owner(metadata);
-    fchown(file, uid, gid).map_err(failed("set an owner"))?;
+    fchown(file, uid, gid).map_err(owner_error(metadata))?;
     for (name, value) in kept_xattrs(metadata) {
         fsetxattr(file, name, value, XattrFlags::empty())
             .map_err(failed("set an extended attribute"))?;
@@ -228,6 +228,15 @@ pub(crate) fn kept_xattrs_of(file: &impl AsFd) -> io::Result<Vec<Vec<u8>>> {
 fn kept_xattrs(metadata: &Metadata) -> impl Iterator<Item = (&[u8], &[u8])> {
     let xattrs = metadata.xattrs.iter().map(|(name, value)| (name.as_slice(), value.as_slice()));
     xattrs.filter(|(name, _)| is_kept(name))
+}
+
+/// Makes an error of a change of owner; ids that are not mapped are the only invalid ones.
+fn owner_error(metadata: &Metadata) -> impl Fn(Errno) -> EntryError {
+    let (uid, gid) = (metadata.uid, metadata.gid);
+    move |errno| match errno {
+        Errno::EINVAL => EntryError::Unmapped { uid, gid },
+        errno => failed("set an owner")(errno),
+    }
 }
 
 pub(super) fn file_type(stat: &FileStat) -> SFlag {

@@ -79,9 +79,19 @@ pub enum EntryError {
         /// The target.
         target: String,
     },
+    /// The owner is nobody in the user namespace of the process.
+    #[error(
+        "owner {uid}:{gid} is not mapped in this user namespace: give the user sub-ids in /etc/subuid and /etc/subgid"
+    )]
+    Unmapped {
+        /// The user.
+        uid: u32,
+        /// The group.
+        gid: u32,
+    },
     /// The process lacks a capability.
     #[error(
-        "not permitted to {operation}: layers can be unpacked by root only, user namespaces are not supported yet"
+        "not permitted to {operation}: layers can be unpacked by root only, or in a user namespace"
     )]
     Privilege {
         /// What was tried.
@@ -102,7 +112,7 @@ pub enum EntryError {
 impl EntryError {
     /// Whether it says something about the host rather than about the layer.
     pub(super) fn is_of_host(&self) -> bool {
-        matches!(self, Self::System { .. } | Self::Privilege { .. })
+        matches!(self, Self::System { .. } | Self::Privilege { .. } | Self::Unmapped { .. })
     }
 }
 

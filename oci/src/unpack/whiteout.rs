@@ -11,18 +11,16 @@
 //! becomes opaque.
 
 use std::collections::BTreeSet;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 
-use nix::dir::Dir;
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
-use nix::sys::stat::{Mode, SFlag};
+use nix::sys::stat::SFlag;
 
 use super::limits::Limits;
 use super::path::EntryPath;
 use super::place::Place;
-use super::remove::remove_tree;
+use super::remove::{names_in, remove_tree};
 use super::seams::Seams;
 use super::tree::{EntryError, Missing, Tree, Walked, failed, path_error};
 
@@ -264,19 +262,6 @@ impl Tree {
         }
         Ok(false)
     }
-}
-
-fn names_in(directory: &OwnedFd) -> nix::Result<Vec<Vec<u8>>> {
-    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    let mut names = Vec::new();
-    for entry in Dir::openat(directory, ".", flags, Mode::empty())?.iter() {
-        let entry = entry?;
-        let name = entry.file_name().to_bytes();
-        if !matches!(name, b"." | b"..") {
-            names.push(name.to_vec());
-        }
-    }
-    Ok(names)
 }
 
 #[cfg(test)]

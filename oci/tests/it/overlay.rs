@@ -5,7 +5,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use a3s_box_oci::{MountError, OverlaySpec, Stack};
+use a3s_box_oci::{MountError, OverlaySpec, RootMethod, Stack};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use tar::EntryType;
@@ -234,6 +234,70 @@ fn stack_is_remembered_and_shared_only_by_images_with_the_same_lower_layers() {
     let second = seen(&bench, &through("two"));
     let names: Vec<&str> = second.iter().map(|(name, _)| name.as_str()).collect();
     assert_eq!(names, ["", "lib", "two", "two/f"]);
+}
+
+/// Mounts an overlay at the folder `name`, as containers have it for a root; overlayfs takes none for
+/// an upper folder.
+fn on_overlay(bench: &Bench, name: &str) -> PathBuf {
+    let folder = |part: &str| {
+        let path = bench.path(&format!("{name}-{part}"));
+        fs::create_dir(&path).unwrap();
+        path
+    };
+    let (lower, upper, work) = (folder("lower"), folder("upper"), folder("work"));
+    let options = [("lowerdir", lower), ("upperdir", upper), ("workdir", work)]
+        .map(|(option, path)| format!("{option}={}", path.display()))
+        .join(",");
+    let target = bench.path(name);
+    fs::create_dir(&target).unwrap();
+    let flags = MsFlags::empty();
+    mount(Some("overlay"), &target, Some("overlay"), flags, Some(options.as_str())).unwrap();
+    target
+}
+
+#[test]
+fn where_overlayfs_cannot_be_had_the_root_is_the_same_as_a_copy() {
+    private_mounts();
+    let bench = Bench::new();
+    let described = |name: &str, mode| Tar::new().entry(EntryType::Directory, name, mode, b"");
+    let layers = unpacked(
+        &bench,
+        &[
+            described("./", 0o711)
+                .entry(EntryType::Directory, "tmp", 0o1777, b"")
+                .file("tmp/gone", "")
+                .dir("o")
+                .file("o/old", "1")
+                .symlink("link", "tmp"),
+            Tar::new()
+                .file("tmp/file", "")
+                .file("tmp/.wh.gone", "")
+                .file("o/.wh..wh..opq", "")
+                .file("o/new", "2"),
+        ],
+    );
+    let expected = {
+        let spec = spec(&bench, &layers);
+        assert_eq!(spec.mount().unwrap(), RootMethod::Overlay);
+        let found = tree(&spec.target);
+        nix::mount::umount(&spec.target).unwrap();
+        found
+    };
+    let state = on_overlay(&bench, "state");
+    let copied = OverlaySpec {
+        upper: state.join("upper"),
+        work: state.join("work"),
+        ..spec(&bench, &layers)
+    };
+    assert_eq!(copied.mount().unwrap(), RootMethod::Copy);
+    assert_eq!(tree(&copied.target), expected);
+    let options = mount_options(&copied.target);
+    assert!(options.contains("nosuid") && options.contains("nodev"), "{options}");
+    // Nothing is copied over what is there.
+    nix::mount::umount(&copied.target).unwrap();
+    let text = chain(&copied.mount().unwrap_err());
+    assert!(text.contains("the kernel refused to make") || text.contains("upperdir"), "{text}");
+    nix::mount::umount(&state).unwrap();
 }
 
 /// Makes layers with a file each, unpacked.

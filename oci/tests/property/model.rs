@@ -427,9 +427,6 @@ impl Model {
             if entry.kind == Kind::Whiteout && self.plain(split(&entry.path).0).is_none() {
                 self.pending("whiteout whose directory is not there below");
             }
-            if entry.kind == Kind::Opaque && self.plain(&entry.path).is_none() {
-                self.pending("opaque marker whose directory is not there below");
-            }
         }
     }
 

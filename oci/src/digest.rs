@@ -8,6 +8,8 @@ use std::str::FromStr;
 
 use sha2::{Digest as _, Sha256};
 
+use crate::text::Shown;
+
 /// Prefix of the textual form.
 const PREFIX: &str = "sha256:";
 
@@ -19,13 +21,16 @@ pub struct Digest([u8; 32]);
 #[derive(Debug, thiserror::Error)]
 pub enum DigestError {
     /// The algorithm is another one than `sha256`.
-    #[error("digest `{found}` is not supported: expected `sha256:…`")]
+    #[error("digest `{}` is not supported: expected `sha256:…`", Shown(found))]
     Algorithm {
         /// The text, as it was found.
         found: String,
     },
     /// The part behind the algorithm is not 64 lower-case hexadecimal digits.
-    #[error("malformed digest `{found}`: expected `sha256:` and 64 lower-case hexadecimal digits")]
+    #[error(
+        "malformed digest `{}`: expected `sha256:` and 64 lower-case hexadecimal digits",
+        Shown(found)
+    )]
     Malformed {
         /// The text, as it was found.
         found: String,

@@ -24,6 +24,7 @@ use crate::digest::{Digest, DigestError};
 use crate::image::Image;
 use crate::platform::Platform;
 use crate::select;
+use crate::text::Shown;
 
 /// The only layout version there is.
 const LAYOUT_VERSION: &str = "1.0.0";
@@ -61,7 +62,10 @@ pub enum LayoutError {
         source: io::Error,
     },
     /// The layout is of a version that nobody has defined yet.
-    #[error("unknown layout version in `oci-layout`: expected `{LAYOUT_VERSION}`, found `{found}`")]
+    #[error(
+        "unknown layout version in `oci-layout`: expected `{LAYOUT_VERSION}`, found `{}`",
+        Shown(found)
+    )]
     Version {
         /// The version, as it was found.
         found: String,
@@ -90,11 +94,15 @@ pub enum LayoutError {
         /// The document.
         document: String,
         /// What the parser said.
-        source: serde_json::Error,
+        source: JsonError,
     },
     /// A document says that it is of another type than its descriptor does, or could be read as two
     /// types.
-    #[error("the {document} has the wrong type: expected `{expected}`, found `{found}`")]
+    #[error(
+        "the {document} has the wrong type: expected `{}`, found `{}`",
+        Shown(expected),
+        Shown(found)
+    )]
     DocumentType {
         /// The document.
         document: String,
@@ -141,7 +149,8 @@ pub enum LayoutError {
     },
     /// The root file system of the image is not made of layers.
     #[error(
-        "unknown root file system type in the image configuration: expected `layers`, found `{found}`"
+        "unknown root file system type in the image configuration: expected `layers`, found `{}`",
+        Shown(found)
     )]
     RootfsType {
         /// The type, as it was found.
@@ -156,7 +165,10 @@ pub enum LayoutError {
         diff_ids: usize,
     },
     /// The layer is of a kind that has no place in a root file system, or is kept elsewhere.
-    #[error("layers of media type `{found}` are not supported: expected tar, tar+gzip or tar+zstd")]
+    #[error(
+        "layers of media type `{}` are not supported: expected tar, tar+gzip or tar+zstd",
+        Shown(found)
+    )]
     LayerNotSupported {
         /// The media type.
         found: String,
@@ -174,6 +186,11 @@ pub enum LayoutError {
         field: &'static str,
     },
 }
+
+/// What a JSON parser said of a document; it may quote it.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct JsonError(String);
 
 /// Joins what was found, and stops where nobody reads on.
 fn list(found: &[String]) -> String {
@@ -356,6 +373,7 @@ pub(crate) fn is_image_configuration(descriptor: &Descriptor) -> bool {
 
 fn parse<T: serde::de::DeserializeOwned>(document: &str, bytes: &[u8]) -> Result<T, LayoutError> {
     serde_json::from_slice(bytes)
+        .map_err(|error| JsonError(Shown(&error.to_string()).to_string()))
         .map_err(|source| LayoutError::Json { document: document.to_owned(), source })
 }
 

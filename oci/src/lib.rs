@@ -32,13 +32,14 @@ mod platform;
 mod record;
 mod select;
 mod stack;
+mod text;
 mod unpack;
 
 pub use blob::BlobError;
 pub use cache::{CacheError, CachedLayer, LayerCache, LayerLease};
 pub use digest::{Digest, DigestError};
 pub use image::{Compression, Image, ImageConfig, Layer};
-pub use layout::{Layout, LayoutError};
+pub use layout::{JsonError, Layout, LayoutError};
 pub use overlay::{MountError, OverlaySpec};
 pub use platform::{Platform, PlatformError};
 pub use unpack::{

@@ -11,6 +11,7 @@ use oci_spec::image::{Descriptor, ImageIndex};
 use crate::image::platform_of;
 use crate::layout::{DescriptorKind, Layout, LayoutError, is_image_configuration};
 use crate::platform::Platform;
+use crate::text::Shown;
 
 /// Bound on nested indexes: builders nest once or twice.
 const INDEX_DEPTH: usize = 8;
@@ -177,9 +178,10 @@ impl Candidate {
     /// Names the candidate for an error: name if it has one, digest, platform if it is known.
     fn describe(&self) -> String {
         let name = self.names.first().filter(|name| !name.starts_with("sha256:"));
-        let name = name.map(|name| format!("`{name}` ")).unwrap_or_default();
+        let name = name.map(|name| format!("`{}` ", Shown(name))).unwrap_or_default();
+        let platform = self.platform.as_ref().map(ToString::to_string);
         let platform =
-            self.platform.as_ref().map(|platform| format!(", {platform}")).unwrap_or_default();
+            platform.map(|platform| format!(", {}", Shown(&platform))).unwrap_or_default();
         format!("{name}({}{platform})", self.descriptor.digest())
     }
 }

@@ -141,7 +141,7 @@ impl<R: Read> Archive<R> {
         let mut extensions = Extensions::default();
         loop {
             self.skip_padding()?;
-            let Some(header) = self.header()? else { return Ok(None) };
+            let Some(header) = self.header()? else { return extensions.end() };
             let size = number("size", &header.as_old().size)?;
             match header.entry_type() {
                 EntryType::XHeader => {
@@ -247,6 +247,16 @@ pub(super) fn body_error(error: io::Error) -> ArchiveError {
     match error.kind() == io::ErrorKind::UnexpectedEof && error.get_ref().is_none() {
         true => ArchiveError::Truncated,
         false => ArchiveError::Read(error),
+    }
+}
+
+impl Extensions {
+    /// Ends the archive, which is cut off where an entry is announced.
+    fn end(self) -> Result<Option<Entry>, ArchiveError> {
+        match self {
+            Self { pax: None, long_name: None, long_link: None } => Ok(None),
+            _ => Err(ArchiveError::Truncated),
+        }
     }
 }
 

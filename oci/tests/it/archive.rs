@@ -46,6 +46,19 @@ impl Tar {
         self
     }
 
+    /// Appends a header as it is, but for its checksum, and a body.
+    pub(crate) fn header(mut self, mut header: Header, body: &[u8]) -> Self {
+        header.set_cksum();
+        self.0.append(&header, body).unwrap();
+        self
+    }
+
+    /// Appends bytes where the next header would be.
+    pub(crate) fn raw(mut self, bytes: &[u8]) -> Self {
+        self.0.get_mut().extend(bytes);
+        self
+    }
+
     /// Appends bytes behind the archive's end.
     pub(crate) fn then(mut self, bytes: &[u8]) -> Self {
         self.1.extend(bytes);
@@ -59,7 +72,7 @@ impl Tar {
 }
 
 /// Makes a header, without any of the checks that a real writer has.
-fn header(kind: EntryType, name: &str, mode: u32) -> Header {
+pub(crate) fn header(kind: EntryType, name: &str, mode: u32) -> Header {
     let mut header = Header::new_gnu();
     header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
     header.set_entry_type(kind);

@@ -9,6 +9,8 @@ use std::str::FromStr;
 
 use sha2::{Digest as _, Sha256, Sha512};
 
+use crate::text::Shown;
+
 /// Bytes of the longest digest.
 const MAX_BYTES: usize = 64;
 
@@ -34,14 +36,15 @@ pub struct Digest {
 #[derive(Debug, thiserror::Error)]
 pub enum DigestError {
     /// The algorithm is one that this crate does not compute.
-    #[error("digest `{found}` is not supported: expected `sha256:…` or `sha512:…`")]
+    #[error("digest `{}` is not supported: expected `sha256:…` or `sha512:…`", Shown(found))]
     Algorithm {
         /// The text, as it was found.
         found: String,
     },
     /// The part behind the algorithm is not what the algorithm makes.
     #[error(
-        "malformed digest `{found}`: expected `{}:` and {} lower-case hexadecimal digits",
+        "malformed digest `{}`: expected `{}:` and {} lower-case hexadecimal digits",
+        Shown(found),
         algorithm.name(),
         2 * algorithm.bytes()
     )]

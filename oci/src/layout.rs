@@ -24,6 +24,7 @@ use crate::digest::{Digest, DigestError};
 use crate::image::Image;
 use crate::platform::Platform;
 use crate::select;
+use crate::text::Shown;
 
 /// The only layout version there is.
 const LAYOUT_VERSION: &str = "1.0.0";
@@ -61,7 +62,10 @@ pub enum LayoutError {
         source: io::Error,
     },
     /// The layout is of a version that nobody has defined yet.
-    #[error("unknown layout version in `oci-layout`: expected `{LAYOUT_VERSION}`, found `{found}`")]
+    #[error(
+        "unknown layout version in `oci-layout`: expected `{LAYOUT_VERSION}`, found `{}`",
+        Shown(found)
+    )]
     Version {
         /// The version, as it was found.
         found: String,
@@ -90,11 +94,15 @@ pub enum LayoutError {
         /// The document.
         document: String,
         /// What the parser said.
-        source: serde_json::Error,
+        source: JsonError,
     },
     /// A document says that it is of another type than its descriptor does, or could be read as two
     /// types.
-    #[error("the {document} has the wrong type: expected `{expected}`, found `{found}`")]
+    #[error(
+        "the {document} has the wrong type: expected `{}`, found `{}`",
+        Shown(expected),
+        Shown(found)
+    )]
     DocumentType {
         /// The document.
         document: String,
@@ -166,7 +174,8 @@ pub enum LayoutError {
     },
     /// The root file system of the image is not made of layers.
     #[error(
-        "unknown root file system type in the image configuration: expected `layers`, found `{found}`"
+        "unknown root file system type in the image configuration: expected `layers`, found `{}`",
+        Shown(found)
     )]
     RootfsType {
         /// The type, as it was found.
@@ -192,7 +201,10 @@ pub enum LayoutError {
         urls: Vec<String>,
     },
     /// The layer is of a kind that has no place in a root file system.
-    #[error("layers of media type `{found}` are not supported: expected tar, tar+gzip or tar+zstd")]
+    #[error(
+        "layers of media type `{}` are not supported: expected tar, tar+gzip or tar+zstd",
+        Shown(found)
+    )]
     LayerNotSupported {
         /// The media type.
         found: String,
@@ -236,15 +248,19 @@ impl LayoutError {
     }
 }
 
+/// What a JSON parser said of a document; it may quote it.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct JsonError(String);
+
 /// Joins what was found, and stops where nobody reads on.
 fn list(found: &[String]) -> String {
     const SHOWN: usize = 20;
+    let shown: Vec<String> = found.iter().take(SHOWN).map(|text| Shown(text).to_string()).collect();
     match found.len() {
         0 => "nothing".to_owned(),
-        count if count > SHOWN => {
-            format!("{} and {} more", found[..SHOWN].join(", "), count - SHOWN)
-        }
-        _ => found.join(", "),
+        count if count > SHOWN => format!("{} and {} more", shown.join(", "), count - SHOWN),
+        _ => shown.join(", "),
     }
 }
 
@@ -450,6 +466,7 @@ pub(crate) fn is_image_configuration(descriptor: &Descriptor) -> bool {
 
 fn parse<T: serde::de::DeserializeOwned>(document: &str, bytes: &[u8]) -> Result<T, LayoutError> {
     serde_json::from_slice(bytes)
+        .map_err(|error| JsonError(Shown(&error.to_string()).to_string()))
         .map_err(|source| LayoutError::Json { document: document.to_owned(), source })
 }
 

@@ -37,6 +37,7 @@ mod platform;
 mod record;
 mod select;
 mod stack;
+mod text;
 mod unpack;
 
 pub use blob::BlobError;
@@ -46,7 +47,7 @@ pub use compose::Stack;
 pub use digest::{Algorithm, Digest, DigestError};
 pub use healthcheck::Healthcheck;
 pub use image::{Compression, Image, ImageConfig, Layer};
-pub use layout::{Layout, LayoutError};
+pub use layout::{JsonError, Layout, LayoutError};
 pub use overlay::{MountError, OverlaySpec, RootMethod};
 pub use platform::{Platform, PlatformError};
 pub use unpack::{

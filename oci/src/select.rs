@@ -12,6 +12,7 @@ use crate::digest::Digest;
 use crate::image::platform_of;
 use crate::layout::{DescriptorKind, Layout, LayoutError, is_image_configuration};
 use crate::platform::Platform;
+use crate::text::Shown;
 
 /// Bound on nested indexes: builders nest once or twice.
 const INDEX_DEPTH: usize = 8;
@@ -249,11 +250,13 @@ impl Candidate {
 
     /// Names the candidate for an error: name if it has one, digest, platform if it is known.
     fn describe(&self) -> String {
-        let name = self.name().map(|name| format!("`{name}` ")).unwrap_or_default();
+        let name = self.name().map(|name| format!("`{}` ", Shown(name))).unwrap_or_default();
+        let platform = self.platform.as_ref().map(ToString::to_string);
         let platform =
-            self.platform.as_ref().map(|platform| format!(", {platform}")).unwrap_or_default();
+            platform.map(|platform| format!(", {}", Shown(&platform))).unwrap_or_default();
+        let artifact = self.artifact.as_ref();
         let artifact =
-            self.artifact.as_ref().map(|found| format!(", of type `{found}`")).unwrap_or_default();
+            artifact.map(|found| format!(", of type `{}`", Shown(found))).unwrap_or_default();
         format!("{name}({}{platform}{artifact})", self.descriptor.digest())
     }
 }

@@ -80,7 +80,7 @@ fn events(output: &Output) -> Vec<Value> {
 
 /// Finds what is named `name` in the trees of the cache.
 fn cached(folder: &Path, name: &str) -> Option<fs::Metadata> {
-    let ready = fs::read_dir(folder.join("c/layers-v1-user/ready")).unwrap();
+    let ready = fs::read_dir(folder.join("c/layers-v2-user/ready")).unwrap();
     ready
         .filter_map(|entry| entry.unwrap().path().join("tree").join(name).symlink_metadata().ok())
         .next()

@@ -104,9 +104,7 @@ impl Place<'_> {
         let make = || mknodat(&self.parent, self.name, SFlag::S_IFIFO, Mode::S_IRUSR, 0);
         self.create("make a named pipe", make)?;
         self.set_special(metadata)?;
-        // This does follow links, but the name is that of the pipe just made, which cannot be
-        // opened for `fchmod`.
-        fchmodat(&self.parent, self.name, mode(metadata), FchmodatFlags::FollowSymlink)
+        fchmodat(&self.parent, self.name, mode(metadata), FchmodatFlags::NoFollowSymlink)
             .map_err(failed("set a mode"))?;
         self.set_times(metadata)
     }

@@ -46,6 +46,13 @@ impl Tar {
         self
     }
 
+    /// Appends a header as it is, but for its checksum, and a body.
+    pub(crate) fn header(mut self, mut header: Header, body: &[u8]) -> Self {
+        header.set_cksum();
+        self.0.append(&header, body).unwrap();
+        self
+    }
+
     /// Adds a sparse file in the old GNU format, with as many headers as its extents take.
     pub(crate) fn old_sparse(self, name: &str, size: u64, map: &[(u64, u64)], body: &[u8]) -> Self {
         let (first, rest) = map.split_at(map.len().min(4));
@@ -89,7 +96,7 @@ impl Tar {
 }
 
 /// Makes a header, without any of the checks that a real writer has.
-fn header(kind: EntryType, name: &str, mode: u32) -> Header {
+pub(crate) fn header(kind: EntryType, name: &str, mode: u32) -> Header {
     let mut header = Header::new_gnu();
     header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
     header.set_entry_type(kind);

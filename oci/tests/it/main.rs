@@ -8,6 +8,7 @@
     reason = "what cannot be set up or looked at is a failure of the test"
 )]
 
+#[expect(dead_code, reason = "some of it is for the test binary `corpus`")]
 mod archive;
 mod bench;
 mod cache;

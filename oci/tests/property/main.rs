@@ -22,6 +22,7 @@ mod archive;
 mod bench;
 mod generator;
 mod image;
+mod memory;
 mod model;
 mod mounted;
 
@@ -33,12 +34,12 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sched::{CloneFlags, unshare};
+use nix::mount::{MntFlags, umount2};
 use proptest::strategy::Strategy;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
 
 use crate::image::Image;
+use crate::memory::{mount_memory, private_mounts};
 use crate::model::{Tree, expectation};
 use crate::mounted::{Outcome, outcome};
 
@@ -65,7 +66,8 @@ fn image_looks_as_if_its_layers_were_applied_in_order() {
         .unwrap_or_else(|| RandomState::new().hash_one(0) % 1_000_000_000);
     println!("{cases} images, A3S_BOX_PROPERTY_SEED={seed}");
     let folder = tempfile::tempdir().unwrap();
-    let _memory = Memory::mount_at(folder.path());
+    private_mounts();
+    mount_memory(folder.path());
     let (next, count, failure) =
         (AtomicU64::new(0), Mutex::new(Count::default()), Mutex::new(None));
     let work = |thread: usize| {
@@ -84,6 +86,8 @@ fn image_looks_as_if_its_layers_were_applied_in_order() {
         let threads = thread::available_parallelism().map_or(1, usize::from);
         (0..threads).for_each(|thread| drop(scope.spawn(move || work(thread))));
     });
+    // What is left is in memory, or removed with the folder.
+    let _ = umount2(folder.path(), MntFlags::MNT_DETACH);
     if let Some((seed, text)) = failure.into_inner().unwrap() {
         panic!(
             "{text}\nto run it again: A3S_BOX_PROPERTY_SEED={seed} A3S_BOX_PROPERTY_CASES=1 \
@@ -94,32 +98,6 @@ fn image_looks_as_if_its_layers_were_applied_in_order() {
     println!("{count:#?}");
     // Or the property would say little.
     assert!(cases < 100 || count.accepted >= cases / 4 && !count.refused.is_empty(), "{count:?}");
-}
-
-/// A file system in memory, in a mount namespace of the test's own.
-struct Memory<'a>(&'a Path);
-
-impl<'a> Memory<'a> {
-    fn mount_at(folder: &'a Path) -> Self {
-        unshare(CloneFlags::CLONE_NEWNS)
-            .unwrap_or_else(|errno| panic!("this test needs root: {errno}"));
-        let none = None::<&str>;
-        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
-        mount(Some("tmpfs"), folder, Some("tmpfs"), MsFlags::empty(), none).unwrap();
-        let flags = rustix::fs::XattrFlags::empty();
-        if rustix::fs::setxattr(folder, "user.test", b"", flags).is_err() {
-            // Before Linux 6.6 a tmpfs takes no such attributes, and the disk must do.
-            umount2(folder, MntFlags::empty()).unwrap();
-        }
-        Self(folder)
-    }
-}
-
-impl Drop for Memory<'_> {
-    fn drop(&mut self) {
-        // Where it is the disk, there is nothing to unmount.
-        let _ = umount2(self.0, MntFlags::MNT_DETACH);
-    }
 }
 
 /// Makes the image of a seed and checks it; what fails is made smaller and described.

@@ -1,0 +1,61 @@
+//! A folder in one archive: what a layout of the corpus is kept as.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io::Read;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, symlink};
+use std::path::{Path, PathBuf};
+
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
+use tar::{Archive, EntryType};
+
+use crate::archive::{Tar, header};
+
+/// Packs all that is in `folder`, in the order of the names.
+pub(crate) fn pack(folder: &Path) -> Vec<u8> {
+    let mut tar = Tar::new();
+    let mut pending = vec![folder.to_owned()];
+    while let Some(path) = pending.pop() {
+        let name = path.strip_prefix(folder).unwrap().to_str().unwrap();
+        let kind = fs::symlink_metadata(&path).unwrap().file_type();
+        tar = if kind.is_dir() {
+            let mut inside: Vec<_> =
+                fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()).collect();
+            inside.sort();
+            pending.extend(inside.into_iter().rev());
+            tar.dir(if name.is_empty() { "./" } else { name })
+        } else if kind.is_symlink() {
+            tar.symlink(name, fs::read_link(&path).unwrap().to_str().unwrap())
+        } else if kind.is_fifo() {
+            tar.entry(EntryType::Fifo, name, 0o644, b"")
+        } else {
+            let body = fs::read(&path).unwrap();
+            let mut header = header(EntryType::Regular, name, 0o644);
+            header.set_size(body.len() as u64);
+            tar.header(header, &body)
+        };
+    }
+    tar.bytes()
+}
+
+/// Unpacks what `pack` has made into a folder that is missing.
+pub(crate) fn unpack(bytes: &[u8], folder: &Path) {
+    for entry in Archive::new(bytes).entries().unwrap() {
+        let mut entry = entry.unwrap();
+        let path = folder.join(OsStr::from_bytes(&entry.path_bytes()));
+        // `./` cannot be made.
+        let path: PathBuf = path.components().collect();
+        match entry.header().entry_type() {
+            EntryType::Directory => fs::create_dir(path).unwrap(),
+            EntryType::Symlink => symlink(entry.link_name().unwrap().unwrap(), path).unwrap(),
+            EntryType::Fifo => mkfifo(&path, Mode::S_IRUSR).unwrap(),
+            _ => {
+                let mut body = Vec::new();
+                entry.read_to_end(&mut body).unwrap();
+                fs::write(path, body).unwrap();
+            }
+        }
+    }
+}

@@ -203,3 +203,19 @@ fn layer_cannot_redirect_lookups() {
         assert!(!names.iter().any(|name| name == OsStr::new("file")), "{names:?}");
     }
 }
+
+#[test]
+fn the_flavour_is_found_by_many_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let find = || {
+        let folder = fs::File::open(folder.path()).unwrap();
+        for _ in 0..500 {
+            Flavour::of_process(&folder).unwrap();
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(find);
+        }
+    });
+}

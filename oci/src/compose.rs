@@ -335,7 +335,7 @@ impl Recipe for OnTop<'_> {
         let root = self.root(folder, &tree).map_err(failed)?;
         let progress = &mut *self.progress;
         let progress: &mut OnProgress<'_> = &mut |_| progress(Progress::OnTop);
-        let ground = Ground::Lower { seams: self.seams, upper: &tree };
+        let ground = Ground::Lower(self.seams);
         let record = self.source.unpack(ground, root, progress)?;
         // Unmounted by now, as the fd of the root was the only one.
         let emptied = remove_tree(folder.as_fd(), WORK.as_bytes());

@@ -63,10 +63,11 @@ impl Flavour {
     /// When the folder cannot be written to.
     pub(crate) fn of_process(folder: impl AsFd) -> io::Result<Self> {
         match fsetxattr(&folder, PROBE_XATTR, b"", XattrFlags::empty()) {
-            Ok(()) => {
-                fremovexattr(&folder, PROBE_XATTR)?;
-                Ok(Self::Trusted)
-            }
+            Ok(()) => match fremovexattr(&folder, PROBE_XATTR) {
+                // Another process that asks the same may have removed it.
+                Ok(()) | Err(rustix::io::Errno::NODATA) => Ok(Self::Trusted),
+                Err(errno) => Err(errno.into()),
+            },
             Err(rustix::io::Errno::PERM) => Ok(Self::User),
             // A file system without such attributes: overlayfs is to say what it lacks.
             Err(rustix::io::Errno::NOTSUP) => Ok(Self::Trusted),

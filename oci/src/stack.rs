@@ -8,6 +8,7 @@
 //! |--------------------------------------|----------------------|-------------------------------------|
 //! | a directory that no entry describes  | a directory          | it gets that one's metadata back    |
 //! | the same, at least for a while       | a symbolic link      | unpacked on top: it goes through it |
+//! | the same                             | a file               | unpacked on top: it is refused      |
 //! | a whiteout                           | no directory to hide it in | unpacked on top: it would be listed |
 //! | a place that one of its entries took | anything             | unpacked on top: it is gone         |
 //! | an entry that makes no sense alone   | anything             | unpacked on top                     |
@@ -113,7 +114,7 @@ impl LayerStack {
             }
         }
         for directory in undescribed.iter().chain(used_early) {
-            if self.find(directory)? == Found::Symlink {
+            if matches!(self.find(directory)?, Found::Symlink | Found::Other) {
                 return Ok(true);
             }
         }

@@ -272,3 +272,19 @@ fn kernels_of_each_age_are_asked_in_a_way_they_know_and_errors_explain_the_folde
         }
     }
 }
+
+#[test]
+fn the_flavour_is_found_by_many_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let find = || {
+        let folder = fs::File::open(folder.path()).unwrap();
+        for _ in 0..500 {
+            Flavour::of_process(&folder).unwrap();
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(find);
+        }
+    });
+}

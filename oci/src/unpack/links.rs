@@ -9,7 +9,7 @@ use nix::unistd::linkat;
 
 use super::path::EntryPath;
 use super::place::{Place, file_type};
-use super::tree::{EntryError, Missing, Tree, Walked, path_error};
+use super::tree::{EntryError, Tree, path_error};
 
 /// A hard link whose target was not there when its entry came.
 #[derive(Debug)]
@@ -61,35 +61,12 @@ impl Tree {
         if from.stat()?.is_none_or(|left| left.st_ino != found.st_ino) {
             return Err(missing());
         }
-        let copied = self.about_to_copy(target)?;
         match place.create("make a hard link", link) {
             Err(EntryError::System { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
                 Err(missing())
             }
-            made => made.and_then(|()| self.note_copied(copied)).map(|()| true),
+            made => made.map(|()| true),
         }
-    }
-
-    /// Finds the real path of a lower layer's file: linking to it will copy it into the layer.
-    fn about_to_copy(&mut self, target: &EntryPath) -> Result<Option<Vec<u8>>, EntryError> {
-        let (true, Some((directory, name))) = (self.upper.is_some(), target.split()) else {
-            return Ok(None);
-        };
-        let Some(Walked { parent, path }) = self.walk(directory, Missing::Stop)? else {
-            return Ok(None);
-        };
-        let path = Place { parent, directory: path.into(), name }.path();
-        Ok(self.is_of_lower(&path)?.then_some(path))
-    }
-
-    fn note_copied(&mut self, path: Option<Vec<u8>>) -> Result<(), EntryError> {
-        if let Some(path) = path
-            && let Some(inode) = self.inode_in_upper(&path)?
-        {
-            self.remembered_bytes += path.len() + size_of::<(Vec<u8>, u64)>();
-            self.copied.insert(path, inode);
-        }
-        Ok(())
     }
 
     /// Makes the hard links that waited for their targets, where these are there now.

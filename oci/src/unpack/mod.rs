@@ -192,7 +192,7 @@ pub(crate) fn unpack(
 ) -> Result<(LayerFacts, Seams), LayerError> {
     let Job { layer, ground, flavour, limits } = job;
     let mut tree = Tree::new(root, ground, flavour).map_err(|source| entry_error(b"/", source))?;
-    if let Ground::Lower { seams, .. } = ground {
+    if let Ground::Lower(seams) = ground {
         whiteout::clear(&mut tree, seams, limits)
             .map_err(|(path, source)| entry_error(path.as_bytes(), source))?;
     }
@@ -265,7 +265,7 @@ impl Unpacker<'_> {
         tree.make_late_links().map_err(error)?;
         let hides = match job.ground {
             Ground::Empty => whiteouts.apply(&mut tree).map_err(error)?,
-            Ground::Lower { .. } => Hides::default(),
+            Ground::Lower(_) => Hides::default(),
         };
         facts.opaque_root = hides.root;
         let seams = tree.finish().map_err(|source| entry_error(b"/", source))?;

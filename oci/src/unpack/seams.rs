@@ -5,7 +5,6 @@
 //! can look at just these.
 
 use std::collections::BTreeSet;
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 /// What a layer leaves to the layers below it.
@@ -46,11 +45,7 @@ impl Seams {
 pub(crate) enum Ground<'a> {
     /// An empty directory, to be stacked on others by overlayfs: whiteouts become its nodes.
     Empty,
-    /// What the layers below make together: what whiteouts name is removed.
-    Lower {
-        /// The seams of the layer with these, found when it was unpacked alone.
-        seams: &'a Seams,
-        /// The directory that takes what is written.
-        upper: &'a OwnedFd,
-    },
+    /// What the layers below make together, whose seams with the layer were found when it was
+    /// unpacked alone: what whiteouts name is removed.
+    Lower(&'a Seams),
 }

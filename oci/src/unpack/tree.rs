@@ -171,13 +171,11 @@ struct LowerDir {
 pub(super) struct Tree {
     root: OwnedFd,
     pub(super) flavour: Flavour,
-    /// Where the tree is the view of lower layers: the directory that takes what is written.
-    pub(super) upper: Option<OwnedFd>,
+    /// Whether the tree is the view of lower layers, and what is written a layer on top of them.
+    pub(super) has_lower: bool,
     times: Vec<DirTime>,
     /// As in [`Seams`].
     cleared: BTreeSet<PathBuf>,
-    /// Lower layers' files that were copied for a hard link: their paths, and their inodes in `upper`.
-    pub(super) copied: HashMap<Vec<u8>, u64>,
     pub(super) late_links: Vec<LateLink>,
     /// As in [`Seams`].
     pub(super) undecided: u64,
@@ -193,25 +191,18 @@ impl Tree {
         ground: Ground<'_>,
         flavour: Flavour,
     ) -> Result<Self, EntryError> {
-        let upper = match ground {
-            Ground::Empty => None,
-            Ground::Lower { upper, .. } => {
-                Some(upper.try_clone().map_err(failed("keep a directory open"))?)
-            }
-        };
         let mut this = Self {
             root,
             flavour,
-            upper,
+            has_lower: matches!(ground, Ground::Lower(_)),
             times: Vec::new(),
             cleared: BTreeSet::new(),
-            copied: HashMap::new(),
             late_links: Vec::new(),
             undecided: 0,
             touched: None,
             remembered_bytes: 0,
         };
-        if this.upper.is_none() {
+        if !this.has_lower {
             let root = open_to_read(&this.root, b".").map_err(failed("open the root"))?;
             this.set_implicit(b"", root)?;
         }
@@ -220,7 +211,7 @@ impl Tree {
 
     /// Whether an error is none yet: of a layer alone, where only lower layers can tell.
     pub(super) fn is_undecided(&self, error: &EntryError) -> bool {
-        self.upper.is_none()
+        !self.has_lower
             && matches!(
                 error,
                 EntryError::ParentNotDirectory
@@ -255,7 +246,7 @@ impl Tree {
     /// Remembers the time of a directory that is about to change: on top of lower layers, one that
     /// no entry describes keeps it.
     pub(super) fn touch(&mut self, directory: &OwnedFd) -> Result<(), EntryError> {
-        if self.upper.is_none() {
+        if !self.has_lower {
             return Ok(());
         }
         self.restore_touched()?;
@@ -339,7 +330,8 @@ impl Tree {
                 }
                 Some(SFlag::S_IFDIR) => {}
                 _ if missing == Missing::Stop => return Ok(None),
-                there => self.make_implicit(&place, there)?,
+                None => self.make_implicit(&place)?,
+                Some(_) => return Err(EntryError::ParentNotDirectory),
             }
             parent = place.open_path()?;
             if !path.is_empty() {
@@ -350,41 +342,11 @@ impl Tree {
         Ok(Some(Walked { parent, path }))
     }
 
-    /// Makes a directory that no entry describes so far, in place of what a lower layer has `there`.
-    fn make_implicit(&mut self, place: &Place<'_>, there: Option<SFlag>) -> Result<(), EntryError> {
-        let path = place.path();
-        if there.is_some() && !self.is_of_lower(&path)? {
-            return Err(EntryError::ParentNotDirectory);
-        }
+    /// Makes a directory that no entry describes so far.
+    fn make_implicit(&mut self, place: &Place<'_>) -> Result<(), EntryError> {
         self.touch(&place.parent)?;
-        if there.is_some() {
-            place.remove()?;
-        }
         let made = place.make_dir()?;
-        self.set_implicit(&path, made)
-    }
-
-    /// Says whether something that is no directory comes from a lower layer; `path` is without
-    /// symbolic links.
-    pub(super) fn is_of_lower(&self, path: &[u8]) -> Result<bool, EntryError> {
-        let written = self.inode_in_upper(path)?;
-        Ok(self.upper.is_some()
-            && written.is_none_or(|inode| self.copied.get(path) == Some(&inode)))
-    }
-
-    /// Finds what has been written on top of lower layers.
-    pub(super) fn inode_in_upper(&self, path: &[u8]) -> Result<Option<u64>, EntryError> {
-        let Some(upper) = &self.upper else { return Ok(None) };
-        let how = OpenHow::new()
-            .flags(OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC)
-            .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
-        match openat2(upper, path, how) {
-            Ok(written) => Ok(Some(fstat(&written).map_err(failed("look at a file"))?.st_ino)),
-            Err(Errno::ENOENT | Errno::ENOTDIR) => Ok(None),
-            // A symbolic link at its end; nothing that was written leads there otherwise.
-            Err(Errno::ELOOP) => Ok(Some(0)),
-            Err(errno) => Err(path_error(errno)),
-        }
+        self.set_implicit(&place.path(), made)
     }
 
     /// Gives a directory that no entry describes its metadata: the same in each run.
@@ -445,7 +407,7 @@ impl Tree {
     /// there goes as well.
     fn clear_place(&mut self, place: &Place<'_>) -> Result<(), EntryError> {
         place.remove()?;
-        if self.upper.is_none() {
+        if !self.has_lower {
             let path = place.path();
             self.remembered_bytes += path.len() + size_of::<PathBuf>();
             self.cleared.insert(path_of(&path));

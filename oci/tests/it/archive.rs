@@ -33,7 +33,8 @@ impl Tar {
         self.append(header(kind, name, mode), "", body)
     }
 
-    fn append(mut self, mut header: Header, link: &str, body: &[u8]) -> Self {
+    /// Appends an entry with a header of any kind.
+    pub(crate) fn append(mut self, mut header: Header, link: &str, body: &[u8]) -> Self {
         header.as_old_mut().linkname[..link.len()].copy_from_slice(link.as_bytes());
         header.set_size(body.len() as u64);
         header.set_cksum();

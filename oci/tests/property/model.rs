@@ -8,8 +8,7 @@
 //!   something that this layer replaces, or in what another whiteout of the layer hides. An opaque marker empties a directory, which stays as it is.
 //! - The directory of an entry is resolved over all that is there so far, symbolic links with the root as
 //!   their root; after 40 links it is refused, as by the kernel. What is missing on the way is made, with mode
-//!   0755, owner 0:0, time 0. Something else than a directory on the way is replaced by one if a lower layer
-//!   made it, and refused if this layer did.
+//!   0755, owner 0:0, time 0. Something else than a directory on the way is refused.
 //! - A directory over a directory takes the new metadata, extended attributes included, and keeps its
 //!   content. Every other entry replaces what is at its place, also a directory with all that is in it.
 //! - A device is not made, but what was at its place goes.
@@ -70,8 +69,6 @@ struct Node {
 #[derive(Debug, Clone, Copy)]
 struct Link {
     node: usize,
-    /// The layer whose entry it is.
-    layer: usize,
     /// The links that share its inode for certain, see `Model::groups`.
     group: usize,
 }
@@ -306,7 +303,7 @@ impl Model {
         let group = if self.groups[from.group] == layer { from.group } else { self.new_group() };
         let target = target.to_owned();
         self.children(directory).insert(target, Link { group, ..from });
-        self.children(parent).insert(name.to_owned(), Link { node: from.node, layer, group });
+        self.children(parent).insert(name.to_owned(), Link { node: from.node, group });
         Ok(true)
     }
 
@@ -336,7 +333,7 @@ impl Model {
                 _ => {}
             }
             let next = match self.child(here, &name) {
-                Some(Link { node, layer, .. }) => match &self.nodes[node].body {
+                Some(Link { node, .. }) => match &self.nodes[node].body {
                     Body::Directory(_) => node,
                     Body::Symlink(target) => {
                         hops += 1;
@@ -350,10 +347,7 @@ impl Model {
                         continue;
                     }
                     Body::File(_) | Body::Fifo if missing == Missing::Stop => return Ok(None),
-                    Body::File(_) | Body::Fifo if layer == self.layer => {
-                        return Err(Refusal("a file of this layer is on the way"));
-                    }
-                    Body::File(_) | Body::Fifo => self.make_directory(here, &name),
+                    Body::File(_) | Body::Fifo => return Err(Refusal("a file is on the way")),
                 },
                 None if missing == Missing::Stop => return Ok(None),
                 None => self.make_directory(here, &name),
@@ -377,9 +371,9 @@ impl Model {
 
     fn link(&mut self, parent: usize, name: &str, node: Node) -> usize {
         self.nodes.push(node);
-        let (node, layer) = (self.nodes.len() - 1, self.layer);
+        let node = self.nodes.len() - 1;
         let group = self.new_group();
-        self.children(parent).insert(name.to_owned(), Link { node, layer, group });
+        self.children(parent).insert(name.to_owned(), Link { node, group });
         node
     }
 

@@ -11,7 +11,7 @@
 //! A PAX header belongs to the next file entry, whatever stands between; its `size` always wins
 //! over the header's. One that no entry follows means nothing, as it does to Go.
 
-use std::io::{self, Read};
+use std::io::{self, BufRead, Read};
 
 use tar::{EntryType, Header};
 
@@ -129,7 +129,7 @@ struct Extensions {
     long_link: Option<Vec<u8>>,
 }
 
-impl<R: Read> Archive<R> {
+impl<R: BufRead> Archive<R> {
     pub(super) fn new(stream: R) -> Self {
         Self { stream, body_left: 0, padding: 0 }
     }
@@ -290,25 +290,38 @@ impl<R: Read> Archive<R> {
     }
 }
 
-impl<R: Read> Read for Archive<R> {
+impl<R: BufRead> Read for Archive<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let wanted = buffer.len().min(usize::try_from(self.body_left).unwrap_or(usize::MAX));
-        if wanted == 0 {
-            return Ok(0);
-        }
-        let count = self.stream.read(&mut buffer[..wanted])?;
-        if count == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        self.body_left -= count as u64;
+        let count = self.fill_buf()?.read(buffer)?;
+        self.consume(count);
         Ok(count)
+    }
+}
+
+/// What is left of the current body, without a copy of it.
+impl<R: BufRead> BufRead for Archive<R> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        let left = usize::try_from(self.body_left).unwrap_or(usize::MAX);
+        if left == 0 {
+            return Ok(&[]);
+        }
+        let bytes = self.stream.fill_buf()?;
+        match bytes.len() {
+            0 => Err(io::ErrorKind::UnexpectedEof.into()),
+            length => Ok(&bytes[..length.min(left)]),
+        }
+    }
+
+    fn consume(&mut self, count: usize) {
+        self.stream.consume(count);
+        self.body_left -= count as u64;
     }
 }
 
 /// Tells an archive that ends too early from a stream that fails.
 pub(super) fn body_error(error: io::Error) -> ArchiveError {
     // The decoders make such errors with a message of their own; a bare one comes from
-    // `Archive::read`.
+    // `Archive::fill_buf`.
     match error.kind() == io::ErrorKind::UnexpectedEof && error.get_ref().is_none() {
         true => ArchiveError::Truncated,
         false => ArchiveError::Read(error),

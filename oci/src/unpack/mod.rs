@@ -29,7 +29,7 @@ mod whiteout;
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, BufRead, Seek, SeekFrom, Write};
 use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
 
@@ -55,9 +55,6 @@ use crate::blob::{Blob, BlobError};
 use crate::digest::Digest;
 use crate::image::Layer;
 use crate::mount::Flavour;
-
-/// Copy size: as the blob's reads, and a multiple of tar's block.
-const COPY_BYTES: usize = 128 * 1024;
 
 /// Uncompressed bytes between two calls of the progress function: some milliseconds of work.
 const REPORT_BYTES: u64 = 4 << 20;
@@ -209,7 +206,6 @@ pub(crate) fn unpack(
             limits,
             meter: Meter { size_bytes: layer.size_bytes, next_bytes: 0, next_entries: 0, progress },
             last: Vec::new(),
-            buffer: vec![0; COPY_BYTES],
         };
         unpacker.run(stages, job)
     })
@@ -227,7 +223,6 @@ struct Unpacker<'a> {
     meter: Meter<'a>,
     /// Name of the last entry, for errors.
     last: Vec<u8>,
-    buffer: Vec<u8>,
 }
 
 /// The calls of the progress function.
@@ -371,38 +366,49 @@ impl Unpacker<'_> {
         failed: impl Fn(io::Error) -> LayerError,
     ) -> Result<(), LayerError> {
         while left > 0 {
-            let count = self.read_body(left)?;
-            file.write_all(&self.buffer[..count]).map_err(&failed)?;
+            let count = self.use_body(|body| {
+                let part = &body[..body.len().min(usize::try_from(left).unwrap_or(usize::MAX))];
+                file.write_all(part).map_err(&failed)?;
+                Ok(part.len())
+            })?;
             self.facts.bytes += count as u64;
             left -= count as u64;
         }
         Ok(())
     }
 
-    /// Reads a part of the current body into the buffer, at most so much; nothing at its end.
-    fn read_body(&mut self, at_most: u64) -> Result<usize, LayerError> {
-        let length = self.buffer.len().min(usize::try_from(at_most).unwrap_or(usize::MAX));
-        let count = self
-            .archive
-            .read(&mut self.buffer[..length])
-            .map_err(|error| self.archive_error(body_error(error)))?;
+    /// Hands out what is there of the current body, nothing at its end, to `take`, which says how much
+    /// of it was used.
+    fn use_body(
+        &mut self,
+        take: impl FnOnce(&[u8]) -> Result<usize, LayerError>,
+    ) -> Result<usize, LayerError> {
+        let count = match self.archive.fill_buf() {
+            Ok(body) => take(body)?,
+            Err(error) => return Err(self.archive_error(body_error(error))),
+        };
+        self.archive.consume(count);
         self.check()?;
         Ok(count)
     }
 
     /// Reads over a body that nobody wants.
     fn drain_body(&mut self) -> Result<(), LayerError> {
-        while self.read_body(u64::MAX)? > 0 {}
+        while self.use_body(|body| Ok(body.len()))? > 0 {}
         Ok(())
     }
 
     /// Reads what follows the archive's end: it belongs to the `DiffID`, and means nothing.
     fn drain_stream(&mut self) -> Result<(), LayerError> {
         loop {
-            let read = self.archive.stream_mut().read(&mut self.buffer);
-            if read.map_err(|error| self.archive_error(ArchiveError::Read(error)))? == 0 {
+            let count = match self.archive.stream_mut().fill_buf() {
+                Ok(bytes) => bytes.len(),
+                Err(error) => return Err(self.archive_error(ArchiveError::Read(error))),
+            };
+            if count == 0 {
                 return Ok(());
             }
+            self.archive.stream_mut().consume(count);
             self.check()?;
         }
     }

@@ -219,15 +219,19 @@ fn reuse(used: &mut VecDeque<Chunk>) -> Chunk {
 /// Fills a chunk; it is shorter at the end of the stream, or before an error.
 fn fill(decoder: &mut dyn Read, bytes: &mut Vec<u8>) -> io::Result<()> {
     bytes.resize(CHUNK_BYTES, 0);
-    let mut filled = 0;
-    let read = loop {
+    let (mut filled, mut read) = (0, Ok(()));
+    // Never with nothing to fill, which zstd takes for an error.
+    while filled < CHUNK_BYTES {
         match decoder.read(&mut bytes[filled..]) {
-            Ok(0) => break Ok(()),
+            Ok(0) => break,
             Ok(count) => filled += count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => break Err(error),
+            Err(error) => {
+                read = Err(error);
+                break;
+            }
         }
-    };
+    }
     bytes.truncate(filled);
     read
 }

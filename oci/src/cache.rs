@@ -12,7 +12,7 @@
 //!     ├── stacks/<chain>        which of these make an image's root, see `compose`
 //!     ├── staging/<name>/       the same as in ready, being made by the holder of the exclusive lock
 //!     └── locks/<name>          flock: exclusive to make or remove, shared while in use; its time is
-//!                               that of the last use
+//!                               that of the last use; see `retention` for what is removed
 //!
 //! names:  sha256-<hex>          a layer unpacked alone, by its DiffID
 //!         on-sha256-<hex>       a layer unpacked on top of those below it, by its ChainID
@@ -140,10 +140,10 @@ pub enum CacheError {
 pub struct LayerCache {
     path: PathBuf,
     pub(crate) flavour: Flavour,
-    ready: OwnedFd,
+    pub(crate) ready: OwnedFd,
     pub(crate) stacks: OwnedFd,
-    staging: OwnedFd,
-    locks: OwnedFd,
+    pub(crate) staging: OwnedFd,
+    pub(crate) locks: OwnedFd,
     boot: OsString,
     pub(crate) limits: Limits,
 }
@@ -434,7 +434,7 @@ impl LayerCache {
     fn is_damaged_in_use(&self, name: &str) -> Result<bool, CacheError> {
         let lock = self.lock_file(name)?;
         let is_shared = lock.try_lock_shared().is_ok();
-        let is_usable = self.standing(name)? == Standing::Ready && self.record(name)?.is_some();
+        let is_usable = self.is_ready(name)? && self.record(name)?.is_some();
         Ok(is_shared
             && !is_usable
             && self.standing(name)? != Standing::Missing
@@ -449,12 +449,17 @@ impl LayerCache {
     }
 
     /// Reads the record of what stands under `name`; `None` when it is damaged.
-    fn record(&self, name: &str) -> Result<Option<Record>, CacheError> {
+    pub(crate) fn record(&self, name: &str) -> Result<Option<Record>, CacheError> {
         let folder = openat(&self.ready, name, OPEN_DIR, Mode::empty()).map_err(io::Error::from);
         match folder.and_then(|folder| Record::read(&folder)) {
             Err(source) if source.kind() == io::ErrorKind::NotFound => Ok(None),
             read => read.map_err(self.error("read the record of", &format!("ready/{name}"))),
         }
+    }
+
+    /// Whether something usable stands under `name`, as far as its folder tells.
+    pub(crate) fn is_ready(&self, name: &str) -> Result<bool, CacheError> {
+        Ok(self.standing(name)? == Standing::Ready)
     }
 
     fn standing(&self, name: &str) -> Result<Standing, CacheError> {
@@ -498,7 +503,7 @@ fn make_file(folder: &OwnedFd, name: &str) -> nix::Result<()> {
 }
 
 /// Lists the names in a directory.
-fn list(dir: &OwnedFd) -> nix::Result<Vec<String>> {
+pub(crate) fn list(dir: &OwnedFd) -> nix::Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in Dir::openat(dir, ".", OPEN_DIR, Mode::empty())?.iter() {
         let name = entry?.file_name().to_string_lossy().into_owned();

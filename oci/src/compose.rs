@@ -70,6 +70,14 @@ pub(crate) struct Member {
     _lease: LayerLease,
 }
 
+/// What the file of a stack says.
+struct StackFile {
+    /// The layer that describes the root.
+    root: Option<String>,
+    /// What is mounted, the bottom first.
+    names: Vec<String>,
+}
+
 /// Is told how far the work on a layer, by its index, has come, and may end all of it.
 pub(crate) type OnLayerProgress<'a> = dyn FnMut(usize, Progress) -> ControlFlow<()> + Send + 'a;
 
@@ -141,10 +149,35 @@ impl LayerCache {
 
     /// Returns a stack that was composed before, if all of it is still there.
     fn recall(&self, chain: Digest, layers: usize) -> Result<Option<Stack>, CacheError> {
-        let name = file_name(chain);
+        let Some(StackFile { root, names }) = self.read_stack(&file_name(chain))? else {
+            return Ok(None);
+        };
+        let mut members = Vec::with_capacity(names.len());
+        for name in names {
+            let Some(lease) = self.lease(&name)? else { return Ok(None) };
+            let tree = self.tree_path(&name);
+            members.push(Member { name, tree, _lease: lease });
+        }
+        let root = root.map(|name| self.tree_path(&name));
+        Ok(Some(Stack { flavour: self.flavour, members, root, hits: layers, unpacked_bytes: 0 }))
+    }
+
+    /// Whether all that a stack's file names is there.
+    pub(crate) fn is_complete(&self, stack: &str) -> Result<bool, CacheError> {
+        let Some(StackFile { names, .. }) = self.read_stack(stack)? else { return Ok(false) };
+        for name in names {
+            if !self.is_ready(&name)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Reads a stack's file; `None` when it is not there, or not what `write_down` writes.
+    fn read_stack(&self, name: &str) -> Result<Option<StackFile>, CacheError> {
         let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let mut text = String::new();
-        match openat(&self.stacks, name.as_str(), flags, Mode::empty()) {
+        match openat(&self.stacks, name, flags, Mode::empty()) {
             Ok(file) => {
                 let read = File::from(file).take(STACK_LIMIT_BYTES).read_to_string(&mut text);
                 // What is no text was not written by us, and is composed again.
@@ -157,17 +190,9 @@ impl LayerCache {
             return Ok(None);
         };
         let root = lines.next().and_then(|line| line.strip_prefix("root "));
-        let mut members = Vec::new();
-        for name in lines.filter(|name| !name.is_empty()) {
-            if !is_name(name) {
-                return Ok(None);
-            }
-            let Some(lease) = self.lease(name)? else { return Ok(None) };
-            let (name, tree) = (name.to_owned(), self.tree_path(name));
-            members.push(Member { name, tree, _lease: lease });
-        }
-        let root = root.filter(|name| is_name(name)).map(|name| self.tree_path(name));
-        Ok(Some(Stack { flavour: self.flavour, members, root, hits: layers, unpacked_bytes: 0 }))
+        let root = root.filter(|name| is_name(name)).map(str::to_owned);
+        let names: Vec<String> = lines.filter(|name| !name.is_empty()).map(str::to_owned).collect();
+        Ok(names.iter().all(|name| is_name(name)).then_some(StackFile { root, names }))
     }
 
     /// Writes a stack down for [`recall`](Self::recall).

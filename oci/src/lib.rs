@@ -35,6 +35,7 @@ mod mount;
 mod overlay;
 mod platform;
 mod record;
+mod retention;
 mod select;
 mod stack;
 mod text;
@@ -50,6 +51,7 @@ pub use image::{Compression, Image, ImageConfig, Layer};
 pub use layout::{JsonError, Layout, LayoutError};
 pub use overlay::{MountError, OverlaySpec, RootMethod};
 pub use platform::{Platform, PlatformError};
+pub use retention::{Collected, Retention};
 pub use unpack::{
     ArchiveError, EntryError, LayerError, LayerFacts, Limits, PathError, PaxError, Progress,
     SparseError,

@@ -17,6 +17,7 @@ mod digests;
 mod hostile;
 mod overlay;
 mod resolve;
+mod retention;
 mod sparse;
 mod tools;
 mod unpacking;

@@ -297,12 +297,16 @@ impl LayerCache {
                 None if self.is_damaged_in_use(&name)? => {
                     return Err(CacheError::Damaged { path: self.path.join("ready").join(&name) });
                 }
-                None => {
-                    recipe.wait()?;
-                    std::thread::sleep(WAIT_STEP);
-                }
+                None => self.wait_for(recipe)?,
             }
         }
+    }
+
+    /// Waits for a moment.
+    pub(crate) fn wait_for(&self, recipe: &mut dyn Recipe) -> Result<(), CacheError> {
+        recipe.wait()?;
+        std::thread::sleep(WAIT_STEP);
+        Ok(())
     }
 
     /// Makes and publishes; the caller holds the exclusive lock.
@@ -339,7 +343,12 @@ impl LayerCache {
     }
 
     fn publish(&self, name: &str) -> Result<(), CacheError> {
-        renameat(&self.staging, name, &self.ready, name)
+        self.publish_as(name, name)
+    }
+
+    /// Publishes the staging folder `staged`; the caller holds the exclusive lock of `name`.
+    pub(crate) fn publish_as(&self, staged: &str, name: &str) -> Result<(), CacheError> {
+        renameat(&self.staging, staged, &self.ready, name)
             .map_err(|errno| self.error("publish", &format!("ready/{name}"))(errno.into()))
     }
 

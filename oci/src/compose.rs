@@ -18,6 +18,7 @@ use std::io::{self, Read, Write};
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat, openat2, renameat};
@@ -35,6 +36,9 @@ use crate::unpack::{Ground, Job, LayerError, OnProgress, Progress, Seams, remove
 
 /// Bound on the file of a stack: more names than any mount takes.
 const STACK_LIMIT_BYTES: u64 = 1 << 17;
+
+/// Files of stacks that this process has begun to write.
+static WRITTEN: AtomicU64 = AtomicU64::new(0);
 
 /// What overlayfs needs for itself while a layer is unpacked on top of others.
 const WORK: &str = "work";
@@ -198,8 +202,9 @@ impl LayerCache {
     /// Writes a stack down for [`recall`](Self::recall).
     fn write_down(&self, chain: Digest, stack: &Stack) -> Result<(), CacheError> {
         let name = file_name(chain);
-        // Of the process, as two may write the same.
-        let new = format!("{name}.{}.new", std::process::id());
+        // Its own, as several may write the same.
+        let number = WRITTEN.fetch_add(1, Ordering::Relaxed);
+        let new = format!("{name}.{}.{number}.new", std::process::id());
         let root = stack.members.iter().find(|member| Some(&member.tree) == stack.root.as_ref());
         let mut text = format!("root {}\n", root.map_or("", |root| root.name.as_str()));
         for member in &stack.members {
@@ -308,14 +313,14 @@ impl Composition<'_, '_> {
 
 /// Where a layer comes from, and for which cache.
 #[derive(Clone, Copy)]
-struct Source<'a> {
-    cache: &'a LayerCache,
-    layout: &'a Layout,
-    layer: &'a Layer,
+pub(crate) struct Source<'a> {
+    pub(crate) cache: &'a LayerCache,
+    pub(crate) layout: &'a Layout,
+    pub(crate) layer: &'a Layer,
 }
 
 /// A layer alone.
-struct Alone<'a> {
+pub(crate) struct Alone<'a> {
     source: Source<'a>,
     progress: &'a mut OnProgress<'a>,
 }
@@ -438,7 +443,12 @@ impl Recipe for Meta<'_> {
     }
 }
 
-impl Source<'_> {
+impl<'a> Source<'a> {
+    /// How to make the layer alone.
+    pub(crate) fn alone(self, progress: &'a mut OnProgress<'a>) -> Alone<'a> {
+        Alone { source: self, progress }
+    }
+
     /// Unpacks the layer into the directory `root`.
     fn unpack(
         &self,
@@ -456,6 +466,22 @@ impl Source<'_> {
         let job = Job { layer, ground, flavour: cache.flavour, limits: &cache.limits };
         let (facts, seams) = unpack(blob, job, root, progress).map_err(failed)?;
         Ok(Record { facts, seams })
+    }
+}
+
+impl LayerCache {
+    /// Removes what was made of several layers of an image together, and is not in use.
+    pub(crate) fn discard_composed(&self, layers: &[Layer]) -> Result<(), CacheError> {
+        for chain in chain_ids(layers) {
+            for name in [ON_TOP, META].map(|kind| format!("{kind}{}", file_name(chain))) {
+                if self.is_ready(&name)?
+                    && let Some(_lock) = self.try_lock(&name)?
+                {
+                    self.discard(&name)?;
+                }
+            }
+        }
+        Ok(())
     }
 }
 
@@ -482,7 +508,7 @@ fn open_dir(path: &Path) -> io::Result<OwnedFd> {
 }
 
 /// Opens a directory of a tree by a path without symbolic links.
-fn open_below(tree: &OwnedFd, path: &Path) -> io::Result<OwnedFd> {
+pub(crate) fn open_below(tree: &OwnedFd, path: &Path) -> io::Result<OwnedFd> {
     let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
     let how = OpenHow::new()
         .flags(OPEN_DIR)

@@ -40,6 +40,7 @@ mod select;
 mod stack;
 mod text;
 mod unpack;
+mod verify;
 
 pub use blob::BlobError;
 pub use cache::{CacheError, CachedLayer, LayerCache, LayerLease};
@@ -56,3 +57,4 @@ pub use unpack::{
     ArchiveError, EntryError, LayerError, LayerFacts, Limits, PathError, PaxError, Progress,
     SparseError,
 };
+pub use verify::{Damage, Verified};

@@ -110,10 +110,17 @@ impl LayerCache {
 
     /// Removes something, unless it is in use; says whether it is gone.
     fn remove(&self, name: &str) -> Result<bool, CacheError> {
-        let Some(_lock) = self.try_lock(name)? else { return Ok(false) };
+        let Some(lock) = self.try_lock(name)? else { return Ok(false) };
         self.discard(name)?;
-        // Who waits for the lock finds that it has no name any more, and takes a new one.
-        self.unlink(&self.locks, "locks", name).map(|()| true)
+        self.remove_lock(name, lock).map(|()| true)
+    }
+
+    /// Removes the file of an exclusive lock. Who waits for it finds that it has no name any more, and
+    /// takes a new one.
+    pub(crate) fn remove_lock(&self, name: &str, lock: File) -> Result<(), CacheError> {
+        let removed = self.unlink(&self.locks, "locks", name);
+        drop(lock);
+        removed
     }
 
     fn remove_stale_locks(&self) -> Result<(), CacheError> {

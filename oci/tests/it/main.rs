@@ -21,3 +21,4 @@ mod retention;
 mod sparse;
 mod tools;
 mod unpacking;
+mod verify;

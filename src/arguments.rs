@@ -8,7 +8,7 @@ pub(crate) const VERSION: &str = concat!("a3s-box-shim ", env!("CARGO_PKG_VERSIO
 
 /// What `--help` prints.
 pub(crate) const USAGE: &str = "\
-usage: a3s-box-shim [--config FILE] [--check | --prepare]
+usage: a3s-box-shim [--config FILE] [--check | --prepare | --gc | --verify]
        a3s-box-shim --print-schema | --version | --help
 
 Reads a BoxConfig (JSON) on standard input, becomes the microVM that it describes, and
@@ -17,6 +17,8 @@ writes events (NDJSON) on standard output. The exit status is the workload's.
   --config FILE   read the BoxConfig from FILE instead
   --check         only say whether the BoxConfig is valid
   --prepare       do everything up to the mounted root, undo it and exit; needs no KVM
+  --gc            bring the layer cache within the config's `cache`, and exit
+  --verify        compare the image's layers in the cache with its blobs, mend them, and exit
   --print-schema  print the JSON Schema of BoxConfig
   --version       print the version";
 
@@ -26,6 +28,8 @@ pub(crate) enum Mode {
     Run,
     Check,
     Prepare,
+    Gc,
+    Verify,
     PrintSchema,
     Version,
     Help,
@@ -45,7 +49,9 @@ pub(crate) enum ArgumentError {
     Unknown(String),
     #[error("--config needs a file")]
     NoFile,
-    #[error("more than one of --check, --prepare, --print-schema, --version and --help")]
+    #[error(
+        "more than one of --check, --prepare, --gc, --verify, --print-schema, --version and --help"
+    )]
     TwoModes,
 }
 
@@ -61,6 +67,8 @@ impl Arguments {
                 }
                 Some("--check") => Mode::Check,
                 Some("--prepare") => Mode::Prepare,
+                Some("--gc") => Mode::Gc,
+                Some("--verify") => Mode::Verify,
                 Some("--print-schema") => Mode::PrintSchema,
                 Some("--version") => Mode::Version,
                 Some("--help" | "-h") => Mode::Help,

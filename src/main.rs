@@ -32,6 +32,7 @@ mod rootfs;
 mod run;
 mod spec;
 mod state_dir;
+mod upkeep;
 
 use std::io::{self, Read, Write};
 use std::process::ExitCode;
@@ -60,7 +61,7 @@ fn main() -> ExitCode {
         Mode::Help => say(process::stdout(), USAGE, 0),
         Mode::Version => say(process::stdout(), arguments::VERSION, 0),
         Mode::PrintSchema => say(process::stdout(), schema::BOX_CONFIG, 0),
-        Mode::Run | Mode::Check | Mode::Prepare => live(&arguments),
+        Mode::Run | Mode::Check | Mode::Prepare | Mode::Gc | Mode::Verify => live(&arguments),
     }
 }
 
@@ -81,7 +82,7 @@ fn live(arguments: &Arguments) -> ExitCode {
     ExitCode::from(ending.exit_code)
 }
 
-/// The phases, each a value handed to the next. Comes back for `--check`, `--prepare` and errors.
+/// The phases, each a value handed to the next. Comes back for all modes but the VM's, and for errors.
 fn run(arguments: &Arguments, events: &Arc<EventWriter>) -> Result<(), ShimError> {
     let config = BoxConfig::from_json(&read_config(arguments)?)?;
     events.name(config.id.as_deref().unwrap_or_default());
@@ -96,6 +97,10 @@ fn run(arguments: &Arguments, events: &Arc<EventWriter>) -> Result<(), ShimError
     });
     let signals = Signals::block()?;
     process::raise_limits()?;
+    if matches!(arguments.mode, Mode::Gc | Mode::Verify) {
+        process::enter_private_mounts()?;
+        return upkeep::run(arguments.mode, &spec, events, &signals);
+    }
     let program = guest::load_program(&spec)?;
     let kernel = (arguments.mode == Mode::Run)
         .then(|| {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use a3s_box_core::event::{EventKind, RootMethod};
 use a3s_box_oci::{
     CacheError, Image, Layer, LayerCache, Layout, LayoutError, MountError, OverlaySpec, Progress,
-    Stack,
+    Retention, Stack,
 };
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
@@ -38,6 +38,8 @@ pub(crate) enum RootfsError {
     Mount(#[from] MountError),
     #[error("cannot unmount the root file system")]
     Unmount(#[source] std::io::Error),
+    #[error("{count} damaged layers are in use: stop the boxes that use them, and verify again")]
+    DamagedInUse { count: usize },
     #[error("stopped by {0} while unpacking")]
     Stopped(Signal),
 }
@@ -55,6 +57,7 @@ pub(crate) struct Root {
 struct CachedStack {
     cache: LayerCache,
     stack: Stack,
+    retention: Retention,
 }
 
 /// Makes and mounts the root of the box at `state.root()`. Without an image it is empty.
@@ -110,8 +113,13 @@ impl Root {
 }
 
 impl CachedStack {
+    /// Syncs the layers, and makes room if that took some.
     fn sync(&self) -> Result<(), RootfsError> {
-        Ok(self.cache.sync(&self.stack).map(drop)?)
+        if self.cache.sync(&self.stack)? && self.retention != Retention::default() {
+            let collected = self.cache.collect(&self.retention)?;
+            tracing::info!(?collected, "the layer cache is within its limits");
+        }
+        Ok(())
     }
 }
 
@@ -138,7 +146,8 @@ pub(crate) fn unmount(state: &StateDir) -> Result<(), RootfsError> {
     }
 }
 
-fn resolve(image: &ImageSpec) -> Result<(Layout, Image), LayoutError> {
+/// Finds the image of a config.
+pub(crate) fn resolve(image: &ImageSpec) -> Result<(Layout, Image), LayoutError> {
     let layout = Layout::open(&image.layout)?;
     let resolved = layout.resolve(image.reference.as_deref(), &image.platform)?;
     Ok((layout, resolved))
@@ -162,7 +171,7 @@ fn unpack(
     let composed = cache.compose(layout, &image.layers, &mut on_progress);
     match stopped {
         Some(signal) => Err(RootfsError::Stopped(signal)),
-        None => Ok(CachedStack { stack: composed?, cache }),
+        None => Ok(CachedStack { stack: composed?, cache, retention: spec.retention }),
     }
 }
 

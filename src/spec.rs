@@ -11,11 +11,11 @@ use std::time::Duration;
 
 use a3s_box_core::BoxConfig;
 use a3s_box_core::config::{
-    AgentConfig, AgentProvider, ConfigError, ConfinementLevel, DiskPlace, ImageConfig, NetworkMode,
-    PathsConfig, ProcessConfig, ResourcesConfig, RlimitName, StopConfig,
+    AgentConfig, AgentProvider, CacheConfig, ConfigError, ConfinementLevel, DiskPlace, ImageConfig,
+    NetworkMode, PathsConfig, ProcessConfig, ResourcesConfig, RlimitName, StopConfig,
 };
 use a3s_box_krun::{MAX_SOCKET_PATH_BYTES, MAX_VCPUS, MIN_MEMORY_MIB};
-use a3s_box_oci::Platform;
+use a3s_box_oci::{Platform, Retention};
 use a3s_box_proto::{CONTROL_PORT, control};
 use nix::sys::signal::Signal;
 
@@ -55,6 +55,7 @@ pub(crate) struct VmSpec {
     pub(crate) stop_signal: Option<Signal>,
     pub(crate) stop_grace: Duration,
     pub(crate) paths: PathsConfig,
+    pub(crate) retention: Retention,
 }
 
 /// An image that is to be the root.
@@ -97,6 +98,7 @@ impl TryFrom<BoxConfig> for VmSpec {
             stop_signal: stop_signal(&config.stop)?,
             stop_grace: Duration::from_millis(config.stop.grace_ms),
             paths: config.paths,
+            retention: retention(config.cache),
         })
     }
 }
@@ -137,6 +139,14 @@ fn refuse_unsupported(config: &BoxConfig) -> Result<(), ConfigError> {
     match asked.into_iter().find(|(is_asked, ..)| *is_asked) {
         Some((_, path, what)) => Err(ConfigError::unsupported(path, what)),
         None => Ok(()),
+    }
+}
+
+/// Larger limits than there are bytes and seconds are none.
+fn retention(cache: CacheConfig) -> Retention {
+    Retention {
+        max_bytes: cache.max_mib.map(|mib| mib.saturating_mul(1 << 20)),
+        max_age: cache.max_age_hours.map(|hours| Duration::from_secs(hours.saturating_mul(3600))),
     }
 }
 

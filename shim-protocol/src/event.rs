@@ -114,6 +114,28 @@ pub enum EventKind {
     /// `--prepare`: everything up to the mounted root worked and was undone.
     #[serde(rename = "prepare.done")]
     PrepareDone {},
+    /// `--gc`: the layer cache was brought within `cache`.
+    #[serde(rename = "cache.collected")]
+    CacheCollected {
+        /// Layers that were removed.
+        removed: u64,
+        /// Their bytes.
+        freed_bytes: u64,
+        /// Layers that are left.
+        kept: u64,
+        /// Their bytes.
+        kept_bytes: u64,
+    },
+    /// `--verify`: the cached layers of the image were compared with its blobs.
+    #[serde(rename = "cache.verified")]
+    CacheVerified {
+        /// Layers that are what their blobs say.
+        intact: u64,
+        /// Layers that were not, and have been unpacked again.
+        rebuilt: Vec<DamagedLayer>,
+        /// Layers that are not, and that boxes use.
+        in_use: Vec<DamagedLayer>,
+    },
     /// libkrun is about to be entered.
     #[serde(rename = "vm.starting")]
     VmStarting {
@@ -202,6 +224,18 @@ impl EventKind {
     pub fn is_droppable(&self) -> bool {
         matches!(self, Self::RootfsProgress { .. })
     }
+}
+
+/// How a layer in the cache differed from its blob.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct DamagedLayer {
+    /// The layer's `DiffID`.
+    pub layer: String,
+    /// The first path that differed.
+    pub path: String,
+    /// What about it.
+    pub what: String,
 }
 
 /// How a root file system was made.

@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -36,6 +36,14 @@ pub(crate) fn shim() -> Command {
     command.env("A3S_BOX_FAKE_GUEST", env!("CARGO_BIN_EXE_fake-guest"));
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
+}
+
+/// Runs the shim with arguments, and a text on its standard input.
+pub(crate) fn shim_says(arguments: &[&str], stdin: &[u8]) -> Output {
+    let mut child = shim().args(arguments).spawn().unwrap();
+    // A shim that does not read its input may be gone.
+    let _gone = child.stdin.take().unwrap().write_all(stdin);
+    child.wait_with_output().unwrap()
 }
 
 /// How a run ended.

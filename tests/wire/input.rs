@@ -1,16 +1,8 @@
 //! What is refused, and the flags for people.
 
-use std::io::Write;
 use std::process::Output;
 
-use crate::harness::{config, parse, shim};
-
-fn shim_says(arguments: &[&str], stdin: &[u8]) -> Output {
-    let mut child = shim().args(arguments).spawn().unwrap();
-    // A shim that does not read its input may be gone.
-    let _gone = child.stdin.take().unwrap().write_all(stdin);
-    child.wait_with_output().unwrap()
-}
+use crate::harness::{config, parse, shim_says};
 
 fn error_of(output: &Output) -> (String, String) {
     assert_eq!(output.status.code(), Some(125));

@@ -8,6 +8,7 @@
 //! | `disk` | what a box can write, and that nothing of it is left |
 //! | `resolved` | what is told about an image before it is unpacked |
 //! | `user` | a shim that is not root |
+//! | `upkeep` | the layer cache, cleared up and verified |
 //! | `input` | what is refused, and the flags for people |
 //!
 //! Needs root, because the shim makes mounts, and to become an ordinary user. Built with the feature `fake-vm`.
@@ -22,5 +23,6 @@ mod image;
 mod input;
 mod readers;
 mod resolved;
+mod upkeep;
 mod user;
 mod wire_types;

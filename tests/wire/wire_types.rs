@@ -13,9 +13,10 @@ enum Is {
     Phases,
     Run,
     Healthcheck,
+    Damages,
 }
 
-use Is::{Bool, Healthcheck, Number, Phases, Run, Text, Texts};
+use Is::{Bool, Damages, Healthcheck, Number, Phases, Run, Text, Texts};
 
 /// A name ending in `?` may be absent.
 type Fields = &'static [(&'static str, Is)];
@@ -50,6 +51,8 @@ const RUN: Fields = &[
     ("exposed_ports", Texts),
     ("truncated", Bool),
 ];
+
+const DAMAGE: Fields = &[("layer", Text), ("path", Text), ("what", Text)];
 
 const HEALTHCHECK: Fields = &[
     ("test", Texts),
@@ -95,6 +98,13 @@ fn fields(kind: &str) -> Fields {
         "state.changed" => &[("from", Text), ("to", Text)],
         "stop.requested" => &[("cause", Text), ("signal", Text), ("grace_ms", Number)],
         "prepare.done" | "stop.killed" => &[],
+        "cache.collected" => &[
+            ("removed", Number),
+            ("freed_bytes", Number),
+            ("kept", Number),
+            ("kept_bytes", Number),
+        ],
+        "cache.verified" => &[("intact", Number), ("rebuilt", Damages), ("in_use", Damages)],
         "guest.exited" => &[("exit_code?", Number), ("signal?", Number)],
         "events.dropped" => &[("count", Number)],
         "error" => &[
@@ -143,6 +153,9 @@ fn is_of(value: &Value, is: Is) -> bool {
         Phases => all_fields(value, PHASES),
         Run => all_fields(value, RUN),
         Healthcheck => all_fields(value, HEALTHCHECK),
+        Damages => {
+            value.as_array().is_some_and(|items| items.iter().all(|item| all_fields(item, DAMAGE)))
+        }
     }
 }
 

@@ -69,6 +69,8 @@ pub struct BoxConfig {
     pub stop: StopConfig,
     /// The event stream.
     pub events: EventsConfig,
+    /// What stays in the layer cache.
+    pub cache: CacheConfig,
     /// Folders and files of the host.
     pub paths: PathsConfig,
 }
@@ -88,6 +90,7 @@ impl Default for BoxConfig {
             confinement: ConfinementConfig::default(),
             stop: StopConfig::default(),
             events: EventsConfig::default(),
+            cache: CacheConfig::default(),
             paths: PathsConfig::default(),
         }
     }
@@ -156,6 +159,21 @@ fn array_for_object(found: &Value, meant: &Value) -> Option<String> {
         }),
         _ => None,
     }
+}
+
+/// What stays in the layer cache. What a box uses always does.
+///
+/// Kept by `--gc`, and by each start that unpacked something, after it has begun.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, default)]
+pub struct CacheConfig {
+    /// Most MiB that are kept; the least recently used layer goes first. Absent: no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_mib: Option<u64>,
+    /// Longest time in hours for which a layer that no box uses is kept. Absent: no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_age_hours: Option<u64>,
 }
 
 /// Folders and files of the host.

@@ -1,11 +1,13 @@
 //! Errors of the phases, each with its stable code.
 
+use std::error::Error;
 use std::io;
 
 use a3s_box_core::event::StopReason;
 use a3s_box_core::{ConfigError, ErrorCode, ErrorReport, exit};
 use a3s_box_krun::KrunError;
 use a3s_box_oci::CacheError;
+use nix::errno::Errno;
 
 use crate::Ending;
 use crate::console::ConsoleError;
@@ -66,6 +68,7 @@ impl ShimError {
             Self::Process(_) => ErrorCode::ProcessSetup,
             Self::State(StateDirError::InUse { .. }) => ErrorCode::IdInUse,
             Self::State(_) | Self::Console(_) => ErrorCode::StateDir,
+            Self::Rootfs(error) if failure_of_host(error).is_some() => ErrorCode::RootfsFailed,
             Self::Rootfs(RootfsError::Layout(_)) => ErrorCode::ImageInvalid,
             Self::Rootfs(RootfsError::Layer(CacheError::Layer { .. })) => ErrorCode::LayerInvalid,
             Self::Rootfs(_) => ErrorCode::RootfsFailed,
@@ -84,8 +87,37 @@ impl ShimError {
             Self::Guest(GuestError::ProgramMissing { .. }) => {
                 Some("install a3s-box-guest beside the shim, or set `paths.guest`".to_owned())
             }
-            Self::Process(_) => Some("this version needs to run as root".to_owned()),
+            Self::Rootfs(error) => match failure_of_host(error) {
+                Some(Errno::ENOSPC | Errno::EDQUOT) => Some(
+                    "make room, or set `paths.cache_dir` and `paths.state_dir` to a larger file system"
+                        .to_owned(),
+                ),
+                _ => None,
+            },
+            Self::Process(_) => Some(
+                "run as root, or where an ordinary user may make user namespaces \
+                 (sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone and \
+                 kernel.apparmor_restrict_unprivileged_userns)"
+                    .to_owned(),
+            ),
             _ => None,
         }
+    }
+}
+
+/// What the system said at the root of `error`, if no image can be the reason for it: a disk or quota
+/// that is full, fails or is read-only, and no memory or files left.
+fn failure_of_host(error: &RootfsError) -> Option<Errno> {
+    let root = std::iter::successors(Some(error as &dyn Error), |&error| error.source()).last()?;
+    let errno = Errno::from_raw(root.downcast_ref::<io::Error>()?.raw_os_error()?);
+    match errno {
+        Errno::ENOSPC
+        | Errno::EDQUOT
+        | Errno::EIO
+        | Errno::EROFS
+        | Errno::ENOMEM
+        | Errno::EMFILE
+        | Errno::ENFILE => Some(errno),
+        _ => None,
     }
 }

@@ -1,15 +1,10 @@
 //! What runs in the guest: the program that is PID 1, its config, and the machine around it.
-//!
-//! The image's config and `process` are merged as container engines do it: `args` replace the
-//! image's default arguments and follow its entrypoint; an `entrypoint` replaces the image's and
-//! drops its default arguments; the environment is merged name by name.
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
 use a3s_box_krun::{Connect, Machine, OverlayFile, Share, VsockPort};
-use a3s_box_oci::{Image, ImageConfig};
+use a3s_box_oci::Image;
 use a3s_box_proto::control::{
     EnvironmentVariable, GuestConfig, Mount, TmpfsMount, VirtiofsMount, Workload, mount,
 };
@@ -18,6 +13,7 @@ use nix::sys::signal::Signal;
 
 use crate::console::Ports;
 use crate::process;
+use crate::run::{RunSpec, parse_signal};
 use crate::spec::{MountSource, VmSpec};
 use crate::state_dir::StateDir;
 
@@ -26,9 +22,6 @@ const PROGRAM: &str = "a3s-box-guest";
 
 /// libkrun starts `/init.krun` as PID 1 (`INIT_PATH`, libkrun 1.19.7, lib.rs).
 const INIT: &str = "init.krun";
-
-/// The search path of a workload whose image and config set none.
-const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// The guest cannot be described.
 #[derive(Debug, thiserror::Error)]
@@ -83,66 +76,31 @@ fn beside(executable: &Path) -> Vec<PathBuf> {
 
 /// Merges image and config into what PID 1 is told.
 pub(crate) fn describe(spec: &VmSpec, image: Option<&Image>) -> Result<Guest, GuestError> {
-    let image = image.map(|image| &image.config);
+    let run = RunSpec::merge(spec, image.map(|image| &image.config));
+    let found = run.stop_signal.clone();
+    let stop_signal = parse_signal(&found).ok_or(GuestError::StopSignal { found })?;
     let config = GuestConfig {
-        workload: workload(spec, image)?,
+        workload: workload(spec, run, image.is_some())?,
         mounts: spec.mounts.iter().map(guest_mount).collect(),
         hostname: spec.id.clone(),
         agent_port: spec.serve_health.then_some(spec.agent_port),
     };
-    let of_image = image.and_then(|image| image.stop_signal.as_deref());
-    let stop_signal = match (spec.stop_signal, of_image) {
-        (Some(signal), _) => signal,
-        (None, Some(name)) => parse_signal(name)?,
-        (None, None) => Signal::SIGTERM,
-    };
     Ok(Guest { config, stop_signal })
 }
 
-/// Images write `SIGTERM`, `TERM` or `15`.
-fn parse_signal(name: &str) -> Result<Signal, GuestError> {
-    let number = name.parse().ok().and_then(|number: i32| Signal::try_from(number).ok());
-    number
-        .or_else(|| Signal::from_str(name).ok())
-        .or_else(|| Signal::from_str(&format!("SIG{name}")).ok())
-        .ok_or_else(|| GuestError::StopSignal { found: name.to_owned() })
-}
-
-fn workload(spec: &VmSpec, image: Option<&ImageConfig>) -> Result<Option<Workload>, GuestError> {
-    let process = &spec.process;
-    let default = ImageConfig::default();
-    let image_config = image.unwrap_or(&default);
-    let (entrypoint, default_args) = match &process.entrypoint {
-        Some(entrypoint) => (entrypoint, &[][..]),
-        None => (&image_config.entrypoint, image_config.cmd.as_slice()),
-    };
-    let args = if process.args.is_empty() { default_args } else { &process.args };
-    let args: Vec<String> = entrypoint.iter().chain(args).cloned().collect();
+fn workload(spec: &VmSpec, run: RunSpec, has_image: bool) -> Result<Option<Workload>, GuestError> {
+    let args: Vec<String> = run.entrypoint.into_iter().chain(run.args).collect();
     if args.is_empty() {
-        return if image.is_some() { Err(GuestError::NothingToRun) } else { Ok(None) };
+        return if has_image { Err(GuestError::NothingToRun) } else { Ok(None) };
     }
-    let cwd =
-        process.cwd.as_deref().or(Some(&image_config.working_dir)).filter(|cwd| !cwd.is_empty());
+    let variable = |(name, value)| EnvironmentVariable { name, value };
     Ok(Some(Workload {
         args,
-        env: environment(spec, image_config),
-        cwd: cwd.unwrap_or("/").to_owned(),
-        user: process.user.clone().unwrap_or_else(|| image_config.user.clone()),
+        env: run.env.into_iter().map(variable).collect(),
+        cwd: run.cwd,
+        user: run.user,
         rlimits: spec.rlimits.clone(),
     }))
-}
-
-fn environment(spec: &VmSpec, image: &ImageConfig) -> Vec<EnvironmentVariable> {
-    let configured = &spec.process.env.0;
-    let of_image = image.env.iter().filter(|(name, _)| !configured.contains_key(name));
-    let merged = of_image.map(|(name, value)| (name, value)).chain(configured);
-    let mut env: Vec<EnvironmentVariable> = merged
-        .map(|(name, value)| EnvironmentVariable { name: name.clone(), value: value.clone() })
-        .collect();
-    if !env.iter().any(|variable| variable.name == "PATH") {
-        env.push(EnvironmentVariable { name: "PATH".into(), value: DEFAULT_PATH.into() });
-    }
-    env
 }
 
 fn guest_mount(spec: &crate::spec::MountSpec) -> Mount {

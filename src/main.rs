@@ -22,12 +22,14 @@
 mod arguments;
 mod console;
 mod control;
+mod disk;
 mod error;
 mod events;
 mod guest;
 mod log;
 mod process;
 mod rootfs;
+mod run;
 mod spec;
 mod state_dir;
 
@@ -106,11 +108,13 @@ fn run(arguments: &Arguments, events: &Arc<EventWriter>) -> Result<(), ShimError
     let configured_ms = events.elapsed_ms();
     let root = rootfs::mount(&spec, &state, events, &signals)?;
     let Some(kernel) = kernel else {
+        root.sync()?;
         events.emit(EventKind::PrepareDone {});
         rootfs::unmount(&state)?;
         state.remove();
         return Ok(());
     };
+    root.sync_meanwhile();
     let guest = guest::describe(&spec, root.image.as_ref())?;
     let console = console::open(&spec, &state)?;
     let control = Control::start(control::Setup {

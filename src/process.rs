@@ -1,4 +1,6 @@
-//! The process itself: its standard fds, signals, limits and mount namespace.
+//! The process itself: its standard fds, signals, limits and namespaces.
+
+mod user_namespace;
 
 use std::fs::File;
 use std::io;
@@ -11,7 +13,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::stat::{Mode, umask};
-use nix::unistd::{dup2_stdin, dup2_stdout};
+use nix::unistd::{dup2_stdin, dup2_stdout, geteuid};
 
 /// A step of setting the process up that failed.
 #[derive(Debug, thiserror::Error)]
@@ -57,9 +59,14 @@ pub(crate) fn raise_limits() -> Result<(), ProcessError> {
     dup2_stdin(null).map_err(step("close standard input"))
 }
 
-/// Gives this process mounts of its own: what it mounts vanishes with it, however it ends.
+/// Gives this process mounts of its own: what it mounts vanishes with it, however it ends. Without
+/// root that takes a user namespace, where it is root. To be called before any thread exists.
 pub(crate) fn enter_private_mounts() -> Result<(), ProcessError> {
-    unshare(CloneFlags::CLONE_NEWNS).map_err(step("make a mount namespace (CAP_SYS_ADMIN)"))?;
+    if geteuid().is_root() {
+        unshare(CloneFlags::CLONE_NEWNS).map_err(step("make a mount namespace (CAP_SYS_ADMIN)"))?;
+    } else {
+        user_namespace::enter()?;
+    }
     let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
     mount(None::<&str>, "/", None::<&str>, private, None::<&str>)
         .map_err(step("make all mounts private"))

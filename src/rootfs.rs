@@ -2,18 +2,23 @@
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use a3s_box_core::event::EventKind;
+use a3s_box_core::event::{EventKind, RootMethod};
 use a3s_box_oci::{
-    CacheError, CachedLayer, Image, Layer, LayerCache, Layout, LayoutError, MountError,
-    OverlaySpec, Progress,
+    CacheError, Image, Layer, LayerCache, Layout, LayoutError, MountError, OverlaySpec, Progress,
+    Stack,
 };
+use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::Signal;
 
+use crate::disk::{Disk, DiskError};
 use crate::events::EventWriter;
 use crate::process::Signals;
+use crate::run;
 use crate::spec::{ImageSpec, VmSpec};
 use crate::state_dir::StateDir;
 
@@ -27,6 +32,8 @@ pub(crate) enum RootfsError {
     Layout(#[from] LayoutError),
     #[error("cannot put a layer into the cache")]
     Layer(#[from] CacheError),
+    #[error("cannot make the place for what the box writes")]
+    Disk(#[from] DiskError),
     #[error("cannot mount the root file system")]
     Mount(#[from] MountError),
     #[error("cannot unmount the root file system")]
@@ -39,8 +46,15 @@ pub(crate) enum RootfsError {
 #[derive(Debug)]
 pub(crate) struct Root {
     pub(crate) image: Option<Image>,
-    /// Keep the layers from being removed for as long as the process lives.
-    _layers: Vec<CachedLayer>,
+    /// Keeps the layers from being removed for as long as the process lives.
+    layers: Option<Arc<CachedStack>>,
+}
+
+/// Layers, and the cache that they are in.
+#[derive(Debug)]
+struct CachedStack {
+    cache: LayerCache,
+    stack: Stack,
 }
 
 /// Makes and mounts the root of the box at `state.root()`. Without an image it is empty.
@@ -52,31 +66,76 @@ pub(crate) fn mount(
 ) -> Result<Root, RootfsError> {
     let start = Instant::now();
     let image = spec.image.as_ref().map(resolve).transpose()?;
+    if let Some((_, image)) = &image {
+        events.emit(run::image_resolved(spec, image));
+    }
     let layers = match &image {
-        None => Vec::new(),
-        Some((layout, image)) => unpack(spec, layout, image, events, signals)?,
+        None => None,
+        Some((layout, image)) => Some(unpack(spec, layout, image, events, signals)?),
     };
-    let overlay = OverlaySpec {
-        layers: &layers,
-        upper: state.upper(),
-        work: state.work(),
-        target: state.root(),
-    };
-    overlay.mount()?;
-    let missing = layers.iter().filter(|layer| !layer.hit);
+    let empty = Stack::empty();
+    let stack = layers.as_ref().map_or(&empty, |layers| &layers.stack);
+    let disk = Disk::make(spec, state)?;
+    let root = mount_stack(stack, &disk, state)?;
     events.emit(EventKind::RootfsReady {
         image: image.as_ref().map(|(_, image)| image.manifest_digest.to_string()),
-        layers: count(layers.len()),
-        cache_hits: count(layers.iter().filter(|layer| layer.hit).count()),
-        unpacked_bytes: missing.map(|layer| layer.facts.bytes).sum(),
+        layers: count(image.as_ref().map_or(0, |(_, image)| image.layers.len())),
+        cache_hits: count(stack.hits),
+        unpacked_bytes: stack.unpacked_bytes,
+        root,
+        upper: disk.place,
+        disk_mib: spec.disk_mib,
         duration_ms: u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX),
     });
-    Ok(Root { image: image.map(|(_, image)| image), _layers: layers })
+    Ok(Root { image: image.map(|(_, image)| image), layers: layers.map(Arc::new) })
+}
+
+impl Root {
+    /// Puts the layers on the disk, so that they survive a crash of the machine.
+    pub(crate) fn sync(&self) -> Result<(), RootfsError> {
+        self.layers.as_ref().map_or(Ok(()), |layers| layers.sync())
+    }
+
+    /// The same, while the VM starts.
+    pub(crate) fn sync_meanwhile(&self) {
+        let Some(layers) = self.layers.clone() else { return };
+        let sync = move || {
+            if let Err(error) = layers.sync() {
+                tracing::warn!(error = &error as &dyn std::error::Error, "layers are not kept");
+            }
+        };
+        // Without the thread the layers are unpacked again after a crash of the machine.
+        let _handle = std::thread::Builder::new().name("layer sync".into()).spawn(sync);
+    }
+}
+
+impl CachedStack {
+    fn sync(&self) -> Result<(), RootfsError> {
+        Ok(self.cache.sync(&self.stack).map(drop)?)
+    }
+}
+
+/// Mounts the layers' root, with what is written to it on `disk`.
+fn mount_stack(stack: &Stack, disk: &Disk, state: &StateDir) -> Result<RootMethod, MountError> {
+    let overlay =
+        OverlaySpec { stack, upper: disk.upper(), work: disk.work(), target: state.root() };
+    Ok(match overlay.mount()? {
+        a3s_box_oci::RootMethod::Empty => RootMethod::Empty,
+        a3s_box_oci::RootMethod::Overlay => RootMethod::Overlay,
+        a3s_box_oci::RootMethod::Reflink => RootMethod::Reflink,
+        a3s_box_oci::RootMethod::Copy => RootMethod::Copy,
+    })
 }
 
 /// Undoes [`mount`] for `--prepare`.
 pub(crate) fn unmount(state: &StateDir) -> Result<(), RootfsError> {
-    umount2(&state.root(), MntFlags::MNT_DETACH).map_err(|errno| RootfsError::Unmount(errno.into()))
+    let unmount = |path: &Path| umount2(path, MntFlags::MNT_DETACH);
+    unmount(&state.root()).map_err(|errno| RootfsError::Unmount(errno.into()))?;
+    match unmount(&state.disk()) {
+        // Nothing was mounted there.
+        Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => Ok(()),
+        Err(errno) => Err(RootfsError::Unmount(errno.into())),
+    }
 }
 
 fn resolve(image: &ImageSpec) -> Result<(Layout, Image), LayoutError> {
@@ -91,7 +150,7 @@ fn unpack(
     image: &Image,
     events: &EventWriter,
     signals: &Signals,
-) -> Result<Vec<CachedLayer>, RootfsError> {
+) -> Result<CachedStack, RootfsError> {
     let cache = LayerCache::open(&spec.paths.cache_dir)?;
     let mut stopped = None;
     let mut meter = Meter { events, layers: &image.layers, done: HashMap::new(), last: None };
@@ -100,10 +159,10 @@ fn unpack(
         stopped = stopped.or_else(|| signals.next());
         if stopped.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
-    let unpacked = cache.get_or_unpack_all(layout, &image.layers, &mut on_progress);
+    let composed = cache.compose(layout, &image.layers, &mut on_progress);
     match stopped {
         Some(signal) => Err(RootfsError::Stopped(signal)),
-        None => Ok(unpacked?),
+        None => Ok(CachedStack { stack: composed?, cache }),
     }
 }
 
@@ -122,7 +181,7 @@ impl Meter<'_> {
         let bytes_done = match progress {
             Progress::Waiting => 0,
             Progress::Unpacking { read_bytes, .. } => read_bytes,
-            Progress::Publishing | Progress::Cached => layer.size_bytes,
+            Progress::Publishing | Progress::OnTop | Progress::Cached => layer.size_bytes,
         };
         self.done.insert(index, bytes_done);
         if progress == Progress::Cached

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use a3s_box_core::BoxConfig;
 use a3s_box_core::config::{
-    AgentConfig, AgentProvider, ConfigError, ConfinementLevel, ImageConfig, NetworkMode,
+    AgentConfig, AgentProvider, ConfigError, ConfinementLevel, DiskPlace, ImageConfig, NetworkMode,
     PathsConfig, ProcessConfig, ResourcesConfig, RlimitName, StopConfig,
 };
 use a3s_box_krun::{MAX_SOCKET_PATH_BYTES, MAX_VCPUS, MIN_MEMORY_MIB};
@@ -28,6 +28,10 @@ const MAX_ID_BYTES: usize = 64;
 /// Longest grace period and boot timeout: nobody means a day.
 const MAX_WAIT_MS: u64 = 3_600_000;
 
+/// Limits on `resources.disk_mib`: less leaves no room beside the records of an ext4, and more than
+/// half of what ext4 takes as one file may not fit the host's file system.
+const DISK_MIB: std::ops::RangeInclusive<u32> = 16..=8 * 1024 * 1024;
+
 /// A box that can be started, as far as the config tells.
 #[derive(Debug)]
 pub(crate) struct VmSpec {
@@ -36,6 +40,8 @@ pub(crate) struct VmSpec {
     pub(crate) process: ProcessConfig,
     pub(crate) vcpus: u8,
     pub(crate) memory_mib: u32,
+    pub(crate) disk: DiskPlace,
+    pub(crate) disk_mib: Option<u32>,
     pub(crate) rlimits: Vec<control::Rlimit>,
     pub(crate) timeout: Option<Duration>,
     pub(crate) mounts: Vec<MountSpec>,
@@ -79,6 +85,8 @@ impl TryFrom<BoxConfig> for VmSpec {
             process: config.process,
             vcpus: config.resources.vcpus,
             memory_mib: config.resources.memory_mib,
+            disk: config.resources.disk,
+            disk_mib: config.resources.disk_mib,
             rlimits: rlimits(&config.resources)?,
             timeout: config.resources.timeout_ms.map(Duration::from_millis),
             mounts: mounts::check(&config.mounts)?,
@@ -193,6 +201,10 @@ fn check_resources(resources: &ResourcesConfig) -> Result<(), ConfigError> {
     if *memory_mib < MIN_MEMORY_MIB {
         let expected = format!("at least {MIN_MEMORY_MIB}");
         return Err(ConfigError::invalid("resources.memory_mib", memory_mib.to_string(), expected));
+    }
+    if let Some(mib) = resources.disk_mib.filter(|mib| !DISK_MIB.contains(mib)) {
+        let expected = format!("{} to {}", DISK_MIB.start(), DISK_MIB.end());
+        return Err(ConfigError::invalid("resources.disk_mib", mib.to_string(), expected));
     }
     if *timeout_ms == Some(0) {
         return Err(ConfigError::invalid("resources.timeout_ms", "0", "at least 1, or nothing"));

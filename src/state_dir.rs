@@ -7,7 +7,9 @@
 //!     ├── agent.sock           libkrun listens; leads to the agent in the guest
 //!     ├── control.sock         the shim listens until PID 1 of the guest has connected
 //!     ├── root/                mount point; the mount is seen by the shim only
-//!     ├── upper/, work/        writable layer of the root
+//!     ├── upper/, work/        writable layer of the root, unless it is in
+//!     ├── disk/                mount point of a tmpfs or of
+//!     ├── disk.img             a file system in a file
 //!     └── console.log          output of the workload, unless `console.path` says otherwise
 //! ```
 //!
@@ -27,12 +29,14 @@ const LOCK: &str = "lock";
 const AGENT_SOCKET: &str = "agent.sock";
 const CONTROL_SOCKET: &str = "control.sock";
 const ROOT: &str = "root";
-const UPPER: &str = "upper";
-const WORK: &str = "work";
+pub(crate) const UPPER: &str = "upper";
+pub(crate) const WORK: &str = "work";
+const DISK: &str = "disk";
+const DISK_IMAGE: &str = "disk.img";
 const CONSOLE: &str = "console.log";
 
 /// What is removed at the start, if a killed shim left it, and at the end.
-const TRANSIENT: [&str; 5] = [AGENT_SOCKET, CONTROL_SOCKET, ROOT, UPPER, WORK];
+const TRANSIENT: [&str; 7] = [AGENT_SOCKET, CONTROL_SOCKET, ROOT, UPPER, WORK, DISK, DISK_IMAGE];
 
 /// The state folder cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -103,12 +107,16 @@ impl StateDir {
         self.path.join(ROOT)
     }
 
-    pub(crate) fn upper(&self) -> PathBuf {
-        self.path.join(UPPER)
+    pub(crate) fn folder(&self) -> &Path {
+        &self.path
     }
 
-    pub(crate) fn work(&self) -> PathBuf {
-        self.path.join(WORK)
+    pub(crate) fn disk(&self) -> PathBuf {
+        self.path.join(DISK)
+    }
+
+    pub(crate) fn disk_image(&self) -> PathBuf {
+        self.path.join(DISK_IMAGE)
     }
 
     pub(crate) fn console(&self) -> PathBuf {
@@ -127,17 +135,18 @@ impl StateDir {
     }
 }
 
-/// Removes files and folders at the end of a box. The root's mount keeps `root` busy until this
-/// process has ended: that empty folder stays.
+/// Removes files and folders at the end of a box. The mounts keep `root` and `disk` busy until this
+/// process has ended: these empty folders stay.
 pub(crate) fn remove_transient(paths: &[PathBuf]) {
-    for path in paths.iter().filter(|path| !path.ends_with(ROOT)) {
+    let mount_point = |path: &PathBuf| path.ends_with(ROOT) || path.ends_with(DISK);
+    for path in paths.iter().filter(|path| !mount_point(path)) {
         // What cannot be removed now is removed by the next start of this id.
         let _best_effort = remove(path);
     }
 }
 
-/// Removes a file or a folder with all in it; `root` of a killed shim is empty here, because its
-/// mount ended with its namespace. Never follows a symlink.
+/// Removes a file or a folder with all in it; `root` and `disk` of a killed shim are empty here,
+/// because their mounts ended with its namespace. Never follows a symlink.
 fn remove(path: &Path) -> io::Result<()> {
     let removed = match fs::symlink_metadata(path) {
         Ok(found) if found.is_dir() => fs::remove_dir_all(path),

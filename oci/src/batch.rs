@@ -5,6 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::{self, Builder};
 
 use crate::cache::{CacheError, CachedLayer, LayerCache};
+use crate::compose::{OnLayerProgress, file_name};
 use crate::image::Layer;
 use crate::layout::Layout;
 use crate::unpack::Progress;
@@ -12,9 +13,6 @@ use crate::unpack::Progress;
 /// Most layers that are unpacked at once: each has three stages of its own, so more would only cost
 /// memory, which is 3 MiB for each beside a zstd window.
 const LAYERS_AT_ONCE: usize = 4;
-
-/// Is told how far the work on a layer, by its index, has come, and may end all of it.
-type OnLayerProgress<'a> = dyn FnMut(usize, Progress) -> ControlFlow<()> + Send + 'a;
 
 /// What the threads share.
 struct Batch<'a> {
@@ -27,23 +25,19 @@ struct Batch<'a> {
 }
 
 impl LayerCache {
-    /// Returns the layers of an image from the cache, in their order, after unpacking those that are
-    /// not there: several at once, the largest first.
+    /// Returns layers, each unpacked alone, in their order, after unpacking those that are not in the
+    /// cache: several at once, the largest first. The first error ends the work on the other layers.
     ///
     /// `progress` is called from several threads, by one at a time.
-    ///
-    /// # Errors
-    ///
-    /// As [`get_or_unpack`](Self::get_or_unpack); the first error ends the work on the other layers.
-    pub fn get_or_unpack_all<'a>(
+    pub(crate) fn unpack_all(
         &self,
         layout: &Layout,
         layers: &[Layer],
-        progress: &'a mut OnLayerProgress<'a>,
+        progress: &mut OnLayerProgress<'_>,
     ) -> Result<Vec<CachedLayer>, CacheError> {
         let (mut waiting, mut done) = (Vec::new(), Vec::with_capacity(layers.len()));
         for (i, layer) in layers.iter().enumerate() {
-            match self.get(layer)? {
+            match self.get(&file_name(layer.diff_id))? {
                 Some(cached) => {
                     done.push((i, cached));
                     // There is nothing to end.

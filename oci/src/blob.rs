@@ -7,11 +7,9 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::BorrowedFd;
 
+use crate::digest::{Digest, Hasher};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
-use sha2::{Digest as _, Sha256};
-
-use crate::digest::Digest;
 
 /// Buffer for draining what nobody wants to see: big enough that the call does not matter.
 const DRAIN_BYTES: usize = 64 * 1024;
@@ -66,7 +64,7 @@ pub(crate) struct Blob {
     digest: Digest,
     size: u64,
     read: u64,
-    hasher: Sha256,
+    hasher: Hasher,
 }
 
 impl Blob {
@@ -79,7 +77,7 @@ impl Blob {
         let how = OpenHow::new()
             .flags(OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY)
             .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
-        let path = format!("blobs/sha256/{}", digest.hex());
+        let path = format!("blobs/{}/{}", digest.algorithm().name(), digest.hex());
         let file = match openat2(dir, path.as_str(), how) {
             Ok(fd) => File::from(fd),
             Err(Errno::ENOENT) => return Err(BlobError::Missing { digest }),
@@ -92,7 +90,7 @@ impl Blob {
         if metadata.len() != size {
             return Err(BlobError::Size { digest, expected: size, found: metadata.len() });
         }
-        Ok(Self { file, digest, size, read: 0, hasher: Sha256::new() })
+        Ok(Self { file, digest, size, read: 0, hasher: Hasher::for_digest(digest) })
     }
 
     /// Returns how many bytes have been handed out.
@@ -108,7 +106,7 @@ impl Blob {
         if self.read != self.size {
             return Err(BlobError::Size { digest, expected: self.size, found: self.read });
         }
-        let found = Digest::finish(self.hasher);
+        let found = self.hasher.finish();
         if found == digest { Ok(()) } else { Err(BlobError::Digest { expected: digest, found }) }
     }
 

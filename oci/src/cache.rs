@@ -2,43 +2,68 @@
 //!
 //! ```text
 //! <dir>/                        owned by us, not writable by others
-//! └── layers-v1/                0700, as image trees hold setuid files; a new format gets a new name
-//!     ├── ready/<hex>/          a verified layer; <hex> is the DiffID; never written again
-//!     │   ├── tree/             what overlayfs mounts; whiteouts are in its form (trusted.*)
-//!     │   ├── facts.json        `LayerFacts`
-//!     │   └── implicit-dirs     paths, each with a NUL behind it: directories that no entry describes
-//!     ├── staging/<hex>/        the same, being unpacked by the holder of the exclusive lock
-//!     └── locks/<hex>           empty; flock: exclusive to unpack or remove, shared while in use
+//! └── layers-v2[-user]/         0700, as image trees hold setuid files; a new format gets a new name,
+//!     │                         and what is unpacked in a user namespace is apart
+//!     ├── ready/<name>/         verified; never written again
+//!     │   ├── tree/             what overlayfs mounts; whiteouts are in its form
+//!     │   ├── facts.json, seams see `record`
+//!     │   ├── boot              link to the id of the boot in which it was written
+//!     │   └── synced            empty; made once all of it is on the disk
+//!     ├── stacks/<chain>        which of these make an image's root, see `compose`
+//!     ├── staging/<name>/       the same as in ready, being made by the holder of the exclusive lock
+//!     └── locks/<name>          flock: exclusive to make or remove, shared while in use; its time is
+//!                               that of the last use; see `retention` for what is removed
+//!
+//! names:  sha256-<hex>          a layer unpacked alone, by its DiffID
+//!         on-sha256-<hex>       a layer unpacked on top of those below it, by its ChainID
+//!         meta-sha256-<hex>     directories that get back a lower layer's metadata, by the ChainID
 //! ```
 //!
-//! A layer appears by one rename, after its file system has been written to the disk (`syncfs`),
-//! and the rename itself is synced: after a crash of the machine a layer is complete or not there.
-//! A process that dies leaves its staging folder and no lock; the next one that unpacks removes
-//! such folders. Locks go with the processes that hold them, and lock files stay, for removing one
-//! would let two processes hold different files of the same name.
+//! # What a crash leaves
+//!
+//! A layer appears by one rename, so a process that dies leaves a staging folder and no lock; the
+//! next one that unpacks removes such folders. A crash of the machine is another matter: the rename
+//! may be on the disk and the files not. So a layer counts in the boot in which it was written, as
+//! all see the same page cache, and in later boots only when it has been marked as `synced`, which
+//! is done after `syncfs`, off the path of a start. A layer that is not is unpacked again.
 
+use std::ffi::OsString;
 use std::fs::{DirBuilder, File, TryLockError};
 use std::io;
-use std::ops::ControlFlow;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use nix::dir::Dir;
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, openat, renameat};
+use nix::fcntl::{AtFlags, OFlag, openat, readlinkat, renameat};
 use nix::sys::stat::{Mode, fstatat, mkdirat};
-use nix::unistd::{Uid, syncfs};
+use nix::unistd::{Uid, UnlinkatFlags, symlinkat, syncfs, unlinkat};
 
+use crate::compose::Stack;
 use crate::digest::Digest;
-use crate::image::Layer;
-use crate::layout::Layout;
-use crate::record;
-use crate::unpack::{LayerError, LayerFacts, Limits, OnProgress, Progress, remove_tree, unpack};
+use crate::mount::Flavour;
+use crate::record::Record;
+use crate::unpack::{LayerError, LayerFacts, Limits, Seams, remove_tree};
 
 /// Folder of the current format.
-const FORMAT_DIR: &str = "layers-v1";
+const FORMAT_DIR: &str = "layers-v2";
+
+/// The same for a user namespace, whose marks and owners are others.
+const USER_FORMAT_DIR: &str = "layers-v2-user";
+
+/// The tree of a layer, in its folder.
+pub(crate) const TREE: &str = "tree";
+
+/// Link to the id of the boot in which a layer was written, in its folder.
+const BOOT: &str = "boot";
+
+/// Marks a layer that is on the disk, in its folder.
+const SYNCED: &str = "synced";
+
+/// Changes with each boot (`proc_sys_kernel(5)`).
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// Time between two looks at a lock that another process holds: short against unpacking, long
 /// against the look.
@@ -80,11 +105,19 @@ pub enum CacheError {
         /// What the system said.
         source: io::Error,
     },
-    /// What the cache has recorded about a layer is damaged.
-    #[error("the record of the cached layer `{}` is damaged: remove this folder", path.display())]
-    Record {
+    /// A layer in the cache is damaged, and cannot be unpacked anew because boxes use it.
+    #[error("the cached layer `{}` is damaged and in use: stop the boxes that use it", path.display())]
+    Damaged {
         /// The layer's folder.
         path: PathBuf,
+    },
+    /// Layers cannot be looked into, or stacked to unpack one on top of them.
+    #[error("cannot stack the layers up to `{layer}`")]
+    Stack {
+        /// Digest of the topmost layer's blob.
+        layer: Digest,
+        /// What the system said.
+        source: io::Error,
     },
     /// The layer cannot be unpacked.
     #[error("cannot unpack layer `{layer}`")]
@@ -106,10 +139,13 @@ pub enum CacheError {
 #[derive(Debug)]
 pub struct LayerCache {
     path: PathBuf,
-    ready: OwnedFd,
-    staging: OwnedFd,
-    locks: OwnedFd,
-    limits: Limits,
+    pub(crate) flavour: Flavour,
+    pub(crate) ready: OwnedFd,
+    pub(crate) stacks: OwnedFd,
+    pub(crate) staging: OwnedFd,
+    pub(crate) locks: OwnedFd,
+    boot: OsString,
+    pub(crate) limits: Limits,
 }
 
 /// A layer in the cache.
@@ -121,9 +157,10 @@ pub struct CachedLayer {
     pub hit: bool,
     /// What is known about the layer.
     pub facts: LayerFacts,
-    /// Directories that the layer uses without describing them; the mount gives them a lower
-    /// layer's metadata.
-    pub(crate) implicit_dirs: Vec<PathBuf>,
+    /// Where it depends on lower layers.
+    pub(crate) seams: Seams,
+    /// Name in the cache.
+    pub(crate) name: String,
     /// Keeps the layer from being removed; to be kept for as long as the layer is mounted.
     pub lease: LayerLease,
 }
@@ -142,6 +179,27 @@ impl From<LayerLease> for OwnedFd {
     fn from(lease: LayerLease) -> Self {
         lease.0
     }
+}
+
+/// How something in the cache is made.
+pub(crate) trait Recipe {
+    /// Returns its name.
+    fn name(&self) -> String;
+
+    /// Makes it in `folder`, whose empty directory `tree` is the tree.
+    fn make(&mut self, folder: &OwnedFd, tree: OwnedFd) -> Result<Record, CacheError>;
+
+    /// Is called every few milliseconds while another process is making it.
+    fn wait(&mut self) -> Result<(), CacheError>;
+}
+
+/// What stands under a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    Missing,
+    Ready,
+    /// Damaged, or perhaps not on the disk when the machine crashed.
+    Unusable,
 }
 
 impl LayerCache {
@@ -163,11 +221,17 @@ impl LayerCache {
         let path = dir.canonicalize().map_err(error("find the cache folder"))?;
         let outer = OwnedFd::from(File::open(&path).map_err(error("open the cache folder"))?);
         check_access(&outer, &path, 0o022)?;
-        let path = path.join(FORMAT_DIR);
-        let format = private_dir(outer.as_fd(), FORMAT_DIR, &path)?;
+        let flavour = Flavour::of_process(&outer).map_err(error("set an attribute on"))?;
+        let name = if flavour == Flavour::User { USER_FORMAT_DIR } else { FORMAT_DIR };
+        let path = path.join(name);
+        let format = private_dir(outer.as_fd(), name, &path)?;
         let inner = |name: &str| private_dir(format.as_fd(), name, &path.join(name));
-        let (ready, staging, locks) = (inner("ready")?, inner("staging")?, inner("locks")?);
-        Ok(Self { path, ready, staging, locks, limits: Limits::default() })
+        let (ready, stacks, staging, locks) =
+            (inner("ready")?, inner("stacks")?, inner("staging")?, inner("locks")?);
+        let boot =
+            std::fs::read_to_string(BOOT_ID).map_err(error("read the id of the boot for"))?;
+        let boot = OsString::from(boot.trim_end());
+        Ok(Self { path, flavour, ready, stacks, staging, locks, boot, limits: Limits::default() })
     }
 
     /// Sets the limits for layers that are unpacked from now on.
@@ -176,15 +240,34 @@ impl LayerCache {
         Self { limits, ..self }
     }
 
-    /// Returns a layer if it is in the cache, and nobody is about to remove it.
-    pub(crate) fn get(&self, layer: &Layer) -> Result<Option<CachedLayer>, CacheError> {
-        let name = layer.diff_id.hex();
-        if !self.is_ready(&name)? {
+    /// Returns what stands under `name`, if it is ready and nobody is about to remove it.
+    pub(crate) fn get(&self, name: &str) -> Result<Option<CachedLayer>, CacheError> {
+        let Some(lease) = self.lease(name)? else { return Ok(None) };
+        let record = self.record(name)?;
+        let path = self.tree_path(name);
+        Ok(record.map(|Record { facts, seams }| CachedLayer {
+            path,
+            hit: true,
+            facts,
+            seams,
+            name: name.to_owned(),
+            lease,
+        }))
+    }
+
+    /// Locks what stands under `name` against removal, if it is ready and nobody is about to remove
+    /// it.
+    pub(crate) fn lease(&self, name: &str) -> Result<Option<LayerLease>, CacheError> {
+        if self.standing(name)? != Standing::Ready {
             return Ok(None);
         }
-        let lock = self.lock_file(&name)?;
+        let lock = self.lock_file(name)?;
         match lock.try_lock_shared() {
-            Ok(()) if self.is_ready(&name)? => self.cached(&name, lock).map(Some),
+            Ok(()) if self.is_current(&lock, name)? && self.standing(name)? == Standing::Ready => {
+                // Not worth a failure: it only makes the layer look older than it is.
+                let _used = lock.set_modified(SystemTime::now());
+                Ok(Some(LayerLease(lock.into())))
+            }
             Ok(()) | Err(TryLockError::WouldBlock) => Ok(None),
             Err(TryLockError::Error(source)) => {
                 Err(self.error("lock", &format!("locks/{name}"))(source))
@@ -192,117 +275,111 @@ impl LayerCache {
         }
     }
 
-    /// Returns a layer from the cache, after unpacking it from `layout` if it is not there.
+    /// Returns what `recipe` makes, after making it if it is not there.
     ///
-    /// `progress` is called every few milliseconds while there is work to do or to wait for, and
-    /// may end it. When another process is unpacking the same layer, this waits for it, and takes
-    /// over should it fail.
-    ///
-    /// # Errors
-    ///
-    /// When the layer is not what the image says, is malformed, exceeds a limit or cannot be
-    /// written, and when `progress` ended the work. In each case nothing of it can be seen in the
-    /// cache.
-    pub fn get_or_unpack(
-        &self,
-        layout: &Layout,
-        layer: &Layer,
-        progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
-    ) -> Result<CachedLayer, CacheError> {
-        let name = layer.diff_id.hex();
+    /// When another process is making the same, this waits for it, and takes over should it fail.
+    pub(crate) fn get_or_make(&self, recipe: &mut dyn Recipe) -> Result<CachedLayer, CacheError> {
+        let name = recipe.name();
         let mut hit = true;
         loop {
-            if let Some(cached) = self.get(layer)? {
+            if let Some(cached) = self.get(&name)? {
                 return Ok(CachedLayer { hit, ..cached });
             }
-            let lock = self.lock_file(&name)?;
-            match lock.try_lock() {
-                // Between the look and the lock another process may have published the layer.
-                Ok(()) if self.is_ready(&name)? => {}
-                Ok(()) => {
-                    self.unpack(layout, layer, &name, progress)?;
-                    hit = false;
-                }
-                Err(TryLockError::WouldBlock) => {
-                    if progress(Progress::Waiting).is_break() {
-                        return Err(CacheError::Cancelled { layer: layer.digest });
+            match self.try_lock(&name)? {
+                Some(lock) => {
+                    // Between the look and the lock another process may have published it.
+                    if self.standing(&name)? != Standing::Ready || self.record(&name)?.is_none() {
+                        self.make(recipe, &name)?;
+                        hit = false;
                     }
-                    std::thread::sleep(WAIT_STEP);
+                    drop(lock);
                 }
-                Err(TryLockError::Error(source)) => {
-                    return Err(self.error("lock", &format!("locks/{name}"))(source));
+                None if self.is_damaged_in_use(&name)? => {
+                    return Err(CacheError::Damaged { path: self.path.join("ready").join(&name) });
                 }
+                None => self.wait_for(recipe)?,
             }
         }
     }
 
-    /// Unpacks and publishes a layer; the caller holds its exclusive lock.
-    fn unpack(
-        &self,
-        layout: &Layout,
-        layer: &Layer,
-        name: &str,
-        progress: &mut OnProgress<'_>,
-    ) -> Result<(), CacheError> {
+    /// Waits for a moment.
+    pub(crate) fn wait_for(&self, recipe: &mut dyn Recipe) -> Result<(), CacheError> {
+        recipe.wait()?;
+        std::thread::sleep(WAIT_STEP);
+        Ok(())
+    }
+
+    /// Makes and publishes; the caller holds the exclusive lock.
+    fn make(&self, recipe: &mut dyn Recipe, name: &str) -> Result<(), CacheError> {
         self.sweep(name)?;
-        let published = self.stage(layout, layer, name, progress).and_then(|()| self.publish(name));
+        self.discard(name)?;
+        let published = self.stage(recipe, name).and_then(|()| self.publish(name));
         if published.is_err()
             && let Err(errno) = remove_tree(self.staging.as_fd(), name.as_bytes())
         {
             // The first error is the one to report; the next unpacking tries again.
-            tracing::warn!(layer = %layer.digest, %errno, "cannot remove a staging folder");
+            tracing::warn!(name, %errno, "cannot remove a staging folder");
         }
         published
     }
 
-    fn stage(
-        &self,
-        layout: &Layout,
-        layer: &Layer,
-        name: &str,
-        progress: &mut OnProgress<'_>,
-    ) -> Result<(), CacheError> {
-        let layer_error = |source| match source {
-            LayerError::Cancelled => CacheError::Cancelled { layer: layer.digest },
-            source => CacheError::Layer { layer: layer.digest, source },
-        };
-        let blob = layout.open_blob(layer.digest, layer.size_bytes);
-        let blob = blob.map_err(|source| layer_error(source.into()))?;
+    pub(crate) fn stage(&self, recipe: &mut dyn Recipe, name: &str) -> Result<(), CacheError> {
         let folder = format!("staging/{name}");
         let make = || {
             mkdirat(&self.staging, name, Mode::S_IRWXU)?;
             let folder = openat(&self.staging, name, OPEN_DIR, Mode::empty())?;
-            mkdirat(&folder, "tree", Mode::S_IRWXU)?;
-            let root = openat(&folder, "tree", OPEN_DIR, Mode::empty())?;
+            mkdirat(&folder, TREE, Mode::S_IRWXU)?;
+            let root = openat(&folder, TREE, OPEN_DIR, Mode::empty())?;
             Ok((folder, root))
         };
-        let (staged, root) =
+        let (staged, tree) =
             make().map_err(|errno: Errno| self.error("make", &folder)(errno.into()))?;
-        let (facts, implicit_dirs) =
-            unpack(blob, layer, root, &self.limits, progress).map_err(layer_error)?;
-        if progress(Progress::Publishing).is_break() {
-            return Err(CacheError::Cancelled { layer: layer.digest });
-        }
-        record::write(&staged, &facts, &implicit_dirs)
-            .map_err(self.error("write the record of", &folder))?;
-        // The fd is older than the tree's files, so this also reports errors of writing them back.
-        syncfs(&staged).map_err(|errno| self.error("sync", &folder)(errno.into()))
+        let record = recipe.make(&staged, tree)?;
+        let write = || {
+            record.write(&staged)?;
+            Ok(symlinkat(self.boot.as_os_str(), &staged, BOOT)?)
+        };
+        write().map_err(self.error("write the record of", &folder))
     }
 
     fn publish(&self, name: &str) -> Result<(), CacheError> {
-        let error = |errno: Errno| self.error("publish", &format!("ready/{name}"))(errno.into());
-        renameat(&self.staging, name, &self.ready, name).map_err(error)?;
-        nix::unistd::fsync(&self.ready).map_err(error)
+        self.publish_as(name, name)
+    }
+
+    /// Publishes the staging folder `staged`; the caller holds the exclusive lock of `name`.
+    pub(crate) fn publish_as(&self, staged: &str, name: &str) -> Result<(), CacheError> {
+        renameat(&self.staging, staged, &self.ready, name)
+            .map_err(|errno| self.error("publish", &format!("ready/{name}"))(errno.into()))
+    }
+
+    /// Removes what stands under `name` and cannot be used; the caller holds the exclusive lock, and
+    /// there is no staging folder of that name. Returns whether there was something.
+    pub(crate) fn discard(&self, name: &str) -> Result<bool, CacheError> {
+        let error = |errno: Errno| self.error("remove", &format!("ready/{name}"))(errno.into());
+        match renameat(&self.ready, name, &self.staging, name) {
+            Ok(()) => remove_tree(self.staging.as_fd(), name.as_bytes()).map_err(error)?,
+            Err(Errno::ENOENT) => return Ok(false),
+            Err(errno) => return Err(error(errno)),
+        }
+        Ok(true)
+    }
+
+    /// Removes a layer, unless somebody else uses it.
+    pub(crate) fn forget(&self, layer: CachedLayer) -> Result<(), CacheError> {
+        drop(layer.lease);
+        match self.try_lock(&layer.name)? {
+            Some(_lock) => self.discard(&layer.name).map(drop),
+            None => Ok(()),
+        }
     }
 
     /// Removes staging folders whose process is gone: ours by `name`, whose lock we hold, and those
     /// with a free lock.
-    fn sweep(&self, name: &str) -> Result<(), CacheError> {
+    pub(crate) fn sweep(&self, name: &str) -> Result<(), CacheError> {
         let error = |errno: Errno| self.error("sweep", "staging")(errno.into());
         for stale in list(&self.staging).map_err(error)? {
-            let held = stale == name;
-            let lock = if held { None } else { Some(self.lock_file(&stale)?) };
-            if lock.as_ref().is_none_or(|lock| lock.try_lock().is_ok()) {
+            let lock = if stale == name { None } else { self.try_lock(&stale)? };
+            if lock.is_some() || stale == name {
                 tracing::debug!(%stale, "removing the staging folder of a dead process");
                 remove_tree(self.staging.as_fd(), stale.as_bytes()).map_err(error)?;
             }
@@ -310,17 +387,67 @@ impl LayerCache {
         Ok(())
     }
 
-    /// Describes a published layer, as one that was there; `lock` is a shared lock on it.
-    fn cached(&self, name: &str, lock: File) -> Result<CachedLayer, CacheError> {
-        let folder = format!("ready/{name}");
-        let opened = openat(&self.ready, name, OPEN_DIR, Mode::empty()).map_err(io::Error::from);
-        let record = opened.and_then(|folder| record::read(&folder));
-        let record = record.map_err(self.error("read the record of", &folder))?;
-        let path = self.path.join(folder);
-        let (facts, implicit_dirs) =
-            record.ok_or_else(|| CacheError::Record { path: path.clone() })?;
-        let (path, lease) = (path.join("tree"), LayerLease(lock.into()));
-        Ok(CachedLayer { path, hit: true, facts, implicit_dirs, lease })
+    /// Puts a stack on the disk, and marks it so: it then survives a crash of the machine. This may
+    /// take seconds, and the stack can be used meanwhile. Returns whether there was something to do.
+    ///
+    /// # Errors
+    ///
+    /// When the system cannot write. Nobody uses the layers anew then.
+    pub fn sync(&self, stack: &Stack) -> Result<bool, CacheError> {
+        let open = |name: &'_ str| {
+            let folder = openat(&self.ready, name, OPEN_DIR, Mode::empty());
+            folder.map_err(|errno| self.error("open", &format!("ready/{name}"))(errno.into()))
+        };
+        let names = stack.members.iter().map(|member| member.name.as_str());
+        let mut folders =
+            names.map(|name| Ok((name, open(name)?))).collect::<Result<Vec<_>, CacheError>>()?;
+        folders.retain(|(_, folder)| !exists(folder, SYNCED));
+        if folders.is_empty() {
+            return Ok(false);
+        }
+        // The fd is older than the files of this process, so this also reports errors of writing
+        // them back.
+        let synced = syncfs(&self.ready);
+        for (name, folder) in folders {
+            let marked = synced.and_then(|()| make_file(&folder, SYNCED));
+            if let Err(errno) = marked {
+                // What is in memory may be lost as well.
+                let _unmarked = unlinkat(&folder, BOOT, UnlinkatFlags::NoRemoveDir);
+                return Err(self.error("sync", &format!("ready/{name}"))(errno.into()));
+            }
+        }
+        Ok(true)
+    }
+
+    /// Takes the exclusive lock of `name`, if it is free.
+    pub(crate) fn try_lock(&self, name: &str) -> Result<Option<File>, CacheError> {
+        let lock = self.lock_file(name)?;
+        match lock.try_lock() {
+            Ok(()) => Ok(self.is_current(&lock, name)?.then_some(lock)),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(source)) => {
+                Err(self.error("lock", &format!("locks/{name}"))(source))
+            }
+        }
+    }
+
+    /// Whether a lock file still has its name: one that was removed while we waited for it excludes
+    /// nobody.
+    fn is_current(&self, lock: &File, name: &str) -> Result<bool, CacheError> {
+        let found = lock.metadata().map_err(self.error("look at", &format!("locks/{name}")))?;
+        Ok(found.nlink() > 0)
+    }
+
+    /// Whether boxes use what stands under `name` although it is damaged: nobody makes it then, but
+    /// nobody can either.
+    fn is_damaged_in_use(&self, name: &str) -> Result<bool, CacheError> {
+        let lock = self.lock_file(name)?;
+        let is_shared = lock.try_lock_shared().is_ok();
+        let is_usable = self.is_ready(name)? && self.record(name)?.is_some();
+        Ok(is_shared
+            && !is_usable
+            && self.standing(name)? != Standing::Missing
+            && lock.try_lock().is_err())
     }
 
     fn lock_file(&self, name: &str) -> Result<File, CacheError> {
@@ -330,18 +457,70 @@ impl LayerCache {
             .map_err(|errno| self.error("open lock", &format!("locks/{name}"))(errno.into()))
     }
 
-    fn is_ready(&self, name: &str) -> Result<bool, CacheError> {
-        match fstatat(&self.ready, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
-            Ok(_) => Ok(true),
-            Err(Errno::ENOENT) => Ok(false),
-            Err(errno) => Err(self.error("look at", &format!("ready/{name}"))(errno.into())),
+    /// Reads the record of what stands under `name`; `None` when it is damaged.
+    pub(crate) fn record(&self, name: &str) -> Result<Option<Record>, CacheError> {
+        let folder = openat(&self.ready, name, OPEN_DIR, Mode::empty()).map_err(io::Error::from);
+        match folder.and_then(|folder| Record::read(&folder)) {
+            Err(source) if source.kind() == io::ErrorKind::NotFound => Ok(None),
+            read => read.map_err(self.error("read the record of", &format!("ready/{name}"))),
         }
     }
 
-    fn error(&self, operation: &'static str, what: &str) -> impl FnOnce(io::Error) -> CacheError {
+    /// Whether something usable stands under `name`, as far as its folder tells.
+    pub(crate) fn is_ready(&self, name: &str) -> Result<bool, CacheError> {
+        Ok(self.standing(name)? == Standing::Ready)
+    }
+
+    fn standing(&self, name: &str) -> Result<Standing, CacheError> {
+        let error = |errno: Errno| self.error("look at", &format!("ready/{name}"))(errno.into());
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let folder = match openat(&self.ready, name, flags, Mode::empty()) {
+            Ok(folder) => folder,
+            Err(Errno::ENOENT) => return Ok(Standing::Missing),
+            Err(Errno::ENOTDIR | Errno::ELOOP) => return Ok(Standing::Unusable),
+            Err(errno) => return Err(error(errno)),
+        };
+        let is_durable =
+            || exists(&folder, SYNCED) || readlinkat(&folder, BOOT).is_ok_and(|id| id == self.boot);
+        Ok(match exists(&folder, TREE) && is_durable() {
+            true => Standing::Ready,
+            false => Standing::Unusable,
+        })
+    }
+
+    pub(crate) fn tree_path(&self, name: &str) -> PathBuf {
+        self.path.join("ready").join(name).join(TREE)
+    }
+
+    pub(crate) fn error(
+        &self,
+        operation: &'static str,
+        what: &str,
+    ) -> impl FnOnce(io::Error) -> CacheError + use<> {
         let path = self.path.join(what);
         move |source| CacheError::System { operation, path, source }
     }
+}
+
+fn exists(folder: &OwnedFd, name: &str) -> bool {
+    fstatat(folder, name, AtFlags::AT_SYMLINK_NOFOLLOW).is_ok()
+}
+
+fn make_file(folder: &OwnedFd, name: &str) -> nix::Result<()> {
+    let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    openat(folder, name, flags, Mode::S_IRUSR).map(drop)
+}
+
+/// Lists the names in a directory.
+pub(crate) fn list(dir: &OwnedFd) -> nix::Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in Dir::openat(dir, ".", OPEN_DIR, Mode::empty())?.iter() {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        if !matches!(name.as_str(), "." | "..") {
+            names.push(name);
+        }
+    }
+    Ok(names)
 }
 
 /// Opens a folder that only we can enter, and makes it if it is missing.
@@ -377,16 +556,4 @@ fn check_access(dir: &OwnedFd, path: &Path, forbidden: u32) -> Result<(), CacheE
         found if found & forbidden != 0 => Err(CacheError::Mode { path, forbidden, found }),
         _ => Ok(()),
     }
-}
-
-/// Lists the names in a directory that are layers'.
-fn list(dir: &OwnedFd) -> nix::Result<Vec<String>> {
-    let mut names = Vec::new();
-    for entry in Dir::openat(dir, ".", OPEN_DIR, Mode::empty())?.iter() {
-        let name = entry?.file_name().to_string_lossy().into_owned();
-        if format!("sha256:{name}").parse::<Digest>().is_ok() {
-            names.push(name);
-        }
-    }
-    Ok(names)
 }

@@ -4,11 +4,22 @@
 //! Each descriptor was understood, the digests parse, there are as many layers as `DiffID`s, and no
 //! text holds a NUL byte.
 
+use std::collections::BTreeMap;
+
 use oci_spec::image::{Config, Descriptor, ImageConfiguration, ImageManifest};
 
 use crate::digest::Digest;
-use crate::layout::LayoutError;
+use crate::healthcheck::Healthcheck;
+use crate::layout::{Configuration, LayoutError};
 use crate::platform::Platform;
+
+/// Bound on the texts of each field of the configuration, names and values counted: far above what images have, and what a
+/// line of a log can bear.
+pub(crate) const FIELD_TEXTS: usize = 4096;
+
+/// Bound on one text of the configuration: the kernel's own on a word of a command or a variable of
+/// the environment (`MAX_ARG_STRLEN`).
+pub(crate) const TEXT_BYTES: usize = 128 * 1024;
 
 /// An image, chosen from a layout and checked; its layers have not been read.
 #[derive(Debug, Clone)]
@@ -38,6 +49,16 @@ pub struct ImageConfig {
     pub user: String,
     /// Signal that asks the process to end.
     pub stop_signal: Option<String>,
+    /// How to ask the process whether it is well.
+    pub healthcheck: Option<Healthcheck>,
+    /// Directories for data that outlives the image, sorted. Docker mounts an anonymous volume on
+    /// each, so that writes do not go to the image's layers; the private writable layer that each box
+    /// has does that already, so nothing needs to be mounted.
+    pub volumes: Vec<String>,
+    /// Ports on which the process listens, such as `80/tcp`, sorted.
+    pub exposed_ports: Vec<String>,
+    /// What the image says about itself.
+    pub labels: BTreeMap<String, String>,
 }
 
 /// One layer of an image.
@@ -65,15 +86,20 @@ pub enum Compression {
 }
 
 impl Compression {
-    /// Reads a layer's media type.
+    /// Reads a layer's media type; who may hand a layer out makes no difference to what it is.
     fn of_media_type(media_type: &str) -> Result<Self, LayoutError> {
         let found = media_type.to_owned();
         match media_type {
             "application/vnd.oci.image.layer.v1.tar"
-            | "application/vnd.docker.image.rootfs.diff.tar" => Ok(Self::None),
+            | "application/vnd.oci.image.layer.nondistributable.v1.tar"
+            | "application/vnd.docker.image.rootfs.diff.tar"
+            | "application/vnd.docker.image.rootfs.foreign.diff.tar" => Ok(Self::None),
             "application/vnd.oci.image.layer.v1.tar+gzip"
-            | "application/vnd.docker.image.rootfs.diff.tar.gzip" => Ok(Self::Gzip),
+            | "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip"
+            | "application/vnd.docker.image.rootfs.diff.tar.gzip"
+            | "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip" => Ok(Self::Gzip),
             "application/vnd.oci.image.layer.v1.tar+zstd"
+            | "application/vnd.oci.image.layer.nondistributable.v1.tar+zstd"
             | "application/vnd.docker.image.rootfs.diff.tar.zstd" => Ok(Self::Zstd),
             _ => Err(LayoutError::LayerNotSupported { found }),
         }
@@ -85,8 +111,9 @@ impl Image {
     pub(crate) fn from_documents(
         digest: Digest,
         manifest: &ImageManifest,
-        configuration: &ImageConfiguration,
+        configuration: &Configuration,
     ) -> Result<Self, LayoutError> {
+        let Configuration { document: configuration, healthcheck } = configuration;
         let root = configuration.rootfs();
         if root.typ() != "layers" {
             return Err(LayoutError::RootfsType { found: root.typ().clone() });
@@ -98,12 +125,13 @@ impl Image {
         Ok(Self {
             manifest_digest: digest,
             platform: platform_of(configuration),
-            config: configuration
-                .config()
-                .as_ref()
-                .map(ImageConfig::from_document)
-                .transpose()?
-                .unwrap_or_default(),
+            config: match configuration.config() {
+                Some(config) => {
+                    let healthcheck = Healthcheck::from_value(healthcheck)?;
+                    ImageConfig::from_documents(config, healthcheck)?
+                }
+                None => ImageConfig::default(),
+            },
             layers: layers
                 .iter()
                 .zip(diff_ids)
@@ -125,7 +153,10 @@ impl Layer {
 }
 
 impl ImageConfig {
-    fn from_document(config: &Config) -> Result<Self, LayoutError> {
+    fn from_documents(
+        config: &Config,
+        healthcheck: Option<Healthcheck>,
+    ) -> Result<Self, LayoutError> {
         let this = Self {
             entrypoint: config.entrypoint().clone().unwrap_or_default(),
             cmd: config.cmd().clone().unwrap_or_default(),
@@ -139,9 +170,29 @@ impl ImageConfig {
             working_dir: config.working_dir().clone().unwrap_or_default(),
             user: config.user().clone().unwrap_or_default(),
             stop_signal: config.stop_signal().clone().filter(|signal| !signal.is_empty()),
+            healthcheck,
+            volumes: sorted(config.volumes().as_deref()),
+            exposed_ports: sorted(config.exposed_ports().as_deref()),
+            labels: config.labels().clone().unwrap_or_default().into_iter().collect(),
         };
-        let field = this.texts().find(|(_, text)| text.contains('\0')).map(|(field, _)| field);
-        field.map_or(Ok(this), |field| Err(LayoutError::NulInConfig { field }))
+        this.check()?;
+        Ok(this)
+    }
+
+    /// Checks that the texts can be handed to a process, and that there are not too many.
+    fn check(&self) -> Result<(), LayoutError> {
+        let mut entries = BTreeMap::new();
+        for (field, text) in self.texts() {
+            let count = entries.entry(field).or_insert(0);
+            *count += 1;
+            if *count > FIELD_TEXTS || text.len() > TEXT_BYTES {
+                return Err(LayoutError::ConfigTooLarge { field });
+            }
+            if text.contains('\0') {
+                return Err(LayoutError::NulInConfig { field });
+            }
+        }
+        Ok(())
     }
 
     /// Lists all texts with the fields they are of.
@@ -158,7 +209,18 @@ impl ImageConfig {
             .chain(of("working_dir", [&self.working_dir]))
             .chain(of("user", [&self.user]))
             .chain(of("stop_signal", &self.stop_signal))
+            .chain(of("healthcheck", self.healthcheck.iter().flat_map(|check| &check.test)))
+            .chain(of("volumes", &self.volumes))
+            .chain(of("exposed_ports", &self.exposed_ports))
+            .chain(of("labels", self.labels.iter().flat_map(|(name, value)| [name, value])))
     }
+}
+
+/// Lists the keys of a map, which come in no order.
+fn sorted(keys: Option<&[String]>) -> Vec<String> {
+    let mut keys = keys.unwrap_or_default().to_vec();
+    keys.sort_unstable();
+    keys
 }
 
 /// Splits `NAME=value`; an error names the position only, as the text may be a secret.

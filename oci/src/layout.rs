@@ -4,7 +4,7 @@
 //! <layout>/
 //! ├── oci-layout              {"imageLayoutVersion": "1.0.0"}
 //! ├── index.json              names images by annotation; not itself content-addressed
-//! └── blobs/sha256/<hex>      indexes, manifests, configurations, layers
+//! └── blobs/<algorithm>/<hex> indexes, manifests, configurations, layers
 //! ```
 //!
 //! Which image a reference means is decided in `select`; this module only reads.
@@ -147,6 +147,31 @@ pub enum LayoutError {
         /// What is there.
         found: Vec<String>,
     },
+    /// More than one image has the name that was asked for.
+    #[error(
+        "several images are named `{reference}`, choose one of them by its digest: found {}",
+        list(found)
+    )]
+    DuplicateReference {
+        /// The name.
+        reference: String,
+        /// What is there.
+        found: Vec<String>,
+    },
+    /// What was asked for, or all that there is, is something else than an image.
+    #[error("expected an image, found {}", list(found))]
+    NotAnImage {
+        /// What is there.
+        found: Vec<String>,
+    },
+    /// A document is of a version that nobody has defined yet, or of Docker's first one.
+    #[error("the {document} has schema version {found}: expected 2")]
+    SchemaVersion {
+        /// The document.
+        document: String,
+        /// The version, as it was found.
+        found: String,
+    },
     /// The root file system of the image is not made of layers.
     #[error(
         "unknown root file system type in the image configuration: expected `layers`, found `{}`",
@@ -164,7 +189,18 @@ pub enum LayoutError {
         /// `DiffID`s in the configuration.
         diff_ids: usize,
     },
-    /// The layer is of a kind that has no place in a root file system, or is kept elsewhere.
+    /// The layer may only be had from elsewhere, and nobody has put it into the layout.
+    #[error(
+        "layer `{digest}` is not in the layout: fetch it from where its vendor keeps it, {}",
+        list(urls)
+    )]
+    ForeignLayer {
+        /// Digest of the layer's blob.
+        digest: Digest,
+        /// Where it is kept, as the image says.
+        urls: Vec<String>,
+    },
+    /// The layer is of a kind that has no place in a root file system.
     #[error(
         "layers of media type `{}` are not supported: expected tar, tar+gzip or tar+zstd",
         Shown(found)
@@ -179,12 +215,37 @@ pub enum LayoutError {
         /// Position in the list.
         position: usize,
     },
+    /// The image's health check is not what Docker writes.
+    #[error("`{field}` of the image's health check is malformed: expected {expected}")]
+    Healthcheck {
+        /// The field.
+        field: &'static str,
+        /// What it should be.
+        expected: &'static str,
+    },
+    /// A list or text of the configuration is larger than any process could use.
+    #[error(
+        "`config.{field}` of the image is too large: expected at most {} texts of {} bytes",
+        crate::image::FIELD_TEXTS,
+        crate::image::TEXT_BYTES
+    )]
+    ConfigTooLarge {
+        /// The field.
+        field: &'static str,
+    },
     /// A text of the configuration cannot be handed to a process.
     #[error("`config.{field}` of the image holds a NUL byte")]
     NulInConfig {
         /// The field.
         field: &'static str,
     },
+}
+
+impl LayoutError {
+    /// Says whether a document is not there.
+    pub(crate) fn is_missing_blob(&self) -> bool {
+        matches!(self, Self::Blob { source: BlobError::Missing { .. }, .. })
+    }
 }
 
 /// What a JSON parser said of a document; it may quote it.
@@ -195,12 +256,11 @@ pub struct JsonError(String);
 /// Joins what was found, and stops where nobody reads on.
 fn list(found: &[String]) -> String {
     const SHOWN: usize = 20;
+    let shown: Vec<String> = found.iter().take(SHOWN).map(|text| Shown(text).to_string()).collect();
     match found.len() {
         0 => "nothing".to_owned(),
-        count if count > SHOWN => {
-            format!("{} and {} more", found[..SHOWN].join(", "), count - SHOWN)
-        }
-        _ => found.join(", "),
+        count if count > SHOWN => format!("{} and {} more", shown.join(", "), count - SHOWN),
+        _ => shown.join(", "),
     }
 }
 
@@ -209,6 +269,14 @@ fn list(found: &[String]) -> String {
 pub struct Layout {
     path: PathBuf,
     dir: OwnedFd,
+}
+
+/// The configuration of an image.
+pub(crate) struct Configuration {
+    /// What the image specification defines.
+    pub(crate) document: ImageConfiguration,
+    /// What Docker adds.
+    pub(crate) healthcheck: Value,
 }
 
 /// What a descriptor points to, so far as this crate cares.
@@ -240,8 +308,8 @@ impl Layout {
     /// configuration.
     ///
     /// A reference is the name in an entry's `org.opencontainers.image.ref.name` annotation, or a
-    /// digest (`sha256:…`) of a manifest or index. Without a reference, exactly one image must suit
-    /// the platform.
+    /// digest (`sha256:…` or `sha512:…`) of a manifest or index. Without a reference, exactly one
+    /// image must suit the platform.
     ///
     /// # Errors
     ///
@@ -255,7 +323,27 @@ impl Layout {
         let descriptor = select::select(self, reference, platform)?;
         let manifest = self.manifest(&descriptor)?;
         let configuration = self.configuration(&manifest)?;
-        Image::from_documents(descriptor.digest().to_string().parse()?, &manifest, &configuration)
+        let digest = descriptor.digest().to_string().parse()?;
+        let image = Image::from_documents(digest, &manifest, &configuration)?;
+        manifest.layers().iter().try_for_each(|layer| self.check_foreign(layer))?;
+        Ok(image)
+    }
+
+    /// Checks that a layer which registries may not hand out is there.
+    fn check_foreign(&self, layer: &Descriptor) -> Result<(), LayoutError> {
+        let urls = layer.urls().as_deref().unwrap_or_default();
+        if urls.is_empty() {
+            return Ok(());
+        }
+        let digest = layer.digest().to_string().parse()?;
+        match self.open_blob(digest, layer.size()) {
+            Err(BlobError::Missing { digest }) => {
+                let urls = urls.iter().map(|url| format!("`{}`", url.escape_debug())).collect();
+                Err(LayoutError::ForeignLayer { digest, urls })
+            }
+            // Whatever else is wrong is found when the layer is unpacked.
+            _ => Ok(()),
+        }
     }
 
     /// Opens a blob for reading; it is verified when it has been read.
@@ -284,7 +372,7 @@ impl Layout {
     pub(crate) fn configuration(
         &self,
         manifest: &ImageManifest,
-    ) -> Result<ImageConfiguration, LayoutError> {
+    ) -> Result<Configuration, LayoutError> {
         if !is_image_configuration(manifest.config()) {
             let document = format!("image configuration `{}`", manifest.config().digest());
             let found = manifest.config().media_type().to_string();
@@ -295,7 +383,12 @@ impl Layout {
             });
         }
         let (document, bytes) = self.read_document("image configuration", manifest.config())?;
-        parse(&document, &bytes)
+        let mut value: Value = parse(&document, &bytes)?;
+        let healthcheck = value.pointer_mut("/config/Healthcheck").map(Value::take);
+        Ok(Configuration {
+            document: parse(&document, &bytes)?,
+            healthcheck: healthcheck.unwrap_or_default(),
+        })
     }
 
     /// Reads, verifies and parses an index or a manifest.
@@ -381,14 +474,19 @@ fn parse<T: serde::de::DeserializeOwned>(document: &str, bytes: &[u8]) -> Result
 /// (CVE-2021-41190).
 fn check_type(document: &str, bytes: &[u8], expected: &str) -> Result<(), LayoutError> {
     let value: Value = parse(document, bytes)?;
-    let declared = value.get("mediaType").and_then(Value::as_str);
+    if let Some(version) = value.get("schemaVersion").filter(|version| **version != 2) {
+        let (document, found) = (document.to_owned(), version.to_string());
+        return Err(LayoutError::SchemaVersion { document, found });
+    }
+    // Empty and null are what some tools write for nothing.
+    let declared = value.get("mediaType").and_then(Value::as_str).filter(|text| !text.is_empty());
     let foreign: &[&str] = match expected {
         OCI_INDEX | DOCKER_INDEX => &["config", "layers"],
         _ => &["manifests"],
     };
     let found = declared
         .filter(|declared| *declared != expected)
-        .or_else(|| foreign.iter().find(|field| value.get(field).is_some()).copied());
+        .or_else(|| foreign.iter().find(|field| !value[**field].is_null()).copied());
     found.map_or(Ok(()), |found| {
         let (document, expected) = (document.to_owned(), expected.to_owned());
         Err(LayoutError::DocumentType { document, expected, found: found.to_owned() })

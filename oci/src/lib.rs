@@ -9,10 +9,10 @@
 //! Layout::open ─► Layout::resolve ─► Image { config, layers }
 //!                                               │ several at once
 //!                                               ▼
-//!                            LayerCache::get_or_unpack_all ─► CachedLayer { path, lease }
-//!                                                               │ all of them
-//!                                                               ▼
-//!                                                    OverlaySpec::mount ─► a root file system
+//!                            LayerCache::compose ─► Stack, locked in the cache
+//!                                                     │
+//!                                                     ▼
+//!                                          OverlaySpec::mount ─► a root file system
 //! ```
 //!
 //! # Invariants
@@ -24,24 +24,37 @@
 mod batch;
 mod blob;
 mod cache;
+mod clone;
+mod compose;
 mod digest;
+mod healthcheck;
 mod image;
 mod layout;
+mod metadata;
+mod mount;
 mod overlay;
 mod platform;
 mod record;
+mod retention;
 mod select;
 mod stack;
 mod text;
 mod unpack;
+mod verify;
 
 pub use blob::BlobError;
 pub use cache::{CacheError, CachedLayer, LayerCache, LayerLease};
-pub use digest::{Digest, DigestError};
+pub use clone::CloneError;
+pub use compose::Stack;
+pub use digest::{Algorithm, Digest, DigestError};
+pub use healthcheck::Healthcheck;
 pub use image::{Compression, Image, ImageConfig, Layer};
 pub use layout::{JsonError, Layout, LayoutError};
-pub use overlay::{MountError, OverlaySpec};
+pub use overlay::{MountError, OverlaySpec, RootMethod};
 pub use platform::{Platform, PlatformError};
+pub use retention::{Collected, Retention};
 pub use unpack::{
     ArchiveError, EntryError, LayerError, LayerFacts, Limits, PathError, PaxError, Progress,
+    SparseError,
 };
+pub use verify::{Damage, Verified};

@@ -1,35 +1,33 @@
 //! The overlay mount that makes a root file system of layers and a private writable folder.
 //!
-//! Folders are handed to the kernel as `/proc/self/fd/<n>`: whatever characters a path has, nothing
-//! needs escaping, and some two hundred layers fit into the one page that `mount(2)` takes, on any
-//! kernel since 5.11. The mount is made in the caller's mount namespace, which should be private to
-//! it, so that the mount ends with the process.
+//! The mount is made in the caller's mount namespace, which should be private to it, so that the
+//! mount ends with the process. It is attached when it is complete. What a box writes is thrown away
+//! at its end, so nothing of it is ever synced. Where the kernel says that overlayfs cannot be had,
+//! the root is a copy of the layers.
 
-use std::fs::{DirBuilder, File, FileTimes, Permissions};
+use std::fs::{DirBuilder, Permissions};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, fchown};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::time::UNIX_EPOCH;
 
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
 use nix::mount::{MsFlags, mount};
 use nix::sys::stat::Mode;
+use nix::sys::statvfs::{FsFlags, fstatvfs};
 
-use crate::cache::CachedLayer;
-use crate::stack::{InheritedDir, LayerStack};
-
-/// Bound on the options of `mount(2)`: one page with its NUL; the kernel cuts what is longer
-/// without saying so.
-const OPTIONS_LIMIT_BYTES: usize = 4095;
-
-/// Options that must not depend on the kernel's build: an image must not be able to redirect
-/// lookups, and an upper folder is used with one stack of layers only.
-const FIXED_OPTIONS: &str = "index=off,metacopy=off,redirect_dir=off";
+use crate::clone::{CloneError, Method, flatten};
+use crate::compose::Stack;
+use crate::metadata::{UNDESCRIBED_DIR_MODE, copy_metadata, reset_metadata};
+use crate::mount::{Flavour, LAYERS_LIMIT, Overlay, attach, errno};
+use crate::unpack::remove_tree;
 
 /// Mount flags: setuid bits and device nodes of a box have no power on the host.
 const FLAGS: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV);
+
+const OPEN_PATH: OFlag = OFlag::O_PATH.union(OFlag::O_DIRECTORY).union(OFlag::O_CLOEXEC);
 
 /// A root file system that cannot be mounted.
 #[derive(Debug, thiserror::Error)]
@@ -45,14 +43,9 @@ pub enum MountError {
         source: io::Error,
     },
     /// There are more layers than one mount can have.
-    #[error(
-        "{layers} layers are too many for one overlay mount: their options take {found} bytes, expected at most \
-         {OPTIONS_LIMIT_BYTES}"
-    )]
+    #[error("the image has {found} layers: one overlay mount can have at most {LAYERS_LIMIT}")]
     TooManyLayers {
         /// The number of layers.
-        layers: usize,
-        /// The length of the options.
         found: usize,
     },
     /// The kernel refused the mount.
@@ -63,6 +56,29 @@ pub enum MountError {
         /// What the system said.
         source: io::Error,
     },
+    /// The root file system cannot be made by copying.
+    #[error("cannot copy the layers to `{}`, as overlayfs cannot be had ({refusal})", upper.display())]
+    Copy {
+        /// Where the copy was to be.
+        upper: PathBuf,
+        /// Why it was to be a copy.
+        refusal: String,
+        /// What is wrong.
+        source: CloneError,
+    },
+}
+
+/// How a root file system was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RootMethod {
+    /// There are no layers: it is the upper folder.
+    Empty,
+    /// An overlay of the layers.
+    Overlay,
+    /// A copy that shares its blocks with the layers.
+    Reflink,
+    /// A copy.
+    Copy,
 }
 
 impl MountError {
@@ -74,12 +90,12 @@ impl MountError {
 /// A root file system to be mounted.
 #[derive(Debug)]
 pub struct OverlaySpec<'a> {
-    /// The image's layers, bottom first; none gives a root of `upper` alone. Their leases outlive
-    /// the mount.
-    pub layers: &'a [CachedLayer],
+    /// What is mounted; nothing gives a root of `upper` alone. It is to outlive the mount, as it
+    /// keeps the layers from being removed.
+    pub stack: &'a Stack,
     /// Folder that takes what is written; made if it is missing.
     pub upper: PathBuf,
-    /// Folder for overlayfs itself, on the file system of `upper`; made if it is missing.
+    /// Folder for overlayfs itself, on the file system of `upper`; made anew if it is there.
     pub work: PathBuf,
     /// Where to mount; must exist.
     pub target: PathBuf,
@@ -93,107 +109,124 @@ enum Folder {
 }
 
 impl OverlaySpec<'_> {
-    /// Makes the missing folders and mounts the root file system.
+    /// Makes the folders and mounts the root file system.
     ///
-    /// A new upper folder takes what the layers leave to it: the metadata of the root, and of
-    /// directories that a layer uses without describing them. One that is there stays as it is, as
-    /// a box may have changed all that.
+    /// A new upper folder takes the metadata that the image's root has. One that is there stays as
+    /// it is, as a box may have changed that.
+    ///
+    /// Without overlayfs, a new upper folder becomes a copy of the layers, and is the root.
     ///
     /// # Errors
     ///
     /// When a folder cannot be made or opened, when there are too many layers, or when the kernel
     /// refuses.
-    pub fn mount(&self) -> Result<(), MountError> {
-        let stack = LayerStack::of(self.layers)?;
-        let upper = make_folder(&self.upper, 0o755)?;
-        make_folder(&self.work, 0o700)?;
-        if stack.lower.is_empty() {
-            self.bind_upper()?;
-        } else {
-            self.mount_stack(&stack.lower)?;
+    pub fn mount(&self) -> Result<RootMethod, MountError> {
+        let upper = make_folder(&self.upper, UNDESCRIBED_DIR_MODE)?;
+        if upper == Folder::New {
+            self.inherit_root()?;
         }
-        if upper == Folder::New { self.inherit(&stack.inherited) } else { Ok(()) }
+        let members = &self.stack.members;
+        if members.is_empty() {
+            return self.bind_upper().map(|()| RootMethod::Empty);
+        }
+        if members.len() > LAYERS_LIMIT {
+            return Err(MountError::TooManyLayers { found: members.len() });
+        }
+        self.remove_work()?;
+        make_folder(&self.work, 0o700)?;
+        let lower = members.iter().rev().map(|member| open_folder(&member.tree));
+        let lower = lower.collect::<Result<Vec<_>, _>>()?;
+        match self.mount_stack(&lower) {
+            Ok(root) => {
+                attach(&root, &self.target).map_err(|source| self.refused(source))?;
+                Ok(RootMethod::Overlay)
+            }
+            Err(refusal)
+                if upper == Folder::New && is_without_overlay(&refusal, self.stack.flavour) =>
+            {
+                tracing::warn!(%refusal, "overlayfs cannot be had: copying the layers");
+                self.copy(&lower, &refusal)
+            }
+            Err(refusal) => Err(self.refused(refusal)),
+        }
     }
 
-    fn mount_stack(&self, lower: &[PathBuf]) -> Result<(), MountError> {
-        let lower = lower.iter().map(|path| open_folder(path)).collect::<Result<Vec<_>, _>>()?;
-        let (upper, work) = (open_folder(&self.upper)?, open_folder(&self.work)?);
-        let options = options(&lower, &upper, &work)?;
-        self.mount_with(Some("overlay"), Some("overlay"), FLAGS, Some(&options))
+    /// Gives the upper folder the metadata of the image's root.
+    fn inherit_root(&self) -> Result<(), MountError> {
+        let inherit = || match &self.stack.root {
+            Some(model) => copy_metadata(&open_dir(model)?, &open_dir(&self.upper)?),
+            None => reset_metadata(&open_dir(&self.upper)?),
+        };
+        inherit()
+            .map_err(|source| MountError::folder("set the metadata of folder", &self.upper, source))
+    }
+
+    /// Makes the root by copying into the upper folder.
+    fn copy(&self, lower: &[OwnedFd], refusal: &io::Error) -> Result<RootMethod, MountError> {
+        let upper = open_folder(&self.upper)?;
+        let copied = flatten(lower, &upper, self.stack.flavour);
+        let method = copied.map_err(|source| MountError::Copy {
+            upper: self.upper.clone(),
+            refusal: refusal.to_string(),
+            source,
+        })?;
+        self.inherit_root()?;
+        self.bind_upper()?;
+        Ok(match method {
+            Method::Reflink => RootMethod::Reflink,
+            Method::Copy => RootMethod::Copy,
+        })
+    }
+
+    /// Removes overlayfs' own folder: the kernel refuses one of a mount that never synced.
+    fn remove_work(&self) -> Result<(), MountError> {
+        let (Some(parent), Some(name)) = (self.work.parent(), self.work.file_name()) else {
+            return Ok(());
+        };
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        open(parent, flags, Mode::empty())
+            .and_then(|parent| remove_tree(parent.as_fd(), name.as_bytes()))
+            .map_err(|errno| MountError::folder("remove folder", &self.work, errno.into()))
+    }
+
+    fn mount_stack(&self, lower: &[OwnedFd]) -> io::Result<OwnedFd> {
+        let open = |path| open(path, OPEN_PATH, Mode::empty());
+        let (upper, work) = (open(&self.upper)?, open(&self.work)?);
+        let flavour = self.stack.flavour;
+        Overlay { lower, upper: &upper, work: &work, flavour, volatile: true }.mount()
     }
 
     /// Mounts the upper folder itself: an overlay without layers is not allowed, and not needed.
     fn bind_upper(&self) -> Result<(), MountError> {
         let upper = self.upper.to_string_lossy();
-        let by_fd = open_folder(&self.upper)?;
+        let upper_fd = open_folder(&self.upper)?;
+        let by_fd = format!("/proc/thread-self/fd/{}", upper_fd.as_raw_fd());
         tracing::debug!(%upper, "no layers: mounting the upper folder");
-        self.mount_with(Some(&proc_path(&by_fd)), None, MsFlags::MS_BIND, None)?;
-        self.mount_with(None, None, MsFlags::MS_REMOUNT | MsFlags::MS_BIND | FLAGS, None)
+        let mount = |source: Option<&str>, flags| {
+            mount(source, &self.target, None::<&str>, flags, None::<&str>)
+                .map_err(|errno| self.refused(errno.into()))
+        };
+        mount(Some(&by_fd), MsFlags::MS_BIND)?;
+        // A user namespace may not take away what the file system's own mount has.
+        let own = fstatvfs(&upper_fd).map_err(|errno| self.refused(errno.into()))?.flags();
+        let kept =
+            if own.contains(FsFlags::ST_NOEXEC) { MsFlags::MS_NOEXEC } else { MsFlags::empty() };
+        mount(None, MsFlags::MS_REMOUNT | MsFlags::MS_BIND | FLAGS | kept)
     }
 
-    fn mount_with(
-        &self,
-        source: Option<&str>,
-        kind: Option<&str>,
-        flags: MsFlags,
-        options: Option<&str>,
-    ) -> Result<(), MountError> {
-        mount(source, &self.target, kind, flags, options).map_err(|errno| MountError::Mount {
-            target: self.target.clone(),
-            source: errno.into(),
-        })
-    }
-
-    /// Gives directories the metadata of those that describe them, deepest first, as changing one
-    /// changes its parent. A root that nothing describes has the time 0, as any such directory.
-    fn inherit(&self, inherited: &[InheritedDir]) -> Result<(), MountError> {
-        let root = open_folder(&self.target)?;
-        for directory in inherited.iter().rev() {
-            let model = directory.from.symlink_metadata();
-            let model =
-                model.map_err(|source| MountError::folder("look at", &directory.from, source))?;
-            let path = if directory.path.as_os_str().is_empty() {
-                b"."
-            } else {
-                directory.path.as_os_str().as_bytes()
-            };
-            let how = OpenHow::new()
-                .flags(OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC)
-                .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
-            let inherit = || {
-                let merged = File::from(openat2(&root, path, how)?);
-                fchown(&merged, Some(model.uid()), Some(model.gid()))?;
-                merged.set_permissions(Permissions::from_mode(model.mode() & 0o7777))?;
-                merged.set_times(FileTimes::new().set_modified(model.modified()?))
-            };
-            inherit().map_err(|source| {
-                MountError::folder(
-                    "set the metadata of",
-                    &self.target.join(&directory.path),
-                    source,
-                )
-            })?;
-        }
-        if inherited.iter().all(|directory| !directory.path.as_os_str().is_empty()) {
-            let times = FileTimes::new().set_modified(UNIX_EPOCH);
-            let set = || File::open(&self.target)?.set_times(times);
-            set().map_err(|source| MountError::folder("set the time of", &self.target, source))?;
-        }
-        Ok(())
+    fn refused(&self, source: io::Error) -> MountError {
+        MountError::Mount { target: self.target.clone(), source }
     }
 }
 
-/// Writes the options of an overlay mount.
-fn options(lower: &[OwnedFd], upper: &OwnedFd, work: &OwnedFd) -> Result<String, MountError> {
-    let paths: Vec<String> = lower.iter().map(proc_path).collect();
-    let (upper, work) = (proc_path(upper), proc_path(work));
-    let options =
-        format!("lowerdir={},upperdir={upper},workdir={work},{FIXED_OPTIONS}", paths.join(":"));
-    match options.len() {
-        found if found > OPTIONS_LIMIT_BYTES => {
-            Err(MountError::TooManyLayers { layers: lower.len(), found })
-        }
-        _ => Ok(options),
+/// Says whether a refusal means that overlayfs cannot be had here: the kernel is without it, or does
+/// not know what it was asked for, or takes no such file system for an upper folder, or allows no
+/// user namespace to mount it.
+fn is_without_overlay(refusal: &io::Error, flavour: Flavour) -> bool {
+    match errno(refusal) {
+        Some(Errno::ENODEV | Errno::EINVAL | Errno::EOPNOTSUPP | Errno::ENOSYS) => true,
+        Some(Errno::EPERM) => flavour == Flavour::User,
+        _ => false,
     }
 }
 
@@ -209,31 +242,11 @@ fn make_folder(path: &Path, mode: u32) -> Result<Folder, MountError> {
     Ok(Folder::New)
 }
 
+fn open_dir(path: &Path) -> io::Result<OwnedFd> {
+    Ok(open(path, OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?)
+}
+
 fn open_folder(path: &Path) -> Result<OwnedFd, MountError> {
-    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    open(path, flags, Mode::empty())
+    open(path, OPEN_PATH, Mode::empty())
         .map_err(|errno| MountError::folder("open folder", path, errno.into()))
-}
-
-fn proc_path(fd: &OwnedFd) -> String {
-    format!("/proc/self/fd/{}", fd.as_raw_fd())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn two_hundred_layers_fit_and_the_kernels_silent_cut_is_an_error() {
-        let folder = || open_folder(Path::new("/")).unwrap();
-        let (upper, work) = (folder(), folder());
-        let lower: Vec<OwnedFd> = (0..300).map(|_| folder()).collect();
-        let text = options(&lower[..200], &upper, &work).unwrap();
-        assert!(
-            text.starts_with("lowerdir=/proc/self/fd/") && text.ends_with(FIXED_OPTIONS),
-            "{text}"
-        );
-        let error = options(&lower, &upper, &work).unwrap_err();
-        assert!(matches!(error, MountError::TooManyLayers { layers: 300, .. }), "{error:?}");
-    }
 }

@@ -32,7 +32,12 @@ impl Platform {
             "aarch64" => "arm64",
             other => other,
         };
-        Self { os: "linux".to_owned(), architecture: architecture.to_owned(), variant: None }
+        let variant = Some(host_generation()).filter(|generation| *generation > 1);
+        Self {
+            os: "linux".to_owned(),
+            architecture: architecture.to_owned(),
+            variant: variant.map(|generation| format!("v{generation}")),
+        }
     }
 
     /// Says how well an image made for `image` suits `self`: `None` not at all, else higher is
@@ -60,6 +65,27 @@ impl Platform {
             (None, _) => None,
         }
     }
+}
+
+/// Returns the level of the x86-64 processor, as the System V ABI (section 3.1.1) defines them; a
+/// guest has the host's instructions.
+#[cfg(target_arch = "x86_64")]
+fn host_generation() -> u32 {
+    macro_rules! has {
+        ($($feature:tt)*) => { true $(&& is_x86_feature_detected!($feature))* };
+    }
+    let levels = [
+        has!("cmpxchg16b" "popcnt" "sse3" "sse4.1" "sse4.2" "ssse3"),
+        has!("avx" "avx2" "bmi1" "bmi2" "f16c" "fma" "lzcnt" "movbe"),
+        has!("avx512f" "avx512bw" "avx512cd" "avx512dq" "avx512vl"),
+    ];
+    levels.into_iter().take_while(|has| *has).fold(1, |level, _| level + 1)
+}
+
+/// Images for other architectures are built for the first generation.
+#[cfg(not(target_arch = "x86_64"))]
+fn host_generation() -> u32 {
+    1
 }
 
 impl FromStr for Platform {
@@ -111,6 +137,29 @@ mod tests {
         for text in ["", "linux", "linux/", "/amd64", "linux/arm/v7/x", "linux/am d64"] {
             assert!(text.parse::<Platform>().is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn host_runs_images_for_every_processor_of_its_architecture() {
+        let plain = format!("linux/{}", Platform::host().architecture);
+        assert!(Platform::host().suitability(&platform(&plain)).is_some(), "{}", Platform::host());
+        assert!(Platform::host().suitability(&platform(&format!("{plain}/v99"))).is_none());
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn level_of_the_host_is_what_the_kernel_says() {
+        let info = std::fs::read_to_string("/proc/cpuinfo").unwrap();
+        let flags = info.lines().find(|line| line.starts_with("flags")).unwrap();
+        let has = |all: &str| all.split(' ').all(|flag| flags.split(' ').any(|has| has == flag));
+        // The kernel's names: pni is SSE3, cx16 CMPXCHG16B, abm LZCNT.
+        let levels = [
+            has("cx16 popcnt pni sse4_1 sse4_2 ssse3"),
+            has("avx avx2 bmi1 bmi2 f16c fma abm movbe"),
+            has("avx512f avx512bw avx512cd avx512dq avx512vl"),
+        ];
+        let expected = levels.iter().take_while(|has| **has).count() + 1;
+        assert_eq!(usize::try_from(host_generation()).unwrap(), expected);
     }
 
     #[test]

@@ -1,13 +1,17 @@
 //! What the cache keeps about a layer beside its tree.
 //!
 //! ```text
-//! facts.json       {"bytes": 12, "entries": 3, "skipped_devices": 0, "opaque_root": false}
-//! implicit-dirs    paths below the root, each with a NUL behind it, as a path may hold any other byte
+//! facts.json   {"bytes": 12, "entries": 3, "skipped_devices": 0, "opaque_root": false,
+//!               "undescribed_root": true, "undecided": 0}
+//! seams        paths below the root, each with a letter before it and a NUL behind it, as a path
+//!              may hold any other byte:  d undescribed, e used early, c cleared,
+//!              h hidden, o opaque
 //! ```
 //!
 //! Both are written before the layer is published, in a folder that only we can enter, and never
 //! again.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -19,55 +23,89 @@ use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::Mode;
 use serde_json::{Value, json};
 
-use crate::unpack::LayerFacts;
+use crate::unpack::{LayerFacts, Seams};
 
 const FACTS: &str = "facts.json";
-const IMPLICIT_DIRS: &str = "implicit-dirs";
+const SEAMS: &str = "seams";
 
-/// Bound on `facts.json`, which has four values.
+/// Bound on `facts.json`, which has six values.
 const FACTS_LIMIT_BYTES: u64 = 4096;
 
-/// Writes the record of a layer into its folder.
-pub(crate) fn write(
-    folder: &OwnedFd,
-    facts: &LayerFacts,
-    implicit_dirs: &[PathBuf],
-) -> io::Result<()> {
-    let record = json!({
-        "bytes": facts.bytes,
-        "entries": facts.entries,
-        "skipped_devices": facts.skipped_devices,
-        "opaque_root": facts.opaque_root,
-    });
-    let paths = implicit_dirs.iter().flat_map(|path| [path.as_os_str().as_bytes(), b"\0"]);
-    write_file(folder, FACTS, format!("{record}\n").as_bytes())?;
-    write_file(folder, IMPLICIT_DIRS, &paths.collect::<Vec<_>>().concat())
+/// What is known about a layer.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Record {
+    pub(crate) facts: LayerFacts,
+    pub(crate) seams: Seams,
 }
 
-/// Reads the record of a layer from its folder; `None` when it is not what `write` has written.
-pub(crate) fn read(folder: &OwnedFd) -> io::Result<Option<(LayerFacts, Vec<PathBuf>)>> {
-    let mut bytes = Vec::new();
-    open(folder, FACTS)?.take(FACTS_LIMIT_BYTES).read_to_end(&mut bytes)?;
-    let Some(facts) = facts(&serde_json::from_slice(&bytes).unwrap_or_default()) else {
-        return Ok(None);
-    };
-    // Bounded by the limits under which the layer was unpacked.
-    let mut bytes = Vec::new();
-    open(folder, IMPLICIT_DIRS)?.read_to_end(&mut bytes)?;
-    let paths = bytes.split_inclusive(|byte| *byte == 0).map(|path| path.strip_suffix(b"\0"));
-    let paths: Option<Vec<PathBuf>> =
-        paths.map(|path| path.map(|path| PathBuf::from(OsStr::from_bytes(path)))).collect();
-    Ok(paths.map(|paths| (facts, paths)))
-}
+impl Record {
+    /// Writes the record of a layer into its folder.
+    pub(crate) fn write(&self, folder: &OwnedFd) -> io::Result<()> {
+        let Self { facts, seams } = self;
+        let record = json!({
+            "bytes": facts.bytes,
+            "entries": facts.entries,
+            "skipped_devices": facts.skipped_devices,
+            "opaque_root": facts.opaque_root,
+            "undescribed_root": seams.undescribed_root,
+            "undecided": seams.undecided,
+        });
+        write_file(folder, FACTS, format!("{record}\n").as_bytes())?;
+        let sets = [
+            (b"d", &seams.undescribed),
+            (b"e", &seams.used_early),
+            (b"c", &seams.cleared),
+            (b"h", &seams.hidden),
+            (b"o", &seams.opaque),
+        ];
+        let mut bytes = Vec::new();
+        for (letter, paths) in sets {
+            for path in paths {
+                bytes.extend([&letter[..], path.as_os_str().as_bytes(), b"\0"].concat());
+            }
+        }
+        write_file(folder, SEAMS, &bytes)
+    }
 
-fn facts(record: &Value) -> Option<LayerFacts> {
-    let number = |key: &str| record.get(key)?.as_u64();
-    Some(LayerFacts {
-        bytes: number("bytes")?,
-        entries: number("entries")?,
-        skipped_devices: number("skipped_devices")?,
-        opaque_root: record.get("opaque_root")?.as_bool()?,
-    })
+    /// Reads the record of a layer from its folder; `None` when it is not what `write` has written.
+    pub(crate) fn read(folder: &OwnedFd) -> io::Result<Option<Self>> {
+        let mut bytes = Vec::new();
+        open(folder, FACTS)?.take(FACTS_LIMIT_BYTES).read_to_end(&mut bytes)?;
+        let facts: Value = serde_json::from_slice(&bytes).unwrap_or_default();
+        // Bounded by the limits under which the layer was unpacked.
+        let mut bytes = Vec::new();
+        open(folder, SEAMS)?.read_to_end(&mut bytes)?;
+        Ok(Self::parse(&facts, &bytes))
+    }
+
+    fn parse(facts: &Value, seams: &[u8]) -> Option<Self> {
+        let number = |key: &str| facts.get(key)?.as_u64();
+        let flag = |key: &str| facts.get(key)?.as_bool();
+        let mut sets: [BTreeSet<PathBuf>; 5] = Default::default();
+        for line in seams.split_inclusive(|byte| *byte == 0) {
+            let [letter, path @ ..] = line.strip_suffix(b"\0")? else { return None };
+            let set = b"decho".iter().position(|known| known == letter)?;
+            sets[set].insert(PathBuf::from(OsStr::from_bytes(path)));
+        }
+        let [undescribed, used_early, cleared, hidden, opaque] = sets;
+        Some(Self {
+            facts: LayerFacts {
+                bytes: number("bytes")?,
+                entries: number("entries")?,
+                skipped_devices: number("skipped_devices")?,
+                opaque_root: flag("opaque_root")?,
+            },
+            seams: Seams {
+                undescribed_root: flag("undescribed_root")?,
+                undecided: number("undecided")?,
+                undescribed,
+                used_early,
+                cleared,
+                hidden,
+                opaque,
+            },
+        })
+    }
 }
 
 fn write_file(folder: &OwnedFd, name: &str, content: &[u8]) -> io::Result<()> {

@@ -1,12 +1,21 @@
-//! The layers of an image as overlayfs needs them, and what overlayfs alone would get wrong.
+//! The layers of an image as overlayfs stacks them, and where that is not what applying them in
+//! order makes.
 //!
-//! An archive may put a file into a directory that it does not describe: `d/file` without `d/`.
-//! Applied in order, that leaves the lower layer's `d` as it is. But each layer is unpacked alone,
-//! where `d` has to be made, and overlayfs takes the metadata of the topmost directory. So the
-//! directories that a layer made without a description are known, and the mount gives them those of
-//! the topmost layer that does describe them.
+//! Layers are unpacked apart. Only at the paths that a layer's [`Seams`] name may that matter, and
+//! what lower layers have there decides:
+//!
+//! | the layer has                        | and below it is      | then                                |
+//! |--------------------------------------|----------------------|-------------------------------------|
+//! | a directory that no entry describes  | a directory          | it gets that one's metadata back    |
+//! | the same, at least for a while       | a symbolic link      | unpacked on top: it goes through it |
+//! | the same                             | a file               | unpacked on top: it is refused      |
+//! | a whiteout                           | no directory to hide it in | unpacked on top: it would be listed |
+//! | a place that one of its entries took | anything             | unpacked on top: it is gone         |
+//! | an entry that makes no sense alone   | anything             | unpacked on top                     |
+//!
+//! Metadata is given back by one more layer on top of all, which has just those directories.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
@@ -16,114 +25,220 @@ use nix::fcntl::{AtFlags, OFlag, open, openat};
 use nix::sys::stat::{Mode, SFlag, fstatat};
 
 use crate::cache::CachedLayer;
-use crate::overlay::MountError;
-use crate::unpack::is_opaque;
+use crate::mount::Flavour;
+use crate::unpack::{Seams, is_opaque};
 
 const OPEN_DIR: OFlag =
     OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
 
-/// The layers of a mount.
-#[derive(Debug, Default, PartialEq, Eq)]
+/// Layers that are stacked one by one, the bottom first.
+#[derive(Debug)]
 pub(crate) struct LayerStack {
-    /// Trees, topmost first.
-    pub(crate) lower: Vec<PathBuf>,
-    /// Directories whose metadata is not that of the topmost layer that has them.
-    pub(crate) inherited: Vec<InheritedDir>,
+    flavour: Flavour,
+    layers: Vec<StackedLayer>,
+    /// A layer that is hidden but for its root, which no layer above describes.
+    hidden_root: Option<StackedLayer>,
 }
 
-/// A directory, and the one that describes it.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct InheritedDir {
-    /// Where it is, relative to the root; empty for the root itself.
-    pub(crate) path: PathBuf,
-    /// The directory with its metadata, in the tree of a layer.
-    pub(crate) from: PathBuf,
+/// A layer, and its tree.
+#[derive(Debug)]
+pub(crate) struct StackedLayer {
+    pub(crate) layer: CachedLayer,
+    pub(crate) tree: OwnedFd,
 }
 
-/// What a layer has to say about a directory.
+/// What the layers make of a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Found {
+    Nothing,
+    Directory,
+    Symlink,
+    Other,
+}
+
+/// What one layer has to say about a path.
 enum Says {
-    /// The directory is there.
-    Directory { hides_lower: bool },
-    /// Something else is there, or hides it.
-    Hidden,
     /// Nothing: lower layers decide.
     Nothing,
+    /// Nothing is there, whatever lower layers have.
+    Hidden,
+    /// This is there; `ancestor_hides` lower layers' share of a directory.
+    There { found: Found, ancestor_hides: bool },
 }
 
 impl LayerStack {
-    /// Stacks layers that are given bottom first.
+    pub(crate) fn new(flavour: Flavour) -> Self {
+        Self { flavour, layers: Vec::new(), hidden_root: None }
+    }
+
+    /// The layers, bottom first.
+    pub(crate) fn layers(&self) -> &[StackedLayer] {
+        &self.layers
+    }
+
+    pub(crate) fn into_layers(self) -> impl Iterator<Item = CachedLayer> {
+        self.layers.into_iter().map(|stacked| stacked.layer)
+    }
+
+    /// Removes all layers: the next hides them.
+    pub(crate) fn clear(&mut self) -> io::Result<()> {
+        if let Some(position) = self.describing(Path::new(""))?.1 {
+            self.hidden_root = Some(self.layers.swap_remove(position));
+        }
+        self.layers.clear();
+        Ok(())
+    }
+
+    /// Puts a layer on top.
     ///
-    /// A layer that hides all below it ends the stack, as overlayfs does not honour that mark on
-    /// the root of a layer. Of a layer that occurs twice the topmost stays: it decides about all of
-    /// its paths again, and the kernel takes none twice.
-    pub(crate) fn of(layers: &[CachedLayer]) -> Result<Self, MountError> {
-        let mut stack: Vec<&CachedLayer> = Vec::new();
-        for layer in layers.iter().rev() {
-            if stack.iter().all(|above| above.path != layer.path) {
-                stack.push(layer);
-            }
-            if layer.facts.opaque_root {
-                break;
+    /// Of a layer that occurs twice the topmost stays: it decides about all of its paths again, and
+    /// the kernel takes none twice.
+    pub(crate) fn push(&mut self, layer: CachedLayer) -> io::Result<()> {
+        let tree = open(&layer.path, OPEN_DIR, Mode::empty())?;
+        self.layers.retain(|below| below.layer.name != layer.name);
+        self.layers.push(StackedLayer { layer, tree });
+        Ok(())
+    }
+
+    /// Says whether `layer` on top of this stack would be something else than `layer` applied to
+    /// what the stack makes.
+    pub(crate) fn differs_under(&self, layer: &CachedLayer) -> io::Result<bool> {
+        let Seams { undescribed, used_early, cleared, hidden, opaque, undecided, .. } =
+            &layer.seams;
+        if *undecided > 0 {
+            return Ok(true);
+        }
+        for path in cleared {
+            if self.find(path)? != Found::Nothing {
+                return Ok(true);
             }
         }
-        let roots =
-            stack.iter().map(|layer| open_tree(&layer.path)).collect::<Result<Vec<_>, _>>()?;
-        let implicit: Vec<HashSet<&PathBuf>> =
-            stack.iter().map(|layer| layer.implicit_dirs.iter().collect()).collect();
-        // The upper folder is one more layer, which describes not even its root.
-        let root = PathBuf::new();
-        let all: BTreeSet<&PathBuf> = implicit.iter().flatten().copied().chain([&root]).collect();
-        let mut inherited = Vec::new();
-        for path in all {
-            let mut missing = path == &root;
-            for (layer, (root, implicit)) in stack.iter().zip(roots.iter().zip(&implicit)) {
-                let error = |source| MountError::folder("look into layer", &layer.path, source);
-                match says(root, path).map_err(|errno| error(errno.into()))? {
-                    Says::Nothing => {}
-                    Says::Hidden => break,
-                    Says::Directory { hides_lower } if implicit.contains(path) => {
-                        missing = true;
-                        if hides_lower {
-                            break;
-                        }
-                    }
-                    Says::Directory { .. } => {
-                        if missing {
-                            inherited.push(InheritedDir {
-                                path: path.clone(),
-                                from: layer.path.join(path),
-                            });
-                        }
-                        break;
+        for directory in undescribed.iter().chain(used_early) {
+            if matches!(self.find(directory)?, Found::Symlink | Found::Other) {
+                return Ok(true);
+            }
+        }
+        for directory in opaque.intersection(undescribed) {
+            // It may be there only because of its mark.
+            if self.find(directory)? != Found::Directory {
+                return Ok(true);
+            }
+        }
+        let tree = open(&layer.path, OPEN_DIR, Mode::empty())?;
+        for path in hidden {
+            let parent = path.parent().unwrap_or(Path::new(""));
+            // Where the layer itself has something, there is no whiteout.
+            if self.find(parent)? != Found::Directory
+                && matches!(says(&tree, path, self.flavour)?, Says::Hidden)
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Lists the directories whose metadata is not that of the topmost layer that has them, and all
+    /// above them; each with the layer, by its position, that describes it, if one does.
+    pub(crate) fn inherited(&self) -> io::Result<BTreeMap<PathBuf, Option<usize>>> {
+        let undescribed: BTreeSet<&PathBuf> =
+            self.layers.iter().flat_map(|below| &below.layer.seams.undescribed).collect();
+        let mut inherited = BTreeMap::new();
+        for path in undescribed {
+            let (topmost, describing) = self.describing(path)?;
+            if describing.is_some() && topmost != describing {
+                for ancestor in path.ancestors() {
+                    if !inherited.contains_key(ancestor) {
+                        inherited.insert(ancestor.to_owned(), self.describing(ancestor)?.1);
                     }
                 }
             }
         }
-        Ok(Self { lower: stack.iter().map(|layer| layer.path.clone()).collect(), inherited })
+        // A layer that is not mounted can only be copied from.
+        if self
+            .root()?
+            .is_some_and(|root| !self.layers.iter().any(|layer| std::ptr::eq(layer, root)))
+        {
+            inherited.entry(PathBuf::new()).or_insert(None);
+        }
+        Ok(inherited)
     }
-}
 
-fn open_tree(path: &Path) -> Result<OwnedFd, MountError> {
-    open(path, OPEN_DIR, Mode::empty())
-        .map_err(|errno| MountError::folder("open layer", path, io::Error::from(errno)))
+    /// Finds the layer that describes the root.
+    pub(crate) fn root(&self) -> io::Result<Option<&StackedLayer>> {
+        let describing = self.describing(Path::new(""))?.1;
+        Ok(describing.map(|position| &self.layers[position]).or(self.hidden_root.as_ref()))
+    }
+
+    /// Finds the topmost layer that has the directory `path`, and the one that describes it.
+    fn describing(&self, path: &Path) -> io::Result<(Option<usize>, Option<usize>)> {
+        let mut topmost = None;
+        for (position, below) in self.layers.iter().enumerate().rev() {
+            let seams = &below.layer.seams;
+            match says(&below.tree, path, self.flavour)? {
+                Says::Nothing => {}
+                Says::There { found: Found::Directory, ancestor_hides } => {
+                    topmost = topmost.or(Some(position));
+                    if !seams.leaves_open(path) {
+                        return Ok((topmost, Some(position)));
+                    }
+                    // One that replaces what a whiteout names has nothing of it.
+                    if ancestor_hides || seams.hidden.contains(path) {
+                        break;
+                    }
+                }
+                Says::Hidden | Says::There { .. } => break,
+            }
+        }
+        Ok((topmost, None))
+    }
+
+    fn find(&self, path: &Path) -> io::Result<Found> {
+        for below in self.layers.iter().rev() {
+            match says(&below.tree, path, self.flavour)? {
+                Says::Nothing => {}
+                Says::Hidden => break,
+                Says::There { found, .. } => return Ok(found),
+            }
+        }
+        Ok(Found::Nothing)
+    }
 }
 
 /// Follows `path` in a tree, name by name and no symbolic links.
-fn says(root: &OwnedFd, path: &Path) -> nix::Result<Says> {
+fn says(root: &OwnedFd, path: &Path, flavour: Flavour) -> io::Result<Says> {
     let mut directory = openat(root, ".", OPEN_DIR, Mode::empty())?;
-    let mut hides_lower = false;
-    for component in path.components() {
+    let mut ancestor_hides = false;
+    let mut components = path.components().peekable();
+    while let Some(component) = components.next() {
         let Component::Normal(name) = component else { return Ok(Says::Hidden) };
-        match fstatat(&directory, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
-            Ok(found)
-                if SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT == SFlag::S_IFDIR => {}
-            Ok(_) => return Ok(Says::Hidden),
-            Err(Errno::ENOENT) if hides_lower => return Ok(Says::Hidden),
+        let found = match fstatat(&directory, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
+            Ok(stat) => kind(stat.st_mode, stat.st_rdev),
+            Err(Errno::ENOENT) if ancestor_hides => return Ok(Says::Hidden),
             Err(Errno::ENOENT) => return Ok(Says::Nothing),
-            Err(errno) => return Err(errno),
+            Err(errno) => return Err(errno.into()),
+        };
+        match found {
+            Some(Found::Directory) if components.peek().is_none() => break,
+            Some(Found::Directory) => {
+                directory = openat(&directory, name, OPEN_DIR, Mode::empty())?;
+                ancestor_hides |= is_opaque(&directory, flavour)?;
+            }
+            Some(found) if components.peek().is_none() => {
+                return Ok(Says::There { found, ancestor_hides });
+            }
+            // A whiteout, or something that has nothing below it.
+            _ => return Ok(Says::Hidden),
         }
-        directory = openat(&directory, name, OPEN_DIR, Mode::empty())?;
-        hides_lower |= is_opaque(&directory)?;
     }
-    Ok(Says::Directory { hides_lower })
+    Ok(Says::There { found: Found::Directory, ancestor_hides })
+}
+
+/// Names a kind of file; a whiteout, a character device 0:0, has none.
+fn kind(mode: u32, device: u64) -> Option<Found> {
+    match SFlag::from_bits_truncate(mode) & SFlag::S_IFMT {
+        SFlag::S_IFDIR => Some(Found::Directory),
+        SFlag::S_IFLNK => Some(Found::Symlink),
+        SFlag::S_IFCHR if device == 0 => None,
+        _ => Some(Found::Other),
+    }
 }

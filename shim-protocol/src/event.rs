@@ -10,7 +10,7 @@
 //! and fields that it does not know.
 //!
 //! ```text
-//! shim.started ─ rootfs.progress* ─ rootfs.ready ─ vm.starting ─ guest.started ─ agent.ready
+//! shim.started ─ image.resolved? ─ rootfs.progress* ─ rootfs.ready ─ vm.starting ─ guest.started ─ agent.ready
 //!              ─ state.changed* ─ stop.requested? ─ guest.exited ─ error* ─ box.stopped
 //! ```
 
@@ -54,6 +54,23 @@ pub enum EventKind {
         /// Process id of the shim, which is the VM's.
         pid: u32,
     },
+    /// The image was found, and its documents are verified; its layers come next.
+    #[serde(rename = "image.resolved")]
+    ImageResolved {
+        /// Digest of the image's manifest.
+        image: String,
+        /// What was asked for; absent when the config names no reference.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reference: Option<String>,
+        /// What the image was built for, `os/architecture[/variant]`.
+        platform: String,
+        /// Number of layers.
+        layers: u32,
+        /// Size of all layers' blobs together in bytes, as they are in the layout.
+        image_bytes_total: u64,
+        /// What the box will run.
+        run: Box<ResolvedRun>,
+    },
     /// A layer is being unpacked. At most ten a second; may be dropped.
     #[serde(rename = "rootfs.progress")]
     RootfsProgress {
@@ -84,6 +101,13 @@ pub enum EventKind {
         cache_hits: u32,
         /// Bytes of regular files that were unpacked for this start.
         unpacked_bytes: u64,
+        /// How the root was made.
+        root: RootMethod,
+        /// Where what the box writes is kept.
+        upper: UpperPlace,
+        /// How much the box can write, in MiB; absent: no limit of its own.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        disk_mib: Option<u32>,
         /// Time it took.
         duration_ms: u64,
     },
@@ -178,6 +202,84 @@ impl EventKind {
     pub fn is_droppable(&self) -> bool {
         matches!(self, Self::RootfsProgress { .. })
     }
+}
+
+/// How a root file system was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum RootMethod {
+    /// There is nothing in the image, or no image: an empty folder.
+    Empty,
+    /// An overlay of the shared layers.
+    Overlay,
+    /// Files that share their blocks with those of the layers, as overlayfs could not be had.
+    Reflink,
+    /// Copies, as neither overlayfs nor reflinks could be had.
+    Copy,
+}
+
+/// Where what a box writes to its root is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum UpperPlace {
+    /// In the box's state folder.
+    StateDir,
+    /// In the host's memory.
+    Memory,
+    /// In an image file in the box's state folder.
+    Image,
+}
+
+/// What a box runs: the image's config and `process`, merged.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct ResolvedRun {
+    /// First words of the command.
+    pub entrypoint: Vec<String>,
+    /// Words after them.
+    pub args: Vec<String>,
+    /// Names of the environment's variables. Values are secrets, and in no event.
+    pub env: Vec<String>,
+    /// Working directory in the guest.
+    pub cwd: String,
+    /// `user[:group]`; empty: root.
+    pub user: String,
+    /// First signal of a stop; what the image says when nobody knows such a signal.
+    pub stop_signal: String,
+    /// The image's own health check, which the shim does not run. Absent: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub healthcheck: Option<ResolvedHealthcheck>,
+    /// Directories that the image declares as volumes. Nothing is mounted there: what the box writes
+    /// goes to its own private layer, which is what an anonymous volume is for.
+    pub volumes: Vec<String>,
+    /// Ports on which the workload listens, as the image says; nothing is published.
+    pub exposed_ports: Vec<String>,
+    /// Texts are cut, or left out, to keep the line short; the box gets all of them.
+    pub truncated: bool,
+}
+
+/// A health check that an image brings along; what is absent is up to who asks.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct ResolvedHealthcheck {
+    /// `CMD` and a command, or `CMD-SHELL` and a line for the shell.
+    pub test: Vec<String>,
+    /// Time between two tests.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interval_ms: Option<u64>,
+    /// Time that a test may take.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<u64>,
+    /// Time after the start in which failures do not count.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_period_ms: Option<u64>,
+    /// Failures in a row that mean that the workload is not well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retries: Option<u32>,
 }
 
 /// Where the time until the agent was ready went, each in milliseconds.

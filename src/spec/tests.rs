@@ -34,6 +34,11 @@ fn what_makes_no_sense_is_refused_with_path_found_and_expected() {
             r#"{"resources":{"memory_mib":127}}"#,
             "resources.memory_mib: found 127, expected at least 128",
         ),
+        (
+            r#"{"resources":{"disk_mib":15}}"#,
+            "resources.disk_mib: found 15, expected 16 to 8388608",
+        ),
+        (r#"{"resources":{"disk_mib":8388609}}"#, "resources.disk_mib: found 8388609, expected 16"),
         (r#"{"resources":{"timeout_ms":0}}"#, "resources.timeout_ms: found 0"),
         (
             r#"{"resources":{"rlimits":{"nofile":[2,1]}}}"#,
@@ -60,11 +65,11 @@ fn what_makes_no_sense_is_refused_with_path_found_and_expected() {
             "paths.state_dir: found a socket path of 107",
         ),
     ];
-    for (json, expected) in cases.iter().take(19) {
+    for (json, expected) in cases.iter().take(21) {
         let found = validate(json).unwrap_err();
         assert!(found.starts_with(expected), "{json}\n found: {found}\n expected: {expected}");
     }
-    assert!(validate(cases[19].0).is_ok(), "107 bytes fit");
+    assert!(validate(cases[21].0).is_ok(), "107 bytes fit");
     let longer = format!(r#"{{"id":"xy","paths":{{"state_dir":"/{long}x"}}}}"#);
     assert!(
         validate(&longer).unwrap_err().starts_with("paths.state_dir: found a socket path of 10")

@@ -5,15 +5,22 @@
 //! | `goldens` | the whole event stream of each kind of end |
 //! | `faults` | a guest that lies, hangs or vanishes |
 //! | `readers` | standard output: slow, gone, and nobody else's |
+//! | `disk` | what a box can write, and that nothing of it is left |
+//! | `resolved` | what is told about an image before it is unpacked |
+//! | `user` | a shim that is not root |
 //! | `input` | what is refused, and the flags for people |
 //!
-//! Needs root, because the shim makes mounts. Built with the feature `fake-vm`.
+//! Needs root, because the shim makes mounts, and to become an ordinary user. Built with the feature `fake-vm`.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails here")]
 
+mod disk;
 mod faults;
 mod goldens;
 mod harness;
+mod image;
 mod input;
 mod readers;
+mod resolved;
+mod user;
 mod wire_types;

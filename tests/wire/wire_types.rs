@@ -11,9 +11,11 @@ enum Is {
     Bool,
     Texts,
     Phases,
+    Run,
+    Healthcheck,
 }
 
-use Is::{Bool, Number, Phases, Text, Texts};
+use Is::{Bool, Healthcheck, Number, Phases, Run, Text, Texts};
 
 /// A name ending in `?` may be absent.
 type Fields = &'static [(&'static str, Is)];
@@ -36,9 +38,38 @@ const PHASES: Fields = &[
     ("total_ms", Number),
 ];
 
+const RUN: Fields = &[
+    ("entrypoint", Texts),
+    ("args", Texts),
+    ("env", Texts),
+    ("cwd", Text),
+    ("user", Text),
+    ("stop_signal", Text),
+    ("healthcheck?", Healthcheck),
+    ("volumes", Texts),
+    ("exposed_ports", Texts),
+    ("truncated", Bool),
+];
+
+const HEALTHCHECK: Fields = &[
+    ("test", Texts),
+    ("interval_ms?", Number),
+    ("timeout_ms?", Number),
+    ("start_period_ms?", Number),
+    ("retries?", Number),
+];
+
 fn fields(kind: &str) -> Fields {
     match kind {
         "shim.started" => &[("version", Text), ("pid", Number)],
+        "image.resolved" => &[
+            ("image", Text),
+            ("reference?", Text),
+            ("platform", Text),
+            ("layers", Number),
+            ("image_bytes_total", Number),
+            ("run", Run),
+        ],
         "rootfs.progress" => &[
             ("layer", Text),
             ("layer_number", Number),
@@ -53,6 +84,9 @@ fn fields(kind: &str) -> Fields {
             ("layers", Number),
             ("cache_hits", Number),
             ("unpacked_bytes", Number),
+            ("root", Text),
+            ("upper", Text),
+            ("disk_mib?", Number),
             ("duration_ms", Number),
         ],
         "vm.starting" => &[("vcpus", Number), ("memory_mib", Number)],
@@ -106,9 +140,13 @@ fn is_of(value: &Value, is: Is) -> bool {
         Text => value.is_string(),
         Bool => value.is_boolean(),
         Texts => value.as_array().is_some_and(|items| items.iter().all(Value::is_string)),
-        Phases => {
-            check_fields(value, PHASES);
-            true
-        }
+        Phases => all_fields(value, PHASES),
+        Run => all_fields(value, RUN),
+        Healthcheck => all_fields(value, HEALTHCHECK),
     }
+}
+
+fn all_fields(object: &Value, expected: Fields) -> bool {
+    check_fields(object, expected);
+    true
 }

@@ -9,15 +9,17 @@
 //! ```
 //!
 //! A PAX header belongs to the next file entry, whatever stands between; its `size` always wins
-//! over the header's.
+//! over the header's. One that no entry follows means nothing, as it does to Go.
 
-use std::io::{self, Read};
+use std::io::{self, BufRead, Read};
 
 use tar::{EntryType, Header};
 
 use super::pax::{Pax, PaxError};
+use super::sparse::{self, Location, RawMap, SparseError, SparseMap};
 
-const BLOCK: usize = 512;
+/// The unit of the format.
+pub(super) const BLOCK: usize = 512;
 
 /// Bound on one extended header or long name: that of Go's reader (1 MiB).
 const EXTENSION_LIMIT_BYTES: u64 = 1 << 20;
@@ -60,6 +62,9 @@ pub enum ArchiveError {
     /// A PAX header is malformed.
     #[error("malformed PAX header")]
     Pax(#[from] PaxError),
+    /// A sparse file cannot be understood.
+    #[error("malformed sparse file")]
+    Sparse(#[from] SparseError),
     /// The entry is of a kind that layers do not have.
     #[error("entry type `{}` is not supported", found.escape_ascii())]
     EntryType {
@@ -87,7 +92,10 @@ pub(super) struct Entry {
     pub(super) kind: Kind,
     pub(super) path: Vec<u8>,
     pub(super) link: Vec<u8>,
+    /// Bytes of the body; behind the map, if the file is sparse and the map is in the body.
     pub(super) size: u64,
+    /// Where the body belongs, if the file has holes.
+    pub(super) sparse: Option<SparseMap>,
     pub(super) metadata: Metadata,
 }
 
@@ -121,7 +129,7 @@ struct Extensions {
     long_link: Option<Vec<u8>>,
 }
 
-impl<R: Read> Archive<R> {
+impl<R: BufRead> Archive<R> {
     pub(super) fn new(stream: R) -> Self {
         Self { stream, body_left: 0, padding: 0 }
     }
@@ -141,7 +149,7 @@ impl<R: Read> Archive<R> {
         let mut extensions = Extensions::default();
         loop {
             self.skip_padding()?;
-            let Some(header) = self.header()? else { return extensions.end() };
+            let Some(header) = self.header()? else { return Ok(None) };
             let size = number("size", &header.as_old().size)?;
             match header.entry_type() {
                 EntryType::XHeader => {
@@ -161,8 +169,10 @@ impl<R: Read> Archive<R> {
                     return Ok(Some(Entry::global()));
                 }
                 _ => {
-                    let entry = Entry::from_headers(&header, size, extensions)?;
-                    self.start_body(entry.size);
+                    let in_records = extensions.sparse_map()?;
+                    let mut entry = Entry::from_headers(&header, size, extensions)?;
+                    entry.sparse = self.start_file(&header, &entry, in_records)?;
+                    entry.size = self.body_left;
                     return Ok(Some(entry));
                 }
             }
@@ -182,7 +192,8 @@ impl<R: Read> Archive<R> {
                 false => Ok(None),
             };
         }
-        match number("checksum", &header.as_old().cksum)? == checksum(&header) {
+        let found = number("checksum", &header.as_old().cksum)?;
+        match checksums(&header).contains(&i64::try_from(found).unwrap_or(-1)) {
             true => Ok(Some(header)),
             false => Err(ArchiveError::Checksum),
         }
@@ -214,36 +225,103 @@ impl<R: Read> Archive<R> {
         Ok(body)
     }
 
+    /// Starts the body of an entry, and reads the map that it has if it is sparse.
+    fn start_file(
+        &mut self,
+        header: &Header,
+        entry: &Entry,
+        in_records: Option<Location>,
+    ) -> Result<Option<SparseMap>, ArchiveError> {
+        let in_header = match sparse::is_old_gnu(header) {
+            true => Some(RawMap::of_header(header, || self.whole_block())?),
+            false => None,
+        };
+        self.start_body(entry.size);
+        let map = match (in_header, in_records) {
+            (None, None) => return Ok(None),
+            (Some(_), Some(_)) => return Err(SparseError::Ambiguous { what: "map" }.into()),
+            (Some(map), None) | (None, Some(Location::Headers(map))) => map,
+            (None, Some(Location::Body { size_bytes })) => {
+                RawMap::of_body(size_bytes, || self.body_block())?
+            }
+        };
+        match entry.kind {
+            Kind::File => Ok(Some(map.check(self.body_left)?)),
+            _ => Err(SparseError::NotAFile.into()),
+        }
+    }
+
+    /// Reads a block that must be there.
+    fn whole_block(&mut self) -> Result<[u8; BLOCK], ArchiveError> {
+        let mut block = [0; BLOCK];
+        match self.block(&mut block)? {
+            true => Ok(block),
+            false => Err(ArchiveError::Truncated),
+        }
+    }
+
+    /// Reads a block of the body.
+    fn body_block(&mut self) -> Result<[u8; BLOCK], ArchiveError> {
+        if self.body_left < BLOCK as u64 {
+            return Err(SparseError::Map.into());
+        }
+        self.body_left -= BLOCK as u64;
+        self.whole_block()
+    }
+
     fn start_body(&mut self, size: u64) {
         self.body_left = size;
         self.padding = size.wrapping_neg() % BLOCK as u64;
     }
 
+    /// Skips what fills the last block of a body.
+    ///
+    /// An archive may end within it: those of `umoci insert` do, and Go's reader takes them.
     fn skip_padding(&mut self) -> Result<(), ArchiveError> {
+        let body_is_read = self.body_left == 0;
         self.body_left = self.body_left.saturating_add(std::mem::take(&mut self.padding));
-        io::copy(self, &mut io::sink()).map(drop).map_err(body_error)
+        match io::copy(self, &mut io::sink()).map_err(body_error) {
+            Err(ArchiveError::Truncated) if body_is_read => {
+                self.body_left = 0;
+                Ok(())
+            }
+            skipped => skipped.map(drop),
+        }
     }
 }
 
-impl<R: Read> Read for Archive<R> {
+impl<R: BufRead> Read for Archive<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let wanted = buffer.len().min(usize::try_from(self.body_left).unwrap_or(usize::MAX));
-        if wanted == 0 {
-            return Ok(0);
-        }
-        let count = self.stream.read(&mut buffer[..wanted])?;
-        if count == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        self.body_left -= count as u64;
+        let count = self.fill_buf()?.read(buffer)?;
+        self.consume(count);
         Ok(count)
+    }
+}
+
+/// What is left of the current body, without a copy of it.
+impl<R: BufRead> BufRead for Archive<R> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        let left = usize::try_from(self.body_left).unwrap_or(usize::MAX);
+        if left == 0 {
+            return Ok(&[]);
+        }
+        let bytes = self.stream.fill_buf()?;
+        match bytes.len() {
+            0 => Err(io::ErrorKind::UnexpectedEof.into()),
+            length => Ok(&bytes[..length.min(left)]),
+        }
+    }
+
+    fn consume(&mut self, count: usize) {
+        self.stream.consume(count);
+        self.body_left -= count as u64;
     }
 }
 
 /// Tells an archive that ends too early from a stream that fails.
 pub(super) fn body_error(error: io::Error) -> ArchiveError {
     // The decoders make such errors with a message of their own; a bare one comes from
-    // `Archive::read`.
+    // `Archive::fill_buf`.
     match error.kind() == io::ErrorKind::UnexpectedEof && error.get_ref().is_none() {
         true => ArchiveError::Truncated,
         false => ArchiveError::Read(error),
@@ -251,12 +329,8 @@ pub(super) fn body_error(error: io::Error) -> ArchiveError {
 }
 
 impl Extensions {
-    /// Ends the archive, which is cut off where an entry is announced.
-    fn end(self) -> Result<Option<Entry>, ArchiveError> {
-        match self {
-            Self { pax: None, long_name: None, long_link: None } => Ok(None),
-            _ => Err(ArchiveError::Truncated),
-        }
+    fn sparse_map(&self) -> Result<Option<Location>, SparseError> {
+        self.pax.as_ref().map_or(Ok(None), |pax| pax.sparse.location())
     }
 }
 
@@ -267,6 +341,7 @@ impl Entry {
             path: Vec::new(),
             link: Vec::new(),
             size: 0,
+            sparse: None,
             metadata: Metadata::default(),
         }
     }
@@ -279,6 +354,8 @@ impl Entry {
         let pax = extensions.pax.unwrap_or_default();
         let path = one_of(pax.path, extensions.long_name, "name")?
             .unwrap_or_else(|| header.path_bytes().into_owned());
+        // GNU tar keeps the name of a sparse file from readers that would take it for a plain one.
+        let path = if pax.sparse.name.is_empty() { path } else { pax.sparse.name };
         let link = one_of(pax.link, extensions.long_link, "link")?;
         let link = link.unwrap_or_else(|| c_string(&header.as_old().linkname).to_vec());
         let kind = kind(header, &path)?;
@@ -305,7 +382,7 @@ impl Entry {
         };
         // Other types have no body, whatever their size field says.
         let size = if kind == Kind::File { pax.size.unwrap_or(size) } else { 0 };
-        Ok(Self { kind, path, link, size, metadata })
+        Ok(Self { kind, path, link, size, sparse: None, metadata })
     }
 }
 
@@ -315,7 +392,7 @@ fn kind(header: &Header, path: &[u8]) -> Result<Kind, ArchiveError> {
         EntryType::Regular if header.as_old().linkflag == [0] && path.ends_with(b"/") => {
             Kind::Directory
         }
-        EntryType::Regular | EntryType::Continuous => Kind::File,
+        EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => Kind::File,
         EntryType::Link => Kind::HardLink,
         EntryType::Symlink => Kind::Symlink,
         EntryType::Char | EntryType::Block => Kind::Device,
@@ -348,15 +425,18 @@ fn c_string(bytes: &[u8]) -> &[u8] {
     bytes.split(|byte| *byte == 0).next().unwrap_or_default()
 }
 
-/// Sums a header with its checksum field taken as blanks.
-fn checksum(header: &Header) -> u64 {
-    let field: u64 = header.as_old().cksum.iter().map(|byte| u64::from(*byte)).sum();
-    let all: u64 = header.as_bytes().iter().map(|byte| u64::from(*byte)).sum();
-    all - field + 8 * u64::from(b' ')
+/// Sums a header with its checksum field taken as blanks: as POSIX has it, and of signed bytes, as
+/// some old tools did.
+fn checksums(header: &Header) -> [i64; 2] {
+    let sum = |value: fn(u8) -> i64| {
+        let of = |bytes: &[u8]| bytes.iter().map(|byte| value(*byte)).sum::<i64>();
+        of(header.as_bytes()) - of(&header.as_old().cksum) + 8 * i64::from(b' ')
+    };
+    [sum(i64::from), sum(|byte| i64::from(byte.cast_signed()))]
 }
 
 /// Reads a number field: octal digits between blanks, or base 256 when the highest bit is set.
-fn number(field: &'static str, raw: &[u8]) -> Result<u64, ArchiveError> {
+pub(super) fn number(field: &'static str, raw: &[u8]) -> Result<u64, ArchiveError> {
     let malformed = ArchiveError::Field { field };
     match raw.split_first() {
         Some((first, rest)) if first & 0x80 != 0 => {
@@ -454,8 +534,12 @@ mod tests {
     fn cut_off_archive_is_refused_at_every_byte_of_an_entry() {
         let bytes = [header(EntryType::Regular, "a", 5), padded(b"hello")].concat();
         assert!(entries(&bytes).is_ok(), "the end blocks may be missing");
-        for length in 1..bytes.len() {
+        let end_of_body = BLOCK + 5;
+        for length in 1..end_of_body {
             assert!(matches!(entries(&bytes[..length]), Err(ArchiveError::Truncated)), "{length}");
+        }
+        for length in end_of_body..bytes.len() {
+            assert_eq!(entries(&bytes[..length]).unwrap()[0].1, b"hello", "{length}");
         }
     }
 
@@ -463,6 +547,37 @@ mod tests {
     fn entry_after_a_single_zero_block_is_refused() {
         let bytes = [vec![0; BLOCK], header(EntryType::Regular, "a", 0)].concat();
         assert!(matches!(entries(&bytes), Err(ArchiveError::LoneZeroBlock)));
+    }
+
+    #[test]
+    fn archive_may_end_with_one_zero_block_or_with_headers_that_nothing_follows() {
+        let entry = header(EntryType::Regular, "a", 0);
+        let extension =
+            |kind, body: &[u8]| [header(kind, "x", body.len() as u64), padded(body)].concat();
+        let pax = extension(EntryType::XHeader, b"9 path=x\n");
+        for end in [
+            vec![],
+            vec![0; BLOCK],
+            pax.clone(),
+            extension(EntryType::GNULongName, b"name\0"),
+            [extension(EntryType::GNULongLink, b"link\0"), pax.clone()].concat(),
+            [pax, vec![0; 2 * BLOCK]].concat(),
+        ] {
+            let found = entries(&[entry.clone(), end].concat()).unwrap();
+            assert_eq!(found, [("a".to_owned(), Vec::new())]);
+        }
+    }
+
+    #[test]
+    fn sum_of_signed_bytes_is_a_checksum_too() {
+        let mut bytes = header(EntryType::Regular, "a", 0);
+        bytes[1] = 0xe9;
+        let blanks = [&bytes[..148], &[b' '; 8], &bytes[156..]].concat();
+        let signed: i64 = blanks.iter().map(|byte| i64::from(byte.cast_signed())).sum();
+        for (sum, expected) in [(signed, true), (signed + 256, true), (signed + 1, false)] {
+            bytes[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+            assert_eq!(entries(&bytes).is_ok(), expected, "{sum}");
+        }
     }
 
     #[test]

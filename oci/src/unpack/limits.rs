@@ -9,7 +9,7 @@ pub struct Limits {
     /// Entries of the archive. The largest public images have below one million files, and each
     /// costs an inode.
     pub entries: u64,
-    /// Bytes of the uncompressed archive. The largest public layers, those of CUDA images, have
+    /// Bytes of the uncompressed archive, and of the holes in its sparse files. The largest public layers, those of CUDA images, have
     /// about 10 GiB.
     pub unpacked_bytes: u64,
     /// Directories above an entry. Real trees stay below fifty, and tools that recurse fail in the

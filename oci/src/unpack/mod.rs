@@ -2,9 +2,11 @@
 //!
 //! ```text
 //! stream    bytes of the blob, decompressed on other threads; size, digest and DiffID
-//! archive   headers, pax          entries of the tar stream
+//! archive   headers, pax, sparse  entries of the tar stream
 //! path      names made safe       whiteout   names that hide
-//! tree      the file system       remove     undoing a tree
+//! tree      the file system       place      one name in it       links    hard links
+//! remove    undoing a tree
+//! seams     what a layer leaves to those below it
 //! ```
 //!
 //! What is written is not to be used before [`unpack`] has returned: only then has the layer been
@@ -14,38 +16,45 @@
 mod archive;
 mod gzip;
 mod limits;
+mod links;
 mod path;
 mod pax;
+mod place;
 mod remove;
+mod seams;
+mod sparse;
 mod stream;
 mod tree;
 mod whiteout;
 
-use std::io::{self, Read, Write};
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{self, BufRead, Seek, SeekFrom, Write};
 use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 
 pub use archive::ArchiveError;
 pub use limits::Limits;
 pub use path::PathError;
 pub use pax::PaxError;
-pub(crate) use remove::remove_tree;
+pub(crate) use place::{is_opaque, kept_xattrs_of};
+pub(crate) use remove::{names_in, remove_tree};
+pub(crate) use seams::{Ground, Seams};
+pub use sparse::SparseError;
 pub use tree::EntryError;
-pub(crate) use tree::is_opaque;
 
 use archive::{Archive, Entry, Kind, body_error};
 use path::EntryPath;
+use place::set_file;
+use sparse::SparseMap;
 use stream::{LayerStream, Shared, Stages};
-use tree::{Tree, set_file};
-use whiteout::{Meaning, Whiteouts};
+use tree::Tree;
+use whiteout::{Hides, Meaning, Whiteouts};
 
 use crate::blob::{Blob, BlobError};
 use crate::digest::Digest;
 use crate::image::Layer;
-
-/// Copy size: as the blob's reads, and a multiple of tar's block.
-const COPY_BYTES: usize = 128 * 1024;
+use crate::mount::Flavour;
 
 /// Uncompressed bytes between two calls of the progress function: some milliseconds of work.
 const REPORT_BYTES: u64 = 4 << 20;
@@ -69,8 +78,10 @@ pub enum Progress {
         /// Entries that have been made.
         entries: u64,
     },
-    /// The layer is complete and verified, and is being written to the disk.
+    /// The layer is complete and verified.
     Publishing,
+    /// The layer is being unpacked once more, on top of those below it.
+    OnTop,
 }
 
 /// Is told how far the work has come, and may end it.
@@ -143,9 +154,7 @@ impl LayerError {
     fn may_be_damage(&self) -> bool {
         match self {
             Self::Archive { .. } => true,
-            Self::Entry { source, .. } => {
-                !matches!(source, EntryError::System { .. } | EntryError::Privilege { .. })
-            }
+            Self::Entry { source, .. } => !source.is_of_host(),
             Self::Blob(_)
             | Self::DiffId { .. }
             | Self::Limit { .. }
@@ -155,19 +164,35 @@ impl LayerError {
     }
 }
 
-/// Unpacks a layer from `blob` into the empty directory `root`, and verifies it.
+/// How a layer is unpacked.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Job<'a> {
+    /// The layer.
+    pub(crate) layer: &'a Layer,
+    /// On what.
+    pub(crate) ground: Ground<'a>,
+    /// Where overlayfs looks for marks.
+    pub(crate) flavour: Flavour,
+    /// Bounds on what it may cost.
+    pub(crate) limits: &'a Limits,
+}
+
+/// Unpacks a layer from `blob` into the directory `root`, and verifies it.
 ///
-/// Beside the facts it returns the directories that something was put into, but that no entry
-/// describes: their paths, an empty one for the root. They are root's, with mode 0755 and the time
-/// 0.
+/// Directories that something was put into, but that no entry describes, are root's, with mode 0755
+/// and the time 0, unless a lower layer has them.
 pub(crate) fn unpack(
     blob: Blob,
-    layer: &Layer,
+    job: Job<'_>,
     root: OwnedFd,
-    limits: &Limits,
     progress: &mut OnProgress<'_>,
-) -> Result<(LayerFacts, Vec<PathBuf>), LayerError> {
-    let tree = Tree::new(root).map_err(|source| entry_error(b"/", source))?;
+) -> Result<(LayerFacts, Seams), LayerError> {
+    let Job { layer, ground, flavour, limits } = job;
+    let mut tree = Tree::new(root, ground, flavour).map_err(|source| entry_error(b"/", source))?;
+    if let Ground::Lower(seams) = ground {
+        whiteout::clear(&mut tree, seams, limits)
+            .map_err(|(path, source)| entry_error(path.as_bytes(), source))?;
+    }
     let shared = Shared::default();
     std::thread::scope(|scope| {
         let (stream, stages) =
@@ -177,12 +202,12 @@ pub(crate) fn unpack(
             tree,
             whiteouts: Whiteouts::default(),
             facts: LayerFacts::default(),
+            hole_bytes: 0,
             limits,
             meter: Meter { size_bytes: layer.size_bytes, next_bytes: 0, next_entries: 0, progress },
             last: Vec::new(),
-            buffer: vec![0; COPY_BYTES],
         };
-        unpacker.run(stages, layer.diff_id)
+        unpacker.run(stages, job)
     })
 }
 
@@ -192,11 +217,12 @@ struct Unpacker<'a> {
     tree: Tree,
     whiteouts: Whiteouts,
     facts: LayerFacts,
+    /// Bytes of files that the archive does not hold, because they are holes.
+    hole_bytes: u64,
     limits: &'a Limits,
     meter: Meter<'a>,
     /// Name of the last entry, for errors.
     last: Vec<u8>,
-    buffer: Vec<u8>,
 }
 
 /// The calls of the progress function.
@@ -212,8 +238,8 @@ impl Unpacker<'_> {
     fn run(
         mut self,
         stages: Stages<'_, '_>,
-        diff_id: Digest,
-    ) -> Result<(LayerFacts, Vec<PathBuf>), LayerError> {
+        job: Job<'_>,
+    ) -> Result<(LayerFacts, Seams), LayerError> {
         let outcome = self.read_all();
         // An archive that makes no sense is more often a damaged blob than a bad image: then the rest
         // of the blob is read, to say so. Of other errors the blob knows nothing.
@@ -226,15 +252,20 @@ impl Unpacker<'_> {
         if let Err(error) = outcome {
             return stages.finish().map_err(LayerError::from).and(Err(error));
         }
-        let found = stages.finish()?;
-        if found != diff_id {
-            return Err(LayerError::DiffId { expected: diff_id, found });
+        let (expected, found) = (job.layer.diff_id, stages.finish()?);
+        if found != expected {
+            return Err(LayerError::DiffId { expected, found });
         }
-        facts.opaque_root = whiteouts
-            .apply(&mut tree)
-            .map_err(|(path, source)| entry_error(path.as_bytes(), source))?;
-        let implicit_dirs = tree.finish().map_err(|source| entry_error(b"/", source))?;
-        Ok((facts, implicit_dirs))
+        let error = |(path, source): (EntryPath, EntryError)| entry_error(path.as_bytes(), source);
+        tree.make_late_links().map_err(error)?;
+        let hides = match job.ground {
+            Ground::Empty => whiteouts.apply(&mut tree).map_err(error)?,
+            Ground::Lower(_) => Hides::default(),
+        };
+        facts.opaque_root = hides.root;
+        let seams = tree.finish().map_err(|source| entry_error(b"/", source))?;
+        let paths = |set: BTreeSet<EntryPath>| set.iter().map(EntryPath::to_path).collect();
+        Ok((facts, Seams { hidden: paths(hides.hidden), opaque: paths(hides.opaque), ..seams }))
     }
 
     /// Unpacks all entries, and reads what follows them.
@@ -246,7 +277,12 @@ impl Unpacker<'_> {
             self.check()?;
             self.last.clone_from(&entry.path);
             if entry.kind != Kind::Global {
-                self.unpack_entry(&entry)?;
+                match self.unpack_entry(&entry) {
+                    Err(LayerError::Entry { source, .. }) if self.tree.is_undecided(&source) => {
+                        self.tree.undecided += 1;
+                    }
+                    outcome => outcome?,
+                }
             }
             self.drain_body()?;
         }
@@ -259,7 +295,7 @@ impl Unpacker<'_> {
             EntryPath::parse(&entry.path, self.limits).map_err(EntryError::Name).map_err(error)?;
         match Meaning::of(&path).map_err(error)? {
             Meaning::Entry if entry.kind == Kind::File => self.unpack_file(entry, &path),
-            Meaning::Entry => self.unpack_bodyless(entry, &path).map_err(error),
+            Meaning::Entry => self.unpack_bodyless(entry, path).map_err(error),
             Meaning::Hide(hidden) => {
                 self.whiteouts.hide(hidden);
                 Ok(())
@@ -272,19 +308,19 @@ impl Unpacker<'_> {
         }
     }
 
-    fn unpack_bodyless(&mut self, entry: &Entry, path: &EntryPath) -> Result<(), EntryError> {
+    fn unpack_bodyless(&mut self, entry: &Entry, path: EntryPath) -> Result<(), EntryError> {
         match entry.kind {
-            Kind::Directory => self.tree.directory(path, &entry.metadata),
-            Kind::Symlink => self.tree.place(path)?.symlink(&entry.link, &entry.metadata),
-            Kind::Fifo => self.tree.place(path)?.fifo(&entry.metadata),
+            Kind::Directory => self.tree.directory(&path, &entry.metadata),
+            Kind::Symlink => self.tree.place(&path)?.symlink(&entry.link, &entry.metadata),
+            Kind::Fifo => self.tree.place(&path)?.fifo(&entry.metadata),
             Kind::HardLink => {
                 let target =
                     EntryPath::parse(&entry.link, self.limits).map_err(EntryError::LinkName)?;
-                self.tree.hard_link(path, &target)
+                self.tree.hard_link(path, target)
             }
             Kind::Device => {
                 self.facts.skipped_devices += 1;
-                self.tree.place(path)?.remove()
+                self.tree.skip(&path)
             }
             Kind::File | Kind::Global => Ok(()),
         }
@@ -292,45 +328,87 @@ impl Unpacker<'_> {
 
     fn unpack_file(&mut self, entry: &Entry, path: &EntryPath) -> Result<(), LayerError> {
         let error = |source| entry_error(&entry.path, source);
+        let failed = |source| error(EntryError::System { operation: "write a file", source });
+        self.reserve(entry)?;
         let mut file =
             self.tree.place(path).and_then(|place| place.create_file()).map_err(error)?;
-        loop {
-            let count = self.read_body()?;
-            if count == 0 {
-                break;
+        match &entry.sparse {
+            None => self.copy_body(&mut file, entry.size, failed)?,
+            Some(map) => {
+                for extent in &map.extents {
+                    file.seek(SeekFrom::Start(extent.offset)).map_err(failed)?;
+                    self.copy_body(&mut file, extent.length, failed)?;
+                }
+                file.set_len(map.size_bytes).map_err(failed)?;
+                self.facts.bytes += map.hole_bytes();
             }
-            let written = file.write_all(&self.buffer[..count]);
-            written.map_err(|source| {
-                error(EntryError::System { operation: "write a file", source })
-            })?;
-            self.facts.bytes += count as u64;
         }
         set_file(&file, &entry.metadata).map_err(error)
     }
 
-    /// Reads a part of the current body into the buffer.
-    fn read_body(&mut self) -> Result<usize, LayerError> {
-        let count = self
-            .archive
-            .read(&mut self.buffer)
-            .map_err(|error| self.archive_error(body_error(error)))?;
+    /// Checks that a file is within the limits as its headers describe it, before anything is made.
+    fn reserve(&mut self, entry: &Entry) -> Result<(), LayerError> {
+        let holes = entry.sparse.as_ref().map_or(0, SparseMap::hole_bytes);
+        self.hole_bytes = self.hole_bytes.saturating_add(holes);
+        let unpacked = self.archive.stream().unpacked_bytes().saturating_add(self.hole_bytes);
+        let limit = self.limits.unpacked_bytes;
+        match unpacked.saturating_add(entry.size) <= limit {
+            true => Ok(()),
+            false => Err(LayerError::Limit { what: "unpacked bytes", limit }),
+        }
+    }
+
+    /// Writes `left` bytes of the current body to where the file stands.
+    fn copy_body(
+        &mut self,
+        file: &mut File,
+        mut left: u64,
+        failed: impl Fn(io::Error) -> LayerError,
+    ) -> Result<(), LayerError> {
+        while left > 0 {
+            let count = self.use_body(|body| {
+                let part = &body[..body.len().min(usize::try_from(left).unwrap_or(usize::MAX))];
+                file.write_all(part).map_err(&failed)?;
+                Ok(part.len())
+            })?;
+            self.facts.bytes += count as u64;
+            left -= count as u64;
+        }
+        Ok(())
+    }
+
+    /// Hands out what is there of the current body, nothing at its end, to `take`, which says how much
+    /// of it was used.
+    fn use_body(
+        &mut self,
+        take: impl FnOnce(&[u8]) -> Result<usize, LayerError>,
+    ) -> Result<usize, LayerError> {
+        let count = match self.archive.fill_buf() {
+            Ok(body) => take(body)?,
+            Err(error) => return Err(self.archive_error(body_error(error))),
+        };
+        self.archive.consume(count);
         self.check()?;
         Ok(count)
     }
 
     /// Reads over a body that nobody wants.
     fn drain_body(&mut self) -> Result<(), LayerError> {
-        while self.read_body()? > 0 {}
+        while self.use_body(|body| Ok(body.len()))? > 0 {}
         Ok(())
     }
 
     /// Reads what follows the archive's end: it belongs to the `DiffID`, and means nothing.
     fn drain_stream(&mut self) -> Result<(), LayerError> {
         loop {
-            let read = self.archive.stream_mut().read(&mut self.buffer);
-            if read.map_err(|error| self.archive_error(ArchiveError::Read(error)))? == 0 {
+            let count = match self.archive.stream_mut().fill_buf() {
+                Ok(bytes) => bytes.len(),
+                Err(error) => return Err(self.archive_error(ArchiveError::Read(error))),
+            };
+            if count == 0 {
                 return Ok(());
             }
+            self.archive.stream_mut().consume(count);
             self.check()?;
         }
     }
@@ -345,7 +423,11 @@ impl Unpacker<'_> {
             unpacked <= limits.ratio_floor_bytes || unpacked / limits.ratio.max(1) <= read;
         let bounds = [
             ("entries", limits.entries, self.facts.entries <= limits.entries),
-            ("unpacked bytes", limits.unpacked_bytes, unpacked <= limits.unpacked_bytes),
+            (
+                "unpacked bytes",
+                limits.unpacked_bytes,
+                unpacked.saturating_add(self.hole_bytes) <= limits.unpacked_bytes,
+            ),
             (
                 "bytes of directory names and whiteouts",
                 limits.remembered_bytes as u64,

@@ -7,8 +7,13 @@
 
 use std::collections::BTreeMap;
 
+use super::sparse::{SparseError, SparseRecords};
+
 /// Prefix of extended attributes, as Go and star write them.
 const XATTR_PREFIX: &[u8] = b"SCHILY.xattr.";
+
+/// Prefix of what describes a sparse file.
+const SPARSE_PREFIX: &[u8] = b"GNU.sparse.";
 
 /// A malformed PAX extended header.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -31,12 +36,9 @@ pub enum PaxError {
         /// The key.
         key: String,
     },
-    /// The entry is sparse, in a format that layers do not use.
-    #[error("sparse files are not supported: PAX record `{key}`")]
-    Sparse {
-        /// The key.
-        key: String,
-    },
+    /// The records about a sparse file make no sense.
+    #[error(transparent)]
+    Sparse(#[from] SparseError),
 }
 
 /// What PAX records say about the next entry; `None` where they are silent.
@@ -50,6 +52,7 @@ pub(super) struct Pax {
     /// Seconds since 1970, and nanoseconds that are added to them.
     pub(super) mtime: Option<(i64, u32)>,
     pub(super) xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+    pub(super) sparse: SparseRecords,
 }
 
 impl Pax {
@@ -86,9 +89,10 @@ impl Pax {
             b"gid" => self.gid = number(value)?,
             b"mtime" if value.is_empty() => self.mtime = None,
             b"mtime" => self.mtime = Some(time(value).ok_or_else(malformed)?),
-            _ if key.starts_with(b"GNU.sparse.") => return Err(PaxError::Sparse { key: name() }),
             _ => {
-                if let Some(xattr) = key.strip_prefix(XATTR_PREFIX) {
+                if let Some(key) = key.strip_prefix(SPARSE_PREFIX) {
+                    self.sparse.set(key, value)?;
+                } else if let Some(xattr) = key.strip_prefix(XATTR_PREFIX) {
                     if xattr.is_empty() || xattr.contains(&0) {
                         return Err(malformed());
                     }
@@ -115,7 +119,7 @@ fn record(bytes: &[u8], offset: usize) -> Result<(&[u8], &[u8], usize), PaxError
 }
 
 /// Reads digits and nothing else.
-fn decimal(text: &[u8]) -> Option<u64> {
+pub(super) fn decimal(text: &[u8]) -> Option<u64> {
     if text.is_empty() || !text.iter().all(u8::is_ascii_digit) {
         return None;
     }
@@ -177,7 +181,7 @@ mod tests {
             b"10 size=-4\n",
             b"11 size=0x4\n",
             b"10 path=a\0\n",
-            b"21 GNU.sparse.major=1\n",
+            b"24 GNU.sparse.mystery=1\n",
         ];
         for case in cases {
             assert!(Pax::parse(case).is_err(), "{}", String::from_utf8_lossy(case));

@@ -66,6 +66,19 @@ fn remove_entries(directory: BorrowedFd<'_>) -> nix::Result<Option<Vec<u8>>> {
     Ok(None)
 }
 
+/// Lists what is in a directory.
+pub(crate) fn names_in(directory: &OwnedFd) -> nix::Result<Vec<Vec<u8>>> {
+    let mut names = Vec::new();
+    for entry in Dir::openat(directory, ".", OPEN_DIR, Mode::empty())?.iter() {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        if !matches!(name, b"." | b"..") {
+            names.push(name.to_vec());
+        }
+    }
+    Ok(names)
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;

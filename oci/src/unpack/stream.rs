@@ -11,17 +11,16 @@
 //! What the channels hold bounds the memory: at most `2 * CHANNEL_CHUNKS + 3` chunks a layer, 3 MiB
 //! in all, beside the decoder's own (gzip 32 KiB; zstd up to 128 MiB, if the layer asks for it).
 
+use std::collections::VecDeque;
 use std::io::{self, BufRead, BufReader, Read};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{Builder, Scope, ScopedJoinHandle};
 
-use sha2::{Digest as _, Sha256};
-
 use super::gzip::Members;
 use crate::blob::{Blob, BlobError};
-use crate::digest::Digest;
+use crate::digest::{Digest, Hasher};
 use crate::image::{Compression, Layer};
 
 /// Read size of a blob: large enough to make the call cheap, small enough for the L2 cache.
@@ -77,9 +76,10 @@ impl<'a> LayerStream<'a> {
     ) -> io::Result<(Self, Stages<'scope, 'a>)> {
         let (to_caller, chunks) = sync_channel(CHANNEL_CHUNKS);
         let (to_hash, hashed) = sync_channel(CHANNEL_CHUNKS);
-        let label = layer.compression;
-        let hash =
-            Builder::new().name("layer hash".into()).spawn_scoped(scope, move || hash(&hashed))?;
+        let (label, hasher) = (layer.compression, Hasher::for_digest(layer.diff_id));
+        let hash = Builder::new()
+            .name("layer hash".into())
+            .spawn_scoped(scope, move || hash(hasher, &hashed))?;
         let inflate = Builder::new()
             .name("layer inflate".into())
             .spawn_scoped(scope, move || inflate(blob, label, shared, &to_caller, &to_hash))?;
@@ -100,15 +100,25 @@ impl<'a> LayerStream<'a> {
 
 impl Read for LayerStream<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.fill_buf()?.read(buffer)?;
+        self.consume(count);
+        Ok(count)
+    }
+}
+
+impl BufRead for LayerStream<'_> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
         while self.used == self.chunk.len() {
             // The sender is gone at the end of the stream.
-            let Ok(chunk) = self.chunks.recv() else { return Ok(0) };
+            let Ok(chunk) = self.chunks.recv() else { return Ok(&[]) };
             (self.chunk, self.used) = (chunk?, 0);
         }
-        let count = (&self.chunk[self.used..]).read(buffer)?;
+        Ok(&self.chunk[self.used..])
+    }
+
+    fn consume(&mut self, count: usize) {
         self.used += count;
         self.unpacked_bytes += count as u64;
-        Ok(count)
     }
 }
 
@@ -178,17 +188,52 @@ fn pump<B: BufRead>(
             Box::new(decoder)
         }
     };
+    let mut used: VecDeque<Chunk> = VecDeque::new();
     loop {
-        let mut bytes = Vec::with_capacity(CHUNK_BYTES);
-        let read = decoder.by_ref().take(CHUNK_BYTES as u64).read_to_end(&mut bytes);
+        let mut chunk = reuse(&mut used);
+        let bytes = Arc::make_mut(&mut chunk);
+        let read = fill(&mut decoder, bytes);
         let is_last = bytes.len() < CHUNK_BYTES;
-        let chunk = Arc::new(bytes);
+        used.push_back(Arc::clone(&chunk));
         let taken = to_hash.send(Arc::clone(&chunk)).is_ok() && to_caller.send(Ok(chunk)).is_ok();
         read?;
         if is_last || !taken {
             return Ok(());
         }
     }
+}
+
+/// Takes the chunk that was sent first, if both stages are done with it: its memory has been touched
+/// already, which for new memory would take as long as a tenth of the inflating.
+fn reuse(used: &mut VecDeque<Chunk>) -> Chunk {
+    match used.pop_front() {
+        Some(chunk) if Arc::strong_count(&chunk) == 1 => chunk,
+        Some(busy) => {
+            used.push_front(busy);
+            Arc::new(vec![0; CHUNK_BYTES])
+        }
+        None => Arc::new(vec![0; CHUNK_BYTES]),
+    }
+}
+
+/// Fills a chunk; it is shorter at the end of the stream, or before an error.
+fn fill(decoder: &mut dyn Read, bytes: &mut Vec<u8>) -> io::Result<()> {
+    bytes.resize(CHUNK_BYTES, 0);
+    let (mut filled, mut read) = (0, Ok(()));
+    // Never with nothing to fill, which zstd takes for an error.
+    while filled < CHUNK_BYTES {
+        match decoder.read(&mut bytes[filled..]) {
+            Ok(0) => break,
+            Ok(count) => filled += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => {
+                read = Err(error);
+                break;
+            }
+        }
+    }
+    bytes.truncate(filled);
+    read
 }
 
 /// What a blob is, by its first bytes: labels are wrong now and then, and the `DiffID` decides. An
@@ -205,8 +250,7 @@ fn format(start: &[u8], label: Compression) -> Compression {
     }
 }
 
-fn hash(chunks: &Receiver<Chunk>) -> Digest {
-    let mut hasher = Sha256::new();
-    chunks.iter().for_each(|chunk| hasher.update(&**chunk));
-    Digest::finish(hasher)
+fn hash(mut hasher: Hasher, chunks: &Receiver<Chunk>) -> Digest {
+    chunks.iter().for_each(|chunk| hasher.update(&chunk));
+    hasher.finish()
 }

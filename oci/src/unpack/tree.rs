@@ -12,30 +12,27 @@
 //! - A path is resolved anew for each entry. A remembered directory could have been replaced by a later entry
 //!   (CVE-2025-47290).
 
-use std::collections::HashMap;
+use std::borrow::Cow;
+use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat, openat2, readlinkat};
-use nix::sys::stat::{
-    FchmodatFlags, FileStat, Mode, SFlag, UtimensatFlags, fchmod, fchmodat, fstat, fstatat,
-    futimens, mkdirat, mknodat, utimensat,
-};
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat, openat2, readlinkat};
+use nix::sys::stat::{Mode, SFlag, UtimensatFlags, fstat, utimensat};
 use nix::sys::time::TimeSpec;
-use nix::unistd::{Gid, Uid, fchown, fchownat, linkat, symlinkat};
-use rustix::fs::{XattrFlags, fgetxattr, fsetxattr, lsetxattr};
 
 use super::archive::Metadata;
+use super::links::LateLink;
 use super::path::{EntryPath, PATH_BYTES, PathError, components};
-use super::remove::remove_tree;
-
-/// The attribute by which overlayfs hides what lower layers have in a directory.
-const OPAQUE_XATTR: &str = "trusted.overlay.opaque";
+use super::place::{Place, plain, set_owner_and_mode, time};
+use super::seams::{Ground, Seams};
+use crate::metadata::UNDESCRIBED_DIR_MODE;
+use crate::mount::Flavour;
 
 /// Bound on symbolic links in one path: the kernel's own.
 const SYMLINK_HOPS: usize = 40;
@@ -43,9 +40,6 @@ const SYMLINK_HOPS: usize = 40;
 /// How often a resolution is tried again that a rename elsewhere on the machine has disturbed
 /// (`EAGAIN`).
 const RESOLVE_ATTEMPTS: usize = 64;
-
-/// Mode of directories that no entry describes; what other tools use.
-const IMPLICIT_DIR_MODE: u32 = 0o755;
 
 /// An entry that cannot be made.
 #[derive(Debug, thiserror::Error)]
@@ -71,9 +65,9 @@ pub enum EntryError {
     /// The target of a symbolic link is none.
     #[error("malformed symbolic link: expected a target of 1 to {PATH_BYTES} bytes without NUL")]
     SymlinkTarget,
-    /// The target of a hard link is not in the layer.
+    /// The target of a hard link is nowhere.
     #[error(
-        "hard link target `{target}` is not in this layer: links to lower layers are not supported yet"
+        "hard link target `{target}` does not exist: expected a file of this layer or of one below"
     )]
     HardLinkTarget {
         /// The target.
@@ -85,9 +79,19 @@ pub enum EntryError {
         /// The target.
         target: String,
     },
+    /// The owner is nobody in the user namespace of the process.
+    #[error(
+        "owner {uid}:{gid} is not mapped in this user namespace: give the user sub-ids in /etc/subuid and /etc/subgid"
+    )]
+    Unmapped {
+        /// The user.
+        uid: u32,
+        /// The group.
+        gid: u32,
+    },
     /// The process lacks a capability.
     #[error(
-        "not permitted to {operation}: layers can be unpacked by root only, user namespaces are not supported yet"
+        "not permitted to {operation}: layers can be unpacked by root only, or in a user namespace"
     )]
     Privilege {
         /// What was tried.
@@ -105,8 +109,15 @@ pub enum EntryError {
     },
 }
 
+impl EntryError {
+    /// Whether it says something about the host rather than about the layer.
+    pub(super) fn is_of_host(&self) -> bool {
+        matches!(self, Self::System { .. } | Self::Privilege { .. } | Self::Unmapped { .. })
+    }
+}
+
 /// Makes an error of what `operation` returned.
-fn failed<E: Into<io::Error>>(operation: &'static str) -> impl Fn(E) -> EntryError {
+pub(super) fn failed<E: Into<io::Error>>(operation: &'static str) -> impl Fn(E) -> EntryError {
     move |error| {
         let source: io::Error = error.into();
         match source.kind() {
@@ -134,48 +145,130 @@ enum Origin {
     Implicit,
 }
 
-/// A name in an open directory.
+/// Where a path leads: an open directory, and the same path without symbolic links.
 #[derive(Debug)]
-pub(super) struct Place<'a> {
-    parent: OwnedFd,
-    name: &'a [u8],
+pub(super) struct Walked {
+    pub(super) parent: OwnedFd,
+    pub(super) path: Vec<u8>,
+}
+
+/// What is done about a directory that is missing on the way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Missing {
+    Make,
+    Stop,
+}
+
+/// A directory of lower layers, and the time that it had before something was put into it.
+#[derive(Debug)]
+struct LowerDir {
+    directory: OwnedFd,
+    mtime: TimeSpec,
 }
 
 /// The tree, by its root.
 #[derive(Debug)]
 pub(super) struct Tree {
     root: OwnedFd,
+    pub(super) flavour: Flavour,
+    /// Whether the tree is the view of lower layers, and what is written a layer on top of them.
+    pub(super) has_lower: bool,
     times: Vec<DirTime>,
-    times_bytes: usize,
+    /// As in [`Seams`].
+    cleared: BTreeSet<PathBuf>,
+    pub(super) late_links: Vec<LateLink>,
+    /// As in [`Seams`].
+    pub(super) undecided: u64,
+    /// The last directory that something was put into, on top of lower layers.
+    touched: Option<LowerDir>,
+    pub(super) remembered_bytes: usize,
 }
 
 impl Tree {
-    /// Takes an empty directory as the root.
-    pub(super) fn new(root: OwnedFd) -> Result<Self, EntryError> {
-        let mut this = Self { root, times: Vec::new(), times_bytes: 0 };
-        this.set_implicit(b"", this.open_real(b"")?)?;
+    /// Takes the directory `root`: an empty one, or the view of lower layers.
+    pub(super) fn new(
+        root: OwnedFd,
+        ground: Ground<'_>,
+        flavour: Flavour,
+    ) -> Result<Self, EntryError> {
+        let mut this = Self {
+            root,
+            flavour,
+            has_lower: matches!(ground, Ground::Lower(_)),
+            times: Vec::new(),
+            cleared: BTreeSet::new(),
+            late_links: Vec::new(),
+            undecided: 0,
+            touched: None,
+            remembered_bytes: 0,
+        };
+        if !this.has_lower {
+            let root = open_to_read(&this.root, b".").map_err(failed("open the root"))?;
+            this.set_implicit(b"", root)?;
+        }
         Ok(this)
+    }
+
+    /// Whether an error is none yet: of a layer alone, where only lower layers can tell.
+    pub(super) fn is_undecided(&self, error: &EntryError) -> bool {
+        !self.has_lower
+            && matches!(
+                error,
+                EntryError::ParentNotDirectory
+                    | EntryError::SymlinkLoop
+                    | EntryError::HardLinkTarget { .. }
+                    | EntryError::HardLinkToDirectory { .. }
+            )
     }
 
     /// Returns how much memory is held until the end.
     pub(super) fn remembered_bytes(&self) -> usize {
-        self.times_bytes
+        self.remembered_bytes
     }
 
     /// Finds the place of an entry; missing directories on the way are made.
     pub(super) fn place<'a>(&mut self, path: &'a EntryPath) -> Result<Place<'a>, EntryError> {
-        let (parent, name) = path.split().ok_or(EntryError::Root)?;
-        let parent = match self.resolve(parent) {
-            // The kernel's count of links goes on when it starts a long walk again, so this counts
-            // for itself.
-            Err(Errno::ENOENT | Errno::ELOOP) => self.make_dirs(parent)?,
-            other => other.map_err(path_error)?,
+        let (directory, name) = path.split().ok_or(EntryError::Root)?;
+        let place = match self.open_real(directory) {
+            Ok(parent) => Place { parent, directory: Cow::Borrowed(directory), name },
+            // Something is missing, or a symbolic link.
+            Err(Errno::ENOENT | Errno::ELOOP | Errno::ENOTDIR) => {
+                let walked = self.walk(directory, Missing::Make)?;
+                let Walked { parent, path } = walked.ok_or(EntryError::ParentNotDirectory)?;
+                Place { parent, directory: Cow::Owned(path), name }
+            }
+            Err(errno) => return Err(path_error(errno)),
         };
-        Ok(Place { parent, name })
+        self.touch(&place.parent)?;
+        Ok(place)
+    }
+
+    /// Remembers the time of a directory that is about to change: on top of lower layers, one that
+    /// no entry describes keeps it.
+    pub(super) fn touch(&mut self, directory: &OwnedFd) -> Result<(), EntryError> {
+        if !self.has_lower {
+            return Ok(());
+        }
+        self.restore_touched()?;
+        let found = fstat(directory).map_err(failed("look at a directory"))?;
+        let directory = directory.try_clone().map_err(failed("keep a directory open"))?;
+        let mtime = TimeSpec::new(found.st_mtime, found.st_mtime_nsec);
+        self.touched = Some(LowerDir { directory, mtime });
+        Ok(())
+    }
+
+    fn restore_touched(&mut self) -> Result<(), EntryError> {
+        let Some(LowerDir { directory, mtime }) = self.touched.take() else { return Ok(()) };
+        let follow = UtimensatFlags::NoFollowSymlink;
+        match utimensat(&directory, ".", &TimeSpec::UTIME_OMIT, &mtime, follow) {
+            // The entry itself may have removed the directory.
+            Ok(()) | Err(Errno::ENOENT) => Ok(()),
+            Err(errno) => Err(failed("restore the times of a directory")(errno)),
+        }
     }
 
     /// Opens the directory of a path, with the tree as the root of all names.
-    fn resolve(&self, directory: &[u8]) -> nix::Result<OwnedFd> {
+    pub(super) fn resolve(&self, directory: &[u8]) -> nix::Result<OwnedFd> {
         let resolve = ResolveFlag::RESOLVE_IN_ROOT
             | ResolveFlag::RESOLVE_NO_MAGICLINKS
             | ResolveFlag::RESOLVE_NO_XDEV;
@@ -190,27 +283,35 @@ impl Tree {
     }
 
     /// Opens a directory by a path without symbolic links.
-    fn open_real(&self, directory: &[u8]) -> Result<OwnedFd, EntryError> {
+    pub(super) fn open_real(&self, directory: &[u8]) -> nix::Result<OwnedFd> {
         let resolve = ResolveFlag::RESOLVE_BENEATH
             | ResolveFlag::RESOLVE_NO_SYMLINKS
             | ResolveFlag::RESOLVE_NO_XDEV;
         let path = if directory.is_empty() { b"." } else { directory };
-        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        openat2(&self.root, path, OpenHow::new().flags(flags).resolve(resolve)).map_err(path_error)
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        openat2(&self.root, path, OpenHow::new().flags(flags).resolve(resolve))
     }
 
-    /// Resolves a path name by name, and makes directories where there is nothing, also where a
-    /// link leads to nothing.
-    fn make_dirs(&mut self, directory: &[u8]) -> Result<OwnedFd, EntryError> {
+    /// Resolves a path name by name, and says where it leads: `None` if to nothing, unless missing
+    /// directories are to be made, which they are also where a link leads to nothing.
+    ///
+    /// The kernel's count of links goes on when it starts a long walk again, so this counts for
+    /// itself.
+    pub(super) fn walk(
+        &mut self,
+        directory: &[u8],
+        missing: Missing,
+    ) -> Result<Option<Walked>, EntryError> {
         let mut pending: Vec<Vec<u8>> = components(directory).rev().map(<[u8]>::to_vec).collect();
-        let mut real: Vec<Vec<u8>> = Vec::new();
+        let (mut parent, mut path) = (self.open_real(b"").map_err(path_error)?, Vec::new());
         let mut hops = 0;
         while let Some(name) = pending.pop() {
             if name == b".." {
-                real.pop();
+                path.truncate(path.iter().rposition(|byte| *byte == b'/').unwrap_or(0));
+                parent = self.open_real(&path).map_err(path_error)?;
                 continue;
             }
-            let place = Place { parent: self.open_real(&real.join(&b'/'))?, name: &name };
+            let place = Place { parent, directory: Cow::Borrowed(path.as_slice()), name: &name };
             match place.kind()? {
                 Some(SFlag::S_IFLNK) => {
                     hops += 1;
@@ -219,29 +320,43 @@ impl Tree {
                     }
                     let target =
                         readlinkat(&place.parent, place.name).map_err(path_error)?.into_vec();
+                    parent = place.parent;
                     if target.starts_with(b"/") {
-                        real.clear();
+                        path.clear();
+                        parent = self.open_real(b"").map_err(path_error)?;
                     }
                     pending.extend(components(&target).rev().map(<[u8]>::to_vec));
                     continue;
                 }
                 Some(SFlag::S_IFDIR) => {}
+                _ if missing == Missing::Stop => return Ok(None),
+                None => self.make_implicit(&place)?,
                 Some(_) => return Err(EntryError::ParentNotDirectory),
-                None => {
-                    let made = place.make_dir()?;
-                    self.set_implicit(&[real.join(&b'/'), name.clone()].join(&b'/'), made)?;
-                }
             }
-            real.push(name);
+            parent = place.open_path()?;
+            if !path.is_empty() {
+                path.push(b'/');
+            }
+            path.extend(name);
         }
-        self.open_real(&real.join(&b'/'))
+        Ok(Some(Walked { parent, path }))
+    }
+
+    /// Makes a directory that no entry describes so far.
+    fn make_implicit(&mut self, place: &Place<'_>) -> Result<(), EntryError> {
+        self.touch(&place.parent)?;
+        let made = place.make_dir()?;
+        self.set_implicit(&place.path(), made)
     }
 
     /// Gives a directory that no entry describes its metadata: the same in each run.
-    fn set_implicit(&mut self, path: &[u8], directory: OwnedFd) -> Result<(), EntryError> {
-        let path: Vec<&[u8]> = components(path).collect();
-        let metadata = Metadata { mode: IMPLICIT_DIR_MODE, ..Metadata::default() };
-        self.set_dir(&path.join(&b'/'), directory, &metadata, Origin::Implicit)
+    pub(super) fn set_implicit(
+        &mut self,
+        path: &[u8],
+        directory: OwnedFd,
+    ) -> Result<(), EntryError> {
+        let metadata = Metadata { mode: UNDESCRIBED_DIR_MODE, ..Metadata::default() };
+        self.set_dir(path, directory, &metadata, Origin::Implicit)
     }
 
     /// Sets all metadata of a directory but its time, which is remembered.
@@ -256,7 +371,7 @@ impl Tree {
         set_owner_and_mode(&directory, metadata)?;
         let inode = fstat(&directory).map_err(failed("look at a directory"))?.st_ino;
         self.times.push(DirTime { path: path.to_vec(), inode, mtime: metadata.mtime, origin });
-        self.times_bytes += path.len() + size_of::<DirTime>();
+        self.remembered_bytes += path.len() + size_of::<DirTime>();
         Ok(())
     }
 
@@ -266,90 +381,51 @@ impl Tree {
         path: &EntryPath,
         metadata: &Metadata,
     ) -> Result<(), EntryError> {
-        let directory = match path.split() {
-            None => self.open_real(b"")?,
-            Some(_) => {
-                let place = self.place(path)?;
-                match place.kind()? {
-                    Some(SFlag::S_IFDIR) => place.open_dir()?,
-                    Some(_) => place.remove().and_then(|()| place.make_dir())?,
-                    None => place.make_dir()?,
-                }
-            }
-        };
-        self.set_dir(path.as_bytes(), directory, metadata, Origin::Entry)
-    }
-
-    /// Makes a hard link to another entry of the layer, which keeps the metadata it has.
-    pub(super) fn hard_link(
-        &mut self,
-        path: &EntryPath,
-        target: &EntryPath,
-    ) -> Result<(), EntryError> {
-        let shown = || super::show(target.as_bytes());
-        let missing = || EntryError::HardLinkTarget { target: shown() };
-        let Some((directory, name)) = target.split() else {
-            return Err(EntryError::HardLinkToDirectory { target: "/".to_owned() });
-        };
-        let parent = match self.resolve(directory) {
-            Err(Errno::ENOENT | Errno::ENOTDIR) => return Err(missing()),
-            other => other.map_err(path_error)?,
-        };
-        let from = Place { parent, name };
-        let found = from.stat()?.ok_or_else(missing)?;
-        if file_type(&found) == SFlag::S_IFDIR {
-            return Err(EntryError::HardLinkToDirectory { target: shown() });
+        if path.split().is_none() {
+            let root = open_to_read(&self.root, b".").map_err(failed("open the root"))?;
+            return self.set_dir(b"", plain(root)?, metadata, Origin::Entry);
         }
         let place = self.place(path)?;
-        if place.stat()?.is_some_and(|there| there.st_ino == found.st_ino) {
-            return Ok(()); // A link to itself: replacing it would remove the only name.
-        }
-        let link = || linkat(&from.parent, from.name, &place.parent, place.name, AtFlags::empty());
-        place.create("make a hard link", link)
-    }
-
-    /// Marks a directory as hiding what is below it; one that is missing is made, and what is no
-    /// directory is left.
-    pub(super) fn set_opaque(&mut self, path: &EntryPath) -> Result<(), EntryError> {
-        let place = match self.place(path) {
-            Err(EntryError::ParentNotDirectory) => return Ok(()),
-            place => place?,
-        };
-        match place.kind()? {
-            Some(SFlag::S_IFDIR) => place.mark_opaque(),
-            Some(_) => Ok(()),
-            None => {
-                let made = place.make_dir()?;
-                self.set_implicit(path.as_bytes(), made)?;
-                place.mark_opaque()
+        let directory = match place.kind()? {
+            Some(SFlag::S_IFDIR) => plain(place.open_dir()?)?,
+            Some(_) => {
+                self.clear_place(&place)?;
+                place.make_dir()?
             }
-        }
-    }
-
-    /// Hides what lower layers have at `path`; says whether that took an opaque directory.
-    pub(super) fn hide(&mut self, path: &EntryPath) -> Result<bool, EntryError> {
-        let place = match self.place(path) {
-            // Below a file of this layer nothing can be seen.
-            Err(EntryError::ParentNotDirectory) => return Ok(false),
-            place => place?,
+            None => place.make_dir()?,
         };
-        match place.kind()? {
-            Some(SFlag::S_IFDIR) => place.mark_opaque().map(|()| true),
-            Some(_) => Ok(false),
-            None => place.make_whiteout().map(|()| false),
-        }
+        self.set_dir(&place.path(), directory, metadata, Origin::Entry)
     }
 
-    /// Restores the times of directories, and lists those that no entry describes; nothing may be
-    /// made afterwards.
-    pub(super) fn finish(self) -> Result<Vec<PathBuf>, EntryError> {
+    /// Makes nothing where an entry is that is not made, and removes what is there.
+    pub(super) fn skip(&mut self, path: &EntryPath) -> Result<(), EntryError> {
+        let place = self.place(path)?;
+        self.clear_place(&place)
+    }
+
+    /// Removes what is at a place. Of a layer alone this remains to be told: what lower layers have
+    /// there goes as well.
+    fn clear_place(&mut self, place: &Place<'_>) -> Result<(), EntryError> {
+        place.remove()?;
+        if !self.has_lower {
+            let path = place.path();
+            self.remembered_bytes += path.len() + size_of::<PathBuf>();
+            self.cleared.insert(path_of(&path));
+        }
+        Ok(())
+    }
+
+    /// Restores the times of directories, and says where the tree depends on lower layers; nothing
+    /// may be made afterwards.
+    pub(super) fn finish(mut self) -> Result<Seams, EntryError> {
+        self.restore_touched()?;
         // A directory can be described more than once; the last time counts.
         let last: HashMap<u64, &DirTime> =
             self.times.iter().map(|directory| (directory.inode, directory)).collect();
-        let mut implicit = Vec::new();
+        let mut undescribed = BTreeSet::new();
         for remembered in last.into_values() {
-            let Ok(directory) = self.resolve(&remembered.path) else { continue };
-            // A later entry may have replaced the directory, or a link on the way to it.
+            let Ok(directory) = self.open_real(&remembered.path) else { continue };
+            // A later entry may have replaced the directory.
             if fstat(&directory).map_err(failed("look at a directory"))?.st_ino != remembered.inode
             {
                 continue;
@@ -358,195 +434,39 @@ impl Tree {
             utimensat(&directory, ".", &mtime, &mtime, UtimensatFlags::NoFollowSymlink)
                 .map_err(failed("set the times of a directory"))?;
             if remembered.origin == Origin::Implicit {
-                implicit.push(PathBuf::from(OsString::from_vec(remembered.path.clone())));
+                undescribed.insert(path_of(&remembered.path));
             }
         }
-        implicit.sort_unstable();
-        Ok(implicit)
+        let implicit = self.times.iter().filter(|directory| directory.origin == Origin::Implicit);
+        let mut used_early: BTreeSet<PathBuf> =
+            implicit.map(|directory| path_of(&directory.path)).collect();
+        used_early.retain(|path| !undescribed.contains(path));
+        let root = PathBuf::new();
+        used_early.remove(&root);
+        Ok(Seams {
+            undescribed_root: undescribed.remove(&root),
+            undescribed,
+            used_early,
+            cleared: self.cleared,
+            undecided: self.undecided,
+            ..Seams::default()
+        })
     }
 }
 
-impl Place<'_> {
-    /// Looks at what is there, without following it.
-    fn stat(&self) -> Result<Option<FileStat>, EntryError> {
-        match fstatat(&self.parent, self.name, AtFlags::AT_SYMLINK_NOFOLLOW) {
-            Ok(found) => Ok(Some(found)),
-            Err(Errno::ENOENT) => Ok(None),
-            Err(errno) => Err(failed("look at an entry")(errno)),
-        }
-    }
-
-    fn kind(&self) -> Result<Option<SFlag>, EntryError> {
-        Ok(self.stat()?.as_ref().map(file_type))
-    }
-
-    /// Removes what is there, whatever it is.
-    pub(super) fn remove(&self) -> Result<(), EntryError> {
-        remove_tree(self.parent.as_fd(), self.name)
-            .map_err(failed("remove an entry that a later one replaces"))
-    }
-
-    /// Makes something, in place of what is there.
-    fn create<T>(
-        &self,
-        operation: &'static str,
-        make: impl Fn() -> nix::Result<T>,
-    ) -> Result<T, EntryError> {
-        match make() {
-            Err(Errno::EEXIST) => {
-                self.remove()?;
-                make()
-            }
-            made => made,
-        }
-        .map_err(failed(operation))
-    }
-
-    /// Makes a file to be written; `set_file` gives it its metadata.
-    pub(super) fn create_file(&self) -> Result<File, EntryError> {
-        let flags =
-            OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let open = || openat(&self.parent, self.name, flags, Mode::S_IRUSR | Mode::S_IWUSR);
-        self.create("make a file", open).map(File::from)
-    }
-
-    /// Makes a symbolic link; its target is the box's affair.
-    pub(super) fn symlink(&self, target: &[u8], metadata: &Metadata) -> Result<(), EntryError> {
-        if target.is_empty() || target.len() > PATH_BYTES || target.contains(&0) {
-            return Err(EntryError::SymlinkTarget);
-        }
-        self.create("make a symbolic link", || symlinkat(target, &self.parent, self.name))?;
-        self.set_special(metadata)
-    }
-
-    /// Makes a named pipe.
-    pub(super) fn fifo(&self, metadata: &Metadata) -> Result<(), EntryError> {
-        let make = || mknodat(&self.parent, self.name, SFlag::S_IFIFO, Mode::S_IRUSR, 0);
-        self.create("make a named pipe", make)?;
-        self.set_special(metadata)?;
-        // This does follow links, but the name is that of the pipe just made, which cannot be
-        // opened for `fchmod`.
-        fchmodat(&self.parent, self.name, mode(metadata), FchmodatFlags::FollowSymlink)
-            .map_err(failed("set a mode"))?;
-        self.set_times(metadata)
-    }
-
-    /// Sets owner, attributes and time of what cannot be opened.
-    fn set_special(&self, metadata: &Metadata) -> Result<(), EntryError> {
-        let (uid, gid) = owner(metadata);
-        fchownat(&self.parent, self.name, uid, gid, AtFlags::AT_SYMLINK_NOFOLLOW)
-            .map_err(failed("set an owner"))?;
-        for (name, value) in kept_xattrs(metadata) {
-            // The kernel allows these on files and directories only; nothing is lost that could
-            // have been there.
-            if name.starts_with(b"user.") || name.starts_with(b"system.") {
-                continue;
-            }
-            let path =
-                [format!("/proc/self/fd/{}/", self.parent.as_raw_fd()).as_bytes(), self.name]
-                    .concat();
-            lsetxattr(path, name, value, XattrFlags::empty())
-                .map_err(failed("set an extended attribute"))?;
-        }
-        self.set_times(metadata)
-    }
-
-    fn set_times(&self, metadata: &Metadata) -> Result<(), EntryError> {
-        let mtime = time(metadata.mtime);
-        utimensat(&self.parent, self.name, &mtime, &mtime, UtimensatFlags::NoFollowSymlink)
-            .map_err(failed("set the times of an entry"))
-    }
-
-    fn make_dir(&self) -> Result<OwnedFd, EntryError> {
-        mkdirat(&self.parent, self.name, Mode::S_IRWXU).map_err(failed("make a directory"))?;
-        self.open_dir()
-    }
-
-    fn open_dir(&self) -> Result<OwnedFd, EntryError> {
-        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        openat(&self.parent, self.name, flags, Mode::empty()).map_err(failed("open a directory"))
-    }
-
-    fn mark_opaque(&self) -> Result<(), EntryError> {
-        fsetxattr(self.open_dir()?, OPAQUE_XATTR, b"y", XattrFlags::empty())
-            .map_err(failed("mark a directory as opaque"))
-    }
-
-    fn make_whiteout(&self) -> Result<(), EntryError> {
-        mknodat(&self.parent, self.name, SFlag::S_IFCHR, Mode::empty(), 0)
-            .map_err(failed("make a whiteout"))
-    }
+fn open_to_read(directory: &OwnedFd, name: &[u8]) -> nix::Result<OwnedFd> {
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    openat(directory, name, flags, Mode::empty())
 }
 
-/// Says whether overlayfs hides what lower layers have in a directory.
-pub(crate) fn is_opaque(directory: &OwnedFd) -> nix::Result<bool> {
-    let mut value = [0_u8; 1];
-    match fgetxattr(directory, OPAQUE_XATTR, &mut value) {
-        Ok(length) => Ok(value[..length] == *b"y"),
-        // Nothing but `y` is ever set, and a longer value is none of ours.
-        Err(rustix::io::Errno::NODATA | rustix::io::Errno::RANGE | rustix::io::Errno::NOTSUP) => {
-            Ok(false)
-        }
-        Err(errno) => Err(Errno::from_raw(errno.raw_os_error())),
-    }
+fn path_of(path: &[u8]) -> PathBuf {
+    PathBuf::from(OsString::from_vec(path.to_vec()))
 }
 
-/// Gives a file its metadata, in the order in which nothing is cleared again: owner, attributes,
-/// mode, time.
-pub(super) fn set_file(file: &File, metadata: &Metadata) -> Result<(), EntryError> {
-    set_owner_and_mode(file, metadata)?;
-    let mtime = time(metadata.mtime);
-    futimens(file, &mtime, &mtime).map_err(failed("set the times of a file"))
-}
-
-/// Changing the owner clears setuid bits and `security.capability`, so it comes first.
-fn set_owner_and_mode(file: &File, metadata: &Metadata) -> Result<(), EntryError> {
-    let (uid, gid) = owner(metadata);
-    fchown(file, uid, gid).map_err(failed("set an owner"))?;
-    for (name, value) in kept_xattrs(metadata) {
-        fsetxattr(file, name, value, XattrFlags::empty())
-            .map_err(failed("set an extended attribute"))?;
-    }
-    fchmod(file, mode(metadata)).map_err(failed("set a mode"))
-}
-
-/// Chooses the attributes that mean something in a box.
-///
-/// Not `trusted.*`, which would let an image steer overlayfs, nor its unprivileged twin
-/// `user.overlay.*`; not the labels of the builder's security module.
-fn kept_xattrs(metadata: &Metadata) -> impl Iterator<Item = (&[u8], &[u8])> {
-    let kept = |name: &[u8]| {
-        (name.starts_with(b"user.") && !name.starts_with(b"user.overlay."))
-            || name == b"security.capability"
-            || name.starts_with(b"system.posix_acl_")
-    };
-    metadata
-        .xattrs
-        .iter()
-        .map(|(name, value)| (name.as_slice(), value.as_slice()))
-        .filter(move |(name, _)| kept(name))
-}
-
-fn path_error(errno: Errno) -> EntryError {
+pub(super) fn path_error(errno: Errno) -> EntryError {
     match errno {
         Errno::ENOTDIR => EntryError::ParentNotDirectory,
         Errno::ELOOP => EntryError::SymlinkLoop,
         errno => failed("open the directory of an entry")(errno),
     }
-}
-
-fn file_type(stat: &FileStat) -> SFlag {
-    SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT
-}
-
-fn owner(metadata: &Metadata) -> (Option<Uid>, Option<Gid>) {
-    (Some(Uid::from_raw(metadata.uid)), Some(Gid::from_raw(metadata.gid)))
-}
-
-fn mode(metadata: &Metadata) -> Mode {
-    Mode::from_bits_truncate(metadata.mode)
-}
-
-fn time((seconds, nanoseconds): (i64, u32)) -> TimeSpec {
-    TimeSpec::new(seconds, nanoseconds.into())
 }

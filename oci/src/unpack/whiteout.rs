@@ -10,10 +10,19 @@
 //! layer's entries are there: what the layer has at the same place stays, and a directory there
 //! becomes opaque.
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
 
+use nix::errno::Errno;
+use nix::sys::stat::SFlag;
+
+use super::limits::Limits;
 use super::path::EntryPath;
-use super::tree::{EntryError, Tree};
+use super::place::Place;
+use super::remove::{names_in, remove_tree};
+use super::seams::Seams;
+use super::tree::{EntryError, Missing, Tree, Walked, failed, path_error};
 
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
@@ -77,32 +86,181 @@ impl Whiteouts {
         self.bytes
     }
 
-    /// Puts all whiteouts into the tree; says whether the root is opaque.
+    /// Chooses those that hide something: in what is hidden anyway, overlayfs would list them.
+    fn hides(self) -> Hides {
+        let mut hides = Hides::default();
+        for path in self.opaque.into_iter().collect::<BTreeSet<_>>() {
+            // In their order, parents come before children.
+            if !hides.covers(path.ancestors().skip(1)) {
+                hides.root |= path.split().is_none();
+                hides.opaque.insert(path);
+            }
+        }
+        for path in self.hidden.into_iter().collect::<BTreeSet<_>>() {
+            if !hides.covers(path.ancestors().skip(1)) {
+                hides.hidden.insert(path);
+            }
+        }
+        let Hides { hidden, opaque, .. } = &mut hides;
+        opaque.retain(|path| !path.ancestors().any(|ancestor| hidden.contains(&ancestor)));
+        hides
+    }
+
+    /// Puts all whiteouts into the tree, as overlayfs understands them.
+    ///
+    /// One below something else than a directory of the layer is none: that itself replaces what is
+    /// below.
     ///
     /// On failure the whiteout's path is returned with the error.
-    pub(super) fn apply(mut self, tree: &mut Tree) -> Result<bool, (EntryPath, EntryError)> {
-        let mut opaque = HashSet::new();
-        for path in self.opaque {
-            if path.split().is_some() {
-                tree.set_opaque(&path).map_err(|error| (path.clone(), error))?;
-            }
-            opaque.insert(path);
-        }
-        // Parents before children: a directory may become opaque on the way.
-        self.hidden.sort_unstable();
-        for path in self.hidden {
-            // In an opaque directory there is nothing to hide, and overlayfs would list the device
-            // itself.
-            if path.ancestors().skip(1).any(|ancestor| opaque.contains(&ancestor)) {
-                continue;
-            }
+    pub(super) fn apply(self, tree: &mut Tree) -> Result<Hides, (EntryPath, EntryError)> {
+        let Hides { root, hidden, opaque } = self.hides();
+        let mut hides = Hides { root, ..Hides::default() };
+        for path in hidden {
             match tree.hide(&path) {
-                Ok(true) => drop(opaque.insert(path)),
+                Ok(true) => drop(hides.hidden.insert(path)),
                 Ok(false) => {}
                 Err(error) => return Err((path, error)),
             }
         }
-        Ok(opaque.iter().any(|path| path.split().is_none()))
+        for path in opaque {
+            match tree.set_opaque(&path) {
+                Ok(true) => drop(hides.opaque.insert(path)),
+                Ok(false) => {}
+                Err(error) => return Err((path, error)),
+            }
+        }
+        Ok(hides)
+    }
+}
+
+/// What the whiteouts of a layer hide; none is below another.
+#[derive(Debug, Default)]
+pub(super) struct Hides {
+    /// All that is below the layer.
+    pub(super) root: bool,
+    /// As in [`Seams`].
+    pub(super) hidden: BTreeSet<EntryPath>,
+    /// As in [`Seams`]; the root as well.
+    pub(super) opaque: BTreeSet<EntryPath>,
+}
+
+impl Hides {
+    /// Whether one of these paths is hidden, or all that is in it.
+    fn covers(&self, mut paths: impl Iterator<Item = EntryPath>) -> bool {
+        paths.any(|path| self.opaque.contains(&path) || self.hidden.contains(&path))
+    }
+}
+
+/// Removes from the view of lower layers what the whiteouts of the layer above hide. These were
+/// found when that layer was unpacked alone, with its other `seams`.
+///
+/// What the layer has an entry for replaces what is below: then what a lower layer's symbolic link
+/// of that name leads to is not meant.
+pub(super) fn clear(
+    tree: &mut Tree,
+    seams: &Seams,
+    limits: &Limits,
+) -> Result<(), (EntryPath, EntryError)> {
+    let is_followed = |link: &EntryPath| seams.undescribed.contains(&link.to_path());
+    let hidden = seams.hidden.iter().map(|path| (path, false));
+    let opaque = seams.opaque.iter().map(|path| (path, true));
+    // All are found before any is removed, as one may lead through another.
+    let mut found = Vec::new();
+    for (path, is_opaque) in hidden.chain(opaque) {
+        // It was parsed when it was found.
+        let Ok(path) = EntryPath::parse(path.as_os_str().as_bytes(), limits) else { continue };
+        let directory = if is_opaque { path.clone() } else { path.parent() };
+        let mut find = || match tree.leads_through_link(&directory, is_followed)? {
+            true => Ok(None),
+            false => tree.walk(directory.as_bytes(), Missing::Stop),
+        };
+        let walked = match find() {
+            Err(EntryError::SymlinkLoop) => None,
+            walked => walked.map_err(|error| (path.clone(), error))?,
+        };
+        found.extend(walked.map(|Walked { path: directory, .. }| (path, is_opaque, directory)));
+    }
+    for (path, is_opaque, directory) in found {
+        let name = path.split().filter(|_| !is_opaque).map(|(_, name)| name);
+        tree.clear(&directory, name).map_err(|error| (path.clone(), error))?;
+    }
+    Ok(())
+}
+
+impl Tree {
+    /// Marks a directory as hiding what is below it, and makes one that is missing; `false` when
+    /// something else takes its place.
+    fn set_opaque(&mut self, path: &EntryPath) -> Result<bool, EntryError> {
+        if path.split().is_none() {
+            return Ok(true); // The list of layers ends there.
+        }
+        let Some(place) = self.place_to_hide(path)? else { return Ok(false) };
+        match place.kind()? {
+            Some(SFlag::S_IFDIR) => {}
+            Some(_) => return Ok(false),
+            None => {
+                let made = place.make_dir()?;
+                self.set_implicit(&place.path(), made)?;
+            }
+        }
+        place.mark_opaque(self.flavour).map(|()| true)
+    }
+
+    /// Hides what lower layers have at `path`; `false` when something else takes the place of its
+    /// directory.
+    fn hide(&mut self, path: &EntryPath) -> Result<bool, EntryError> {
+        let Some(place) = self.place_to_hide(path)? else { return Ok(false) };
+        match place.kind()? {
+            Some(SFlag::S_IFDIR) => place.mark_opaque(self.flavour)?,
+            Some(_) => {}
+            None => place.make_whiteout()?,
+        }
+        Ok(true)
+    }
+
+    fn place_to_hide<'a>(&mut self, path: &'a EntryPath) -> Result<Option<Place<'a>>, EntryError> {
+        if self.leads_through_link(&path.parent(), |_| false)? {
+            return Ok(None);
+        }
+        match self.place(path) {
+            Err(EntryError::ParentNotDirectory) => Ok(None),
+            place => place.map(Some),
+        }
+    }
+
+    /// Removes `name`, or all there is, from a directory, given without symbolic links.
+    fn clear(&mut self, directory: &[u8], name: Option<&[u8]>) -> Result<(), EntryError> {
+        let parent = match self.open_real(directory) {
+            // It was removed itself.
+            Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(()),
+            opened => opened.map_err(path_error)?,
+        };
+        self.touch(&parent)?;
+        let names = match name {
+            Some(name) => vec![name.to_vec()],
+            None => names_in(&parent).map_err(failed("list a directory"))?,
+        };
+        for name in names {
+            remove_tree(parent.as_fd(), &name).map_err(failed("remove what a whiteout hides"))?;
+        }
+        Ok(())
+    }
+
+    /// Says whether a path leads through a symbolic link, other than those that `is_followed`.
+    fn leads_through_link(
+        &self,
+        path: &EntryPath,
+        is_followed: impl Fn(&EntryPath) -> bool,
+    ) -> Result<bool, EntryError> {
+        for ancestor in path.ancestors().collect::<Vec<_>>().into_iter().rev() {
+            let Some((directory, name)) = ancestor.split() else { continue };
+            let Ok(parent) = self.resolve(directory) else { return Ok(false) };
+            let place = Place { parent, directory: directory.into(), name };
+            if place.kind()? == Some(SFlag::S_IFLNK) && !is_followed(&ancestor) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 }
 

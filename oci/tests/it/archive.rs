@@ -1,6 +1,6 @@
 //! Tar archives, entry by entry, with whatever names and links a test wants.
 
-use tar::{Builder, EntryType, Header};
+use tar::{Builder, EntryType, GnuExtSparseHeader, GnuSparseHeader, Header};
 
 /// Modification time of all entries.
 pub(crate) const TIME: u64 = 1_700_000_000;
@@ -33,7 +33,8 @@ impl Tar {
         self.append(header(kind, name, mode), "", body)
     }
 
-    fn append(mut self, mut header: Header, link: &str, body: &[u8]) -> Self {
+    /// Appends an entry with a header of any kind.
+    pub(crate) fn append(mut self, mut header: Header, link: &str, body: &[u8]) -> Self {
         header.as_old_mut().linkname[..link.len()].copy_from_slice(link.as_bytes());
         header.set_size(body.len() as u64);
         header.set_cksum();
@@ -53,9 +54,33 @@ impl Tar {
         self
     }
 
-    /// Appends bytes where the next header would be.
+    /// Adds a sparse file in the old GNU format, with as many headers as its extents take.
+    pub(crate) fn old_sparse(self, name: &str, size: u64, map: &[(u64, u64)], body: &[u8]) -> Self {
+        let (first, rest) = map.split_at(map.len().min(4));
+        let mut header = header(EntryType::GNUSparse, name, 0o644);
+        header.set_size(body.len() as u64);
+        let gnu = header.as_gnu_mut().unwrap();
+        gnu.realsize = octal(size);
+        gnu.isextended = [u8::from(!rest.is_empty())];
+        set_extents(&mut gnu.sparse, first);
+        header.set_cksum();
+        let mut all = self.raw(header.as_bytes());
+        let mut left = rest.len().div_ceil(21);
+        for extents in rest.chunks(21) {
+            left -= 1;
+            let mut block = GnuExtSparseHeader::new();
+            block.isextended = [u8::from(left > 0)];
+            set_extents(&mut block.sparse, extents);
+            all = all.raw(block.as_bytes());
+        }
+        all.raw(body)
+    }
+
+    /// Adds bytes, and fills their last block.
     pub(crate) fn raw(mut self, bytes: &[u8]) -> Self {
-        self.0.get_mut().extend(bytes);
+        let archive = self.0.get_mut();
+        archive.extend(bytes);
+        archive.resize(archive.len().next_multiple_of(512), 0);
         self
     }
 
@@ -81,4 +106,22 @@ pub(crate) fn header(kind: EntryType, name: &str, mode: u32) -> Header {
     header.set_gid(22);
     header.set_mtime(TIME);
     header
+}
+
+fn set_extents(slots: &mut [GnuSparseHeader], map: &[(u64, u64)]) {
+    for (slot, (offset, length)) in slots.iter_mut().zip(map) {
+        (slot.offset, slot.numbytes) = (octal(*offset), octal(*length));
+    }
+}
+
+/// Writes a number as eleven octal digits, or what does not fit in base 256.
+fn octal(number: u64) -> [u8; 12] {
+    let mut field = [0; 12];
+    if number < 1 << 33 {
+        field[..11].copy_from_slice(format!("{number:011o}").as_bytes());
+    } else {
+        field[0] = 0x80;
+        field[4..].copy_from_slice(&number.to_be_bytes());
+    }
+    field
 }

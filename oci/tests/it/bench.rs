@@ -9,7 +9,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use a3s_box_oci::{CacheError, CachedLayer, Digest, Image, Layer, LayerCache, Layout, Platform};
+use a3s_box_oci::{
+    Algorithm, CacheError, CachedLayer, Digest, Image, Layer, LayerCache, Layout, Platform, Stack,
+};
 use flate2::Compression as Level;
 use flate2::write::GzEncoder;
 use tempfile::TempDir;
@@ -24,6 +26,8 @@ pub(crate) const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 /// A folder with a layout and a cache in it.
 pub(crate) struct Bench {
     pub(crate) root: PathBuf,
+    /// What names the blobs that are written from now on, and the `DiffID`s of `image`.
+    pub(crate) algorithm: Algorithm,
     guard: Option<TempDir>,
 }
 
@@ -45,14 +49,14 @@ impl Bench {
 
     /// Makes a layout in a folder that the caller removes.
     pub(crate) fn make_at(root: &Path) -> Self {
-        fs::create_dir_all(root.join("layout/blobs/sha256")).unwrap();
+        fs::create_dir_all(root.join("layout/blobs")).unwrap();
         fs::write(root.join("layout/oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
         Self::at(root)
     }
 
     /// Takes the folder of another process, which removes it.
     pub(crate) fn at(root: &Path) -> Self {
-        Self { root: root.to_owned(), guard: None }
+        Self { root: root.to_owned(), algorithm: Algorithm::Sha256, guard: None }
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -60,12 +64,14 @@ impl Bench {
     }
 
     pub(crate) fn blob_path(&self, digest: Digest) -> PathBuf {
-        self.path("layout/blobs/sha256").join(digest.hex())
+        self.path("layout/blobs").join(digest.algorithm().name()).join(digest.hex())
     }
 
     pub(crate) fn blob(&self, media_type: &str, bytes: &[u8]) -> Blob {
-        let digest = Digest::of(bytes);
-        fs::write(self.blob_path(digest), bytes).unwrap();
+        let digest = self.algorithm.digest(bytes);
+        let path = self.blob_path(digest);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, bytes).unwrap();
         Blob { media_type: media_type.to_owned(), digest, size: bytes.len() as u64 }
     }
 
@@ -73,11 +79,16 @@ impl Bench {
     pub(crate) fn image(&self, platform: &str, layers: &[Tar]) -> Blob {
         let blobs: Vec<Blob> =
             layers.iter().map(|layer| self.blob(GZIP, &gzip(&layer.bytes()))).collect();
-        let diff_ids: Vec<Digest> = layers.iter().map(|layer| Digest::of(&layer.bytes())).collect();
+        let diff_ids: Vec<Digest> =
+            layers.iter().map(|layer| self.algorithm.digest(&layer.bytes())).collect();
         self.image_of(platform, &blobs, &diff_ids)
     }
 
     pub(crate) fn image_of(&self, platform: &str, layers: &[Blob], diff_ids: &[Digest]) -> Blob {
+        self.manifest(&self.config(platform, diff_ids), layers)
+    }
+
+    pub(crate) fn config(&self, platform: &str, diff_ids: &[Digest]) -> Blob {
         let (os, architecture) = platform.split_once('/').unwrap();
         let diff_ids: Vec<String> = diff_ids.iter().map(|digest| format!("\"{digest}\"")).collect();
         let config = format!(
@@ -85,7 +96,7 @@ impl Bench {
                "config":{{"Env":["A=1","B=x=y"],"Entrypoint":["/init"],"Cmd":null,"User":"7:8","WorkingDir":"/srv"}}}}"#,
             diff_ids.join(",")
         );
-        self.manifest(&self.blob(CONFIG, config.as_bytes()), layers)
+        self.blob(CONFIG, config.as_bytes())
     }
 
     pub(crate) fn manifest(&self, config: &Blob, layers: &[Blob]) -> Blob {
@@ -121,8 +132,21 @@ impl Bench {
         self.layout().resolve(None, &amd64()).unwrap()
     }
 
+    /// Unpacks a layer alone, if an image of it alone can be composed.
     pub(crate) fn unpack(&self, layer: &Layer) -> Result<CachedLayer, CacheError> {
-        self.cache().get_or_unpack(&self.layout(), layer, &mut |_| ControlFlow::Continue(()))
+        let (cache, layout) = (self.cache(), self.layout());
+        let unpack = || cache.get_or_unpack(&layout, layer, &mut |_| ControlFlow::Continue(()));
+        let hit = unpack()?.hit;
+        cache.compose(&layout, &[*layer], &mut |_, _| ControlFlow::Continue(()))?;
+        let mut layer = unpack()?;
+        layer.hit = hit;
+        Ok(layer)
+    }
+
+    /// Puts all of an image into the cache.
+    pub(crate) fn compose(&self, image: &Image) -> Result<Stack, CacheError> {
+        let progress = &mut |_, _| ControlFlow::Continue(());
+        self.cache().compose(&self.layout(), &image.layers, progress)
     }
 
     /// Unpacks an image of one layer.
@@ -133,7 +157,7 @@ impl Bench {
     /// Asserts that nothing can be seen of a layer that was not unpacked.
     pub(crate) fn assert_cache_is_empty(&self) {
         for folder in ["ready", "staging"] {
-            let names = fs::read_dir(self.path("cache/layers-v1").join(folder)).unwrap();
+            let names = fs::read_dir(self.path("cache/layers-v2").join(folder)).unwrap();
             assert_eq!(names.count(), 0, "{folder}");
         }
     }

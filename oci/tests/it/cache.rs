@@ -95,8 +95,8 @@ fn killed_unpacking_leaves_nothing_visible_and_the_next_one_succeeds() {
     }
     child.kill().unwrap();
     child.wait().unwrap();
-    let staging = bench.path("cache/layers-v1/staging");
-    assert_eq!(fs::read_dir(bench.path("cache/layers-v1/ready")).unwrap().count(), 0);
+    let staging = bench.path("cache/layers-v2/staging");
+    assert_eq!(fs::read_dir(bench.path("cache/layers-v2/ready")).unwrap().count(), 0);
     assert_eq!(fs::read_dir(&staging).unwrap().count(), 1);
     // Unpacking another layer removes what the dead process has left.
     assert!(!bench.unpack(&image.layers[1]).unwrap().hit);
@@ -121,7 +121,10 @@ fn two_at_once_unpack_once() {
                         unpackings.fetch_add(1, Ordering::Relaxed);
                         thread::sleep(Duration::from_millis(200));
                     }
-                    Progress::Unpacking { .. } | Progress::Publishing | Progress::Cached => {}
+                    Progress::Unpacking { .. }
+                    | Progress::Publishing
+                    | Progress::OnTop
+                    | Progress::Cached => {}
                 }
                 ControlFlow::Continue(())
             };
@@ -147,27 +150,22 @@ fn all_layers_come_in_their_order_and_one_that_occurs_twice_is_unpacked_once() {
         }
         ControlFlow::Continue(())
     };
-    let layers =
-        bench.cache().get_or_unpack_all(&bench.layout(), &image.layers, &mut progress).unwrap();
-    let found: Vec<_> = layers.iter().map(|layer| names(&layer.path).len()).collect();
-    assert_eq!(found, [1, 2000, 1, 1, 1]);
-    assert_eq!(layers[0].path, layers[2].path);
-    assert_eq!(layers.iter().filter(|layer| layer.hit).count(), 2, "of the pair, and the cached");
+    let stack = bench.cache().compose(&bench.layout(), &image.layers, &mut progress).unwrap();
+    let found: Vec<_> = stack.trees().map(|tree| names(tree).len()).collect();
+    assert_eq!(found, [2000, 1, 1, 1], "of the two that are equal the topmost stays");
+    assert_eq!(stack.hits, 2, "of the pair, and the cached");
     assert_eq!(cached.into_inner().unwrap(), [3]);
 }
 
 #[test]
 fn one_bad_layer_ends_the_work_on_all_and_is_the_error() {
     let bench = Bench::new();
-    let image = bench.resolved(&[big_layer(), Tar::new().file("../a", ""), Tar::new().dir("b")]);
-    let outcome = bench
-        .cache()
-        .get_or_unpack_all(&bench.layout(), &image.layers, &mut |_, _| ControlFlow::Continue(()));
-    match outcome {
+    let image = bench.resolved(&[big_layer(), Tar::new().file("", ""), Tar::new().dir("b")]);
+    match bench.compose(&image) {
         Err(CacheError::Layer { layer, .. }) => assert_eq!(layer, image.layers[1].digest),
         other => panic!("{other:?}"),
     }
-    let staging = fs::read_dir(bench.path("cache/layers-v1/staging")).unwrap();
+    let staging = fs::read_dir(bench.path("cache/layers-v2/staging")).unwrap();
     assert_eq!(staging.count(), 0);
 }
 
@@ -175,7 +173,9 @@ fn one_bad_layer_ends_the_work_on_all_and_is_the_error() {
 fn waiting_can_be_cancelled_and_a_lease_is_a_shared_lock() {
     let bench = Bench::new();
     let image = bench.resolved(&[Tar::new().dir("a")]);
-    let lock = bench.path("cache/layers-v1/locks").join(image.layers[0].diff_id.hex());
+    let lock = bench
+        .path("cache/layers-v2/locks")
+        .join(image.layers[0].diff_id.to_string().replace(':', "-"));
     drop(bench.cache());
     let held = File::create(&lock).unwrap();
     held.lock().unwrap();
@@ -202,7 +202,7 @@ fn cache_that_others_can_change_is_refused() {
     drop(bench.cache());
     let mode = |path: &str| fs::metadata(bench.path(path)).unwrap().permissions().mode() & 0o7777;
     assert_eq!(
-        (mode("cache"), mode("cache/layers-v1"), mode("cache/layers-v1/ready")),
+        (mode("cache"), mode("cache/layers-v2"), mode("cache/layers-v2/ready")),
         (0o700, 0o700, 0o700)
     );
     let open = || LayerCache::open(&bench.path("cache"));
@@ -214,21 +214,55 @@ fn cache_that_others_can_change_is_refused() {
     chmod("cache", 0o1777);
     assert!(matches!(open().unwrap_err(), CacheError::Mode { found: 0o1777, .. }));
     chmod("cache", 0o700);
-    chmod("cache/layers-v1/staging", 0o711);
+    chmod("cache/layers-v2/staging", 0o711);
     assert!(matches!(open().unwrap_err(), CacheError::Mode { found: 0o711, .. }));
-    chmod("cache/layers-v1/staging", 0o700);
-    std::os::unix::fs::chown(bench.path("cache/layers-v1"), Some(1), None).unwrap();
+    chmod("cache/layers-v2/staging", 0o700);
+    std::os::unix::fs::chown(bench.path("cache/layers-v2"), Some(1), None).unwrap();
     assert!(matches!(open().unwrap_err(), CacheError::Owner { expected: 0, found: 1, .. }));
 }
 
+/// Ways to damage a layer in the cache, given its folder.
+const DAMAGES: [fn(&Path); 4] = [
+    |folder| fs::write(folder.join("facts.json"), "{}").unwrap(),
+    |folder| fs::remove_file(folder.join("seams")).unwrap(),
+    |folder| fs::remove_dir_all(folder.join("tree")).unwrap(),
+    |folder| {
+        // As after a crash of the machine before the layer was on the disk.
+        fs::remove_file(folder.join("boot")).unwrap();
+        std::os::unix::fs::symlink("another-boot", folder.join("boot")).unwrap();
+    },
+];
+
 #[test]
-fn damaged_record_is_an_error_that_names_it() {
+fn damaged_layer_is_unpacked_again_unless_it_is_in_use() {
+    for damage in DAMAGES {
+        let bench = Bench::new();
+        let image = bench.resolved(&[Tar::new().dir("a")]);
+        let layer = bench.unpack(&image.layers[0]).unwrap();
+        let folder = layer.path.parent().unwrap().to_owned();
+        damage(&folder);
+        let text = chain(&bench.unpack(&image.layers[0]).unwrap_err());
+        assert!(text.starts_with("the cached layer `") && text.contains("in use"), "{text}");
+        drop(layer.lease);
+        let again = bench.unpack(&image.layers[0]).unwrap();
+        assert!(!again.hit);
+        assert_eq!(names(&again.path), ["a"]);
+        assert!(bench.unpack(&image.layers[0]).unwrap().hit);
+    }
+}
+
+#[test]
+fn layer_that_is_on_the_disk_counts_in_later_boots() {
     let bench = Bench::new();
-    let image = bench.resolved(&[Tar::new().dir("a")]);
-    let layer = bench.unpack(&image.layers[0]).unwrap();
-    fs::write(layer.path.with_file_name("facts.json"), "{}").unwrap();
-    let text = chain(&bench.unpack(&image.layers[0]).unwrap_err());
-    assert!(text.starts_with("the record of the cached layer `"), "{text}");
+    let image = bench.resolved(&[Tar::new().dir("a"), Tar::new().dir("b")]);
+    let stack = bench.compose(&image).unwrap();
+    assert!(bench.cache().sync(&stack).unwrap(), "something was to be done");
+    assert!(!bench.cache().sync(&stack).unwrap(), "and was");
+    for tree in stack.trees() {
+        DAMAGES[3](tree.parent().unwrap());
+    }
+    drop(stack);
+    assert_eq!(bench.compose(&image).unwrap().hits, 2);
 }
 
 /// Unpacks, and hangs in the middle of it.

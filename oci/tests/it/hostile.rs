@@ -2,12 +2,14 @@
 //! what is too large.
 
 use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
 use a3s_box_oci::{ArchiveError, BlobError, CacheError, Digest, EntryError, LayerError, Limits};
+use tar::EntryType;
 
 use crate::archive::Tar;
-use crate::bench::{Bench, GZIP, amd64, gzip};
+use crate::bench::{Bench, GZIP, amd64, chain, gzip, names};
 
 /// Unpacks a layer that must be refused, and returns why.
 fn refused(tar: Tar) -> LayerError {
@@ -100,6 +102,92 @@ fn compressed_stream_that_is_cut_off_or_goes_on_is_refused() {
 }
 
 #[test]
+fn zstd_stream_that_is_cut_off_or_goes_on_is_refused() {
+    let tar = Tar::new().file("a", &"content".repeat(100)).bytes();
+    let blob = zstd::encode_all(&tar[..], 1).unwrap();
+    let cut_off = (1..blob.len()).map(|length| blob[..length].to_vec());
+    let tails = [&b"x"[..], b"garbage", b"\0\0\0\0", &blob[..5]];
+    let goes_on = tails.map(|tail| [&blob, tail].concat());
+    for (number, blob) in cut_off.chain(goes_on).enumerate() {
+        let error = blob_error(&blob, Digest::of(&tar), |_| {});
+        assert!(matches!(error, LayerError::Archive { .. }), "{number}: {error:?}");
+    }
+}
+
+#[test]
+fn names_that_lead_out_are_names_in_the_root() {
+    let bench = Bench::new();
+    let tar = Tar::new()
+        .file("../one", "1")
+        .file("/../../two", "2")
+        .file("not/there/../../../three", "3")
+        .dir("../dir/../../dir")
+        .hard_link("four", "../../../one")
+        .hard_link("../dir/./five", "/dir/../../two")
+        .file("../.wh.six", "")
+        .file("dir/../../.wh.one", "")
+        .entry(EntryType::Directory, "..", 0o710, b"");
+    let layer = bench.unpack_tar(tar).unwrap();
+    let found = names(&layer.path);
+    assert_eq!(found, ["dir", "dir/five", "four", "one", "six", "three", "two"]);
+    let read = |name: &str| fs::read_to_string(layer.path.join(name)).unwrap();
+    assert_eq!([read("one"), read("four"), read("dir/five"), read("three")], ["1", "1", "2", "3"]);
+    assert_eq!(fs::metadata(&layer.path).unwrap().mode() & 0o7777, 0o710);
+    assert!(fs::symlink_metadata(layer.path.join("six")).unwrap().file_type().is_char_device());
+    // Once alone, and once as an image, where whiteouts hide nothing.
+    let ones: Vec<_> =
+        names(&bench.root).into_iter().filter(|name| name.ends_with("one")).collect();
+    assert!(ones.len() == 2 && ones.iter().all(|name| name.ends_with("/tree/one")), "{ones:?}");
+}
+
+#[test]
+fn name_that_means_the_root_is_a_directorys_only() {
+    for name in ["..", "a/..", "/../.", "a/../../.."] {
+        for tar in [
+            Tar::new().file(name, "x"),
+            Tar::new().symlink(name, "/"),
+            Tar::new().entry(EntryType::Fifo, name, 0o644, b""),
+            Tar::new().entry(EntryType::Char, name, 0o644, b""),
+            Tar::new().file("f", "").hard_link(name, "f"),
+        ] {
+            let error = refused(tar);
+            let is_root = matches!(error, LayerError::Entry { source: EntryError::Root, .. });
+            assert!(is_root, "{name}: {error:?}");
+        }
+        let error = refused(Tar::new().hard_link("b", name));
+        let expected = EntryError::HardLinkToDirectory { target: "/".to_owned() };
+        assert!(chain(&error).ends_with(&expected.to_string()), "{name}: {error:?}");
+    }
+}
+
+#[test]
+fn hard_link_cannot_name_a_file_of_the_host_or_one_that_is_not_there() {
+    let cases: [fn() -> Tar; 4] = [
+        || Tar::new().hard_link("a", "/etc/passwd"),
+        || Tar::new().symlink("s", "/etc").hard_link("a", "s/passwd"),
+        || Tar::new().file(".wh.hidden", "").hard_link("a", "hidden"),
+        || Tar::new().hard_link("a", "a"),
+    ];
+    for tar in cases {
+        for layers in [vec![tar()], vec![Tar::new().file("hidden", ""), tar()]] {
+            let bench = Bench::new();
+            let image = bench.resolved(&layers);
+            let outcome = bench.compose(&image).map(drop);
+            let Err(CacheError::Layer { source: LayerError::Entry { source, .. }, .. }) = outcome
+            else {
+                panic!("{outcome:?}");
+            };
+            assert!(matches!(source, EntryError::HardLinkTarget { .. }), "{source:?}");
+        }
+    }
+    let error = refused(Tar::new().dir("d").hard_link("a", "d"));
+    assert!(
+        matches!(error, LayerError::Entry { source: EntryError::HardLinkToDirectory { .. }, .. }),
+        "{error:?}"
+    );
+}
+
+#[test]
 fn size_of_a_layer_is_limited() {
     let bench = Bench::new();
     let image = bench.resolved(&[Tar::new().file("zeros", &"\0".repeat(2 << 20))]);
@@ -127,6 +215,6 @@ fn tree_deeper_than_a_path_is_removed_after_a_failure() {
             tar = tar.pax(&[("path", path.as_bytes())]).dir("d");
         }
     }
-    let error = refused(tar.file("../x", ""));
+    let error = refused(tar.file("", ""));
     assert!(matches!(error, LayerError::Entry { source: EntryError::Name(_), .. }), "{error:?}");
 }

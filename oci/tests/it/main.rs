@@ -12,8 +12,13 @@
 mod archive;
 mod bench;
 mod cache;
+mod choice;
+mod digests;
 mod hostile;
 mod overlay;
 mod resolve;
+mod retention;
+mod sparse;
 mod tools;
 mod unpacking;
+mod verify;

@@ -3,14 +3,15 @@
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use a3s_box_oci::{CachedLayer, MountError, OverlaySpec};
+use a3s_box_oci::{MountError, OverlaySpec, RootMethod, Stack};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use tar::EntryType;
 
 use crate::archive::{TIME, Tar};
-use crate::bench::{Bench, chain, names};
+use crate::bench::{Bench, amd64, chain, names, tree};
 
 /// Gives the test process a mount namespace of its own, from which nothing spreads.
 fn private_mounts() {
@@ -20,19 +21,19 @@ fn private_mounts() {
 }
 
 /// Mounts layers, given bottom first, and returns where.
-fn mounted(bench: &Bench, layers: &[CachedLayer]) -> PathBuf {
-    let spec = spec(bench, layers);
+fn mounted(bench: &Bench, stack: &Stack) -> PathBuf {
+    let spec = spec(bench, stack);
     spec.mount().unwrap_or_else(|error| panic!("{}", chain(&error)));
     spec.target
 }
 
-fn spec<'a>(bench: &Bench, layers: &'a [CachedLayer]) -> OverlaySpec<'a> {
+fn spec<'a>(bench: &Bench, stack: &'a Stack) -> OverlaySpec<'a> {
     let target = bench.path("root");
     fs::create_dir_all(&target).unwrap();
     // Characters that an option string would have to escape.
     let state = bench.path("box:1,2\\3");
     fs::create_dir_all(&state).unwrap();
-    OverlaySpec { layers, upper: state.join("upper"), work: state.join("work"), target }
+    OverlaySpec { stack, upper: state.join("upper"), work: state.join("work"), target }
 }
 
 /// Finds the options of the mount at `target`; it may be the thread's own.
@@ -43,8 +44,9 @@ fn mount_options(target: &Path) -> String {
     found.next_back().unwrap().1.to_owned()
 }
 
-fn unpacked(bench: &Bench, layers: &[Tar]) -> Vec<CachedLayer> {
-    bench.resolved(layers).layers.iter().map(|layer| bench.unpack(layer).unwrap()).collect()
+fn unpacked(bench: &Bench, layers: &[Tar]) -> Stack {
+    let image = bench.resolved(layers);
+    bench.compose(&image).unwrap_or_else(|error| panic!("{}", chain(&error)))
 }
 
 #[test]
@@ -83,10 +85,13 @@ fn three_layers_make_the_tree_that_applying_them_makes() {
     // What is written stays out of the layers.
     fs::write(root.join("a/y"), "changed").unwrap();
     fs::remove_file(root.join("o/new")).unwrap();
-    assert_eq!(fs::read_to_string(layers[0].path.join("a/y")).unwrap(), "1");
-    assert_eq!(names(&layers[1].path), ["a", "a/x", "o", "o/new"]);
+    let trees: Vec<&Path> = layers.trees().collect();
+    assert_eq!(fs::read_to_string(trees[0].join("a/y")).unwrap(), "1");
+    assert_eq!(names(trees[1]), ["a", "a/x", "o", "o/new"]);
     let options = mount_options(&root);
-    assert!(options.contains("nosuid") && options.contains("nodev"), "{options}");
+    for option in ["nosuid", "nodev", "volatile"] {
+        assert!(options.contains(option), "{option}: {options}");
+    }
 }
 
 #[test]
@@ -114,7 +119,7 @@ fn opaque_root_and_repeated_layers_are_left_to_the_list() {
 fn image_without_layers_is_its_upper_folder() {
     private_mounts();
     let bench = Bench::new();
-    let root = mounted(&bench, &[]);
+    let root = mounted(&bench, &Stack::empty());
     fs::write(root.join("a"), "").unwrap();
     assert_eq!(names(&bench.path("box:1,2\\3/upper")), ["a"]);
     let options = mount_options(&root);
@@ -159,13 +164,185 @@ fn directory_that_no_entry_describes_is_as_lower_layers_have_it() {
     assert_eq!(fs::metadata(root.join("tmp")).unwrap().mode() & 0o7777, 0o700);
 }
 
+/// Mounts an image, and reads back what matters of its tree: kind, mode, owner and content.
+fn seen(bench: &Bench, layers: &[Tar]) -> Vec<(String, String)> {
+    let stack = unpacked(bench, layers);
+    let root = mounted(bench, &stack);
+    let tree = tree(&root);
+    nix::mount::umount(&root).unwrap();
+    fs::remove_dir_all(bench.path("box:1,2\\3")).unwrap();
+    tree.into_iter().collect()
+}
+
 #[test]
-fn sixty_layers_are_mounted() {
+fn layer_that_depends_on_lower_ones_is_unpacked_on_top_of_them() {
     private_mounts();
     let bench = Bench::new();
-    let layers: Vec<Tar> =
-        (0..60).map(|number| Tar::new().file(&format!("file{number}"), "")).collect();
-    assert_eq!(names(&mounted(&bench, &unpacked(&bench, &layers))).len(), 60);
+    let base = Tar::new()
+        .dir("usr")
+        .dir("usr/lib")
+        .file("usr/lib/a", "lower")
+        .symlink("lib", "usr/lib")
+        .symlink("back", "/usr");
+    let through_links = Tar::new()
+        .file("lib/b", "through a link")
+        .file("back/lib/c", "through another")
+        .file("lib/.wh.a", "")
+        .hard_link("usr/hard", "lib/b");
+    let linked =
+        Tar::new().hard_link("usr/a", "usr/lib/a").hard_link("early", "late").file("late", "");
+    let ghosts = Tar::new().dir("new").file("new/.wh.gone", "").file("lib/.wh.nothing", "");
+    let top = Tar::new().file("usr/lib/.wh.b", "");
+    let found = seen(&bench, &[base, linked, through_links, ghosts, top]);
+    let names: Vec<&str> = found.iter().map(|(name, _)| name.as_str()).collect();
+    let expected = [
+        "",
+        "back",
+        "early",
+        "late",
+        "lib",
+        "new",
+        "usr",
+        "usr/a",
+        "usr/hard",
+        "usr/lib",
+        "usr/lib/c",
+    ];
+    assert_eq!(names, expected);
+    let of = |name: &str| &found.iter().find(|(found, _)| found == name).unwrap().1;
+    assert!(
+        of("lib").ends_with("link usr/lib") && of("usr/a").ends_with("file lower"),
+        "{found:?}"
+    );
+    assert!(of("usr/hard").ends_with("file through a link"), "{found:?}");
+    // What no entry describes keeps all of its metadata, its time too.
+    let time = TIME.to_string();
+    assert!(of("usr/lib").starts_with(&format!("755 11:22 {time}.000000000 dir")), "{found:?}");
+    let once = unpacked(&bench, &[Tar::new().file("x", "")]);
+    assert_eq!(once.unpacked_bytes, 0);
+}
+
+#[test]
+fn stack_is_remembered_and_shared_only_by_images_with_the_same_lower_layers() {
+    private_mounts();
+    let bench = Bench::new();
+    let link = || Tar::new().file("lib/f", "x");
+    let through = |target: &str| [Tar::new().dir(target).symlink("lib", target), link()];
+    let first = bench.resolved(&through("one"));
+    assert_eq!((bench.compose(&first).unwrap().hits, bench.compose(&first).unwrap().hits), (0, 2));
+    assert_eq!(seen(&bench, &through("one")).len(), 4);
+    let second = seen(&bench, &through("two"));
+    let names: Vec<&str> = second.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["", "lib", "two", "two/f"]);
+}
+
+/// Mounts an overlay at the folder `name`, as containers have it for a root; overlayfs takes none for
+/// an upper folder.
+fn on_overlay(bench: &Bench, name: &str) -> PathBuf {
+    let folder = |part: &str| {
+        let path = bench.path(&format!("{name}-{part}"));
+        fs::create_dir(&path).unwrap();
+        path
+    };
+    let (lower, upper, work) = (folder("lower"), folder("upper"), folder("work"));
+    let options = [("lowerdir", lower), ("upperdir", upper), ("workdir", work)]
+        .map(|(option, path)| format!("{option}={}", path.display()))
+        .join(",");
+    let target = bench.path(name);
+    fs::create_dir(&target).unwrap();
+    let flags = MsFlags::empty();
+    mount(Some("overlay"), &target, Some("overlay"), flags, Some(options.as_str())).unwrap();
+    target
+}
+
+#[test]
+fn where_overlayfs_cannot_be_had_the_root_is_the_same_as_a_copy() {
+    private_mounts();
+    let bench = Bench::new();
+    let described = |name: &str, mode| Tar::new().entry(EntryType::Directory, name, mode, b"");
+    let layers = unpacked(
+        &bench,
+        &[
+            described("./", 0o711)
+                .entry(EntryType::Directory, "tmp", 0o1777, b"")
+                .file("tmp/gone", "")
+                .dir("o")
+                .file("o/old", "1")
+                .symlink("link", "tmp"),
+            Tar::new()
+                .file("tmp/file", "")
+                .file("tmp/.wh.gone", "")
+                .file("o/.wh..wh..opq", "")
+                .file("o/new", "2"),
+        ],
+    );
+    let expected = {
+        let spec = spec(&bench, &layers);
+        assert_eq!(spec.mount().unwrap(), RootMethod::Overlay);
+        let found = tree(&spec.target);
+        nix::mount::umount(&spec.target).unwrap();
+        found
+    };
+    let state = on_overlay(&bench, "state");
+    let copied = OverlaySpec {
+        upper: state.join("upper"),
+        work: state.join("work"),
+        ..spec(&bench, &layers)
+    };
+    assert_eq!(copied.mount().unwrap(), RootMethod::Copy);
+    assert_eq!(tree(&copied.target), expected);
+    let options = mount_options(&copied.target);
+    assert!(options.contains("nosuid") && options.contains("nodev"), "{options}");
+    // Nothing is copied over what is there.
+    nix::mount::umount(&copied.target).unwrap();
+    let text = chain(&copied.mount().unwrap_err());
+    assert!(text.contains("the kernel refused to make") || text.contains("upperdir"), "{text}");
+    nix::mount::umount(&state).unwrap();
+}
+
+/// Makes layers with a file each, unpacked.
+fn many(bench: &Bench, count: usize) -> Stack {
+    let layer = |number| Tar::new().file(&format!("file{number}"), "");
+    unpacked(bench, &(0..count).map(layer).collect::<Vec<Tar>>())
+}
+
+#[test]
+fn as_many_layers_as_the_kernel_takes_are_mounted_and_one_more_is_refused() {
+    private_mounts();
+    let bench = Bench::new();
+    let layers = many(&bench, 501);
+    let error = spec(&bench, &layers).mount().unwrap_err();
+    let expected = "the image has 501 layers: one overlay mount can have at most 500";
+    assert_eq!(error.to_string(), expected);
+    assert_eq!(names(&mounted(&bench, &many(&bench, 500))).len(), 500);
+}
+
+#[test]
+#[ignore = "a measurement: run it alone, in release, with --no-capture"]
+fn time_of_a_warm_mount() {
+    private_mounts();
+    for count in [1, 10, 128] {
+        let bench = Bench::new();
+        drop(many(&bench, count));
+        let image = bench.layout().resolve(None, &amd64()).unwrap();
+        let mut times: [Vec<Duration>; 2] = Default::default();
+        for round in 0..51 {
+            if round > 0 {
+                fs::remove_dir_all(bench.path("box:1,2\\3")).unwrap();
+            }
+            let start = Instant::now();
+            let layers = bench.compose(&image).unwrap();
+            times[0].push(start.elapsed());
+            let start = Instant::now();
+            let root = mounted(&bench, &layers);
+            times[1].push(start.elapsed());
+            nix::mount::umount(&root).unwrap();
+        }
+        for (what, times) in ["looking up", "mounting"].iter().zip(&mut times) {
+            times.sort_unstable();
+            println!("{what} {count} layers: median {:?}, longest {:?}", times[25], times[50]);
+        }
+    }
 }
 
 #[test]
@@ -177,7 +354,7 @@ fn missing_folder_is_an_error_that_names_it() {
     assert!(matches!(target.mount().unwrap_err(), MountError::Mount { .. }));
     let upper = OverlaySpec { upper: bench.path("no/where"), ..spec(&bench, &layers) };
     assert!(chain(&upper.mount().unwrap_err()).contains("where`: No such file or directory"));
-    fs::remove_dir_all(&layers[0].path).unwrap();
+    fs::remove_dir_all(layers.trees().next().unwrap()).unwrap();
     let text = chain(&spec(&bench, &layers).mount().unwrap_err());
-    assert!(text.starts_with("cannot open layer `") && text.ends_with("(os error 2)"), "{text}");
+    assert!(text.starts_with("cannot open folder `") && text.ends_with("(os error 2)"), "{text}");
 }

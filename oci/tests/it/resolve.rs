@@ -5,7 +5,7 @@ use std::fs;
 use a3s_box_oci::{BlobError, Digest, Layout, LayoutError, Platform};
 
 use crate::archive::Tar;
-use crate::bench::{Bench, CONFIG, GZIP, amd64, chain};
+use crate::bench::{Bench, CONFIG, GZIP, INDEX, MANIFEST, amd64, chain, gzip, names};
 
 fn arm64() -> Platform {
     "linux/arm64".parse().unwrap()
@@ -106,7 +106,38 @@ fn missing_file_is_an_error_that_names_it() {
 }
 
 #[test]
-fn layers_of_all_compressions_are_accepted() {
+fn document_of_two_types_is_refused() {
+    let bench = Bench::new();
+    let both = bench.blob(
+        "application/vnd.oci.image.index.v1+json",
+        br#"{"schemaVersion":2,"manifests":[],"layers":[],"config":{}}"#,
+    );
+    bench.publish(&[both.descriptor("")]);
+    let error = bench.layout().resolve(None, &amd64()).unwrap_err();
+    assert!(matches!(error, LayoutError::DocumentType { .. }), "{error:?}");
+    let manifest = bench.image("linux/amd64", &[]);
+    let text = fs::read_to_string(bench.blob_path(manifest.digest)).unwrap();
+    let resolve = |document: String| {
+        bench.publish(&[bench.blob(MANIFEST, document.as_bytes()).descriptor("")]);
+        bench.layout().resolve(None, &amd64())
+    };
+    let also = |field: &str| {
+        text.replace(r#""schemaVersion":2"#, &format!(r#""schemaVersion":2,{field}"#))
+    };
+    let error = resolve(also(r#""manifests":[]"#)).unwrap_err();
+    assert!(matches!(error, LayoutError::DocumentType { .. }), "{error:?}");
+    let error = resolve(also(&format!(r#""mediaType":"{INDEX}""#))).unwrap_err();
+    assert!(matches!(error, LayoutError::DocumentType { .. }), "{error:?}");
+    // Null and empty are what some tools write for nothing.
+    for field in [r#""manifests":null"#, r#""mediaType":"""#, r#""subject":null,"mystery":7"#] {
+        resolve(also(field)).unwrap_or_else(|error| panic!("{field}: {}", chain(&error)));
+    }
+    let error = resolve(text.replace(":2,", ":1,")).unwrap_err();
+    assert!(chain(&error).ends_with("has schema version 1: expected 2"), "{error:?}");
+}
+
+#[test]
+fn layers_that_do_not_fit_are_refused() {
     let bench = Bench::new();
     let resolve = |media_type: &str, diff_ids: &[Digest]| {
         let layer = bench.blob(media_type, b"");
@@ -114,13 +145,53 @@ fn layers_of_all_compressions_are_accepted() {
         bench.layout().resolve(None, &amd64())
     };
     let empty = [Digest::of(b"")];
-    for accepted in [
-        GZIP,
-        "application/vnd.docker.image.rootfs.diff.tar.gzip",
-        "application/vnd.oci.image.layer.v1.tar+zstd",
-    ] {
-        assert_eq!(resolve(accepted, &empty).unwrap().layers.len(), 1, "{accepted}");
+    let oci =
+        ["", "+gzip", "+zstd"].map(|end| format!("application/vnd.oci.image.layer.v1.tar{end}"));
+    let nondistributable =
+        oci.clone().map(|known| known.replace("layer", "layer.nondistributable"));
+    let docker = ["", ".gzip", ".zstd"]
+        .map(|end| format!("application/vnd.docker.image.rootfs.diff.tar{end}"));
+    let foreign = ["", ".gzip"]
+        .map(|end| format!("application/vnd.docker.image.rootfs.foreign.diff.tar{end}"));
+    for accepted in oci.iter().chain(&nondistributable).chain(&docker).chain(&foreign) {
+        let image = resolve(accepted, &empty).unwrap();
+        bench.unpack(&image.layers[0]).unwrap_or_else(|error| panic!("{}", chain(&error)));
     }
+    for refused in [
+        "application/vnd.oci.image.layer.v1.tar+gzip+encrypted",
+        "application/vnd.oci.image.layer.v1.tar+bzip2",
+        "application/vnd.in-toto+json",
+        "application/vnd.dev.cosign.simplesigning.v1+json",
+        "application/vnd.cncf.helm.chart.content.v1.tar+gzip",
+        "application/vnd.wasm.content.layer.v1+wasm",
+        "application/octet-stream",
+    ] {
+        let text = chain(&resolve(refused, &empty).unwrap_err());
+        let expected = "are not supported: expected tar, tar+gzip or tar+zstd";
+        assert_eq!(text, format!("layers of media type `{refused}` {expected}"));
+    }
+    let error = resolve(GZIP, &[]).unwrap_err();
+    assert!(matches!(error, LayoutError::LayerCount { layers: 1, diff_ids: 0 }), "{error:?}");
+}
+
+#[test]
+fn foreign_layer_is_used_if_it_is_there_and_else_the_error_says_where_it_is_kept() {
+    let bench = Bench::new();
+    let tar = Tar::new().file("a", "").bytes();
+    let media_type = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip";
+    let layer = bench.blob(media_type, &gzip(&tar));
+    let config = bench.config("linux/amd64", &[Digest::of(&tar)]).descriptor("");
+    let urls = r#","urls":["https://vendor.example/a\u001b","https://mirror.example/b"]}"#;
+    let descriptor = layer.descriptor("").replace('}', urls);
+    let text = format!(r#"{{"schemaVersion":2,"config":{config},"layers":[{descriptor}]}}"#);
+    bench.publish(&[bench.blob(MANIFEST, text.as_bytes()).descriptor("")]);
+    let image = bench.layout().resolve(None, &amd64()).unwrap();
+    assert_eq!(names(&bench.unpack(&image.layers[0]).unwrap().path), ["a"]);
+    fs::remove_file(bench.blob_path(layer.digest)).unwrap();
+    let text = chain(&bench.layout().resolve(None, &amd64()).unwrap_err());
+    let kept = r"`https://vendor.example/a\u{1b}`, `https://mirror.example/b`";
+    let expected = "is not in the layout: fetch it from where its vendor keeps it";
+    assert_eq!(text, format!("layer `{}` {expected}, {kept}", layer.digest));
 }
 
 #[test]
@@ -140,4 +211,49 @@ fn configuration_that_no_process_could_use_is_refused() {
     assert!(!chain(&error).contains("SECRET"));
     let error = resolve(r#"{"Cmd":["a\u0000b"]}"#).unwrap_err();
     assert!(matches!(error, LayoutError::NulInConfig { field: "cmd" }), "{error:?}");
+    let error = resolve(r#"{"Healthcheck":{"Test":["CMD","a\u0000b"]}}"#).unwrap_err();
+    assert!(matches!(error, LayoutError::NulInConfig { field: "healthcheck" }), "{error:?}");
+    let error = resolve(r#"{"Healthcheck":{"Test":["CMD"],"Retries":-1}}"#).unwrap_err();
+    assert!(matches!(error, LayoutError::Healthcheck { field: "Retries", .. }), "{error:?}");
+    let long = "x".repeat(128 * 1024 + 1);
+    for (field, config) in [
+        ("cmd", format!(r#"{{"Cmd":["{long}"]}}"#)),
+        ("labels", format!(r#"{{"Labels":{{"a":"{long}"}}}}"#)),
+        ("entrypoint", format!(r#"{{"Entrypoint":["a"{}]}}"#, r#","a""#.repeat(4096))),
+    ] {
+        match resolve(&config).unwrap_err() {
+            LayoutError::ConfigTooLarge { field: found } => assert_eq!(found, field),
+            other => panic!("{field}: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn all_that_an_image_says_about_its_process_is_read() {
+    let bench = Bench::new();
+    let config = r#"{"Volumes":{"/var/lib/b":{},"/a":{}},"ExposedPorts":{"80/tcp":{},"53/udp":{}},
+        "Labels":{"org.example.b":"2","org.example.a":"1"},"StopSignal":"SIGQUIT",
+        "Healthcheck":{"Test":["CMD","true"],"Interval":30000000000,"Timeout":1000000,"Retries":2}}"#;
+    let nothing =
+        r#"{"Volumes":null,"ExposedPorts":null,"Labels":null,"Healthcheck":null,"StopSignal":""}"#;
+    let resolve = |config: &str| {
+        let document = format!(
+            r#"{{"os":"linux","architecture":"amd64","rootfs":{{"type":"layers","diff_ids":[]}},"config":{config}}}"#
+        );
+        let manifest = bench.manifest(&bench.blob(CONFIG, document.as_bytes()), &[]);
+        bench.publish(&[manifest.descriptor("")]);
+        bench.layout().resolve(None, &amd64()).unwrap().config
+    };
+    let found = resolve(config);
+    assert_eq!(found.volumes, ["/a", "/var/lib/b"]);
+    assert_eq!(found.exposed_ports, ["53/udp", "80/tcp"]);
+    assert_eq!(found.labels.values().collect::<Vec<_>>(), ["1", "2"]);
+    assert_eq!(found.stop_signal.as_deref(), Some("SIGQUIT"));
+    let check = found.healthcheck.unwrap();
+    assert_eq!((check.test, check.retries), (vec!["CMD".to_owned(), "true".to_owned()], Some(2)));
+    assert_eq!(check.interval.unwrap().as_secs(), 30);
+    assert_eq!((check.timeout.unwrap().as_millis(), check.start_period), (1, None));
+    for empty in [nothing, "{}", "null"] {
+        assert_eq!(resolve(empty), a3s_box_oci::ImageConfig::default(), "{empty}");
+    }
 }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::process::Command;
 
-use a3s_box_oci::{CachedLayer, Layout, OverlaySpec, Platform};
+use a3s_box_oci::{Layout, OverlaySpec, Platform};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 
@@ -37,11 +37,8 @@ fn image_looks_as_umoci_unpacks_it() {
     let layout = Layout::open(&bench.path("image")).unwrap();
     let image = layout.resolve(Some("t"), &Platform::host()).unwrap();
     assert_eq!(image.layers.len(), 3);
-    let unpack = |layer| {
-        bench.cache().get_or_unpack(&layout, layer, &mut |_| std::ops::ControlFlow::Continue(()))
-    };
-    let layers: Vec<CachedLayer> =
-        image.layers.iter().map(|layer| unpack(layer).unwrap()).collect();
+    let mut progress = |_, _| std::ops::ControlFlow::Continue(());
+    let stack = bench.cache().compose(&layout, &image.layers, &mut progress).unwrap();
 
     unshare(CloneFlags::CLONE_NEWNS).unwrap();
     mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
@@ -49,7 +46,7 @@ fn image_looks_as_umoci_unpacks_it() {
     let target = bench.path("root");
     fs::create_dir(&target).unwrap();
     let (upper, work) = (bench.path("upper"), bench.path("work"));
-    let spec = OverlaySpec { layers: &layers, upper, work, target };
+    let spec = OverlaySpec { stack: &stack, upper, work, target };
     spec.mount().unwrap_or_else(|error| panic!("{}", chain(&error)));
     assert_eq!(tree(&spec.target), tree(&bench.path("expected/rootfs")));
 }

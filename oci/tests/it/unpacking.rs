@@ -181,6 +181,10 @@ fn plain_empty_compressed_and_mislabelled_blobs_are_layers() {
     let tar = Tar::new().file("a", "content").then(b"ignored, but part of the DiffID").bytes();
     let (front, back) = tar.split_at(700);
     let zstd = |bytes: &[u8]| zstd::encode_all(bytes, 1).unwrap();
+    // Several of the parts in which a layer goes from thread to thread (256 KiB), the last one full.
+    let large = Tar::new().file("a", &"content".repeat(200_000)).bytes();
+    let large =
+        [&large[..], &vec![0; large.len().next_multiple_of(1 << 18) - large.len()]].concat();
     // A skippable frame of three bytes (RFC 8878, 3.1.2).
     let skippable = b"\x50\x2a\x4d\x18\x03\0\0\0abc".to_vec();
     let cases = [
@@ -193,6 +197,9 @@ fn plain_empty_compressed_and_mislabelled_blobs_are_layers() {
         (ZSTD, zstd(&tar), tar.clone(), 1),
         (ZSTD, [skippable, zstd(front), zstd(b""), zstd(back)].concat(), tar.clone(), 1),
         (ZSTD, Vec::new(), Vec::new(), 0),
+        (ZSTD, zstd(&large), large.clone(), 1),
+        (GZIP, gzip(&large), large.clone(), 1),
+        ("application/vnd.oci.image.layer.v1.tar", large.clone(), large.clone(), 1),
         // Labels that are wrong: the DiffID decides.
         (GZIP, zstd(&tar), tar.clone(), 1),
         (ZSTD, gzip(&tar), tar.clone(), 1),

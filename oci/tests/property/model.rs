@@ -4,23 +4,23 @@
 //! leaves room, these are the rules:
 //!
 //! - Whiteouts act on lower layers only, all of them before the entries of their layer. Their paths are
-//!   resolved over the lower layers as they were; one that hides nothing is nothing. An opaque marker empties a
-//!   directory, which stays as it is.
+//!   resolved over the lower layers as they were; one that hides nothing is nothing, and so is one below a
+//!   something that this layer replaces, or in what another whiteout of the layer hides. An opaque marker empties a directory, which stays as it is.
 //! - The directory of an entry is resolved over all that is there so far, symbolic links with the root as
 //!   their root; after 40 links it is refused, as by the kernel. What is missing on the way is made, with mode
-//!   0755, owner 0:0, time 0. Something else than a directory on the way is replaced by one if a lower layer
-//!   made it, and refused if this layer did.
+//!   0755, owner 0:0, time 0. Something else than a directory on the way is refused.
 //! - A directory over a directory takes the new metadata, extended attributes included, and keeps its
 //!   content. Every other entry replaces what is at its place, also a directory with all that is in it.
 //! - A device is not made, but what was at its place goes.
-//! - A hard link shares the inode that its target has by then; a target that is missing by then is looked up
-//!   again at the end of the layer, and refused if it is missing still. Directories are refused as targets, and
+//! - A hard link shares the inode that its target has by then. When the target is missing by then, what is at
+//!   the link's place goes, and the target is looked up again at the end of the layer: it is refused if it is
+//!   missing still, and nothing is done if a later entry has taken the place. Directories are refused as targets, and
 //!   so is a target that goes when the place of the link is cleared. A link to itself is nothing.
 //! - Links of one layer share an inode. Whether those of several layers do is left open, as one that an upper
 //!   layer links to is copied into it.
 //! - The root is a directory of mode 0755, owner 0:0, time 0, until an entry describes it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use crate::image::{Entry, Image, Kind, Metadata, join, split};
 
@@ -39,8 +39,6 @@ pub(crate) struct Expectation {
     pub(crate) outcome: Result<Tree, Refusal>,
     /// A refusal is right as well: the rules leave it open.
     pub(crate) may_be_refused: bool,
-    /// What the image has that is known not to work yet.
-    pub(crate) pending: BTreeSet<&'static str>,
 }
 
 /// A tree, in the form in which it is compared.
@@ -48,7 +46,7 @@ pub(crate) struct Expectation {
 pub(crate) struct Tree {
     /// Type, metadata and content of each path.
     pub(crate) entries: BTreeMap<String, String>,
-    /// The inode of each path that is no directory, and the layer that linked it last.
+    /// The inode of each path that is no directory, and the group of links that share it for certain.
     pub(crate) links: BTreeMap<String, (u64, usize)>,
 }
 
@@ -71,10 +69,8 @@ struct Node {
 #[derive(Debug, Clone, Copy)]
 struct Link {
     node: usize,
-    /// The layer whose entry it is.
-    layer: usize,
-    /// The layer that linked it, or linked to it, last.
-    linked: usize,
+    /// The links that share its inode for certain, see `Model::groups`.
+    group: usize,
 }
 
 /// What is done about a directory that is missing on the way.
@@ -88,42 +84,26 @@ enum Missing {
 #[derive(Debug)]
 struct Model {
     nodes: Vec<Node>,
+    /// The layer that made each group of links.
+    groups: Vec<usize>,
     layer: usize,
-    /// Places from which an entry of this layer removed one of a lower layer; whether it was a
-    /// directory.
-    replaced: BTreeMap<(usize, String), bool>,
-    /// Symbolic links that paths of this layer have led through.
-    followed: BTreeSet<usize>,
     may_be_refused: bool,
-    pending: BTreeSet<&'static str>,
 }
 
 /// Applies all layers of an image.
 pub(crate) fn expectation(image: &Image) -> Expectation {
-    let root =
-        Node { metadata: implicit(), body: Body::Directory(BTreeMap::new()), described: None };
-    let mut model = Model {
-        nodes: vec![root],
-        layer: 0,
-        replaced: BTreeMap::new(),
-        followed: BTreeSet::new(),
-        may_be_refused: false,
-        pending: BTreeSet::new(),
-    };
+    let mut model = Model::new();
     let mut outcome = Ok(());
     for (number, layer) in image.0.iter().enumerate() {
         model.layer = number;
         outcome = outcome.and_then(|()| model.apply(layer));
-    }
-    if !model.nodes[ROOT].metadata.xattrs.is_empty() {
-        model.pending.insert("extended attributes of the root");
     }
     let outcome = outcome.map(|()| {
         let mut tree = Tree::default();
         model.describe(ROOT, "", &mut tree);
         tree
     });
-    Expectation { outcome, may_be_refused: model.may_be_refused, pending: model.pending }
+    Expectation { outcome, may_be_refused: model.may_be_refused }
 }
 
 /// The metadata of a directory that no entry describes.
@@ -132,10 +112,13 @@ fn implicit() -> Metadata {
 }
 
 impl Model {
+    fn new() -> Self {
+        let root =
+            Node { metadata: implicit(), body: Body::Directory(BTreeMap::new()), described: None };
+        Self { nodes: vec![root], groups: Vec::new(), layer: 0, may_be_refused: false }
+    }
+
     fn apply(&mut self, layer: &[Entry]) -> Result<(), Refusal> {
-        self.replaced.clear();
-        self.followed.clear();
-        self.note_whiteouts(layer);
         self.apply_whiteouts(layer);
         let mut late = Vec::new();
         for entry in layer {
@@ -143,23 +126,32 @@ impl Model {
                 Kind::Whiteout | Kind::Opaque => {}
                 Kind::HardLink(target) => {
                     if !self.hard_link(&entry.path, target)? {
+                        if let Some((parent, name)) = self.place(&entry.path)? {
+                            self.unlink(parent, name);
+                        }
                         late.push((&entry.path, target));
                     }
                 }
                 _ => self.make(entry)?,
             }
         }
-        self.link_late(&late)?;
-        self.note_whiteouts_again(layer);
-        Ok(())
+        self.link_late(&late)
     }
 
     /// Makes the links whose targets were missing when they were read.
     fn link_late(&mut self, late: &[(&String, &String)]) -> Result<(), Refusal> {
         let mut still_late = Vec::new();
         for (path, target) in late {
+            let (parent, name) = self.place(path)?.ok_or(Refusal("root is no directory"))?;
+            let (directory, from) = split(target);
+            let directory = self.directory(directory, Missing::Stop).ok().flatten();
+            let is_there = directory.is_some_and(|there| self.child(there, from).is_some());
+            // A later entry of the same name has won.
+            if is_there && self.child(parent, name).is_some() {
+                continue;
+            }
             match self.hard_link(path, target)? {
-                true => self.pending("hard link before its target"),
+                true => {}
                 false => still_late.push((*path, *target)),
             }
         }
@@ -175,18 +167,21 @@ impl Model {
     }
 
     fn apply_whiteouts(&mut self, layer: &[Entry]) {
-        let find =
-            |model: &mut Self, path: &str| model.directory(path, Missing::Stop).ok().flatten();
+        let alone = Self::alone(layer);
+        let find = |model: &mut Self, path: &str, whiteout: &Entry| {
+            let is_nothing = is_hidden(whiteout, layer) || model.is_replaced(path, &alone);
+            (!is_nothing).then(|| model.directory(path, Missing::Stop).ok().flatten()).flatten()
+        };
         let mut hidden = Vec::new();
         let mut emptied = Vec::new();
         for entry in layer {
             let (directory, name) = split(&entry.path);
             match entry.kind {
                 Kind::Whiteout => {
-                    let directory = find(self, directory);
+                    let directory = find(self, directory, entry);
                     hidden.extend(directory.map(|directory| (directory, name)));
                 }
-                Kind::Opaque => emptied.extend(find(self, &entry.path)),
+                Kind::Opaque => emptied.extend(find(self, &entry.path, entry)),
                 _ => {}
             }
         }
@@ -194,6 +189,49 @@ impl Model {
             self.children(directory).remove(name);
         }
         emptied.into_iter().for_each(|directory| self.children(directory).clear());
+    }
+
+    /// Whether a path leads through something that `alone`, the layer by itself, replaces.
+    fn is_replaced(&mut self, path: &str, alone: &Self) -> bool {
+        let mut by_itself = ROOT;
+        for path in ancestors(path).filter(|path| !path.is_empty()) {
+            let (directory, name) = split(path);
+            let Some(made) = alone.child(by_itself, name) else { return false };
+            let directory = self.directory(directory, Missing::Stop).ok().flatten();
+            let below = directory.and_then(|directory| self.child(directory, name));
+            let is_described = alone.nodes[made.node].described.is_some();
+            let merges = below.is_none_or(|below| self.is_directory(below.node));
+            if !alone.is_directory(made.node) || is_described && !merges {
+                return true;
+            }
+            by_itself = made.node;
+        }
+        false
+    }
+
+    /// Makes what a layer makes by itself, as far as it does.
+    fn alone(layer: &[Entry]) -> Self {
+        let mut model = Self::new();
+        let mut late = Vec::new();
+        for entry in layer {
+            match &entry.kind {
+                Kind::Whiteout | Kind::Opaque => {}
+                Kind::HardLink(target) => {
+                    if model.hard_link(&entry.path, target) == Ok(false)
+                        && let Ok(Some((parent, name))) = model.place(&entry.path)
+                    {
+                        model.unlink(parent, name);
+                        late.push((&entry.path, target));
+                    }
+                }
+                // What cannot be made is not there.
+                _ => model.make(entry).unwrap_or_default(),
+            }
+        }
+        for link in late {
+            model.link_late(&[link]).unwrap_or_default();
+        }
+        model
     }
 
     /// Makes what is no link and no whiteout.
@@ -218,9 +256,6 @@ impl Model {
         };
         let (parent, name) = self.place(&entry.path)?.ok_or(Refusal("root is no directory"))?;
         self.unlink(parent, name);
-        if body.is_none() && self.replaced.contains_key(&(parent, name.to_owned())) {
-            self.pending("device over an entry of a lower layer");
-        }
         if let Some(body) = body {
             let metadata = match body {
                 Body::File(_) => metadata,
@@ -233,14 +268,8 @@ impl Model {
     }
 
     fn describe_directory(&mut self, directory: usize, metadata: Metadata) {
-        let layer = self.layer;
         let node = &mut self.nodes[directory];
-        let lost = |name| !metadata.xattrs.contains_key(name);
-        let keeps = node.described == Some(layer) && node.metadata.xattrs.keys().any(lost);
-        (node.metadata, node.described) = (metadata, Some(layer));
-        if keeps {
-            self.pending("extended attributes that a second description takes away");
-        }
+        (node.metadata, node.described) = (metadata, Some(self.layer));
     }
 
     /// Makes a hard link; `false` when its target is not there.
@@ -251,12 +280,16 @@ impl Model {
         if self.is_directory(from.node) {
             return Err(Refusal("hard link to a directory"));
         }
-        if from.layer < self.layer {
-            self.pending("hard link to a lower layer");
-        }
         let (parent, name) = self.place(path)?.ok_or(Refusal("root is no directory"))?;
         let there = self.child(parent, name);
-        if there.is_some_and(|there| there.node == from.node) {
+        if let Some(there) = there.filter(|there| there.node == from.node) {
+            if there.group != from.group {
+                // Whether these are one inode is left open, and with it which of them is copied.
+                let groups = [self.new_group(), self.new_group()];
+                self.children(parent).insert(name.to_owned(), Link { group: groups[0], ..there });
+                let from = Link { group: groups[1], ..from };
+                self.children(directory).insert(target.to_owned(), from);
+            }
             return Ok(true);
         }
         self.unlink(parent, name);
@@ -266,10 +299,11 @@ impl Model {
             return Err(Refusal("hard link to what is at its place"));
         }
         let layer = self.layer;
+        // A lower layer's file is copied for the first link to one of its names.
+        let group = if self.groups[from.group] == layer { from.group } else { self.new_group() };
         let target = target.to_owned();
-        self.children(directory).insert(target, Link { linked: layer, ..from });
-        self.children(parent)
-            .insert(name.to_owned(), Link { node: from.node, layer, linked: layer });
+        self.children(directory).insert(target, Link { group, ..from });
+        self.children(parent).insert(name.to_owned(), Link { node: from.node, group });
         Ok(true)
     }
 
@@ -299,11 +333,8 @@ impl Model {
                 _ => {}
             }
             let next = match self.child(here, &name) {
-                Some(Link { node, layer, .. }) => match &self.nodes[node].body {
-                    Body::Directory(_) => {
-                        self.note_use(node);
-                        node
-                    }
+                Some(Link { node, .. }) => match &self.nodes[node].body {
+                    Body::Directory(_) => node,
                     Body::Symlink(target) => {
                         hops += 1;
                         if hops > SYMLINK_HOPS {
@@ -313,17 +344,10 @@ impl Model {
                             real.truncate(1);
                         }
                         pending.extend(target.rsplit('/').map(str::to_owned));
-                        self.followed.insert(node);
-                        if layer < self.layer {
-                            self.pending("symbolic link of a lower layer on the way");
-                        }
                         continue;
                     }
                     Body::File(_) | Body::Fifo if missing == Missing::Stop => return Ok(None),
-                    Body::File(_) | Body::Fifo if layer == self.layer => {
-                        return Err(Refusal("a file of this layer is on the way"));
-                    }
-                    Body::File(_) | Body::Fifo => self.make_directory(here, &name),
+                    Body::File(_) | Body::Fifo => return Err(Refusal("a file is on the way")),
                 },
                 None if missing == Missing::Stop => return Ok(None),
                 None => self.make_directory(here, &name),
@@ -336,30 +360,25 @@ impl Model {
     /// Makes a directory that nothing describes yet, in place of what is there.
     fn make_directory(&mut self, parent: usize, name: &str) -> usize {
         self.unlink(parent, name);
-        if self.replaced.get(&(parent, name.to_owned())) == Some(&true) {
-            self.pending("directory at the place of one that this layer replaced");
-        }
         let body = Body::Directory(BTreeMap::new());
         self.link(parent, name, Node { metadata: implicit(), body, described: None })
     }
 
+    fn new_group(&mut self) -> usize {
+        self.groups.push(self.layer);
+        self.groups.len() - 1
+    }
+
     fn link(&mut self, parent: usize, name: &str, node: Node) -> usize {
         self.nodes.push(node);
-        let (node, layer) = (self.nodes.len() - 1, self.layer);
-        self.children(parent).insert(name.to_owned(), Link { node, layer, linked: layer });
+        let node = self.nodes.len() - 1;
+        let group = self.new_group();
+        self.children(parent).insert(name.to_owned(), Link { node, group });
         node
     }
 
     fn unlink(&mut self, parent: usize, name: &str) {
-        let removed = self.children(parent).remove(name);
-        if removed
-            .is_some_and(|link| self.below(link.node).any(|node| self.followed.contains(&node)))
-        {
-            self.pending("symbolic link that was followed and then replaced");
-        }
-        if let Some(link) = removed.filter(|link| link.layer < self.layer) {
-            self.replaced.insert((parent, name.to_owned()), self.is_directory(link.node));
-        }
+        self.children(parent).remove(name);
     }
 
     fn child(&self, directory: usize, name: &str) -> Option<Link> {
@@ -400,62 +419,28 @@ impl Model {
         for (name, link) in children {
             let path = join(path, name);
             if !self.is_directory(link.node) {
-                tree.links.insert(path.clone(), (link.node as u64, link.linked));
+                tree.links.insert(path.clone(), (link.node as u64, link.group));
             }
             self.describe(link.node, &path, tree);
         }
     }
 }
 
-/// What is known not to work yet; goes with `PENDING`.
-impl Model {
-    fn pending(&mut self, what: &'static str) {
-        self.pending.insert(what);
-    }
+/// Whether a whiteout is in what another of its layer hides.
+fn is_hidden(whiteout: &Entry, layer: &[Entry]) -> bool {
+    ancestors(&whiteout.path).any(|path| {
+        let hides = |other: &&Entry| match other.kind {
+            Kind::Whiteout => path != whiteout.path || whiteout.kind == Kind::Opaque,
+            Kind::Opaque => path != whiteout.path,
+            _ => false,
+        };
+        layer.iter().filter(hides).any(|other| other.path == path)
+    })
+}
 
-    /// Notes the use of a directory that this layer may not describe.
-    fn note_use(&mut self, node: usize) {
-        let Node { metadata, described, .. } = &self.nodes[node];
-        if *described != Some(self.layer) && !metadata.xattrs.is_empty() {
-            self.pending("extended attributes of a directory that is not described again");
-        }
-    }
-
-    /// Notes whiteouts that leave a trace in the tree of their layer, before its entries are made.
-    fn note_whiteouts(&mut self, layer: &[Entry]) {
-        for entry in layer {
-            if entry.kind == Kind::Whiteout && self.plain(split(&entry.path).0).is_none() {
-                self.pending("whiteout whose directory is not there below");
-            }
-        }
-    }
-
-    /// The same, after its entries were made.
-    fn note_whiteouts_again(&mut self, layer: &[Entry]) {
-        for entry in layer {
-            let directory = match entry.kind {
-                Kind::Whiteout => split(&entry.path).0,
-                Kind::Opaque => entry.path.as_str(),
-                _ => continue,
-            };
-            let Some(found) = self.plain(directory) else {
-                self.pending("whiteout below an entry of its own layer");
-                continue;
-            };
-            if entry.kind == Kind::Opaque && self.nodes[found].described != Some(self.layer) {
-                self.pending("opaque marker of a directory that is not described again");
-            }
-        }
-    }
-
-    /// Finds a directory by a path without symbolic links.
-    fn plain(&self, path: &str) -> Option<usize> {
-        path.split('/').filter(|name| !name.is_empty()).try_fold(ROOT, |directory, name| {
-            self.child(directory, name)
-                .map(|link| link.node)
-                .filter(|node| self.is_directory(*node))
-        })
-    }
+/// Lists a path and all above it but the root, the highest first.
+fn ancestors(path: &str) -> impl Iterator<Item = &str> {
+    path.match_indices('/').map(|(end, _)| end).chain([path.len()]).map(|end| &path[..end])
 }
 
 fn entry_text(body: &Body, metadata: &Metadata) -> String {

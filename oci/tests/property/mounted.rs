@@ -2,12 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::ops::ControlFlow;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
-use a3s_box_oci::{CacheError, CachedLayer, Digest, EntryError, LayerError, OverlaySpec};
+use a3s_box_oci::{CacheError, Digest, EntryError, LayerError, OverlaySpec, Stack};
 use nix::mount::{MntFlags, umount2};
 
 use crate::bench::{Bench, amd64, chain};
@@ -35,7 +34,7 @@ pub(crate) fn outcome(folder: &Path, image: &Image) -> Outcome {
     let target = bench.path("root");
     fs::create_dir(&target).unwrap();
     match mount(&bench, &target) {
-        Ok(_layers) => {
+        Ok(_stack) => {
             let tree = walk(&target);
             umount2(&target, MntFlags::empty()).unwrap();
             tree.map_or_else(Outcome::Failed, Outcome::Tree)
@@ -44,25 +43,20 @@ pub(crate) fn outcome(folder: &Path, image: &Image) -> Outcome {
     }
 }
 
-/// Unpacks and mounts the only image of a layout at `target`; the layers are to be kept for as long
-/// as it is mounted.
-fn mount(bench: &Bench, target: &Path) -> Result<Vec<CachedLayer>, Outcome> {
-    let layout = bench.layout();
-    let image = layout.resolve(None, &amd64()).unwrap();
-    let cache = bench.cache();
-    let mut unpack =
-        |layer| cache.get_or_unpack(&layout, layer, &mut |_| ControlFlow::Continue(()));
-    let layers = image.layers.iter().map(&mut unpack).collect::<Result<Vec<_>, _>>();
-    let layers = layers.map_err(|error| refusal(bench, &error))?;
+/// Unpacks and mounts the only image of a layout at `target`; the stack is to be kept for as long as
+/// it is mounted.
+fn mount(bench: &Bench, target: &Path) -> Result<Stack, Outcome> {
+    let image = bench.layout().resolve(None, &amd64()).unwrap();
+    let stack = bench.compose(&image).map_err(|error| refusal(bench, &error))?;
     let (upper, work) = (bench.path("upper"), bench.path("work"));
-    let spec = OverlaySpec { layers: &layers, upper, work, target: target.to_owned() };
+    let spec = OverlaySpec { stack: &stack, upper, work, target: target.to_owned() };
     spec.mount().map_err(|error| Outcome::Failed(chain(&error)))?;
-    Ok(layers)
+    Ok(stack)
 }
 
 /// Tells the refusal of an entry from other errors.
 fn refusal(bench: &Bench, error: &CacheError) -> Outcome {
-    let staging = fs::read_dir(bench.path("cache/layers-v1/staging")).unwrap().count();
+    let staging = fs::read_dir(bench.path("cache/layers-v2/staging")).unwrap().count();
     let is_refusal = |error: &EntryError| match error {
         // A link whose target goes when its place is cleared.
         EntryError::System { operation, .. } => *operation == "make a hard link",

@@ -14,6 +14,12 @@ pub struct ResourcesConfig {
     pub vcpus: u8,
     /// Memory of the guest in MiB, at least 128. It is taken from the host as it is used.
     pub memory_mib: u32,
+    /// How much a box can write to its root, in MiB, 16 to 8388608; the file system's own records
+    /// count. Absent: no limit of the box's own in `state_dir`, half of the host's memory in `memory`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disk_mib: Option<u32>,
+    /// Where what a box writes to its root is kept until its end.
+    pub disk: DiskPlace,
     /// Limits of the workload in the guest: `{"nofile": [soft, hard]}`.
     pub rlimits: BTreeMap<RlimitName, Rlimit>,
     /// Ends the box after this time, counted from the start of the shim; exit status 124.
@@ -23,8 +29,28 @@ pub struct ResourcesConfig {
 
 impl Default for ResourcesConfig {
     fn default() -> Self {
-        Self { vcpus: 1, memory_mib: 512, rlimits: BTreeMap::new(), timeout_ms: None }
+        Self {
+            vcpus: 1,
+            memory_mib: 512,
+            disk_mib: None,
+            disk: DiskPlace::default(),
+            rlimits: BTreeMap::new(),
+            timeout_ms: None,
+        }
     }
+}
+
+/// Where what a box writes to its root is kept until its end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum DiskPlace {
+    /// In `paths.state_dir`; with `disk_mib` in an image file there, which needs root and the
+    /// programs `mkfs.ext4` and `mount`.
+    #[default]
+    StateDir,
+    /// In the host's memory, beside the guest's own.
+    Memory,
 }
 
 /// Soft and hard limit, in the unit of the resource; 18446744073709551615 is "unlimited".

@@ -25,7 +25,8 @@ pub use lifecycle::{
     OnUnhealthy, StopConfig,
 };
 pub use machine::{
-    ConsoleConfig, MountConfig, NetworkConfig, NetworkMode, ResourcesConfig, Rlimit, RlimitName,
+    ConsoleConfig, DiskPlace, MountConfig, NetworkConfig, NetworkMode, ResourcesConfig, Rlimit,
+    RlimitName,
 };
 pub use workload::{ImageConfig, ProcessConfig};
 

@@ -13,7 +13,7 @@ fn an_empty_object_is_the_default_config() {
 fn every_config_survives_a_round_trip() {
     let json = br#"{"id": "demo", "image": {"layout": "/srv/i", "reference": "3.12"},
         "process": {"args": ["a", "b c"], "env": {"A": ""}, "user": "1000:1000"},
-        "resources": {"vcpus": 2, "rlimits": {"nofile": [1024, 4096]}, "timeout_ms": 5},
+        "resources": {"vcpus": 2, "rlimits": {"nofile": [1024, 4096]}, "timeout_ms": 5, "disk_mib": 64, "disk": "memory"},
         "mounts": [{"type": "virtiofs", "source": "/h", "target": "/w", "read_only": true},
                    {"type": "tmpfs", "target": "/tmp", "size_mib": 64}],
         "console": {"path": "/var/log/c"}, "stop": {"signal": "SIGINT"}}"#;
@@ -36,6 +36,10 @@ fn errors_name_the_path_what_was_found_and_what_was_expected() {
         (
             r#"{"mounts":[{"type":"tmpfs","target":"/a"},{"type":"nfs"}]}"#,
             "mounts[1].type: unknown variant `nfs`, expected `virtiofs` or `tmpfs`",
+        ),
+        (
+            r#"{"resources":{"disk":"floppy"}}"#,
+            "resources.disk: unknown variant `floppy`, expected `state_dir` or `memory`",
         ),
         (r#"{"schema_version":2}"#, "schema_version: found 2, expected 1"),
         (r#"{"proces":{}}"#, "proces: unknown field `proces`, expected one of"),

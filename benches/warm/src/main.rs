@@ -1,0 +1,193 @@
+//! Measures starts whose layers are all in the cache, and prints one line for each image.
+//!
+//! ```text
+//! warm RUNS SHIM FAKE_GUEST FOLDER
+//! ```
+//!
+//! One start is not counted: the cold one, which fills the cache.
+
+mod image;
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+const LAYERS: [usize; 3] = [1, 10, 128];
+const BYTES: [usize; 2] = [10_000_000, 1_000_000_000];
+
+/// Until the fake guest runs: a shim that ends while it forks leaves its locks to the child for a moment.
+const SETTLED: Duration = Duration::from_millis(300);
+
+/// What all starts of one image have in common.
+struct Bench<'a> {
+    shim: &'a str,
+    fake_guest: &'a str,
+    folder: PathBuf,
+}
+
+/// A shim whose root is mounted.
+struct Mounted {
+    child: Child,
+    rest: BufReader<ChildStdout>,
+    /// From just before the spawn to the line that says so.
+    since_spawn: Duration,
+    /// From the line that says that the config has been read to the one that says that the root is
+    /// mounted.
+    since_config: Duration,
+    /// As the shim says: from the image's layout to the mounted root.
+    duration_ms: u64,
+}
+
+fn main() -> Result<()> {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let [runs, shim, fake_guest, folder] = &words[..] else {
+        return Err("usage: warm RUNS SHIM FAKE_GUEST FOLDER".into());
+    };
+    println!(
+        "| layers | files | config to mounted | spawn to mounted | spawn to exit | by the shim | memory warm | memory cold | disk |"
+    );
+    println!("|---|---|---|---|---|---|---|---|---|");
+    for bytes in BYTES {
+        for layers in LAYERS {
+            let folder = Path::new(folder).join(format!("{layers}-{bytes}"));
+            let files = image::write(&folder.join("layout"), layers, bytes)?;
+            let bench = Bench { shim, fake_guest, folder: folder.clone() };
+            let row = bench.row(runs.parse()?).unwrap_or_else(|error| error.to_string());
+            println!("| {layers} | {files}, {} MB | {row} |", bytes / 1_000_000);
+            fs::remove_dir_all(folder)?;
+        }
+    }
+    Ok(())
+}
+
+impl Bench<'_> {
+    fn row(&self, runs: usize) -> Result<String> {
+        let cold = self.start("box", true)?;
+        std::thread::sleep(SETTLED);
+        let cold_kib = peak_kib(&cold.child)?;
+        stop(cold)?;
+        let (mut since_config, mut since_spawn) = (Vec::new(), Vec::new());
+        let (mut by_shim_ms, mut whole) = (Vec::new(), Vec::new());
+        for _ in 0..runs {
+            let start = Instant::now();
+            let run = self.start("box", false)?;
+            since_config.push(run.since_config.as_micros());
+            since_spawn.push(run.since_spawn.as_micros());
+            by_shim_ms.push(u128::from(run.duration_ms));
+            finish(run)?;
+            whole.push(start.elapsed().as_micros());
+        }
+        let (first, second) = (self.start("box", true)?, self.start("another", true)?);
+        std::thread::sleep(SETTLED);
+        let warm_kib = peak_kib(&second.child)?;
+        let disk_kib = disk_bytes(&self.folder.join("s/another"))? / 1024;
+        stop(first)?;
+        stop(second)?;
+        Ok(format!(
+            "{} | {} | {} | {} ms | {warm_kib} KiB | {cold_kib} KiB | {disk_kib} KiB",
+            spread(since_config),
+            spread(since_spawn),
+            spread(whole),
+            median(&mut by_shim_ms),
+        ))
+    }
+
+    /// Starts a shim, and waits until its root is mounted; one that `stays` has a guest that hangs.
+    fn start(&self, id: &str, stays: bool) -> Result<Mounted> {
+        let config = json!({
+            "id": id,
+            "image": {"layout": self.folder.join("layout")},
+            "process": {"entrypoint": ["hang"]},
+            "paths": {
+                "state_dir": self.folder.join("s"), "cache_dir": self.folder.join("c"),
+                // The fake VM only passes it on.
+                "guest": "/bin/true",
+            },
+        });
+        let file = self.folder.join("box.json");
+        fs::write(&file, config.to_string())?;
+        let mut command = Command::new(self.shim);
+        command.env("A3S_BOX_FAKE_GUEST", self.fake_guest).env("A3S_BOX_LOG", "warn");
+        command.args((!stays).then_some("--prepare")).arg("--config").arg(file);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let start = Instant::now();
+        let mut child = command.spawn()?;
+        let mut events = BufReader::new(child.stdout.take().ok_or("no pipe")?);
+        let mut said = String::new();
+        let mut configured = None;
+        loop {
+            let mut line = String::new();
+            if events.read_line(&mut line)? == 0 {
+                child.wait()?;
+                return Err(failure(&said).into());
+            }
+            if line.contains(r#""type":"shim.started""#) {
+                configured = Some(Instant::now());
+            }
+            if line.contains(r#""type":"rootfs.ready""#) {
+                let since_spawn = start.elapsed();
+                let since_config = configured.ok_or("the shim has not started")?.elapsed();
+                let event: Value = serde_json::from_str(&line)?;
+                let duration_ms = event["duration_ms"].as_u64().ok_or("no duration")?;
+                return Ok(Mounted { child, rest: events, since_spawn, since_config, duration_ms });
+            }
+            said += &line;
+        }
+    }
+}
+
+/// What the `error` event says.
+fn failure(events: &str) -> String {
+    let error = events.lines().find(|line| line.contains(r#""type":"error""#));
+    error.unwrap_or("the shim ended without an error").to_owned()
+}
+
+fn stop(mut mounted: Mounted) -> Result<()> {
+    Command::new("kill").arg(mounted.child.id().to_string()).status()?;
+    mounted.child.wait()?;
+    Ok(())
+}
+
+fn finish(mut mounted: Mounted) -> Result<()> {
+    std::io::copy(&mut mounted.rest, &mut std::io::sink())?;
+    let status = mounted.child.wait()?;
+    if status.success() { Ok(()) } else { Err(format!("a run ended with {status}").into()) }
+}
+
+/// Largest resident set so far (proc(5): `VmHWM`).
+fn peak_kib(child: &Child) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{}/status", child.id()))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).ok_or("no VmHWM")?;
+    Ok(line.trim().trim_end_matches(" kB").parse()?)
+}
+
+/// Blocks of a folder and all that is in it.
+fn disk_bytes(path: &Path) -> Result<u64> {
+    let found = fs::symlink_metadata(path)?;
+    // A block is 512 bytes here (stat(2)).
+    let mut bytes = found.blocks() * 512;
+    if found.is_dir() {
+        for entry in fs::read_dir(path)? {
+            bytes += disk_bytes(&entry?.path())?;
+        }
+    }
+    Ok(bytes)
+}
+
+/// Median, smallest and largest.
+fn spread(mut values: Vec<u128>) -> String {
+    let median = median(&mut values);
+    format!("{median} µs ({}, {})", values[0], values[values.len() - 1])
+}
+
+fn median(values: &mut [u128]) -> u128 {
+    values.sort_unstable();
+    values[values.len() / 2]
+}

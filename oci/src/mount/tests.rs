@@ -1,0 +1,290 @@
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::PathBuf;
+
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
+use nix::sys::stat::{SFlag, mknod};
+use rustix::fs::{XattrFlags, setxattr};
+use tempfile::TempDir;
+
+use super::*;
+
+/// The ways that a kernel of this version has to know; others may.
+fn known_ways() -> &'static [Handover] {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split(['.', '-']).map(|number| number.parse::<u32>().unwrap());
+    match (numbers.next().unwrap(), numbers.next().unwrap()) {
+        version if version >= (6, 13) => &[Handover::Fds, Handover::Paths, Handover::Classic],
+        version if version >= (6, 8) => &[Handover::Paths, Handover::Classic],
+        _ => &[Handover::Classic],
+    }
+}
+
+/// Folders for mounts, in a mount namespace of the test's own.
+struct Bench(TempDir);
+
+impl Bench {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        unshare(CloneFlags::CLONE_NEWNS).unwrap();
+        let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+        mount(None::<&str>, "/", None::<&str>, private, None::<&str>).unwrap();
+        Self(dir)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// Opens a folder, and makes it if it is missing.
+    fn folder(&self, name: &str) -> OwnedFd {
+        fs::create_dir_all(self.path(name)).unwrap();
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        open(&self.path(name), flags, Mode::empty()).unwrap()
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        fs::create_dir_all(self.path(name).parent().unwrap()).unwrap();
+        fs::write(self.path(name), text).unwrap();
+    }
+
+    fn set(&self, name: &str, attribute: &str, value: &str) {
+        setxattr(self.path(name), attribute, value.as_bytes(), XattrFlags::empty()).unwrap();
+    }
+
+    /// Makes `count` layers, each with a file of its own and one that all have.
+    fn layers(&self, count: usize) -> Vec<OwnedFd> {
+        let layer = |number: usize| {
+            self.write(&format!("layer{number}/of-{number}"), "");
+            self.write(&format!("layer{number}/of-all"), &number.to_string());
+            self.folder(&format!("layer{number}"))
+        };
+        (0..count).map(layer).collect()
+    }
+}
+
+/// Finds the options of each overlay that this thread can see.
+fn visible_overlays() -> Vec<String> {
+    let mounts = fs::read_to_string("/proc/thread-self/mounts").unwrap();
+    mounts.lines().filter(|line| line.starts_with("overlay ")).map(str::to_owned).collect()
+}
+
+/// Reads all names with their content through an fd.
+fn tree(root: &OwnedFd) -> BTreeMap<PathBuf, String> {
+    let root = PathBuf::from(format!("/proc/thread-self/fd/{}/", root.as_raw_fd()));
+    let mut found = BTreeMap::new();
+    let mut pending = vec![root.clone()];
+    while let Some(folder) = pending.pop() {
+        for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
+            let kind = entry.file_type().unwrap();
+            let text = if kind.is_dir() {
+                pending.push(entry.path());
+                "dir".to_owned()
+            } else if kind.is_symlink() {
+                fs::read_link(entry.path()).unwrap().display().to_string()
+            } else {
+                fs::read_to_string(entry.path()).unwrap()
+            };
+            found.insert(entry.path().strip_prefix(&root).unwrap().to_owned(), text);
+        }
+    }
+    found
+}
+
+#[test]
+fn each_way_of_handing_layers_over_makes_the_same_tree_and_leaves_nothing() {
+    let bench = Bench::new();
+    let before = visible_overlays();
+    for flavour in [Flavour::Trusted, Flavour::User] {
+        for handover in known_ways().iter().copied() {
+            let at = |name: &str| format!("{flavour:?} {handover:?}/{name}");
+            bench.write(&at("bottom/gone"), "1");
+            bench.write(&at("bottom/below/hidden"), "1");
+            bench.write(&at("bottom/both/one"), "1");
+            bench.write(&at("top/below/shown"), "2");
+            bench.write(&at("top/both/two"), "2");
+            bench.set(&at("top/below"), flavour.opaque_xattr(), "y");
+            mknod(&bench.path(&at("top/gone")), SFlag::S_IFCHR, Mode::empty(), 0).unwrap();
+            symlink("both", bench.path(&at("top/link"))).unwrap();
+            let lower = [bench.folder(&at("top")), bench.folder(&at("bottom"))];
+            let (upper, work) = (bench.folder(&at("upper")), bench.folder(&at("work")));
+            let overlay =
+                Overlay { lower: &lower, upper: &upper, work: &work, flavour, volatile: true };
+            let root = overlay.mount_by(handover).unwrap();
+            let expected = [
+                ("below", "dir"),
+                ("below/shown", "2"),
+                ("both", "dir"),
+                ("both/one", "1"),
+                ("both/two", "2"),
+                ("link", "both"),
+            ];
+            let expected = expected.map(|(name, text)| (PathBuf::from(name), text.to_owned()));
+            assert_eq!(tree(&root), BTreeMap::from(expected), "{flavour:?} {handover:?}");
+            let how = OpenHow::new()
+                .flags(OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_CLOEXEC)
+                .mode(Mode::S_IRWXU)
+                .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_XDEV);
+            let made = openat2(&root, "/link/../new", how).unwrap();
+            nix::unistd::write(&made, b"3").unwrap();
+            assert_eq!(fs::read_to_string(bench.path(&at("upper/new"))).unwrap(), "3");
+            assert_eq!(visible_overlays(), before, "{flavour:?} {handover:?}");
+            assert!(!bench.path(&at("work/mount")).exists());
+            let options = {
+                let target = bench.path(&at("target"));
+                fs::create_dir(&target).unwrap();
+                attach(&root, &target).unwrap();
+                visible_overlays().pop().unwrap()
+            };
+            let user = options.contains(",userxattr");
+            assert_eq!(user, flavour == Flavour::User, "{options}");
+            for option in ["nosuid", "nodev", "volatile"] {
+                assert!(options.contains(option), "{option}: {options}");
+            }
+            umount2(&bench.path(&at("target")), MntFlags::MNT_DETACH).unwrap();
+        }
+    }
+}
+
+#[test]
+fn five_hundred_layers_are_mounted_in_each_way_and_one_more_is_refused() {
+    let bench = Bench::new();
+    let layers = bench.layers(501);
+    for (number, handover) in known_ways().iter().copied().enumerate() {
+        for count in [128, 499, 500] {
+            let at = |name: &str| bench.folder(&format!("{name}{number}-{count}"));
+            let (upper, work) = (at("upper"), at("work"));
+            let lower = layers.get(..count).unwrap();
+            let flavour = Flavour::Trusted;
+            let overlay = Overlay { lower, upper: &upper, work: &work, flavour, volatile: false };
+            let found = tree(&overlay.mount_by(handover).unwrap());
+            assert_eq!(found.len(), count + 1, "{handover:?}");
+            assert_eq!(found[&PathBuf::from("of-all")], "0");
+        }
+    }
+    let (upper, work) = (bench.folder("upper"), bench.folder("work"));
+    let error = overlay(&layers, &upper, &work, Flavour::Trusted).unwrap_err();
+    let expected = "501 layers are too many for one overlay mount: expected at most 500";
+    assert_eq!(error.to_string(), expected);
+}
+
+#[test]
+fn refusal_has_the_kernels_own_explanation() {
+    let bench = Bench::new();
+    let (upper, work) = (bench.folder("upper"), bench.folder("work"));
+    let lower = [bench.folder("layer")];
+    let read_only = MsFlags::MS_RDONLY;
+    mount(None::<&str>, &bench.path("work"), Some("tmpfs"), read_only, None::<&str>).unwrap();
+    let error = overlay(&lower, &upper, &bench.folder("work"), Flavour::Trusted).unwrap_err();
+    // Older kernels explain nothing.
+    let explains = known_ways().contains(&Handover::Paths);
+    assert_eq!(errno(&error), Some(if explains { Errno::EINVAL } else { Errno::EROFS }));
+    let text = error.to_string();
+    let (begin, end) = ("(it says: overlay: filesystem on ", " is read-only)");
+    assert_eq!(text.contains(begin) && text.ends_with(end), explains, "{text}");
+    // Of what it tells nobody about, its error number is left.
+    let twice = [bench.folder("layer"), bench.folder("layer")];
+    let error = overlay(&twice, &upper, &work, Flavour::Trusted).unwrap_err();
+    assert_eq!(errno(&error), Some(Errno::ELOOP));
+    assert_eq!(error.to_string(), "the kernel refused to make the overlay");
+}
+
+#[test]
+fn layer_cannot_redirect_lookups() {
+    let bench = Bench::new();
+    bench.write("bottom/secret/file", "");
+    bench.write("top/shown/own", "");
+    bench.set("top/shown", "trusted.overlay.redirect", "/secret");
+    let lower = [bench.folder("top"), bench.folder("bottom")];
+    let (upper, work) = (bench.folder("upper"), bench.folder("work"));
+    for handover in known_ways().iter().copied() {
+        let flavour = Flavour::Trusted;
+        let overlay =
+            Overlay { lower: &lower, upper: &upper, work: &work, flavour, volatile: false };
+        let root = overlay.mount_by(handover).unwrap();
+        let shown = format!("/proc/thread-self/fd/{}/shown", root.as_raw_fd());
+        let names: Vec<_> = match fs::read_dir(shown) {
+            Ok(entries) => entries.map(|entry| entry.unwrap().file_name()).collect(),
+            // The kernel shows nothing of such a directory.
+            Err(error) if errno(&error) == Some(Errno::EPERM) => Vec::new(),
+            Err(error) => panic!("{error}"),
+        };
+        assert!(!names.iter().any(|name| name == OsStr::new("file")), "{names:?}");
+    }
+}
+
+/// What a kernel of each age answers in each way, and what comes of it.
+#[test]
+fn kernels_of_each_age_are_asked_in_a_way_they_know_and_errors_explain_the_folders() {
+    let refusal = |errno: Errno, explanation: Option<&str>| {
+        let explanation = explanation.map(str::to_owned);
+        Err(Refusal { step: Step::Create, explanation, source: errno.into() })
+    };
+    let bad_value = || refusal(Errno::EINVAL, Some("overlay: Bad value for 'upperdir'"));
+    let legacy = || refusal(Errno::EOPNOTSUPP, None);
+    let weird = || refusal(Errno::EINVAL, Some("overlay: filesystem on a not supported"));
+    let silent = || refusal(Errno::EINVAL, None);
+    type Case<'a> = ([Result<u8, Refusal>; 3], Result<u8, (Errno, Option<&'a str>)>, &'a str);
+    let bad_fd = || refusal(Errno::EBADF, None);
+    let cases: [Case<'_>; 10] = [
+        // Works at once; Linux 6.12; Linux 6.1.
+        ([Ok(1), Ok(2), Ok(3)], Ok(1), "Fds"),
+        ([bad_fd(), Ok(2), Ok(3)], Ok(2), "Fds Paths"),
+        ([bad_value(), Ok(2), Ok(3)], Ok(2), "Fds Paths"),
+        ([bad_fd(), silent(), silent()], Err((Errno::EINVAL, None)), "Fds Paths Classic"),
+        ([legacy(), Ok(2), Ok(3)], Ok(3), "Fds Classic"),
+        // No new system calls at all.
+        ([refusal(Errno::ENOSYS, None), Ok(2), Ok(3)], Ok(3), "Fds Classic"),
+        // Each kernel with folders that overlayfs does not take.
+        (
+            [weird(), weird(), silent()],
+            Err((Errno::EINVAL, Some("not supported"))),
+            "Fds Paths Classic",
+        ),
+        (
+            [bad_value(), weird(), silent()],
+            Err((Errno::EINVAL, Some("not supported"))),
+            "Fds Paths Classic",
+        ),
+        ([legacy(), Ok(2), silent()], Err((Errno::EINVAL, None)), "Fds Classic"),
+        // Nothing that another way could help with.
+        ([refusal(Errno::EACCES, None), Ok(2), Ok(3)], Err((Errno::EACCES, None)), "Fds"),
+    ];
+    for (number, (answers, expected, expected_asked)) in cases.into_iter().enumerate() {
+        let mut asked = Vec::new();
+        let mut answers = answers.map(Some);
+        let found = first_that_works(|way| {
+            asked.push(format!("{way:?}"));
+            answers[way as usize].take().unwrap()
+        });
+        assert_eq!(asked.join(" "), expected_asked, "case {number}");
+        match (found, expected) {
+            (Ok(found), Ok(expected)) => assert_eq!(found, expected, "case {number}"),
+            (Err(found), Err((errno, text))) => {
+                assert_eq!(found.source.raw_os_error(), Some(errno as i32), "case {number}");
+                let explanation = found.explanation.unwrap_or_default();
+                assert!(explanation.ends_with(text.unwrap_or_default()), "case {number}");
+                assert_eq!(explanation.is_empty(), text.is_none(), "case {number}");
+            }
+            (found, _) => panic!("case {number}: {found:?}"),
+        }
+    }
+}
+
+#[test]
+fn the_flavour_is_found_by_many_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let find = || {
+        let folder = fs::File::open(folder.path()).unwrap();
+        for _ in 0..500 {
+            Flavour::of_process(&folder).unwrap();
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(find);
+        }
+    });
+}

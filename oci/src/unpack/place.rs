@@ -1,0 +1,254 @@
+//! A name in an open directory, and what can be made there.
+//!
+//! Each operation takes the single name, relative to the directory's fd, and never follows it; what
+//! was made is then given its metadata by its own fd, or by that name.
+
+use std::borrow::Cow;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, openat};
+use nix::sys::stat::{
+    FchmodatFlags, FileStat, Mode, SFlag, UtimensatFlags, fchmod, fchmodat, fstatat, futimens,
+    mkdirat, mknodat, utimensat,
+};
+use nix::sys::time::TimeSpec;
+use nix::unistd::{Gid, Uid, fchown, fchownat, symlinkat};
+use rustix::fs::{XattrFlags, fgetxattr, flistxattr, fremovexattr, fsetxattr, lsetxattr};
+
+use super::archive::Metadata;
+use super::path::PATH_BYTES;
+use super::remove::remove_tree;
+use super::tree::{EntryError, failed};
+use crate::mount::Flavour;
+
+/// The kernel's bound on a list of attributes' names (`XATTR_LIST_MAX`).
+const XATTR_LIST_BYTES: usize = 65536;
+
+/// A name in an open directory.
+#[derive(Debug)]
+pub(super) struct Place<'a> {
+    pub(super) parent: OwnedFd,
+    /// Path of `parent` below the root; without symbolic links where it comes from [`Tree::place`].
+    ///
+    /// [`Tree::place`]: super::tree::Tree::place
+    pub(super) directory: Cow<'a, [u8]>,
+    pub(super) name: &'a [u8],
+}
+
+impl Place<'_> {
+    /// Returns the path below the root.
+    pub(super) fn path(&self) -> Vec<u8> {
+        match self.directory.is_empty() {
+            true => self.name.to_vec(),
+            false => [&self.directory, self.name].join(&b'/'),
+        }
+    }
+
+    /// Looks at what is there, without following it.
+    pub(super) fn stat(&self) -> Result<Option<FileStat>, EntryError> {
+        match fstatat(&self.parent, self.name, AtFlags::AT_SYMLINK_NOFOLLOW) {
+            Ok(found) => Ok(Some(found)),
+            Err(Errno::ENOENT) => Ok(None),
+            Err(errno) => Err(failed("look at an entry")(errno)),
+        }
+    }
+
+    pub(super) fn kind(&self) -> Result<Option<SFlag>, EntryError> {
+        Ok(self.stat()?.as_ref().map(file_type))
+    }
+
+    /// Removes what is there, whatever it is.
+    pub(super) fn remove(&self) -> Result<(), EntryError> {
+        remove_tree(self.parent.as_fd(), self.name)
+            .map_err(failed("remove an entry that a later one replaces"))
+    }
+
+    /// Makes something, in place of what is there.
+    pub(super) fn create<T>(
+        &self,
+        operation: &'static str,
+        make: impl Fn() -> nix::Result<T>,
+    ) -> Result<T, EntryError> {
+        match make() {
+            Err(Errno::EEXIST) => {
+                self.remove()?;
+                make()
+            }
+            made => made,
+        }
+        .map_err(failed(operation))
+    }
+
+    /// Makes a file to be written; `set_file` gives it its metadata.
+    pub(super) fn create_file(&self) -> Result<File, EntryError> {
+        let flags =
+            OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let open = || openat(&self.parent, self.name, flags, Mode::S_IRUSR | Mode::S_IWUSR);
+        self.create("make a file", open).map(File::from)
+    }
+
+    /// Makes a symbolic link; its target is the box's affair.
+    pub(super) fn symlink(&self, target: &[u8], metadata: &Metadata) -> Result<(), EntryError> {
+        if target.is_empty() || target.len() > PATH_BYTES || target.contains(&0) {
+            return Err(EntryError::SymlinkTarget);
+        }
+        self.create("make a symbolic link", || symlinkat(target, &self.parent, self.name))?;
+        self.set_special(metadata)
+    }
+
+    /// Makes a named pipe.
+    pub(super) fn fifo(&self, metadata: &Metadata) -> Result<(), EntryError> {
+        let make = || mknodat(&self.parent, self.name, SFlag::S_IFIFO, Mode::S_IRUSR, 0);
+        self.create("make a named pipe", make)?;
+        self.set_special(metadata)?;
+        fchmodat(&self.parent, self.name, mode(metadata), FchmodatFlags::NoFollowSymlink)
+            .map_err(failed("set a mode"))?;
+        self.set_times(metadata)
+    }
+
+    /// Sets owner, attributes and time of what cannot be opened.
+    fn set_special(&self, metadata: &Metadata) -> Result<(), EntryError> {
+        let (uid, gid) = owner(metadata);
+        fchownat(&self.parent, self.name, uid, gid, AtFlags::AT_SYMLINK_NOFOLLOW)
+            .map_err(owner_error(metadata))?;
+        for (name, value) in kept_xattrs(metadata) {
+            // The kernel allows these on files and directories only; nothing is lost that could
+            // have been there.
+            if name.starts_with(b"user.") || name.starts_with(b"system.") {
+                continue;
+            }
+            let path =
+                [format!("/proc/self/fd/{}/", self.parent.as_raw_fd()).as_bytes(), self.name]
+                    .concat();
+            lsetxattr(path, name, value, XattrFlags::empty())
+                .map_err(failed("set an extended attribute"))?;
+        }
+        self.set_times(metadata)
+    }
+
+    fn set_times(&self, metadata: &Metadata) -> Result<(), EntryError> {
+        let mtime = time(metadata.mtime);
+        utimensat(&self.parent, self.name, &mtime, &mtime, UtimensatFlags::NoFollowSymlink)
+            .map_err(failed("set the times of an entry"))
+    }
+
+    pub(super) fn make_dir(&self) -> Result<OwnedFd, EntryError> {
+        mkdirat(&self.parent, self.name, Mode::S_IRWXU).map_err(failed("make a directory"))?;
+        self.open_dir()
+    }
+
+    /// Opens a directory, only to find what is in it.
+    pub(super) fn open_path(&self) -> Result<OwnedFd, EntryError> {
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        openat(&self.parent, self.name, flags, Mode::empty()).map_err(failed("open a directory"))
+    }
+
+    pub(super) fn open_dir(&self) -> Result<OwnedFd, EntryError> {
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        openat(&self.parent, self.name, flags, Mode::empty()).map_err(failed("open a directory"))
+    }
+
+    pub(super) fn mark_opaque(&self, flavour: Flavour) -> Result<(), EntryError> {
+        fsetxattr(self.open_dir()?, flavour.opaque_xattr(), b"y", XattrFlags::empty())
+            .map_err(failed("mark a directory as opaque"))
+    }
+
+    pub(super) fn make_whiteout(&self) -> Result<(), EntryError> {
+        mknodat(&self.parent, self.name, SFlag::S_IFCHR, Mode::empty(), 0)
+            .map_err(failed("make a whiteout"))
+    }
+}
+
+/// Takes the attributes away that an earlier description gave a directory.
+pub(super) fn plain(directory: OwnedFd) -> Result<OwnedFd, EntryError> {
+    for name in kept_xattrs_of(&directory).map_err(failed("list extended attributes"))? {
+        fremovexattr(&directory, name).map_err(failed("remove an extended attribute"))?;
+    }
+    Ok(directory)
+}
+
+/// Says whether overlayfs hides what lower layers have in a directory.
+pub(crate) fn is_opaque(directory: &OwnedFd, flavour: Flavour) -> nix::Result<bool> {
+    let mut value = [0_u8; 1];
+    match fgetxattr(directory, flavour.opaque_xattr(), &mut value) {
+        Ok(length) => Ok(value[..length] == *b"y"),
+        // Nothing but `y` is ever set, and a longer value is none of ours.
+        Err(rustix::io::Errno::NODATA | rustix::io::Errno::RANGE | rustix::io::Errno::NOTSUP) => {
+            Ok(false)
+        }
+        Err(errno) => Err(Errno::from_raw(errno.raw_os_error())),
+    }
+}
+
+/// Gives a file its metadata, in the order in which nothing is cleared again: owner, attributes,
+/// mode, time.
+pub(super) fn set_file(file: &File, metadata: &Metadata) -> Result<(), EntryError> {
+    set_owner_and_mode(file, metadata)?;
+    let mtime = time(metadata.mtime);
+    futimens(file, &mtime, &mtime).map_err(failed("set the times of a file"))
+}
+
+/// Changing the owner clears setuid bits and `security.capability`, so it comes first.
+pub(super) fn set_owner_and_mode(file: &File, metadata: &Metadata) -> Result<(), EntryError> {
+    let (uid, gid) = owner(metadata);
+    fchown(file, uid, gid).map_err(owner_error(metadata))?;
+    for (name, value) in kept_xattrs(metadata) {
+        fsetxattr(file, name, value, XattrFlags::empty())
+            .map_err(failed("set an extended attribute"))?;
+    }
+    fchmod(file, mode(metadata)).map_err(failed("set a mode"))
+}
+
+/// Says whether an attribute means something in a box.
+///
+/// Not `trusted.*`, which would let an image steer overlayfs, nor its unprivileged twin
+/// `user.overlay.*`; not the labels of the builder's security module.
+fn is_kept(name: &[u8]) -> bool {
+    (name.starts_with(b"user.") && !name.starts_with(b"user.overlay."))
+        || name == b"security.capability"
+        || name.starts_with(b"system.posix_acl_")
+}
+
+/// Lists those attributes of an open file that mean something in a box.
+pub(crate) fn kept_xattrs_of(file: &impl AsFd) -> io::Result<Vec<Vec<u8>>> {
+    let mut names = vec![0; XATTR_LIST_BYTES];
+    let length = match flistxattr(file, &mut names) {
+        Err(rustix::io::Errno::NOTSUP) => 0,
+        listed => listed?,
+    };
+    let names = names[..length].split(|byte| *byte == 0);
+    Ok(names.filter(|name| is_kept(name)).map(<[u8]>::to_vec).collect())
+}
+
+fn kept_xattrs(metadata: &Metadata) -> impl Iterator<Item = (&[u8], &[u8])> {
+    let xattrs = metadata.xattrs.iter().map(|(name, value)| (name.as_slice(), value.as_slice()));
+    xattrs.filter(|(name, _)| is_kept(name))
+}
+
+/// Makes an error of a change of owner; ids that are not mapped are the only invalid ones.
+fn owner_error(metadata: &Metadata) -> impl Fn(Errno) -> EntryError {
+    let (uid, gid) = (metadata.uid, metadata.gid);
+    move |errno| match errno {
+        Errno::EINVAL => EntryError::Unmapped { uid, gid },
+        errno => failed("set an owner")(errno),
+    }
+}
+
+pub(super) fn file_type(stat: &FileStat) -> SFlag {
+    SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT
+}
+
+fn owner(metadata: &Metadata) -> (Option<Uid>, Option<Gid>) {
+    (Some(Uid::from_raw(metadata.uid)), Some(Gid::from_raw(metadata.gid)))
+}
+
+fn mode(metadata: &Metadata) -> Mode {
+    Mode::from_bits_truncate(metadata.mode)
+}
+
+pub(super) fn time((seconds, nanoseconds): (i64, u32)) -> TimeSpec {
+    TimeSpec::new(seconds, nanoseconds.into())
+}

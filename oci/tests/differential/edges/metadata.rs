@@ -1,0 +1,283 @@
+//! What belongs to an entry beside its name and its content.
+
+use tar::EntryType;
+
+use super::{base, owned, root};
+use crate::archive::{Tar, header};
+use crate::case::{Case, check};
+use crate::verdict::Verdict::{Differs, Refuses};
+
+// Why tools disagree.
+const BEFORE_1970: &str = "containerd takes times that it does not expect for 0";
+const AFTER_2262: &str =
+    "umoci counts nanoseconds in 64 bits, which end in 2262; containerd takes such times for 0";
+const EMPTY_VALUE: &str = "umoci 0.4.7 loses attributes without a value";
+const ATTRIBUTES_LEFT: &str =
+    "containerd leaves attributes that the entry lacks; an entry describes all of a directory";
+const NONE_ON_SYMLINKS: &str =
+    "the kernel has no such attributes on symlinks, and nothing is lost without them";
+const TRUSTED: &str = "umoci sets what would let an image steer the host's overlayfs";
+const LABELS: &str = "containerd sets labels, which belong to the machine that built the image";
+const OVERLAY_ATTRIBUTE: &str =
+    "an attribute of overlayfs must not come from an image; it hides nothing in any of them";
+const NO_DEVICES: &str = "a box has its own `/dev`, and the host must not have an image's devices";
+const WHITEOUT_DEVICE: &str = "devices are not made; only in an overlay is this one a whiteout";
+
+#[test]
+fn times() {
+    let at =
+        |tar: Tar, time: &str, name: &str| tar.pax(&[("mtime", time.as_bytes())]).file(name, "1");
+    let mut negative = header(EntryType::Regular, "negative", 0o644);
+    negative.as_old_mut().mtime = [0xff; 12];
+    let mut huge = header(EntryType::Regular, "huge", 0o644);
+    huge.set_mtime(1 << 35);
+    check(
+        "time",
+        &[
+            Case::of(
+                "sub-second",
+                vec![at(at(root(), "1700000000.123456789", "f"), "1.5", "g").into()],
+            ),
+            Case::of("sub-nanosecond", vec![at(root(), "1700000000.1234567891", "f").into()]),
+            Case::of(
+                "of-dirs",
+                vec![
+                    root()
+                        .pax(&[("mtime", b"5.000000001")])
+                        .dir("d")
+                        .file("d/f", "1")
+                        .pax(&[("mtime", b"6.5")])
+                        .dir("d/e")
+                        .file("d/e/f", "1")
+                        .into(),
+                    Tar::new().pax(&[("mtime", b"7.5")]).dir("d").file("d/g", "1").into(),
+                ],
+            ),
+            Case::of(
+                "of-symlinks",
+                vec![root().pax(&[("mtime", b"5.000000001")]).symlink("s", "x").into()],
+            ),
+            Case::of("zero", vec![at(root(), "0", "f").into()]),
+            Case::of("before-1970", vec![at(at(root(), "-1", "f"), "-1.25", "g").into()])
+                .because(BEFORE_1970)
+                .containerd(Differs(&[("f", "mtime 0"), ("g", "mtime 0")])),
+            Case::of("before-1970-base-256", vec![root().append(negative, "", b"1").into()])
+                .because(BEFORE_1970)
+                .containerd(Differs(&[("negative", "mtime 0")])),
+            Case::of("after-2500", vec![at(root(), "17000000000", "f").into()])
+                .because(AFTER_2262)
+                .umoci(Differs(&[("f", "mtime -1446744074.290448384")]))
+                .containerd(Differs(&[("f", "mtime 0")]))
+                .with(&[("f", "file 644 11:22 17000000000 `1`")]),
+            Case::of("after-3000-octal", vec![root().append(huge, "", b"1").into()])
+                .because(AFTER_2262)
+                .umoci(Differs(&[("huge", "mtime -2533749780.580896768")]))
+                .containerd(Differs(&[("huge", "mtime 0")]))
+                .with(&[("huge", "file 644 11:22 34359738368 `1`")]),
+            Case::of("beyond-any-clock", vec![at(root(), "9223372036854775807", "f").into()])
+                .because(AFTER_2262)
+                .umoci(Differs(&[("f", "mtime -1")]))
+                .containerd(Differs(&[("f", "mtime 0")]))
+                .with(&[("f", "file 644 11:22 9223372036854775807 `1`")]),
+        ],
+    );
+}
+
+#[test]
+fn modes_and_owners() {
+    check(
+        "mode",
+        &[
+            Case::of(
+                "special-bits",
+                vec![
+                    root()
+                        .entry(EntryType::Regular, "setuid", 0o4755, b"1")
+                        .entry(EntryType::Regular, "setgid", 0o2755, b"1")
+                        .entry(EntryType::Directory, "sticky", 0o1777, b"")
+                        .entry(EntryType::Directory, "setgid-dir", 0o2775, b"")
+                        .file("setgid-dir/f", "1")
+                        .dir("setgid-dir/d")
+                        .entry(EntryType::Regular, "none", 0, b"1")
+                        .into(),
+                ],
+            ),
+            Case::of(
+                "read-only-dirs",
+                vec![
+                    root()
+                        .entry(EntryType::Directory, "d", 0o555, b"")
+                        .file("d/f", "1")
+                        .entry(EntryType::Directory, "e", 0, b"")
+                        .file("e/f", "1")
+                        .into(),
+                    Tar::new().file("d/g", "2").into(),
+                ],
+            )
+            .overlayfs(Differs(&[("d", "mtime now")])),
+            Case::of(
+                "owners",
+                vec![
+                    root()
+                        .append(owned(EntryType::Regular, "f", 0o644, 65534), "", b"1")
+                        .append(owned(EntryType::Symlink, "s", 0o777, 1000), "f", b"")
+                        .append(owned(EntryType::Fifo, "p", 0o4755, 1000), "", b"")
+                        .pax(&[("uid", b"3000000000"), ("gid", b"4000000000")])
+                        .file("large", "1")
+                        .into(),
+                ],
+            ),
+            Case::of(
+                "type-bits-in-the-mode",
+                vec![
+                    root()
+                        .entry(EntryType::Regular, "f", 0o100_644, b"1")
+                        .entry(EntryType::Directory, "d", 0o040_750, b"")
+                        .into(),
+                ],
+            ),
+        ],
+    );
+}
+
+/// `cap_net_raw=ep`, as the kernel keeps it (`struct vfs_cap_data`, revision 2).
+const CAPABILITY: &[u8; 20] = b"\x01\0\0\x02\0\x20\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
+
+/// `u::rw-,u:7:r--,g::r--,m::r--,o::r--`, as the kernel keeps it: a version, then tag, permissions and
+/// id of each entry.
+const ACL: &[u8; 44] = b"\x02\0\0\0\
+    \x01\0\x06\0\xff\xff\xff\xff\
+    \x02\0\x04\0\x07\0\0\0\
+    \x04\0\x04\0\xff\xff\xff\xff\
+    \x10\0\x04\0\xff\xff\xff\xff\
+    \x20\0\x04\0\xff\xff\xff\xff";
+
+#[test]
+fn extended_attributes() {
+    let and =
+        |tar: Tar, name: &str, value: &[u8]| tar.pax(&[(&format!("SCHILY.xattr.{name}"), value)]);
+    let of = |name: &str, value: &[u8]| and(root(), name, value);
+    check(
+        "attribute",
+        &[
+            Case::of(
+                "capability",
+                vec![
+                    of("security.capability", CAPABILITY)
+                        .append(owned(EntryType::Regular, "f", 0o4755, 7), "", b"1")
+                        .into(),
+                ],
+            ),
+            Case::of("user", vec![of("user.a", b"x\ny=\xff").file("f", "1").into()]),
+            Case::of("user-empty", vec![of("user.a", b"").file("f", "1").into()])
+                .because(EMPTY_VALUE)
+                .umoci(Differs(&[("f", "xattrs ")])),
+            Case::of(
+                "on-a-dir",
+                vec![
+                    of("user.a", b"1").dir("d").file("d/f", "1").into(),
+                    Tar::new().dir("d").into(),
+                ],
+            )
+            .because(ATTRIBUTES_LEFT)
+            .native(Differs(&[("d", "xattrs user.a=1")])),
+            Case::of(
+                "on-a-dir-not-described-above",
+                vec![of("user.a", b"1").dir("d").into(), Tar::new().file("d/f", "1").into()],
+            )
+            .overlayfs(Differs(&[("d", "mtime now")])),
+            Case::of(
+                "replaced",
+                vec![
+                    of("user.a", b"1").dir("d").into(),
+                    and(Tar::new(), "user.b", b"2").dir("d").into(),
+                ],
+            )
+            .because(ATTRIBUTES_LEFT)
+            .native(Differs(&[("d", "xattrs user.a=1 user.b=2")])),
+            Case::of("acl", vec![of("system.posix_acl_access", ACL).file("f", "1").into()]),
+            Case::of("user-on-a-symlink", vec![of("user.a", b"1").symlink("s", "x").into()])
+                .because(NONE_ON_SYMLINKS)
+                .umoci(Refuses("operation not permitted"))
+                .with(&[("/", "dir 755 11:22 1700000000")]),
+            Case::of("trusted", vec![of("trusted.a", b"1").file("f", "1").into()])
+                .because(TRUSTED)
+                .umoci(Differs(&[("f", "xattrs trusted.a=1")])),
+            Case::of("selinux", vec![of("security.selinux", b"label").file("f", "1").into()])
+                .because(LABELS)
+                .containerd(Differs(&[("f", "xattrs security.selinux=label")])),
+            Case::of(
+                "opaque-by-attribute",
+                vec![
+                    base().into(),
+                    and(Tar::new(), "trusted.overlay.opaque", b"y")
+                        .dir("a")
+                        .file("a/n", "2")
+                        .into(),
+                ],
+            ),
+            Case::of(
+                "opaque-by-user-attribute",
+                vec![
+                    base().into(),
+                    and(Tar::new(), "user.overlay.opaque", b"y").dir("a").file("a/n", "2").into(),
+                ],
+            )
+            .because(OVERLAY_ATTRIBUTE)
+            .umoci(Differs(&[("a", "xattrs user.overlay.opaque=y")]))
+            .containerd(Differs(&[("a", "xattrs user.overlay.opaque=y")]))
+            .with(&[("a", "dir 755 11:22 1700000000")]),
+        ],
+    );
+}
+
+#[test]
+fn special_files() {
+    let device = |kind, name, major, minor| {
+        let mut header = header(kind, name, 0o600);
+        header.set_device_major(major).unwrap();
+        header.set_device_minor(minor).unwrap();
+        header
+    };
+    check(
+        "special",
+        &[
+            Case::of("fifo", vec![root().entry(EntryType::Fifo, "p", 0o620, b"").into()]),
+            Case::of(
+                "devices",
+                vec![
+                    root()
+                        .dir("dev")
+                        .append(device(EntryType::Char, "dev/null", 1, 3), "", b"")
+                        .append(device(EntryType::Block, "dev/loop", 7, 0), "", b"")
+                        .into(),
+                ],
+            )
+            .because(NO_DEVICES)
+            .umoci(Differs(&[("dev/loop", "block 7:0"), ("dev/null", "char 1:3")]))
+            .containerd(Differs(&[("dev/loop", "block 7:0"), ("dev/null", "char 1:3")]))
+            .with(&[("dev/loop", "absent"), ("dev/null", "absent")]),
+            Case::of(
+                "device-over-a-file",
+                vec![
+                    base().into(),
+                    Tar::new().append(device(EntryType::Char, "top", 1, 3), "", b"").into(),
+                ],
+            )
+            .because(NO_DEVICES)
+            .umoci(Differs(&[("top", "char 1:3")]))
+            .containerd(Differs(&[("top", "char 1:3")]))
+            .with(&[("top", "absent")]),
+            Case::of(
+                "device-of-a-whiteout",
+                vec![
+                    base().into(),
+                    Tar::new().append(device(EntryType::Char, "top", 0, 0), "", b"").into(),
+                ],
+            )
+            .because(WHITEOUT_DEVICE)
+            .umoci(Differs(&[("top", "char 0:0")]))
+            .native(Differs(&[("top", "char 0:0")])),
+        ],
+    );
+}

@@ -1,0 +1,152 @@
+//! Names of entries, and the root.
+
+use tar::EntryType;
+
+use super::{base, owned, root};
+use crate::archive::{Tar, header};
+use crate::case::{Case, check};
+use crate::verdict::Verdict::{Accepts, Refuses};
+
+// Why tools disagree.
+const NO_NAME: &str =
+    "containerd takes the entry for the root and drops it; a file without a name is an error";
+const ROOT_DROPPED: &str = "containerd drops every entry of the root";
+
+#[test]
+fn names_in_all_spellings() {
+    let mut bytes = header(EntryType::Regular, "x", 0o644);
+    bytes.as_old_mut().name[..4].copy_from_slice(b"\xff\xfe\n\x01");
+    let long = "n".repeat(255);
+    let deep = "directory/".repeat(30);
+    let gnu = |kind, name: &str| {
+        root().entry(kind, "././@LongLink", 0o644, &[name.as_bytes(), b"\0"].concat())
+    };
+    check(
+        "name",
+        &[
+            Case::of("absolute", vec![root().dir("/d").file("/d/f", "1").into()]),
+            Case::of(
+                "dotted",
+                vec![root().dir("./d").file("./d/./f", "1").file(".//d//g", "1").into()],
+            ),
+            Case::of("slash-behind-a-file", vec![root().file("f/", "1").into()]),
+            Case::of(
+                "any-bytes",
+                vec![root().append(bytes, "", b"1").file("b\\ \t\"'é", "1").into()],
+            ),
+            Case::of(
+                "long-pax",
+                vec![root().pax(&[("path", long.as_bytes())]).file("f", "1").into()],
+            ),
+            Case::of(
+                "deep-pax",
+                vec![
+                    root()
+                        .pax(&[("path", long.as_bytes())])
+                        .dir("d")
+                        .pax(&[("path", format!("{long}/{long}").as_bytes())])
+                        .file("f", "1")
+                        .into(),
+                ],
+            ),
+            Case::of("long-gnu", vec![gnu(EntryType::GNULongName, &long).file("f", "1").into()]),
+            Case::of(
+                "long-link-gnu",
+                vec![gnu(EntryType::GNULongLink, &deep).symlink("s", "x").into()],
+            ),
+            Case::of(
+                "long-link-pax",
+                vec![root().pax(&[("linkpath", deep.as_bytes())]).symlink("s", "x").into()],
+            ),
+            Case::of(
+                "long-hard-link",
+                vec![
+                    root()
+                        .pax(&[("path", long.as_bytes())])
+                        .file("f", "1")
+                        .pax(&[("linkpath", long.as_bytes())])
+                        .hard_link("h", "x")
+                        .into(),
+                ],
+            ),
+            Case::of(
+                "case-and-unicode",
+                vec![
+                    root()
+                        .file("a", "1")
+                        .file("A", "2")
+                        .file("\u{e9}", "3")
+                        .file("e\u{301}", "4")
+                        .into(),
+                ],
+            ),
+            Case::of("upwards", vec![root().file("../f", "1").into()]),
+            Case::of("upwards-within", vec![root().dir("d").file("d/../f", "1").into()]),
+        ],
+    );
+}
+
+#[test]
+fn names_that_cannot_be_used() {
+    check(
+        "refused-name",
+        &[
+            Case::of("empty", vec![root().file("", "1").into()])
+                .because(NO_NAME)
+                .umoci(Refuses("malicious tar entry -- refusing to change type of root directory"))
+                .containerd(Accepts)
+                .refused("the name is empty"),
+            Case::of(
+                "too-long",
+                vec![root().pax(&[("path", "n".repeat(256).as_bytes())]).file("f", "1").into()],
+            )
+            .umoci(Refuses("file name too long"))
+            .containerd(Refuses("file name too long"))
+            .refused("the name is too long"),
+            Case::of("with-nul", vec![root().pax(&[("path", b"a\0b")]).file("f", "1").into()])
+                .umoci(Refuses("invalid tar header"))
+                .containerd(Refuses("invalid tar header"))
+                .refused("PAX record `path`"),
+        ],
+    );
+}
+
+#[test]
+fn the_root_is_a_directory() {
+    let with_root =
+        |mode, owner| Tar::new().append(owned(EntryType::Directory, "./", mode, owner), "", b"");
+    check(
+        "root",
+        &[
+            Case::of("described", vec![with_root(0o700, 3).file("f", "1").into()]),
+            Case::of(
+                "described-again",
+                vec![with_root(0o700, 3).file("f", "1").into(), with_root(0o711, 5).into()],
+            ),
+            Case::of(
+                "described-below",
+                vec![with_root(0o700, 3).file("f", "1").into(), Tar::new().file("g", "2").into()],
+            ),
+            Case::of(
+                "described-as-slash",
+                vec![
+                    Tar::new()
+                        .append(owned(EntryType::Directory, "/", 0o700, 3), "", b"")
+                        .file("f", "1")
+                        .into(),
+                ],
+            ),
+            Case::of("not-described", vec![Tar::new().file("f", "1").into()]),
+            Case::of("as-a-file", vec![base().into(), Tar::new().file("./", "2").into()])
+                .because(ROOT_DROPPED)
+                .umoci(Refuses("malicious tar entry -- refusing to change type of root directory"))
+                .containerd(Accepts)
+                .refused("can only be a directory"),
+            Case::of("as-a-symlink", vec![base().into(), Tar::new().symlink("./", "a").into()])
+                .because(ROOT_DROPPED)
+                .umoci(Refuses("malicious tar entry -- refusing to change type of root directory"))
+                .containerd(Accepts)
+                .refused("can only be a directory"),
+        ],
+    );
+}

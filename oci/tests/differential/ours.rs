@@ -1,0 +1,40 @@
+//! This crate: the way of an image from its layout to a mounted root file system.
+
+use std::fs;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use a3s_box_oci::{Digest, LayerCache, Layout, OverlaySpec, Platform, Stack};
+
+use crate::bench::chain;
+
+/// A mounted image; its layers may not be removed from the cache as long as it lives.
+pub(crate) struct Mounted {
+    pub(crate) root: PathBuf,
+    _stack: Stack,
+}
+
+/// Resolves `reference`, unpacks it into an empty cache and mounts it, all in the new folder `folder`.
+///
+/// The cache is a new one, as a layer that is in it is not unpacked again, whatever its blob is.
+pub(crate) fn mount(layout: &Path, reference: &str, folder: &Path) -> Result<Mounted, String> {
+    let layout = Layout::open(layout).map_err(|error| chain(&error))?;
+    let image =
+        layout.resolve(Some(reference), &Platform::host()).map_err(|error| chain(&error))?;
+    fs::create_dir(folder).unwrap();
+    let cache = LayerCache::open(&folder.join("cache")).map_err(|error| chain(&error))?;
+    let stack = cache
+        .compose(&layout, &image.layers, &mut |_, _| ControlFlow::Continue(()))
+        .map_err(|error| chain(&error))?;
+    let (root, upper, work) = (folder.join("root"), folder.join("upper"), folder.join("work"));
+    fs::create_dir(&root).unwrap();
+    let spec = OverlaySpec { stack: &stack, upper, work, target: root.clone() };
+    spec.mount().map_err(|error| chain(&error))?;
+    Ok(Mounted { root, _stack: stack })
+}
+
+/// Lists the layers of an image.
+pub(crate) fn diff_ids(layout: &Path, reference: &str) -> Vec<Digest> {
+    let image = Layout::open(layout).unwrap().resolve(Some(reference), &Platform::host()).unwrap();
+    image.layers.iter().map(|layer| layer.diff_id).collect()
+}

@@ -1,0 +1,166 @@
+//! A shim that is not root: an ordinary user, with sub-ids and without.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::disk::mounted_root;
+use crate::harness::{config, parse, shim};
+use crate::image::image;
+
+/// A user that nobody is.
+const USER: u32 = 65533;
+
+/// First of its sub-ids.
+const SUB_IDS: u32 = 700_000;
+
+/// Starts the shim as [`USER`], with tables of users and sub-ids of its own mounted over those of the
+/// machine; $1 is the folder of the tables, the rest the shim's command line.
+const AS_USER: &str = r#"
+mount --make-rprivate /
+for table in passwd subuid subgid; do mount --bind "$1/$table" "/etc/$table"; done
+shift
+exec setpriv --reuid=65533 --regid=65533 --clear-groups -- "$@"
+"#;
+
+/// Whether the user has sub-ids.
+#[derive(Clone, Copy, PartialEq)]
+enum SubIds {
+    Given,
+    None,
+}
+
+/// Makes all below `folder` the user's own.
+fn give(folder: &Path) {
+    let status = Command::new("chown").args(["-R", "65533:65533"]).arg(folder).status().unwrap();
+    assert!(status.success());
+}
+
+/// Starts the shim as the user; the folder is to outlive it.
+fn spawn(config: &Value, sub_ids: SubIds, arguments: &[&str]) -> (Child, TempDir) {
+    assert!(
+        Command::new("newuidmap").output().is_ok(),
+        "this test needs newuidmap: install the package `uidmap`"
+    );
+    let tables = tempfile::tempdir().unwrap();
+    let table = |name: &str, text: String| fs::write(tables.path().join(name), text).unwrap();
+    let users = fs::read_to_string("/etc/passwd").unwrap();
+    table("passwd", format!("{users}ordinary:x:{USER}:{USER}::/nonexistent:/bin/false\n"));
+    for name in ["subuid", "subgid"] {
+        let line = if name == "subuid" { "ordinary" } else { "65533" };
+        let given = sub_ids == SubIds::Given;
+        table(name, if given { format!("{line}:{SUB_IDS}:65536\n") } else { String::new() });
+    }
+    let shim = shim();
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-euc", AS_USER, "sh"]).arg(tables.path());
+    command.arg(shim.get_program()).args(arguments);
+    command.envs(shim.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    // A shim that refuses may be gone before it has read all.
+    let _gone = child.stdin.take().unwrap().write_all(config.to_string().as_bytes());
+    (child, tables)
+}
+
+/// Runs `--prepare` as the user.
+fn prepare(config: &Value, sub_ids: SubIds) -> Output {
+    let (child, _tables) = spawn(config, sub_ids, &["--prepare"]);
+    child.wait_with_output().unwrap()
+}
+
+fn events(output: &Output) -> Vec<Value> {
+    parse(std::str::from_utf8(&output.stdout).unwrap())
+}
+
+/// Finds what is named `name` in the trees of the cache.
+fn cached(folder: &Path, name: &str) -> Option<fs::Metadata> {
+    let ready = fs::read_dir(folder.join("c/layers-v2-user/ready")).unwrap();
+    ready
+        .filter_map(|entry| entry.unwrap().path().join("tree").join(name).symlink_metadata().ok())
+        .next()
+}
+
+#[test]
+fn an_ordinary_user_with_sub_ids_gets_a_root_with_files_of_several_owners() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = config(folder.path(), &["hang"]);
+    let script = "echo lower >of-the-image && echo 1 >own && echo 1 >other && chown 42:43 other && mkfifo pipe && chown 1:1 pipe \
+         && mkdir hidden && echo 1 >hidden/old && echo 1 >gone && chmod 4755 other";
+    config["image"] = image(folder.path(), script);
+    // A layer that hides, in both ways.
+    let script = "mkdir -p layer/hidden && touch layer/.wh.gone layer/hidden/.wh..wh..opq layer/hidden/new \
+         && tar -C layer -cf layer.tar . && umoci raw add-layer --image image:t layer.tar";
+    let status = Command::new("sh").args(["-euc", script]).current_dir(folder.path()).status();
+    assert!(status.unwrap().success());
+    give(folder.path());
+    for hits in [0, 2] {
+        let output = prepare(&config, SubIds::Given);
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        let events = events(&output);
+        let ready = events.iter().find(|event| event["type"] == "rootfs.ready").unwrap();
+        assert_eq!((&ready["root"], &ready["cache_hits"]), (&json!("overlay"), &json!(hits)));
+        assert!(!folder.path().join("s/golden").exists());
+    }
+    let (mut child, _tables) = spawn(&config, SubIds::Given, &[]);
+    let root = mounted_root(&child, folder.path());
+    assert!(root.join("hidden/new").exists() && !root.join("hidden/old").exists());
+    assert!(!root.join("gone").exists());
+    assert_eq!(fs::metadata(root.join("other")).unwrap().uid(), SUB_IDS + 41);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let owner = |name| {
+        let found = cached(folder.path(), name).unwrap();
+        (found.uid(), found.gid(), found.mode() & 0o7777)
+    };
+    assert_eq!(owner("own"), (USER, USER, 0o644));
+    // The first sub-id is the user 1 of the box.
+    assert_eq!(owner("other"), (SUB_IDS + 41, SUB_IDS + 42, 0o4755));
+    assert_eq!(owner("pipe"), (SUB_IDS, SUB_IDS, 0o644));
+}
+
+#[test]
+fn an_ordinary_user_without_sub_ids_gets_images_of_one_owner_only() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = config(folder.path(), &["never", "played"]);
+    config["image"] = image(folder.path(), "mkdir d && echo 1 >d/own");
+    give(folder.path());
+    let output = prepare(&config, SubIds::None);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert_eq!(cached(folder.path(), "d/own").unwrap().uid(), USER);
+
+    let folder = tempfile::tempdir().unwrap();
+    config["image"] = image(folder.path(), "mkdir d && echo 1 >d/other && chown 42:42 d/other");
+    give(folder.path());
+    let output = prepare(&config, SubIds::None);
+    assert_eq!(output.status.code(), Some(125), "{output:?}");
+    let events = events(&output);
+    let error = events.iter().find(|event| event["type"] == "error").unwrap();
+    assert_eq!(error["code"], "layer_invalid");
+    let causes = error["causes"].to_string();
+    assert!(causes.contains("`d/other`"), "{causes}");
+    let expected = "owner 42:42 is not mapped in this user namespace: give the user sub-ids in \
+                    /etc/subuid and /etc/subgid";
+    assert!(causes.contains(expected), "{causes}");
+}
+
+#[test]
+fn an_ordinary_user_can_have_a_disk_in_memory_but_no_image_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = config(folder.path(), &["never", "played"]);
+    config["image"] = image(folder.path(), "echo 1 >own");
+    give(folder.path());
+    config["resources"] = json!({"disk": "memory", "disk_mib": 16});
+    let output = prepare(&config, SubIds::None);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    config["resources"] = json!({"disk_mib": 16});
+    let output = prepare(&config, SubIds::None);
+    assert_eq!(output.status.code(), Some(125), "{output:?}");
+    let text = events(&output)[1]["causes"].to_string();
+    assert!(text.contains("needs root") && text.contains("`memory`"), "{text}");
+}

@@ -110,6 +110,7 @@ fn tree_that_changes_while_it_is_made_leads_nowhere_else() {
     let tar = (0..10).fold(Tar::new(), |tar, number| {
         let name = |name: &str| format!("d/{name}{number}");
         tar.file(&name("planted"), "planted")
+            .file(&format!("d/new{number}/deep/file"), "planted")
             .file("d/secret", "changed")
             .entry(EntryType::Directory, "d/dir", 0o700, b"")
             .file("d/dir/file", "changed")

@@ -161,6 +161,8 @@ fn an_ordinary_user_can_have_a_disk_in_memory_but_no_image_file() {
     config["resources"] = json!({"disk_mib": 16});
     let output = prepare(&config, SubIds::None);
     assert_eq!(output.status.code(), Some(125), "{output:?}");
-    let text = events(&output)[1]["causes"].to_string();
+    let events = events(&output);
+    let error = events.iter().find(|event| event["type"] == "error").unwrap();
+    let text = error["causes"].to_string();
     assert!(text.contains("needs root") && text.contains("`memory`"), "{text}");
 }

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! <dir>/                        owned by us, not writable by others
-//! └── layers-v2[-user]/         0700, as image trees hold setuid files; a new format gets a new name,
-//!     │                         and what is unpacked in a user namespace is apart
+//! └── layers-v2[-user-<map>]/   0700, as image trees hold setuid files; a new format gets a new name,
+//!     │                         and what is unpacked in a user namespace is apart, by its id maps
 //!     ├── ready/<name>/         verified; never written again
 //!     │   ├── tree/             what overlayfs mounts; whiteouts are in its form
 //!     │   ├── facts.json, seams see `record`
@@ -50,8 +50,8 @@ use crate::unpack::{LayerError, LayerFacts, Limits, Seams, remove_tree};
 /// Folder of the current format.
 const FORMAT_DIR: &str = "layers-v2";
 
-/// The same for a user namespace, whose marks and owners are others.
-const USER_FORMAT_DIR: &str = "layers-v2-user";
+/// Digits of a digest that tell the id maps of user namespaces apart: a user has one or two.
+const ID_MAP_DIGITS: usize = 16;
 
 /// The tree of a layer, in its folder.
 pub(crate) const TREE: &str = "tree";
@@ -222,9 +222,9 @@ impl LayerCache {
         let outer = OwnedFd::from(File::open(&path).map_err(error("open the cache folder"))?);
         check_access(&outer, &path, 0o022)?;
         let flavour = Flavour::of_process(&outer).map_err(error("set an attribute on"))?;
-        let name = if flavour == Flavour::User { USER_FORMAT_DIR } else { FORMAT_DIR };
-        let path = path.join(name);
-        let format = private_dir(outer.as_fd(), name, &path)?;
+        let name = format_dir(flavour).map_err(error("read the id maps of this process for"))?;
+        let path = path.join(&name);
+        let format = private_dir(outer.as_fd(), &name, &path)?;
         let inner = |name: &str| private_dir(format.as_fd(), name, &path.join(name));
         let (ready, stacks, staging, locks) =
             (inner("ready")?, inner("stacks")?, inner("staging")?, inner("locks")?);
@@ -521,6 +521,18 @@ pub(crate) fn list(dir: &OwnedFd) -> nix::Result<Vec<String>> {
         }
     }
     Ok(names)
+}
+
+/// Names the folder of the current format: in a user namespace marks are others, and owners mean
+/// something by its id maps only.
+fn format_dir(flavour: Flavour) -> io::Result<String> {
+    if flavour == Flavour::Trusted {
+        return Ok(FORMAT_DIR.to_owned());
+    }
+    let mut maps = std::fs::read("/proc/self/uid_map")?;
+    maps.extend(std::fs::read("/proc/self/gid_map")?);
+    let digits: String = Digest::of(&maps).hex().chars().take(ID_MAP_DIGITS).collect();
+    Ok(format!("{FORMAT_DIR}-user-{digits}"))
 }
 
 /// Opens a folder that only we can enter, and makes it if it is missing.

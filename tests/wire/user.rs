@@ -80,7 +80,8 @@ fn events(output: &Output) -> Vec<Value> {
 
 /// Finds what is named `name` in the trees of the cache.
 fn cached(folder: &Path, name: &str) -> Option<fs::Metadata> {
-    let ready = fs::read_dir(folder.join("c/layers-v2-user/ready")).unwrap();
+    let formats = fs::read_dir(folder.join("c")).unwrap().map(|entry| entry.unwrap().path());
+    let ready = formats.flat_map(|format| fs::read_dir(format.join("ready")).unwrap());
     ready
         .filter_map(|entry| entry.unwrap().path().join("tree").join(name).symlink_metadata().ok())
         .next()
@@ -107,6 +108,9 @@ fn an_ordinary_user_with_sub_ids_gets_a_root_with_files_of_several_owners() {
         assert_eq!((&ready["root"], &ready["cache_hits"]), (&json!("overlay"), &json!(hits)));
         assert!(!folder.path().join("s/golden").exists());
     }
+    // Without the sub-ids the same layers are of no use.
+    let output = prepare(&config, SubIds::None);
+    assert_eq!(output.status.code(), Some(125), "{output:?}");
     let (mut child, _tables) = spawn(&config, SubIds::Given, &[]);
     let root = mounted_root(&child, folder.path());
     assert!(root.join("hidden/new").exists() && !root.join("hidden/old").exists());

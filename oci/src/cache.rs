@@ -352,10 +352,12 @@ impl LayerCache {
             .map_err(|errno| self.error("publish", &format!("ready/{name}"))(errno.into()))
     }
 
-    /// Removes what stands under `name` and cannot be used; the caller holds the exclusive lock, and
-    /// there is no staging folder of that name. Returns whether there was something.
+    /// Removes what stands under `name`, by way of its staging folder; the caller holds the exclusive
+    /// lock. Returns whether there was something.
     pub(crate) fn discard(&self, name: &str) -> Result<bool, CacheError> {
         let error = |errno: Errno| self.error("remove", &format!("ready/{name}"))(errno.into());
+        // A process that died may have left one.
+        remove_tree(self.staging.as_fd(), name.as_bytes()).map_err(error)?;
         match renameat(&self.ready, name, &self.staging, name) {
             Ok(()) => remove_tree(self.staging.as_fd(), name.as_bytes()).map_err(error)?,
             Err(Errno::ENOENT) => return Ok(false),

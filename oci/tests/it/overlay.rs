@@ -3,7 +3,6 @@
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use a3s_box_oci::{MountError, OverlaySpec, RootMethod, Stack};
 use nix::mount::{MsFlags, mount};
@@ -11,7 +10,7 @@ use nix::sched::{CloneFlags, unshare};
 use tar::EntryType;
 
 use crate::archive::{TIME, Tar};
-use crate::bench::{Bench, amd64, chain, names, tree};
+use crate::bench::{Bench, chain, names, tree};
 
 /// Gives the test process a mount namespace of its own, from which nothing spreads.
 fn private_mounts() {
@@ -315,34 +314,6 @@ fn as_many_layers_as_the_kernel_takes_are_mounted_and_one_more_is_refused() {
     let expected = "the image has 501 layers: one overlay mount can have at most 500";
     assert_eq!(error.to_string(), expected);
     assert_eq!(names(&mounted(&bench, &many(&bench, 500))).len(), 500);
-}
-
-#[test]
-#[ignore = "a measurement: run it alone, in release, with --no-capture"]
-fn time_of_a_warm_mount() {
-    private_mounts();
-    for count in [1, 10, 128] {
-        let bench = Bench::new();
-        drop(many(&bench, count));
-        let image = bench.layout().resolve(None, &amd64()).unwrap();
-        let mut times: [Vec<Duration>; 2] = Default::default();
-        for round in 0..51 {
-            if round > 0 {
-                fs::remove_dir_all(bench.path("box:1,2\\3")).unwrap();
-            }
-            let start = Instant::now();
-            let layers = bench.compose(&image).unwrap();
-            times[0].push(start.elapsed());
-            let start = Instant::now();
-            let root = mounted(&bench, &layers);
-            times[1].push(start.elapsed());
-            nix::mount::umount(&root).unwrap();
-        }
-        for (what, times) in ["looking up", "mounting"].iter().zip(&mut times) {
-            times.sort_unstable();
-            println!("{what} {count} layers: median {:?}, longest {:?}", times[25], times[50]);
-        }
-    }
 }
 
 #[test]

@@ -42,7 +42,8 @@ fn rust_files(folder: &Path, found: &mut Vec<PathBuf>) {
 
 fn all_rust_files() -> Vec<PathBuf> {
     let mut found = Vec::new();
-    let folders = ["src", "tests", "shim-protocol", "proto", "oci", "krun", "guest", "runtime"];
+    let folders =
+        ["src", "tests", "shim-protocol", "proto", "oci", "krun", "guest", "runtime", "fuzz"];
     for folder in folders {
         rust_files(&root().join(folder), &mut found);
     }

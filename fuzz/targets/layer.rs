@@ -1,16 +1,18 @@
-//! The bytes of a layer's blob, unpacked into an empty cache with small limits.
+//! The bytes of a layer's blob, unpacked with small limits: alone, and above another layer if it
+//! depends on that.
 
 #![no_main]
 #![allow(clippy::unwrap_used, reason = "what cannot be set up ends the fuzzer")]
 
 use std::fs;
-use std::io::Read;
+use std::io::{self, Read};
 use std::ops::ControlFlow;
 use std::sync::LazyLock;
 
 use a3s_box_oci::{CacheError, Compression, Digest, Layer, LayerCache, Layout, Limits};
 use ground::{Ground, check_error};
 use libfuzzer_sys::fuzz_target;
+use tar::{EntryType, Header};
 
 static GROUND: LazyLock<Ground> = LazyLock::new(Ground::build);
 
@@ -26,32 +28,75 @@ fn limits() -> Limits {
 }
 
 fuzz_target!(|blob: &[u8]| {
-    let (digest, _) = GROUND.blob(blob);
-    let layer = Layer {
-        digest,
-        // Whiteouts are applied when the archive is the right one, so it has to be.
-        diff_id: Digest::of(&archive(blob)),
-        size_bytes: blob.len() as u64,
-        compression: Compression::None,
-    };
-    let cache_folder = GROUND.path("cache");
+    let layers = [base(), blob.to_vec()].map(|blob| {
+        let (digest, _) = GROUND.blob(&blob);
+        Layer {
+            digest,
+            // Whiteouts are applied when the archive is the right one, so it has to be.
+            diff_id: Digest::of(&archive(&blob)),
+            size_bytes: blob.len() as u64,
+            compression: Compression::None,
+        }
+    });
     let layout = Layout::open(&GROUND.path("layout")).unwrap();
-    let cache = LayerCache::open(&cache_folder).unwrap().with_limits(limits());
-    let outcome = cache.compose(&layout, &[layer], &mut |_, _| ControlFlow::Continue(()));
+    let cache = LayerCache::open(&GROUND.path("cache")).unwrap().with_limits(limits());
+    let outcome = cache.compose(&layout, &layers, &mut |_, _| ControlFlow::Continue(()));
     match &outcome {
-        Ok(_) | Err(CacheError::Layer { .. }) => {}
+        Ok(_) => {}
+        Err(error @ CacheError::Layer { .. }) => check_error(error),
         Err(error) => panic!("an error of the cache itself: {error:?}"),
     }
-    if let Err(error) = &outcome {
-        check_error(error);
+    let files = |name: &str| -> Vec<String> {
+        fs::read_dir(GROUND.path("cache/layers-v2").join(name))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect()
+    };
+    assert!(files("staging").is_empty(), "{outcome:?}");
+    if outcome.is_err() {
+        assert!(files("ready").iter().all(|name| !name.starts_with("on-")), "{outcome:?}");
+        assert!(files("stacks").is_empty(), "{outcome:?}");
     }
-    let count = |name| fs::read_dir(cache_folder.join("layers-v2").join(name)).unwrap().count();
-    assert!(outcome.is_ok() || count("ready") == 0, "{outcome:?}");
-    assert_eq!(count("staging"), 0, "{outcome:?}");
     drop((outcome, cache, layout));
-    fs::remove_dir_all(cache_folder).unwrap();
+    // All but the lower layer is made anew each time.
+    let kept = format!("sha256-{}", layers[0].diff_id.hex());
+    for name in files("ready").iter().filter(|name| **name != kept) {
+        fs::remove_dir_all(GROUND.path("cache/layers-v2/ready").join(name)).unwrap();
+    }
+    for (folder, name) in ["stacks", "locks"]
+        .into_iter()
+        .flat_map(|folder| files(folder).into_iter().map(move |name| (folder, name)))
+    {
+        fs::remove_file(GROUND.path("cache/layers-v2").join(folder).join(name)).unwrap();
+    }
     GROUND.clear();
 });
+
+/// Returns the lower layer: what the corpus and the property test like to meet.
+fn base() -> Vec<u8> {
+    let mut tar = tar::Builder::new(Vec::new());
+    let entries = [
+        ("a/", EntryType::Directory, ""),
+        ("a/x", EntryType::Regular, ""),
+        ("d/", EntryType::Directory, ""),
+        ("s", EntryType::Symlink, "/mnt/canary"),
+        ("l", EntryType::Symlink, "d"),
+        ("h", EntryType::Link, "a/x"),
+        ("f", EntryType::Regular, ""),
+        ("hidden", EntryType::Fifo, ""),
+    ];
+    for (name, kind, link) in entries {
+        let mut header = Header::new_gnu();
+        header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
+        header.as_old_mut().linkname[..link.len()].copy_from_slice(link.as_bytes());
+        header.set_entry_type(kind);
+        header.set_mode(0o755);
+        header.set_size(0);
+        header.set_cksum();
+        tar.append(&header, io::empty()).unwrap();
+    }
+    tar.into_inner().unwrap()
+}
 
 /// Returns the archive in a blob, so far as the limits allow, or the blob.
 fn archive(blob: &[u8]) -> Vec<u8> {

@@ -165,7 +165,7 @@ pub enum LayoutError {
         found: Vec<String>,
     },
     /// A document is of a version that nobody has defined yet, or of Docker's first one.
-    #[error("the {document} has schema version {found}: expected 2")]
+    #[error("the {document} has schema version {}: expected 2", Shown(found))]
     SchemaVersion {
         /// The document.
         document: String,

@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 
 use super::sparse::{SparseError, SparseRecords};
+use crate::text::Shown;
 
 /// Prefix of extended attributes, as Go and star write them.
 const XATTR_PREFIX: &[u8] = b"SCHILY.xattr.";
@@ -31,7 +32,7 @@ pub enum PaxError {
         offset: usize,
     },
     /// A value does not parse.
-    #[error("malformed value of PAX record `{key}`")]
+    #[error("malformed value of PAX record `{}`", Shown(key))]
     Value {
         /// The key.
         key: String,

@@ -16,6 +16,7 @@ use tar::{EntryType, GnuExtSparseHeader, GnuSparseHeader, Header};
 
 use super::archive::{ArchiveError, BLOCK, number};
 use super::pax::decimal;
+use crate::text::Shown;
 
 /// Bound on the extents of one file: what a file of 8 GiB has whose every other block of 4 KiB is a
 /// hole. They take 16 MiB.
@@ -28,7 +29,7 @@ const DIGITS: usize = 20;
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum SparseError {
     /// A record speaks of sparse files in a way that no tool writes.
-    #[error("unknown PAX record `{key}` of a sparse file")]
+    #[error("unknown PAX record `{}` of a sparse file", Shown(key))]
     Key {
         /// The key.
         key: String,
@@ -40,7 +41,7 @@ pub enum SparseError {
         key: &'static str,
     },
     /// The format is of a version that nobody has defined yet.
-    #[error("unknown version `{found}` of sparse files: expected 0.0, 0.1 or 1.0")]
+    #[error("unknown version `{}` of sparse files: expected 0.0, 0.1 or 1.0", Shown(found))]
     Version {
         /// Major and minor number, as they were found.
         found: String,

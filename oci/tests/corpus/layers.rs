@@ -247,6 +247,11 @@ fn attributes() -> Vec<Case> {
         tar("xattr-trusted.tar", &of("trusted.a", b"x")),
         tar("xattr-selinux.tar", &of("security.selinux", b"system_u:object_r:etc_t:s0")),
         tar("xattr-nameless.tar", &of("", b"x")),
+        tar("xattr-name-with-nul.tar", &of("user.\0\u{1b}[2J", b"")),
+        tar(
+            "sparse-record-control.tar",
+            &Tar::new().pax(&[("GNU.sparse.\u{1b}[2J", b"1")]).file("a", ""),
+        ),
         tar("xattr-name-too-long.tar", &of(&format!("user.{}", "n".repeat(300)), b"")),
         Case {
             file: "xattr-value-too-long.tar.zst",

@@ -338,6 +338,11 @@ fn texts() -> Vec<Case> {
             let text = format!(r#"{{"schemaVersion":2,"mediaType":"{escape}","manifests":[]}}"#);
             fs::write(honest.bench.path("layout/index.json"), text).unwrap();
         }),
+        // JSON leaves this one as it is.
+        case("schema-version-control.tar", |honest| {
+            let text = "{\"schemaVersion\":\"\u{7f}\u{9b}2J\",\"manifests\":[]}";
+            fs::write(honest.bench.path("layout/index.json"), text).unwrap();
+        }),
         case("json-control.tar", |honest| {
             let text = format!(r#"{{"schemaVersion":"{escape}","manifests":[]}}"#);
             fs::write(honest.bench.path("layout/index.json"), text).unwrap();

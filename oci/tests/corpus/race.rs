@@ -103,6 +103,22 @@ fn layout_that_changes_while_it_is_read_is_what_its_digests_say_or_refused() {
     assert!(accepted > 0 && refused > 0, "no race: {accepted} accepted, {refused} refused");
 }
 
+/// Makes links that lead out, anew where one was swapped for something that stayed.
+fn make_twins(folder: &Path) {
+    for (name, target) in
+        [("d", CANARY), ("dir", "/mnt/canary/dir"), ("file", "/mnt/canary/secret")]
+    {
+        let twin = folder.join(name);
+        if twin.is_dir() && !twin.is_symlink() {
+            // The other side may still be writing to it; then the next time will do.
+            let _left = fs::remove_dir_all(&twin);
+        } else if !twin.is_symlink() {
+            let _left = fs::remove_file(&twin);
+        }
+        let _there = symlink(target, twin);
+    }
+}
+
 #[test]
 fn tree_that_changes_while_it_is_made_leads_nowhere_else() {
     let canary = Canary::build();
@@ -124,12 +140,8 @@ fn tree_that_changes_while_it_is_made_leads_nowhere_else() {
     // The directory that is written to, and links that lead out, in the folder beside the tree.
     let twins = bench.path("twins");
     fs::create_dir(&twins).unwrap();
-    for (name, target) in
-        [("d", CANARY), ("dir", "/mnt/canary/dir"), ("file", "/mnt/canary/secret")]
-    {
-        symlink(target, twins.join(name)).unwrap();
-    }
     let swapper = Swapper::start(move || {
+        make_twins(&twins);
         let Ok(layers) = fs::read_dir(&staging) else { return Vec::new() };
         layers
             .flat_map(|layer| {

@@ -410,15 +410,19 @@ impl LayerCache {
         // The fd is older than the files of this process, so this also reports errors of writing
         // them back.
         let synced = syncfs(&self.ready);
+        let mut failure = None;
         for (name, folder) in folders {
             let marked = synced.and_then(|()| make_file(&folder, SYNCED));
             if let Err(errno) = marked {
                 // What is in memory may be lost as well.
                 let _unmarked = unlinkat(&folder, BOOT, UnlinkatFlags::NoRemoveDir);
-                return Err(self.error("sync", &format!("ready/{name}"))(errno.into()));
+                failure.get_or_insert((name, errno));
             }
         }
-        Ok(true)
+        match failure {
+            None => Ok(true),
+            Some((name, errno)) => Err(self.error("sync", &format!("ready/{name}"))(errno.into())),
+        }
     }
 
     /// Takes the exclusive lock of `name`, if it is free.

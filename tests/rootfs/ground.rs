@@ -97,6 +97,7 @@ impl Ground {
         drop(Command::new("e2fsck").args(["-fy", disk]).output().unwrap());
         run("resize2fs", &[disk]);
         self.mount_disk();
+        begin_another_boot(&self.path("c"));
     }
 
     fn mount_disk(&self) {
@@ -111,6 +112,7 @@ impl Ground {
         run("cp", &["--sparse=always", disk.to_str().unwrap(), copy.to_str().unwrap()]);
         fs::create_dir(&place).unwrap();
         run("mount", &["-o", "loop", copy.to_str().unwrap(), place.to_str().unwrap()]);
+        begin_another_boot(&place);
         assert_right(&visible(&place), expected);
         umount2(&place, MntFlags::empty()).unwrap();
         fs::remove_dir(&place).unwrap();
@@ -197,12 +199,26 @@ pub(crate) fn change(target: &str, flags: MsFlags) {
         .unwrap_or_else(|errno| panic!("cannot change the mount `{target}`: {errno}"));
 }
 
+/// Removes what a boot has said about layers: in another one only those on the disk count.
+fn begin_another_boot(cache: &Path) {
+    for format in formats(cache) {
+        for layer in folders(&format.join("ready")) {
+            fs::remove_file(layer.join("boot")).unwrap_or_default();
+        }
+    }
+}
+
+/// Whether a box can be given a layer: it is on the disk, or was written in this boot.
+fn counts(layer: &Path) -> bool {
+    layer.join("synced").exists() || layer.join("boot").symlink_metadata().is_ok()
+}
+
 fn visible(cache: &Path) -> BTreeMap<PathBuf, Tree> {
     let mut trees = BTreeMap::new();
     for format in formats(cache) {
         for kind in folders(&format).filter(|path| !UNSEEN.iter().any(|name| path.ends_with(name)))
         {
-            for layer in folders(&kind) {
+            for layer in folders(&kind).filter(|layer| counts(layer)) {
                 let name = layer.strip_prefix(cache).unwrap().to_owned();
                 trees.insert(name, tree::read(&layer.join("tree")));
             }

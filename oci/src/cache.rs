@@ -467,7 +467,14 @@ impl LayerCache {
     pub(crate) fn record(&self, name: &str) -> Result<Option<Record>, CacheError> {
         let folder = openat(&self.ready, name, OPEN_DIR, Mode::empty()).map_err(io::Error::from);
         match folder.and_then(|folder| Record::read(&folder)) {
-            Err(source) if source.kind() == io::ErrorKind::NotFound => Ok(None),
+            // Something is missing, or something else stands in its place.
+            Err(source)
+                if [Errno::ENOENT, Errno::ENOTDIR, Errno::ELOOP]
+                    .map(|errno| Some(errno as i32))
+                    .contains(&source.raw_os_error()) =>
+            {
+                Ok(None)
+            }
             read => read.map_err(self.error("read the record of", &format!("ready/{name}"))),
         }
     }

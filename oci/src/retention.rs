@@ -108,11 +108,12 @@ impl LayerCache {
         SystemTime::UNIX_EPOCH.checked_add(since).unwrap_or(SystemTime::UNIX_EPOCH)
     }
 
-    /// Removes something, unless it is in use; says whether it is gone.
+    /// Removes something, unless it is in use; says whether it did.
     fn remove(&self, name: &str) -> Result<bool, CacheError> {
         let Some(lock) = self.try_lock(name)? else { return Ok(false) };
-        self.discard(name)?;
-        self.remove_lock(name, lock).map(|()| true)
+        // Another process may have been faster.
+        let is_gone_by_us = self.discard(name)?;
+        self.remove_lock(name, lock).map(|()| is_gone_by_us)
     }
 
     /// Removes the file of an exclusive lock. Who waits for it finds that it has no name any more, and

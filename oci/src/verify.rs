@@ -2,7 +2,7 @@
 //!
 //! Nothing about the content of files is kept beside a layer: its blob says what it must be. So a layer
 //! is unpacked afresh, which verifies the blob, and the two trees are compared. What was made of several
-//! layers together is made again.
+//! layers together, and no box uses, is made again.
 
 use std::io::{self, Read};
 use std::ops::ControlFlow;
@@ -11,7 +11,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
-use nix::sys::stat::{FileStat, Mode, SFlag, fstatat};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat};
 use rustix::fs::{fgetxattr, flistxattr};
 
 use crate::cache::{CacheError, LayerCache};
@@ -146,6 +146,12 @@ fn difference(ours: &OwnedFd, fresh: &OwnedFd) -> io::Result<Option<(PathBuf, &'
     let mut pending = vec![PathBuf::new()];
     while let Some(path) = pending.pop() {
         let (a, b) = (open_below(ours, &path)?, open_below(fresh, &path)?);
+        // All others have been compared as entries of their directory.
+        if path.as_os_str().is_empty()
+            && let Some(what) = differs(&fstat(&a)?, &fstat(&b)?)
+        {
+            return Ok(Some((path, what)));
+        }
         if attributes(&a)? != attributes(&b)? {
             return Ok(Some((path, "extended attributes")));
         }

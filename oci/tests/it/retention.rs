@@ -70,8 +70,10 @@ fn layer_in_use_stays_and_what_is_damaged_goes() {
     // A process that died while it unpacked, and one that died while it removed.
     fs::create_dir(bench.path("cache/layers-v2/staging/sha256-dead")).unwrap();
     fs::write(bench.path("cache/layers-v2/locks/sha256-gone"), "").unwrap();
+    // And what no process makes.
+    fs::write(bench.path("cache/layers-v2/ready/sha256-file"), "").unwrap();
     let collected = bench.cache().collect(&Retention::default()).unwrap();
-    assert_eq!((collected.removed, collected.kept), (1, 2));
+    assert_eq!((collected.removed, collected.kept), (2, 2));
     assert_eq!((count(&bench, "staging"), count(&bench, "locks")), (0, 2));
     assert_eq!(bench.compose(&image).unwrap().hits, 2);
     assert_eq!(bench.cache().collect(&nothing).unwrap().removed, 3);

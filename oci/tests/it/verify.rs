@@ -26,7 +26,10 @@ fn verify(bench: &Bench, image: &Image) -> Verified {
 /// Changes something in a tree, without a trace in the times of directories.
 type Harm = fn(&Path);
 
-const HARMS: [(&str, &str, Harm); 9] = [
+const HARMS: [(&str, &str, Harm); 10] = [
+    ("", "type or mode", |root| {
+        fs::set_permissions(root, Permissions::from_mode(0o700)).unwrap();
+    }),
     ("d/f", "content", |root| {
         let time = fs::metadata(root.join("d/f")).unwrap().modified().unwrap();
         fs::write(root.join("d/f"), "CONTENT").unwrap();

@@ -19,15 +19,13 @@ use a3s_box_core::config::DiskPlace;
 use a3s_box_core::event::UpperPlace;
 use nix::mount::{MsFlags, mount};
 
+use crate::program::{self, Ended};
 use crate::spec::VmSpec;
 use crate::state_dir::{StateDir, UPPER, WORK};
 
 /// Inodes for each MiB of memory: a file without content costs about as much memory as one page,
 /// which a limit on bytes does not see.
 const MEMORY_INODES_PER_MIB: u64 = 256;
-
-/// Bound on what is told of another program's complaint: some lines.
-const COMPLAINT_CHARS: usize = 500;
 
 /// The place for what a box writes cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -129,22 +127,16 @@ fn mount_image(image: &Path, target: &Path) -> Result<(), DiskError> {
     run("mount", "mount", program)
 }
 
-fn run(
-    program: &'static str,
-    package: &'static str,
-    mut command: Command,
-) -> Result<(), DiskError> {
-    match command.output() {
-        Ok(output) if output.status.success() => Ok(()),
-        Ok(output) => {
-            let complaint = String::from_utf8_lossy(&output.stderr);
-            let complaint = complaint.trim().chars().take(COMPLAINT_CHARS).collect();
-            Err(DiskError::ProgramFailed { program, status: output.status, complaint })
+fn run(name: &'static str, package: &'static str, command: Command) -> Result<(), DiskError> {
+    match program::run(command) {
+        Ok(Ended { status, .. }) if status.success() => Ok(()),
+        Ok(Ended { status, complaint }) => {
+            Err(DiskError::ProgramFailed { program: name, status, complaint })
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            Err(DiskError::ProgramMissing { program, package })
+            Err(DiskError::ProgramMissing { program: name, package })
         }
-        Err(error) => Err(system("run", Path::new(program))(error)),
+        Err(error) => Err(system("run", Path::new(name))(error)),
     }
 }
 

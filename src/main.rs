@@ -28,6 +28,7 @@ mod events;
 mod guest;
 mod log;
 mod process;
+mod program;
 mod rootfs;
 mod run;
 mod spec;

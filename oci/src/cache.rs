@@ -35,7 +35,6 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, readlinkat, renameat};
 use nix::sys::stat::{Mode, fstatat, mkdirat};
@@ -43,6 +42,7 @@ use nix::unistd::{Uid, UnlinkatFlags, symlinkat, syncfs, unlinkat};
 
 use crate::compose::Stack;
 use crate::digest::Digest;
+use crate::directory::{OPEN_DIR, names_in};
 use crate::mount::Flavour;
 use crate::record::Record;
 use crate::unpack::{LayerError, LayerFacts, Limits, Seams, remove_tree};
@@ -68,9 +68,6 @@ const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// Time between two looks at a lock that another process holds: short against unpacking, long
 /// against the look.
 const WAIT_STEP: Duration = Duration::from_millis(10);
-
-const OPEN_DIR: OFlag =
-    OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
 
 /// A cache that cannot be used, or a layer that cannot be put into it.
 #[derive(Debug, thiserror::Error)]
@@ -258,12 +255,18 @@ impl LayerCache {
     /// Locks what stands under `name` against removal, if it is ready and nobody is about to remove
     /// it.
     pub(crate) fn lease(&self, name: &str) -> Result<Option<LayerLease>, CacheError> {
-        if self.standing(name)? != Standing::Ready {
-            return Ok(None);
+        match self.is_ready(name)? {
+            true => self.lease_listed(name),
+            // A lock, be it for a moment, would keep others from making it.
+            false => Ok(None),
         }
+    }
+
+    /// The same for what a list says to be there.
+    pub(crate) fn lease_listed(&self, name: &str) -> Result<Option<LayerLease>, CacheError> {
         let lock = self.lock_file(name)?;
         match lock.try_lock_shared() {
-            Ok(()) if self.is_current(&lock, name)? && self.standing(name)? == Standing::Ready => {
+            Ok(()) if self.is_current(&lock, name)? && self.is_ready(name)? => {
                 // Not worth a failure: it only makes the layer look older than it is.
                 let _used = lock.set_modified(SystemTime::now());
                 Ok(Some(LayerLease(lock.into())))
@@ -288,7 +291,7 @@ impl LayerCache {
             match self.try_lock(&name)? {
                 Some(lock) => {
                     // Between the look and the lock another process may have published it.
-                    if self.standing(&name)? != Standing::Ready || self.record(&name)?.is_none() {
+                    if !self.is_usable(&name)? {
                         self.make(recipe, &name)?;
                         hit = false;
                     }
@@ -448,10 +451,9 @@ impl LayerCache {
     /// nobody can either.
     fn is_damaged_in_use(&self, name: &str) -> Result<bool, CacheError> {
         let lock = self.lock_file(name)?;
-        let is_shared = lock.try_lock_shared().is_ok();
-        let is_usable = self.is_ready(name)? && self.record(name)?.is_some();
+        let is_shared = lock.try_lock_shared().is_ok() && self.is_current(&lock, name)?;
         Ok(is_shared
-            && !is_usable
+            && !self.is_usable(name)?
             && self.standing(name)? != Standing::Missing
             && lock.try_lock().is_err())
     }
@@ -477,6 +479,11 @@ impl LayerCache {
             }
             read => read.map_err(self.error("read the record of", &format!("ready/{name}"))),
         }
+    }
+
+    /// Whether something usable stands under `name`.
+    fn is_usable(&self, name: &str) -> Result<bool, CacheError> {
+        Ok(self.is_ready(name)? && self.record(name)?.is_some())
     }
 
     /// Whether something usable stands under `name`, as far as its folder tells.
@@ -524,16 +531,10 @@ fn make_file(folder: &OwnedFd, name: &str) -> nix::Result<()> {
     openat(folder, name, flags, Mode::S_IRUSR).map(drop)
 }
 
-/// Lists the names in a directory.
+/// Lists the names in a folder of the cache.
 pub(crate) fn list(dir: &OwnedFd) -> nix::Result<Vec<String>> {
-    let mut names = Vec::new();
-    for entry in Dir::openat(dir, ".", OPEN_DIR, Mode::empty())?.iter() {
-        let name = entry?.file_name().to_string_lossy().into_owned();
-        if !matches!(name.as_str(), "." | "..") {
-            names.push(name);
-        }
-    }
-    Ok(names)
+    let text = |name: Vec<u8>| String::from_utf8_lossy(&name).into_owned();
+    Ok(names_in(dir)?.into_iter().map(text).collect())
 }
 
 /// Names the folder of the current format: in a user namespace marks are others, and owners mean

@@ -16,29 +16,26 @@
 mod contents;
 
 use std::collections::{HashMap, HashSet};
+use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat, openat2, readlinkat};
+use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
 use nix::sys::stat::{
-    FchmodatFlags, FileStat, Mode, SFlag, UtimensatFlags, fchmod, fchmodat, fstat, fstatat,
-    futimens, mkdirat, mknodat, utimensat,
+    FchmodatFlags, FileStat, Mode, SFlag, UtimensatFlags, fchmodat, fstatat, mkdirat, mknodat,
+    utimensat,
 };
 use nix::sys::time::TimeSpec;
-use nix::unistd::{Gid, Uid, fchown, fchownat, linkat, symlinkat};
-use rustix::fs::{XattrFlags, fgetxattr, flistxattr, fsetxattr};
+use nix::unistd::{Gid, Uid, fchownat, linkat, symlinkat};
 
 use self::contents::Contents;
+use crate::directory::{OPEN_DIR, names_in, open_below};
+use crate::metadata::copy_metadata;
 use crate::mount::Flavour;
-use crate::unpack::{is_opaque, names_in};
-
-/// Longest part of a path in one step: the kernel takes 4095 bytes (`PATH_MAX` with its NUL).
-const STEP_BYTES: usize = 4095;
-
-/// Room for a list or a value of extended attributes: enough for nearly all files, and then the most
-/// that there can be (`XATTR_LIST_MAX` and `XATTR_SIZE_MAX` of the kernel's `limits.h`).
-const XATTR_BYTES: [usize; 2] = [256, 65536];
+use crate::unpack::is_opaque;
 
 /// A root that cannot be made by copying.
 #[derive(Debug, thiserror::Error)]
@@ -99,7 +96,8 @@ impl Cloning<'_> {
     /// filled later, which does not change the times of this one.
     fn fill(&mut self, merged: &Merged, pending: &mut Vec<Merged>) -> Result<(), CloneError> {
         let failed = at("open the folder", &merged.path);
-        let open = |root: &OwnedFd| open_dir(root, &merged.path);
+        let path = Path::new(OsStr::from_bytes(&merged.path));
+        let open = |root: &OwnedFd| open_below(root, path);
         let roots = merged.trees.iter().filter_map(|tree| self.trees.get(*tree));
         let sources = roots.map(open).collect::<nix::Result<Vec<_>>>().map_err(&failed)?;
         let target = open(self.target).map_err(&failed)?;
@@ -128,7 +126,7 @@ impl Cloning<'_> {
             }
         }
         let Some(top) = sources.first() else { return Ok(()) };
-        set_metadata(top, &target).map_err(at("set the metadata of", &merged.path))
+        copy_metadata(top, &target).map_err(at("set the metadata of", &merged.path))
     }
 
     /// Finds the trees whose directories of a name are merged; the first has one.
@@ -179,7 +177,8 @@ impl Cloning<'_> {
             Some(slash) => (first.get(..slash), first.get(slash + 1..)),
             None => (Some(&b""[..]), Some(first)),
         };
-        let parent = open_dir(self.target, parent.unwrap_or_default())?;
+        let parent = Path::new(OsStr::from_bytes(parent.unwrap_or_default()));
+        let parent = open_below(self.target, parent)?;
         let name = name.unwrap_or_default();
         linkat(&parent, name, entry.target, entry.name, AtFlags::empty())
     }
@@ -205,7 +204,7 @@ impl Entry<'_> {
             OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let target = openat(self.target, self.name, flags, Mode::S_IRUSR | Mode::S_IWUSR)?;
         contents.copy(source.as_fd(), target.as_fd(), self.found.st_size)?;
-        set_metadata(&source, &target)
+        copy_metadata(&source, &target)
     }
 
     fn make_symlink(&self) -> io::Result<()> {
@@ -218,8 +217,7 @@ impl Entry<'_> {
     fn make_fifo(&self) -> io::Result<()> {
         mknodat(self.target, self.name, SFlag::S_IFIFO, Mode::S_IRUSR, 0)?;
         self.set_owner()?;
-        // This does follow links, but the name is that of the pipe just made.
-        fchmodat(self.target, self.name, mode(self.found), FchmodatFlags::FollowSymlink)?;
+        fchmodat(self.target, self.name, mode(self.found), FchmodatFlags::NoFollowSymlink)?;
         self.set_times()
     }
 
@@ -229,86 +227,11 @@ impl Entry<'_> {
     }
 
     fn set_times(&self) -> io::Result<()> {
-        let (atime, mtime) = times(self.found);
+        let atime = TimeSpec::new(self.found.st_atime, self.found.st_atime_nsec);
+        let mtime = TimeSpec::new(self.found.st_mtime, self.found.st_mtime_nsec);
         let flags = UtimensatFlags::NoFollowSymlink;
         Ok(utimensat(self.target, self.name, &atime, &mtime, flags)?)
     }
-}
-
-/// Gives an open file or directory the metadata of another, in the order in which nothing is cleared
-/// again: a change of the owner clears setuid bits and `security.capability`.
-fn set_metadata(source: &OwnedFd, target: &OwnedFd) -> io::Result<()> {
-    let found = fstat(source)?;
-    let (uid, gid) = owner(&found);
-    fchown(target, uid, gid)?;
-    copy_xattrs(source, target)?;
-    fchmod(target, mode(&found))?;
-    let (atime, mtime) = times(&found);
-    Ok(futimens(target, &atime, &mtime)?)
-}
-
-/// Copies the attributes that unpacking keeps; others are overlayfs' or of the host.
-fn copy_xattrs(source: &OwnedFd, target: &OwnedFd) -> io::Result<()> {
-    let list = match read_xattr(|buffer| flistxattr(source, buffer)) {
-        Err(rustix::io::Errno::NOTSUP) => return Ok(()),
-        list => list?,
-    };
-    for name in list.split(|byte| *byte == 0).filter(|name| is_kept(name)) {
-        let value = read_xattr(|buffer| fgetxattr(source, name, buffer))?;
-        fsetxattr(target, name, &value, XattrFlags::empty())?;
-    }
-    Ok(())
-}
-
-/// Reads into a small buffer, and into a large one if that does not do.
-fn read_xattr(
-    read: impl Fn(&mut [u8]) -> rustix::io::Result<usize>,
-) -> rustix::io::Result<Vec<u8>> {
-    let mut last = Err(rustix::io::Errno::RANGE);
-    for size in XATTR_BYTES {
-        let mut buffer = vec![0_u8; size];
-        last = read(&mut buffer).map(|length| {
-            buffer.truncate(length);
-            buffer
-        });
-        if !matches!(last, Err(rustix::io::Errno::RANGE)) {
-            break;
-        }
-    }
-    last
-}
-
-fn is_kept(name: &[u8]) -> bool {
-    (name.starts_with(b"user.") && !name.starts_with(b"user.overlay."))
-        || name == b"security.capability"
-        || name.starts_with(b"system.posix_acl_")
-}
-
-const OPEN_DIR: OFlag =
-    OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
-
-/// Opens a directory by its path from a root, however long that is.
-fn open_dir(root: &OwnedFd, path: &[u8]) -> nix::Result<OwnedFd> {
-    let how = || {
-        let resolve = ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS;
-        OpenHow::new().flags(OPEN_DIR).resolve(resolve | ResolveFlag::RESOLVE_NO_XDEV)
-    };
-    let mut directory = openat2(root, ".", how())?;
-    let mut rest = path;
-    while !rest.is_empty() {
-        let (step, after) = match rest.get(..STEP_BYTES) {
-            None => (rest, &b""[..]),
-            // A name has at most 255 bytes, so there is a slash.
-            Some(longest) => {
-                let slash = longest.iter().rposition(|byte| *byte == b'/');
-                let slash = slash.ok_or(Errno::ENAMETOOLONG)?;
-                (rest.get(..slash).unwrap_or_default(), rest.get(slash + 1..).unwrap_or_default())
-            }
-        };
-        directory = openat2(&directory, step, how())?;
-        rest = after;
-    }
-    Ok(directory)
 }
 
 /// Overlayfs' form of a whiteout: a character device 0:0.
@@ -326,14 +249,6 @@ fn mode(found: &FileStat) -> Mode {
 
 fn owner(found: &FileStat) -> (Option<Uid>, Option<Gid>) {
     (Some(Uid::from_raw(found.st_uid)), Some(Gid::from_raw(found.st_gid)))
-}
-
-/// Times of the last access and change of contents.
-fn times(found: &FileStat) -> (TimeSpec, TimeSpec) {
-    (
-        TimeSpec::new(found.st_atime, found.st_atime_nsec),
-        TimeSpec::new(found.st_mtime, found.st_mtime_nsec),
-    )
 }
 
 fn join(path: &[u8], name: &[u8]) -> Vec<u8> {

@@ -21,11 +21,12 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat, openat2, renameat};
+use nix::fcntl::{OFlag, openat, renameat};
 use nix::sys::stat::{Mode, mkdirat};
 
 use crate::cache::{CacheError, CachedLayer, LayerCache, LayerLease, Recipe};
 use crate::digest::Digest;
+use crate::directory::{OPEN_DIR, open_below, open_dir};
 use crate::image::Layer;
 use crate::layout::Layout;
 use crate::metadata::{copy_metadata, reset_metadata};
@@ -48,9 +49,6 @@ const ON_TOP: &str = "on-";
 
 /// Begins the name of a layer that gives directories their metadata back.
 const META: &str = "meta-";
-
-const OPEN_DIR: OFlag =
-    OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
 
 /// What makes the root of an image; it can be mounted.
 #[derive(Debug)]
@@ -119,7 +117,8 @@ impl LayerCache {
         layers: &[Layer],
         progress: &mut OnLayerProgress<'_>,
     ) -> Result<Stack, CacheError> {
-        let Some(chain) = chain_ids(layers).pop() else { return Ok(Stack::empty()) };
+        let chains = chain_ids(layers);
+        let Some(&chain) = chains.last() else { return Ok(Stack::empty()) };
         if let Some(stack) = self.recall(chain, layers.len())? {
             for i in 0..layers.len() {
                 // There is nothing to end.
@@ -129,7 +128,7 @@ impl LayerCache {
         }
         let alone = self.unpack_all(layout, layers, progress)?;
         let (hits, unpacked_bytes) = costs(&alone);
-        let composition = Composition { cache: self, layout, layers, progress };
+        let composition = Composition { cache: self, layout, layers, chains, progress };
         let stack = composition.compose(alone)?;
         self.write_down(chain, &stack)?;
         Ok(Stack { hits, unpacked_bytes: stack.unpacked_bytes + unpacked_bytes, ..stack })
@@ -158,7 +157,7 @@ impl LayerCache {
         };
         let mut members = Vec::with_capacity(names.len());
         for name in names {
-            let Some(lease) = self.lease(&name)? else { return Ok(None) };
+            let Some(lease) = self.lease_listed(&name)? else { return Ok(None) };
             let tree = self.tree_path(&name);
             members.push(Member { name, tree, _lease: lease });
         }
@@ -227,6 +226,8 @@ struct Composition<'c, 'p> {
     cache: &'c LayerCache,
     layout: &'c Layout,
     layers: &'c [Layer],
+    /// Their `ChainID`s.
+    chains: Vec<Digest>,
     progress: &'p mut OnLayerProgress<'p>,
 }
 
@@ -242,14 +243,13 @@ impl Composition<'_, '_> {
     fn compose(mut self, alone: Vec<CachedLayer>) -> Result<Stack, CacheError> {
         let mut stack = LayerStack::new(self.cache.flavour);
         let mut unpacked_bytes = 0;
-        let chains = chain_ids(self.layers);
         for (i, mut layer) in alone.into_iter().enumerate() {
             let failed = stack_error(&self.layers[i]);
             if layer.facts.opaque_root {
                 stack.clear().map_err(failed)?;
             }
             if stack.differs_under(&layer).map_err(failed)? {
-                layer = self.unpack_on_top(i, chains[i], &stack, layer)?;
+                layer = self.unpack_on_top(i, &stack, layer)?;
                 if !layer.hit {
                     unpacked_bytes += layer.facts.bytes;
                 }
@@ -269,7 +269,6 @@ impl Composition<'_, '_> {
     fn unpack_on_top(
         &mut self,
         i: usize,
-        chain: Digest,
         stack: &LayerStack,
         layer: CachedLayer,
     ) -> Result<CachedLayer, CacheError> {
@@ -277,7 +276,7 @@ impl Composition<'_, '_> {
         let progress = &mut self.progress;
         let recipe = &mut OnTop {
             source: Source { cache: self.cache, layout: self.layout, layer: &self.layers[i] },
-            name: format!("{ON_TOP}{}", file_name(chain)),
+            name: format!("{ON_TOP}{}", file_name(self.chains[i])),
             stack,
             parents,
             seams: &layer.seams,
@@ -293,10 +292,10 @@ impl Composition<'_, '_> {
 
     /// Completes a stack of the lowest `count` layers.
     fn parents(&self, stack: &LayerStack, count: usize) -> Result<Parents, CacheError> {
-        let layers = &self.layers[..count];
-        let (Some(chain), Some(last)) = (chain_ids(layers).pop(), layers.last()) else {
+        let Some(topmost) = count.checked_sub(1) else {
             return Ok(Parents { root: None, meta: None });
         };
+        let (chain, last) = (self.chains[topmost], &self.layers[topmost]);
         let root = stack.root().map_err(stack_error(last))?;
         let root = root.map(|stacked| stacked.layer.path.clone());
         let directories = stack.inherited().map_err(stack_error(last))?;
@@ -501,19 +500,6 @@ fn wait(layer: &Layer, progress: &mut OnProgress<'_>) -> Result<(), CacheError> 
 fn stack_error(layer: &Layer) -> impl Fn(io::Error) -> CacheError + Copy + use<> {
     let layer = layer.digest;
     move |source| CacheError::Stack { layer, source }
-}
-
-fn open_dir(path: &Path) -> io::Result<OwnedFd> {
-    Ok(open(path, OPEN_DIR, Mode::empty())?)
-}
-
-/// Opens a directory of a tree by a path without symbolic links.
-pub(crate) fn open_below(tree: &OwnedFd, path: &Path) -> io::Result<OwnedFd> {
-    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-    let how = OpenHow::new()
-        .flags(OPEN_DIR)
-        .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
-    Ok(openat2(tree, path, how)?)
 }
 
 /// Computes the `ChainID`s of layers (OCI image specification, config.md): each stands for a layer

@@ -27,6 +27,7 @@ mod cache;
 mod clone;
 mod compose;
 mod digest;
+mod directory;
 mod healthcheck;
 mod image;
 mod layout;
@@ -41,6 +42,7 @@ mod stack;
 mod text;
 mod unpack;
 mod verify;
+mod xattr;
 
 pub use blob::BlobError;
 pub use cache::{CacheError, CachedLayer, LayerCache, LayerLease};

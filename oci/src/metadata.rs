@@ -1,4 +1,4 @@
-//! The metadata of a directory, taken from another.
+//! The metadata of a file or directory, taken from another.
 
 use std::fs::{File, FileTimes, Permissions};
 use std::io;
@@ -6,28 +6,25 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown};
 use std::time::SystemTime;
 
-use rustix::fs::{XattrFlags, fgetxattr, fsetxattr};
+use rustix::fs::{XattrFlags, fsetxattr};
 
-use crate::unpack::kept_xattrs_of;
+use crate::xattr::{kept_names_of, value_of};
 
 /// Mode of a directory that nothing describes; what other tools use.
 pub(crate) const UNDESCRIBED_DIR_MODE: u32 = 0o755;
 
-/// The kernel's bound on the value of an attribute (`XATTR_SIZE_MAX`).
-const XATTR_BYTES: usize = 65536;
-
-/// Gives the directory `to` owner, attributes, mode and time of `from`.
+/// Gives the open file or directory `to` owner, attributes, mode and times of `from`, in the order in
+/// which nothing is cleared again: a change of the owner clears setuid bits and
+/// `security.capability`.
 pub(crate) fn copy_metadata(from: &OwnedFd, to: &OwnedFd) -> io::Result<()> {
     let (from, to) = (File::from(from.try_clone()?), File::from(to.try_clone()?));
     let model = from.metadata()?;
     fchown(&to, Some(model.uid()), Some(model.gid()))?;
-    let mut value = vec![0; XATTR_BYTES];
-    for name in kept_xattrs_of(&from)? {
-        let length = fgetxattr(&from, name.as_slice(), &mut value)?;
-        fsetxattr(&to, name.as_slice(), &value[..length], XattrFlags::empty())?;
+    for name in kept_names_of(&from)? {
+        fsetxattr(&to, name.as_slice(), &value_of(&from, &name)?, XattrFlags::empty())?;
     }
     to.set_permissions(Permissions::from_mode(model.mode() & 0o7777))?;
-    to.set_times(FileTimes::new().set_accessed(model.modified()?).set_modified(model.modified()?))
+    to.set_times(FileTimes::new().set_accessed(model.accessed()?).set_modified(model.modified()?))
 }
 
 /// Gives a directory that nothing describes its metadata: root's, and the same in each run.

@@ -20,6 +20,7 @@ use nix::sys::statvfs::{FsFlags, fstatvfs};
 
 use crate::clone::{CloneError, Method, flatten};
 use crate::compose::Stack;
+use crate::directory::open_dir;
 use crate::metadata::{UNDESCRIBED_DIR_MODE, copy_metadata, reset_metadata};
 use crate::mount::{Flavour, LAYERS_LIMIT, Overlay, attach, errno};
 use crate::unpack::remove_tree;
@@ -240,10 +241,6 @@ fn make_folder(path: &Path, mode: u32) -> Result<Folder, MountError> {
     // Set again, as making it heeds the umask.
     std::fs::set_permissions(path, Permissions::from_mode(mode)).map_err(failed)?;
     Ok(Folder::New)
-}
-
-fn open_dir(path: &Path) -> io::Result<OwnedFd> {
-    Ok(open(path, OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?)
 }
 
 fn open_folder(path: &Path) -> Result<OwnedFd, MountError> {

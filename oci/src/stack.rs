@@ -21,15 +21,13 @@ use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, open, openat};
+use nix::fcntl::{AtFlags, openat};
 use nix::sys::stat::{Mode, SFlag, fstatat};
 
 use crate::cache::CachedLayer;
+use crate::directory::{OPEN_DIR, open_dir};
 use crate::mount::Flavour;
 use crate::unpack::{Seams, is_opaque};
-
-const OPEN_DIR: OFlag =
-    OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
 
 /// Layers that are stacked one by one, the bottom first.
 #[derive(Debug)]
@@ -94,7 +92,7 @@ impl LayerStack {
     /// Of a layer that occurs twice the topmost stays: it decides about all of its paths again, and
     /// the kernel takes none twice.
     pub(crate) fn push(&mut self, layer: CachedLayer) -> io::Result<()> {
-        let tree = open(&layer.path, OPEN_DIR, Mode::empty())?;
+        let tree = open_dir(&layer.path)?;
         self.layers.retain(|below| below.layer.name != layer.name);
         self.layers.push(StackedLayer { layer, tree });
         Ok(())
@@ -124,7 +122,7 @@ impl LayerStack {
                 return Ok(true);
             }
         }
-        let tree = open(&layer.path, OPEN_DIR, Mode::empty())?;
+        let tree = open_dir(&layer.path)?;
         for path in hidden {
             let parent = path.parent().unwrap_or(Path::new(""));
             // Where the layer itself has something, there is no whiteout.

@@ -12,19 +12,17 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat};
-use rustix::fs::{fgetxattr, flistxattr};
 
 use crate::cache::{CacheError, LayerCache};
-use crate::compose::{OnLayerProgress, Source, file_name, open_below};
+use crate::compose::{OnLayerProgress, Source, file_name};
+use crate::directory::{names_in, open_below};
 use crate::image::Layer;
 use crate::layout::Layout;
-use crate::unpack::{names_in, remove_tree};
+use crate::unpack::remove_tree;
+use crate::xattr::{names_of, value_of};
 
 /// Read size of the comparison: large enough to make the calls cheap.
 const COMPARE_BYTES: usize = 128 * 1024;
-
-/// The kernel's bounds on the attributes of a file (`XATTR_LIST_MAX`, `XATTR_SIZE_MAX`).
-const XATTR_BYTES: usize = 65536;
 
 /// What was found of an image's layers.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -50,6 +48,9 @@ pub struct Damage {
 
 impl LayerCache {
     /// Compares the cached layers of an image with its blobs, and replaces those that differ.
+    ///
+    /// What was made of several of them together is not compared but made again, unless a box uses it:
+    /// then it stays as it is.
     ///
     /// `progress` is as for [`compose`](Self::compose).
     ///
@@ -225,18 +226,7 @@ fn file_differs(a: &OwnedFd, b: &OwnedFd, name: &[u8]) -> io::Result<Option<&'st
 
 /// Reads all extended attributes of an open file, in the order of their names.
 fn attributes(file: &OwnedFd) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
-    let mut buffer = vec![0; XATTR_BYTES];
-    let length = match flistxattr(file, &mut buffer) {
-        Err(rustix::io::Errno::NOTSUP) => 0,
-        listed => listed?,
-    };
-    let names = buffer[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty());
-    let mut attributes = Vec::new();
-    for name in names {
-        let mut value = vec![0; XATTR_BYTES];
-        let length = fgetxattr(file, name, &mut value)?;
-        attributes.push((name.to_vec(), value[..length].to_vec()));
-    }
-    attributes.sort_unstable();
-    Ok(attributes)
+    let mut names = names_of(file)?;
+    names.sort_unstable();
+    names.into_iter().map(|name| Ok((value_of(file, &name)?, name))).collect()
 }

@@ -15,6 +15,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{User, getegid, geteuid};
 
 use super::{ProcessError, step};
+use crate::program;
 
 /// Most ranges of sub-ids: the kernel takes 340 lines (`user_namespaces(7)`), one is for root.
 const MAX_RANGES: usize = 339;
@@ -83,12 +84,14 @@ impl Mapper {
         if let Some(mut stdin) = self.0.stdin.take() {
             stdin.write_all(b"\n").map_err(step(STEP))?;
         }
-        let output = self.0.wait_with_output().map_err(step(STEP))?;
-        if output.status.success() {
-            return Ok(());
+        let ended = program::finish(self.0).map_err(step(STEP))?;
+        match ended.status.success() {
+            true => Ok(()),
+            false => {
+                let complaint = ended.complaint.escape_debug().to_string();
+                Err(step(STEP)(std::io::Error::other(complaint)))
+            }
         }
-        let complaint = String::from_utf8_lossy(&output.stderr).trim().escape_debug().to_string();
-        Err(step(STEP)(std::io::Error::other(complaint)))
     }
 }
 

@@ -5,7 +5,6 @@
 
 use std::borrow::Cow;
 use std::fs::File;
-use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use nix::errno::Errno;
@@ -16,16 +15,14 @@ use nix::sys::stat::{
 };
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, fchown, fchownat, symlinkat};
-use rustix::fs::{XattrFlags, fgetxattr, flistxattr, fremovexattr, fsetxattr, lsetxattr};
+use rustix::fs::{XattrFlags, fgetxattr, fremovexattr, fsetxattr, lsetxattr};
 
 use super::archive::Metadata;
 use super::path::PATH_BYTES;
 use super::remove::remove_tree;
 use super::tree::{EntryError, failed};
 use crate::mount::Flavour;
-
-/// The kernel's bound on a list of attributes' names (`XATTR_LIST_MAX`).
-const XATTR_LIST_BYTES: usize = 65536;
+use crate::xattr::{is_kept, kept_names_of};
 
 /// A name in an open directory.
 #[derive(Debug)]
@@ -105,8 +102,7 @@ impl Place<'_> {
         self.create("make a named pipe", make)?;
         self.set_special(metadata)?;
         fchmodat(&self.parent, self.name, mode(metadata), FchmodatFlags::NoFollowSymlink)
-            .map_err(failed("set a mode"))?;
-        self.set_times(metadata)
+            .map_err(failed("set a mode"))
     }
 
     /// Sets owner, attributes and time of what cannot be opened.
@@ -164,7 +160,7 @@ impl Place<'_> {
 
 /// Takes the attributes away that an earlier description gave a directory.
 pub(super) fn plain(directory: OwnedFd) -> Result<OwnedFd, EntryError> {
-    for name in kept_xattrs_of(&directory).map_err(failed("list extended attributes"))? {
+    for name in kept_names_of(&directory).map_err(failed("list extended attributes"))? {
         fremovexattr(&directory, name).map_err(failed("remove an extended attribute"))?;
     }
     Ok(directory)
@@ -200,27 +196,6 @@ pub(super) fn set_owner_and_mode(file: &File, metadata: &Metadata) -> Result<(),
             .map_err(failed("set an extended attribute"))?;
     }
     fchmod(file, mode(metadata)).map_err(failed("set a mode"))
-}
-
-/// Says whether an attribute means something in a box.
-///
-/// Not `trusted.*`, which would let an image steer overlayfs, nor its unprivileged twin
-/// `user.overlay.*`; not the labels of the builder's security module.
-fn is_kept(name: &[u8]) -> bool {
-    (name.starts_with(b"user.") && !name.starts_with(b"user.overlay."))
-        || name == b"security.capability"
-        || name.starts_with(b"system.posix_acl_")
-}
-
-/// Lists those attributes of an open file that mean something in a box.
-pub(crate) fn kept_xattrs_of(file: &impl AsFd) -> io::Result<Vec<Vec<u8>>> {
-    let mut names = vec![0; XATTR_LIST_BYTES];
-    let length = match flistxattr(file, &mut names) {
-        Err(rustix::io::Errno::NOTSUP) => 0,
-        listed => listed?,
-    };
-    let names = names[..length].split(|byte| *byte == 0);
-    Ok(names.filter(|name| is_kept(name)).map(<[u8]>::to_vec).collect())
 }
 
 fn kept_xattrs(metadata: &Metadata) -> impl Iterator<Item = (&[u8], &[u8])> {

@@ -8,12 +8,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::dir::Dir;
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, openat};
+use nix::fcntl::openat;
 use nix::sys::stat::Mode;
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
-const OPEN_DIR: OFlag =
-    OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
+use crate::directory::OPEN_DIR;
 
 /// Removes `name` from the directory `parent`, with all that is below it; what is not there is no
 /// error.
@@ -64,19 +63,6 @@ fn remove_entries(directory: BorrowedFd<'_>) -> nix::Result<Option<Vec<u8>>> {
         }
     }
     Ok(None)
-}
-
-/// Lists what is in a directory.
-pub(crate) fn names_in(directory: &OwnedFd) -> nix::Result<Vec<Vec<u8>>> {
-    let mut names = Vec::new();
-    for entry in Dir::openat(directory, ".", OPEN_DIR, Mode::empty())?.iter() {
-        let entry = entry?;
-        let name = entry.file_name().to_bytes();
-        if !matches!(name, b"." | b"..") {
-            names.push(name.to_vec());
-        }
-    }
-    Ok(names)
 }
 
 #[cfg(test)]

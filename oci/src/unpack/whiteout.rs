@@ -20,9 +20,10 @@ use nix::sys::stat::SFlag;
 use super::limits::Limits;
 use super::path::EntryPath;
 use super::place::Place;
-use super::remove::{names_in, remove_tree};
+use super::remove::remove_tree;
 use super::seams::Seams;
 use super::tree::{EntryError, Missing, Tree, Walked, failed, path_error};
+use crate::directory::names_in;
 
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";

@@ -60,9 +60,9 @@ struct State {
 
 /// Opens the console file and starts the thread.
 pub(crate) fn open(spec: &VmSpec, state: &StateDir) -> Result<Console, ConsoleError> {
-    let path = spec.console.clone().unwrap_or_else(|| state.console());
+    let path = spec.console.path.clone().unwrap_or_else(|| state.console());
     // Without an own file the console of an earlier box of this id would be continued.
-    let fresh = spec.console.is_none();
+    let fresh = spec.console.path.is_none();
     let file = open_file(&path, fresh).map_err(|source| ConsoleError::Open { path, source })?;
     let (stdout, stdout_port) = io::pipe().map_err(ConsoleError::Pipe)?;
     let (stderr, stderr_port) = io::pipe().map_err(ConsoleError::Pipe)?;

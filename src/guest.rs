@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use a3s_box_core::config::AgentProvider;
 use a3s_box_krun::{Connect, Machine, OverlayFile, Share, VsockPort};
 use a3s_box_oci::Image;
 use a3s_box_proto::control::{
@@ -83,7 +84,7 @@ pub(crate) fn describe(spec: &VmSpec, image: Option<&Image>) -> Result<Guest, Gu
         workload: workload(spec, run, image.is_some())?,
         mounts: spec.mounts.iter().map(guest_mount).collect(),
         hostname: spec.id.clone(),
-        agent_port: spec.serve_health.then_some(spec.agent_port),
+        agent_port: (spec.agent.provider == AgentProvider::Builtin).then_some(spec.agent.port),
     };
     Ok(Guest { config, stop_signal })
 }
@@ -154,7 +155,7 @@ pub(crate) fn machine(
                 connect: Connect::FromGuest,
             },
             VsockPort {
-                port: spec.agent_port,
+                port: spec.agent.port,
                 socket: state.agent_socket(),
                 connect: Connect::FromHost,
             },

@@ -186,6 +186,7 @@ impl Ending {
             exit_code: Some(self.exit_code),
             signal: self.signal,
             uptime_ms: u64::try_from(uptime.as_millis()).unwrap_or(u64::MAX),
+            stop: None,
         }
     }
 }

@@ -5,14 +5,16 @@
 
 mod mounts;
 
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
 use a3s_box_core::BoxConfig;
 use a3s_box_core::config::{
-    AgentConfig, AgentProvider, CacheConfig, ConfigError, ConfinementLevel, DiskPlace, ImageConfig,
-    NetworkMode, PathsConfig, ProcessConfig, ResourcesConfig, RlimitName, StopConfig,
+    AgentConfig, AgentProvider, CacheConfig, ConfigError, ConfinementLevel, ConsoleConfig,
+    DiskPlace, EventsConfig, HealthConfig, ImageConfig, NetworkMode, OnUnhealthy, PathsConfig,
+    ProcessConfig, Readiness, ResourcesConfig, RlimitName, StopConfig,
 };
 use a3s_box_krun::{MAX_SOCKET_PATH_BYTES, MAX_VCPUS, MIN_MEMORY_MIB};
 use a3s_box_oci::{Platform, Retention};
@@ -25,12 +27,22 @@ use crate::state_dir;
 /// Longest id of a box: a component of short socket paths.
 const MAX_ID_BYTES: usize = 64;
 
-/// Longest grace period and boot timeout: nobody means a day.
+/// Longest wait of any kind: nobody means a day.
 const MAX_WAIT_MS: u64 = 3_600_000;
+
+/// Shortest pause between health checks: each wakes the guest.
+const MIN_INTERVAL_MS: u64 = 10;
+
+/// Shortest time between two `metrics` events: reading them takes a millisecond, or several for a
+/// large guest.
+const MIN_METRICS_MS: u64 = 100;
+
+/// Largest limit on a file: 1 TiB, or of what is given in KiB, 1 GiB.
+const MAX_FILE_MIB: u64 = 1024 * 1024;
 
 /// Limits on `resources.disk_mib`: less leaves no room beside the records of an ext4, and more than
 /// half of what ext4 takes as one file may not fit the host's file system.
-const DISK_MIB: std::ops::RangeInclusive<u32> = 16..=8 * 1024 * 1024;
+const DISK_MIB: RangeInclusive<u32> = 16..=8 * 1024 * 1024;
 
 /// A box that can be started, as far as the config tells.
 #[derive(Debug)]
@@ -45,17 +57,55 @@ pub(crate) struct VmSpec {
     pub(crate) rlimits: Vec<control::Rlimit>,
     pub(crate) timeout: Option<Duration>,
     pub(crate) mounts: Vec<MountSpec>,
-    /// vsock port of the guest for health checks.
-    pub(crate) agent_port: u32,
-    /// Whether the guest program serves health on it.
-    pub(crate) serve_health: bool,
-    pub(crate) boot_timeout: Duration,
-    pub(crate) console: Option<PathBuf>,
+    pub(crate) agent: AgentSpec,
+    pub(crate) console: ConsoleSpec,
+    pub(crate) events: EventsSpec,
     /// Absent: the image's, else SIGTERM.
     pub(crate) stop_signal: Option<Signal>,
     pub(crate) stop_grace: Duration,
+    pub(crate) die_with_parent: bool,
     pub(crate) paths: PathsConfig,
     pub(crate) retention: Retention,
+}
+
+/// The agent in the guest.
+#[derive(Clone, Debug)]
+pub(crate) struct AgentSpec {
+    pub(crate) provider: AgentProvider,
+    /// vsock port of the guest for health checks.
+    pub(crate) port: u32,
+    pub(crate) readiness: Readiness,
+    pub(crate) boot_timeout: Duration,
+    /// Absent with provider `none`.
+    pub(crate) health: Option<HealthSpec>,
+}
+
+/// Health checks.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct HealthSpec {
+    pub(crate) interval: Duration,
+    pub(crate) timeout: Duration,
+    pub(crate) retries: u32,
+    pub(crate) start_period: Duration,
+    pub(crate) on_unhealthy: OnUnhealthy,
+}
+
+/// Where the workload's output goes.
+#[derive(Clone, Debug)]
+pub(crate) struct ConsoleSpec {
+    /// Absent: in the box's state folder.
+    pub(crate) path: Option<PathBuf>,
+    /// Of the file and the one before it.
+    pub(crate) max_bytes: u64,
+}
+
+/// The event stream beside standard output.
+#[derive(Clone, Debug)]
+pub(crate) struct EventsSpec {
+    pub(crate) file: Option<PathBuf>,
+    /// Of the file and the one before it.
+    pub(crate) file_max_bytes: u64,
+    pub(crate) metrics_interval: Option<Duration>,
 }
 
 /// An image that is to be the root.
@@ -75,11 +125,7 @@ impl TryFrom<BoxConfig> for VmSpec {
         check_id(&id)?;
         check_process(&config.process)?;
         check_resources(&config.resources)?;
-        check_agent(&config.agent)?;
         check_paths(&config.paths, &id)?;
-        if let Some(path) = &config.console.path {
-            absolute("console.path", path)?;
-        }
         Ok(Self {
             id,
             image: config.image.map(ImageSpec::try_from).transpose()?,
@@ -91,12 +137,12 @@ impl TryFrom<BoxConfig> for VmSpec {
             rlimits: rlimits(&config.resources)?,
             timeout: config.resources.timeout_ms.map(Duration::from_millis),
             mounts: mounts::check(&config.mounts)?,
-            agent_port: config.agent.vsock_port,
-            serve_health: config.agent.provider == AgentProvider::Builtin,
-            boot_timeout: Duration::from_millis(config.agent.boot_timeout_ms),
-            console: config.console.path,
+            agent: AgentSpec::try_from(&config.agent)?,
+            console: ConsoleSpec::try_from(config.console)?,
+            events: EventsSpec::try_from(config.events)?,
             stop_signal: stop_signal(&config.stop)?,
             stop_grace: Duration::from_millis(config.stop.grace_ms),
+            die_with_parent: config.stop.die_with_parent,
             paths: config.paths,
             retention: retention(config.cache),
         })
@@ -122,19 +168,96 @@ impl TryFrom<ImageConfig> for ImageSpec {
     }
 }
 
+impl TryFrom<&AgentConfig> for AgentSpec {
+    type Error = ConfigError;
+
+    fn try_from(agent: &AgentConfig) -> Result<Self, ConfigError> {
+        let port = agent.vsock_port;
+        // VMADDR_PORT_ANY is all ones (vsock(7)).
+        if port == 0 || port == u32::MAX || port == CONTROL_PORT {
+            let expected = format!("a port other than 0, {CONTROL_PORT} and {}", u32::MAX);
+            return Err(ConfigError::invalid("agent.vsock_port", port.to_string(), expected));
+        }
+        within("agent.boot_timeout_ms", agent.boot_timeout_ms, 1..=MAX_WAIT_MS)?;
+        let is_asked = agent.provider != AgentProvider::None;
+        let readiness = match agent.readiness {
+            Some(Readiness::Health) if !is_asked => {
+                let expected = "`started` or `notify`, as provider `none` has no health checks";
+                return Err(ConfigError::invalid("agent.readiness", "`health`", expected));
+            }
+            Some(readiness) => readiness,
+            None if is_asked => Readiness::Health,
+            None => Readiness::Started,
+        };
+        let health = HealthSpec::try_from(&agent.health)?;
+        Ok(Self {
+            provider: agent.provider,
+            port,
+            readiness,
+            boot_timeout: Duration::from_millis(agent.boot_timeout_ms),
+            health: is_asked.then_some(health),
+        })
+    }
+}
+
+impl TryFrom<&HealthConfig> for HealthSpec {
+    type Error = ConfigError;
+
+    fn try_from(health: &HealthConfig) -> Result<Self, ConfigError> {
+        within("agent.health.interval_ms", health.interval_ms, MIN_INTERVAL_MS..=MAX_WAIT_MS)?;
+        within("agent.health.timeout_ms", health.timeout_ms, 1..=MAX_WAIT_MS)?;
+        within("agent.health.retries", health.retries.into(), 1..=1000)?;
+        within("agent.health.start_period_ms", health.start_period_ms, 0..=MAX_WAIT_MS)?;
+        Ok(Self {
+            interval: Duration::from_millis(health.interval_ms),
+            timeout: Duration::from_millis(health.timeout_ms),
+            retries: health.retries,
+            start_period: Duration::from_millis(health.start_period_ms),
+            on_unhealthy: health.on_unhealthy,
+        })
+    }
+}
+
+impl TryFrom<ConsoleConfig> for ConsoleSpec {
+    type Error = ConfigError;
+
+    fn try_from(console: ConsoleConfig) -> Result<Self, ConfigError> {
+        within("console.max_mib", console.max_mib.into(), 1..=MAX_FILE_MIB)?;
+        if let Some(path) = &console.path {
+            absolute("console.path", path)?;
+        }
+        Ok(Self { path: console.path, max_bytes: u64::from(console.max_mib) << 20 })
+    }
+}
+
+impl TryFrom<EventsConfig> for EventsSpec {
+    type Error = ConfigError;
+
+    fn try_from(events: EventsConfig) -> Result<Self, ConfigError> {
+        within("events.file_max_kib", events.file_max_kib.into(), 64..=MAX_FILE_MIB)?;
+        if let Some(path) = &events.file {
+            absolute("events.file", path)?;
+        }
+        if let Some(interval_ms) = events.metrics_interval_ms {
+            within("events.metrics_interval_ms", interval_ms, MIN_METRICS_MS..=MAX_WAIT_MS)?;
+        }
+        Ok(Self {
+            file: events.file,
+            file_max_bytes: u64::from(events.file_max_kib) << 10,
+            metrics_interval: events.metrics_interval_ms.map(Duration::from_millis),
+        })
+    }
+}
+
 fn refuse_unsupported(config: &BoxConfig) -> Result<(), ConfigError> {
     let asked = [
         (config.network.mode == NetworkMode::Passt, "network.mode", "`passt`"),
         (config.network.mode == NetworkMode::Tsi, "network.mode", "`tsi`"),
-        (config.agent.provider == AgentProvider::Image, "agent.provider", "`image`"),
-        (config.agent.health.is_some(), "agent.health", "health checks after the first success"),
         (
             config.confinement.level != ConfinementLevel::None,
             "confinement.level",
             "any confinement; only `none` can be kept",
         ),
-        (config.events.metrics_interval_ms.is_some(), "events.metrics_interval_ms", "metrics"),
-        (config.events.file.is_some(), "events.file", "a file beside standard output"),
     ];
     match asked.into_iter().find(|(is_asked, ..)| *is_asked) {
         Some((_, path, what)) => Err(ConfigError::unsupported(path, what)),
@@ -256,18 +379,8 @@ fn rlimit_number(name: RlimitName) -> u32 {
     }
 }
 
-fn check_agent(agent: &AgentConfig) -> Result<(), ConfigError> {
-    let port = agent.vsock_port;
-    // VMADDR_PORT_ANY is all ones (vsock(7)).
-    if port == 0 || port == u32::MAX || port == CONTROL_PORT {
-        let expected = format!("a port other than 0, {CONTROL_PORT} and {}", u32::MAX);
-        return Err(ConfigError::invalid("agent.vsock_port", port.to_string(), expected));
-    }
-    within("agent.boot_timeout_ms", agent.boot_timeout_ms, 1)
-}
-
 fn stop_signal(stop: &StopConfig) -> Result<Option<Signal>, ConfigError> {
-    within("stop.grace_ms", stop.grace_ms, 0)?;
+    within("stop.grace_ms", stop.grace_ms, 0..=MAX_WAIT_MS)?;
     let parse = |name: &String| {
         Signal::from_str(name).map_err(|_unknown| {
             ConfigError::invalid("stop.signal", format!("`{name}`"), "a name as `SIGTERM`")
@@ -276,11 +389,12 @@ fn stop_signal(stop: &StopConfig) -> Result<Option<Signal>, ConfigError> {
     stop.signal.as_ref().map(parse).transpose()
 }
 
-fn within(path: &str, found_ms: u64, min_ms: u64) -> Result<(), ConfigError> {
-    if (min_ms..=MAX_WAIT_MS).contains(&found_ms) {
+fn within(path: &str, found: u64, allowed: RangeInclusive<u64>) -> Result<(), ConfigError> {
+    if allowed.contains(&found) {
         return Ok(());
     }
-    Err(ConfigError::invalid(path, found_ms.to_string(), format!("{min_ms} to {MAX_WAIT_MS}")))
+    let expected = format!("{} to {}", allowed.start(), allowed.end());
+    Err(ConfigError::invalid(path, found.to_string(), expected))
 }
 
 fn check_paths(paths: &PathsConfig, id: &str) -> Result<(), ConfigError> {

@@ -9,7 +9,10 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use a3s_box_proto::agent::agent_server::{Agent, AgentServer};
-use a3s_box_proto::agent::{HealthCheckRequest, HealthCheckResponse, State, Status as Health};
+use a3s_box_proto::agent::{
+    HealthCheckRequest, HealthCheckResponse, MetricsRequest, MetricsResponse, State,
+    Status as Health,
+};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::mpsc;
 use tokio::time::sleep;
@@ -101,6 +104,13 @@ impl Agent for GuestAgent {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
         }))
+    }
+
+    async fn metrics(
+        &self,
+        _: Request<MetricsRequest>,
+    ) -> Result<Response<MetricsResponse>, Status> {
+        Err(Status::unimplemented("no metrics"))
     }
 }
 

@@ -112,7 +112,7 @@ impl Chronicle {
         self.report = Some(report);
         let uptime_ms = self.elapsed_ms();
         let reason = outcome.reason;
-        let kind = EventKind::BoxStopped { reason, exit_code, signal, uptime_ms };
+        let kind = EventKind::BoxStopped { reason, exit_code, signal, uptime_ms, stop: None };
         (self.event(kind), outcome)
     }
 

@@ -30,6 +30,7 @@ impl fmt::Display for Outcome {
             StopReason::Stopped => "stopped",
             StopReason::Timeout => "timeout",
             StopReason::Failed => "failed",
+            StopReason::Unhealthy => "unhealthy",
             StopReason::Killed => "killed",
             _ => "ended",
         };

@@ -40,6 +40,8 @@ pub enum ErrorCode {
     WorkloadSetup,
     /// The guest ended without saying how: panic, reset, or loss of its init.
     GuestLost,
+    /// Health checks failed, and `agent.health.on_unhealthy` is `stop`.
+    Unhealthy,
     /// The guest broke the control protocol.
     GuestProtocol,
     /// The VM did not end by itself after the guest was done; it was ended.

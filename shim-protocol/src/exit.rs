@@ -4,7 +4,7 @@
 //! |---|---|
 //! | 0 to 255 | the workload's own, when the guest reported it |
 //! | 124 | `resources.timeout_ms` ran out |
-//! | 125 | the shim failed, or the guest was lost; the `error` event says why |
+//! | 125 | the shim failed, or the guest was lost or unhealthy; the `error` event says why |
 //! | 126 | the program was found and could not be executed |
 //! | 127 | the program was not found |
 //! | 128 + n | the workload was ended by signal n |

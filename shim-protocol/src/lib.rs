@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | stdin | [`BoxConfig`], one JSON document | [`config`] |
 //! | stdout | [`Event`], one JSON object a line | [`event`] |
+//! | `<state_dir>/<id>/` | [`RunRecord`] while it lives, [`ExitRecord`] afterwards | [`record`] |
 //! | `error` events | [`ErrorReport`] with a stable [`ErrorCode`] | [`error`] |
 //! | exit status | constants and [`for_signal`](exit::for_signal) | [`exit`] |
 //!
@@ -15,6 +16,7 @@ mod emitter;
 pub mod error;
 pub mod event;
 pub mod exit;
+pub mod record;
 pub mod schema;
 mod state;
 
@@ -22,4 +24,5 @@ pub use config::{BoxConfig, ConfigError};
 pub use emitter::EventEmitter;
 pub use error::{ErrorCode, ErrorReport};
 pub use event::{Event, EventKind};
-pub use state::BoxState;
+pub use record::{ExitRecord, RunRecord};
+pub use state::{BoxState, HealthState};

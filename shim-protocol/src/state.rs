@@ -34,6 +34,29 @@ pub enum BoxState {
     Stopped,
 }
 
+/// What health checks say.
+///
+/// ```text
+///              a check succeeds                    a check succeeds
+///   Starting ────────────────────► Healthy ◄───────────────────────── Unhealthy
+///      │                              │                                   ▲
+///      └──────────────────────────────┴───────────────────────────────────┘
+///         start_period_ms is over, or a check has succeeded before,
+///                 and `retries` checks in a row have failed
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum HealthState {
+    /// No check has succeeded yet, and none had to.
+    #[default]
+    Starting,
+    /// The last check succeeded, or too few since then have failed.
+    Healthy,
+    /// Too many checks in a row have failed.
+    Unhealthy,
+}
+
 impl fmt::Display for BoxState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

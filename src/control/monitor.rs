@@ -83,7 +83,7 @@ impl Monitor {
         vm_news: mpsc::UnboundedReceiver<VmNews>,
     ) -> Self {
         let mut deadlines = Deadlines::default();
-        deadlines.set(Due::Boot, setup.spec.boot_timeout);
+        deadlines.set(Due::Boot, setup.spec.agent.boot_timeout);
         if let Some(timeout) = setup.spec.timeout {
             deadlines.set(Due::Timeout, timeout.saturating_sub(setup.events.elapsed()));
         }
@@ -94,7 +94,7 @@ impl Monitor {
             vm_news,
             console: setup.console,
             agent_socket: setup.state.agent_socket(),
-            serve_health: setup.spec.serve_health,
+            serve_health: setup.spec.agent.health.is_some(),
             stop_signal: setup.guest.stop_signal,
             stop_grace: setup.spec.stop_grace,
             transient: setup.state.transient(),
@@ -317,6 +317,7 @@ impl Monitor {
             }
             guest_message::Message::StartFailed(_)
             | guest_message::Message::Exited(_)
+            | guest_message::Message::Notified(_)
             | guest_message::Message::Drained(_) => {}
         }
     }

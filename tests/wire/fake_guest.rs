@@ -9,7 +9,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use a3s_box_proto::agent::agent_server::{Agent, AgentServer};
-use a3s_box_proto::agent::{HealthCheckRequest, HealthCheckResponse, State, Status};
+use a3s_box_proto::agent::{
+    HealthCheckRequest, HealthCheckResponse, MetricsRequest, MetricsResponse, State, Status,
+};
 use a3s_box_proto::control::{
     Drained, Exited, GuestConfig, GuestMessage, Hello, ShimMessage, StartFailed, Started, exited,
     guest_message, shim_message,
@@ -45,6 +47,13 @@ impl Agent for Healthy {
             version: "0.0.0".into(),
             uptime_ms: 1,
         }))
+    }
+
+    async fn metrics(
+        &self,
+        _request: Request<MetricsRequest>,
+    ) -> std::result::Result<Response<MetricsResponse>, tonic::Status> {
+        Err(tonic::Status::unimplemented("no metrics"))
     }
 }
 

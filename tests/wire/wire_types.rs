@@ -4,19 +4,19 @@
 use serde_json::Value;
 
 /// JSON type of a field.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 enum Is {
     Number,
+    Float,
+    Floats,
     Text,
     Bool,
     Texts,
-    Phases,
-    Run,
-    Healthcheck,
-    Damages,
+    Object(Fields),
+    Objects(Fields),
 }
 
-use Is::{Bool, Damages, Healthcheck, Number, Phases, Run, Text, Texts};
+use Is::{Bool, Float, Floats, Number, Object, Objects, Text, Texts};
 
 /// A name ending in `?` may be absent.
 type Fields = &'static [(&'static str, Is)];
@@ -46,7 +46,7 @@ const RUN: Fields = &[
     ("cwd", Text),
     ("user", Text),
     ("stop_signal", Text),
-    ("healthcheck?", Healthcheck),
+    ("healthcheck?", Object(HEALTHCHECK)),
     ("volumes", Texts),
     ("exposed_ports", Texts),
     ("truncated", Bool),
@@ -62,6 +62,56 @@ const HEALTHCHECK: Fields = &[
     ("retries?", Number),
 ];
 
+const STOP: Fields = &[
+    ("cause", Text),
+    ("ended_by", Text),
+    ("requested_ms", Number),
+    ("signaled_ms?", Number),
+    ("killed_ms?", Number),
+    ("exited_ms?", Number),
+];
+
+const METRICS: Fields = &[
+    ("uptime_ms", Number),
+    ("boot", Object(PHASES)),
+    ("process", Object(PROCESS_METRICS)),
+    ("guest?", Object(GUEST_METRICS)),
+    ("console", Object(CONSOLE_METRICS)),
+    ("events", Object(EVENT_METRICS)),
+    ("health?", Object(HEALTH_METRICS)),
+];
+
+const PROCESS_METRICS: Fields = &[
+    ("rss_kib", Number),
+    ("pss_kib", Number),
+    ("shim_pss_kib", Number),
+    ("cpu_user_ms", Number),
+    ("cpu_system_ms", Number),
+    ("threads", Number),
+    ("open_files", Number),
+];
+
+const GUEST_METRICS: Fields = &[
+    ("memory_total_kib", Number),
+    ("memory_available_kib", Number),
+    ("load", Floats),
+    ("processes", Number),
+];
+
+const CONSOLE_METRICS: Fields =
+    &[("stdout_bytes", Number), ("stderr_bytes", Number), ("discarded_bytes", Number)];
+
+const EVENT_METRICS: Fields =
+    &[("emitted", Number), ("emitted_bytes", Number), ("dropped", Number), ("waiting", Number)];
+
+const HEALTH_METRICS: Fields = &[
+    ("state", Text),
+    ("checks", Number),
+    ("failures", Number),
+    ("last_latency_us", Number),
+    ("max_latency_us", Number),
+];
+
 fn fields(kind: &str) -> Fields {
     match kind {
         "shim.started" => &[("version", Text), ("pid", Number)],
@@ -71,7 +121,7 @@ fn fields(kind: &str) -> Fields {
             ("platform", Text),
             ("layers", Number),
             ("image_bytes_total", Number),
-            ("run", Run),
+            ("run", Object(RUN)),
         ],
         "rootfs.progress" => &[
             ("layer", Text),
@@ -94,7 +144,7 @@ fn fields(kind: &str) -> Fields {
         ],
         "vm.starting" => &[("vcpus", Number), ("memory_mib", Number)],
         "guest.started" => &[("guest_version", Text), ("workload_pid?", Number)],
-        "agent.ready" => &[("phases", Phases)],
+        "agent.ready" => &[("phases", Object(PHASES))],
         "state.changed" => &[("from", Text), ("to", Text)],
         "stop.requested" => &[("cause", Text), ("signal", Text), ("grace_ms", Number)],
         "prepare.done" | "stop.killed" => &[],
@@ -104,7 +154,9 @@ fn fields(kind: &str) -> Fields {
             ("kept", Number),
             ("kept_bytes", Number),
         ],
-        "cache.verified" => &[("intact", Number), ("rebuilt", Damages), ("in_use", Damages)],
+        "cache.verified" => {
+            &[("intact", Number), ("rebuilt", Objects(DAMAGE)), ("in_use", Objects(DAMAGE))]
+        }
         "guest.exited" => &[("exit_code?", Number), ("signal?", Number)],
         "events.dropped" => &[("count", Number)],
         "error" => &[
@@ -114,9 +166,23 @@ fn fields(kind: &str) -> Fields {
             ("hint?", Text),
             ("retryable", Bool),
         ],
-        "box.stopped" => {
-            &[("reason", Text), ("exit_code?", Number), ("signal?", Number), ("uptime_ms", Number)]
-        }
+        "health.changed" => &[
+            ("from", Text),
+            ("to", Text),
+            ("cause?", Text),
+            ("message?", Text),
+            ("failures", Number),
+        ],
+        "workload.notified" => &[("ready", Bool), ("stopping", Bool), ("status?", Text)],
+        "metrics" => METRICS,
+        "console.truncated" => &[("discarded_bytes", Number), ("cause", Text)],
+        "box.stopped" => &[
+            ("reason", Text),
+            ("exit_code?", Number),
+            ("signal?", Number),
+            ("uptime_ms", Number),
+            ("stop?", Object(STOP)),
+        ],
         unknown => panic!("event of the unknown type `{unknown}`"),
     }
 }
@@ -150,11 +216,11 @@ fn is_of(value: &Value, is: Is) -> bool {
         Text => value.is_string(),
         Bool => value.is_boolean(),
         Texts => value.as_array().is_some_and(|items| items.iter().all(Value::is_string)),
-        Phases => all_fields(value, PHASES),
-        Run => all_fields(value, RUN),
-        Healthcheck => all_fields(value, HEALTHCHECK),
-        Damages => {
-            value.as_array().is_some_and(|items| items.iter().all(|item| all_fields(item, DAMAGE)))
+        Float => value.is_f64(),
+        Floats => value.as_array().is_some_and(|items| items.iter().all(|item| is_of(item, Float))),
+        Object(fields) => all_fields(value, fields),
+        Objects(fields) => {
+            value.as_array().is_some_and(|items| items.iter().all(|item| all_fields(item, fields)))
         }
     }
 }

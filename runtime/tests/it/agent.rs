@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use a3s_box_proto::agent::agent_server::{Agent, AgentServer};
-use a3s_box_proto::agent::{HealthCheckRequest, HealthCheckResponse, State, Status};
+use a3s_box_proto::agent::{
+    HealthCheckRequest, HealthCheckResponse, MetricsRequest, MetricsResponse, State, Status,
+};
 use tokio::net::UnixListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -39,6 +41,13 @@ impl Agent for Service {
             version: "0.1.0".to_owned(),
             uptime_ms: 1,
         }))
+    }
+
+    async fn metrics(
+        &self,
+        _request: Request<MetricsRequest>,
+    ) -> Result<Response<MetricsResponse>, tonic::Status> {
+        Err(tonic::Status::unimplemented("this agent has no metrics"))
     }
 }
 

@@ -131,7 +131,7 @@ pub enum NetworkMode {
 }
 
 /// Where the workload's output goes.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct ConsoleConfig {
@@ -139,4 +139,14 @@ pub struct ConsoleConfig {
     /// box's state folder.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<PathBuf>,
+    /// Most MiB that the file and the one before it (the same name with `.1` at its end) take
+    /// together, 1 to 1048576; what is older is dropped. A pipe or device is not limited.
+    pub max_mib: u32,
+}
+
+impl Default for ConsoleConfig {
+    fn default() -> Self {
+        // A workload that writes a line a second needs two weeks for it; a flood costs a known amount.
+        Self { path: None, max_mib: 64 }
+    }
 }

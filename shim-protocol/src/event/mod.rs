@@ -4,19 +4,30 @@
 //! {"v":1,"seq":3,"time":"2026-01-31T09:00:00.123Z","elapsed_ms":41,"box_id":"demo","type":"vm.starting",…}
 //! ```
 //!
-//! `seq` starts at 0 and has no gaps; where `rootfs.progress` events had to be dropped because the
-//! reader was slow, `events.dropped` says how many (they had no `seq` yet). Exactly one
+//! `seq` starts at 0 and has no gaps; where events had to be dropped because the reader was slow,
+//! `events.dropped` says how many (they had no `seq` yet). Only progress, metrics and the like are
+//! dropped; of changes of state and health that wait, later ones are merged into one. Exactly one
 //! `box.stopped` ends the stream of a shim that was not itself killed. A reader ignores types
 //! and fields that it does not know.
 //!
 //! ```text
 //! shim.started ─ image.resolved? ─ rootfs.progress* ─ rootfs.ready ─ vm.starting ─ guest.started ─ agent.ready
-//!              ─ state.changed* ─ stop.requested? ─ guest.exited ─ error* ─ box.stopped
+//!              ─ (state.changed | health.changed | workload.notified | metrics | console.truncated)*
+//!              ─ stop.requested? ─ stop.killed? ─ guest.exited? ─ error* ─ box.stopped
 //! ```
+
+mod metrics;
+mod resolved;
+mod stop;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{BoxState, ErrorReport};
+pub use self::metrics::{
+    BootPhases, ConsoleMetrics, EventMetrics, GuestMetrics, HealthMetrics, Metrics, ProcessMetrics,
+};
+pub use self::resolved::{ResolvedHealthcheck, ResolvedRun};
+pub use self::stop::{StopCause, StopReason, StopReport, StopStep};
+use crate::{BoxState, ErrorReport, HealthState};
 
 /// Version of the event format (`v`).
 pub const EVENT_VERSION: u32 = 1;
@@ -167,6 +178,45 @@ pub enum EventKind {
         /// State now.
         to: BoxState,
     },
+    /// Health checks say something else than before.
+    #[serde(rename = "health.changed")]
+    HealthChanged {
+        /// Health before.
+        from: HealthState,
+        /// Health now.
+        to: HealthState,
+        /// Why the last check failed; absent when it did not.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        cause: Option<HealthCause>,
+        /// The same for people.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        message: Option<String>,
+        /// Failures in a row.
+        failures: u32,
+    },
+    /// The workload said something about itself on `$NOTIFY_SOCKET`. At most ten a second; may be
+    /// dropped.
+    #[serde(rename = "workload.notified")]
+    WorkloadNotified {
+        /// Whether it has said `READY=1`.
+        ready: bool,
+        /// Whether it has said `STOPPING=1`.
+        stopping: bool,
+        /// Its last `STATUS=`, cut to 256 characters.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        status: Option<String>,
+    },
+    /// Figures, each `events.metrics_interval_ms` from the time the box is ready. May be dropped.
+    #[serde(rename = "metrics")]
+    Metrics(Box<Metrics>),
+    /// Output of the workload was dropped. At most one a second; may be dropped.
+    #[serde(rename = "console.truncated")]
+    ConsoleTruncated {
+        /// Bytes that are not kept (any more), since the start.
+        discarded_bytes: u64,
+        /// Why those since the last such event are not.
+        cause: TruncationCause,
+    },
     /// The box was asked to stop, or the shim decided it.
     #[serde(rename = "stop.requested")]
     StopRequested {
@@ -212,6 +262,9 @@ pub enum EventKind {
         signal: Option<u8>,
         /// Time since the shim started.
         uptime_ms: u64,
+        /// How the stop went, if one was asked for.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        stop: Option<StopReport>,
     },
     /// A type that this version does not know. Never written.
     #[serde(other, rename = "unknown")]
@@ -222,8 +275,44 @@ impl EventKind {
     /// Whether this event may be dropped when the reader is slow.
     #[must_use]
     pub fn is_droppable(&self) -> bool {
-        matches!(self, Self::RootfsProgress { .. })
+        matches!(
+            self,
+            Self::RootfsProgress { .. }
+                | Self::WorkloadNotified { .. }
+                | Self::Metrics(_)
+                | Self::ConsoleTruncated { .. }
+        )
     }
+}
+
+/// Why a health check failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum HealthCause {
+    /// No connection, or it broke before the answer.
+    Transport,
+    /// No answer within `agent.health.timeout_ms`.
+    Timeout,
+    /// The answer is that the agent does not serve.
+    NotServing,
+    /// The answer is not one to a health check.
+    Protocol,
+}
+
+/// Why output of the workload is not kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum TruncationCause {
+    /// It was the oldest, and `console.max_mib` was reached.
+    Size,
+    /// The console's file could not be written.
+    WriteFailed,
+    /// The console is a pipe or device whose reader did not read.
+    SlowReader,
 }
 
 /// How a layer in the cache differed from its blob.
@@ -266,99 +355,4 @@ pub enum UpperPlace {
     Memory,
     /// In an image file in the box's state folder.
     Image,
-}
-
-/// What a box runs: the image's config and `process`, merged.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-pub struct ResolvedRun {
-    /// First words of the command.
-    pub entrypoint: Vec<String>,
-    /// Words after them.
-    pub args: Vec<String>,
-    /// Names of the environment's variables. Values are secrets, and in no event.
-    pub env: Vec<String>,
-    /// Working directory in the guest.
-    pub cwd: String,
-    /// `user[:group]`; empty: root.
-    pub user: String,
-    /// First signal of a stop; what the image says when nobody knows such a signal.
-    pub stop_signal: String,
-    /// The image's own health check, which the shim does not run. Absent: none.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub healthcheck: Option<ResolvedHealthcheck>,
-    /// Directories that the image declares as volumes. Nothing is mounted there: what the box writes
-    /// goes to its own private layer, which is what an anonymous volume is for.
-    pub volumes: Vec<String>,
-    /// Ports on which the workload listens, as the image says; nothing is published.
-    pub exposed_ports: Vec<String>,
-    /// Texts are cut, or left out, to keep the line short; the box gets all of them.
-    pub truncated: bool,
-}
-
-/// A health check that an image brings along; what is absent is up to who asks.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-pub struct ResolvedHealthcheck {
-    /// `CMD` and a command, or `CMD-SHELL` and a line for the shell.
-    pub test: Vec<String>,
-    /// Time between two tests.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub interval_ms: Option<u64>,
-    /// Time that a test may take.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub timeout_ms: Option<u64>,
-    /// Time after the start in which failures do not count.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub start_period_ms: Option<u64>,
-    /// Failures in a row that mean that the workload is not well.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub retries: Option<u32>,
-}
-
-/// Where the time until the agent was ready went, each in milliseconds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-pub struct BootPhases {
-    /// Reading and validating the config, setting the process up.
-    pub config_ms: u64,
-    /// Unpacking and mounting the root file system.
-    pub rootfs_ms: u64,
-    /// Configuring libkrun, up to entering it.
-    pub vm_ms: u64,
-    /// From entering libkrun to the guest's first message.
-    pub kernel_ms: u64,
-    /// From the guest's first message to the first health answer.
-    pub agent_ms: u64,
-    /// All of it.
-    pub total_ms: u64,
-}
-
-/// Who asked for a stop.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(rename_all = "snake_case")]
-pub enum StopCause {
-    /// The shim got SIGTERM, SIGINT or SIGHUP.
-    Signal,
-    /// `resources.timeout_ms` ran out.
-    Timeout,
-}
-
-/// Why a box ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum StopReason {
-    /// The workload ended by itself; `exit_code` or `signal` says how.
-    Exited,
-    /// It was asked to stop, and did.
-    Stopped,
-    /// `resources.timeout_ms` ran out.
-    Timeout,
-    /// The workload could not be started, the shim failed, or the guest was lost; an `error` event says which.
-    Failed,
-    /// The shim itself was ended by a signal, or vanished (made by the supervisor).
-    Killed,
 }

@@ -91,16 +91,13 @@ fn what_makes_no_sense_is_refused_with_path_found_and_expected() {
         ),
         (r#"{"stop":{"grace_ms":3600001}}"#, "stop.grace_ms: found 3600001, expected 0 to 3600000"),
         (r#"{"console":{"path":"log"}}"#, "console.path: found `log`, expected an absolute path"),
-        (
-            &format!(r#"{{"id":"x","paths":{{"state_dir":"/{long}"}}}}"#),
-            "paths.state_dir: found a socket path of 107",
-        ),
     ];
-    for (json, expected) in cases.iter().take(21) {
+    for (json, expected) in cases {
         let found = validate(json).unwrap_err();
         assert!(found.starts_with(expected), "{json}\n found: {found}\n expected: {expected}");
     }
-    assert!(validate(cases[21].0).is_ok(), "107 bytes fit");
+    let fits = format!(r#"{{"id":"x","paths":{{"state_dir":"/{long}"}}}}"#);
+    assert!(validate(&fits).is_ok(), "107 bytes fit");
     let longer = format!(r#"{{"id":"xy","paths":{{"state_dir":"/{long}x"}}}}"#);
     assert!(
         validate(&longer).unwrap_err().starts_with("paths.state_dir: found a socket path of 10")

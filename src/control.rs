@@ -14,17 +14,22 @@
 //! code over and waits for the exit status. When the VM does not end by itself, this thread ends
 //! the process.
 
+mod agent;
 mod deadlines;
 mod health;
 mod link;
 mod liveness;
 mod monitor;
+mod stopping;
+mod throttle;
+mod usage;
 mod verdict;
 
 use std::io;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -32,6 +37,7 @@ use a3s_box_core::{ErrorReport, exit};
 use tokio::sync::mpsc;
 
 use self::monitor::Monitor;
+pub(crate) use self::stopping::Stopping;
 use crate::console::Relay;
 use crate::events::EventWriter;
 use crate::guest::Guest;
@@ -79,6 +85,8 @@ pub(crate) struct Setup<'a> {
 #[derive(Debug)]
 pub(crate) struct Control {
     vm_news: mpsc::UnboundedSender<VmNews>,
+    /// What the process ends with should the control thread know it and not come to it.
+    exit_status: Arc<AtomicU8>,
 }
 
 impl Control {
@@ -89,7 +97,8 @@ impl Control {
             .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
             .map_err(|source| ControlError::Listen { path: socket, source })?;
         let (vm_news, news) = mpsc::unbounded_channel();
-        let monitor = Monitor::new(setup, listener, news);
+        let exit_status = Arc::new(AtomicU8::new(exit::FAILED));
+        let monitor = Monitor::new(setup, listener, news, Arc::clone(&exit_status));
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -98,18 +107,18 @@ impl Control {
             .name("control".into())
             .spawn(move || runtime.block_on(monitor.run()))
             .map_err(ControlError::Thread)?;
-        Ok(Self { vm_news })
+        Ok(Self { vm_news, exit_status })
     }
 
     /// To be called right before libkrun is entered: lets its `_exit` end the process with the
     /// control thread's verdict.
     pub(crate) fn entering(&self) {
-        let news = self.vm_news.clone();
+        let (news, exit_status) = (self.vm_news.clone(), Arc::clone(&self.exit_status));
         // Without a receiver the control thread is ending the process already.
         let _ending = news.send(VmNews::Entering);
         a3s_box_krun::exit::intercept(move |code| {
             hand_over(&news, VmNews::Exited(code));
-            exit::FAILED
+            exit_status.load(Ordering::Acquire)
         });
     }
 
@@ -125,4 +134,9 @@ fn hand_over(vm_news: &mpsc::UnboundedSender<VmNews>, end: VmNews) {
     // Without a receiver the control thread is ending the process already.
     let _ending = vm_news.send(end);
     thread::sleep(VERDICT_TIMEOUT);
+}
+
+/// Text of the guest, bounded and without control characters.
+fn printable(text: &str) -> String {
+    text.chars().take(1024).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }

@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::io;
 
-use a3s_box_core::event::StopReason;
+use a3s_box_core::event::{StopCause, StopReason, StopReport};
 use a3s_box_core::{ConfigError, ErrorCode, ErrorReport, exit};
 use a3s_box_krun::KrunError;
 use a3s_box_oci::CacheError;
@@ -11,9 +11,9 @@ use nix::errno::Errno;
 
 use crate::Ending;
 use crate::console::ConsoleError;
-use crate::control::ControlError;
+use crate::control::{ControlError, Stopping};
 use crate::guest::GuestError;
-use crate::process::ProcessError;
+use crate::process::{ProcessError, StopRequest};
 use crate::rootfs::RootfsError;
 use crate::state_dir::StateDirError;
 
@@ -43,7 +43,7 @@ pub(crate) enum ShimError {
 impl ShimError {
     /// What to tell about it; nothing if the box was only asked to stop.
     pub(crate) fn report(&self) -> Option<ErrorReport> {
-        if matches!(self, Self::Rootfs(RootfsError::Stopped(_))) {
+        if self.stop_request().is_some() {
             return None;
         }
         Some(ErrorReport::new(self.code(), self).with_hint(self.hint()))
@@ -51,13 +51,30 @@ impl ShimError {
 
     /// How the box ended by it.
     pub(crate) fn ending(&self) -> Ending {
-        if let Self::Rootfs(RootfsError::Stopped(signal)) = self {
+        if let Some(request) = self.stop_request() {
             // Linux has 64 signals.
-            let number = u8::try_from(*signal as i32).unwrap_or(u8::MAX);
+            let number = u8::try_from(request.signal() as i32).unwrap_or(u8::MAX);
+            let signal = matches!(request, StopRequest::Signal(_)).then_some(number);
             let exit_code = exit::for_signal(number);
-            return Ending { reason: StopReason::Stopped, exit_code, signal: Some(number) };
+            return Ending { reason: StopReason::Stopped, exit_code, signal };
         }
         Ending { reason: StopReason::Failed, exit_code: exit::FAILED, signal: None }
+    }
+
+    /// How the stop went, if the box was asked to before there was a workload.
+    pub(crate) fn stop(&self, now_ms: u64) -> Option<StopReport> {
+        let cause = match self.stop_request()? {
+            StopRequest::Signal(_) => StopCause::Signal,
+            StopRequest::ParentDied => StopCause::ParentDied,
+        };
+        Some(Stopping::new(cause, now_ms).report())
+    }
+
+    fn stop_request(&self) -> Option<StopRequest> {
+        match self {
+            Self::Rootfs(RootfsError::Stopped(request)) => Some(*request),
+            _ => None,
+        }
     }
 
     fn code(&self) -> ErrorCode {

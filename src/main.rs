@@ -40,7 +40,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use a3s_box_core::config::MAX_CONFIG_BYTES;
-use a3s_box_core::event::{EventKind, StopReason};
+use a3s_box_core::event::{EventKind, StopReason, StopReport};
 use a3s_box_core::{BoxConfig, ErrorCode, ErrorReport, exit, schema};
 use a3s_box_krun::Vm;
 use a3s_box_krun::kernel::Kernel;
@@ -49,7 +49,7 @@ use crate::arguments::{Arguments, Mode, USAGE};
 use crate::control::Control;
 use crate::error::ShimError;
 use crate::events::EventWriter;
-use crate::process::Signals;
+use crate::process::{Parent, Signals};
 use crate::spec::VmSpec;
 use crate::state_dir::StateDir;
 
@@ -78,13 +78,14 @@ fn live(arguments: &Arguments) -> ExitCode {
     if let Some(report) = error.report() {
         events.emit(EventKind::Error(report));
     }
-    events.emit(ending.into_event(events.elapsed()));
+    events.emit(ending.into_event(events.elapsed(), error.stop(events.elapsed_ms())));
     events.finish();
     ExitCode::from(ending.exit_code)
 }
 
 /// The phases, each a value handed to the next. Comes back for all modes but the VM's, and for errors.
 fn run(arguments: &Arguments, events: &Arc<EventWriter>) -> Result<(), ShimError> {
+    let parent = Parent::watch(arguments.parent)?;
     let config = BoxConfig::from_json(&read_config(arguments)?)?;
     events.name(config.id.as_deref().unwrap_or_default());
     let spec = VmSpec::try_from(config)?;
@@ -96,7 +97,7 @@ fn run(arguments: &Arguments, events: &Arc<EventWriter>) -> Result<(), ShimError
         version: env!("CARGO_PKG_VERSION").to_owned(),
         pid: std::process::id(),
     });
-    let signals = Signals::block()?;
+    let signals = Signals::block(spec.die_with_parent.then_some(parent))?;
     process::raise_limits()?;
     if matches!(arguments.mode, Mode::Gc | Mode::Verify) {
         process::enter_private_mounts()?;
@@ -110,6 +111,7 @@ fn run(arguments: &Arguments, events: &Arc<EventWriter>) -> Result<(), ShimError
         })
         .transpose()?;
     process::enter_private_mounts()?;
+    signals.watch_parent_again()?;
     let state = StateDir::acquire(&spec)?;
     let configured_ms = events.elapsed_ms();
     let root = rootfs::mount(&spec, &state, events, &signals)?;
@@ -180,13 +182,13 @@ struct Ending {
 }
 
 impl Ending {
-    fn into_event(self, uptime: std::time::Duration) -> EventKind {
+    fn into_event(self, uptime: std::time::Duration, stop: Option<StopReport>) -> EventKind {
         EventKind::BoxStopped {
             reason: self.reason,
             exit_code: Some(self.exit_code),
             signal: self.signal,
             uptime_ms: u64::try_from(uptime.as_millis()).unwrap_or(u64::MAX),
-            stop: None,
+            stop,
         }
     }
 }

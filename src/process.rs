@@ -1,7 +1,9 @@
 //! The process itself: its standard fds, signals, limits and namespaces.
 
+mod parent;
 mod user_namespace;
 
+use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -14,6 +16,8 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{dup2_stdin, dup2_stdout, geteuid};
+
+pub(crate) use self::parent::Parent;
 
 /// A step of setting the process up that failed.
 #[derive(Debug, thiserror::Error)]
@@ -72,36 +76,86 @@ pub(crate) fn enter_private_mounts() -> Result<(), ProcessError> {
         .map_err(step("make all mounts private"))
 }
 
+/// Why a box is to stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum StopRequest {
+    /// Somebody sent this signal.
+    Signal(Signal),
+    /// The process that started the shim has ended.
+    ParentDied,
+}
+
+impl StopRequest {
+    /// Signal that the exit status tells of: the end of the parent counts as SIGTERM.
+    pub(crate) fn signal(self) -> Signal {
+        match self {
+            Self::Signal(signal) => signal,
+            Self::ParentDied => Signal::SIGTERM,
+        }
+    }
+}
+
+impl fmt::Display for StopRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Signal(signal) => signal.fmt(f),
+            Self::ParentDied => f.write_str("the end of the parent process"),
+        }
+    }
+}
+
 /// The signals that ask a box to stop, blocked in every thread and read from an fd: libkrun
 /// installs handlers of its own, which so never run.
 #[derive(Debug)]
-pub(crate) struct Signals(SignalFd);
+pub(crate) struct Signals {
+    fd: SignalFd,
+    parent: Option<Parent>,
+}
 
 impl Signals {
-    /// Blocks the signals. To be called before any thread exists.
-    pub(crate) fn block() -> Result<Self, ProcessError> {
-        let set: SigSet = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().collect();
+    /// Blocks the signals. The end of `parent` is one of them. To be called before any thread exists.
+    pub(crate) fn block(parent: Option<Parent>) -> Result<Self, ProcessError> {
+        let signals = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, parent::PARENT_SIGNAL];
+        let set: SigSet = signals.into_iter().collect();
         sigprocmask(SigmaskHow::SIG_BLOCK, Some(&set), None).map_err(step("block signals"))?;
         let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
-        SignalFd::with_flags(&set, flags).map(Self).map_err(step("open a signalfd"))
+        let fd = SignalFd::with_flags(&set, flags).map_err(step("open a signalfd"))?;
+        if parent.is_none() {
+            Parent::ignore()?;
+        }
+        Ok(Self { fd, parent })
     }
 
-    /// The next signal that has arrived, if any.
-    pub(crate) fn next(&self) -> Option<Signal> {
-        // Any error is EAGAIN: the fd is ours, open and large enough to read from.
-        let info = self.0.read_signal().ok().flatten()?;
-        i32::try_from(info.ssi_signo).ok().and_then(|number| Signal::try_from(number).ok())
+    /// To be called after the credentials of this process may have changed.
+    pub(crate) fn watch_parent_again(&self) -> Result<(), ProcessError> {
+        self.parent.map_or(Ok(()), Parent::watch_again)
+    }
+
+    /// The next request that has arrived, if any.
+    pub(crate) fn next(&self) -> Option<StopRequest> {
+        loop {
+            // Any error is EAGAIN: the fd is ours, open and large enough to read from.
+            let info = self.fd.read_signal().ok().flatten()?;
+            let number = i32::try_from(info.ssi_signo).ok();
+            match number.and_then(|number| Signal::try_from(number).ok())? {
+                parent::PARENT_SIGNAL if self.parent.is_some_and(Parent::is_gone) => {
+                    return Some(StopRequest::ParentDied);
+                }
+                parent::PARENT_SIGNAL => {}
+                signal => return Some(StopRequest::Signal(signal)),
+            }
+        }
     }
 }
 
 impl AsFd for Signals {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.fd.as_fd()
     }
 }
 
 impl std::os::fd::AsRawFd for Signals {
     fn as_raw_fd(&self) -> std::os::fd::RawFd {
-        self.0.as_raw_fd()
+        self.fd.as_raw_fd()
     }
 }

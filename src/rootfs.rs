@@ -13,11 +13,10 @@ use a3s_box_oci::{
 };
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
-use nix::sys::signal::Signal;
 
 use crate::disk::{Disk, DiskError};
 use crate::events::EventWriter;
-use crate::process::Signals;
+use crate::process::{Signals, StopRequest};
 use crate::run;
 use crate::spec::{ImageSpec, VmSpec};
 use crate::state_dir::StateDir;
@@ -41,7 +40,7 @@ pub(crate) enum RootfsError {
     #[error("{count} damaged layers are in use: stop the boxes that use them, and verify again")]
     DamagedInUse { count: usize },
     #[error("stopped by {0} while unpacking")]
-    Stopped(Signal),
+    Stopped(StopRequest),
 }
 
 /// A mounted root.
@@ -170,7 +169,7 @@ fn unpack(
     };
     let composed = cache.compose(layout, &image.layers, &mut on_progress);
     match stopped {
-        Some(signal) => Err(RootfsError::Stopped(signal)),
+        Some(request) => Err(RootfsError::Stopped(request)),
         None => Ok(CachedStack { stack: composed?, cache, retention: spec.retention }),
     }
 }

@@ -56,8 +56,8 @@ fn verify(
         if stopped.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
     let verified = cache.verify(&layout, &image.layers, &mut progress);
-    if let Some(signal) = stopped {
-        return Err(RootfsError::Stopped(signal).into());
+    if let Some(request) = stopped {
+        return Err(RootfsError::Stopped(request).into());
     }
     let verified = verified.map_err(RootfsError::from)?;
     let in_use = verified.in_use.len();

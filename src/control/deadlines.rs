@@ -1,4 +1,4 @@
-//! The points in time at which something must have happened.
+//! The points in time at which something must have happened, or is to be done.
 
 use std::time::Duration;
 
@@ -15,14 +15,19 @@ pub(super) enum Due {
     Grace,
     /// The VM has not ended, though everything was done for it.
     GiveUp,
+    /// The supervisor wants to hear that this thread lives.
+    Watchdog,
+    /// The next figures.
+    Metrics,
 }
 
-const ALL: [Due; 4] = [Due::Boot, Due::Timeout, Due::Grace, Due::GiveUp];
+const ALL: [Due; 6] =
+    [Due::Boot, Due::Timeout, Due::Grace, Due::GiveUp, Due::Watchdog, Due::Metrics];
 
 /// At most one deadline of each kind.
 #[derive(Debug, Default)]
 pub(super) struct Deadlines {
-    at: [Option<Instant>; 4],
+    at: [Option<Instant>; ALL.len()],
 }
 
 impl Deadlines {
@@ -31,9 +36,11 @@ impl Deadlines {
         self.at[due as usize] = Some(Instant::now() + after);
     }
 
-    /// Takes the deadline `due` away.
-    pub(super) fn clear(&mut self, due: Due) {
-        self.at[due as usize] = None;
+    /// Takes deadlines away.
+    pub(super) fn clear(&mut self, dues: &[Due]) {
+        for due in dues {
+            self.at[*due as usize] = None;
+        }
     }
 
     /// Waits for the next deadline, and takes it away. For ever if there is none.
@@ -43,7 +50,7 @@ impl Deadlines {
             None => std::future::pending().await,
             Some((at, due)) => {
                 sleep_until(at).await;
-                self.clear(due);
+                self.clear(&[due]);
                 due
             }
         }

@@ -13,7 +13,8 @@ use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
 use tokio::time::{sleep, timeout};
 
-use super::health::Health;
+use super::agent::Agent;
+use super::health::LastAnswer;
 
 /// Pause between two looks: a tenth of a per mille of a CPU.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -25,14 +26,18 @@ const LOOKS: u32 = 3;
 /// question's interrupt, some microseconds.
 const STILL_NS: u64 = 5_000_000;
 
+/// How long an answer may take: a busy host's guest needs some tens of milliseconds.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// libkrun names the threads of virtual CPUs `fc_vcpu 0` and on (1.19.7, vstate.rs).
 const VCPU_THREAD: &str = "fc_vcpu";
 
 /// Who can be asked.
 #[derive(Debug)]
 pub(super) enum Probe {
-    /// The agent, which answers health checks.
-    Agent(Health),
+    /// The agent, which answers health checks. Not asked where it has just answered one: that is
+    /// what the other end says.
+    Agent(Agent, LastAnswer),
     /// Nobody: the guest's kernel refuses a connection, and so answers too.
     Kernel,
 }
@@ -44,13 +49,21 @@ pub(super) async fn until_halted(mut probe: Probe, socket: &Path) {
         sleep(INTERVAL).await;
         let before = vcpu_time();
         let answered = match &mut probe {
-            Probe::Agent(health) => health.is_serving().await,
+            Probe::Agent(agent, last_answer) => {
+                let last_answer = *last_answer.borrow();
+                last_answer.is_some_and(|at| at.elapsed() <= INTERVAL) || answers(agent).await
+            }
             Probe::Kernel => kernel_answers(socket).await,
         };
         let ran = before.zip(vcpu_time()).map(|(before, after)| after.since(before));
         tracing::debug!(answered, ?ran, "looked whether the guest lives");
         still = if !answered && ran.is_some_and(CpuTime::is_still) { still + 1 } else { 0 };
     }
+}
+
+/// Whether the agent answers, be it that it does not serve.
+async fn answers(agent: &mut Agent) -> bool {
+    !agent.check(ANSWER_TIMEOUT).await.is_err_and(|failure| failure.is_silence())
 }
 
 /// Nobody listens in the guest: its kernel resets the connection.

@@ -1,51 +1,64 @@
 //! The one loop that watches a running VM and decides.
+//!
+//! | module | what it owns |
+//! |---|---|
+//! | this one | the loop, readiness, health, states, figures |
+//! | `guest` | what the guest says |
+//! | `ending` | the way from a request to stop to the end of the process |
+
+mod ending;
+mod guest;
 
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU8;
 use std::time::Duration;
 
-use a3s_box_core::event::{BootPhases, EventKind, StopCause};
+use a3s_box_core::config::{OnUnhealthy, Readiness};
+use a3s_box_core::event::{
+    BootPhases, ConsoleMetrics, EventKind, EventMetrics, GuestMetrics, Metrics, ProcessMetrics,
+    StopCause,
+};
 use a3s_box_core::{BoxState, ErrorCode, ErrorReport};
-use a3s_box_proto::PROTOCOL_VERSION;
-use a3s_box_proto::control::{Acknowledged, Drained, Exited, Kill, Started, exited};
-use a3s_box_proto::control::{Stop as StopMessage, guest_message, shim_message};
+use a3s_box_proto::control::{Drained, Notified};
 use nix::sys::signal::Signal;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep, sleep_until};
 
+use super::agent::Agent;
 use super::deadlines::{Deadlines, Due};
-use super::health::Health;
+use super::health::{Check, Checks};
 use super::link::{Link, LinkEvent};
 use super::liveness::{self, Probe};
-use super::verdict::{Facts, Report, Stop, failure, signal_number};
-use super::{Setup, VmNews};
+use super::stopping::Stopping;
+use super::throttle::Throttle;
+use super::verdict::{Facts, Stop, failure};
+use super::{Setup, VmNews, usage};
 use crate::console::Relay;
 use crate::events::EventWriter;
-use crate::process::Signals;
-use crate::state_dir;
-
-/// From the workload's end (or the kill) to the end of the VM: the guest kills what is left, drains
-/// its output (5 s at most), waits for our word (5 s at most), syncs and reboots.
-const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(20);
-
-/// From the guest's last word, or the loss of its connection, to the end of the VM.
-const LAST_WORD_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// How long the console may take for what has left the guest.
-const CONSOLE_TIMEOUT: Duration = Duration::from_secs(2);
+use crate::process::{Signals, StopRequest};
+use crate::spec::AgentSpec;
 
 /// How often something is looked at that cannot wake us: a slow reader, the console.
 const TICK: Duration = Duration::from_millis(5);
 
+/// Least time between two events about what the guest may say without end.
+const GUEST_INTERVAL: Duration = Duration::from_millis(100);
+
+/// How long the agent may take for its figures: they are not worth a wait.
+const METRICS_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// Everything that can happen.
 enum Input {
-    Signal(Signal),
+    Stop(StopRequest),
     Guest(LinkEvent),
-    Healthy,
+    Checked(Check),
     Halted,
+    Figures(ProcessMetrics, Option<GuestMetrics>),
+    Throttled,
     Due(Due),
     Vm(VmNews),
     Tick,
@@ -58,17 +71,27 @@ pub(super) struct Monitor {
     listener: Option<UnixListener>,
     signals: Option<Signals>,
     vm_news: mpsc::UnboundedReceiver<VmNews>,
+    /// What the `_exit` hook ends the process with, should this thread take too long.
+    exit_status: Arc<AtomicU8>,
     console: Relay,
     agent_socket: PathBuf,
-    serve_health: bool,
+    agent: AgentSpec,
     stop_signal: Signal,
     stop_grace: Duration,
+    metrics_interval: Option<Duration>,
     transient: Vec<PathBuf>,
     deadlines: Deadlines,
-    health: Option<JoinHandle<()>>,
+    checks: Option<Checks>,
     liveness: Option<JoinHandle<()>>,
+    figures: Option<JoinHandle<(ProcessMetrics, Option<GuestMetrics>)>>,
     state: BoxState,
+    /// What the workload or the agent says that the box does.
+    activity: Throttle<BoxState>,
+    notified: Throttle<Notified>,
+    /// What the workload has said so far.
+    last_notified: Notified,
     facts: Facts,
+    stopping: Option<Stopping>,
     guest_version: String,
     started: bool,
     drained: Option<Drained>,
@@ -81,6 +104,7 @@ impl Monitor {
         setup: Setup<'_>,
         listener: UnixListener,
         vm_news: mpsc::UnboundedReceiver<VmNews>,
+        exit_status: Arc<AtomicU8>,
     ) -> Self {
         let mut deadlines = Deadlines::default();
         deadlines.set(Due::Boot, setup.spec.agent.boot_timeout);
@@ -92,17 +116,24 @@ impl Monitor {
             listener: Some(listener),
             signals: Some(setup.signals),
             vm_news,
+            exit_status,
             console: setup.console,
             agent_socket: setup.state.agent_socket(),
-            serve_health: setup.spec.agent.health.is_some(),
+            agent: setup.spec.agent.clone(),
             stop_signal: setup.guest.stop_signal,
             stop_grace: setup.spec.stop_grace,
+            metrics_interval: setup.spec.events.metrics_interval,
             transient: setup.state.transient(),
             deadlines,
-            health: None,
+            checks: None,
             liveness: None,
+            figures: None,
             state: BoxState::Created,
+            activity: Throttle::new(GUEST_INTERVAL),
+            notified: Throttle::new(GUEST_INTERVAL),
+            last_notified: Notified::default(),
             facts: Facts::default(),
+            stopping: None,
             guest_version: String::new(),
             started: false,
             drained: None,
@@ -138,45 +169,57 @@ impl Monitor {
         loop {
             let input = self.next_input(&mut link, &signals).await?;
             if self.handle(input, &mut link) {
+                self.hear_last_words(&mut link).await;
                 return Ok(());
             }
             self.pending_flush = self.events.flush();
         }
     }
 
+    /// What the guest may say without end comes last, so that it delays nothing else.
     async fn next_input(
         &mut self,
         link: &mut Link,
         signals: &AsyncFd<Signals>,
     ) -> std::io::Result<Input> {
         let ticking = self.pending_flush || self.drained.is_some();
+        let throttled = [self.activity.due(), self.notified.due()].into_iter().flatten().min();
         tokio::select! {
             biased;
             Some(news) = self.vm_news.recv() => Ok(Input::Vm(news)),
-            event = link.next() => Ok(Input::Guest(event)),
             guard = signals.readable() => {
                 let mut guard = guard?;
-                let signal = guard.get_inner().next();
-                guard.clear_ready();
-                Ok(signal.map_or(Input::Tick, Input::Signal))
+                let request = guard.get_inner().next();
+                // Several may wait; the next look finds them.
+                if request.is_none() {
+                    guard.clear_ready();
+                }
+                Ok(request.map_or(Input::Tick, Input::Stop))
             }
-            () = finished(&mut self.health) => Ok(Input::Healthy),
-            () = finished(&mut self.liveness) => Ok(Input::Halted),
             due = self.deadlines.next() => Ok(Input::Due(due)),
+            _halted = finished(&mut self.liveness) => Ok(Input::Halted),
+            Some((process, guest)) = finished(&mut self.figures) => {
+                Ok(Input::Figures(process, guest))
+            }
+            () = reached(throttled) => Ok(Input::Throttled),
             () = sleep(TICK), if ticking => Ok(Input::Tick),
+            check = next_check(&mut self.checks) => Ok(Input::Checked(check)),
+            event = link.next() => Ok(Input::Guest(event)),
         }
     }
 
     /// Whether the box has ended.
     fn handle(&mut self, input: Input, link: &mut Link) -> bool {
         match input {
-            Input::Signal(signal) => return self.on_signal(signal, link),
+            Input::Stop(request) => return self.on_request(request, link),
             Input::Guest(event) => self.on_guest(event, link),
-            Input::Healthy => self.on_healthy(),
+            Input::Checked(check) => return self.on_check(&check, link),
             Input::Halted => {
                 let message = "the guest halted: its CPUs no longer run";
                 return self.fail(failure(ErrorCode::GuestLost, message));
             }
+            Input::Figures(process, guest) => self.tell_figures(process, guest),
+            Input::Throttled => self.tell_throttled(),
             Input::Due(due) => return self.on_due(due, link),
             Input::Vm(VmNews::Entering) => self.phases.vm_ms = self.since_phases(),
             Input::Vm(VmNews::Exited(code)) => {
@@ -194,68 +237,26 @@ impl Monitor {
         true
     }
 
-    fn on_signal(&mut self, signal: Signal, link: &mut Link) -> bool {
-        if self.facts.stop.is_some() {
-            self.kill(link);
-            return false;
-        }
-        self.stop(Stop::Signal(signal), StopCause::Signal, link)
-    }
-
-    /// Asks the guest to end. Whether that is the end already, because there is nobody to ask.
-    fn stop(&mut self, stop: Stop, cause: StopCause, link: &mut Link) -> bool {
-        if self.facts.report.is_some() {
-            return false;
-        }
-        self.facts.stop = Some(stop);
-        self.events.emit(EventKind::StopRequested {
-            cause,
-            signal: self.stop_signal.as_str().to_owned(),
-            grace_ms: u64::try_from(self.stop_grace.as_millis()).unwrap_or(u64::MAX),
-        });
-        if !self.started {
-            return true;
-        }
-        // From here on the grace period is the only clock.
-        self.deadlines = Deadlines::default();
-        let signal = u32::from(signal_number(self.stop_signal));
-        link.send(shim_message::Message::Stop(StopMessage { signal }));
-        self.deadlines.set(Due::Grace, self.stop_grace);
-        false
-    }
-
-    fn kill(&mut self, link: &mut Link) {
-        if self.facts.report.is_some() {
-            return;
-        }
-        self.deadlines.clear(Due::Grace);
-        self.events.emit(EventKind::StopKilled {});
-        link.send(shim_message::Message::Kill(Kill {}));
-        self.deadlines.set(Due::GiveUp, LAST_WORD_TIMEOUT);
-    }
-
     fn on_due(&mut self, due: Due, link: &mut Link) -> bool {
         match due {
-            Due::Boot => self.fail(self.boot_timeout()),
-            Due::Timeout => self.stop(Stop::Timeout, StopCause::Timeout, link),
-            Due::Grace => {
-                self.kill(link);
-                false
-            }
-            Due::GiveUp => {
-                let message = "the virtual machine did not end by itself and was ended";
-                self.fail(failure(ErrorCode::ShutdownTimeout, message))
-            }
+            Due::Boot => return self.fail(self.boot_timeout()),
+            Due::Timeout => return self.stop(Stop::Timeout, StopCause::Timeout, link),
+            Due::Grace => self.kill(link),
+            Due::GiveUp => return self.give_up(),
+            Due::Metrics => self.gather_figures(),
+            Due::Watchdog => {}
         }
+        false
     }
 
     fn boot_timeout(&self) -> ErrorReport {
         let BootPhases { config_ms, rootfs_ms, .. } = self.phases;
         let waited_ms = self.events.elapsed_ms().saturating_sub(config_ms + rootfs_ms);
-        let said = match (self.guest_version.is_empty(), self.started) {
-            (true, _) => "it has not said anything",
-            (false, false) => "it was still preparing itself",
-            (false, true) => "its agent does not answer",
+        let said = match (self.guest_version.is_empty(), self.started, self.agent.readiness) {
+            (true, ..) => "it has not said anything",
+            (false, false, _) => "it was still preparing itself",
+            (false, true, Readiness::Notify) => "its workload has not sent `READY=1`",
+            (false, true, _) => "its agent does not answer",
         };
         let ran_ms = liveness::vcpu_ran().as_millis();
         let message = format!(
@@ -265,109 +266,85 @@ impl Monitor {
         ErrorReport { causes: vec![cause], ..failure(ErrorCode::BootTimeout, &message) }.retryable()
     }
 
-    fn on_guest(&mut self, event: LinkEvent, link: &mut Link) {
-        match event {
-            LinkEvent::Said(message) => self.on_message(message, link),
-            LinkEvent::Broken(error) => {
-                self.facts
-                    .failure
-                    .get_or_insert(ErrorReport::new(ErrorCode::GuestProtocol, &error));
-                self.deadlines.set(Due::GiveUp, LAST_WORD_TIMEOUT);
-            }
-            // PID 1 is gone: the kernel panics and resets the machine, or the machine is halting.
-            LinkEvent::Closed => self.deadlines.set(Due::GiveUp, LAST_WORD_TIMEOUT),
-        }
-    }
-
-    /// Messages out of order are ignored: a guest that lies harms itself only.
-    fn on_message(&mut self, message: guest_message::Message, link: &mut Link) {
-        match message {
-            guest_message::Message::Hello(hello) => {
-                if hello.protocol_version != PROTOCOL_VERSION {
-                    let found = hello.protocol_version;
-                    let message = format!(
-                        "guest speaks control protocol {found}, expected {PROTOCOL_VERSION}"
-                    );
-                    self.facts.failure = Some(failure(ErrorCode::GuestProtocol, &message));
-                    self.deadlines.set(Due::GiveUp, Duration::ZERO);
-                }
-                self.guest_version = printable(&hello.guest_version);
-                self.phases.kernel_ms = self.since_phases();
-            }
-            guest_message::Message::Started(started) => self.on_started(&started),
-            guest_message::Message::StartFailed(failed) if self.facts.report.is_none() => {
-                let (reason, message) = (failed.reason(), printable(&failed.message));
-                self.report(Report::NotStarted { reason, message });
-                // Nothing ran, so there is no output to wait for.
-                self.drained = Some(Drained::default());
-                self.acknowledge_when_drained(link);
-            }
-            guest_message::Message::Exited(Exited { status: Some(status) })
-                if self.facts.report.is_none() =>
-            {
-                let byte = |number| u8::try_from(number).unwrap_or(u8::MAX);
-                self.report(match status {
-                    exited::Status::ExitCode(code) => Report::Exited(byte(code)),
-                    exited::Status::Signal(signal) => Report::Signaled(byte(signal)),
-                });
-            }
-            guest_message::Message::Drained(drained) if self.facts.report.is_some() => {
-                self.drained = Some(drained);
-                self.acknowledge_when_drained(link);
-            }
-            guest_message::Message::StartFailed(_)
-            | guest_message::Message::Exited(_)
-            | guest_message::Message::Notified(_)
-            | guest_message::Message::Drained(_) => {}
-        }
-    }
-
-    fn on_started(&mut self, started: &Started) {
-        if std::mem::replace(&mut self.started, true) {
-            return;
-        }
-        self.events.emit(EventKind::GuestStarted {
-            guest_version: self.guest_version.clone(),
-            workload_pid: Some(started.pid).filter(|pid| *pid != 0),
-        });
+    /// Begins to watch a guest whose workload was started.
+    fn watch_guest(&mut self) {
         let socket = self.agent_socket.clone();
-        let probe = if self.serve_health {
-            // The agent listens before the workload starts. Asked any earlier it would refuse, and take
-            // its time from that start; and a box is not ready before somebody can be told to stop.
-            let health = Health::new(&socket);
-            self.health = Some(tokio::spawn(health.clone().until_serving()));
-            Probe::Agent(health)
-        } else {
-            self.deadlines.clear(Due::Boot);
-            self.change_state(BoxState::Ready);
-            Probe::Kernel
+        let probe = match self.agent.health {
+            None => Probe::Kernel,
+            Some(spec) => {
+                // The agent of the guest's own program listens before the workload starts. Asked any
+                // earlier it would refuse, and take its time from that start; and a box is not ready
+                // before somebody can be told to stop.
+                let (checks, last_answer) = Checks::start(&socket, spec);
+                self.checks = Some(checks);
+                Probe::Agent(Agent::new(&socket), last_answer)
+            }
         };
         self.liveness =
             Some(tokio::spawn(async move { liveness::until_halted(probe, &socket).await }));
-    }
-
-    fn report(&mut self, report: Report) {
-        let (exit_code, signal) = match &report {
-            Report::Exited(code) => (Some(*code), None),
-            Report::Signaled(signal) => (None, Some(*signal)),
-            Report::NotStarted { .. } => (None, None),
-        };
-        if exit_code.is_some() || signal.is_some() {
-            self.events.emit(EventKind::GuestExited { exit_code, signal });
+        if self.agent.readiness == Readiness::Started {
+            self.become_ready();
         }
-        self.facts.report = Some(report);
-        self.health = None;
-        self.liveness = None;
-        self.deadlines = Deadlines::default();
-        self.deadlines.set(Due::GiveUp, SHUTDOWN_TIMEOUT);
     }
 
-    fn on_healthy(&mut self) {
-        self.deadlines.clear(Due::Boot);
-        self.phases.agent_ms = self.since_phases();
-        self.phases.total_ms = self.events.elapsed_ms();
-        self.events.emit(EventKind::AgentReady { phases: self.phases });
+    /// Whether the box has ended by a check.
+    fn on_check(&mut self, check: &Check, link: &mut Link) -> bool {
+        let Some(checks) = &mut self.checks else { return false };
+        let said = checks.take(check);
+        let stops = checks.is_unhealthy() && checks.on_unhealthy() == OnUnhealthy::Stop;
+        if said.is_first {
+            self.phases.agent_ms = self.since_phases();
+            self.phases.total_ms = self.events.elapsed_ms();
+            self.events.emit(EventKind::AgentReady { phases: self.phases });
+        }
+        if let Some(changed) = said.changed {
+            self.events.emit(changed);
+        }
+        if said.is_first && self.agent.readiness == Readiness::Health {
+            self.become_ready();
+        }
+        if let Some(state) = said.state {
+            self.hear_activity(state);
+        }
+        stops && self.stop(Stop::Unhealthy, StopCause::Unhealthy, link)
+    }
+
+    fn become_ready(&mut self) {
+        if self.state != BoxState::Created {
+            return;
+        }
+        self.deadlines.clear(&[Due::Boot]);
         self.change_state(BoxState::Ready);
+        self.tell_throttled();
+        if self.metrics_interval.is_some() {
+            self.gather_figures();
+        }
+    }
+
+    /// Takes in what the box does, as the agent or the workload says it.
+    fn hear_activity(&mut self, state: BoxState) {
+        if let Some(state) = self.activity.offer(state, Instant::now()) {
+            self.do_activity(state);
+        }
+    }
+
+    /// Before the box is ready, what it does is kept for then.
+    fn do_activity(&mut self, state: BoxState) {
+        match self.state {
+            BoxState::Created => self.activity.keep(state),
+            now if now != state && self.facts.report.is_none() => self.change_state(state),
+            _ => {}
+        }
+    }
+
+    fn tell_throttled(&mut self) {
+        let now = Instant::now();
+        if let Some(state) = self.activity.take(now) {
+            self.do_activity(state);
+        }
+        if let Some(notified) = self.notified.take(now) {
+            self.tell_notified(notified);
+        }
     }
 
     fn change_state(&mut self, to: BoxState) {
@@ -375,53 +352,71 @@ impl Monitor {
         self.events.emit(EventKind::StateChanged { from, to });
     }
 
+    /// Reads the figures in the background: the kernel takes its time for a large guest, the agent for
+    /// a busy one.
+    fn gather_figures(&mut self) {
+        let agent = self.checks.as_ref().map(Checks::agent);
+        self.figures.get_or_insert_with(|| {
+            tokio::spawn(async move {
+                let guest = async {
+                    match &agent {
+                        Some(agent) => agent.metrics(METRICS_TIMEOUT).await,
+                        None => None,
+                    }
+                };
+                let (process, guest) =
+                    tokio::join!(tokio::task::spawn_blocking(usage::read), guest);
+                // A thread that cannot be had costs these figures.
+                (process.unwrap_or_default(), guest)
+            })
+        });
+    }
+
+    fn tell_figures(&mut self, process: ProcessMetrics, guest: Option<GuestMetrics>) {
+        self.events.emit(EventKind::Metrics(Box::new(Metrics {
+            uptime_ms: self.events.elapsed_ms(),
+            boot: self.phases,
+            process,
+            guest,
+            console: ConsoleMetrics::default(),
+            events: EventMetrics::default(),
+            health: self.checks.as_mut().map(Checks::metrics),
+        })));
+        if let Some(interval) = self.metrics_interval {
+            self.deadlines.set(Due::Metrics, interval);
+        }
+    }
+
     /// Time that no phase has yet.
     fn since_phases(&self) -> u64 {
         let BootPhases { config_ms, rootfs_ms, vm_ms, kernel_ms, .. } = self.phases;
         self.events.elapsed_ms().saturating_sub(config_ms + rootfs_ms + vm_ms + kernel_ms)
     }
-
-    /// The guest may reboot once all its output is here.
-    fn acknowledge_when_drained(&mut self, link: &mut Link) {
-        let Some(Drained { stdout_bytes, stderr_bytes }) = self.drained else { return };
-        if self.console.has(stdout_bytes, stderr_bytes) {
-            self.drained = None;
-            link.send(shim_message::Message::Acknowledged(Acknowledged {}));
-            self.deadlines.set(Due::GiveUp, LAST_WORD_TIMEOUT);
-        }
-    }
-
-    /// Writes the last events and ends the process. Nothing else of it runs after that.
-    async fn end(mut self) {
-        let patience = tokio::time::Instant::now() + CONSOLE_TIMEOUT;
-        while !self.console.finish() && tokio::time::Instant::now() < patience {
-            sleep(TICK).await;
-        }
-        let (ending, error) = self.facts.verdict();
-        if let Some(error) = error {
-            self.events.emit(EventKind::Error(error));
-        }
-        self.change_state(BoxState::Stopped);
-        state_dir::remove_transient(&self.transient);
-        self.events.emit(ending.into_event(self.events.elapsed()));
-        self.events.finish();
-        a3s_box_krun::exit::now(ending.exit_code)
-    }
 }
 
-/// Waits for a task to end, and forgets it; for ever if there is none.
-async fn finished(task: &mut Option<JoinHandle<()>>) {
+/// Waits for a task to end, and forgets it; for ever if there is none. Nothing if it was cancelled.
+async fn finished<T>(task: &mut Option<JoinHandle<T>>) -> Option<T> {
     match task {
         None => std::future::pending().await,
         Some(handle) => {
             // The tasks neither panic (that aborts) nor are cancelled.
-            let _done = handle.await;
+            let done = handle.await.ok();
             *task = None;
+            done
         }
     }
 }
 
-/// Text of the guest, bounded and without control characters.
-fn printable(text: &str) -> String {
-    text.chars().take(1024).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+async fn next_check(checks: &mut Option<Checks>) -> Check {
+    match checks {
+        None => std::future::pending().await,
+        Some(checks) => checks.next().await,
+    }
+}
+
+async fn reached(at: Option<Instant>) {
+    match at {
+        None => std::future::pending().await,
+        Some(at) => sleep_until(at).await,
+    }
 }

@@ -6,6 +6,7 @@
 //! | the timeout ran out before a report came | timeout | 124 |
 //! | the guest reported the workload's end | exited, or stopped if asked to | its code, or 128 + signal |
 //! | the guest reported that it could not start it | failed | 126, 127 or 125 |
+//! | it was stopped because it was unhealthy | unhealthy | 125 |
 //! | a stop was asked for, and no report | stopped | 128 + the signal that asked |
 //! | only libkrun's code, whatever it is | failed | 125 |
 //!
@@ -32,6 +33,9 @@ pub(super) enum Report {
 pub(super) enum Stop {
     Signal(Signal),
     Timeout,
+    Unhealthy,
+    /// As if SIGTERM had come.
+    ParentDied,
 }
 
 /// Everything that is known at the end.
@@ -49,10 +53,18 @@ impl Facts {
     pub(super) fn verdict(&self) -> (Ending, Option<ErrorReport>) {
         match (self.stop, &self.report) {
             (Some(Stop::Timeout), _) => (ending(StopReason::Timeout, exit::TIMEOUT, None), None),
+            (Some(Stop::Unhealthy), _) => {
+                let ending = ending(StopReason::Unhealthy, exit::FAILED, None);
+                (ending, Some(self.failure.clone().unwrap_or_else(unhealthy)))
+            }
             (_, Some(report)) => self.reported(report),
             (Some(Stop::Signal(signal)), None) if self.failure.is_none() => {
                 let number = signal_number(signal);
                 (ending(StopReason::Stopped, exit::for_signal(number), Some(number)), None)
+            }
+            (Some(Stop::ParentDied), None) if self.failure.is_none() => {
+                let status = exit::for_signal(signal_number(Signal::SIGTERM));
+                (ending(StopReason::Stopped, status, None), None)
             }
             (_, None) => {
                 let failure = self.failure.clone().unwrap_or_else(|| self.lost());
@@ -97,6 +109,10 @@ impl Facts {
         }
         .retryable()
     }
+}
+
+fn unhealthy() -> ErrorReport {
+    failure(ErrorCode::Unhealthy, "the box was stopped because it was unhealthy").retryable()
 }
 
 /// An error without causes.

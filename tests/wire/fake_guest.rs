@@ -6,6 +6,7 @@
 use std::error::Error;
 use std::io::{Read, Write};
 use std::process::ExitCode;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use a3s_box_proto::agent::agent_server::{Agent, AgentServer};
@@ -13,17 +14,20 @@ use a3s_box_proto::agent::{
     HealthCheckRequest, HealthCheckResponse, MetricsRequest, MetricsResponse, State, Status,
 };
 use a3s_box_proto::control::{
-    Drained, Exited, GuestConfig, GuestMessage, Hello, ShimMessage, StartFailed, Started, exited,
-    guest_message, shim_message,
+    Drained, Exited, GuestConfig, GuestMessage, Hello, Notified, ShimMessage, StartFailed, Started,
+    exited, guest_message, shim_message,
 };
 use a3s_box_proto::frame::{self, FrameBuffer};
 use a3s_box_proto::{AGENT_PORT, CONTROL_PORT, PROTOCOL_VERSION, decode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::oneshot;
 use tokio::time::sleep;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
+use tonic::transport::server::Router;
 use tonic::{Request, Response};
+use tonic_health::pb::health_server::{Health as StandardHealth, HealthServer};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -31,19 +35,33 @@ struct Guest {
     control: Option<UnixStream>,
     received: FrameBuffer,
     stdout_bytes: u64,
+    notified: Notified,
+    health: Health,
+    server: Option<oneshot::Sender<()>>,
 }
 
-struct Healthy;
+/// What the services answer; clones share it.
+#[derive(Clone)]
+struct Health(Arc<Mutex<Answer>>);
+
+#[derive(Clone, Copy)]
+struct Answer {
+    status: Status,
+    state: State,
+    delay_ms: u64,
+}
 
 #[tonic::async_trait]
-impl Agent for Healthy {
+impl Agent for Health {
     async fn health_check(
         &self,
         _request: Request<HealthCheckRequest>,
     ) -> std::result::Result<Response<HealthCheckResponse>, tonic::Status> {
+        let Answer { status, state, delay_ms } = self.now();
+        sleep(Duration::from_millis(delay_ms)).await;
         Ok(Response::new(HealthCheckResponse {
-            status: Status::Serving.into(),
-            state: State::Ready.into(),
+            status: status.into(),
+            state: state.into(),
             version: "0.0.0".into(),
             uptime_ms: 1,
         }))
@@ -53,7 +71,48 @@ impl Agent for Healthy {
         &self,
         _request: Request<MetricsRequest>,
     ) -> std::result::Result<Response<MetricsResponse>, tonic::Status> {
-        Err(tonic::Status::unimplemented("no metrics"))
+        Ok(Response::new(MetricsResponse {
+            memory_total_kib: 1000,
+            memory_available_kib: 600,
+            load_1m: 0.5,
+            load_5m: f64::NAN,
+            load_15m: 0.25,
+            processes: 12,
+        }))
+    }
+}
+
+#[tonic::async_trait]
+impl StandardHealth for Health {
+    async fn check(
+        &self,
+        _request: Request<tonic_health::pb::HealthCheckRequest>,
+    ) -> std::result::Result<Response<tonic_health::pb::HealthCheckResponse>, tonic::Status> {
+        let Answer { status, delay_ms, .. } = self.now();
+        sleep(Duration::from_millis(delay_ms)).await;
+        // The numbers of the two services are the same.
+        Ok(Response::new(tonic_health::pb::HealthCheckResponse { status: status.into() }))
+    }
+
+    type WatchStream = tokio_stream::Pending<
+        std::result::Result<tonic_health::pb::HealthCheckResponse, tonic::Status>,
+    >;
+
+    async fn watch(
+        &self,
+        _request: Request<tonic_health::pb::HealthCheckRequest>,
+    ) -> std::result::Result<Response<Self::WatchStream>, tonic::Status> {
+        Err(tonic::Status::unimplemented("no watch"))
+    }
+}
+
+impl Health {
+    fn now(&self) -> Answer {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Answer)) {
+        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
     }
 }
 
@@ -64,7 +123,15 @@ fn main() -> Result<ExitCode> {
     let script = config.workload.map(|workload| workload.args).unwrap_or_default();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let mut guest = Guest { control: None, received: FrameBuffer::default(), stdout_bytes: 0 };
+        let answer = Answer { status: Status::Serving, state: State::Ready, delay_ms: 0 };
+        let mut guest = Guest {
+            control: None,
+            received: FrameBuffer::default(),
+            stdout_bytes: 0,
+            notified: Notified::default(),
+            health: Health(Arc::new(Mutex::new(answer))),
+            server: None,
+        };
         for step in &script {
             guest.play(step).await?;
         }
@@ -85,7 +152,6 @@ impl Guest {
                 self.say(guest_message::Message::Hello(Hello { protocol_version, guest_version }))
                     .await?;
             }
-            "serve" => serve()?,
             "accept-and-close" => accept_and_close().await?,
             "started" => {
                 self.say(guest_message::Message::Started(Started { pid: value.parse()? })).await?;
@@ -125,7 +191,51 @@ impl Guest {
             // As libkrun ends when the guest resets, or with a code that a process of the guest set.
             "exit" => exit(value.parse()?),
             "abort" => std::process::abort(),
-            _ => return Err(format!("the script has an unknown step `{step}`").into()),
+            _ => return self.play_agent(verb, value).await,
+        }
+        Ok(())
+    }
+
+    /// A step of the agent, or of the workload on $NOTIFY_SOCKET.
+    async fn play_agent(&mut self, verb: &str, value: &str) -> Result<()> {
+        match verb {
+            "serve" => {
+                self.server = Some(serve(
+                    Server::builder().add_service(AgentServer::new(self.health.clone())),
+                )?);
+            }
+            // A server that knows the standard service only.
+            "serve-standard" => {
+                self.server = Some(serve(
+                    Server::builder().add_service(HealthServer::new(self.health.clone())),
+                )?);
+            }
+            "serving" => self.health.change(|answer| answer.status = Status::Serving),
+            "not-serving" => self.health.change(|answer| answer.status = Status::NotServing),
+            "answer-busy" => self.health.change(|answer| answer.state = State::Busy),
+            "answer-after-ms" => {
+                let delay_ms = value.parse()?;
+                self.health.change(|answer| answer.delay_ms = delay_ms);
+            }
+            "vanish" => drop(self.server.take()),
+            // As the workload would on $NOTIFY_SOCKET, passed on by PID 1.
+            "notify-ready" => self.notify(|notified| notified.ready = true).await?,
+            "notify-stopping" => self.notify(|notified| notified.stopping = true).await?,
+            "notify-status" => {
+                let status = Some(value.to_owned());
+                self.notify(|notified| notified.status = status).await?;
+            }
+            "notify-state" => {
+                let state = value.parse()?;
+                self.notify(|notified| notified.state = state).await?;
+            }
+            // Busy and ready in turns.
+            "notify-flood" => {
+                for i in 0..value.parse::<i32>()? {
+                    self.notify(|notified| notified.state = 1 + i % 2).await?;
+                }
+            }
+            _ => return Err(format!("the script has an unknown step `{verb}`").into()),
         }
         Ok(())
     }
@@ -157,6 +267,11 @@ impl Guest {
         }
     }
 
+    async fn notify(&mut self, change: impl FnOnce(&mut Notified)) -> Result<()> {
+        change(&mut self.notified);
+        self.say(guest_message::Message::Notified(self.notified.clone())).await
+    }
+
     /// Writes so many bytes to the workload's standard output.
     fn print(&mut self, count: usize) -> Result<()> {
         // A new handle on fd 1: the console's pipe, which libkrun has made non-blocking at most.
@@ -176,12 +291,24 @@ fn socket(port: u32) -> Result<String> {
     Ok(std::env::var(format!("VSOCK_{port}"))?)
 }
 
-/// Serves health in the background.
-fn serve() -> Result<()> {
-    let listener = UnixListener::bind(socket(AGENT_PORT)?)?;
-    let server = Server::builder().add_service(AgentServer::new(Healthy));
-    tokio::spawn(server.serve_with_incoming(UnixListenerStream::new(listener)));
-    Ok(())
+/// Serves in the background, until the returned sender is dropped.
+fn serve(server: Router) -> Result<oneshot::Sender<()>> {
+    let listener = std::os::unix::net::UnixListener::bind(socket(AGENT_PORT)?)?;
+    listener.set_nonblocking(true)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (running, vanished) = oneshot::channel();
+    // The connections end with the runtime.
+    std::thread::spawn(move || {
+        runtime.block_on(async {
+            let Ok(listener) = UnixListener::from_std(listener) else { return };
+            let serving = server.serve_with_incoming(UnixListenerStream::new(listener));
+            tokio::select! {
+                _served = serving => {}
+                _vanished = vanished => {}
+            }
+        });
+    });
+    Ok(running)
 }
 
 /// What a bridged socket does while the agent does not listen yet.

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `goldens` | the whole event stream of each kind of end |
 //! | `faults` | a guest that lies, hangs or vanishes |
+//! | `health` | health checks, readiness, states, figures |
 //! | `readers` | standard output: slow, gone, and nobody else's |
 //! | `disk` | what a box can write, and that nothing of it is left |
 //! | `resolved` | what is told about an image before it is unpacked |
@@ -19,6 +20,7 @@ mod disk;
 mod faults;
 mod goldens;
 mod harness;
+mod health;
 mod image;
 mod input;
 mod readers;

@@ -112,6 +112,7 @@ const HEALTH_METRICS: Fields = &[
     ("max_latency_us", Number),
 ];
 
+#[expect(clippy::too_many_lines, reason = "a table")]
 fn fields(kind: &str) -> Fields {
     match kind {
         "shim.started" => &[("version", Text), ("pid", Number)],

@@ -1,0 +1,186 @@
+//! The agent in the guest, asked over the socket that libkrun bridges to it.
+//!
+//! Two services are understood: the project's own `Agent`, which also says the box's state and its
+//! figures, and the standard `grpc.health.v1.Health`. An agent that does not know the first is asked
+//! for the second. What it answers is hostile: bounded, and shown without control characters.
+
+use std::error::Error;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use a3s_box_core::BoxState;
+use a3s_box_core::event::{GuestMetrics, HealthCause};
+use a3s_box_proto::agent::agent_client::AgentClient;
+use a3s_box_proto::agent::{HealthCheckRequest, MetricsRequest, State, Status as Health};
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::{Code, Status};
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
+use tower::service_fn;
+
+use super::printable;
+
+/// The longest answer that is decoded. A real one has some tens of bytes.
+const MAX_ANSWER_BYTES: usize = 64 * 1024;
+
+/// The longest header list of an answer: servers send a few hundred bytes.
+const MAX_HEADER_BYTES: u32 = 16 * 1024;
+
+/// What an agent that could be reached says about itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Answer {
+    /// Absent when the agent does not say it, or says something that this version does not know.
+    pub(super) state: Option<BoxState>,
+}
+
+/// Why a check failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Failure {
+    pub(super) cause: HealthCause,
+    pub(super) message: String,
+}
+
+impl Failure {
+    /// Whether nothing was heard of the other end.
+    pub(super) fn is_silence(&self) -> bool {
+        matches!(self.cause, HealthCause::Transport | HealthCause::Timeout)
+    }
+}
+
+/// Which service the agent offers, as far as it was asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Service {
+    Own,
+    Standard,
+}
+
+/// A client whose one connection is made at the first call, and again after it broke or a check
+/// took too long: a peer that lost the connection looks like one that is slow.
+#[derive(Debug)]
+pub(super) struct Agent {
+    socket: PathBuf,
+    channel: Channel,
+    service: Service,
+}
+
+impl Agent {
+    /// A client for the agent behind `socket`. To be called in a tokio runtime.
+    pub(super) fn new(socket: &Path) -> Self {
+        Self { socket: socket.to_owned(), channel: channel(socket), service: Service::Own }
+    }
+
+    /// Asks once; a success is an answer that says that the agent serves.
+    pub(super) async fn check(&mut self, within: Duration) -> Result<Answer, Failure> {
+        match timeout(within, self.ask()).await {
+            Ok(answer) => answer,
+            Err(_elapsed) => {
+                self.channel = channel(&self.socket);
+                let message = format!("no answer within {} ms", within.as_millis());
+                Err(Failure { cause: HealthCause::Timeout, message })
+            }
+        }
+    }
+
+    /// The guest's figures; nothing if the agent does not know them or takes too long.
+    pub(super) async fn metrics(&self, within: Duration) -> Option<GuestMetrics> {
+        if self.service == Service::Standard {
+            return None;
+        }
+        let mut client = self.own();
+        let answer = timeout(within, client.metrics(MetricsRequest {})).await.ok()?.ok()?;
+        let answer = answer.into_inner();
+        // JSON has no other numbers.
+        let finite = |number: f64| if number.is_finite() { number } else { 0.0 };
+        Some(GuestMetrics {
+            memory_total_kib: answer.memory_total_kib,
+            memory_available_kib: answer.memory_available_kib,
+            load: [answer.load_1m, answer.load_5m, answer.load_15m].map(finite),
+            processes: answer.processes,
+        })
+    }
+
+    /// One that shares the connection, for other questions.
+    pub(super) fn share(&self) -> Self {
+        Self { socket: self.socket.clone(), channel: self.channel.clone(), service: self.service }
+    }
+
+    async fn ask(&mut self) -> Result<Answer, Failure> {
+        if self.service == Service::Own {
+            match self.own().health_check(HealthCheckRequest {}).await {
+                Err(status) if status.code() == Code::Unimplemented => {
+                    self.service = Service::Standard;
+                }
+                Err(status) => return Err(refused(&status)),
+                Ok(answer) => {
+                    let answer = answer.into_inner();
+                    let state = match answer.state() {
+                        State::Unspecified => None,
+                        State::Ready => Some(BoxState::Ready),
+                        State::Busy => Some(BoxState::Busy),
+                        State::Compacting => Some(BoxState::Compacting),
+                    };
+                    return serving(answer.status() == Health::Serving, answer.status, state);
+                }
+            }
+        }
+        let mut client = HealthClient::new(self.channel.clone());
+        client = client.max_decoding_message_size(MAX_ANSWER_BYTES);
+        // The name of no service asks for the server as a whole (the protocol's specification).
+        match client.check(tonic_health::pb::HealthCheckRequest::default()).await {
+            Ok(answer) => {
+                let answer = answer.into_inner();
+                serving(answer.status() == ServingStatus::Serving, answer.status, None)
+            }
+            Err(status) => {
+                // Another agent may listen there by the next time.
+                self.service = Service::Own;
+                Err(refused(&status))
+            }
+        }
+    }
+
+    fn own(&self) -> AgentClient<Channel> {
+        AgentClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER_BYTES)
+    }
+}
+
+fn channel(socket: &Path) -> Channel {
+    let socket = socket.to_owned();
+    let connect = service_fn(move |_: Uri| connect(socket.clone()));
+    // The authority of a unix socket is not looked at; it must only be one.
+    let endpoint = Endpoint::from_static("http://localhost");
+    endpoint.http2_max_header_list_size(MAX_HEADER_BYTES).connect_with_connector_lazy(connect)
+}
+
+async fn connect(socket: PathBuf) -> io::Result<TokioIo<UnixStream>> {
+    UnixStream::connect(socket).await.map(TokioIo::new)
+}
+
+fn serving(is_serving: bool, status: i32, state: Option<BoxState>) -> Result<Answer, Failure> {
+    if is_serving {
+        return Ok(Answer { state });
+    }
+    let message = format!("the agent says that it does not serve (status {status})");
+    Err(Failure { cause: HealthCause::NotServing, message })
+}
+
+/// What an error of a call means: a status that the agent sent, or one that stands for a connection
+/// that could not be made or broke.
+fn refused(status: &Status) -> Failure {
+    let chain = std::iter::successors(status.source(), |&cause| cause.source());
+    let root = chain.last();
+    let cause = match status.code() {
+        _ if root.is_some() => HealthCause::Transport,
+        Code::Unimplemented | Code::Internal | Code::OutOfRange | Code::Unknown => {
+            HealthCause::Protocol
+        }
+        _ => HealthCause::NotServing,
+    };
+    // What stands before the root of a lost connection says only that there was one.
+    let message = root.map_or_else(|| status.message().to_owned(), ToString::to_string);
+    Failure { cause, message: printable(&message) }
+}

@@ -7,6 +7,7 @@
 //! | `health` | health checks, readiness, states, figures |
 //! | `readers` | standard output: slow, gone, and nobody else's |
 //! | `disk` | what a box can write, and that nothing of it is left |
+//! | `stops` | the steps of a stop, and a parent that dies |
 //! | `resolved` | what is told about an image before it is unpacked |
 //! | `user` | a shim that is not root |
 //! | `upkeep` | the layer cache, cleared up and verified |
@@ -25,6 +26,7 @@ mod image;
 mod input;
 mod readers;
 mod resolved;
+mod stops;
 mod upkeep;
 mod user;
 mod wire_types;

@@ -111,7 +111,6 @@ fn run(arguments: &Arguments, events: &Arc<EventWriter>) -> Result<(), ShimError
         })
         .transpose()?;
     process::enter_private_mounts()?;
-    signals.watch_parent_again()?;
     let state = StateDir::acquire(&spec)?;
     let configured_ms = events.elapsed_ms();
     let root = rootfs::mount(&spec, &state, events, &signals)?;

@@ -126,11 +126,6 @@ impl Signals {
         Ok(Self { fd, parent })
     }
 
-    /// To be called after the credentials of this process may have changed.
-    pub(crate) fn watch_parent_again(&self) -> Result<(), ProcessError> {
-        self.parent.map_or(Ok(()), Parent::watch_again)
-    }
-
     /// The next request that has arrived, if any.
     pub(crate) fn next(&self) -> Option<StopRequest> {
         loop {

@@ -1,14 +1,14 @@
 //! The process that started the shim, whose end can be the box's.
 //!
 //! The kernel signals the end of the parent (`PR_SET_PDEATHSIG`, prctl(2)), but also the end of the
-//! thread of it that forked: only a change of the parent's pid counts. The setting is lost where
-//! credentials change, as in a new user namespace, and has to be made again.
+//! thread of it that forked: only a change of the parent's pid counts. A new user namespace keeps the
+//! setting; a change of user would lose it (`commit_creds`, Linux 6.12).
 //!
 //! Between the fork and the first call here the parent may have ended already. A parent that says
 //! its own pid (`--parent`) closes that gap.
 
 use nix::sys::prctl::set_pdeathsig;
-use nix::sys::signal::{SigSet, SigmaskHow, Signal, raise, sigprocmask};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
 use nix::unistd::{Pid, getppid};
 
 use super::{ProcessError, step};
@@ -26,20 +26,15 @@ impl Parent {
     pub(crate) fn watch(expected: Option<u32>) -> Result<Self, ProcessError> {
         let set: SigSet = [PARENT_SIGNAL].into_iter().collect();
         sigprocmask(SigmaskHow::SIG_BLOCK, Some(&set), None).map_err(step("block a signal"))?;
+        set_pdeathsig(PARENT_SIGNAL).map_err(step("ask for a signal at the parent's end"))?;
         // A pid that is none is nobody's parent.
         let expected = expected.map(|pid| Pid::from_raw(i32::try_from(pid).unwrap_or(-1)));
         let parent = Self(expected.unwrap_or_else(getppid));
-        parent.watch_again()?;
-        Ok(parent)
-    }
-
-    /// Asks for the signal after credentials may have changed, and sends it if it came too late.
-    pub(super) fn watch_again(self) -> Result<(), ProcessError> {
-        set_pdeathsig(PARENT_SIGNAL).map_err(step("ask for a signal at the parent's end"))?;
-        if self.is_gone() {
-            raise(PARENT_SIGNAL).map_err(step("signal the parent's end"))?;
+        if parent.is_gone() {
+            // To the process: another thread than this one may read it.
+            kill(Pid::this(), PARENT_SIGNAL).map_err(step("signal the parent's end"))?;
         }
-        Ok(())
+        Ok(parent)
     }
 
     /// Takes the wish for the signal back.

@@ -149,7 +149,7 @@ fn a_box_ends_with_the_process_that_started_it() {
         "wait-ack",
         "exit=0",
     ];
-    // Another user's shim makes a user namespace, in which the kernel forgets the parent.
+    // Another user's shim makes a user namespace.
     for user in [None, Some(4242)] {
         let mut supervisor = Supervisor::start(&obeys, user, |_| {});
         supervisor.wait_for("guest.started");

@@ -18,7 +18,7 @@ use crate::spec::HealthSpec;
 /// First and longest pause between two questions before the first success: an agent that begins to
 /// listen is seen within one of them.
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
-const LONGEST_PAUSE: Duration = Duration::from_millis(10);
+const LONGEST_PAUSE: Duration = Duration::from_millis(5);
 
 /// The least that the first answer may take: it includes the connection, and an agent that starts.
 const FIRST_TIMEOUT: Duration = Duration::from_secs(2);

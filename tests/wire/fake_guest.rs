@@ -7,7 +7,7 @@ use std::error::Error;
 use std::io::{Read, Write};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use a3s_box_proto::agent::agent_server::{Agent, AgentServer};
 use a3s_box_proto::agent::{
@@ -185,6 +185,11 @@ impl Guest {
             }
             "wait-ack" => {
                 while !matches!(self.hear().await?, shim_message::Message::Acknowledged(_)) {}
+            }
+            // Says when this is, on the clock that all processes share.
+            "stamp" => {
+                let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?;
+                std::fs::write(value, now.as_nanos().to_string())?;
             }
             "sleep-ms" => sleep(Duration::from_millis(value.parse()?)).await,
             "hang" => std::future::pending().await,

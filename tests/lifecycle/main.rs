@@ -1,10 +1,12 @@
-//! The layer cache under real shims: killed at any moment, out of space, many at once.
+//! Real shims with a fake VM: killed at any moment, out of space, orphaned, many at once.
 //!
 //! | module | what must hold |
 //! |---|---|
 //! | `crash` | a kill leaves nothing wrong to be seen, and the next start repairs the rest |
 //! | `full` | a disk that is full or fails is an error that says so, and the cache works once there is room |
 //! | `crowd` | shims that want the same layers unpack each once |
+//! | `readiness` | a box is ready as soon as its agent is |
+//! | `matrix` | nothing is left of a box, however and whenever it ends |
 //!
 //! Needs root, because the shim and the tests make mounts. Built with the feature `fake-vm`. Each test
 //! is a process of its own, as nextest has it, because it waits for every child of the process.
@@ -21,6 +23,9 @@ mod crowd;
 mod full;
 mod ground;
 mod image;
+mod matrix;
+mod percentiles;
+mod readiness;
 mod shim;
 mod tree;
 #[path = "../wire/wire_types.rs"]

@@ -53,6 +53,54 @@ fn sixteen_shims_unpack_each_layer_once() {
     ground.assert_nothing_left();
 }
 
+/// Shims at once, each with a VM.
+const BOXES: usize = 100;
+
+#[test]
+fn a_hundred_boxes_live_side_by_side() {
+    let ground = Ground::new(&Image::of_one_layer(10_000));
+    let script = [
+        "connect",
+        "hello",
+        "serve",
+        "started=7",
+        "wait-stop",
+        "exited=0",
+        "drained",
+        "wait-ack",
+        "exit=0",
+    ];
+    let start = Instant::now();
+    let ids: Vec<String> = (0..BOXES).map(|i| format!("box{i}")).collect();
+    let mut shims: Vec<Shim> =
+        ids.iter().map(|id| Shim::start(&ground, id, Until::Played(&script))).collect();
+    for shim in &mut shims {
+        shim.wait_for("agent.ready");
+    }
+    let ready = start.elapsed();
+    let pss_kib: Vec<u64> = shims.iter().map(Shim::pss_kib).collect();
+    let start = Instant::now();
+    for shim in &shims {
+        shim.send(Signal::SIGTERM);
+    }
+    for ended in shims.into_iter().map(Shim::end) {
+        ended.assert_code(0);
+    }
+    let stopped = start.elapsed();
+    ground.assert_nothing_runs();
+    ground.assert_no_file_elsewhere();
+    let each = |time: Duration| time / u32::try_from(BOXES).unwrap();
+    let (most, sum) = (pss_kib.iter().max().unwrap(), pss_kib.iter().sum::<u64>());
+    println!(
+        "{BOXES} boxes at once: ready in {ready:?} ({:?} each), stopped in {stopped:?} ({:?} each)",
+        each(ready),
+        each(stopped),
+    );
+    println!("PSS of a shim (unoptimized): {} KiB on average, {most} at most", sum / BOXES as u64);
+    // A bound on what a box adds; the shim itself, optimized and with a real VM, is measured there.
+    assert!(*most <= 5 * 1024, "{most} KiB");
+}
+
 #[test]
 fn shim_that_waits_takes_over_from_one_that_is_killed() {
     let image = Image::of_one_layer(8_000_000);

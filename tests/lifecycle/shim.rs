@@ -21,11 +21,13 @@ const PATIENCE: Duration = Duration::from_secs(100);
 
 /// What the shim is to do.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Until {
+pub(crate) enum Until<'a> {
     /// Mount the root, undo it, and end (`--prepare`).
     Prepared,
     /// Run a VM whose guest does nothing, until the shim is stopped.
     Stopped,
+    /// Run a VM whose guest plays this script.
+    Played(&'a [&'a str]),
 }
 
 /// A shim that runs.
@@ -48,11 +50,15 @@ pub(crate) struct Ended {
 
 impl Shim {
     /// Starts a shim for box `id` with the image of the ground.
-    pub(crate) fn start(ground: &Ground, id: &str, until: Until) -> Self {
+    pub(crate) fn start(ground: &Ground, id: &str, until: Until<'_>) -> Self {
+        let script = match until {
+            Until::Prepared | Until::Stopped => &["hang"],
+            Until::Played(script) => script,
+        };
         let config = json!({
             "id": id,
             "image": {"layout": ground.path("layout")},
-            "process": {"entrypoint": ["hang"]},
+            "process": {"entrypoint": script},
             "agent": {"boot_timeout_ms": PATIENCE.as_millis()},
             "paths": {
                 "state_dir": ground.path("s"), "cache_dir": ground.path("c"), "guest": "/bin/true",
@@ -112,6 +118,14 @@ impl Shim {
     pub(crate) fn mounted(&self) -> Tree {
         let root = self.root.strip_prefix("/").unwrap();
         tree::read(&PathBuf::from(format!("/proc/{}/root", self.child.id())).join(root))
+    }
+
+    /// Memory of the shim, with what is shared counted in parts.
+    pub(crate) fn pss_kib(&self) -> u64 {
+        let path = format!("/proc/{}/smaps_rollup", self.child.id());
+        let text = fs::read_to_string(path).unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix("Pss:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
     }
 
     pub(crate) fn send(&self, signal: Signal) {

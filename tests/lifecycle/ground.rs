@@ -162,6 +162,11 @@ impl Ground {
                 assert!(lock.try_lock().is_ok(), "the lock `{name}` is held");
             }
         }
+        self.assert_no_file_elsewhere();
+    }
+
+    /// Panics if there is a file outside of the folders of cache and state.
+    pub(crate) fn assert_no_file_elsewhere(&self) {
         assert_eq!(entries(&self.folder), ["c", "disk", "layout", "log", "s"], "a file elsewhere");
     }
 

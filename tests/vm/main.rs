@@ -6,15 +6,19 @@
 //! | `lost_guest` | a guest that vanishes is a failure, soon, and never a success |
 //! | `exactness` | arguments, environment and output arrive byte for byte |
 //! | `stop` | signals, grace, kill, and what a killed shim leaves |
+//! | `lifecycle` | health, readiness, states, figures, and floods that change nothing |
+//! | `matrix` | nothing is left of a VM, however and whenever it ends |
 //! | `agent` | the agent-only box and its health |
 //! | `supervisor` | the example of `VmManager`, as it is documented |
 //!
 //! `tests/vm/run` sets what they need: `A3S_BOX_SHIM`, `A3S_BOX_GUEST`, `A3S_BOX_EXAMPLE`,
-//! `A3S_BOX_LIBKRUNFW` and `A3S_BOX_IMAGES`.
+//! `A3S_BOX_WORKLOAD`, `A3S_BOX_LIBKRUNFW` and `A3S_BOX_IMAGES`.
 
 mod agent;
 mod exactness;
 mod exit_status;
+mod lifecycle;
 mod lost_guest;
+mod matrix;
 mod stop;
 mod supervisor;

@@ -1,0 +1,159 @@
+//! What a box tells of its life: health, readiness, states, figures, and floods that change nothing.
+
+use std::path::Path;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+
+use a3s_box_vm_tests::{Shim, variable};
+
+/// Starts the tests' own workload, with `steps`, from a share.
+fn start(steps: &[&str], change: impl FnOnce(&mut Value)) -> Shim {
+    let program = variable("A3S_BOX_WORKLOAD");
+    let args: Vec<&str> = std::iter::once("/w/workload").chain(steps.iter().copied()).collect();
+    Shim::start_with(&json!({"args": args}), |config| {
+        config["mounts"] = json!([{"type": "virtiofs", "source": folder_of(&program), "target": "/w", "read_only": true}]);
+        change(config);
+    })
+}
+
+fn folder_of(program: &Path) -> &Path {
+    program.parent().unwrap()
+}
+
+fn stop(shim: &Shim) {
+    kill(Pid::from_raw(shim.child.id().cast_signed()), Signal::SIGTERM).unwrap();
+}
+
+fn changes(shim: &Shim, kind: &str) -> Vec<String> {
+    let of_kind = shim.events.iter().filter(|event| event["type"] == kind);
+    let text = |event: &Value| {
+        format!("{}>{}", event["from"].as_str().unwrap(), event["to"].as_str().unwrap())
+    };
+    of_kind.map(text).collect()
+}
+
+#[test]
+fn a_server_of_the_image_with_the_standard_service_is_the_agent() {
+    let steps = ["serve-standard", "sleep-ms=4000", "not-serving", "sleep-ms=100000"];
+    let mut shim = start(&steps, |config| {
+        config["agent"]["provider"] = json!("image");
+        config["agent"]["health"] = json!({"interval_ms": 300, "timeout_ms": 2000, "retries": 2});
+    });
+    shim.wait_for("agent.ready");
+    let healthy = shim.wait_for("health.changed");
+    assert_eq!(healthy["to"], "healthy", "{shim}");
+    let unhealthy = shim.wait_for("health.changed");
+    assert_eq!(
+        (&unhealthy["to"], &unhealthy["cause"]),
+        (&json!("unhealthy"), &json!("not_serving")),
+        "{shim}"
+    );
+    stop(&shim);
+    shim.ends_with(143, "stopped", None);
+}
+
+#[test]
+fn an_agent_that_never_reads_is_unhealthy_and_freezes_nothing() {
+    let mut shim = start(&["deaf-agent", "sleep-ms=100000"], |config| {
+        config["agent"]["provider"] = json!("image");
+        config["agent"]["readiness"] = json!("started");
+        config["agent"]["health"] =
+            json!({"interval_ms": 100, "timeout_ms": 500, "retries": 2, "start_period_ms": 0});
+    });
+    let unhealthy = shim.wait_for("health.changed");
+    assert_eq!(
+        (&unhealthy["to"], &unhealthy["cause"]),
+        (&json!("unhealthy"), &json!("timeout")),
+        "{shim}"
+    );
+    stop(&shim);
+    shim.ends_with(143, "stopped", None);
+}
+
+#[test]
+fn a_workload_says_when_it_is_ready_and_what_it_does() {
+    let steps = [
+        "sleep-ms=500",
+        "notify=READY=1\nSTATUS=serving",
+        "sleep-ms=500",
+        "notify=X_A3S_STATE=busy",
+        "sleep-ms=500",
+        "notify=X_A3S_STATE=compacting",
+        "sleep-ms=500",
+        "notify=X_A3S_STATE=ready",
+        "sleep-ms=500",
+        "notify=STOPPING=1",
+        "another-control",
+        "sleep-ms=500",
+    ];
+    let mut shim = start(&steps, |config| config["agent"]["readiness"] = json!("notify"));
+    shim.ends_with(0, "exited", None);
+    let expected =
+        ["created>ready", "ready>busy", "busy>compacting", "compacting>ready", "ready>stopped"];
+    assert_eq!(changes(&shim, "state.changed"), expected, "{shim}");
+    let told = shim.events.iter().filter(|event| event["type"] == "workload.notified");
+    let told: Vec<&Value> = told.collect();
+    assert_eq!(
+        (&told[0]["ready"], &told[0]["status"]),
+        (&json!(true), &json!("serving")),
+        "{shim}"
+    );
+    assert_eq!(told.last().unwrap()["stopping"], json!(true), "{shim}");
+}
+
+#[test]
+fn a_workload_that_floods_what_it_may_say_delays_no_stop() {
+    let mut shim = start(&["notify-flood"], |config| config["stop"] = json!({"grace_ms": 20_000}));
+    shim.wait_for("agent.ready");
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    stop(&shim);
+    shim.ends_with(143, "stopped", None);
+    let last = shim.events.last().unwrap();
+    assert_eq!(last["stop"]["ended_by"], "signal", "{shim}");
+    let uptime_ms = last["uptime_ms"].as_u64().unwrap();
+    let told = changes(&shim, "state.changed").len() as u64;
+    assert!(told <= uptime_ms / 100 + 3, "{told} changes in {uptime_ms} ms");
+}
+
+#[test]
+fn a_flood_of_output_takes_no_more_room_than_it_may_and_the_newest_stays() {
+    const MIB: u64 = 1 << 20;
+    let mut shim = start(&["print-mib=8"], |config| config["console"] = json!({"max_mib": 1}));
+    shim.ends_with(0, "exited", None);
+    let size = |name| std::fs::metadata(shim.state().join(name)).map_or(0, |found| found.len());
+    let kept = size("console.log") + size("console.log.1");
+    assert!(kept <= MIB && kept > MIB / 4, "{kept} bytes are kept");
+    let last = format!("{:015}\n", 8 * MIB / 16 - 1);
+    assert!(shim.console().ends_with(last.as_bytes()), "{shim}");
+    let truncated = shim.events.iter().rfind(|event| event["type"] == "console.truncated");
+    let truncated = truncated.unwrap_or_else(|| panic!("{shim}"));
+    assert_eq!(truncated["cause"], "size");
+}
+
+#[test]
+fn figures_are_of_the_guest_and_of_a_shim_that_takes_little() {
+    const LIMIT_KIB: u64 = 5 * 1024;
+    let mut shim = start(&["sleep-ms=100000"], |config| {
+        config["events"] = json!({"metrics_interval_ms": 1000});
+    });
+    shim.wait_for("metrics");
+    let metrics = shim.wait_for("metrics");
+    let total_kib = metrics["guest"]["memory_total_kib"].as_u64().unwrap();
+    assert!((300_000..600_000).contains(&total_kib), "{metrics}");
+    assert!(metrics["guest"]["memory_available_kib"].as_u64().unwrap() < total_kib, "{metrics}");
+    assert!(metrics["guest"]["processes"].as_u64().unwrap() > 2, "{metrics}");
+    assert_eq!(metrics["health"]["state"], "healthy");
+    assert!(metrics["boot"]["kernel_ms"].as_u64().unwrap() > 0, "{metrics}");
+    let shim_kib = metrics["process"]["shim_pss_kib"].as_u64().unwrap();
+    let pss_kib = metrics["process"]["pss_kib"].as_u64().unwrap();
+    println!("PSS {pss_kib} KiB, of which the shim's own {shim_kib} KiB");
+    assert!(
+        pss_kib > 10_000 && shim_kib > 500,
+        "the guest has memory, and so has the shim: {metrics}"
+    );
+    assert!(shim_kib <= LIMIT_KIB, "{metrics}");
+    stop(&shim);
+    shim.ends_with(143, "stopped", None);
+}

@@ -1,0 +1,84 @@
+//! Real VMs that are ended in every way, at every phase: nothing is left but the box's own folder, and
+//! the same id starts again at once. `tests/lifecycle` does the same a thousand times without VMs.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::json;
+
+use a3s_box_vm_tests::{Shim, config, eventually};
+
+/// How often a VM is ended. The kinds and phases are gone through in turns.
+const CYCLES: usize = 25;
+
+/// What a box has said last when it is ended, and how long before.
+const PHASES: [(&str, &str, u64); 5] = [
+    ("setup", "vm.starting", 0),
+    ("kernel", "vm.starting", 700),
+    ("guest", "guest.started", 0),
+    ("ready", "agent.ready", 0),
+    ("stopping", "stop.requested", 50),
+];
+
+const DEATHS: [Signal; 3] = [Signal::SIGKILL, Signal::SIGTERM, Signal::SIGSEGV];
+
+#[test]
+fn nothing_is_left_of_a_vm_however_it_ends() {
+    let mut folder = tempfile::Builder::new().prefix("b").tempdir().unwrap();
+    let mut counts = BTreeMap::<(&str, &str), usize>::new();
+    let mut deaths = Vec::new();
+    for cycle in 0..CYCLES {
+        let (phase, event, wait_ms) = PHASES[cycle % PHASES.len()];
+        let signal = DEATHS[cycle % DEATHS.len()];
+        let config = config(folder.path(), &json!({"args": ["sleep", "1000"]}));
+        let mut shim = Shim::spawn(folder, &config);
+        if phase == "stopping" {
+            shim.wait_for("agent.ready");
+            send(&shim, Signal::SIGTERM);
+        }
+        shim.wait_for(event);
+        std::thread::sleep(Duration::from_millis(wait_ms));
+        let start = Instant::now();
+        send(&shim, signal);
+        if signal == Signal::SIGSEGV {
+            // The runtime's handler lets a fault come again, which one that was sent does not.
+            std::thread::sleep(Duration::from_millis(20));
+            send(&shim, signal);
+        }
+        shim.child.wait().unwrap();
+        deaths.push(start.elapsed());
+        assert_nothing_is_left(&shim);
+        *counts.entry((phase, signal.as_str())).or_default() += 1;
+        folder = shim.into_folder();
+    }
+    let again = config(folder.path(), &json!({"args": ["/bin/sh", "-c", "exit 4"]}));
+    Shim::spawn(folder, &again).ends_with(4, "exited", None);
+    deaths.sort();
+    println!("{CYCLES} ends of a VM, each followed by a start of the same id: {counts:?}");
+    println!(
+        "from the signal to the end of the process: median {:?}, longest {:?}",
+        deaths[CYCLES / 2],
+        deaths[CYCLES - 1]
+    );
+}
+
+fn send(shim: &Shim, signal: Signal) {
+    // It may have ended by an earlier one.
+    let _ended = kill(Pid::from_raw(shim.child.id().cast_signed()), signal);
+}
+
+fn assert_nothing_is_left(shim: &Shim) {
+    let pid = shim.child.id();
+    eventually("no thread of the shim is left", || {
+        !Path::new(&format!("/proc/{pid}/stat")).exists()
+    });
+    let mounts = std::fs::read_to_string("/proc/mounts").unwrap();
+    assert!(!mounts.contains("/s/test/"), "a mount is left: {mounts}");
+    let run = std::fs::File::open(shim.state().join("run.json")).unwrap();
+    assert!(run.try_lock().is_ok(), "the lock is held\n{shim}");
+    let names: Vec<_> = std::fs::read_dir(shim.state().parent().unwrap()).unwrap().collect();
+    assert_eq!(names.len(), 1, "{names:?}");
+}

@@ -1,0 +1,115 @@
+//! What VM tests run in their boxes. Each argument is one step, `verb` or `verb=value`; the program
+//! ends with 0 after the last one.
+
+use std::io::Write;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use tokio::time::sleep;
+use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener, VsockStream};
+use tonic::transport::Server;
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
+
+/// Where a shim looks for the agent.
+const AGENT_PORT: u32 = 4088;
+
+/// The shim's port on the host.
+const CONTROL_PORT: u32 = 4087;
+
+/// The host, as vsock numbers it (vsock(7)).
+const HOST: u32 = 2;
+
+fn main() -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let mut reporter = None;
+        for step in std::env::args().skip(1) {
+            play(&step, &mut reporter).await.with_context(|| format!("step `{step}`"))?;
+        }
+        Ok(())
+    })
+}
+
+async fn play(step: &str, reporter: &mut Option<HealthReporter>) -> Result<()> {
+    let (verb, value) = step.split_once('=').unwrap_or((step, ""));
+    match verb {
+        "sleep-ms" => sleep(Duration::from_millis(value.parse()?)).await,
+        "notify" => notify(value)?,
+        // Without end, as a workload that harms itself.
+        "notify-flood" => loop {
+            // A full socket is what this is for.
+            let _full = notify("X_A3S_STATE=busy").and(notify("X_A3S_STATE=ready"));
+        },
+        "serve-standard" => *reporter = Some(serve_standard().await?),
+        "not-serving" => {
+            let reporter = reporter.as_ref().context("nothing is served")?;
+            reporter.set_service_status("", ServingStatus::NotServing).await;
+        }
+        "deaf-agent" => deaf_agent()?,
+        "print-mib" => print(value.parse()?)?,
+        "another-control" => another_control().await?,
+        _ => bail!("unknown"),
+    }
+    Ok(())
+}
+
+/// Sends a datagram to $NOTIFY_SOCKET, as `sd_notify(3)` does.
+fn notify(text: &str) -> Result<()> {
+    let path = std::env::var("NOTIFY_SOCKET").context("NOTIFY_SOCKET")?;
+    let socket = UnixDatagram::unbound()?;
+    match path.strip_prefix('@') {
+        Some(name) => {
+            socket.send_to_addr(text.as_bytes(), &SocketAddr::from_abstract_name(name)?)?
+        }
+        None => socket.send_to(text.as_bytes(), path)?,
+    };
+    Ok(())
+}
+
+/// Serves the standard health service, and nothing else.
+async fn serve_standard() -> Result<HealthReporter> {
+    let (reporter, service) = tonic_health::server::health_reporter();
+    reporter.set_service_status("", ServingStatus::Serving).await;
+    let listener = VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, AGENT_PORT))?;
+    tokio::spawn(Server::builder().add_service(service).serve_with_incoming(listener.incoming()));
+    Ok(reporter)
+}
+
+/// Accepts, and never reads.
+fn deaf_agent() -> Result<()> {
+    let listener = VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, AGENT_PORT))?;
+    tokio::spawn(async move {
+        let mut deaf = Vec::new();
+        while let Ok((stream, _)) = listener.accept().await {
+            deaf.push(stream);
+        }
+    });
+    Ok(())
+}
+
+/// Numbers, so that a test can tell which of them were kept.
+fn print(mib: usize) -> Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    let line_bytes = 16;
+    for number in 0..mib * (1 << 20) / line_bytes {
+        writeln!(stdout, "{number:015}")?;
+    }
+    Ok(stdout.flush()?)
+}
+
+/// Tries to speak for PID 1: there is nobody any more who would listen.
+async fn another_control() -> Result<()> {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    for _ in 0..20 {
+        let Ok(mut stream) = VsockStream::connect(VsockAddr::new(HOST, CONTROL_PORT)).await else {
+            continue;
+        };
+        // What a report of an end with status 0 looks like.
+        let _refused = AsyncWriteExt::write_all(&mut stream, &[4, 0, 0, 0, 0x22, 2, 8, 0]).await;
+        let _ended = AsyncReadExt::read(&mut stream, &mut [0; 8]).await;
+    }
+    Ok(())
+}

@@ -56,7 +56,7 @@ async fn play(step: &str, reporter: &mut Option<HealthReporter>) -> Result<()> {
     Ok(())
 }
 
-/// Sends a datagram to $NOTIFY_SOCKET, as `sd_notify(3)` does.
+/// Sends a datagram to `$NOTIFY_SOCKET`, as `sd_notify(3)` does.
 fn notify(text: &str) -> Result<()> {
     let path = std::env::var("NOTIFY_SOCKET").context("NOTIFY_SOCKET")?;
     let socket = UnixDatagram::unbound()?;
@@ -91,6 +91,7 @@ fn deaf_agent() -> Result<()> {
 }
 
 /// Numbers, so that a test can tell which of them were kept.
+#[expect(clippy::disallowed_methods, reason = "no event is written here")]
 fn print(mib: usize) -> Result<()> {
     let mut stdout = std::io::stdout().lock();
     let line_bytes = 16;

@@ -14,7 +14,7 @@ use a3s_box_proto::agent::{
     Status as Health,
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::sleep;
 use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener, VsockStream};
 use tonic::codegen::tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
@@ -42,14 +42,19 @@ pub(crate) struct ListenError {
 }
 
 /// Listens, and serves in the background until the end of the process.
-pub(crate) fn listen(port: u32, started: Instant) -> Result<(), ListenError> {
+pub(crate) fn listen(
+    port: u32,
+    started: Instant,
+    state: watch::Receiver<State>,
+) -> Result<(), ListenError> {
+    let agent = GuestAgent { started, state };
     let listener = VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, port))
         .map_err(|source| ListenError { port, source })?;
     let (sender, receiver) = mpsc::channel(1);
     tokio::spawn(accept(listener, sender));
     let incoming = ReceiverStream::new(receiver).map(Ok::<_, io::Error>);
     tokio::spawn(async move {
-        if let Err(error) = serve(incoming, started).await {
+        if let Err(error) = serve(incoming, agent).await {
             kmsg::error(&error);
         }
     });
@@ -70,19 +75,18 @@ async fn accept(listener: VsockListener, sender: mpsc::Sender<HostStream>) {
 }
 
 /// Serves the connections that come in.
-async fn serve<I, IO>(incoming: I, started: Instant) -> Result<(), tonic::transport::Error>
+async fn serve<I, IO>(incoming: I, agent: GuestAgent) -> Result<(), tonic::transport::Error>
 where
     I: Stream<Item = io::Result<IO>>,
     IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
 {
-    let agent = AgentServer::new(GuestAgent { started });
     let (reporter, health) = tonic_health::server::health_reporter();
     reporter.set_serving::<AgentServer<GuestAgent>>().await;
     Server::builder()
         .max_concurrent_streams(REQUESTS_PER_CONNECTION)
         .http2_max_header_list_size(HEADER_BYTES)
         .add_service(health)
-        .add_service(agent)
+        .add_service(AgentServer::new(agent))
         .serve_with_incoming(incoming)
         .await
 }
@@ -90,6 +94,7 @@ where
 #[derive(Debug)]
 struct GuestAgent {
     started: Instant,
+    state: watch::Receiver<State>,
 }
 
 #[tonic::async_trait]
@@ -100,7 +105,7 @@ impl Agent for GuestAgent {
     ) -> Result<Response<HealthCheckResponse>, Status> {
         Ok(Response::new(HealthCheckResponse {
             status: Health::Serving.into(),
-            state: State::Ready.into(),
+            state: (*self.state.borrow()).into(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
         }))

@@ -1,9 +1,10 @@
 //! The health services: `grpc.health.v1.Health`, and the project's own `HealthCheck`.
 //!
-//! They answer from memory, so they answer whatever the workload, the disk or a console
-//! port that nobody drains is doing.
+//! They answer from memory, and from what the kernel keeps there, so they answer whatever the
+//! workload, the disk or a console port that nobody drains is doing.
 
 use std::io;
+use std::path::Path;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -23,6 +24,7 @@ use tonic::transport::server::Connected;
 use tonic::{Request, Response, Status};
 
 use crate::kmsg;
+use crate::metrics::{Metrics, MetricsError};
 
 /// Requests at once on a connection. A prober has one or two; each costs a few KiB.
 const REQUESTS_PER_CONNECTION: u32 = 16;
@@ -35,10 +37,18 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Why no health services are served.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot listen on vsock port {port}")]
-pub(crate) struct ListenError {
-    port: u32,
-    source: io::Error,
+pub(crate) enum ListenError {
+    /// No socket.
+    #[error("cannot listen on vsock port {port}")]
+    Bind {
+        /// Port of the guest.
+        port: u32,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// No figures.
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
 }
 
 /// Listens, and serves in the background until the end of the process.
@@ -47,9 +57,9 @@ pub(crate) fn listen(
     started: Instant,
     state: watch::Receiver<State>,
 ) -> Result<(), ListenError> {
-    let agent = GuestAgent { started, state };
+    let agent = GuestAgent { started, state, metrics: Metrics::open(Path::new("/proc"))? };
     let listener = VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, port))
-        .map_err(|source| ListenError { port, source })?;
+        .map_err(|source| ListenError::Bind { port, source })?;
     let (sender, receiver) = mpsc::channel(1);
     tokio::spawn(accept(listener, sender));
     let incoming = ReceiverStream::new(receiver).map(Ok::<_, io::Error>);
@@ -95,6 +105,7 @@ where
 struct GuestAgent {
     started: Instant,
     state: watch::Receiver<State>,
+    metrics: Metrics,
 }
 
 #[tonic::async_trait]
@@ -115,7 +126,8 @@ impl Agent for GuestAgent {
         &self,
         _: Request<MetricsRequest>,
     ) -> Result<Response<MetricsResponse>, Status> {
-        Err(Status::unimplemented("no metrics"))
+        let figures = self.metrics.read();
+        figures.map(Response::new).map_err(|error| Status::unavailable(kmsg::chain(&error)))
     }
 }
 

@@ -27,6 +27,7 @@ mod kmsg;
 mod launch;
 mod life;
 mod machine;
+mod metrics;
 mod mounts;
 mod notify;
 mod plan;

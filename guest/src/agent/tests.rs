@@ -12,7 +12,12 @@ use a3s_box_proto::agent::agent_client::AgentClient;
 
 /// An agent as it is before the workload has said anything.
 fn agent() -> GuestAgent {
-    GuestAgent { started: Instant::now(), state: watch::Sender::new(State::Ready).subscribe() }
+    let metrics = Metrics::open(Path::new("/proc")).unwrap();
+    GuestAgent {
+        started: Instant::now(),
+        state: watch::Sender::new(State::Ready).subscribe(),
+        metrics,
+    }
 }
 
 /// A channel to the services over a socket pair.
@@ -76,4 +81,27 @@ async fn the_state_is_what_the_workload_said_last_and_stopping_is_still_healthy(
     drop(notices);
     let answer = client.health_check(HealthCheckRequest {}).await.unwrap().into_inner();
     assert_eq!(answer.state(), State::Ready);
+}
+
+#[tokio::test]
+async fn metrics_are_the_guests() {
+    let mut client = AgentClient::new(served(agent()).await);
+    let answer = client.metrics(MetricsRequest {}).await.unwrap().into_inner();
+    assert!(answer.memory_available_kib > 0, "{answer:?}");
+    assert!(answer.memory_total_kib >= answer.memory_available_kib, "{answer:?}");
+    assert!(answer.processes > 0, "{answer:?}");
+}
+
+#[tokio::test]
+async fn metrics_that_the_kernel_does_not_say_are_unavailable() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("meminfo"), "MemTotal: 1 kB\n").unwrap();
+    std::fs::write(folder.path().join("loadavg"), "0.1 0.1 0.1 1/2 3\n").unwrap();
+    let metrics = Metrics::open(folder.path()).unwrap();
+    let mut client = AgentClient::new(served(GuestAgent { metrics, ..agent() }).await);
+    let status = client.metrics(MetricsRequest {}).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable);
+    assert_eq!(status.message(), "`meminfo` of the guest: found no usable MemAvailable");
+    let answer = client.health_check(HealthCheckRequest {}).await.unwrap().into_inner();
+    assert_eq!(answer.status(), Health::Serving);
 }

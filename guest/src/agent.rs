@@ -1,9 +1,10 @@
 //! The health services: `grpc.health.v1.Health`, and the project's own `HealthCheck`.
 //!
-//! They answer from memory, so they answer whatever the workload, the disk or a console
-//! port that nobody drains is doing.
+//! They answer from memory, and from what the kernel keeps there, so they answer whatever the
+//! workload, the disk or a console port that nobody drains is doing.
 
 use std::io;
+use std::path::Path;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -14,7 +15,7 @@ use a3s_box_proto::agent::{
     Status as Health,
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::sleep;
 use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener, VsockStream};
 use tonic::codegen::tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
@@ -23,6 +24,7 @@ use tonic::transport::server::Connected;
 use tonic::{Request, Response, Status};
 
 use crate::kmsg;
+use crate::metrics::{Metrics, MetricsError};
 
 /// Requests at once on a connection. A prober has one or two; each costs a few KiB.
 const REQUESTS_PER_CONNECTION: u32 = 16;
@@ -35,21 +37,34 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Why no health services are served.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot listen on vsock port {port}")]
-pub(crate) struct ListenError {
-    port: u32,
-    source: io::Error,
+pub(crate) enum ListenError {
+    /// No socket.
+    #[error("cannot listen on vsock port {port}")]
+    Bind {
+        /// Port of the guest.
+        port: u32,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// No figures.
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
 }
 
 /// Listens, and serves in the background until the end of the process.
-pub(crate) fn listen(port: u32, started: Instant) -> Result<(), ListenError> {
+pub(crate) fn listen(
+    port: u32,
+    started: Instant,
+    state: watch::Receiver<State>,
+) -> Result<(), ListenError> {
+    let agent = GuestAgent { started, state, metrics: Metrics::open(Path::new("/proc"))? };
     let listener = VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, port))
-        .map_err(|source| ListenError { port, source })?;
+        .map_err(|source| ListenError::Bind { port, source })?;
     let (sender, receiver) = mpsc::channel(1);
     tokio::spawn(accept(listener, sender));
     let incoming = ReceiverStream::new(receiver).map(Ok::<_, io::Error>);
     tokio::spawn(async move {
-        if let Err(error) = serve(incoming, started).await {
+        if let Err(error) = serve(incoming, agent).await {
             kmsg::error(&error);
         }
     });
@@ -70,19 +85,18 @@ async fn accept(listener: VsockListener, sender: mpsc::Sender<HostStream>) {
 }
 
 /// Serves the connections that come in.
-async fn serve<I, IO>(incoming: I, started: Instant) -> Result<(), tonic::transport::Error>
+async fn serve<I, IO>(incoming: I, agent: GuestAgent) -> Result<(), tonic::transport::Error>
 where
     I: Stream<Item = io::Result<IO>>,
     IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
 {
-    let agent = AgentServer::new(GuestAgent { started });
     let (reporter, health) = tonic_health::server::health_reporter();
     reporter.set_serving::<AgentServer<GuestAgent>>().await;
     Server::builder()
         .max_concurrent_streams(REQUESTS_PER_CONNECTION)
         .http2_max_header_list_size(HEADER_BYTES)
         .add_service(health)
-        .add_service(agent)
+        .add_service(AgentServer::new(agent))
         .serve_with_incoming(incoming)
         .await
 }
@@ -90,6 +104,8 @@ where
 #[derive(Debug)]
 struct GuestAgent {
     started: Instant,
+    state: watch::Receiver<State>,
+    metrics: Metrics,
 }
 
 #[tonic::async_trait]
@@ -100,7 +116,7 @@ impl Agent for GuestAgent {
     ) -> Result<Response<HealthCheckResponse>, Status> {
         Ok(Response::new(HealthCheckResponse {
             status: Health::Serving.into(),
-            state: State::Ready.into(),
+            state: (*self.state.borrow()).into(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
         }))
@@ -110,7 +126,8 @@ impl Agent for GuestAgent {
         &self,
         _: Request<MetricsRequest>,
     ) -> Result<Response<MetricsResponse>, Status> {
-        Err(Status::unimplemented("no metrics"))
+        let figures = self.metrics.read();
+        figures.map(Response::new).map_err(|error| Status::unavailable(kmsg::chain(&error)))
     }
 }
 

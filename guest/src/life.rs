@@ -12,15 +12,18 @@
 //!
 //! # Invariants
 //!
-//! The end of the workload is reported before anything that can take time. Without a shim
-//! there is no box: any error on the control stream ends it.
+//! The end of the workload is reported before anything that can take time, and after all that the
+//! workload said about itself. Without a shim there is no box: any error on the control stream ends it.
 
+use std::future::pending;
 use std::io;
 use std::time::Duration;
 
 use a3s_box_proto::PROTOCOL_VERSION;
 use a3s_box_proto::control::guest_message::Message;
-use a3s_box_proto::control::{Drained, Exited, Hello, StartFailed, StartFailure, Started, exited};
+use a3s_box_proto::control::{
+    Drained, Exited, Hello, Notified, StartFailed, StartFailure, Started, exited,
+};
 use nix::errno::Errno;
 use nix::libc::pid_t;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -34,6 +37,7 @@ use crate::kernel::{self, Image, Status};
 use crate::kmsg;
 use crate::launch::{LaunchError, launch};
 use crate::mounts::MountError;
+use crate::notify::{BindError, Notices};
 use crate::plan::PlanError;
 use crate::ports::PortError;
 use crate::relay::Relay;
@@ -74,6 +78,8 @@ pub(crate) enum StartError {
     #[error(transparent)]
     Listen(#[from] ListenError),
     #[error(transparent)]
+    Notify(#[from] BindError),
+    #[error(transparent)]
     Port(#[from] PortError),
     #[error(transparent)]
     Plan(#[from] PlanError),
@@ -112,6 +118,8 @@ pub(crate) struct Job<P> {
     pub(crate) stdout: P,
     /// Port for its errors.
     pub(crate) stderr: P,
+    /// What it will say about itself.
+    pub(crate) notices: Notices,
 }
 
 /// A workload that runs.
@@ -120,6 +128,15 @@ struct Running {
     pid: pid_t,
     stdout: Relay,
     stderr: Relay,
+    notices: Notices,
+}
+
+/// What can happen while the box runs.
+#[derive(Debug)]
+enum Event {
+    Ended(Status),
+    Ordered(Order),
+    Said(Notified),
 }
 
 /// Lives until the end, and says with which code the box is to exit.
@@ -133,14 +150,14 @@ where
     control
         .send(Message::Hello(Hello { protocol_version: PROTOCOL_VERSION, guest_version }))
         .await?;
-    let running = match start(machine).await {
+    let mut running = match start(machine).await {
         Ok(running) => running,
         Err(error) => return refuse(control, &error).await,
     };
     let pid = running.as_ref().map(|running| running.pid);
     let number = pid.and_then(|pid| u32::try_from(pid).ok()).unwrap_or(0);
     control.send(Message::Started(Started { pid: number })).await?;
-    let status = supervise(control, &mut children, machine, pid).await?;
+    let status = supervise(control, &mut children, machine, running.as_mut()).await?;
     control.send(Message::Exited(exited(status))).await?;
     machine.kill_everything();
     let drained = drain(control, &mut children, running).await?;
@@ -156,6 +173,7 @@ async fn start<M: Machine>(machine: &mut M) -> Result<Option<Running>, StartErro
         pid: launched.pid,
         stdout: Relay::spawn(launched.stdout, job.stdout),
         stderr: Relay::spawn(launched.stderr, job.stderr),
+        notices: job.notices,
     }))
 }
 
@@ -176,17 +194,19 @@ where
     })
 }
 
-/// Obeys the shim until the workload has ended, or a box without one is told to.
+/// Obeys the shim, and passes on what the workload says, until the workload has ended, or a box
+/// without one is told to.
 async fn supervise<S, M>(
     control: &mut Control<S>,
     children: &mut Children,
     machine: &M,
-    workload: Option<pid_t>,
+    mut running: Option<&mut Running>,
 ) -> Result<Status, LifeError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
     M: Machine,
 {
+    let workload = running.as_ref().map(|running| running.pid);
     loop {
         let ended = async {
             match workload {
@@ -197,15 +217,33 @@ where
                 }
             }
         };
-        let order = tokio::select! {
-            status = ended => return Ok(status),
-            order = control.receive() => order?,
+        let said = async {
+            match &mut running {
+                Some(running) => running.notices.changed().await,
+                None => pending().await,
+            }
         };
-        match (order, workload) {
-            (Order::Stop { .. } | Order::Kill, None) => return Ok(Status::Exited(0)),
-            (Order::Stop { signal }, Some(pid)) => stop(pid, signal),
-            (Order::Kill, Some(_)) => machine.kill_everything(),
-            (Order::Acknowledged, _) => kmsg::line("the shim acknowledged what has not ended"),
+        let event = tokio::select! {
+            status = ended => Event::Ended(status),
+            order = control.receive() => Event::Ordered(order?),
+            said = said => Event::Said(said),
+        };
+        match (event, workload) {
+            (Event::Ended(status), _) => {
+                if let Some(said) = running.and_then(|running| running.notices.last()) {
+                    control.send(Message::Notified(said)).await?;
+                }
+                return Ok(status);
+            }
+            (Event::Said(said), _) => control.send(Message::Notified(said)).await?,
+            (Event::Ordered(Order::Stop { .. } | Order::Kill), None) => {
+                return Ok(Status::Exited(0));
+            }
+            (Event::Ordered(Order::Stop { signal }), Some(pid)) => stop(pid, signal),
+            (Event::Ordered(Order::Kill), Some(_)) => machine.kill_everything(),
+            (Event::Ordered(Order::Acknowledged), _) => {
+                kmsg::line("the shim acknowledged what has not ended");
+            }
         }
     }
 }

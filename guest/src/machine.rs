@@ -8,6 +8,7 @@ use nix::unistd::sethostname;
 use tokio::net::unix::pipe;
 
 use crate::life::{Job, Machine, StartError};
+use crate::notify::{self, Notices};
 use crate::{agent, config, kernel, kmsg, mounts, plan, ports};
 
 /// Host name of a box whose config has none.
@@ -39,14 +40,15 @@ impl Machine for Guest {
         }
         set_hostname(&config.hostname)?;
         mounts::mount_configured(&config.mounts)?;
+        let notices = Notices::bind(notify::ADDRESS)?;
         if let Some(port) = config.agent_port {
-            agent::listen(port, self.started)?;
+            agent::listen(port, self.started, notices.state())?;
         }
         let Some(workload) = config.workload else { return Ok(None) };
         let image = plan::plan(workload, Path::new("/"))?;
         let stdout = ports::open(ports::STDOUT).await?;
         let stderr = ports::open(ports::STDERR).await?;
-        Ok(Some(Job { image, stdout, stderr }))
+        Ok(Some(Job { image, stdout, stderr, notices }))
     }
 
     fn kill_everything(&self) {

@@ -4,9 +4,11 @@
 //! Nothing of the image is needed, and nothing in it is trusted. The phases:
 //!
 //! ```text
-//! connect control ─► Hello ─► config ─► mounts ─► agent listens ─► workload ─► Started
-//!                                                                      │
-//!      reboot ◄─ Acknowledged ◄─ Drained ◄─ kill the rest ◄─ Exited ◄──┘
+//! connect control ─► Hello ─► config ─► mounts ─► agent and notify socket listen ─► workload
+//!                                                                                      │
+//!   ┌── Exited ◄── Notified, as often as the workload says something new ◄── Started ◄───┘
+//!   │
+//!   └──► kill the rest ─► Drained ─► Acknowledged ─► reboot
 //! ```
 //!
 //! # Invariants
@@ -25,7 +27,9 @@ mod kmsg;
 mod launch;
 mod life;
 mod machine;
+mod metrics;
 mod mounts;
+mod notify;
 mod plan;
 mod ports;
 mod power;

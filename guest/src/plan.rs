@@ -7,10 +7,11 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use a3s_box_proto::control::Workload;
+use a3s_box_proto::control::{EnvironmentVariable, Workload};
 
 use crate::account::{AccountError, Accounts};
 use crate::kernel::{Image, Limit, StringArray};
+use crate::notify;
 use crate::program::{self, DEFAULT_PATH, ProgramError};
 
 /// Mode of a working directory that was missing: Docker's.
@@ -60,17 +61,7 @@ pub(crate) fn plan(workload: Workload, root: &Path) -> Result<Image, PlanError> 
     let search = workload.env.iter().find(|variable| variable.name == "PATH");
     let search = search.map_or(DEFAULT_PATH, |variable| &variable.value);
     let program = program::find(name, OsStr::new(search), &cwd)?;
-    let mut env = Vec::with_capacity(workload.env.len() + 1);
-    let has_home = workload.env.iter().any(|variable| variable.name == "HOME");
-    for variable in workload.env {
-        env.push(string(
-            format!("{}={}", variable.name, variable.value),
-            "an environment variable",
-        )?);
-    }
-    if !has_home {
-        env.push(string(format!("HOME={}", account.home), "the home directory")?);
-    }
+    let env = environment(&workload.env, &account.home)?;
     let args = workload
         .args
         .into_iter()
@@ -90,6 +81,20 @@ pub(crate) fn plan(workload: Workload, root: &Path) -> Result<Image, PlanError> 
     })
 }
 
+/// The variables as given, and those that a workload counts on unless it was given its own.
+fn environment(given: &[EnvironmentVariable], home: &str) -> Result<Vec<CString>, PlanError> {
+    let defaults = [("HOME", home), (notify::VARIABLE, notify::ADDRESS)];
+    let missing = defaults
+        .into_iter()
+        .filter(|(name, _)| given.iter().all(|variable| variable.name != *name));
+    given
+        .iter()
+        .map(|variable| (variable.name.as_str(), variable.value.as_str()))
+        .chain(missing)
+        .map(|(name, value)| string(format!("{name}={value}"), "an environment variable"))
+        .collect()
+}
+
 fn make_cwd(cwd: &str) -> Result<PathBuf, PlanError> {
     let path = PathBuf::from(if cwd.is_empty() { "/" } else { cwd });
     if !path.is_absolute() {
@@ -107,8 +112,6 @@ fn string(text: impl Into<Vec<u8>>, place: &'static str) -> Result<CString, Plan
 
 #[cfg(test)]
 mod tests {
-    use a3s_box_proto::control::EnvironmentVariable;
-
     use super::*;
 
     fn workload(args: &[&str], env: &[(&str, &str)]) -> Workload {
@@ -142,11 +145,17 @@ mod tests {
     }
 
     #[test]
-    fn home_is_added_only_if_the_environment_has_none() {
-        let image = empty_root(workload(&["/x"], &[("A", "b")])).unwrap();
-        assert_eq!(texts(&image.env), ["A=b", "HOME=/"]);
-        let image = empty_root(workload(&["/x"], &[("HOME", ""), ("A", "")])).unwrap();
-        assert_eq!(texts(&image.env), ["HOME=", "A="]);
+    fn home_and_notify_socket_are_added_only_if_the_environment_has_none() {
+        let notify = "NOTIFY_SOCKET=@a3s-box/notify";
+        for (given, expected) in [
+            (&[("A", "b")][..], &["A=b", "HOME=/", notify][..]),
+            (&[("HOME", ""), ("A", "")], &["HOME=", "A=", notify]),
+            (&[("NOTIFY_SOCKET", "/run/own")], &["NOTIFY_SOCKET=/run/own", "HOME=/"]),
+            (&[("NOTIFY_SOCKET", ""), ("HOME", "/h")], &["NOTIFY_SOCKET=", "HOME=/h"]),
+        ] {
+            let image = empty_root(workload(&["/x"], given)).unwrap();
+            assert_eq!(texts(&image.env), expected);
+        }
     }
 
     #[test]

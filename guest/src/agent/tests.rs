@@ -7,13 +7,24 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
 use super::*;
+use crate::notify::{self, Notices};
 use a3s_box_proto::agent::agent_client::AgentClient;
 
+/// An agent as it is before the workload has said anything.
+fn agent() -> GuestAgent {
+    let metrics = Metrics::open(Path::new("/proc")).unwrap();
+    GuestAgent {
+        started: Instant::now(),
+        state: watch::Sender::new(State::Ready).subscribe(),
+        metrics,
+    }
+}
+
 /// A channel to the services over a socket pair.
-async fn served() -> Channel {
+async fn served(agent: GuestAgent) -> Channel {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let incoming = tokio_stream::iter([Ok(theirs)]).chain(tokio_stream::pending());
-    tokio::spawn(serve(incoming, Instant::now()));
+    tokio::spawn(serve(incoming, agent));
     let mut ours = Some(TokioIo::new(ours));
     Endpoint::from_static("http://guest")
         .connect_with_connector(tower::service_fn(move |_| {
@@ -26,7 +37,7 @@ async fn served() -> Channel {
 
 #[tokio::test]
 async fn the_agent_is_serving_and_ready() {
-    let mut client = AgentClient::new(served().await);
+    let mut client = AgentClient::new(served(agent()).await);
     let answer = client.health_check(HealthCheckRequest {}).await.unwrap().into_inner();
     assert_eq!(answer.status(), Health::Serving);
     assert_eq!(answer.state(), State::Ready);
@@ -36,7 +47,7 @@ async fn the_agent_is_serving_and_ready() {
 
 #[tokio::test]
 async fn standard_health_knows_the_box_and_the_agent_only() {
-    let mut client = HealthClient::new(served().await);
+    let mut client = HealthClient::new(served(agent()).await);
     for service in ["", "a3s.box.agent.v1.Agent"] {
         let request = tonic_health::pb::HealthCheckRequest { service: service.into() };
         let answer = client.check(request).await.unwrap().into_inner();
@@ -44,4 +55,53 @@ async fn standard_health_knows_the_box_and_the_agent_only() {
     }
     let request = tonic_health::pb::HealthCheckRequest { service: "ghost".into() };
     assert_eq!(client.check(request).await.unwrap_err().code(), Code::NotFound);
+}
+
+#[tokio::test]
+async fn the_state_is_what_the_workload_said_last_and_stopping_is_still_healthy() {
+    let address = notify::tests::address();
+    let mut notices = Notices::bind(&address).unwrap();
+    let mut client =
+        AgentClient::new(served(GuestAgent { state: notices.state(), ..agent() }).await);
+    let cases: [(&[u8], State); 6] = [
+        (b"READY=1", State::Ready),
+        (b"X_A3S_STATE=busy", State::Busy),
+        (b"X_A3S_STATE=compacting", State::Compacting),
+        (b"X_A3S_STATE=asleep", State::Compacting),
+        (b"STOPPING=1\nSTATUS=bye", State::Compacting),
+        (b"X_A3S_STATE=ready", State::Ready),
+    ];
+    for (datagram, expected) in cases {
+        notify::tests::send(&address, datagram);
+        notices.last();
+        let answer = client.health_check(HealthCheckRequest {}).await.unwrap().into_inner();
+        assert_eq!(answer.state(), expected, "{}", datagram.escape_ascii());
+        assert_eq!(answer.status(), Health::Serving);
+    }
+    drop(notices);
+    let answer = client.health_check(HealthCheckRequest {}).await.unwrap().into_inner();
+    assert_eq!(answer.state(), State::Ready);
+}
+
+#[tokio::test]
+async fn metrics_are_the_guests() {
+    let mut client = AgentClient::new(served(agent()).await);
+    let answer = client.metrics(MetricsRequest {}).await.unwrap().into_inner();
+    assert!(answer.memory_available_kib > 0, "{answer:?}");
+    assert!(answer.memory_total_kib >= answer.memory_available_kib, "{answer:?}");
+    assert!(answer.processes > 0, "{answer:?}");
+}
+
+#[tokio::test]
+async fn metrics_that_the_kernel_does_not_say_are_unavailable() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("meminfo"), "MemTotal: 1 kB\n").unwrap();
+    std::fs::write(folder.path().join("loadavg"), "0.1 0.1 0.1 1/2 3\n").unwrap();
+    let metrics = Metrics::open(folder.path()).unwrap();
+    let mut client = AgentClient::new(served(GuestAgent { metrics, ..agent() }).await);
+    let status = client.metrics(MetricsRequest {}).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable);
+    assert_eq!(status.message(), "`meminfo` of the guest: found no usable MemAvailable");
+    let answer = client.health_check(HealthCheckRequest {}).await.unwrap().into_inner();
+    assert_eq!(answer.status(), Health::Serving);
 }

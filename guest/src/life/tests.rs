@@ -17,6 +17,9 @@ use tokio::net::unix::pipe;
 
 use super::*;
 use crate::launch::tests::{image, serial};
+use crate::notify;
+
+mod notices;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -65,8 +68,24 @@ fn living_group() -> Option<Pid> {
     })
 }
 
+/// What a fake machine gives a workload.
+struct Ports {
+    stdout: pipe::Sender,
+    stderr: pipe::Sender,
+    notices: Notices,
+}
+
+impl Ports {
+    fn job(self, image: Image) -> Job<pipe::Sender> {
+        let Self { stdout, stderr, notices } = self;
+        Job { image, stdout, stderr, notices }
+    }
+}
+
 /// The shim's side.
 struct Shim {
+    /// Where the guest hears its workload.
+    notify: String,
     stream: UnixStream,
     frames: FrameBuffer,
     stdout: Option<pipe::Receiver>,
@@ -75,22 +94,22 @@ struct Shim {
 }
 
 impl Shim {
-    fn over(
-        job: impl FnOnce(pipe::Sender, pipe::Sender) -> Result<Option<Job<pipe::Sender>>, StartError>,
-    ) -> Self {
+    fn over(job: impl FnOnce(Ports) -> Result<Option<Job<pipe::Sender>>, StartError>) -> Self {
         set_child_subreaper(true).unwrap();
         let (stream, theirs) = UnixStream::pair().unwrap();
         let (out, stdout) = pipe::pipe().unwrap();
         let (err, stderr) = pipe::pipe().unwrap();
-        let mut machine = Fake { job: Mutex::new(Some(job(out, err))) };
+        let notify = notify::tests::address();
+        let ports = Ports { stdout: out, stderr: err, notices: Notices::bind(&notify).unwrap() };
+        let mut machine = Fake { job: Mutex::new(Some(job(ports))) };
         let guest = tokio::spawn(async move { run(&mut Control::new(theirs), &mut machine).await });
         let frames = FrameBuffer::default();
-        Self { stream, frames, stdout: Some(stdout), stderr: Some(stderr), guest }
+        Self { notify, stream, frames, stdout: Some(stdout), stderr: Some(stderr), guest }
     }
 
     fn running(script: &str) -> Self {
         let image = image("/bin/sh", &["sh", "-c", script], &["PATH=/usr/bin:/bin"]);
-        Self::over(|stdout, stderr| Ok(Some(Job { image, stdout, stderr })))
+        Self::over(|ports| Ok(Some(ports.job(image))))
     }
 
     async fn hear(&mut self) -> Message {
@@ -236,7 +255,7 @@ async fn stop_sends_the_signal_that_the_shim_named() {
 async fn a_box_without_a_workload_lives_until_it_is_told() {
     let _serial = serial().await;
     for word in [Word::Stop(Stop { signal: 15 }), Word::Kill(Kill {})] {
-        let mut shim = Shim::over(|_, _| Ok(None));
+        let mut shim = Shim::over(|_| Ok(None));
         assert_eq!(shim.start().await, 0);
         shim.say(word).await;
         assert_eq!(shim.ended().await, exited::Status::ExitCode(0));
@@ -254,7 +273,7 @@ async fn what_cannot_start_says_why() {
     ];
     for (program, reason, code) in cases {
         let image = image(program, &["x"], &[]);
-        let mut shim = Shim::over(|stdout, stderr| Ok(Some(Job { image, stdout, stderr })));
+        let mut shim = Shim::over(|ports| Ok(Some(ports.job(image))));
         assert!(matches!(shim.hear().await, Message::Hello(_)));
         let Message::StartFailed(failed) = shim.hear().await else {
             panic!("expected StartFailed")
@@ -269,7 +288,7 @@ async fn what_cannot_start_says_why() {
 async fn a_machine_that_cannot_be_prepared_is_a_setup_failure_of_bounded_length() {
     let _serial = serial().await;
     let found = "ü".repeat(MESSAGE_BYTES);
-    let mut shim = Shim::over(|_, _| Err(MountError::BadTarget { found }.into()));
+    let mut shim = Shim::over(|_| Err(MountError::BadTarget { found }.into()));
     assert!(matches!(shim.hear().await, Message::Hello(_)));
     let Message::StartFailed(failed) = shim.hear().await else { panic!("expected StartFailed") };
     assert_eq!(failed.reason(), StartFailure::Setup);
@@ -293,7 +312,7 @@ async fn a_lost_shim_ends_the_life() {
 async fn a_shim_that_talks_nonsense_ends_the_life() {
     let _serial = serial().await;
     for nonsense in [&[0xff; 8][..], &[0, 0, 0, 0][..], &[2, 0, 0, 0, 0xff, 0xff][..]] {
-        let mut shim = Shim::over(|_, _| Ok(None));
+        let mut shim = Shim::over(|_| Ok(None));
         shim.start().await;
         shim.stream.write_all(nonsense).await.unwrap();
         let error = timeout(PATIENCE, shim.guest).await.unwrap().unwrap().unwrap_err();

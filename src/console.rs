@@ -1,11 +1,14 @@
 //! The workload's output: two pipes from libkrun, one file, a thread that never stops reading.
 //!
 //! libkrun sets `O_NONBLOCK` on what it is given and waits for ever when that is full, so it gets
-//! pipes of its own, and they are always drained. What the file does not take is lost, not waited
-//! for.
+//! pipes of its own, and they are always drained. A file is kept within its bound: the oldest output
+//! makes room for the newest. What the disk does not take is lost, not waited for; a reader of a
+//! FIFO or terminal is waited for a second once. All that is not kept is counted.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
+mod device;
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -13,11 +16,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use a3s_box_core::event::{ConsoleMetrics, TruncationCause};
+use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use tokio::sync::watch;
 
-use crate::spec::VmSpec;
+use self::device::Device;
+use crate::rotated_file::{RotatedFile, RotatedFileError};
+use crate::spec::{ConsoleSpec, VmSpec};
 use crate::state_dir::StateDir;
 
 /// The console cannot be opened.
@@ -25,6 +32,8 @@ use crate::state_dir::StateDir;
 pub(crate) enum ConsoleError {
     #[error("cannot open the console `{}`", path.display())]
     Open { path: PathBuf, source: io::Error },
+    #[error("cannot keep the console in a file")]
+    File(#[from] RotatedFileError),
     #[error("cannot make the pipes or the thread of the console")]
     Pipe(#[source] io::Error),
 }
@@ -50,51 +59,114 @@ pub(crate) struct Relay {
     thread: JoinHandle<()>,
 }
 
+/// Output that is not kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Truncation {
+    /// All of it since the start.
+    pub(crate) discarded_bytes: u64,
+    /// Why the last of it is not.
+    pub(crate) cause: TruncationCause,
+}
+
 #[derive(Debug)]
 struct State {
     stdout_bytes: AtomicU64,
     stderr_bytes: AtomicU64,
+    truncation: watch::Sender<Option<Truncation>>,
     /// Readable once the thread is to end with what is in the pipes; never read.
     finish: EventFd,
 }
 
-/// Opens the console file and starts the thread.
-pub(crate) fn open(spec: &VmSpec, state: &StateDir) -> Result<Console, ConsoleError> {
-    let path = spec.console.path.clone().unwrap_or_else(|| state.console());
-    // Without an own file the console of an earlier box of this id would be continued.
-    let fresh = spec.console.path.is_none();
-    let file = open_file(&path, fresh).map_err(|source| ConsoleError::Open { path, source })?;
-    let (stdout, stdout_port) = io::pipe().map_err(ConsoleError::Pipe)?;
-    let (stderr, stderr_port) = io::pipe().map_err(ConsoleError::Pipe)?;
-    let finish = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
-        .map_err(|error| ConsoleError::Pipe(error.into()))?;
-    let (stdout_bytes, stderr_bytes) = Default::default();
-    let shared = Arc::new(State { stdout_bytes, stderr_bytes, finish });
-    let pipes = [File::from(OwnedFd::from(stdout)), File::from(OwnedFd::from(stderr))];
-    let thread = {
-        let state = Arc::clone(&shared);
-        thread::Builder::new().name("console".into()).spawn(move || relay(&state, pipes, file))
-    };
-    Ok(Console {
-        ports: Ports { stdout: stdout_port.into(), stderr: stderr_port.into() },
-        relay: Relay { state: shared, thread: thread.map_err(ConsoleError::Pipe)? },
-    })
+/// Where the output goes.
+#[derive(Debug)]
+enum Sink {
+    File(RotatedFile),
+    Device(Device),
 }
 
-/// A FIFO without a reader is an error and not a wait; later writes to it do wait, on the thread.
-fn open_file(path: &Path, fresh: bool) -> io::Result<File> {
-    let mut options = OpenOptions::new();
-    options.append(!fresh).write(true).create(true).truncate(fresh).mode(0o600);
-    let file = options.custom_flags(OFlag::O_NONBLOCK.bits()).open(path)?;
-    fcntl(&file, FcntlArg::F_SETFL(OFlag::O_APPEND))?;
-    Ok(file)
+/// Opens the console and starts the thread.
+pub(crate) fn open(spec: &VmSpec, state: &StateDir) -> Result<Console, ConsoleError> {
+    let sink = Sink::open(&spec.console, state)?;
+    let (stdout, stdout_port) = io::pipe().map_err(ConsoleError::Pipe)?;
+    let (stderr, stderr_port) = io::pipe().map_err(ConsoleError::Pipe)?;
+    let pipes = [File::from(OwnedFd::from(stdout)), File::from(OwnedFd::from(stderr))];
+    let relay = Relay::start(pipes, sink).map_err(ConsoleError::Pipe)?;
+    Ok(Console { ports: Ports { stdout: stdout_port.into(), stderr: stderr_port.into() }, relay })
+}
+
+impl Sink {
+    fn open(spec: &ConsoleSpec, state: &StateDir) -> Result<Self, ConsoleError> {
+        match &spec.path {
+            Some(path) => Self::open_path(path, spec.max_bytes),
+            // Without an own file the console of an earlier box of this id would be continued.
+            None => Ok(Self::File(RotatedFile::create(&state.console(), spec.max_bytes)?)),
+        }
+    }
+
+    /// A FIFO without a reader is an error and not a wait. A terminal does not become ours.
+    fn open_path(path: &Path, max_bytes: u64) -> Result<Self, ConsoleError> {
+        let failed = |source| ConsoleError::Open { path: path.to_owned(), source };
+        let mut options = OpenOptions::new();
+        options.append(true).create(true).mode(0o600);
+        options.custom_flags((OFlag::O_NONBLOCK | OFlag::O_NOCTTY).bits());
+        let file = options.open(path).map_err(failed)?;
+        if !file.metadata().map_err(failed)?.is_file() {
+            return Ok(Self::Device(Device::new(file)));
+        }
+        // Not a symlink is to be renamed, but what it leads to.
+        let path = fs::canonicalize(path).map_err(failed)?;
+        Ok(Self::File(RotatedFile::open(&path, max_bytes)?))
+    }
+
+    /// Writes a chunk, and tells what is not kept of it, or of earlier ones because of it.
+    fn write(&mut self, chunk: &[u8], mut tell: impl FnMut(u64, TruncationCause)) {
+        match self {
+            Self::File(file) => {
+                let loss = file.append(chunk);
+                tell(loss.old_bytes, TruncationCause::Size);
+                tell(loss.new_bytes, TruncationCause::WriteFailed);
+            }
+            Self::Device(device) => {
+                if let Some((bytes, cause)) = device.write(chunk) {
+                    tell(bytes, cause);
+                }
+            }
+        }
+    }
 }
 
 impl Relay {
+    fn start(pipes: [File; 2], sink: Sink) -> io::Result<Self> {
+        let finish = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+        let (stdout_bytes, stderr_bytes) = Default::default();
+        let (truncation, _receiver) = watch::channel(None);
+        let state = Arc::new(State { stdout_bytes, stderr_bytes, truncation, finish });
+        let thread = {
+            let state = Arc::clone(&state);
+            thread::Builder::new().name("console".into()).spawn(move || relay(&state, pipes, sink))
+        };
+        Ok(Self { state, thread: thread? })
+    }
+
     /// Whether at least this much has arrived of each stream.
     pub(crate) fn has(&self, stdout_bytes: u64, stderr_bytes: u64) -> bool {
         self.state.stdout_bytes.load(Ordering::Acquire) >= stdout_bytes
             && self.state.stderr_bytes.load(Ordering::Acquire) >= stderr_bytes
+    }
+
+    /// What has arrived, and what of it is not kept.
+    pub(crate) fn metrics(&self) -> ConsoleMetrics {
+        let truncation = *self.state.truncation.borrow();
+        ConsoleMetrics {
+            stdout_bytes: self.state.stdout_bytes.load(Ordering::Acquire),
+            stderr_bytes: self.state.stderr_bytes.load(Ordering::Acquire),
+            discarded_bytes: truncation.map_or(0, |truncation| truncation.discarded_bytes),
+        }
+    }
+
+    /// Tells whenever output is not kept, up to thousands of times a second in a flood.
+    pub(crate) fn truncation(&self) -> watch::Receiver<Option<Truncation>> {
+        self.state.truncation.subscribe()
     }
 
     /// Asks the thread to end once the pipes are empty, and says whether it has.
@@ -105,7 +177,18 @@ impl Relay {
     }
 }
 
-fn relay(state: &State, [stdout, stderr]: [File; 2], mut file: File) {
+impl State {
+    fn tell(&self, bytes: u64, cause: TruncationCause) {
+        if bytes > 0 {
+            self.truncation.send_modify(|truncation| {
+                let before = truncation.map_or(0, |truncation| truncation.discarded_bytes);
+                *truncation = Some(Truncation { discarded_bytes: before + bytes, cause });
+            });
+        }
+    }
+}
+
+fn relay(state: &State, [stdout, stderr]: [File; 2], mut sink: Sink) {
     let mut streams = vec![(stdout, &state.stdout_bytes), (stderr, &state.stderr_bytes)];
     let mut buffer = vec![0; 64 * 1024];
     while !streams.is_empty() {
@@ -120,21 +203,23 @@ fn relay(state: &State, [stdout, stderr]: [File; 2], mut file: File) {
         }
         let mut readable = readable.iter();
         streams.retain_mut(|(pipe, count)| {
-            !readable.next().unwrap_or(&false) || copy(pipe, &mut file, &mut buffer, count)
+            if !readable.next().unwrap_or(&false) {
+                return true;
+            }
+            match pipe.read(&mut buffer) {
+                Ok(0) => false,
+                Ok(length) => {
+                    let chunk = buffer.get(..length).unwrap_or_default();
+                    sink.write(chunk, |bytes, cause| state.tell(bytes, cause));
+                    // Counted last: who sees the count finds the output, or the loss of it.
+                    count.fetch_add(length as u64, Ordering::Release);
+                    true
+                }
+                Err(error) => error.kind() == io::ErrorKind::Interrupted,
+            }
         });
     }
 }
 
-/// Copies what is there; says whether more may come.
-fn copy(pipe: &mut File, file: &mut File, buffer: &mut [u8], count: &AtomicU64) -> bool {
-    match pipe.read(buffer) {
-        Ok(0) => false,
-        Ok(length) => {
-            // A full disk costs the output, not the box.
-            let _lost = file.write_all(buffer.get(..length).unwrap_or_default());
-            count.fetch_add(length as u64, Ordering::Release);
-            true
-        }
-        Err(error) => error.kind() == io::ErrorKind::Interrupted,
-    }
-}
+#[cfg(test)]
+mod tests;

@@ -12,6 +12,7 @@ use nix::errno::Errno;
 use crate::Ending;
 use crate::console::ConsoleError;
 use crate::control::{ControlError, Stopping};
+use crate::events::EventFileError;
 use crate::guest::GuestError;
 use crate::process::{ProcessError, StopRequest};
 use crate::rootfs::RootfsError;
@@ -28,6 +29,8 @@ pub(crate) enum ShimError {
     Process(#[from] ProcessError),
     #[error("cannot use the state folder")]
     State(#[from] StateDirError),
+    #[error("cannot keep the event stream")]
+    EventFile(#[from] EventFileError),
     #[error("cannot make the root file system")]
     Rootfs(#[from] RootfsError),
     #[error("cannot prepare the guest")]
@@ -84,7 +87,7 @@ impl ShimError {
             Self::Config(_) => ErrorCode::ConfigInvalid,
             Self::Process(_) => ErrorCode::ProcessSetup,
             Self::State(StateDirError::InUse { .. }) => ErrorCode::IdInUse,
-            Self::State(_) | Self::Console(_) => ErrorCode::StateDir,
+            Self::State(_) | Self::Console(_) | Self::EventFile(_) => ErrorCode::StateDir,
             Self::Rootfs(error) if failure_of_host(error).is_some() => ErrorCode::RootfsFailed,
             Self::Rootfs(RootfsError::Layout(_)) => ErrorCode::ImageInvalid,
             Self::Rootfs(RootfsError::Layer(CacheError::Layer { .. })) => ErrorCode::LayerInvalid,

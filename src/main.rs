@@ -30,6 +30,7 @@ mod log;
 mod process;
 mod program;
 mod rootfs;
+mod rotated_file;
 mod run;
 mod spec;
 mod state_dir;
@@ -48,7 +49,7 @@ use a3s_box_krun::kernel::Kernel;
 use crate::arguments::{Arguments, Mode, USAGE};
 use crate::control::Control;
 use crate::error::ShimError;
-use crate::events::EventWriter;
+use crate::events::{EventFileError, EventWriter};
 use crate::process::{Parent, Signals};
 use crate::spec::VmSpec;
 use crate::state_dir::StateDir;
@@ -93,6 +94,7 @@ fn run(arguments: &Arguments, events: &Arc<EventWriter>) -> Result<(), ShimError
         return Ok(());
     }
     events.name(&spec.id);
+    let kept = keep_events(arguments.mode, &spec, events);
     events.emit(EventKind::ShimStarted {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         pid: std::process::id(),
@@ -112,6 +114,8 @@ fn run(arguments: &Arguments, events: &Arc<EventWriter>) -> Result<(), ShimError
         .transpose()?;
     process::enter_private_mounts()?;
     let state = StateDir::acquire(&spec)?;
+    // Not earlier: when another shim has this id, that is what is wrong, and not that it has the file.
+    kept?;
     let configured_ms = events.elapsed_ms();
     let root = rootfs::mount(&spec, &state, events, &signals)?;
     let Some(kernel) = kernel else {
@@ -144,6 +148,16 @@ fn run(arguments: &Arguments, events: &Arc<EventWriter>) -> Result<(), ShimError
     };
     let error = ShimError::from(failure);
     control.finish(error.report().unwrap_or_else(|| ErrorReport::new(ErrorCode::Internal, &error)))
+}
+
+/// Keeps the events of a box in its file. Upkeep goes on beside boxes, and leaves their files alone.
+fn keep_events(mode: Mode, spec: &VmSpec, events: &EventWriter) -> Result<(), EventFileError> {
+    match &spec.events.file {
+        Some(path) if matches!(mode, Mode::Run | Mode::Prepare) => {
+            events.keep(path, spec.events.file_max_bytes)
+        }
+        _ => Ok(()),
+    }
 }
 
 fn read_config(arguments: &Arguments) -> Result<Vec<u8>, ShimError> {

@@ -17,14 +17,13 @@ use std::time::Duration;
 
 use a3s_box_core::config::{OnUnhealthy, Readiness};
 use a3s_box_core::event::{
-    BootPhases, ConsoleMetrics, EventKind, EventMetrics, GuestMetrics, Metrics, ProcessMetrics,
-    StopCause,
+    BootPhases, EventKind, GuestMetrics, Metrics, ProcessMetrics, StopCause,
 };
 use a3s_box_core::{BoxState, ErrorCode, ErrorReport};
 use a3s_box_proto::control::{Drained, Notified};
 use nix::sys::signal::Signal;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, sleep_until};
 
@@ -37,7 +36,7 @@ use super::stopping::Stopping;
 use super::throttle::Throttle;
 use super::verdict::{Facts, Stop, failure};
 use super::{Setup, VmNews, usage};
-use crate::console::Relay;
+use crate::console::{Relay, Truncation};
 use crate::events::EventWriter;
 use crate::process::{Signals, StopRequest};
 use crate::spec::AgentSpec;
@@ -47,6 +46,9 @@ const TICK: Duration = Duration::from_millis(5);
 
 /// Least time between two events about what the guest may say without end.
 const GUEST_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Least time between two events about output that is not kept: it may be all of a flood.
+const TRUNCATION_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How long the agent may take for its figures: they are not worth a wait.
 const METRICS_TIMEOUT: Duration = Duration::from_secs(1);
@@ -58,6 +60,7 @@ enum Input {
     Checked(Check),
     Halted,
     Figures(ProcessMetrics, Option<GuestMetrics>),
+    Truncated(Truncation),
     Throttled,
     Due(Due),
     Vm(VmNews),
@@ -88,6 +91,8 @@ pub(super) struct Monitor {
     /// What the workload or the agent says that the box does.
     activity: Throttle<BoxState>,
     notified: Throttle<Notified>,
+    truncation: Throttle<Truncation>,
+    told_truncation: Option<Truncation>,
     /// What the workload has said so far.
     last_notified: Notified,
     facts: Facts,
@@ -131,6 +136,8 @@ impl Monitor {
             state: BoxState::Created,
             activity: Throttle::new(GUEST_INTERVAL),
             notified: Throttle::new(GUEST_INTERVAL),
+            truncation: Throttle::new(TRUNCATION_INTERVAL),
+            told_truncation: None,
             last_notified: Notified::default(),
             facts: Facts::default(),
             stopping: None,
@@ -166,8 +173,9 @@ impl Monitor {
             reason = "`register` is unsafe; `Signals` owns its fd, as `new` needs"
         )]
         let signals = AsyncFd::new(signals)?;
+        let mut truncated = self.console.truncation();
         loop {
-            let input = self.next_input(&mut link, &signals).await?;
+            let input = self.next_input(&mut link, &signals, &mut truncated).await?;
             if self.handle(input, &mut link) {
                 self.hear_last_words(&mut link).await;
                 return Ok(());
@@ -181,9 +189,11 @@ impl Monitor {
         &mut self,
         link: &mut Link,
         signals: &AsyncFd<Signals>,
+        truncated: &mut watch::Receiver<Option<Truncation>>,
     ) -> std::io::Result<Input> {
         let ticking = self.pending_flush || self.drained.is_some();
-        let throttled = [self.activity.due(), self.notified.due()].into_iter().flatten().min();
+        let dues = [self.activity.due(), self.notified.due(), self.truncation.due()];
+        let throttled = dues.into_iter().flatten().min();
         tokio::select! {
             biased;
             Some(news) = self.vm_news.recv() => Ok(Input::Vm(news)),
@@ -204,6 +214,11 @@ impl Monitor {
             () = reached(throttled) => Ok(Input::Throttled),
             () = sleep(TICK), if ticking => Ok(Input::Tick),
             check = next_check(&mut self.checks) => Ok(Input::Checked(check)),
+            // While one waits to be told, later ones can wait, too.
+            Ok(()) = truncated.changed(), if self.truncation.due().is_none() => {
+                let truncation = *truncated.borrow_and_update();
+                Ok(truncation.map_or(Input::Tick, Input::Truncated))
+            }
             event = link.next() => Ok(Input::Guest(event)),
         }
     }
@@ -219,6 +234,11 @@ impl Monitor {
                 return self.fail(failure(ErrorCode::GuestLost, message));
             }
             Input::Figures(process, guest) => self.tell_figures(process, guest),
+            Input::Truncated(truncation) => {
+                if let Some(truncation) = self.truncation.offer(truncation, Instant::now()) {
+                    self.tell_truncation(truncation);
+                }
+            }
             Input::Throttled => self.tell_throttled(),
             Input::Due(due) => return self.on_due(due, link),
             Input::Vm(VmNews::Entering) => self.phases.vm_ms = self.since_phases(),
@@ -345,6 +365,29 @@ impl Monitor {
         if let Some(notified) = self.notified.take(now) {
             self.tell_notified(notified);
         }
+        if let Some(truncation) = self.truncation.take(now) {
+            self.tell_truncation(truncation);
+        }
+    }
+
+    /// Tells what waits, whether its time has come or not: the end is next.
+    fn tell_held_back(&mut self) {
+        if let Some(state) = self.activity.take_now() {
+            self.do_activity(state);
+        }
+        if let Some(notified) = self.notified.take_now() {
+            self.tell_notified(notified);
+        }
+        let last = *self.console.truncation().borrow();
+        if let Some(truncation) = last.filter(|last| Some(*last) != self.told_truncation) {
+            self.tell_truncation(truncation);
+        }
+    }
+
+    fn tell_truncation(&mut self, truncation: Truncation) {
+        self.told_truncation = Some(truncation);
+        let Truncation { discarded_bytes, cause } = truncation;
+        self.events.emit(EventKind::ConsoleTruncated { discarded_bytes, cause });
     }
 
     fn change_state(&mut self, to: BoxState) {
@@ -378,8 +421,8 @@ impl Monitor {
             boot: self.phases,
             process,
             guest,
-            console: ConsoleMetrics::default(),
-            events: EventMetrics::default(),
+            console: self.console.metrics(),
+            events: self.events.metrics(),
             health: self.checks.as_mut().map(Checks::metrics),
         })));
         if let Some(interval) = self.metrics_interval {

@@ -39,6 +39,11 @@ impl<T> Throttle<T> {
         Some(value)
     }
 
+    /// The value that waits, whether its time has come or not.
+    pub(super) fn take_now(&mut self) -> Option<T> {
+        self.pending.take()
+    }
+
     /// When there is something to take; never if nothing waits.
     pub(super) fn due(&self) -> Option<Instant> {
         self.pending.as_ref().and(self.free_at)

@@ -103,7 +103,7 @@ impl Monitor {
         while !self.console.finish() && Instant::now() < patience {
             sleep(TICK).await;
         }
-        self.tell_throttled();
+        self.tell_held_back();
         let (ending, error) = self.facts.verdict();
         if let Some(error) = error {
             self.events.emit(EventKind::Error(error));

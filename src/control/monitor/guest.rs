@@ -145,7 +145,7 @@ impl Monitor {
             Report::NotStarted { .. } => (None, None),
         };
         if exit_code.is_some() || signal.is_some() {
-            self.tell_throttled();
+            self.tell_held_back();
             self.events.emit(EventKind::GuestExited { exit_code, signal });
         }
         if let Some(stopping) = &mut self.stopping {

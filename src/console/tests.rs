@@ -1,0 +1,154 @@
+use std::io::{PipeWriter, Write};
+use std::os::unix::fs::symlink;
+use std::time::{Duration, Instant};
+
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
+
+use super::*;
+
+/// The thread with a sink, and the ends of its pipes.
+fn relay_to(sink: Sink) -> (Relay, PipeWriter, PipeWriter) {
+    let (stdout, stdout_port) = io::pipe().unwrap();
+    let (stderr, stderr_port) = io::pipe().unwrap();
+    let pipes = [File::from(OwnedFd::from(stdout)), File::from(OwnedFd::from(stderr))];
+    (Relay::start(pipes, sink).unwrap(), stdout_port, stderr_port)
+}
+
+fn wait_until(what: &str, condition: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < Duration::from_secs(20), "{what}");
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Bytes that tell where they are.
+fn numbered(count: usize) -> Vec<u8> {
+    (0_u32..).flat_map(|i| format!("{i:07}\n").into_bytes()).take(count).collect()
+}
+
+fn fifo(folder: &tempfile::TempDir) -> (PathBuf, File) {
+    let path = folder.path().join("fifo");
+    mkfifo(&path, Mode::S_IRWXU).unwrap();
+    let mut options = OpenOptions::new();
+    let reader = options.read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(&path).unwrap();
+    (path, reader)
+}
+
+/// All that is there, from an fd that does not block.
+fn read_what_is_there(reader: &mut File) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let end = reader.read_to_end(&mut bytes);
+    assert!(end.is_ok() || end.unwrap_err().kind() == io::ErrorKind::WouldBlock);
+    bytes
+}
+
+#[test]
+fn a_flood_leaves_its_end_and_the_rest_is_counted() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("console");
+    let sink = Sink::open_path(&path, 1 << 20).unwrap();
+    let (relay, mut stdout, mut stderr) = relay_to(sink);
+    let mut truncation = relay.truncation();
+    assert_eq!(*truncation.borrow_and_update(), None);
+    let flood = numbered(5_000_000);
+    stdout.write_all(&flood).unwrap();
+    wait_until("all is read", || relay.has(5_000_000, 0));
+    stderr.write_all(b"the end").unwrap();
+    wait_until("all is read", || relay.has(5_000_000, 7));
+    let previous = fs::read(folder.path().join("console.1")).unwrap();
+    let kept = [previous, fs::read(&path).unwrap()].concat();
+    assert!((1 << 19..=1 << 20).contains(&kept.len()), "{}", kept.len());
+    assert!([&flood[..], b"the end"].concat().ends_with(&kept));
+    let discarded_bytes = 5_000_007 - kept.len() as u64;
+    let expected = ConsoleMetrics { stdout_bytes: 5_000_000, stderr_bytes: 7, discarded_bytes };
+    assert_eq!(relay.metrics(), expected);
+    assert!(truncation.has_changed().unwrap());
+    let cause = TruncationCause::Size;
+    assert_eq!(*truncation.borrow(), Some(Truncation { discarded_bytes, cause }));
+}
+
+#[test]
+fn a_fifo_whose_reader_does_not_read_is_waited_for_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, mut reader) = fifo(&folder);
+    let (relay, mut stdout, _stderr) = relay_to(Sink::open_path(&path, 1 << 20).unwrap());
+    let start = Instant::now();
+    let flood = numbered(5_000_000);
+    stdout.write_all(&flood).unwrap();
+    wait_until("all is read", || relay.has(5_000_000, 0));
+    let took = start.elapsed();
+    assert!((1000..2000).contains(&took.as_millis()), "{took:?}");
+    let received = read_what_is_there(&mut reader);
+    assert!(flood.starts_with(&received));
+    let discarded_bytes = 5_000_000 - received.len() as u64;
+    let cause = TruncationCause::SlowReader;
+    assert_eq!(*relay.truncation().borrow(), Some(Truncation { discarded_bytes, cause }));
+    // A reader that reads again gets what comes then.
+    stdout.write_all(b"again").unwrap();
+    wait_until("all is read", || relay.has(5_000_005, 0));
+    assert_eq!(read_what_is_there(&mut reader), b"again");
+    assert_eq!(relay.metrics().discarded_bytes, discarded_bytes);
+    // And so does the next one after it is gone.
+    drop(reader);
+    stdout.write_all(b"lost").unwrap();
+    wait_until("all is read", || relay.has(5_000_009, 0));
+    assert_eq!(relay.metrics().discarded_bytes, discarded_bytes + 4);
+    wait_until("the thread ends", || relay.finish());
+}
+
+#[test]
+fn a_reader_that_takes_a_page_at_times_does_not_hold_a_chunk_for_long() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, mut reader) = fifo(&folder);
+    let mut sink = Sink::open_path(&path, 1 << 20).unwrap();
+    let sip = thread::spawn(move || {
+        for _ in 0..30 {
+            thread::sleep(Duration::from_millis(100));
+            // There may be nothing any more.
+            let _count = reader.read(&mut [0; 4096]);
+        }
+    });
+    let mut lost = 0;
+    let start = Instant::now();
+    for _ in 0..3 {
+        sink.write(&[b'x'; 64 * 1024], |bytes, _cause| lost += bytes);
+    }
+    let took = start.elapsed();
+    assert!(took < Duration::from_millis(1500), "{took:?}");
+    assert!(lost > 0);
+    sip.join().unwrap();
+}
+
+#[test]
+fn a_fifo_without_a_reader_is_an_error_and_no_wait() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, reader) = fifo(&folder);
+    drop(reader);
+    let error = Sink::open_path(&path, 1 << 20).unwrap_err();
+    assert!(matches!(error, ConsoleError::Open { .. }), "{error:?}");
+}
+
+#[test]
+fn what_a_full_disk_does_not_take_is_counted() {
+    let sink = Sink::open_path(Path::new("/dev/full"), 1 << 20).unwrap();
+    let (relay, mut stdout, _stderr) = relay_to(sink);
+    stdout.write_all(b"12345").unwrap();
+    wait_until("all is read", || relay.has(5, 0));
+    let cause = TruncationCause::WriteFailed;
+    let expected = Some(Truncation { discarded_bytes: 5, cause });
+    assert_eq!(*relay.truncation().borrow(), expected);
+}
+
+#[test]
+fn not_a_symlink_is_rotated_but_its_target() {
+    let folder = tempfile::tempdir().unwrap();
+    let (link, target) = (folder.path().join("link"), folder.path().join("target"));
+    symlink("target", &link).unwrap();
+    let mut sink = Sink::open_path(&link, 20).unwrap();
+    sink.write(b"123456789012345", |bytes, _| assert_eq!(bytes, 0));
+    assert!(link.is_symlink());
+    assert_eq!(fs::read(&target).unwrap(), b"12345");
+    assert_eq!(fs::read(folder.path().join("target.1")).unwrap(), b"1234567890");
+}

@@ -1,0 +1,185 @@
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
+
+use super::*;
+
+fn folder() -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("log");
+    (folder, path)
+}
+
+/// The file and the one before it; a missing one is empty.
+fn both(path: &Path) -> (Vec<u8>, Vec<u8>) {
+    let previous = path.with_extension("1");
+    (fs::read(path).unwrap_or_default(), fs::read(previous).unwrap_or_default())
+}
+
+#[test]
+fn bytes_that_fall_out_are_the_oldest_and_all_are_counted() {
+    let (_folder, path) = folder();
+    let mut file = RotatedFile::open(&path, 1000).unwrap();
+    let mut all = Vec::new();
+    let mut lost = 0;
+    for i in 0..500_u32 {
+        let chunk = format!("{i:0width$}", width = 1 + i as usize % 97).into_bytes();
+        let loss = file.append(&chunk);
+        assert_eq!(loss.new_bytes, 0);
+        lost += loss.old_bytes;
+        all.extend(chunk);
+        let (current, previous) = both(&path);
+        assert!(current.len() + previous.len() <= 1000);
+        let kept = [previous, current].concat();
+        assert!(all.ends_with(&kept));
+        assert_eq!(all.len() as u64, kept.len() as u64 + lost);
+    }
+    assert!(lost > 0);
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+}
+
+#[test]
+fn a_chunk_of_many_times_the_bound_leaves_its_end() {
+    let (_folder, path) = folder();
+    let mut file = RotatedFile::open(&path, 100).unwrap();
+    let chunk: Vec<u8> = (0..=255).cycle().take(10_000).collect();
+    let loss = file.append(&chunk);
+    let (current, previous) = both(&path);
+    let kept = [previous, current].concat();
+    assert!((50..=100).contains(&kept.len()) && chunk.ends_with(&kept));
+    assert_eq!(loss, Loss { old_bytes: 10_000 - kept.len() as u64, new_bytes: 0 });
+}
+
+#[test]
+fn lines_are_whole_in_one_file_and_the_bound_holds() {
+    let (_folder, path) = folder();
+    let mut file = RotatedFile::open(&path, 1000).unwrap();
+    for i in 0..300_usize {
+        let line = format!("{}\n", "x".repeat(i % 200));
+        file.append_line(line.as_bytes()).unwrap();
+        let (current, previous) = both(&path);
+        assert!(current.len() + previous.len() <= 1000);
+        assert!(current.ends_with(line.as_bytes()));
+        assert!(previous.is_empty() || previous.ends_with(b"\n"));
+    }
+    let longest = format!("{}\n", "y".repeat(499));
+    file.append_line(longest.as_bytes()).unwrap();
+    let (current, _) = both(&path);
+    let refused = file.append_line(format!("{}\n", "z".repeat(500)).as_bytes());
+    assert_eq!(refused.unwrap_err().kind(), io::ErrorKind::FileTooLarge);
+    assert_eq!(both(&path).0, current);
+}
+
+#[test]
+fn a_file_of_an_earlier_process_is_continued_within_the_bound() {
+    // Size of the file and of the one before at the start; both afterwards, with a line of 10 bytes.
+    let cases = [
+        ((0, 0), (10, 0)),
+        ((490, 500), (500, 500)),
+        ((491, 500), (10, 491)),
+        ((600, 300), (10, 600)),
+        ((995, 300), (10, 0)),
+        ((1001, 300), (10, 0)),
+        ((100, 950), (110, 0)),
+        ((0, 5000), (10, 0)),
+    ];
+    for ((current, previous), expected) in cases {
+        let (_folder, path) = folder();
+        fs::write(&path, vec![b'\n'; current]).unwrap();
+        fs::write(path.with_extension("1"), vec![b'\n'; previous]).unwrap();
+        let mut file = RotatedFile::open(&path, 1000).unwrap();
+        file.append_line(b"123456789\n").unwrap();
+        let (now, before) = both(&path);
+        assert_eq!((now.len(), before.len()), expected, "{current} {previous}");
+    }
+}
+
+#[test]
+fn bytes_of_an_earlier_process_are_not_counted_as_lost() {
+    let (_folder, path) = folder();
+    fs::write(&path, [b'a'; 50]).unwrap();
+    fs::write(path.with_extension("1"), [b'b'; 50]).unwrap();
+    let mut file = RotatedFile::open(&path, 100).unwrap();
+    assert_eq!(file.append(&[b'c'; 100]).old_bytes, 0);
+    assert_eq!(file.append(&[b'd'; 1]).old_bytes, 50);
+}
+
+#[test]
+fn a_line_that_was_cut_by_a_kill_is_ended() {
+    for (left, expected) in [("", "b\n"), ("a\n", "a\nb\n"), ("a", "a\nb\n")] {
+        let (_folder, path) = folder();
+        fs::write(&path, left).unwrap();
+        let mut file = RotatedFile::open(&path, 1000).unwrap();
+        file.complete_line().unwrap();
+        file.append_line(b"b\n").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), expected);
+    }
+}
+
+#[test]
+fn a_created_file_begins_with_nothing() {
+    let (_folder, path) = folder();
+    fs::write(&path, "old").unwrap();
+    fs::write(path.with_extension("1"), "older").unwrap();
+    let mut file = RotatedFile::create(&path, 1000).unwrap();
+    assert!(!path.with_extension("1").exists());
+    file.append(b"new");
+    assert_eq!(fs::read_to_string(&path).unwrap(), "new");
+}
+
+#[test]
+fn what_is_not_a_regular_file_is_named() {
+    let (folder, path) = folder();
+    let found = || match RotatedFile::open(&path, 1000) {
+        Err(RotatedFileError::NotRegular { found, .. }) => found,
+        other => panic!("{other:?}"),
+    };
+    let target = folder.path().join("target");
+    symlink(&target, &path).unwrap();
+    assert_eq!(found(), "a symlink");
+    assert!(!target.exists());
+    fs::remove_file(&path).unwrap();
+    mkfifo(&path, Mode::S_IRWXU).unwrap();
+    assert_eq!(found(), "a FIFO");
+    fs::remove_file(&path).unwrap();
+    fs::create_dir(&path).unwrap();
+    assert_eq!(found(), "a folder");
+    let device = RotatedFile::open(Path::new("/dev/null"), 1000).unwrap_err();
+    assert!(matches!(device, RotatedFileError::NotRegular { found: "a device", .. }));
+}
+
+#[test]
+fn a_second_writer_is_refused_also_after_a_rotation() {
+    let (_folder, path) = folder();
+    let mut file = RotatedFile::open(&path, 10).unwrap();
+    for _ in 0..2 {
+        let second = RotatedFile::open(&path, 10).unwrap_err();
+        assert!(matches!(second, RotatedFileError::InUse { .. }), "{second:?}");
+        file.append(b"12345678");
+        assert_eq!(both(&path).1.len(), 5);
+    }
+    drop(file);
+    RotatedFile::open(&path, 10).unwrap();
+}
+
+#[test]
+fn where_nothing_can_be_renamed_one_file_keeps_the_bound() {
+    let (_folder, path) = folder();
+    fs::create_dir(path.with_extension("1")).unwrap();
+    let mut file = RotatedFile::open(&path, 100).unwrap();
+    assert_eq!(file.append(&[b'a'; 50]), Loss::default());
+    assert_eq!(file.append(&[b'b'; 20]), Loss { old_bytes: 50, new_bytes: 0 });
+    assert_eq!(fs::read(&path).unwrap(), [b'b'; 20]);
+}
+
+#[test]
+fn a_file_that_was_removed_begins_again() {
+    let (_folder, path) = folder();
+    let mut file = RotatedFile::open(&path, 100).unwrap();
+    file.append(&[b'a'; 50]);
+    fs::remove_file(&path).unwrap();
+    assert_eq!(file.append(&[b'b'; 20]), Loss { old_bytes: 50, new_bytes: 0 });
+    assert_eq!(fs::read(&path).unwrap(), [b'b'; 20]);
+}

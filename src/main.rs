@@ -49,6 +49,7 @@ use crate::arguments::{Arguments, Mode, USAGE};
 use crate::control::Control;
 use crate::error::ShimError;
 use crate::events::EventWriter;
+use crate::log::Phase;
 use crate::process::Signals;
 use crate::spec::VmSpec;
 use crate::state_dir::StateDir;
@@ -88,6 +89,7 @@ fn run(arguments: &Arguments, events: &Arc<EventWriter>) -> Result<(), ShimError
     let config = BoxConfig::from_json(&read_config(arguments)?)?;
     events.name(config.id.as_deref().unwrap_or_default());
     let spec = VmSpec::try_from(config)?;
+    log::name(&spec.id);
     if arguments.mode == Mode::Check {
         return Ok(());
     }
@@ -103,15 +105,11 @@ fn run(arguments: &Arguments, events: &Arc<EventWriter>) -> Result<(), ShimError
         return upkeep::run(arguments.mode, &spec, events, &signals);
     }
     let program = guest::load_program(&spec)?;
-    let kernel = (arguments.mode == Mode::Run)
-        .then(|| {
-            Kernel::load(spec.paths.libkrunfw.as_deref(), &process::executable()?)
-                .map_err(ShimError::from)
-        })
-        .transpose()?;
+    let kernel = (arguments.mode == Mode::Run).then(|| load_kernel(&spec)).transpose()?;
     process::enter_private_mounts()?;
     let state = StateDir::acquire(&spec)?;
     let configured_ms = events.elapsed_ms();
+    log::enter(Phase::Rootfs);
     let root = rootfs::mount(&spec, &state, events, &signals)?;
     let Some(kernel) = kernel else {
         root.sync()?;
@@ -121,6 +119,7 @@ fn run(arguments: &Arguments, events: &Arc<EventWriter>) -> Result<(), ShimError
         return Ok(());
     };
     root.sync_meanwhile();
+    log::enter(Phase::Vm);
     let guest = guest::describe(&spec, root.image.as_ref())?;
     let console = console::open(&spec, &state)?;
     let control = Control::start(control::Setup {
@@ -136,6 +135,7 @@ fn run(arguments: &Arguments, events: &Arc<EventWriter>) -> Result<(), ShimError
     events.emit(EventKind::VmStarting { vcpus: spec.vcpus, memory_mib: spec.memory_mib });
     let failure = match Vm::configure(machine, &kernel) {
         Ok(vm) => {
+            log::enter(Phase::Kernel);
             control.entering();
             vm.enter()
         }
@@ -143,6 +143,10 @@ fn run(arguments: &Arguments, events: &Arc<EventWriter>) -> Result<(), ShimError
     };
     let error = ShimError::from(failure);
     control.finish(error.report().unwrap_or_else(|| ErrorReport::new(ErrorCode::Internal, &error)))
+}
+
+fn load_kernel(spec: &VmSpec) -> Result<Kernel, ShimError> {
+    Ok(Kernel::load(spec.paths.libkrunfw.as_deref(), &process::executable()?)?)
 }
 
 fn read_config(arguments: &Arguments) -> Result<Vec<u8>, ShimError> {

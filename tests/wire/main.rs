@@ -7,6 +7,7 @@
 //! | `readers` | standard output: slow, gone, and nobody else's |
 //! | `disk` | what a box can write, and that nothing of it is left |
 //! | `resolved` | what is told about an image before it is unpacked |
+//! | `journal` | the log: a real journal, standard error, and no secret in either |
 //! | `user` | a shim that is not root |
 //! | `upkeep` | the layer cache, cleared up and verified |
 //! | `input` | what is refused, and the flags for people |
@@ -21,6 +22,7 @@ mod goldens;
 mod harness;
 mod image;
 mod input;
+mod journal;
 mod readers;
 mod resolved;
 mod upkeep;

@@ -33,6 +33,7 @@ mod rootfs;
 mod run;
 mod spec;
 mod state_dir;
+mod supervisor;
 mod upkeep;
 
 use std::io::{self, Read, Write};

@@ -6,7 +6,7 @@
 //!  health (gRPC) ────┼──► Monitor::run, ───────┼──► Stop, Kill, Acknowledged to the guest
 //!  deadlines ────────┤    one select loop      └──► exit status, to the `_exit` hook
 //!  liveness ─────────┤
-//!  libkrun's _exit ──┘
+//!  libkrun's _exit ──┘                         └──► READY, STOPPING, WATCHDOG to the service manager
 //! ```
 //!
 //! One thread with one current-thread runtime owns all of it, so that no two things can happen at
@@ -44,6 +44,7 @@ use crate::guest::Guest;
 use crate::process::Signals;
 use crate::spec::VmSpec;
 use crate::state_dir::StateDir;
+use crate::supervisor::Supervisor;
 
 /// How long the `_exit` hook waits for the control thread, which itself waits for the console (2 s)
 /// and for the reader of events (2 s).
@@ -77,6 +78,7 @@ pub(crate) struct Setup<'a> {
     pub(crate) guest: &'a Guest,
     pub(crate) console: Relay,
     pub(crate) signals: Signals,
+    pub(crate) supervisor: Supervisor,
     pub(crate) events: Arc<EventWriter>,
     pub(crate) configured_ms: u64,
 }

@@ -115,14 +115,14 @@ fn mount_memory(target: &Path, limit_mib: Option<u32>) -> Result<(), DiskError> 
 fn make_image(path: &Path, mib: u32) -> Result<(), DiskError> {
     let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
     file.and_then(|file| file.set_len(u64::from(mib) << 20)).map_err(system("make", path))?;
-    let mut program = Command::new("mkfs.ext4");
+    let mut program = program::command("mkfs.ext4");
     program.args(["-q", "-F", "-m", "0", "-O", "^has_journal"]);
     program.args(["-E", "lazy_itable_init=1,nodiscard,root_owner=0:0"]).arg(path);
     run("mkfs.ext4", "e2fsprogs", program)
 }
 
 fn mount_image(image: &Path, target: &Path) -> Result<(), DiskError> {
-    let mut program = Command::new("mount");
+    let mut program = program::command("mount");
     program.args(["-t", "ext4", "-o", "loop,nosuid,nodev"]).arg(image).arg(target);
     run("mount", "mount", program)
 }

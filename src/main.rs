@@ -34,6 +34,7 @@ mod rotated_file;
 mod run;
 mod spec;
 mod state_dir;
+mod supervisor;
 mod upkeep;
 
 use std::io::{self, Read, Write};
@@ -43,16 +44,18 @@ use std::sync::Arc;
 use a3s_box_core::config::MAX_CONFIG_BYTES;
 use a3s_box_core::event::{EventKind, StopReason, StopReport};
 use a3s_box_core::{BoxConfig, ErrorCode, ErrorReport, exit, schema};
-use a3s_box_krun::Vm;
 use a3s_box_krun::kernel::Kernel;
+use a3s_box_krun::{Machine, Vm};
 
 use crate::arguments::{Arguments, Mode, USAGE};
 use crate::control::Control;
 use crate::error::ShimError;
 use crate::events::{EventFileError, EventWriter};
+use crate::log::Phase;
 use crate::process::{Parent, Signals};
 use crate::spec::VmSpec;
 use crate::state_dir::StateDir;
+use crate::supervisor::Supervisor;
 
 fn main() -> ExitCode {
     let arguments = match Arguments::parse(std::env::args_os().skip(1)) {
@@ -87,6 +90,7 @@ fn live(arguments: &Arguments) -> ExitCode {
 /// The phases, each a value handed to the next. Comes back for all modes but the VM's, and for errors.
 fn run(arguments: &Arguments, events: &Arc<EventWriter>) -> Result<(), ShimError> {
     let parent = Parent::watch(arguments.parent)?;
+    let supervisor = Supervisor::from_environment();
     let config = BoxConfig::from_json(&read_config(arguments)?)?;
     events.name(config.id.as_deref().unwrap_or_default());
     let spec = VmSpec::try_from(config)?;
@@ -94,6 +98,7 @@ fn run(arguments: &Arguments, events: &Arc<EventWriter>) -> Result<(), ShimError
         return Ok(());
     }
     events.name(&spec.id);
+    log::name(&spec.id);
     let kept = keep_events(arguments.mode, &spec, events);
     events.emit(EventKind::ShimStarted {
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -106,17 +111,13 @@ fn run(arguments: &Arguments, events: &Arc<EventWriter>) -> Result<(), ShimError
         return upkeep::run(arguments.mode, &spec, events, &signals);
     }
     let program = guest::load_program(&spec)?;
-    let kernel = (arguments.mode == Mode::Run)
-        .then(|| {
-            Kernel::load(spec.paths.libkrunfw.as_deref(), &process::executable()?)
-                .map_err(ShimError::from)
-        })
-        .transpose()?;
+    let kernel = (arguments.mode == Mode::Run).then(|| load_kernel(&spec)).transpose()?;
     process::enter_private_mounts()?;
     let state = StateDir::acquire(&spec)?;
     // Not earlier: when another shim has this id, that is what is wrong, and not that it has the file.
     kept?;
     let configured_ms = events.elapsed_ms();
+    log::enter(Phase::Rootfs);
     let root = rootfs::mount(&spec, &state, events, &signals)?;
     let Some(kernel) = kernel else {
         root.sync()?;
@@ -126,6 +127,7 @@ fn run(arguments: &Arguments, events: &Arc<EventWriter>) -> Result<(), ShimError
         return Ok(());
     };
     root.sync_meanwhile();
+    log::enter(Phase::Vm);
     let guest = guest::describe(&spec, root.image.as_ref())?;
     let console = console::open(&spec, &state)?;
     let control = Control::start(control::Setup {
@@ -134,13 +136,19 @@ fn run(arguments: &Arguments, events: &Arc<EventWriter>) -> Result<(), ShimError
         guest: &guest,
         console: console.relay,
         signals,
+        supervisor,
         events: Arc::clone(events),
         configured_ms,
     })?;
-    let machine = guest::machine(&spec, &state, &guest, program, console.ports);
     events.emit(EventKind::VmStarting { vcpus: spec.vcpus, memory_mib: spec.memory_mib });
-    let failure = match Vm::configure(machine, &kernel) {
+    become_vm(guest::machine(&spec, &state, &guest, program, console.ports), &kernel, control)
+}
+
+/// Enters libkrun. From here on the control thread ends the process.
+fn become_vm(machine: Machine, kernel: &Kernel, control: Control) -> ! {
+    let failure = match Vm::configure(machine, kernel) {
         Ok(vm) => {
+            log::enter(Phase::Kernel);
             control.entering();
             vm.enter()
         }
@@ -158,6 +166,10 @@ fn keep_events(mode: Mode, spec: &VmSpec, events: &EventWriter) -> Result<(), Ev
         }
         _ => Ok(()),
     }
+}
+
+fn load_kernel(spec: &VmSpec) -> Result<Kernel, ShimError> {
+    Ok(Kernel::load(spec.paths.libkrunfw.as_deref(), &process::executable()?)?)
 }
 
 fn read_config(arguments: &Arguments) -> Result<Vec<u8>, ShimError> {

@@ -26,6 +26,17 @@ pub(crate) struct Ended {
     pub(crate) complaint: String,
 }
 
+/// A program, with nothing of the shim's environment but the search path: `$NOTIFY_SOCKET` and the
+/// watchdog's variables are for the shim alone, and what else is there may be a secret.
+pub(crate) fn command(program: &str) -> Command {
+    let mut command = Command::new(program);
+    command.env_clear();
+    if let Some(path) = std::env::var_os("PATH") {
+        command.env("PATH", path);
+    }
+    command
+}
+
 /// Runs a program to its end.
 pub(crate) fn run(mut command: Command) -> io::Result<Ended> {
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
@@ -78,9 +89,18 @@ mod tests {
     use super::*;
 
     fn shell(script: &str) -> Ended {
-        let mut command = Command::new("/bin/sh");
+        let mut command = command("/bin/sh");
         command.args(["-c", script]);
         run(command).unwrap()
+    }
+
+    #[test]
+    fn a_program_gets_the_search_path_and_nothing_else_of_the_environment() {
+        assert!(std::env::vars_os().any(|(name, _)| name != "PATH"), "something to leave out");
+        // What the shell sets by itself.
+        let own = "unset PWD OLDPWD SHLVL _; env >&2";
+        let path = std::env::var("PATH").unwrap();
+        assert_eq!(shell(own).complaint, format!("PATH={path}"));
     }
 
     #[test]

@@ -8,7 +8,7 @@
 //! | gets each vsock port as `VSOCK_<port>=<socket path>` in its environment | |
 //! | reads the content of the last overlay file on stdin | |
 //! | writes to the console ports as stdout and stderr | |
-//! | is preceded by a line on fd 1, as a library that prints | |
+//! | is preceded by a line on fd 1, as a library that prints, and by a record of a thread | |
 //! | exits with n | `_exit(n)` |
 //! | is killed by a signal | `abort()`, as a panicking worker of libkrun |
 
@@ -120,6 +120,10 @@ pub(crate) extern "C" fn krun_start_enter(_ctx: u32) -> i32 {
     let noise = b"a library prints to standard output\n";
     // SAFETY: the buffer is live and of this length. What becomes of the line is not our matter.
     unsafe { libc::write(libc::STDOUT_FILENO, noise.as_ptr().cast(), noise.len()) };
+    // As a worker of libkrun does it.
+    let worker = std::thread::spawn(|| log::info!(target: "krun_devices::fake", "a worker logs"));
+    // It does not panic.
+    let _joined = worker.join();
     let mut command = Command::new(program);
     command.envs(recorded.ports).stdin(Stdio::piped());
     if let Some((output, error)) = recorded.console {

@@ -40,6 +40,8 @@ pub(super) struct Said {
     pub(super) is_first: bool,
     /// The event that tells a change of health.
     pub(super) changed: Option<EventKind>,
+    /// The box's health, for people.
+    pub(super) health: &'static str,
     /// What the box does, if the agent says something else than in its last answer: an answer that
     /// says the same may be older than what the workload has said since.
     pub(super) state: Option<BoxState>,
@@ -83,7 +85,12 @@ impl Checks {
         let answered = check.result.as_ref().ok().and_then(|answer| answer.state);
         let state = answered.filter(|_| answered != self.last_state);
         self.last_state = answered.or(self.last_state);
-        Said { is_first, changed, state }
+        let health = match self.health.state {
+            HealthState::Starting => "the box is starting",
+            HealthState::Healthy => "the box is healthy",
+            HealthState::Unhealthy => "the box is unhealthy",
+        };
+        Said { is_first, changed, health, state }
     }
 
     pub(super) fn is_unhealthy(&self) -> bool {

@@ -38,8 +38,10 @@ use super::verdict::{Facts, Stop, failure};
 use super::{Setup, VmNews, usage};
 use crate::console::{Relay, Truncation};
 use crate::events::EventWriter;
+use crate::log::{self, Phase};
 use crate::process::{Signals, StopRequest};
 use crate::spec::AgentSpec;
+use crate::supervisor::Supervisor;
 
 /// How often something is looked at that cannot wake us: a slow reader, the console.
 const TICK: Duration = Duration::from_millis(5);
@@ -73,6 +75,7 @@ pub(super) struct Monitor {
     events: Arc<EventWriter>,
     listener: Option<UnixListener>,
     signals: Option<Signals>,
+    supervisor: Supervisor,
     vm_news: mpsc::UnboundedReceiver<VmNews>,
     /// What the `_exit` hook ends the process with, should this thread take too long.
     exit_status: Arc<AtomicU8>,
@@ -116,10 +119,14 @@ impl Monitor {
         if let Some(timeout) = setup.spec.timeout {
             deadlines.set(Due::Timeout, timeout.saturating_sub(setup.events.elapsed()));
         }
+        if let Some(interval) = setup.supervisor.watchdog_interval() {
+            deadlines.set(Due::Watchdog, interval);
+        }
         let rootfs_ms = setup.events.elapsed_ms().saturating_sub(setup.configured_ms);
         Self {
             listener: Some(listener),
             signals: Some(setup.signals),
+            supervisor: setup.supervisor,
             vm_news,
             exit_status,
             console: setup.console,
@@ -264,7 +271,12 @@ impl Monitor {
             Due::Grace => self.kill(link),
             Due::GiveUp => return self.give_up(),
             Due::Metrics => self.gather_figures(),
-            Due::Watchdog => {}
+            Due::Watchdog => {
+                self.supervisor.watchdog();
+                if let Some(interval) = self.supervisor.watchdog_interval() {
+                    self.deadlines.set(Due::Watchdog, interval);
+                }
+            }
         }
         false
     }
@@ -318,6 +330,7 @@ impl Monitor {
             self.events.emit(EventKind::AgentReady { phases: self.phases });
         }
         if let Some(changed) = said.changed {
+            self.supervisor.status(said.health);
             self.events.emit(changed);
         }
         if said.is_first && self.agent.readiness == Readiness::Health {
@@ -334,7 +347,9 @@ impl Monitor {
             return;
         }
         self.deadlines.clear(&[Due::Boot]);
+        log::enter(Phase::Running);
         self.change_state(BoxState::Ready);
+        self.supervisor.ready("the box is ready");
         self.tell_throttled();
         if self.metrics_interval.is_some() {
             self.gather_figures();

@@ -9,7 +9,7 @@
 use std::fs;
 use std::io::Write;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{User, getegid, geteuid};
@@ -70,7 +70,7 @@ struct Mapper(Child);
 
 impl Mapper {
     fn start(program: &str, own: u32, ranges: &[Range]) -> Result<Self, ProcessError> {
-        let mut shell = Command::new("/bin/sh");
+        let mut shell = program::command("/bin/sh");
         shell.args(["-c", WAIT_AND_MAP, program, &std::process::id().to_string()]);
         for (inside, range) in map(own, ranges) {
             shell.args([inside, range.first, range.count].map(|number| number.to_string()));

@@ -9,6 +9,7 @@
 //! | `disk` | what a box can write, and that nothing of it is left |
 //! | `stops` | the steps of a stop, and a parent that dies |
 //! | `resolved` | what is told about an image before it is unpacked |
+//! | `journal` | the log: a real journal, standard error, and no secret in either |
 //! | `user` | a shim that is not root |
 //! | `upkeep` | the layer cache, cleared up and verified |
 //! | `input` | what is refused, and the flags for people |
@@ -24,6 +25,7 @@ mod harness;
 mod health;
 mod image;
 mod input;
+mod journal;
 mod readers;
 mod resolved;
 mod stops;

@@ -13,6 +13,7 @@ use super::super::link::Link;
 use super::super::stopping::Stopping;
 use super::super::verdict::{Stop, failure, signal_number};
 use super::{Monitor, TICK};
+use crate::log::{self, Phase};
 use crate::process::StopRequest;
 use crate::state_dir;
 
@@ -54,6 +55,8 @@ impl Monitor {
         if self.facts.report.is_some() || self.stopping.is_some() {
             return false;
         }
+        log::enter(Phase::Stopping);
+        self.supervisor.stopping();
         self.facts.stop = Some(stop);
         let now_ms = self.events.elapsed_ms();
         let stopping = self.stopping.insert(Stopping::new(cause, now_ms));
@@ -103,6 +106,8 @@ impl Monitor {
         while !self.console.finish() && Instant::now() < patience {
             sleep(TICK).await;
         }
+        log::enter(Phase::Stopping);
+        self.supervisor.stopping();
         self.tell_held_back();
         let (ending, error) = self.facts.verdict();
         if let Some(error) = error {

@@ -17,6 +17,7 @@ use super::super::printable;
 use super::super::verdict::{Report, failure};
 use super::Monitor;
 use super::ending::{LAST_WORD_TIMEOUT, SHUTDOWN_TIMEOUT};
+use crate::log::{self, Phase};
 
 /// Longest status of a workload that is told.
 const MAX_STATUS_CHARS: usize = 256;
@@ -89,6 +90,7 @@ impl Monitor {
             self.deadlines.set(Due::GiveUp, Duration::ZERO);
         }
         self.guest_version = printable(&hello.guest_version);
+        log::enter(Phase::Agent);
         if self.phases.kernel_ms == 0 {
             self.phases.kernel_ms = self.since_phases();
         }

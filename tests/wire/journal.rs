@@ -1,0 +1,260 @@
+//! Where the log goes: a real journal, started by hand in mounts of its own, or standard error.
+
+use std::io::Write;
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+
+use crate::harness::{config, shim};
+
+const JOURNALD: &str = "/lib/systemd/systemd-journald";
+
+/// A box that comes up, and ends with 0.
+const SCRIPT: [&str; 9] = [
+    "connect",
+    "hello",
+    "serve",
+    "started=7",
+    "sleep-ms=300",
+    "exited=0",
+    "drained",
+    "wait-ack",
+    "exit=0",
+];
+
+/// What becomes journald; the mounts hide the machine's own journal.
+const MOUNT_AND_RUN: &str = r#"
+mount -t tmpfs none /run && mkdir -p /run/systemd/journal /run/log/journal
+mount -t tmpfs none /etc/systemd
+printf '[Journal]\nStorage=volatile\nReadKMsg=no\nAudit=no\n' >/etc/systemd/journald.conf
+echo 0123456789abcdef0123456789abcdef >/run/machine-id
+mount --bind /run/machine-id /etc/machine-id
+# The kernel's own default, which systemd raises: a journal that reads nothing is full at once.
+echo 10 >/proc/sys/net/unix/max_dgram_qlen
+exec "$0"
+"#;
+
+/// A journald of our own.
+struct Journal(Child);
+
+impl Journal {
+    fn start() -> Self {
+        assert!(Path::new(JOURNALD).exists(), "this test needs journald: install `systemd`");
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--propagation", "private", "--net", "--"]);
+        command.args(["bash", "-euc", MOUNT_AND_RUN, JOURNALD]);
+        let child = command.stderr(Stdio::null()).spawn().unwrap();
+        let journal = Self(child);
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !journal.listens() {
+            assert!(Instant::now() < deadline, "journald does not listen");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        journal
+    }
+
+    fn listens(&self) -> bool {
+        // Before its mounts are made, its /run is that of the machine, perhaps with a journal.
+        let mounted = std::fs::read_to_string(self.path("machine-id"));
+        let probe = UnixDatagram::unbound().unwrap();
+        mounted.is_ok_and(|id| id.starts_with("0123456789abcdef"))
+            && probe.connect(self.path("systemd/journal/socket")).is_ok()
+    }
+
+    /// A path in its /run, as it is seen from here.
+    fn path(&self, name: &str) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/root/run/{name}", self.0.id()))
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(i32::try_from(self.0.id()).unwrap()), signal).unwrap();
+    }
+
+    /// Runs a command with its arguments and environment in the journal's mounts.
+    fn inside(&self, command: &Command) -> Command {
+        let mut inside = Command::new("nsenter");
+        inside.arg(format!("--mount=/proc/{}/ns/mnt", self.0.id())).arg("--");
+        inside.arg(command.get_program()).args(command.get_args());
+        inside.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        inside
+    }
+
+    /// Its records of the shim, once all that was sent is written.
+    fn records(&self) -> Vec<Value> {
+        let output = self.inside(Command::new("journalctl").arg("--sync")).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        let mut command = Command::new("journalctl");
+        command.args(["--output=json", "--all", "--identifier=a3s-box-shim", "--directory"]);
+        let output = command.arg(self.path("log/journal")).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+}
+
+impl Drop for Journal {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+/// The shim with a log at this level; it is killed rather than waited for for ever.
+fn logging(level: &str, to: &str) -> Command {
+    let shim = shim();
+    let mut command = Command::new("timeout");
+    command.args(["--signal=KILL", "20"]).arg(shim.get_program());
+    command.envs(shim.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    command.env("A3S_BOX_LOG", level).env("A3S_BOX_LOG_TO", to).env("JOURNAL_STREAM", "");
+    command
+}
+
+/// Runs a box to its end; it must be a good one.
+fn run(mut command: Command) -> Output {
+    let folder = tempfile::Builder::new().prefix("w").tempdir().unwrap();
+    let mut config = config(folder.path(), &SCRIPT);
+    config["process"]["env"] = json!({"TOKEN": "s3cret-of-the-config"});
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    child.stdin.take().unwrap().write_all(config.to_string().as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    output
+}
+
+fn stderr(output: &Output) -> &str {
+    std::str::from_utf8(&output.stderr).unwrap()
+}
+
+/// The only record with this message.
+fn only<'a>(records: &'a [Value], name: &str, message: &str) -> &'a Value {
+    let mut found = records.iter().filter(|record| record[name] == message);
+    let (Some(record), None) = (found.next(), found.next()) else {
+        panic!("not once {message:?}: {records:#?}")
+    };
+    record
+}
+
+#[test]
+fn each_record_in_the_journal_names_the_box_and_its_phase() {
+    let journal = Journal::start();
+    let mut command = logging("trace", "journal");
+    command.env("A3S_BOX_LOG_FORMAT", "xml");
+    let output = run(journal.inside(&command));
+    assert_eq!(stderr(&output), "a library prints to standard output\n");
+    let records = journal.records();
+    let record = |message| {
+        let record = only(&records, "MESSAGE", message);
+        ["BOX_ID", "PHASE", "PRIORITY"].map(|name| record[name].as_str().unwrap_or("none"))
+    };
+    // Before the config is read the box has no name.
+    assert_eq!(record("unknown A3S_BOX_LOG_FORMAT=xml"), ["none", "config", "4"]);
+    assert_eq!(record("phase rootfs"), ["golden", "rootfs", "6"]);
+    assert_eq!(record("phase vm"), ["golden", "vm", "6"]);
+    assert_eq!(record("phase kernel"), ["golden", "kernel", "6"]);
+    // A thread of the VM's, that no span of ours has ever seen, and the crate `log`.
+    assert_eq!(record("a worker logs"), ["golden", "kernel", "6"]);
+    assert_eq!(only(&records, "MESSAGE", "a worker logs")["F_LOG_TARGET"], "krun_devices::fake");
+    assert_eq!(only(&records, "MESSAGE", "phase vm")["TARGET"], "a3s_box_shim::log");
+    for record in &records {
+        assert!(record["PHASE"].is_string(), "{record}");
+        assert_eq!(record["BOX_ID"] == "golden", record["PHASE"] != "config", "{record}");
+        assert_eq!(record["_COMM"], "a3s-box-shim", "{record}");
+    }
+}
+
+#[test]
+fn standard_error_that_is_the_journal_is_recognized() {
+    let journal = Journal::start();
+    // What systemd does for a service.
+    let connected = "JOURNAL_STREAM=$(stat -Lc %d:%i /proc/self/fd/2) exec \"$@\"";
+    let mut service = Command::new("systemd-cat");
+    let shim = logging("info", "");
+    service.args(["--identifier=stream", "sh", "-c", connected, "sh"]);
+    service.arg(shim.get_program()).args(shim.get_args());
+    service.envs(shim.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    run(journal.inside(&service));
+    assert_eq!(only(&journal.records(), "MESSAGE", "phase vm")["BOX_ID"], "golden");
+
+    // Of another process, which has left its environment to the shim.
+    let mut inherited = logging("info", "");
+    inherited.env("JOURNAL_STREAM", "1:1");
+    let output = run(journal.inside(&inherited));
+    assert!(stderr(&output).contains(" INFO golden vm a3s_box_shim::log: phase vm\n"));
+    // Asked to stay away.
+    let output = run(journal.inside(&logging("info", "stderr")));
+    assert!(stderr(&output).contains(" INFO golden vm a3s_box_shim::log: phase vm\n"));
+    assert_eq!(journal.records().iter().filter(|it| it["MESSAGE"] == "phase vm").count(), 1);
+}
+
+#[test]
+fn a_journal_that_has_stopped_costs_records_but_no_time() {
+    let journal = Journal::start();
+    journal.signal(Signal::SIGSTOP);
+    let start = Instant::now();
+    let output = run(journal.inside(&logging("trace", "journal")));
+    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+    assert_eq!(stderr(&output), "a library prints to standard output\n");
+    journal.signal(Signal::SIGCONT);
+    // Else the queue was never full, and this test showed nothing.
+    let records = journal.records();
+    assert!(records.iter().all(|record| record["MESSAGE"] != "a worker logs"), "{records:#?}");
+}
+
+#[test]
+fn a_journal_that_is_not_there_or_full_is_said_and_standard_error_is_used() {
+    let journal = Journal::start();
+    let check = |output: &Output, reason: &str| {
+        let text = stderr(output);
+        let warning = format!(
+            " WARN - config a3s_box_shim::log: no journal, so the log is on standard error: {reason}"
+        );
+        assert!(text.contains(&warning), "{text}");
+        assert!(text.contains(" INFO golden kernel krun_devices::fake: a worker logs\n"), "{text}");
+    };
+    journal.signal(Signal::SIGSTOP);
+    let full = UnixDatagram::unbound().unwrap();
+    full.set_nonblocking(true).unwrap();
+    full.connect(journal.path("systemd/journal/socket")).unwrap();
+    while full.send(b"MESSAGE=full").is_ok() {}
+    check(&run(journal.inside(&logging("info", "journal"))), "its queue is full");
+    std::fs::remove_file(journal.path("systemd/journal/socket")).unwrap();
+    check(&run(journal.inside(&logging("info", "journal"))), "No such file or directory");
+}
+
+#[test]
+fn standard_error_takes_json() {
+    let mut command = logging("info", "stderr");
+    command.env("A3S_BOX_LOG_FORMAT", "json");
+    let output = run(command);
+    let lines =
+        stderr(&output).lines().filter(|line| *line != "a library prints to standard output");
+    let records: Vec<Value> = lines.map(|line| serde_json::from_str(line).unwrap()).collect();
+    let worker = only(&records, "message", "a worker logs");
+    let found = ["level", "target", "box_id", "phase"].map(|name| worker[name].as_str().unwrap());
+    assert_eq!(found, ["INFO", "krun_devices::fake", "golden", "kernel"]);
+    assert!(worker["time"].as_str().unwrap().ends_with('Z'), "{worker}");
+    for record in &records {
+        assert_eq!(record["box_id"], "golden", "{record}");
+    }
+}
+
+#[test]
+fn no_log_holds_a_value_of_the_environment() {
+    let journal = Journal::start();
+    let mut logs = Vec::new();
+    for (to, form) in [("journal", "text"), ("stderr", "text"), ("stderr", "json")] {
+        let mut command = logging("trace", to);
+        command.env("A3S_BOX_LOG_FORMAT", form).env("OWN", "s3cret-of-the-shim");
+        logs.push(String::from_utf8(run(journal.inside(&command)).stderr).unwrap());
+    }
+    logs[0] = json!(journal.records()).to_string();
+    for log in logs {
+        assert!(log.contains("phase vm"), "{log}");
+        assert!(!log.contains("s3cret"), "{log}");
+    }
+}

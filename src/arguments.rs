@@ -1,6 +1,7 @@
 //! The command line: flags for people. Supervisors need none.
 
 use std::ffi::OsString;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 
 /// What `--version` prints.
@@ -8,13 +9,14 @@ pub(crate) const VERSION: &str = concat!("a3s-box-shim ", env!("CARGO_PKG_VERSIO
 
 /// What `--help` prints.
 pub(crate) const USAGE: &str = "\
-usage: a3s-box-shim [--config FILE] [--check | --prepare | --gc | --verify]
+usage: a3s-box-shim [--config FILE] [--parent PID] [--check | --prepare | --gc | --verify]
        a3s-box-shim --print-schema | --version | --help
 
 Reads a BoxConfig (JSON) on standard input, becomes the microVM that it describes, and
 writes events (NDJSON) on standard output. The exit status is the workload's.
 
   --config FILE   read the BoxConfig from FILE instead
+  --parent PID    the process that starts this one: if it has ended by now, that is seen too
   --check         only say whether the BoxConfig is valid
   --prepare       do everything up to the mounted root, undo it and exit; needs no KVM
   --gc            bring the layer cache within the config's `cache`, and exit
@@ -40,6 +42,8 @@ pub(crate) enum Mode {
 pub(crate) struct Arguments {
     pub(crate) mode: Mode,
     pub(crate) config: Option<PathBuf>,
+    /// Process id of whoever started this process, as it says itself. Never 0.
+    pub(crate) parent: Option<u32>,
 }
 
 /// A command line that makes no sense.
@@ -49,6 +53,8 @@ pub(crate) enum ArgumentError {
     Unknown(String),
     #[error("--config needs a file")]
     NoFile,
+    #[error("--parent needs the id of a process")]
+    NoParent,
     #[error(
         "more than one of --check, --prepare, --gc, --verify, --print-schema, --version and --help"
     )]
@@ -58,11 +64,15 @@ pub(crate) enum ArgumentError {
 impl Arguments {
     pub(crate) fn parse(words: impl Iterator<Item = OsString>) -> Result<Self, ArgumentError> {
         let mut words = words;
-        let mut arguments = Self { mode: Mode::Run, config: None };
+        let mut arguments = Self { mode: Mode::Run, config: None, parent: None };
         while let Some(word) = words.next() {
             let mode = match word.to_str() {
                 Some("--config") => {
                     arguments.config = Some(words.next().ok_or(ArgumentError::NoFile)?.into());
+                    continue;
+                }
+                Some("--parent") => {
+                    arguments.parent = Some(pid(words.next()).ok_or(ArgumentError::NoParent)?);
                     continue;
                 }
                 Some("--check") => Mode::Check,
@@ -83,6 +93,10 @@ impl Arguments {
     }
 }
 
+fn pid(word: Option<OsString>) -> Option<u32> {
+    word?.to_str()?.parse().ok().map(NonZeroU32::get)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -93,9 +107,14 @@ mod tests {
 
     #[test]
     fn flags_are_read_and_nonsense_is_refused() {
-        assert_eq!(parse(&[]), Ok(Arguments { mode: Mode::Run, config: None }));
-        let check = Arguments { mode: Mode::Check, config: Some("a".into()) };
-        assert_eq!(parse(&["--config", "a", "--check"]), Ok(check));
+        let none = Arguments { mode: Mode::Run, config: None, parent: None };
+        assert_eq!(parse(&[]), Ok(none));
+        let check = Arguments { mode: Mode::Check, config: Some("a".into()), parent: Some(17) };
+        assert_eq!(parse(&["--config", "a", "--parent", "17", "--check"]), Ok(check));
+        for word in ["0", "-1", "", "x", "4294967296"] {
+            assert_eq!(parse(&["--parent", word]), Err(ArgumentError::NoParent), "{word}");
+        }
+        assert_eq!(parse(&["--parent"]), Err(ArgumentError::NoParent));
         assert_eq!(parse(&["--config"]), Err(ArgumentError::NoFile));
         assert_eq!(parse(&["--check", "--prepare"]), Err(ArgumentError::TwoModes));
         assert_eq!(parse(&["-x"]), Err(ArgumentError::Unknown("-x".into())));

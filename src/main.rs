@@ -29,6 +29,7 @@ mod guest;
 mod log;
 mod process;
 mod program;
+mod record;
 mod rootfs;
 mod run;
 mod spec;
@@ -50,6 +51,7 @@ use crate::control::Control;
 use crate::error::ShimError;
 use crate::events::EventWriter;
 use crate::process::Signals;
+use crate::record::ExitFile;
 use crate::spec::VmSpec;
 use crate::state_dir::StateDir;
 
@@ -73,18 +75,30 @@ fn live(arguments: &Arguments) -> ExitCode {
         Err(error) => return say(io::stderr(), &error.to_string(), exit::FAILED),
     };
     log::install();
-    let Err(error) = run(arguments, &events) else { return ExitCode::SUCCESS };
-    let ending = error.ending();
-    if let Some(report) = error.report() {
+    let mut exit_file = None;
+    let Err(error) = run(arguments, &events, &mut exit_file) else { return ExitCode::SUCCESS };
+    let (ending, report) = (error.ending(), error.report());
+    if let Some(exit_file) = &exit_file {
+        exit_file.publish(&ending, events.elapsed(), None, report.as_ref());
+    }
+    if let Some(report) = report {
         events.emit(EventKind::Error(report));
     }
     events.emit(ending.into_event(events.elapsed()));
     events.finish();
+    if let Some(exit_file) = &exit_file {
+        exit_file.settle();
+    }
     ExitCode::from(ending.exit_code)
 }
 
 /// The phases, each a value handed to the next. Comes back for all modes but the VM's, and for errors.
-fn run(arguments: &Arguments, events: &Arc<EventWriter>) -> Result<(), ShimError> {
+/// `exit_file` is set once there is one.
+fn run(
+    arguments: &Arguments,
+    events: &Arc<EventWriter>,
+    exit_file: &mut Option<ExitFile>,
+) -> Result<(), ShimError> {
     let config = BoxConfig::from_json(&read_config(arguments)?)?;
     events.name(config.id.as_deref().unwrap_or_default());
     let spec = VmSpec::try_from(config)?;
@@ -111,6 +125,7 @@ fn run(arguments: &Arguments, events: &Arc<EventWriter>) -> Result<(), ShimError
         .transpose()?;
     process::enter_private_mounts()?;
     let state = StateDir::acquire(&spec)?;
+    *exit_file = Some(state.exit_file());
     let configured_ms = events.elapsed_ms();
     let root = rootfs::mount(&spec, &state, events, &signals)?;
     let Some(kernel) = kernel else {

@@ -25,6 +25,7 @@ use super::{Setup, VmNews};
 use crate::console::Relay;
 use crate::events::EventWriter;
 use crate::process::Signals;
+use crate::record::ExitFile;
 use crate::state_dir;
 
 /// From the workload's end (or the kill) to the end of the VM: the guest kills what is left, drains
@@ -64,6 +65,7 @@ pub(super) struct Monitor {
     stop_signal: Signal,
     stop_grace: Duration,
     transient: Vec<PathBuf>,
+    exit_file: ExitFile,
     deadlines: Deadlines,
     health: Option<JoinHandle<()>>,
     liveness: Option<JoinHandle<()>>,
@@ -98,6 +100,7 @@ impl Monitor {
             stop_signal: setup.guest.stop_signal,
             stop_grace: setup.spec.stop_grace,
             transient: setup.state.transient(),
+            exit_file: setup.state.exit_file(),
             deadlines,
             health: None,
             liveness: None,
@@ -398,13 +401,15 @@ impl Monitor {
             sleep(TICK).await;
         }
         let (ending, error) = self.facts.verdict();
+        state_dir::remove_transient(&self.transient);
+        self.exit_file.publish(&ending, self.events.elapsed(), None, error.as_ref());
         if let Some(error) = error {
             self.events.emit(EventKind::Error(error));
         }
         self.change_state(BoxState::Stopped);
-        state_dir::remove_transient(&self.transient);
         self.events.emit(ending.into_event(self.events.elapsed()));
         self.events.finish();
+        self.exit_file.settle();
         a3s_box_krun::exit::now(ending.exit_code)
     }
 }

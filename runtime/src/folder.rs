@@ -243,25 +243,30 @@ mod tests {
         let folder = StateFolder::new(dir.path(), "demo");
         let is_over = AtomicBool::new(false);
         thread::scope(|scope| {
-            scope.spawn(|| {
-                while !is_over.load(Ordering::Relaxed) {
-                    folder.remove_now().unwrap();
-                }
-            });
-            for _ in 0..500 {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    while !is_over.load(Ordering::Relaxed) {
+                        // Without its patience, to meet the start more often.
+                        if let Ok(Some(lock)) = folder.try_lock() {
+                            folder.remove_locked(&lock).unwrap();
+                        }
+                    }
+                });
+            }
+            for _ in 0..1000 {
                 // As a shim does: the folder, the lock, then what is in it.
                 let lock = loop {
-                    // It exists, or was removed again before the lock was opened.
+                    // It exists, or is removed again before the lock is opened.
                     let _exists = fs::create_dir(folder.path());
-                    match folder.try_lock() {
-                        Ok(Some(lock)) => break lock,
-                        _ => thread::yield_now(),
+                    if let Ok(Some(lock)) = folder.try_lock() {
+                        break lock;
                     }
                 };
-                let socket = folder.path().join("agent.sock");
-                fs::write(&socket, "").unwrap();
-                thread::sleep(Duration::from_micros(300));
-                assert!(socket.exists());
+                let files: Vec<PathBuf> =
+                    (0..20).map(|i| folder.path().join(i.to_string())).collect();
+                files.iter().for_each(|file| fs::write(file, "").unwrap());
+                thread::yield_now();
+                assert!(files.iter().all(|file| file.exists()));
                 drop(lock);
             }
             is_over.store(true, Ordering::Relaxed);

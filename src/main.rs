@@ -29,6 +29,7 @@ mod guest;
 mod log;
 mod process;
 mod program;
+mod record;
 mod rootfs;
 mod rotated_file;
 mod run;
@@ -53,6 +54,8 @@ use crate::error::ShimError;
 use crate::events::{EventFileError, EventWriter};
 use crate::log::Phase;
 use crate::process::{Parent, Signals};
+use crate::record::ExitFile;
+use crate::rootfs::Root;
 use crate::spec::VmSpec;
 use crate::state_dir::StateDir;
 use crate::supervisor::Supervisor;
@@ -77,20 +80,32 @@ fn live(arguments: &Arguments) -> ExitCode {
         Err(error) => return say(io::stderr(), &error.to_string(), exit::FAILED),
     };
     log::install();
-    let Err(error) = run(arguments, &events) else { return ExitCode::SUCCESS };
-    let ending = error.ending();
-    if let Some(report) = error.report() {
+    let mut exit_file = None;
+    let Err(error) = run(arguments, &events, &mut exit_file) else { return ExitCode::SUCCESS };
+    let (ending, report) = (error.ending(), error.report());
+    let stop = error.stop(events.elapsed_ms());
+    if let Some(exit_file) = &exit_file {
+        exit_file.publish(&ending, events.elapsed(), stop, report.as_ref());
+    }
+    if let Some(report) = report {
         events.emit(EventKind::Error(report));
     }
-    events.emit(ending.into_event(events.elapsed(), error.stop(events.elapsed_ms())));
+    events.emit(ending.into_event(events.elapsed(), stop));
     events.finish();
+    if let Some(exit_file) = &exit_file {
+        exit_file.settle();
+    }
     ExitCode::from(ending.exit_code)
 }
 
-/// The phases, each a value handed to the next. Comes back for all modes but the VM's, and for errors.
-fn run(arguments: &Arguments, events: &Arc<EventWriter>) -> Result<(), ShimError> {
+/// From the config to what the mode asks for. Comes back for all modes but the VM's, and for errors.
+/// `exit_file` is set once there is one.
+fn run(
+    arguments: &Arguments,
+    events: &Arc<EventWriter>,
+    exit_file: &mut Option<ExitFile>,
+) -> Result<(), ShimError> {
     let parent = Parent::watch(arguments.parent)?;
-    let supervisor = Supervisor::from_environment();
     let config = BoxConfig::from_json(&read_config(arguments)?)?;
     events.name(config.id.as_deref().unwrap_or_default());
     let spec = VmSpec::try_from(config)?;
@@ -114,18 +129,13 @@ fn run(arguments: &Arguments, events: &Arc<EventWriter>) -> Result<(), ShimError
     let kernel = (arguments.mode == Mode::Run).then(|| load_kernel(&spec)).transpose()?;
     process::enter_private_mounts()?;
     let state = StateDir::acquire(&spec)?;
+    *exit_file = Some(state.exit_file());
     // Not earlier: when another shim has this id, that is what is wrong, and not that it has the file.
     kept?;
     let configured_ms = events.elapsed_ms();
     log::enter(Phase::Rootfs);
     let root = rootfs::mount(&spec, &state, events, &signals)?;
-    let Some(kernel) = kernel else {
-        root.sync()?;
-        events.emit(EventKind::PrepareDone {});
-        rootfs::unmount(&state)?;
-        state.remove();
-        return Ok(());
-    };
+    let Some(kernel) = kernel else { return undo(&root, &state, events) };
     root.sync_meanwhile();
     log::enter(Phase::Vm);
     let guest = guest::describe(&spec, root.image.as_ref())?;
@@ -136,12 +146,21 @@ fn run(arguments: &Arguments, events: &Arc<EventWriter>) -> Result<(), ShimError
         guest: &guest,
         console: console.relay,
         signals,
-        supervisor,
+        supervisor: Supervisor::from_environment(),
         events: Arc::clone(events),
         configured_ms,
     })?;
     events.emit(EventKind::VmStarting { vcpus: spec.vcpus, memory_mib: spec.memory_mib });
     become_vm(guest::machine(&spec, &state, &guest, program, console.ports), &kernel, control)
+}
+
+/// The end of `--prepare`: all that was mounted goes.
+fn undo(root: &Root, state: &StateDir, events: &EventWriter) -> Result<(), ShimError> {
+    root.sync()?;
+    events.emit(EventKind::PrepareDone {});
+    rootfs::unmount(state)?;
+    state.remove();
+    Ok(())
 }
 
 /// Enters libkrun. From here on the control thread ends the process.

@@ -3,7 +3,8 @@
 //! ```text
 //! <paths.state_dir>/           0700
 //! └── <id>/                    0700
-//!     ├── lock                 locked (flock) for as long as the shim lives
+//!     ├── run.json             which process this is; locked (flock) for as long as the shim lives
+//!     ├── exit.json            how it ended, once it has; until then exit.json.new
 //!     ├── agent.sock           libkrun listens; leads to the agent in the guest
 //!     ├── control.sock         the shim listens until PID 1 of the guest has connected
 //!     ├── root/                mount point; the mount is seen by the shim only
@@ -14,18 +15,25 @@
 //! ```
 //!
 //! Liveness is the lock: it ends with the process, however that ends. The next start of the same
-//! id takes the folder over and removes what is stale.
+//! id takes the folder over and removes what is stale. `exit.json` goes first: nobody may find a new
+//! run with an old end.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
+use a3s_box_core::record::{EXIT_FILE, RUN_FILE};
+use nix::fcntl::OFlag;
 use nix::unistd::geteuid;
 
+use crate::record::{self, DRAFT_FILE, ExitFile, Process};
 use crate::spec::VmSpec;
 
-const LOCK: &str = "lock";
+/// Lock of earlier versions.
+const OLD_LOCK: &str = "lock";
 const AGENT_SOCKET: &str = "agent.sock";
 const CONTROL_SOCKET: &str = "control.sock";
 const ROOT: &str = "root";
@@ -34,6 +42,13 @@ pub(crate) const WORK: &str = "work";
 const DISK: &str = "disk";
 const DISK_IMAGE: &str = "disk.img";
 const CONSOLE: &str = "console.log";
+
+/// How long the lock may be taken before the box counts as in use. Readers of its records hold it for
+/// some microseconds, a fork of a killed shim until its exec, a `destroy` for as long as it removes.
+const LOCK_PATIENCE: Duration = Duration::from_millis(200);
+
+/// How often the lock is tried meanwhile.
+const LOCK_RETRY: Duration = Duration::from_millis(1);
 
 /// What is removed at the start, if a killed shim left it, and at the end.
 const TRANSIENT: [&str; 7] = [AGENT_SOCKET, CONTROL_SOCKET, ROOT, UPPER, WORK, DISK, DISK_IMAGE];
@@ -45,6 +60,8 @@ pub(crate) enum StateDirError {
     InUse { id: String, lock: PathBuf },
     #[error("`{}`: found {found}, expected a folder of user {expected} with mode 0700", path.display())]
     NotPrivate { path: PathBuf, found: String, expected: u32 },
+    #[error("`{}` is not a regular file", path.display())]
+    NotAFile { path: PathBuf },
     #[error("cannot {action} `{}`", path.display())]
     System { action: &'static str, path: PathBuf, source: io::Error },
 }
@@ -53,8 +70,9 @@ pub(crate) enum StateDirError {
 #[derive(Debug)]
 pub(crate) struct StateDir {
     path: PathBuf,
-    /// Held until the process ends.
+    /// `run.json`, held until the process ends.
     _lock: File,
+    exit_file: ExitFile,
 }
 
 /// The longest path of a socket in the folder of box `id`.
@@ -63,36 +81,37 @@ pub(crate) fn longest_socket_path(state_dir: &Path, id: &str) -> PathBuf {
 }
 
 impl StateDir {
-    /// Makes the folder or takes it over, locks it, and removes what a killed shim left.
+    /// Makes the folder or takes it over, locks it, says in it which process this is, and removes what
+    /// a killed shim left.
     pub(crate) fn acquire(spec: &VmSpec) -> Result<Self, StateDirError> {
-        let path = spec.paths.state_dir.join(&spec.id);
-        private_folder(&spec.paths.state_dir)?;
-        private_folder(&path)?;
-        let lock_path = path.join(LOCK);
-        let lock = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&lock_path);
-        let lock = lock.map_err(system("open", &lock_path))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(fs::TryLockError::WouldBlock) => {
-                return Err(StateDirError::InUse { id: spec.id.clone(), lock: lock_path });
-            }
-            Err(fs::TryLockError::Error(error)) => return Err(system("lock", &lock_path)(error)),
-        }
-        let state = Self { path, _lock: lock };
-        for name in TRANSIENT {
-            let stale = state.path.join(name);
-            remove(&stale).map_err(system("remove the stale", &stale))?;
-        }
+        let parent = &spec.paths.state_dir;
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(parent);
+        made.map_err(system("make", parent))?;
+        private_folder(parent)?;
+        let path = parent.join(&spec.id);
+        let lock = lock(&path, &spec.id)?;
+        let remove_stale = |name| {
+            let stale = path.join(name);
+            remove(&stale).map_err(system("remove the stale", &stale))
+        };
+        remove_stale(EXIT_FILE)?;
+        let process = Process::this().map_err(system("read", Path::new("/proc/self/stat")))?;
+        record::write_run(&lock, &process.run_record(&spec.id))
+            .map_err(system("write", &path.join(RUN_FILE)))?;
+        [DRAFT_FILE, OLD_LOCK].into_iter().chain(TRANSIENT).try_for_each(remove_stale)?;
+        let exit_file = ExitFile::prepare(&path, &spec.id, process)
+            .map_err(system("make", &path.join(DRAFT_FILE)))?;
+        let state = Self { path, _lock: lock, exit_file };
         DirBuilder::new()
             .mode(0o700)
             .create(state.root())
             .map_err(system("make", &state.root()))?;
         Ok(state)
+    }
+
+    /// Where the end of this box is recorded.
+    pub(crate) fn exit_file(&self) -> ExitFile {
+        self.exit_file.clone()
     }
 
     pub(crate) fn agent_socket(&self) -> PathBuf {
@@ -131,8 +150,67 @@ impl StateDir {
     /// Removes the folder. Only for a box that was never started: its console is lost.
     pub(crate) fn remove(&self) {
         // What cannot be removed now is removed by the next start of this id.
-        let _best_effort = fs::remove_dir_all(&self.path);
+        let _best_effort = self.remove_all();
     }
+
+    /// The lock goes last: whoever waits for it then finds a folder of its own, or makes one.
+    fn remove_all(&self) -> io::Result<()> {
+        let lock = self.path.join(RUN_FILE);
+        for entry in fs::read_dir(&self.path)? {
+            let path = entry?.path();
+            if path != lock {
+                remove(&path)?;
+            }
+        }
+        fs::remove_file(lock)?;
+        fs::remove_dir(&self.path)
+    }
+}
+
+/// Locks `run.json` in the folder at `path`, and makes both if need be. Tries for a while: what holds
+/// the lock may be a reader, and whoever removes the folder takes the lock with it.
+fn lock(path: &Path, id: &str) -> Result<File, StateDirError> {
+    let run_file = path.join(RUN_FILE);
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match private_folder(path).and_then(|()| try_lock(&run_file)) {
+            Ok(Some(lock)) => return Ok(lock),
+            // Removed after it was made or found.
+            Err(StateDirError::System { source, .. })
+                if source.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+            Ok(None) => {}
+        }
+        if Instant::now() >= deadline {
+            return Err(StateDirError::InUse { id: id.to_owned(), lock: run_file });
+        }
+        thread::sleep(LOCK_RETRY);
+    }
+}
+
+/// The file at `path`, locked; none if somebody else holds the lock, or had it and removed the file.
+fn try_lock(path: &Path) -> Result<Option<File>, StateDirError> {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits())
+        .open(path)
+        .map_err(system("open", path))?;
+    let opened = file.metadata().map_err(system("look at", path))?;
+    if !opened.is_file() {
+        return Err(StateDirError::NotAFile { path: path.to_owned() });
+    }
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(fs::TryLockError::WouldBlock) => return Ok(None),
+        Err(fs::TryLockError::Error(error)) => return Err(system("lock", path)(error)),
+    }
+    let found = fs::symlink_metadata(path).map_err(system("look at", path))?;
+    let is_same = (found.dev(), found.ino()) == (opened.dev(), opened.ino());
+    Ok(is_same.then_some(file))
 }
 
 /// Removes files and folders at the end of a box. The mounts keep `root` and `disk` busy until this
@@ -160,7 +238,12 @@ fn remove(path: &Path) -> io::Result<()> {
 }
 
 fn private_folder(path: &Path) -> Result<(), StateDirError> {
-    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(system("make", path))?;
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            return Err(system("make", path)(error));
+        }
+        _ => {}
+    }
     let found = fs::symlink_metadata(path).map_err(system("look at", path))?;
     let user = geteuid().as_raw();
     if found.is_dir() && found.uid() == user && found.mode() & 0o077 == 0 {
@@ -173,4 +256,110 @@ fn private_folder(path: &Path) -> Result<(), StateDirError> {
 
 fn system(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StateDirError {
     move |source| StateDirError::System { action, path: path.to_owned(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use nix::sys::stat::Mode;
+    use nix::unistd::mkfifo;
+
+    use super::*;
+
+    /// A state folder with the folder of the box `demo`.
+    fn demo() -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("demo");
+        private_folder(&folder).unwrap();
+        (dir, folder)
+    }
+
+    #[test]
+    fn lock_of_a_live_shim_is_waited_for_and_then_in_use() {
+        let (_dir, folder) = demo();
+        let held = lock(&folder, "demo").unwrap();
+        let start = Instant::now();
+        let error = lock(&folder, "demo").unwrap_err();
+        assert!(matches!(error, StateDirError::InUse { .. }), "{error}");
+        assert!(start.elapsed() >= LOCK_PATIENCE);
+        drop(held);
+        lock(&folder, "demo").unwrap();
+    }
+
+    #[test]
+    fn reader_that_holds_the_lock_does_not_refuse_a_start() {
+        let (_dir, folder) = demo();
+        drop(lock(&folder, "demo").unwrap());
+        let reader = File::open(folder.join(RUN_FILE)).unwrap();
+        reader.try_lock_shared().unwrap();
+        let reading = thread::spawn(move || {
+            thread::sleep(LOCK_PATIENCE / 2);
+            drop(reader);
+        });
+        lock(&folder, "demo").unwrap();
+        reading.join().unwrap();
+    }
+
+    #[test]
+    fn what_is_no_file_is_refused_and_left_alone() {
+        let (dir, folder) = demo();
+        let precious = dir.path().join("precious");
+        fs::write(&precious, "x").unwrap();
+        symlink(&precious, folder.join(RUN_FILE)).unwrap();
+        let error = lock(&folder, "demo").unwrap_err();
+        assert!(matches!(error, StateDirError::System { action: "open", .. }), "{error}");
+        assert_eq!(fs::read_to_string(precious).unwrap(), "x");
+        fs::remove_file(folder.join(RUN_FILE)).unwrap();
+        mkfifo(&folder.join(RUN_FILE), Mode::S_IRWXU).unwrap();
+        let error = lock(&folder, "demo").unwrap_err();
+        assert!(matches!(error, StateDirError::NotAFile { .. }), "{error}");
+    }
+
+    #[test]
+    fn start_goes_on_while_others_remove_the_folder() {
+        let (_dir, folder) = demo();
+        thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    for _ in 0..1000 {
+                        let held = match lock(&folder, "demo") {
+                            Ok(held) => held,
+                            // On a busy machine the other thread may have paused with the lock.
+                            Err(StateDirError::InUse { .. }) => continue,
+                            Err(error) => panic!("{error:?}"),
+                        };
+                        fs::remove_file(folder.join(RUN_FILE)).unwrap();
+                        // The other thread may have made its lock in it.
+                        let _not_empty = fs::remove_dir(&folder);
+                        drop(held);
+                    }
+                });
+            }
+        });
+    }
+
+    #[test]
+    fn lock_is_always_that_of_the_folder_which_is_there() {
+        let (_dir, folder) = demo();
+        let run_file = folder.join(RUN_FILE);
+        thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    let mut locked = 0;
+                    while locked < 1000 {
+                        // The one that fails has met another's removal.
+                        let tried = private_folder(&folder).and_then(|()| try_lock(&run_file));
+                        let Ok(Some(held)) = tried else { continue };
+                        locked += 1;
+                        let found = fs::metadata(&run_file).unwrap();
+                        assert_eq!(found.ino(), held.metadata().unwrap().ino());
+                        fs::remove_file(&run_file).unwrap();
+                        // Another thread may have made its lock in it.
+                        let _not_empty = fs::remove_dir(&folder);
+                    }
+                });
+            }
+        });
+    }
 }

@@ -1,7 +1,8 @@
 //! The story of one box: passes the shim's events on, and tells the end.
 //!
 //! `box.stopped` is held back until the shim was reaped, so that whoever sees it finds the process
-//! gone and the state Stopped. When the shim could not write it, this module does.
+//! gone and the state Stopped. When the shim could not write it, this module does: as the shim's
+//! `exit.json` says, which it writes just before, else as its wait status does.
 
 use std::io;
 use std::os::unix::process::ExitStatusExt;
@@ -9,7 +10,7 @@ use std::process::ExitStatus;
 use std::time::Instant;
 
 use a3s_box_core::event::{EVENT_VERSION, EventKind, StopReason};
-use a3s_box_core::{BoxState, ErrorCode, ErrorReport, Event, EventEmitter};
+use a3s_box_core::{BoxState, ErrorCode, ErrorReport, Event, EventEmitter, ExitRecord};
 use nix::sys::signal::Signal;
 use tokio::sync::watch;
 
@@ -60,6 +61,10 @@ impl Chronicle {
         Self { emitter, status, box_id, start, next_seq: 0, report: None, terminal: None }
     }
 
+    pub(crate) fn box_id(&self) -> &str {
+        &self.box_id
+    }
+
     /// Whether the shim told the end.
     pub(crate) fn is_told(&self) -> bool {
         self.terminal.is_some()
@@ -81,6 +86,19 @@ impl Chronicle {
             _ => {}
         }
         self.emitter.emit(&event);
+    }
+
+    /// Takes over the end that the shim recorded and could not tell any more.
+    pub(crate) fn recall(&mut self, record: ExitRecord) {
+        let ExitRecord { reason, signal, uptime_ms, stop, error, .. } = record;
+        if let Some(report) = error.filter(|report| self.report.as_ref() != Some(report)) {
+            let event = self.event(EventKind::Error(report));
+            self.tell(event);
+        }
+        let exit_code = Some(record.exit_code);
+        let kind = EventKind::BoxStopped { reason, exit_code, signal, uptime_ms, stop };
+        let event = self.event(kind);
+        self.tell(event);
     }
 
     /// Tells the end, after the shim was reaped: as the shim told it, else as its status says.

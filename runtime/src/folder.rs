@@ -3,23 +3,35 @@
 //! ```text
 //! <paths.state_dir>/
 //! └── <id>/
-//!     ├── lock          locked (flock) by a shim for as long as it lives
+//!     ├── run.json      locked (flock) by a shim for as long as it lives
+//!     ├── exit.json     how the shim ended
 //!     ├── agent.sock    leads to the agent in the guest
 //!     └── …             the shim's own
 //! ```
 //!
 //! Only a folder that no live shim holds is removed: two boxes of the same id are one box after
-//! the other, and the second `VmManager` of a live id must not take the first one's folder away.
+//! the other, and the second `VmManager` of a live id must not take the first one's folder away. The
+//! lock goes last, so that a shim which starts meanwhile finds it held, or a folder of its own.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
+use a3s_box_core::record::RUN_FILE;
 use nix::fcntl::OFlag;
 
 /// Longest id that the shim accepts.
 const MAX_ID_BYTES: usize = 64;
+
+/// How long the lock may be taken before the box counts as live, as the shim has it: readers of the
+/// records hold it for some microseconds.
+const LOCK_PATIENCE: Duration = Duration::from_millis(200);
+
+/// How often the lock is tried meanwhile.
+const LOCK_RETRY: Duration = Duration::from_millis(1);
 
 /// The state folder of a box could not be removed.
 #[derive(Debug, thiserror::Error)]
@@ -67,6 +79,11 @@ impl StateFolder {
         &self.path
     }
 
+    /// Whether a shim may have made it.
+    pub(crate) fn is_possible(&self) -> bool {
+        self.is_possible
+    }
+
     /// Removes the folder with all in it, unless a live shim holds it. Never follows a symlink.
     pub(crate) async fn remove(self) -> Result<(), StateFolderError> {
         let path = self.path.clone();
@@ -79,37 +96,77 @@ impl StateFolder {
         if !self.is_possible {
             return Ok(());
         }
-        match fs::symlink_metadata(&self.path) {
-            Ok(found) if found.is_dir() => {}
-            Ok(_) => return Err(StateFolderError::NotAFolder { path: self.path.clone() }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(error) => return Err(system("look at", &self.path)(error)),
+        let deadline = Instant::now() + LOCK_PATIENCE;
+        loop {
+            match fs::symlink_metadata(&self.path) {
+                Ok(found) if found.is_dir() => {}
+                Ok(_) => return Err(StateFolderError::NotAFolder { path: self.path.clone() }),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+                Err(error) => return Err(system("look at", &self.path)(error)),
+            }
+            match self.try_lock() {
+                Ok(Some(lock)) => return self.remove_locked(&lock),
+                Ok(None) if Instant::now() >= deadline => return Ok(()),
+                Ok(None) => thread::sleep(LOCK_RETRY),
+                // Somebody else removes the folder.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(system("lock", &self.path.join(RUN_FILE))(error)),
+            }
         }
-        let lock_path = self.path.join("lock");
-        let lock = open_lock(&lock_path).map_err(system("open", &lock_path))?;
+    }
+
+    /// The lock of the folder that is there; none if somebody else holds it, or had it and removed it.
+    fn try_lock(&self) -> io::Result<Option<File>> {
+        let path = self.path.join(RUN_FILE);
+        // As a shim does: it is made when it does not exist.
+        let lock = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits())
+            .open(&path)?;
         match lock.try_lock() {
             Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Ok(()),
-            Err(TryLockError::Error(error)) => return Err(system("lock", &lock_path)(error)),
+            Err(TryLockError::WouldBlock) => return Ok(None),
+            Err(TryLockError::Error(error)) => return Err(error),
         }
-        match fs::remove_dir_all(&self.path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(system("remove", &self.path)(error))
+        let (found, locked) = (fs::symlink_metadata(&path)?, lock.metadata()?);
+        let is_same = (found.dev(), found.ino()) == (locked.dev(), locked.ino());
+        Ok(is_same.then_some(lock))
+    }
+
+    fn remove_locked(&self, lock: &File) -> Result<(), StateFolderError> {
+        let lock_path = self.path.join(RUN_FILE);
+        // Whoever sees the lock held from here on must not take it for the box's.
+        lock.set_len(0).map_err(system("empty", &lock_path))?;
+        for entry in fs::read_dir(&self.path).map_err(system("read", &self.path))? {
+            let path = entry.map_err(system("read", &self.path))?.path();
+            if path != lock_path {
+                remove(&path).map_err(system("remove", &path))?;
             }
-            _ => Ok(()),
+        }
+        remove(&lock_path).map_err(system("remove", &lock_path))?;
+        match fs::remove_dir(&self.path) {
+            // A shim has started in it.
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other.map_err(system("remove", &self.path)),
         }
     }
 }
 
-/// Opens the lock as a shim does: it is made when it does not exist.
-fn open_lock(path: &Path) -> io::Result<File> {
-    OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .custom_flags(OFlag::O_NOFOLLOW.bits())
-        .open(path)
+/// Removes a file, or a folder with all in it. Never follows a symlink.
+fn remove(path: &Path) -> io::Result<()> {
+    let removed = match fs::symlink_metadata(path) {
+        Ok(found) if found.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(error) => Err(error),
+    };
+    match removed {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
 }
 
 /// The shim's rule for `id`.
@@ -125,7 +182,9 @@ fn system(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StateF
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
     use std::os::unix::fs::symlink;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     use super::*;
 
@@ -156,10 +215,65 @@ mod tests {
     fn folder_of_a_live_shim_is_left_alone() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("demo")).unwrap();
-        let lock = File::create(dir.path().join("demo/lock")).unwrap();
+        let mut lock = File::create(dir.path().join("demo/run.json")).unwrap();
         lock.try_lock().unwrap();
+        lock.write_all(b"x").unwrap();
         StateFolder::new(dir.path(), "demo").remove_now().unwrap();
-        assert!(dir.path().join("demo").exists());
+        assert_eq!(fs::read(dir.path().join("demo/run.json")).unwrap(), b"x");
+    }
+
+    #[test]
+    fn reader_of_the_records_does_not_keep_the_folder() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("demo")).unwrap();
+        let reader = File::create(dir.path().join("demo/run.json")).unwrap();
+        reader.try_lock_shared().unwrap();
+        let reading = thread::spawn(move || {
+            thread::sleep(LOCK_PATIENCE / 2);
+            drop(reader);
+        });
+        StateFolder::new(dir.path(), "demo").remove_now().unwrap();
+        reading.join().unwrap();
+        assert!(!dir.path().join("demo").exists());
+    }
+
+    #[test]
+    fn folder_that_a_start_makes_meanwhile_is_never_touched() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = StateFolder::new(dir.path(), "demo");
+        let is_over = AtomicBool::new(false);
+        let mut intact = 0;
+        thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    while !is_over.load(Ordering::Relaxed) {
+                        // Without its patience, to meet the start more often.
+                        if let Ok(Some(lock)) = folder.try_lock() {
+                            // The other one's removal, where a change of the code lets both in.
+                            let _failed = folder.remove_locked(&lock);
+                        }
+                    }
+                });
+            }
+            for _ in 0..300 {
+                // As a shim does: the folder, the lock, then what is in it.
+                let lock = loop {
+                    // It exists, or is removed again before the lock is opened.
+                    let _exists = fs::create_dir(folder.path());
+                    if let Ok(Some(lock)) = folder.try_lock() {
+                        break lock;
+                    }
+                };
+                let files: Vec<PathBuf> =
+                    (0..20).map(|i| folder.path().join(i.to_string())).collect();
+                let written = files.iter().all(|file| fs::write(file, "").is_ok());
+                thread::yield_now();
+                intact += u32::from(written && files.iter().all(|file| file.exists()));
+                drop(lock);
+            }
+            is_over.store(true, Ordering::Relaxed);
+        });
+        assert_eq!(intact, 300);
     }
 
     #[test]

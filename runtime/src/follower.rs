@@ -18,10 +18,13 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::process::{Child, ChildStdout};
 use tokio::sync::mpsc;
+use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::chronicle::{Chronicle, ShimLost};
+use crate::folder::StateFolder;
 use crate::lines::{EventLines, StreamError};
+use crate::record;
 
 /// How long a shim may live after its last event: five times what it gives itself to write it.
 const EXIT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -41,6 +44,8 @@ pub(crate) struct StopOrder {
 #[derive(Debug)]
 pub(crate) struct Follower {
     child: Child,
+    pid: u32,
+    folder: StateFolder,
     /// Until the last event was read.
     lines: Option<EventLines<ChildStdout>>,
     /// Until the manager was dropped.
@@ -63,11 +68,15 @@ enum Input {
 impl Follower {
     pub(crate) fn new(
         mut child: Child,
+        folder: StateFolder,
         orders: mpsc::Receiver<StopOrder>,
         chronicle: Chronicle,
     ) -> Self {
         let lines = child.stdout.take().map(EventLines::new);
-        Self { child, lines, orders: Some(orders), chronicle, deadline: None, killed: None }
+        // A child that was not reaped has a pid.
+        let pid = child.id().unwrap_or_default();
+        let orders = Some(orders);
+        Self { child, pid, folder, lines, orders, chronicle, deadline: None, killed: None }
     }
 
     /// Follows the shim to its end.
@@ -86,6 +95,14 @@ impl Follower {
         };
         // Nothing to do about a stream that does not end: the shim itself has.
         let _gave_up = timeout(DRAIN_TIMEOUT, self.drain()).await;
+        if !self.chronicle.is_told() {
+            let (folder, id, pid) = (self.folder, self.chronicle.box_id().to_owned(), self.pid);
+            let reading = spawn_blocking(move || record::left_by(&folder, &id, pid));
+            // Not read when the runtime ends, and then this task ends, too.
+            if let Ok(Some(record)) = reading.await {
+                self.chronicle.recall(record);
+            }
+        }
         self.chronicle.finish(exit, self.killed);
     }
 

@@ -38,6 +38,7 @@
 //! - An [`EventEmitter`](a3s_box_core::EventEmitter) sees exactly one `box.stopped` for each shim
 //!   that was started, after that process has gone.
 //! - Dropping a `VmManager` kills its shim.
+//! - What a supervisor that was not there can know of a box, [`inspect`] says.
 
 mod agent;
 mod chronicle;
@@ -46,11 +47,13 @@ mod folder;
 mod follower;
 mod lines;
 mod manager;
+mod record;
 mod shim;
 mod status;
 
 pub use error::VmError;
 pub use folder::StateFolderError;
 pub use manager::VmManager;
+pub use record::{BoxRecord, RecordError, inspect};
 pub use shim::ShimStartError;
 pub use status::Outcome;

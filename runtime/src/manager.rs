@@ -193,7 +193,7 @@ impl VmManager {
         let (orders, receiver) = mpsc::channel(1);
         let (emitter, status) = (self.emitter.clone(), self.status.clone());
         let chronicle = Chronicle::new(emitter, status, self.id.clone(), start);
-        tokio::spawn(Follower::new(child, receiver, chronicle).run());
+        tokio::spawn(Follower::new(child, self.folder.clone(), receiver, chronicle).run());
         let agent = Agent::new(agent::socket(self.folder.path()));
         *phase = Phase::Booted(Shim { pid, orders, agent });
         Ok(())

@@ -51,6 +51,8 @@ pub(crate) fn find() -> Result<PathBuf, ShimStartError> {
 pub(crate) fn spawn(shim: &Path, config: Vec<u8>) -> Result<Child, ShimStartError> {
     let mut command = Command::new(shim);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit());
+    // So that the shim sees a supervisor that ended while it began.
+    command.arg("--parent").arg(std::process::id().to_string());
     let mut child = command
         .kill_on_drop(true)
         .spawn()

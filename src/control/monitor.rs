@@ -40,6 +40,7 @@ use crate::console::{Relay, Truncation};
 use crate::events::EventWriter;
 use crate::log::{self, Phase};
 use crate::process::{Signals, StopRequest};
+use crate::record::ExitFile;
 use crate::spec::AgentSpec;
 use crate::supervisor::Supervisor;
 
@@ -86,6 +87,7 @@ pub(super) struct Monitor {
     stop_grace: Duration,
     metrics_interval: Option<Duration>,
     transient: Vec<PathBuf>,
+    exit_file: ExitFile,
     deadlines: Deadlines,
     checks: Option<Checks>,
     liveness: Option<JoinHandle<()>>,
@@ -136,6 +138,7 @@ impl Monitor {
             stop_grace: setup.spec.stop_grace,
             metrics_interval: setup.spec.events.metrics_interval,
             transient: setup.state.transient(),
+            exit_file: setup.state.exit_file(),
             deadlines,
             checks: None,
             liveness: None,

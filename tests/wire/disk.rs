@@ -81,7 +81,7 @@ fn a_box_cannot_write_more_than_its_disk_and_a_killed_one_leaves_nothing() {
         child.wait().unwrap();
         wait_until("the loop device is free", || !loop_devices().contains(name));
         // The guest may have been forked a moment before, with a copy of the lock.
-        let lock = File::open(folder.path().join("s/golden/lock")).unwrap();
+        let lock = File::open(folder.path().join("s/golden/run.json")).unwrap();
         wait_until("the lock is free", || lock.try_lock().is_ok());
         drop(lock);
         assert!(!fs::read_to_string("/proc/mounts").unwrap().contains(name));
@@ -111,7 +111,7 @@ fn a_box_that_ends_leaves_no_disk() {
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
             .collect();
         left.sort_unstable();
-        assert_eq!(left, ["console.log", "disk", "lock", "root"], "{disk}");
+        assert_eq!(left, ["console.log", "disk", "exit.json", "root", "run.json"], "{disk}");
         assert_eq!(fs::read_dir(folder.path().join("s/golden/disk")).unwrap().count(), 0);
     }
 }

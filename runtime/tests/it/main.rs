@@ -6,3 +6,4 @@ mod end;
 mod example;
 mod harness;
 mod health;
+mod records;

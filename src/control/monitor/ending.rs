@@ -110,15 +110,17 @@ impl Monitor {
         self.supervisor.stopping();
         self.tell_held_back();
         let (ending, error) = self.facts.verdict();
+        self.exit_status.store(ending.exit_code, Ordering::Release);
+        state_dir::remove_transient(&self.transient);
+        let stop = self.stopping.as_ref().map(Stopping::report);
+        self.exit_file.publish(&ending, self.events.elapsed(), stop, error.as_ref());
         if let Some(error) = error {
             self.events.emit(EventKind::Error(error));
         }
         self.change_state(BoxState::Stopped);
-        state_dir::remove_transient(&self.transient);
-        let stop = self.stopping.as_ref().map(Stopping::report);
         self.events.emit(ending.into_event(self.events.elapsed(), stop));
-        self.exit_status.store(ending.exit_code, Ordering::Release);
         self.events.finish();
+        self.exit_file.settle();
         a3s_box_krun::exit::now(ending.exit_code)
     }
 }

@@ -148,10 +148,11 @@ impl Start {
             Death::Sigterm => self.signal(Signal::SIGTERM),
             Death::Sigsegv => {
                 // The runtime's handler gives a fault the chance to come again, which one that was sent
-                // does not: the second counts.
-                self.signal(Signal::SIGSEGV);
-                std::thread::sleep(Duration::from_millis(1));
-                self.signal(Signal::SIGSEGV);
+                // does not: the next counts.
+                while self.child.try_wait().unwrap().is_none() {
+                    self.signal(Signal::SIGSEGV);
+                    std::thread::sleep(Duration::from_millis(1));
+                }
             }
             Death::ClosedStdout => {
                 self.lines = None;

@@ -43,8 +43,8 @@ fn nothing_is_left_of_a_vm_however_it_ends() {
         std::thread::sleep(Duration::from_millis(wait_ms));
         let start = Instant::now();
         send(&shim, signal);
-        if signal == Signal::SIGSEGV {
-            // The runtime's handler lets a fault come again, which one that was sent does not.
+        // The runtime's handler lets a fault come again, which one that was sent does not.
+        while signal == Signal::SIGSEGV && shim.child.try_wait().unwrap().is_none() {
             std::thread::sleep(Duration::from_millis(20));
             send(&shim, signal);
         }

@@ -3,7 +3,7 @@ use std::io::{PipeReader, Read};
 use std::os::unix::net::UnixStream;
 use std::thread::JoinHandle;
 
-use a3s_box_core::event::{HealthCause, Metrics, TruncationCause};
+use a3s_box_core::event::{HealthCause, TruncationCause};
 use a3s_box_core::{BoxState, ErrorCode, HealthState};
 use nix::fcntl::{FcntlArg, fcntl};
 
@@ -381,7 +381,7 @@ fn a_kept_stream_is_bounded_and_its_end_is_kept() {
     assert!(kept.iter().zip(&kept[1..]).all(|(a, b)| a.seq + 1 == b.seq));
     let long = health(HealthState::Healthy, HealthState::Unhealthy, "y".repeat(40 << 10));
     events.emit(long);
-    events.emit(EventKind::Metrics(Box::new(Metrics::default())));
+    events.emit(EventKind::Metrics(Box::default()));
     let last = parse(&fs::read_to_string(&path).unwrap()).pop().unwrap();
     assert_eq!(last.seq, 5001);
 }

@@ -135,7 +135,8 @@ fn a_fifo_as_console_whose_reader_stops_does_not_stop_the_box() {
     });
     let run = run.end();
     assert_eq!(run.ending(), (Some(0), "exited", None));
-    assert!(run.took < Duration::from_secs(4), "{:?}", run.took);
+    // Waiting for each chunk would take over a minute.
+    assert!(run.took < Duration::from_secs(10), "{:?}", run.took);
     // It gets what the pipe holds.
     let mut received = Vec::new();
     reader.unwrap().read_to_end(&mut received).unwrap();
@@ -231,10 +232,9 @@ fn a_full_disk_costs_lines_of_the_file_of_events_and_nothing_else() {
     assert_eq!(events.last().unwrap()["type"], "box.stopped");
     let after = fs::read_to_string(folder.path().join("after")).unwrap();
     let kept = after.strip_prefix(&before).unwrap();
-    // The end, from the guest's on: before that there was no room.
+    // Nothing of the time without room, and all since.
     assert!(stdout.ends_with(kept), "{kept}");
-    let first: Value = serde_json::from_str(kept.lines().next().unwrap()).unwrap();
-    assert_eq!(first["type"], "guest.exited", "{kept}");
+    assert!(!kept.contains("shim.started") && kept.contains("guest.exited"), "{kept}");
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!(said.matches("the file of events lacks a line").count(), 1, "{said}");
 }

@@ -79,7 +79,8 @@ fn a_fifo_whose_reader_does_not_read_is_waited_for_once() {
     stdout.write_all(&flood).unwrap();
     wait_until("all is read", || relay.has(5_000_000, 0));
     let took = start.elapsed();
-    assert!((1000..2000).contains(&took.as_millis()), "{took:?}");
+    // Waiting for each of some 80 chunks would take over a minute.
+    assert!((1000..10_000).contains(&took.as_millis()), "{took:?}");
     let received = read_what_is_there(&mut reader);
     assert!(flood.starts_with(&received));
     let discarded_bytes = 5_000_000 - received.len() as u64;
@@ -116,7 +117,8 @@ fn a_reader_that_takes_a_page_at_times_does_not_hold_a_chunk_for_long() {
         sink.write(&[b'x'; 64 * 1024], |bytes, _cause| lost += bytes);
     }
     let took = start.elapsed();
-    assert!(took < Duration::from_millis(1500), "{took:?}");
+    // A second for the first chunk, and not for each.
+    assert!(took < Duration::from_millis(2500), "{took:?}");
     assert!(lost > 0);
     sip.join().unwrap();
 }

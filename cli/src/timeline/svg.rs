@@ -215,7 +215,7 @@ impl Picture {
         let end = CHART_X + CHART_WIDTH;
         let is_inside = area.width >= needed + OPEN;
         // Bars of layers are pale.
-        let inside = if area.height < BAR { "detail" } else { "detail inside" };
+        let inside = if area.height < BAR { "detail on-pale" } else { "detail inside" };
         let places = [
             (area.right(), area.right() + 6.0, "detail", area.right() + needed <= end),
             (area.x, area.x + 6.0, inside, is_inside),

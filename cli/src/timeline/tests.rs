@@ -267,6 +267,12 @@ fn the_rows_of_an_image_with_many_layers_are_few() {
     assert_eq!(layers.iter().map(|bar| bar.took_ms).sum::<u64>(), 990);
 }
 
+#[test]
+fn a_shim_that_ends_after_one_event_is_a_run() {
+    let events = [event(0, 1, started()), event(0, 1, started()), event(0, 2, started())];
+    assert_eq!(timeline_of(&events).run, RunNumber { number: 3, of: 3 });
+}
+
 /// A stream that floods, as a file of a gibibyte would.
 #[test]
 fn a_flood_of_events_makes_a_small_picture() {
@@ -389,6 +395,11 @@ proptest! {
         let height: f64 = document.root_element().attribute("height").unwrap().parse().unwrap();
         prop_assert!(numbers(&document, "x").all(|x| x <= 1120.0));
         prop_assert!(numbers(&document, "y").all(|y| y <= height));
+        for rect in document.descendants().filter(|node| node.has_attribute("x")) {
+            let number = |name| rect.attribute(name).map_or(0.0, |value| value.parse().unwrap());
+            // The right margin, and a digit after the point.
+            prop_assert!(number("x") + number("width") <= 1092.1, "{rect:?}");
+        }
         prop_assert!(!svg.contains("NaN") && !svg.contains("inf "));
         let text = text::render(&timeline, 100);
         prop_assert!(!text.chars().any(|character| character.is_control() && character != '\n'));

@@ -18,6 +18,7 @@ text { font: 12px system-ui, -apple-system, "Segoe UI", "Helvetica Neue", "DejaV
 .tick { text-anchor: middle; font-size: 11px; fill: #7a8591 }
 .detail { font-size: 11px; fill: #55616d }
 .inside { fill: #ffffff }
+.on-pale { fill: #1c3347 }
 .before { text-anchor: end }
 .ready { text-anchor: middle; font-weight: 600; fill: #2e7d4f }
 .ready-line { stroke: #2e7d4f; stroke-width: 1.5; stroke-dasharray: 4 3; fill: none }

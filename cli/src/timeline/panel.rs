@@ -14,8 +14,9 @@ use super::grid::{Activity, Health, MarkKind};
 use super::model::{Bar, BarKind, Ending, Timeline};
 use super::span::{self, Span};
 
-/// A boot that takes at least one part in so many of a life can be read on the life's axis.
-const READABLE_BOOT: u64 = 4;
+/// A boot that takes at least one part in so many of a life can be read on its axis: five phases have a
+/// hundred pixels and more.
+const READABLE_BOOT: u64 = 6;
 
 /// The same of a stop, which has three steps at most.
 const READABLE_STOP: u64 = 8;

@@ -10,8 +10,9 @@ use std::path::{Path, PathBuf};
 const MAX_LINES: usize = 600;
 
 /// Crates of the workspace that each crate may depend on, in every kind of dependency.
-const ALLOWED: [(&str, &[&str]); 7] = [
+const ALLOWED: [(&str, &[&str]); 8] = [
     (".", &["a3s-box-core", "a3s-box-krun", "a3s-box-oci", "a3s-box-proto"]),
+    ("cli", &["a3s-box-core", "a3s-box-runtime"]),
     ("guest", &["a3s-box-proto"]),
     ("krun", &[]),
     ("oci", &[]),
@@ -22,8 +23,8 @@ const ALLOWED: [(&str, &[&str]); 7] = [
 ];
 
 /// Crates whose libraries are ours to keep without `unsafe`.
-const WITHOUT_UNSAFE: [&str; 5] =
-    ["src", "shim-protocol/src", "proto/src", "oci/src", "runtime/src"];
+const WITHOUT_UNSAFE: [&str; 6] =
+    ["src", "shim-protocol/src", "proto/src", "oci/src", "runtime/src", "cli/src"];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -42,8 +43,18 @@ fn rust_files(folder: &Path, found: &mut Vec<PathBuf>) {
 
 fn all_rust_files() -> Vec<PathBuf> {
     let mut found = Vec::new();
-    let folders =
-        ["src", "tests", "shim-protocol", "proto", "oci", "krun", "guest", "runtime", "fuzz"];
+    let folders = [
+        "src",
+        "tests",
+        "shim-protocol",
+        "proto",
+        "oci",
+        "krun",
+        "guest",
+        "runtime",
+        "cli",
+        "fuzz",
+    ];
     for folder in folders {
         rust_files(&root().join(folder), &mut found);
     }

@@ -1,0 +1,288 @@
+//! The life between boot and end: states, health, figures, and what is worth a note.
+
+use a3s_box_core::event::{EventKind, Metrics};
+use a3s_box_core::{BoxState, ErrorReport, Event, HealthState};
+
+use super::grid::{Activity, Grid, Health, MarkKind};
+use super::model::{Note, Totals, Weight, wire_name};
+use super::plain::Plain;
+use super::span::{self, Span};
+
+/// Notes of one kind that are kept: what a person reads of it. More are counted.
+const MAX_NOTES: usize = 6;
+
+/// Marks that are kept exactly: more than a boot has.
+const MAX_MARKS: usize = 64;
+
+/// Characters of a message, cause or status that are shown: two lines of a picture.
+const TEXT_CHARS: usize = 200;
+
+/// Characters of a wall clock time: `2026-01-31T09:00:00.123Z`.
+const TIME_CHARS: usize = 24;
+
+/// What events say about the life.
+#[derive(Debug)]
+pub(crate) struct Life {
+    activity: Option<Activity>,
+    activity_since_ms: u64,
+    health: Option<Health>,
+    health_since_ms: u64,
+    /// CPU time so far, and when that was read.
+    cpu: Option<(u64, u64)>,
+    grid: Grid,
+    totals: Totals,
+    marks: Vec<(u64, MarkKind)>,
+    errors: Notes,
+    healths: Notes,
+    truncated: Repeated,
+    dropped: Repeated,
+    notified: Repeated,
+}
+
+/// The first notes of a kind.
+#[derive(Debug, Default)]
+struct Notes {
+    kept: Vec<Note>,
+    more: u64,
+    last: Option<(u64, Plain)>,
+}
+
+/// Something that is told once, however often it happens.
+#[derive(Debug, Default)]
+struct Repeated {
+    count: u64,
+    /// How much in all, in the unit of its kind.
+    amount: u64,
+    text: Plain,
+    last: Option<(u64, Plain)>,
+}
+
+impl Life {
+    /// A life whose first event is at `begin_ms`; what was before is not known unless it is the start.
+    pub(crate) fn new(begin_ms: u64) -> Self {
+        Self {
+            activity: (begin_ms == 0).then_some(Activity::Booting),
+            activity_since_ms: begin_ms,
+            health: None,
+            health_since_ms: begin_ms,
+            cpu: None,
+            grid: Grid::new(begin_ms),
+            totals: Totals::default(),
+            marks: Vec::new(),
+            errors: Notes::default(),
+            healths: Notes::default(),
+            truncated: Repeated::default(),
+            dropped: Repeated::default(),
+            notified: Repeated::default(),
+        }
+    }
+
+    /// Takes what `event` says about the life.
+    pub(crate) fn record(&mut self, ms: u64, event: &Event) {
+        let at = (ms, Plain::new(&event.time, TIME_CHARS));
+        match &event.kind {
+            EventKind::StateChanged { from, to } => self.change_state(ms, *from, *to),
+            EventKind::StopRequested { .. } | EventKind::GuestExited { .. } => {
+                self.enter(ms, Activity::Stopping);
+            }
+            EventKind::HealthChanged { from, to, .. } => {
+                self.change_health(ms, *from, *to);
+                self.note_health(at, &event.kind);
+            }
+            EventKind::Error(report) => {
+                self.mark(ms, MarkKind::Error);
+                self.errors.add(at, Weight::Bad, || error_text(report));
+            }
+            EventKind::ConsoleTruncated { discarded_bytes, cause } => {
+                self.mark(ms, MarkKind::Truncated);
+                self.truncated.add(at, &wire_name(cause));
+                self.truncated.amount = *discarded_bytes;
+            }
+            EventKind::EventsDropped { count } => {
+                self.mark(ms, MarkKind::Dropped);
+                self.dropped.add(at, "");
+                self.dropped.amount = self.dropped.amount.saturating_add(*count);
+            }
+            EventKind::WorkloadNotified { ready, stopping, status } => {
+                self.mark(ms, MarkKind::Notified);
+                let said = if *stopping {
+                    "STOPPING=1"
+                } else if *ready {
+                    "READY=1"
+                } else {
+                    ""
+                };
+                self.notified.add(at, status.as_deref().unwrap_or(said));
+            }
+            EventKind::Metrics(metrics) => self.measure(ms, metrics),
+            _ => {}
+        }
+    }
+
+    fn change_state(&mut self, ms: u64, from: BoxState, to: BoxState) {
+        // From the stop on, what the agent says does not matter any more.
+        if self.activity == Some(Activity::Stopping) {
+            return;
+        }
+        self.activity = self.activity.or(Some(activity(from)));
+        self.enter(ms, activity(to));
+    }
+
+    fn enter(&mut self, ms: u64, next: Activity) {
+        self.close_activity(ms);
+        self.activity = Some(next);
+    }
+
+    fn close_activity(&mut self, ms: u64) {
+        let span = Span::new(self.activity_since_ms, ms);
+        self.activity_since_ms = ms;
+        if let Some(activity) = self.activity {
+            self.totals.activity_ms[activity as usize] += span.ms();
+            self.grid.spread(span, |cell, ms| cell.activity_ms[activity as usize] += ms);
+        }
+    }
+
+    fn change_health(&mut self, ms: u64, from: HealthState, to: HealthState) {
+        self.health = self.health.or(Some(health(from)));
+        self.close_health(ms);
+        self.health = Some(health(to));
+    }
+
+    fn close_health(&mut self, ms: u64) {
+        let span = Span::new(self.health_since_ms, ms);
+        self.health_since_ms = ms;
+        if let Some(health) = self.health {
+            self.totals.health_ms[health as usize] += span.ms();
+            self.grid.spread(span, |cell, ms| cell.health_ms[health as usize] += ms);
+        }
+    }
+
+    fn note_health(&mut self, at: (u64, Plain), kind: &EventKind) {
+        let EventKind::HealthChanged { from, to, cause, message, failures } = kind else { return };
+        match (from, to) {
+            (_, HealthState::Unhealthy) => self.healths.add(at, Weight::Bad, || {
+                let cause = cause.map(|cause| wire_name(&cause)).unwrap_or_default();
+                let message = Plain::new(message.as_deref().unwrap_or_default(), TEXT_CHARS);
+                let s = if *failures == 1 { "" } else { "s" };
+                let parts = [cause, format!("{failures} failure{s}"), message.to_string()];
+                let parts: Vec<_> = parts.into_iter().filter(|part| !part.is_empty()).collect();
+                format!("unhealthy: {}", parts.join(", "))
+            }),
+            (HealthState::Unhealthy, HealthState::Healthy) => {
+                self.healths.add(at, Weight::Good, || "healthy again".to_owned());
+            }
+            _ => {}
+        }
+    }
+
+    fn mark(&mut self, ms: u64, kind: MarkKind) {
+        if self.marks.len() < MAX_MARKS {
+            self.marks.push((ms, kind));
+        }
+        if let Some(cell) = self.grid.at(ms) {
+            cell.marks[kind as usize] = cell.marks[kind as usize].saturating_add(1);
+        }
+    }
+
+    fn measure(&mut self, ms: u64, metrics: &Metrics) {
+        let process = &metrics.process;
+        if let Some(cell) = self.grid.at(ms) {
+            cell.memory_kib = cell.memory_kib.max(process.pss_kib);
+        }
+        let used_ms = process.cpu_user_ms.saturating_add(process.cpu_system_ms);
+        if let Some((since_ms, before_ms)) = self.cpu.replace((ms, used_ms)) {
+            let span = Span::new(since_ms, ms);
+            let rate = used_ms.saturating_sub(before_ms) as f64 / span.ms().max(1) as f64;
+            self.grid.spread(span, |cell, ms| {
+                cell.cpu_ms += rate * ms;
+                cell.cpu_over_ms += ms;
+            });
+        }
+    }
+
+    /// Ends it at `end_ms`.
+    pub(crate) fn finish(mut self, end_ms: u64) -> (Grid, Totals, Vec<(u64, MarkKind)>, Vec<Note>) {
+        self.close_activity(end_ms);
+        self.close_health(end_ms);
+        let mut notes = self.errors.finish("errors");
+        notes.append(&mut self.healths.finish("changes of health"));
+        notes.extend(self.truncated.note(Weight::Bad, |truncated| {
+            let lost = span::bytes(truncated.amount);
+            format!("{lost} of the workload's output were lost ({})", truncated.text)
+        }));
+        notes.extend(self.dropped.note(Weight::Neutral, |dropped| {
+            format!("{} events were dropped, as a reader was slow", dropped.amount)
+        }));
+        notes.extend(self.notified.note(Weight::Neutral, |notified| match notified.count {
+            1 => format!("the workload said: {}", notified.text),
+            count => format!("the workload said, {count} times in all: {}", notified.text),
+        }));
+        notes.sort_by_key(|note| note.at_ms);
+        (self.grid, self.totals, self.marks, notes)
+    }
+}
+
+impl Notes {
+    fn add(&mut self, at: (u64, Plain), weight: Weight, text: impl FnOnce() -> String) {
+        if self.kept.len() < MAX_NOTES {
+            let (at_ms, time) = at;
+            self.kept.push(Note { at_ms, time, weight, text: text() });
+            return;
+        }
+        self.more += 1;
+        self.last = Some(at);
+    }
+
+    fn finish(mut self, what: &str) -> Vec<Note> {
+        if let Some((at_ms, time)) = self.last {
+            let text = format!("{} more {what}, the last now", self.more);
+            self.kept.push(Note { at_ms, time, weight: Weight::Neutral, text });
+        }
+        self.kept
+    }
+}
+
+impl Repeated {
+    fn add(&mut self, at: (u64, Plain), text: &str) {
+        self.count += 1;
+        self.text = Plain::new(text, TEXT_CHARS);
+        self.last = Some(at);
+    }
+
+    fn note(&self, weight: Weight, text: impl FnOnce(&Self) -> String) -> Option<Note> {
+        let (at_ms, time) = self.last.clone()?;
+        Some(Note { at_ms, time, weight, text: text(self) })
+    }
+}
+
+fn activity(state: BoxState) -> Activity {
+    match state {
+        BoxState::Created => Activity::Booting,
+        BoxState::Ready => Activity::Ready,
+        BoxState::Busy => Activity::Busy,
+        BoxState::Compacting => Activity::Compacting,
+        BoxState::Stopped => Activity::Stopping,
+    }
+}
+
+fn health(state: HealthState) -> Health {
+    match state {
+        HealthState::Starting => Health::Starting,
+        HealthState::Healthy => Health::Healthy,
+        HealthState::Unhealthy => Health::Unhealthy,
+    }
+}
+
+fn error_text(report: &ErrorReport) -> String {
+    let mut text =
+        format!("{}: {}", wire_name(&report.code), Plain::new(&report.message, TEXT_CHARS));
+    let causes = report.causes.iter().take(MAX_NOTES);
+    for cause in causes {
+        text.push_str(&format!(": {}", Plain::new(cause, TEXT_CHARS)));
+    }
+    if let Some(hint) = &report.hint {
+        text.push_str(&format!(" ({})", Plain::new(hint, TEXT_CHARS)));
+    }
+    // The parts are cut, and so is the whole.
+    Plain::new(&text, 2 * TEXT_CHARS).to_string()
+}

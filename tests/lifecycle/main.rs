@@ -8,6 +8,7 @@
 //! Needs root, because the shim makes mounts. Built with the feature `fake-vm`.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails here")]
+#![expect(clippy::print_stdout, reason = "figures, which the runner shows when asked to")]
 
 mod deaths;
 mod harness;

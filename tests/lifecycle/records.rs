@@ -85,6 +85,15 @@ async fn end_of_the_workload_is_recorded() {
     soon(demo.vm.wait()).await;
     let exit = ended(&host, &demo);
     assert_eq!((exit.reason, exit.exit_code, exit.error), (StopReason::Exited, 3, None));
+    // The format a second time: a change of the types that changes it fails here.
+    let fields = |name| {
+        let json = fs::read(demo.state(name)).unwrap();
+        let record: serde_json::Map<String, Value> = serde_json::from_slice(&json).unwrap();
+        record.keys().cloned().collect::<Vec<_>>().join(" ")
+    };
+    let run = "boot_id box_id pid start_time_ticks started v version";
+    let exit = "boot_id box_id ended exit_code pid reason uptime_ms v";
+    assert_eq!((fields(RUN_FILE).as_str(), fields(EXIT_FILE).as_str()), (run, exit));
     let mut left: Vec<_> = fs::read_dir(demo.state(""))
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())

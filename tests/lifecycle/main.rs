@@ -6,7 +6,11 @@
 //! | `full` | a disk that is full or fails is an error that says so, and the cache works once there is room |
 //! | `crowd` | shims that want the same layers unpack each once |
 //! | `readiness` | a box is ready as soon as its agent is |
+//! | `deaths` | every death of a VM is told by `VmManager`, and soon |
+//! | `records` | what is in the state folder at each time, and after each end |
 //! | `matrix` | nothing is left of a box, however and whenever it ends |
+//!
+//! `deaths` and `records` drive the shim with `VmManager`; the others are its supervisor themselves.
 //!
 //! Needs root, because the shim and the tests make mounts. Built with the feature `fake-vm`. Each test
 //! is a process of its own, as nextest has it, because it waits for every child of the process.
@@ -20,12 +24,15 @@
 mod chance;
 mod crash;
 mod crowd;
+mod deaths;
 mod full;
 mod ground;
+mod harness;
 mod image;
 mod matrix;
 mod percentiles;
 mod readiness;
+mod records;
 mod shim;
 mod tree;
 #[path = "../wire/wire_types.rs"]

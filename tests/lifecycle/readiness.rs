@@ -16,23 +16,14 @@ const LIMIT: Duration = Duration::from_millis(25);
 
 /// Starts boxes whose agent plays `steps` and tells when it listens; returns the times to ready.
 fn times(ground: &Ground, chance: &mut Chance, steps: &[&str]) -> Percentiles {
-    let stamp = ground.path("log").join("stamp");
+    let stamp = ground.path("s").join("box/stamp");
     let times = (0..STARTS).map(|_| {
         let late = format!("sleep-ms={}", chance.below(60));
-        let tell = format!("stamp={}", stamp.display());
         let script: Vec<&str> = ["connect", "hello", "started=7"]
             .into_iter()
             .chain([late.as_str()])
             .chain(steps.iter().copied())
-            .chain([
-                tell.as_str(),
-                "serve",
-                "wait-stop",
-                "exited=0",
-                "drained",
-                "wait-ack",
-                "exit=0",
-            ])
+            .chain(["stamp", "serve", "wait-stop", "exited=0", "drained", "wait-ack", "exit=0"])
             .collect();
         let mut shim = Shim::start(ground, "box", Until::Played(&script));
         shim.wait_for("agent.ready");

@@ -7,7 +7,7 @@ use std::error::Error;
 use std::io::{Read, Write};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use a3s_box_proto::agent::agent_server::{Agent, AgentServer};
 use a3s_box_proto::agent::{
@@ -186,12 +186,8 @@ impl Guest {
             "wait-ack" => {
                 while !matches!(self.hear().await?, shim_message::Message::Acknowledged(_)) {}
             }
-            // Says when this is, on the clock that all processes share.
-            "stamp" => {
-                let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?;
-                std::fs::write(value, now.as_nanos().to_string())?;
-            }
             "sleep-ms" => sleep(Duration::from_millis(value.parse()?)).await,
+            "stamp" => stamp()?,
             "hang" => std::future::pending().await,
             // As libkrun ends when the guest resets, or with a code that a process of the guest set.
             "exit" => exit(value.parse()?),
@@ -295,6 +291,14 @@ fn exit(code: i32) -> ! {
 
 fn socket(port: u32) -> Result<String> {
     Ok(std::env::var(format!("VSOCK_{port}"))?)
+}
+
+/// Writes the time into the box's state folder, in nanoseconds since 1970: to be played right before
+/// the guest dies.
+fn stamp() -> Result<()> {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
+    let path = std::path::Path::new(&socket(AGENT_PORT)?).with_file_name("stamp");
+    Ok(std::fs::write(path, now.as_nanos().to_string())?)
 }
 
 /// Serves in the background, until the returned sender is dropped.

@@ -1,0 +1,136 @@
+//! From the death of a VM to the event that says so.
+//!
+//! | moment of the death | |
+//! |---|---|
+//! | of the shim | before the test sends the signal |
+//! | of the guest | before the fake guest ends: it writes the time down |
+//!
+//! A guest that hangs dies by a deadline of the shim, which is a limit and no delay: it is not here.
+
+use std::time::{Duration, SystemTime};
+
+use a3s_box_core::event::{EventKind, StopReason};
+use nix::sys::signal::Signal;
+
+use crate::harness::{FakeBox, Host, READY, soon};
+
+/// From a death to the observer of `box.stopped`, for 99 of 100 deaths.
+const LIMIT: Duration = Duration::from_millis(100);
+
+/// Deaths of each kind: with ten kinds, 200.
+const DEATHS: usize = 20;
+
+/// How a VM dies.
+enum Death {
+    /// The shim gets this signal once the box is ready.
+    Shim(Signal),
+    /// The guest plays this, stamps and ends with `exit` or `abort`.
+    Guest(&'static [&'static str]),
+}
+
+use Death::{Guest, Shim};
+
+/// Each kind, and the end that it is to be told as.
+const KINDS: [(&str, Death, StopReason); 10] = [
+    ("SIGKILL of the shim", Shim(Signal::SIGKILL), StopReason::Killed),
+    ("SIGSEGV of the shim", Shim(Signal::SIGSEGV), StopReason::Killed),
+    ("SIGABRT of the shim", Shim(Signal::SIGABRT), StopReason::Killed),
+    ("exit before a word", Guest(&["stamp", "exit=0"]), StopReason::Failed),
+    ("exit 0, no report", Guest(&["connect", "hello", "stamp", "exit=0"]), StopReason::Failed),
+    (
+        "exit 42, no report",
+        Guest(&["connect", "hello", "serve", "started=7", "stamp", "exit=42"]),
+        StopReason::Failed,
+    ),
+    (
+        "exit, reported",
+        Guest(&[
+            "connect",
+            "hello",
+            "started=7",
+            "exited=3",
+            "drained",
+            "wait-ack",
+            "stamp",
+            "exit=0",
+        ]),
+        StopReason::Exited,
+    ),
+    ("abort", Guest(&["connect", "hello", "started=7", "stamp", "abort"]), StopReason::Killed),
+    (
+        "control closed, exit",
+        Guest(&["connect", "hello", "started=7", "close", "stamp", "exit=0"]),
+        StopReason::Failed,
+    ),
+    (
+        "garbage, exit",
+        Guest(&["connect", "hello", "garbage", "stamp", "exit=0"]),
+        StopReason::Failed,
+    ),
+];
+
+impl Death {
+    /// Lets the box die; the time of it.
+    async fn happen(&self, host: &Host) -> (FakeBox, SystemTime) {
+        match self {
+            Shim(signal) => {
+                let demo = host.new_box(&READY);
+                soon(demo.vm.boot()).await.unwrap();
+                if *signal == Signal::SIGSEGV {
+                    // Rust's handler looks for an overflow of the stack, finds none, and leaves the
+                    // end to the fault when it comes again; this one was none.
+                    demo.send(*signal);
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                let death = SystemTime::now();
+                demo.send(*signal);
+                soon(demo.vm.wait()).await;
+                (demo, death)
+            }
+            Guest(script) => {
+                let demo = host.new_box(script);
+                // It ends before it is ready, and whether that is an error is not our matter.
+                let _ended = soon(demo.vm.boot()).await;
+                soon(demo.vm.wait()).await;
+                let death = demo.stamp();
+                (demo, death)
+            }
+        }
+    }
+}
+
+/// Time that the share `percent` of `sorted` took at most.
+fn percentile(sorted: &[Duration], percent: usize) -> Duration {
+    sorted[(sorted.len() * percent).div_ceil(100) - 1]
+}
+
+fn print(kind: &str, times: &mut [Duration]) {
+    times.sort_unstable();
+    let [p50, p99, max] = [50, 99, 100].map(|percent| percentile(times, percent));
+    println!(
+        "{kind:<20} {:>3} deaths: p50 {p50:>9.2?}, p99 {p99:>9.2?}, max {max:>9.2?}",
+        times.len()
+    );
+}
+
+#[tokio::test]
+async fn two_hundred_deaths_of_every_kind_are_told_soon() {
+    let host = Host::new();
+    let mut all = Vec::new();
+    for (kind, death, reason) in KINDS {
+        let mut times = Vec::new();
+        for _ in 0..DEATHS {
+            let (demo, died) = death.happen(&host).await;
+            let outcome = demo.vm.wait().await;
+            assert_eq!(outcome.reason, reason, "{kind}: {:#?}", demo.events());
+            let told = demo.heard_at(|event| matches!(event, EventKind::BoxStopped { .. }));
+            times.push(told.unwrap().duration_since(died).unwrap());
+            soon(demo.vm.destroy()).await.unwrap();
+        }
+        print(kind, &mut times);
+        all.append(&mut times);
+    }
+    print("all", &mut all);
+    assert_eq!(all.len(), 200);
+    assert!(percentile(&all, 99) <= LIMIT, "{all:?}");
+}

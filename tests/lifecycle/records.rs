@@ -1,0 +1,268 @@
+//! What the state folder says at each time of a box's life, and after each kind of end.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use a3s_box_core::event::{EventKind, StopReason};
+use a3s_box_core::record::{EXIT_FILE, RUN_FILE};
+use a3s_box_core::{ErrorCode, ExitRecord, RunRecord};
+use a3s_box_runtime::{BoxRecord, RecordError, VmError, inspect};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+
+use crate::harness::{FakeBox, Host, READY, soon, until};
+
+/// A guest whose workload exits with 3.
+const EXITS: [&str; 7] =
+    ["connect", "hello", "started=7", "exited=3", "drained", "wait-ack", "exit=0"];
+
+/// A guest whose workload ends when it is told to.
+const STOPS: [&str; 8] =
+    ["connect", "hello", "serve", "started=7", "wait-stop", "signaled=15", "drained", "wait-ack"];
+
+fn live(record: BoxRecord) -> RunRecord {
+    let BoxRecord::Live(run) = record else { panic!("{record:?}") };
+    run
+}
+
+/// The exit record, which says what the events said.
+fn ended(host: &Host, demo: &FakeBox) -> ExitRecord {
+    let record = host.record();
+    let BoxRecord::Ended(exit) = record else { panic!("{record:?}") };
+    let events = demo.events();
+    let Some(&EventKind::BoxStopped { reason, exit_code, signal, uptime_ms, .. }) = events.last()
+    else {
+        panic!("{events:#?}")
+    };
+    assert_eq!((exit.reason, Some(exit.exit_code), exit.signal), (reason, exit_code, signal));
+    assert!(exit.uptime_ms.abs_diff(uptime_ms) < 1000, "{exit:?}");
+    let error = events.iter().find_map(|kind| match kind {
+        EventKind::Error(report) => Some(report),
+        _ => None,
+    });
+    assert_eq!(exit.error.as_ref(), error);
+    assert_eq!((exit.v, exit.box_id.as_str(), exit.pid), (1, "demo", demo.shim_pid()));
+    exit
+}
+
+/// What the kernel says about when `pid` started.
+fn start_time_ticks(pid: u32) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields = stat.split(") ").last().unwrap();
+    fields.split(' ').nth(19).unwrap().parse().unwrap()
+}
+
+#[tokio::test]
+async fn live_box_says_which_process_it_is_and_a_stopped_one_how_it_ended() {
+    let host = Host::new();
+    assert_eq!(host.record(), BoxRecord::Absent);
+    let demo = host.new_box(&[&STOPS[..], &["exit=0"]].concat());
+    soon(demo.vm.boot()).await.unwrap();
+    let run = live(host.record());
+    let pid = demo.shim_pid();
+    assert_eq!((run.pid, run.start_time_ticks), (pid, start_time_ticks(pid)));
+    let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    assert_eq!((run.boot_id.as_str(), run.box_id.as_str()), (boot_id.trim(), "demo"));
+    assert_eq!((run.started.len(), run.version.as_str()), (24, env!("CARGO_PKG_VERSION")));
+    demo.send(Signal::SIGTERM);
+    soon(demo.vm.wait()).await;
+    let exit = ended(&host, &demo);
+    assert_eq!((exit.reason, exit.exit_code), (StopReason::Stopped, 143));
+    assert_eq!((exit.signal, exit.boot_id), (Some(15), run.boot_id));
+    soon(demo.vm.destroy()).await.unwrap();
+    assert_eq!(host.record(), BoxRecord::Absent);
+}
+
+#[tokio::test]
+async fn end_of_the_workload_is_recorded() {
+    let host = Host::new();
+    let demo = host.new_box(&EXITS);
+    soon(demo.vm.boot()).await.unwrap();
+    soon(demo.vm.wait()).await;
+    let exit = ended(&host, &demo);
+    assert_eq!((exit.reason, exit.exit_code, exit.error), (StopReason::Exited, 3, None));
+    // The format a second time: a change of the types that changes it fails here.
+    let fields = |name| {
+        let json = fs::read(demo.state(name)).unwrap();
+        let record: serde_json::Map<String, Value> = serde_json::from_slice(&json).unwrap();
+        record.keys().cloned().collect::<Vec<_>>().join(" ")
+    };
+    let run = "boot_id box_id pid start_time_ticks started v version";
+    let exit = "boot_id box_id ended exit_code pid reason uptime_ms v";
+    assert_eq!((fields(RUN_FILE).as_str(), fields(EXIT_FILE).as_str()), (run, exit));
+    let mut left: Vec<_> = fs::read_dir(demo.state(""))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    left.sort_unstable();
+    assert_eq!(left, ["console.log", EXIT_FILE, "root", RUN_FILE]);
+}
+
+#[tokio::test]
+async fn failure_before_the_vm_is_recorded_once_there_is_a_folder() {
+    let host = Host::new();
+    let mut config = host.config(&EXITS);
+    config["image"] = json!({"layout": "/nowhere"});
+    let demo = host.box_of(&config);
+    let error = soon(demo.vm.boot()).await.unwrap_err();
+    let VmError::BootFailed { report } = error else { panic!("{error}") };
+    assert_eq!(ended(&host, &demo).error, Some(report));
+
+    let host = Host::new();
+    config["paths"]["state_dir"] = json!(host.state_dir());
+    config["paths"]["guest"] = json!("/nowhere");
+    let demo = host.box_of(&config);
+    soon(demo.vm.boot()).await.unwrap_err();
+    assert_eq!(host.record(), BoxRecord::Absent);
+}
+
+#[tokio::test]
+async fn killed_box_is_lost_and_the_next_one_of_its_id_has_its_own_records() {
+    let host = Host::new();
+    let first = host.new_box(&EXITS);
+    soon(first.vm.boot()).await.unwrap();
+    soon(first.vm.wait()).await;
+    ended(&host, &first);
+
+    let second = host.new_box(&READY);
+    soon(second.vm.boot()).await.unwrap();
+    let run = live(host.record());
+    assert_eq!(run.pid, second.shim_pid());
+    assert!(!second.state(EXIT_FILE).exists(), "the first one's end is gone");
+    second.send(Signal::SIGKILL);
+    soon(second.vm.wait()).await;
+    // The guest may have been forked a moment before, with a copy of the lock.
+    until(|| !matches!(host.record(), BoxRecord::Live(_))).await;
+    assert_eq!(host.record(), BoxRecord::Lost(Some(run)));
+
+    fs::write(second.state("lock"), "of an earlier version").unwrap();
+    let third = host.new_box(&EXITS);
+    soon(third.vm.boot()).await.unwrap();
+    soon(third.vm.wait()).await;
+    ended(&host, &third);
+    assert!(!third.state("lock").exists());
+}
+
+#[tokio::test]
+async fn second_box_of_a_live_id_changes_no_record() {
+    let host = Host::new();
+    let first = host.new_box(&READY);
+    soon(first.vm.boot()).await.unwrap();
+    let run = live(host.record());
+    let second = host.new_box(&READY);
+    let error = soon(second.vm.boot()).await.unwrap_err();
+    let VmError::BootFailed { report } = error else { panic!("{error}") };
+    assert_eq!(report.code, ErrorCode::IdInUse);
+    soon(second.vm.destroy()).await.unwrap();
+    assert_eq!(host.record(), BoxRecord::Live(run));
+}
+
+#[tokio::test]
+async fn box_that_has_filled_the_disk_records_its_end_all_the_same() {
+    unshare(CloneFlags::CLONE_NEWNS).unwrap();
+    let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+    mount(None::<&str>, "/", None::<&str>, private, None::<&str>).unwrap();
+    let host = Host::new();
+    let state_dir = host.state_dir();
+    fs::create_dir(&state_dir).unwrap();
+    let options = Some("size=1m,mode=700");
+    mount(Some("test"), &state_dir, Some("tmpfs"), MsFlags::empty(), options).unwrap();
+    let demo = host.new_box(&[&STOPS[..], &["exit=0"]].concat());
+    soon(demo.vm.boot()).await.unwrap();
+    let mut big = fs::File::create(state_dir.join("big")).unwrap();
+    let error = (0..).find_map(|_| big.write_all(&[1; 4096]).err()).unwrap();
+    assert_eq!(error.kind(), std::io::ErrorKind::StorageFull);
+    demo.send(Signal::SIGTERM);
+    soon(demo.vm.wait()).await;
+    assert_eq!(ended(&host, &demo).exit_code, 143);
+}
+
+/// Whoever reads the event without waiting for the process finds the record.
+#[test]
+fn record_is_there_when_the_event_comes() {
+    let host = Host::new();
+    for (script, change) in [(&EXITS[..], None), (&[], Some(json!({"layout": "/nowhere"})))] {
+        for _ in 0..10 {
+            let mut config = host.config(script);
+            if let Some(image) = &change {
+                config["image"] = image.clone();
+            }
+            let mut child = Command::new(host.shim())
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .spawn()
+                .unwrap();
+            child.stdin.take().unwrap().write_all(config.to_string().as_bytes()).unwrap();
+            let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+            let stopped = lines.find_map(|line| {
+                let event: Value = serde_json::from_str(&line.unwrap()).unwrap();
+                (event["type"] == "box.stopped").then_some(event)
+            });
+            let record = fs::read(host.state_dir().join("demo").join(EXIT_FILE)).unwrap();
+            let record: ExitRecord = serde_json::from_slice(&record).unwrap();
+            assert_eq!(record.pid, child.id());
+            assert_eq!(stopped.unwrap()["exit_code"], record.exit_code);
+            child.wait().unwrap();
+        }
+    }
+}
+
+#[test]
+fn readers_refuse_no_start_and_never_see_a_box_go_back() {
+    let host = Host::new();
+    let state_dir = host.state_dir();
+    let is_over = AtomicBool::new(false);
+    let read = |seen: &mut Vec<(u32, bool)>| {
+        let (pid, is_live) = match inspect(&state_dir, "demo") {
+            Ok(BoxRecord::Live(run)) => (run.pid, true),
+            Ok(BoxRecord::Ended(exit)) => (exit.pid, false),
+            // Between the lock and the records of a start, and before the first one.
+            Ok(BoxRecord::Absent) | Err(RecordError::Unsettled { .. }) => return,
+            other => panic!("{other:?}"),
+        };
+        if seen.last() != Some(&(pid, is_live)) {
+            seen.push((pid, is_live));
+        }
+    };
+    let (pids, seen) = std::thread::scope(|scope| {
+        let readers: Vec<_> = (0..2)
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut seen = Vec::new();
+                    while !is_over.load(Ordering::Relaxed) {
+                        read(&mut seen);
+                        // As often as a supervisor with hundreds of boxes.
+                        std::thread::sleep(std::time::Duration::from_micros(200));
+                    }
+                    seen
+                })
+            })
+            .collect();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let mut pids = Vec::new();
+        let run = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            for _ in 0..20 {
+                let demo = host.new_box(&EXITS);
+                runtime.block_on(soon(demo.vm.boot())).unwrap();
+                runtime.block_on(soon(demo.vm.wait()));
+                pids.push(demo.shim_pid());
+            }
+        }));
+        is_over.store(true, Ordering::Relaxed);
+        let seen: Vec<_> = readers.into_iter().map(|reader| reader.join().unwrap()).collect();
+        run.unwrap();
+        (pids, seen)
+    });
+    for seen in seen {
+        let order: Vec<(u32, bool)> =
+            pids.iter().flat_map(|pid| [(*pid, true), (*pid, false)]).collect();
+        let places: Vec<usize> =
+            seen.iter().map(|one| order.iter().position(|other| one == other).unwrap()).collect();
+        assert!(places.is_sorted(), "{seen:?}");
+        assert!(places.len() > pids.len(), "{} states of {} boxes", places.len(), pids.len());
+    }
+}

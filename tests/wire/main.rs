@@ -8,6 +8,7 @@
 //! | `disk` | what a box can write, and that nothing of it is left |
 //! | `resolved` | what is told about an image before it is unpacked |
 //! | `journal` | the log: a real journal, standard error, and no secret in either |
+//! | `service` | the unit of systemd |
 //! | `user` | a shim that is not root |
 //! | `upkeep` | the layer cache, cleared up and verified |
 //! | `input` | what is refused, and the flags for people |
@@ -25,6 +26,7 @@ mod input;
 mod journal;
 mod readers;
 mod resolved;
+mod service;
 mod upkeep;
 mod user;
 mod wire_types;

@@ -26,3 +26,5 @@ PREFIX ?= /usr/local
 install: build
 	install -D -t $(DESTDIR)$(PREFIX)/bin target/release/a3s-box-shim
 	install -D -t $(DESTDIR)$(PREFIX)/lib/a3s-box target/release/a3s-box-guest
+	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
+	sed 's|/usr/local/|$(PREFIX)/|' systemd/a3s-box@.service >$(DESTDIR)$(PREFIX)/lib/systemd/system/a3s-box@.service

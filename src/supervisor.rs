@@ -73,6 +73,11 @@ impl Supervisor {
         self.send("STOPPING=1");
     }
 
+    /// The stop may take this much longer from now on.
+    pub(crate) fn extend_timeout(&self, by: Duration) {
+        self.send(&format!("EXTEND_TIMEOUT_USEC={}", by.as_micros()));
+    }
+
     /// Time between two calls of [`Self::watchdog`]; none if nobody watches.
     pub(crate) fn watchdog_interval(&self) -> Option<Duration> {
         self.watchdog_interval
@@ -160,11 +165,13 @@ mod tests {
         // A confined process no longer finds the path.
         std::fs::remove_file(&path).unwrap();
         supervisor.status("unpacking layer 1 of 6");
+        supervisor.extend_timeout(Duration::from_secs(90));
         supervisor.ready("box `demo` is ready\nMAINPID=1\u{1b}");
         supervisor.watchdog();
         supervisor.stopping();
         let expected = [
             "STATUS=unpacking layer 1 of 6",
+            "EXTEND_TIMEOUT_USEC=90000000",
             "READY=1\nSTATUS=box `demo` is ready MAINPID=1 ",
             "WATCHDOG=1",
             "STOPPING=1",

@@ -10,6 +10,7 @@
 //! | `stops` | the steps of a stop, and a parent that dies |
 //! | `resolved` | what is told about an image before it is unpacked |
 //! | `journal` | the log: a real journal, standard error, and no secret in either |
+//! | `service` | the unit of systemd |
 //! | `user` | a shim that is not root |
 //! | `upkeep` | the layer cache, cleared up and verified |
 //! | `input` | what is refused, and the flags for people |
@@ -28,6 +29,7 @@ mod input;
 mod journal;
 mod readers;
 mod resolved;
+mod service;
 mod stops;
 mod upkeep;
 mod user;

@@ -24,6 +24,9 @@ pub(super) const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(20);
 /// From the guest's last word, or the loss of its connection, to the end of the VM.
 pub(super) const LAST_WORD_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// What a stop may take beyond its grace period, all of the bounds here together and then some.
+const STOP_MARGIN: Duration = Duration::from_secs(40);
+
 /// How long the console may take for what has left the guest.
 const CONSOLE_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -57,6 +60,7 @@ impl Monitor {
         }
         log::enter(Phase::Stopping);
         self.supervisor.stopping();
+        self.supervisor.extend_timeout(self.stop_grace + STOP_MARGIN);
         self.facts.stop = Some(stop);
         let now_ms = self.events.elapsed_ms();
         let stopping = self.stopping.insert(Stopping::new(cause, now_ms));

@@ -55,7 +55,7 @@ use crate::events::{EventFileError, EventWriter};
 use crate::log::Phase;
 use crate::process::{Parent, Signals};
 use crate::record::ExitFile;
-use crate::rootfs::Root;
+use crate::rootfs::{Observers, Root};
 use crate::spec::VmSpec;
 use crate::state_dir::StateDir;
 use crate::supervisor::Supervisor;
@@ -106,6 +106,7 @@ fn run(
     exit_file: &mut Option<ExitFile>,
 ) -> Result<(), ShimError> {
     let parent = Parent::watch(arguments.parent)?;
+    let supervisor = Supervisor::from_environment();
     let config = BoxConfig::from_json(&read_config(arguments)?)?;
     events.name(config.id.as_deref().unwrap_or_default());
     let spec = VmSpec::try_from(config)?;
@@ -134,7 +135,8 @@ fn run(
     kept?;
     let configured_ms = events.elapsed_ms();
     log::enter(Phase::Rootfs);
-    let root = rootfs::mount(&spec, &state, events, &signals)?;
+    let observers = Observers { events, signals: &signals, supervisor: &supervisor };
+    let root = rootfs::mount(&spec, &state, observers)?;
     let Some(kernel) = kernel else { return undo(&root, &state, events) };
     root.sync_meanwhile();
     log::enter(Phase::Vm);
@@ -146,7 +148,7 @@ fn run(
         guest: &guest,
         console: console.relay,
         signals,
-        supervisor: Supervisor::from_environment(),
+        supervisor,
         events: Arc::clone(events),
         configured_ms,
     })?;

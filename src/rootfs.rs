@@ -20,6 +20,7 @@ use crate::process::{Signals, StopRequest};
 use crate::run;
 use crate::spec::{ImageSpec, VmSpec};
 use crate::state_dir::StateDir;
+use crate::supervisor::Supervisor;
 
 /// At most ten progress events a second: enough for a bar that moves.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
@@ -43,6 +44,17 @@ pub(crate) enum RootfsError {
     Stopped(StopRequest),
 }
 
+/// How much longer a service manager is asked to wait while something moves.
+const PROGRESS_MARGIN: Duration = Duration::from_secs(90);
+
+/// Who is told of an unpacking, and who may end it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Observers<'a> {
+    pub(crate) events: &'a EventWriter,
+    pub(crate) signals: &'a Signals,
+    pub(crate) supervisor: &'a Supervisor,
+}
+
 /// A mounted root.
 #[derive(Debug)]
 pub(crate) struct Root {
@@ -63,9 +75,9 @@ struct CachedStack {
 pub(crate) fn mount(
     spec: &VmSpec,
     state: &StateDir,
-    events: &EventWriter,
-    signals: &Signals,
+    observers: Observers<'_>,
 ) -> Result<Root, RootfsError> {
+    let events = observers.events;
     let start = Instant::now();
     let image = spec.image.as_ref().map(resolve).transpose()?;
     if let Some((_, image)) = &image {
@@ -73,7 +85,7 @@ pub(crate) fn mount(
     }
     let layers = match &image {
         None => None,
-        Some((layout, image)) => Some(unpack(spec, layout, image, events, signals)?),
+        Some((layout, image)) => Some(unpack(spec, layout, image, observers)?),
     };
     let empty = Stack::empty();
     let stack = layers.as_ref().map_or(&empty, |layers| &layers.stack);
@@ -156,15 +168,14 @@ fn unpack(
     spec: &VmSpec,
     layout: &Layout,
     image: &Image,
-    events: &EventWriter,
-    signals: &Signals,
+    observers: Observers<'_>,
 ) -> Result<CachedStack, RootfsError> {
     let cache = LayerCache::open(&spec.paths.cache_dir)?;
     let mut stopped = None;
-    let mut meter = Meter { events, layers: &image.layers, done: HashMap::new(), last: None };
+    let mut meter = Meter { observers, layers: &image.layers, done: HashMap::new(), last: None };
     let mut on_progress = |layer, progress| {
         meter.report(layer, progress);
-        stopped = stopped.or_else(|| signals.next());
+        stopped = stopped.or_else(|| observers.signals.next());
         if stopped.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
     let composed = cache.compose(layout, &image.layers, &mut on_progress);
@@ -176,7 +187,7 @@ fn unpack(
 
 /// Turns the progress on layers into events.
 struct Meter<'a> {
-    events: &'a EventWriter,
+    observers: Observers<'a>,
     layers: &'a [Layer],
     /// Bytes done of each layer, by its index.
     done: HashMap<usize, u64>,
@@ -198,7 +209,8 @@ impl Meter<'_> {
             return;
         }
         self.last = Some(Instant::now());
-        self.events.emit(EventKind::RootfsProgress {
+        self.observers.supervisor.extend_timeout(PROGRESS_MARGIN);
+        self.observers.events.emit(EventKind::RootfsProgress {
             layer: layer.digest.to_string(),
             layer_number: count(index + 1),
             layers: count(self.layers.len()),

@@ -18,13 +18,14 @@ lint:
 	tests/deny
 	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --document-private-items
 
-# The shim and the program for its guests, in target/release.
+# The shim, the program for its guests and the command for people, in target/release.
 build:
 	@tests/build
+	cargo build --release -p a3s-box
 
 PREFIX ?= /usr/local
 install: build
-	install -D -t $(DESTDIR)$(PREFIX)/bin target/release/a3s-box-shim
+	install -D -t $(DESTDIR)$(PREFIX)/bin target/release/a3s-box-shim target/release/a3s-box
 	install -D -t $(DESTDIR)$(PREFIX)/lib/a3s-box target/release/a3s-box-guest
 	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
 	sed 's|/usr/local/|$(PREFIX)/|' systemd/a3s-box@.service >$(DESTDIR)$(PREFIX)/lib/systemd/system/a3s-box@.service

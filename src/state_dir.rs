@@ -11,7 +11,8 @@
 //!     ├── upper/, work/        writable layer of the root, unless it is in
 //!     ├── disk/                mount point of a tmpfs or of
 //!     ├── disk.img             a file system in a file
-//!     └── console.log          output of the workload, unless `console.path` says otherwise
+//!     └── console.log          output of the workload, unless `console.path` says otherwise;
+//!                              what was before it is in console.log.1
 //! ```
 //!
 //! Liveness is the lock: it ends with the process, however that ends. The next start of the same
@@ -32,8 +33,6 @@ use nix::unistd::geteuid;
 use crate::record::{self, DRAFT_FILE, ExitFile, Process};
 use crate::spec::VmSpec;
 
-/// Lock of earlier versions.
-const OLD_LOCK: &str = "lock";
 const AGENT_SOCKET: &str = "agent.sock";
 const CONTROL_SOCKET: &str = "control.sock";
 const ROOT: &str = "root";
@@ -51,7 +50,7 @@ const LOCK_PATIENCE: Duration = Duration::from_millis(200);
 const LOCK_RETRY: Duration = Duration::from_millis(1);
 
 /// What is removed at the start, if a killed shim left it, and at the end.
-const TRANSIENT: [&str; 7] = [AGENT_SOCKET, CONTROL_SOCKET, ROOT, UPPER, WORK, DISK, DISK_IMAGE];
+const TRANSIENT: [&str; 6] = [AGENT_SOCKET, CONTROL_SOCKET, ROOT, UPPER, WORK, DISK, DISK_IMAGE];
 
 /// The state folder cannot be used.
 #[derive(Debug, thiserror::Error)]

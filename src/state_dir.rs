@@ -50,7 +50,7 @@ const LOCK_PATIENCE: Duration = Duration::from_millis(200);
 const LOCK_RETRY: Duration = Duration::from_millis(1);
 
 /// What is removed at the start, if a killed shim left it, and at the end.
-const TRANSIENT: [&str; 6] = [AGENT_SOCKET, CONTROL_SOCKET, ROOT, UPPER, WORK, DISK, DISK_IMAGE];
+const TRANSIENT: [&str; 7] = [AGENT_SOCKET, CONTROL_SOCKET, ROOT, UPPER, WORK, DISK, DISK_IMAGE];
 
 /// The state folder cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -97,7 +97,7 @@ impl StateDir {
         let process = Process::this().map_err(system("read", Path::new("/proc/self/stat")))?;
         record::write_run(&lock, &process.run_record(&spec.id))
             .map_err(system("write", &path.join(RUN_FILE)))?;
-        [DRAFT_FILE, OLD_LOCK].into_iter().chain(TRANSIENT).try_for_each(remove_stale)?;
+        [DRAFT_FILE].into_iter().chain(TRANSIENT).try_for_each(remove_stale)?;
         let exit_file = ExitFile::prepare(&path, &spec.id, process)
             .map_err(system("make", &path.join(DRAFT_FILE)))?;
         let state = Self { path, _lock: lock, exit_file };

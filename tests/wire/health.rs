@@ -253,6 +253,26 @@ fn figures_are_told_at_once_and_then_each_interval() {
     assert!(of(&without, "metrics").is_empty());
 }
 
+#[test]
+fn no_secret_is_told_anywhere() {
+    const SECRET: &str = "hunter2-and-more";
+    let playing = start(&script(&["serve", "started=7", "sleep-ms=400"]), |config| {
+        let state_dir = config["paths"]["state_dir"].as_str().unwrap().to_owned();
+        let file = std::path::Path::new(&state_dir).with_file_name("events");
+        config["process"]["env"] = json!({"TOKEN": SECRET});
+        config["events"] = json!({"metrics_interval_ms": 100, "file": file});
+    });
+    let run = playing.end();
+    assert_eq!(run.ending(), (Some(0), "exited", None));
+    let state = run.folder.path().join("s/golden");
+    let mut texts = vec![run.stdout.clone(), run.stderr.clone()];
+    for name in ["run.json", "exit.json", "console.log", "../../events"] {
+        texts.push(std::fs::read_to_string(state.join(name)).unwrap());
+    }
+    assert!(texts.iter().all(|text| !text.contains(SECRET)), "{texts:#?}");
+    assert!(texts[0].contains("box.stopped") && texts[5] == texts[0], "the file is the stream");
+}
+
 fn run_without_metrics() -> Run {
     run(&script(&["serve", "started=7", "sleep-ms=200"]))
 }

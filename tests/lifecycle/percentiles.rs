@@ -3,6 +3,10 @@
 use std::fmt;
 use std::time::Duration;
 
+/// How often a set of times is taken at most, until it keeps its limit: others work on the machine, too,
+/// which makes times longer and never shorter.
+pub(crate) const ATTEMPTS: usize = 3;
+
 /// Of a set of times, those that so many percent do not exceed.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Percentiles {

@@ -272,13 +272,7 @@ impl Tree {
         let resolve = ResolveFlag::RESOLVE_IN_ROOT
             | ResolveFlag::RESOLVE_NO_MAGICLINKS
             | ResolveFlag::RESOLVE_NO_XDEV;
-        let path = if directory.is_empty() { b"." } else { directory };
-        let how = || {
-            OpenHow::new()
-                .flags(OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC)
-                .resolve(resolve)
-        };
-        let mut attempts = (0..RESOLVE_ATTEMPTS).map(|_| openat2(&self.root, path, how()));
+        let mut attempts = (0..RESOLVE_ATTEMPTS).map(|_| self.open_path(directory, resolve));
         attempts.find(|result| !matches!(result, Err(Errno::EAGAIN))).unwrap_or(Err(Errno::EAGAIN))
     }
 
@@ -287,9 +281,21 @@ impl Tree {
         let resolve = ResolveFlag::RESOLVE_BENEATH
             | ResolveFlag::RESOLVE_NO_SYMLINKS
             | ResolveFlag::RESOLVE_NO_XDEV;
+        self.open_path(directory, resolve)
+    }
+
+    /// A symbolic link at the end of a path is guarded where everybody may write, as in `/tmp`
+    /// (`fs.protected_symlinks`, proc(5)): one of another owner than the directory's is refused. In an
+    /// image it is what it is; on the way to `.` it is not guarded.
+    fn open_path(&self, directory: &[u8], resolve: ResolveFlag) -> nix::Result<OwnedFd> {
         let path = if directory.is_empty() { b"." } else { directory };
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        openat2(&self.root, path, OpenHow::new().flags(flags).resolve(resolve))
+        let open =
+            |path: &[u8]| openat2(&self.root, path, OpenHow::new().flags(flags).resolve(resolve));
+        match open(path) {
+            Err(Errno::EACCES) => open(&[path, b"/."].concat()),
+            opened => opened,
+        }
     }
 
     /// Resolves a path name by name, and says where it leads: `None` if to nothing, unless missing

@@ -7,7 +7,7 @@ use std::process::Command;
 use a3s_box_oci::Digest;
 use tar::EntryType;
 
-use crate::archive::{TIME, Tar};
+use crate::archive::{TIME, Tar, header};
 use crate::bench::{Bench, GZIP, amd64, chain, gzip, names, tree};
 
 const ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
@@ -105,6 +105,21 @@ fn later_entry_replaces_an_earlier_one_whatever_their_types() {
     }
     assert!(fs::symlink_metadata(layer.path.join("link-to-dir")).unwrap().is_dir());
     assert_eq!(fs::metadata(layer.path.join("merged")).unwrap().mode() & 0o777, 0o700);
+}
+
+#[test]
+fn symlinked_parent_of_another_owner_is_resolved_where_everybody_may_write() {
+    let bench = Bench::new();
+    let mut tmp = header(EntryType::Directory, "tmp", 0o1777);
+    tmp.set_uid(0);
+    let tar = Tar::new()
+        .append(tmp, "", b"")
+        .symlink("tmp/link", "/srv")
+        .file("tmp/link/a", "content")
+        .hard_link("b", "tmp/link/a");
+    let layer = bench.unpack_tar(tar).unwrap();
+    assert_eq!(fs::read_to_string(layer.path.join("b")).unwrap(), "content");
+    assert_eq!(names(&layer.path), ["b", "srv", "srv/a", "tmp", "tmp/link"]);
 }
 
 #[test]

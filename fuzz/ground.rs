@@ -1,10 +1,14 @@
-//! The ground that all targets share: a folder in memory with a layout in it, and a tree outside
-//! that must stay as it is.
+//! The ground that targets share: for those that read images, a folder in memory with a layout in it,
+//! and a tree outside that must stay as it is. For the others, [`memory`], [`pieces`] and [`peer`].
 //!
 //! The tree is where the links of the hostile corpus lead, `/mnt/canary`, in a mount namespace of
 //! the fuzzer's own. Needs root, as unpacking does.
 
 #![allow(clippy::unwrap_used, reason = "what cannot be set up ends the fuzzer")]
+
+pub mod memory;
+pub mod peer;
+pub mod pieces;
 
 use std::error::Error;
 use std::fs;

@@ -1,5 +1,7 @@
 //! Why a config is refused.
 
+use serde_path_to_error::Segment;
+
 /// Why a config is refused: where, what was found, what was expected.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
@@ -72,6 +74,17 @@ impl ConfigError {
     pub(super) fn from_serde(error: &serde_path_to_error::Error<serde_json::Error>) -> Self {
         if !error.inner().is_data() {
             return Self::syntax(error.inner());
+        }
+        // serde fills objects from arrays, too, by position. In one, the path does not tell a secret.
+        let mut segments = error.path().iter();
+        match (segments.next(), segments.next()) {
+            (Some(Segment::Seq { .. }), _) => {
+                return Self::invalid("config", "an array", "an object");
+            }
+            (Some(Segment::Map { key }), Some(Segment::Seq { .. })) if key == "process" => {
+                return Self::invalid("process", "an array", "an object");
+            }
+            _ => {}
         }
         let path = match error.path().to_string() {
             root if root == "." => "config".to_owned(),

@@ -66,6 +66,26 @@ fn a_secret_of_the_wrong_type_is_not_quoted() {
 }
 
 #[test]
+fn a_secret_in_an_array_for_an_object_is_not_quoted() {
+    // serde reads them by position, and what is wrong in one is found before the array is.
+    let cases = [
+        (r#"{"process":[null,[],{"TOKEN":31337}]}"#, "process: found an array, expected an object"),
+        (
+            r#"{"process":[null,[],[["TOKEN",31337]]]}"#,
+            "process: found an array, expected an object",
+        ),
+        (r#"[1,null,null,{"env":{"TOKEN":31337}}]"#, "config: found an array, expected an object"),
+        (
+            r#"[1,null,null,[null,[],{"TOKEN":31337}]]"#,
+            "config: found an array, expected an object",
+        ),
+    ];
+    for (json, expected) in cases {
+        assert_eq!(refused(json), expected, "{json}");
+    }
+}
+
+#[test]
 fn secrets_are_not_in_debug_output() {
     let config = BoxConfig::from_json(br#"{"process":{"env":{"TOKEN":"hunter2"}}}"#).unwrap();
     let shown = format!("{config:?}");

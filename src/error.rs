@@ -92,7 +92,9 @@ impl ShimError {
             Self::Rootfs(RootfsError::Layout(_)) => ErrorCode::ImageInvalid,
             Self::Rootfs(RootfsError::Layer(CacheError::Layer { .. })) => ErrorCode::LayerInvalid,
             Self::Rootfs(_) => ErrorCode::RootfsFailed,
-            Self::Guest(GuestError::NothingToRun) => ErrorCode::ConfigInvalid,
+            Self::Guest(GuestError::NothingToRun | GuestError::Share(_)) => {
+                ErrorCode::ConfigInvalid
+            }
             Self::Guest(GuestError::StopSignal { .. }) => ErrorCode::ImageInvalid,
             Self::Guest(_) => ErrorCode::HostUnsupported,
             Self::Control(_) => ErrorCode::Internal,

@@ -1,10 +1,12 @@
 //! What runs in the guest: the program that is PID 1, its config, and the machine around it.
 
+mod share;
+
 use std::io;
 use std::path::{Path, PathBuf};
 
 use a3s_box_core::config::AgentProvider;
-use a3s_box_krun::{Connect, Machine, OverlayFile, Share, VsockPort};
+use a3s_box_krun::{Access, Connect, Machine, OverlayFile, Share, VsockPort};
 use a3s_box_oci::Image;
 use a3s_box_proto::control::{
     EnvironmentVariable, GuestConfig, Mount, TmpfsMount, VirtiofsMount, Workload, mount,
@@ -12,6 +14,8 @@ use a3s_box_proto::control::{
 use a3s_box_proto::{CONTROL_PORT, GUEST_CONFIG_FILE, encode};
 use nix::sys::signal::Signal;
 
+use self::share::PinnedFolder;
+pub(crate) use self::share::{ShareError, SharedFolder};
 use crate::console::Ports;
 use crate::process;
 use crate::run::{RunSpec, parse_signal};
@@ -37,6 +41,8 @@ pub(crate) enum GuestError {
     NothingToRun,
     #[error("the image's stop signal `{found}` is unknown")]
     StopSignal { found: String },
+    #[error("cannot share a folder with the guest")]
+    Share(#[from] ShareError),
     #[error("cannot look for the guest program")]
     Process(#[from] process::ProcessError),
 }
@@ -45,8 +51,17 @@ pub(crate) enum GuestError {
 #[derive(Debug)]
 pub(crate) struct Guest {
     config: GuestConfig,
+    shares: Vec<PinnedShare>,
     /// First signal of a stop.
     pub(crate) stop_signal: Signal,
+}
+
+/// A folder of the host for the guest.
+#[derive(Debug)]
+struct PinnedShare {
+    tag: String,
+    folder: PinnedFolder,
+    access: Access,
 }
 
 /// Reads the program that will be PID 1.
@@ -75,7 +90,8 @@ fn beside(executable: &Path) -> Vec<PathBuf> {
     [Some(folder.join(PROGRAM)), library].into_iter().flatten().collect()
 }
 
-/// Merges image and config into what PID 1 is told.
+/// Merges image and config into what PID 1 is told, and opens what it gets of the host. To be called in
+/// the mount namespace that the VM will have.
 pub(crate) fn describe(spec: &VmSpec, image: Option<&Image>) -> Result<Guest, GuestError> {
     let run = RunSpec::merge(spec, image.map(|image| &image.config));
     let found = run.stop_signal.clone();
@@ -86,7 +102,19 @@ pub(crate) fn describe(spec: &VmSpec, image: Option<&Image>) -> Result<Guest, Gu
         hostname: spec.id.clone(),
         agent_port: (spec.agent.provider == AgentProvider::Builtin).then_some(spec.agent.port),
     };
-    Ok(Guest { config, stop_signal })
+    let shares = pin_shares(spec)?;
+    Ok(Guest { config, shares, stop_signal })
+}
+
+fn pin_shares(spec: &VmSpec) -> Result<Vec<PinnedShare>, ShareError> {
+    let pin = |mount: &crate::spec::MountSpec| match &mount.source {
+        MountSource::Virtiofs { tag, folder, access } => {
+            let pinned = folder.pin();
+            Some(pinned.map(|folder| PinnedShare { tag: tag.clone(), folder, access: *access }))
+        }
+        MountSource::Tmpfs { .. } => None,
+    };
+    spec.mounts.iter().filter_map(pin).collect()
 }
 
 fn workload(spec: &VmSpec, run: RunSpec, has_image: bool) -> Result<Option<Workload>, GuestError> {
@@ -108,14 +136,14 @@ fn guest_mount(spec: &crate::spec::MountSpec) -> Mount {
     let source = match &spec.source {
         MountSource::Virtiofs { tag, access, .. } => mount::Source::Virtiofs(VirtiofsMount {
             tag: tag.clone(),
-            read_only: *access == a3s_box_krun::Access::ReadOnly,
+            read_only: *access == Access::ReadOnly,
         }),
         MountSource::Tmpfs { size_mib } => mount::Source::Tmpfs(TmpfsMount { size_mib: *size_mib }),
     };
     Mount { target: spec.target.clone(), source: Some(source) }
 }
 
-/// Everything that libkrun is told.
+/// Everything that libkrun is told. The guest must outlive the VM: it holds the folders open.
 pub(crate) fn machine(
     spec: &VmSpec,
     state: &StateDir,
@@ -123,11 +151,10 @@ pub(crate) fn machine(
     program: Vec<u8>,
     console: Ports,
 ) -> Machine {
-    let shares = spec.mounts.iter().filter_map(|mount| match &mount.source {
-        MountSource::Virtiofs { tag, path, access } => {
-            Some(Share { tag: tag.clone(), path: path.clone(), access: *access })
-        }
-        MountSource::Tmpfs { .. } => None,
+    let shares = guest.shares.iter().map(|PinnedShare { tag, folder, access }| Share {
+        tag: tag.clone(),
+        path: folder.path(),
+        access: *access,
     });
     Machine {
         vcpus: spec.vcpus,

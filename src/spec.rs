@@ -4,6 +4,7 @@
 //! later phases do not check again. What belongs to a later version is refused here by name.
 
 mod mounts;
+mod places;
 
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
@@ -22,6 +23,7 @@ use a3s_box_proto::{CONTROL_PORT, control};
 use nix::sys::signal::Signal;
 
 pub(crate) use self::mounts::{MountSource, MountSpec};
+use self::places::Places;
 use crate::state_dir;
 
 /// Longest id of a box: a component of short socket paths.
@@ -126,9 +128,17 @@ impl TryFrom<BoxConfig> for VmSpec {
         check_process(&config.process)?;
         check_resources(&config.resources)?;
         check_paths(&config.paths, &id)?;
+        let places = Places::find(&config.paths, &id)?;
+        let image = config.image.map(ImageSpec::try_from).transpose()?;
+        let console = ConsoleSpec::try_from(config.console)?;
+        let events = EventsSpec::try_from(config.events)?;
+        image.as_ref().map_or(Ok(()), |image| places.refuse_layout(&image.layout))?;
+        for (field, file) in [("console.path", &console.path), ("events.file", &events.file)] {
+            file.as_deref().map_or(Ok(()), |file| places.refuse_in_cache(field, file))?;
+        }
         Ok(Self {
             id,
-            image: config.image.map(ImageSpec::try_from).transpose()?,
+            image,
             process: config.process,
             vcpus: config.resources.vcpus,
             memory_mib: config.resources.memory_mib,
@@ -136,10 +146,10 @@ impl TryFrom<BoxConfig> for VmSpec {
             disk_mib: config.resources.disk_mib,
             rlimits: rlimits(&config.resources)?,
             timeout: config.resources.timeout_ms.map(Duration::from_millis),
-            mounts: mounts::check(&config.mounts)?,
+            mounts: mounts::check(&config.mounts, &places)?,
             agent: AgentSpec::try_from(&config.agent)?,
-            console: ConsoleSpec::try_from(config.console)?,
-            events: EventsSpec::try_from(config.events)?,
+            console,
+            events,
             stop_signal: stop_signal(&config.stop)?,
             stop_grace: Duration::from_millis(config.stop.grace_ms),
             die_with_parent: config.stop.die_with_parent,

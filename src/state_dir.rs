@@ -1,7 +1,7 @@
 //! The folder of a box: everything that it leaves on this host while it lives.
 //!
 //! ```text
-//! <paths.state_dir>/           0700
+//! <paths.state_dir>/           0700, in folders where nobody else can replace it
 //! └── <id>/                    0700
 //!     ├── run.json             which process this is; locked (flock) for as long as the shim lives
 //!     ├── exit.json            how it ended, once it has; until then exit.json.new
@@ -27,8 +27,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use a3s_box_core::record::{EXIT_FILE, RUN_FILE};
+use a3s_box_oci::{StoreError, check_parents, private_folder};
 use nix::fcntl::OFlag;
-use nix::unistd::geteuid;
 
 use crate::record::{self, DRAFT_FILE, ExitFile, Process};
 use crate::spec::VmSpec;
@@ -57,12 +57,23 @@ const TRANSIENT: [&str; 7] = [AGENT_SOCKET, CONTROL_SOCKET, ROOT, UPPER, WORK, D
 pub(crate) enum StateDirError {
     #[error("box `{id}` is in use: another shim holds `{}`", lock.display())]
     InUse { id: String, lock: PathBuf },
-    #[error("`{}`: found {found}, expected a folder of user {expected} with mode 0700", path.display())]
-    NotPrivate { path: PathBuf, found: String, expected: u32 },
+    #[error("other users could reach the box")]
+    NotPrivate(#[source] StoreError),
     #[error("`{}` is not a regular file", path.display())]
     NotAFile { path: PathBuf },
     #[error("cannot {action} `{}`", path.display())]
     System { action: &'static str, path: PathBuf, source: io::Error },
+}
+
+impl From<StoreError> for StateDirError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::System { operation: action, path, source } => {
+                Self::System { action, path, source }
+            }
+            exposed @ StoreError::Exposed { .. } => Self::NotPrivate(exposed),
+        }
+    }
 }
 
 /// The folder of this box, locked.
@@ -86,6 +97,7 @@ impl StateDir {
         let parent = &spec.paths.state_dir;
         let made = DirBuilder::new().recursive(true).mode(0o700).create(parent);
         made.map_err(system("make", parent))?;
+        check_parents(parent)?;
         private_folder(parent)?;
         let path = parent.join(&spec.id);
         let lock = lock(&path, &spec.id)?;
@@ -172,7 +184,7 @@ fn lock(path: &Path, id: &str) -> Result<File, StateDirError> {
     let run_file = path.join(RUN_FILE);
     let deadline = Instant::now() + LOCK_PATIENCE;
     loop {
-        match private_folder(path).and_then(|()| try_lock(&run_file)) {
+        match private_folder(path).map_err(Into::into).and_then(|_| try_lock(&run_file)) {
             Ok(Some(lock)) => return Ok(lock),
             // Removed after it was made or found.
             Err(StateDirError::System { source, .. })
@@ -234,23 +246,6 @@ fn remove(path: &Path) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
     }
-}
-
-fn private_folder(path: &Path) -> Result<(), StateDirError> {
-    match DirBuilder::new().mode(0o700).create(path) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-            return Err(system("make", path)(error));
-        }
-        _ => {}
-    }
-    let found = fs::symlink_metadata(path).map_err(system("look at", path))?;
-    let user = geteuid().as_raw();
-    if found.is_dir() && found.uid() == user && found.mode() & 0o077 == 0 {
-        return Ok(());
-    }
-    let kind = if found.is_dir() { "a folder" } else { "something else" };
-    let found = format!("{kind} of user {} with mode {:04o}", found.uid(), found.mode() & 0o7777);
-    Err(StateDirError::NotPrivate { path: path.to_owned(), found, expected: user })
 }
 
 fn system(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StateDirError {
@@ -348,7 +343,8 @@ mod tests {
                     let mut locked = 0;
                     while locked < 1000 {
                         // The one that fails has met another's removal.
-                        let tried = private_folder(&folder).and_then(|()| try_lock(&run_file));
+                        let tried = private_folder(&folder).map_err(Into::into);
+                        let tried = tried.and_then(|_| try_lock(&run_file));
                         let Ok(Some(held)) = tried else { continue };
                         locked += 1;
                         let found = fs::metadata(&run_file).unwrap();

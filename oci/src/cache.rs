@@ -1,8 +1,8 @@
 //! The layer cache: each layer unpacked once, for all boxes, under the name of its content.
 //!
 //! ```text
-//! <dir>/                        owned by us, not writable by others
-//! └── layers-v2[-user-<map>]/   0700, as image trees hold setuid files; a new format gets a new name,
+//! <dir>/                        0700, as image trees hold setuid files; see `store`
+//! └── layers-v2[-user-<map>]/   0700, as all in it; a new format gets a new name,
 //!     │                         and what is unpacked in a user namespace is apart, by its id maps
 //!     ├── ready/<name>/         verified; never written again
 //!     │   ├── tree/             what overlayfs mounts; whiteouts are in its form
@@ -38,13 +38,14 @@ use std::time::{Duration, SystemTime};
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, readlinkat, renameat};
 use nix::sys::stat::{Mode, fstatat, mkdirat};
-use nix::unistd::{Uid, UnlinkatFlags, symlinkat, syncfs, unlinkat};
+use nix::unistd::{UnlinkatFlags, symlinkat, syncfs, unlinkat};
 
 use crate::compose::Stack;
 use crate::digest::Digest;
 use crate::directory::{OPEN_DIR, names_in};
 use crate::mount::Flavour;
 use crate::record::Record;
+use crate::store::{StoreError, check_parents, private_folder, private_folder_in};
 use crate::unpack::{LayerError, LayerFacts, Limits, Seams, remove_tree};
 
 /// Folder of the current format.
@@ -72,26 +73,9 @@ const WAIT_STEP: Duration = Duration::from_millis(10);
 /// A cache that cannot be used, or a layer that cannot be put into it.
 #[derive(Debug, thiserror::Error)]
 pub enum CacheError {
-    /// A folder of the cache belongs to somebody else, who could change what boxes run.
-    #[error("cache folder `{}` belongs to another user: expected uid {expected}, found {found}", path.display())]
-    Owner {
-        /// The folder.
-        path: PathBuf,
-        /// Our effective user.
-        expected: u32,
-        /// The folder's owner.
-        found: u32,
-    },
-    /// A folder of the cache is open to others.
-    #[error("cache folder `{}` is open to other users: expected none of mode {forbidden:#o}, found {found:#o}", path.display())]
-    Mode {
-        /// The folder.
-        path: PathBuf,
-        /// Permissions that others must not have.
-        forbidden: u32,
-        /// The folder's permissions.
-        found: u32,
-    },
+    /// Other users could reach or replace a folder of the cache, or it cannot be opened.
+    #[error("cannot use the cache folder")]
+    Store(#[from] StoreError),
     /// The system refused an operation on the cache itself.
     #[error("cannot {operation} `{}`", path.display())]
     System {
@@ -205,7 +189,8 @@ impl LayerCache {
     ///
     /// # Errors
     ///
-    /// When the folder belongs to another user, or others can write to it.
+    /// When the folder belongs to another user, others can enter it, or somebody else could put another
+    /// one in its place.
     pub fn open(dir: &Path) -> Result<Self, CacheError> {
         let error = |operation| {
             move |source| CacheError::System { operation, path: dir.to_owned(), source }
@@ -215,14 +200,15 @@ impl LayerCache {
             .mode(0o700)
             .create(dir)
             .map_err(error("make the cache folder"))?;
+        check_parents(dir)?;
         let path = dir.canonicalize().map_err(error("find the cache folder"))?;
-        let outer = OwnedFd::from(File::open(&path).map_err(error("open the cache folder"))?);
-        check_access(&outer, &path, 0o022)?;
+        let outer = private_folder(&path)?;
         let flavour = Flavour::of_process(&outer).map_err(error("set an attribute on"))?;
         let name = format_dir(flavour).map_err(error("read the id maps of this process for"))?;
         let path = path.join(&name);
-        let format = private_dir(outer.as_fd(), &name, &path)?;
-        let inner = |name: &str| private_dir(format.as_fd(), name, &path.join(name));
+        let format = private_folder_in(outer.as_fd(), Path::new(&name), &path)?;
+        let inner =
+            |name: &str| private_folder_in(format.as_fd(), Path::new(name), &path.join(name));
         let (ready, stacks, staging, locks) =
             (inner("ready")?, inner("stacks")?, inner("staging")?, inner("locks")?);
         let boot =
@@ -547,39 +533,4 @@ fn format_dir(flavour: Flavour) -> io::Result<String> {
     maps.extend(std::fs::read("/proc/self/gid_map")?);
     let digits: String = Digest::of(&maps).hex().chars().take(ID_MAP_DIGITS).collect();
     Ok(format!("{FORMAT_DIR}-user-{digits}"))
-}
-
-/// Opens a folder that only we can enter, and makes it if it is missing.
-fn private_dir(parent: BorrowedFd<'_>, name: &str, path: &Path) -> Result<OwnedFd, CacheError> {
-    let error = |operation| {
-        move |errno: Errno| CacheError::System {
-            operation,
-            path: path.to_owned(),
-            source: errno.into(),
-        }
-    };
-    match mkdirat(parent, name, Mode::S_IRWXU) {
-        Ok(()) | Err(Errno::EEXIST) => {}
-        Err(errno) => return Err(error("make cache folder")(errno)),
-    }
-    let dir = openat(parent, name, OPEN_DIR, Mode::empty()).map_err(error("open cache folder"))?;
-    check_access(&dir, path, 0o077)?;
-    Ok(dir)
-}
-
-/// Checks that a folder is ours, and that others have none of the `forbidden` permissions.
-fn check_access(dir: &OwnedFd, path: &Path, forbidden: u32) -> Result<(), CacheError> {
-    let metadata = dir.try_clone().map(File::from).and_then(|dir| dir.metadata());
-    let metadata = metadata.map_err(|source| {
-        let (operation, path) = ("look at cache folder", path.to_owned());
-        CacheError::System { operation, path, source }
-    })?;
-    let (expected, path) = (Uid::effective().as_raw(), path.to_owned());
-    if metadata.uid() != expected {
-        return Err(CacheError::Owner { path, expected, found: metadata.uid() });
-    }
-    match metadata.mode() & 0o7777 {
-        found if found & forbidden != 0 => Err(CacheError::Mode { path, forbidden, found }),
-        _ => Ok(()),
-    }
 }

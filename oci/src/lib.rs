@@ -19,6 +19,7 @@
 //!
 //! - A layer that can be seen in the cache has the size, the digest and the `DiffID` that its image claims.
 //! - Unpacking works on directory fds only; nothing an image says is resolved outside of its own tree.
+//! - Nobody but us and root can reach what is in the cache, or replace it.
 //! - No input makes this crate panic, and no input makes it use memory without a bound.
 
 mod batch;
@@ -39,6 +40,7 @@ mod record;
 mod retention;
 mod select;
 mod stack;
+mod store;
 mod text;
 mod unpack;
 mod verify;
@@ -55,6 +57,7 @@ pub use layout::{JsonError, Layout, LayoutError};
 pub use overlay::{MountError, OverlaySpec, RootMethod};
 pub use platform::{Platform, PlatformError};
 pub use retention::{Collected, Retention};
+pub use store::{StoreError, check_parents, private_folder};
 pub use unpack::{
     ArchiveError, EntryError, LayerError, LayerFacts, Limits, PathError, PaxError, Progress,
     SparseError,

@@ -1,11 +1,13 @@
 //! The mounts of a box, validated.
 
-use std::path::{Component, Path, PathBuf};
+use std::path::{Component, Path};
 
 use a3s_box_core::config::{ConfigError, MountConfig};
 use a3s_box_krun::{Access, MAX_SHARES};
 
 use super::absolute;
+use super::places::{Place, Places};
+use crate::guest::SharedFolder;
 
 /// A file system that the guest mounts besides its root.
 #[derive(Debug)]
@@ -17,28 +19,31 @@ pub(crate) struct MountSpec {
 /// Where its content comes from.
 #[derive(Debug)]
 pub(crate) enum MountSource {
-    Virtiofs { tag: String, path: PathBuf, access: Access },
+    Virtiofs { tag: String, folder: SharedFolder, access: Access },
     Tmpfs { size_mib: u64 },
 }
 
-pub(super) fn check(mounts: &[MountConfig]) -> Result<Vec<MountSpec>, ConfigError> {
+pub(super) fn check(
+    mounts: &[MountConfig],
+    places: &Places,
+) -> Result<Vec<MountSpec>, ConfigError> {
     let shares =
         mounts.iter().filter(|mount| matches!(mount, MountConfig::Virtiofs { .. })).count();
     if shares > MAX_SHARES {
         let expected = format!("at most {MAX_SHARES}: the machine has no more interrupts");
         return Err(ConfigError::invalid("mounts", format!("{shares} of type virtiofs"), expected));
     }
-    mounts.iter().enumerate().map(|(i, mount)| check_one(i, mount)).collect()
+    mounts.iter().enumerate().map(|(i, mount)| check_one(i, mount, places)).collect()
 }
 
-fn check_one(i: usize, mount: &MountConfig) -> Result<MountSpec, ConfigError> {
+fn check_one(i: usize, mount: &MountConfig, places: &Places) -> Result<MountSpec, ConfigError> {
     let path = format!("mounts[{i}]");
     match mount {
         MountConfig::Virtiofs { source, target, read_only } => Ok(MountSpec {
             target: check_target(&path, target)?,
             source: MountSource::Virtiofs {
                 tag: format!("mount{i}"),
-                path: check_source(&path, source)?,
+                folder: check_source(&format!("{path}.source"), source, places)?,
                 access: if *read_only { Access::ReadOnly } else { Access::ReadWrite },
             },
         }),
@@ -69,14 +74,17 @@ fn check_target(path: &str, target: &str) -> Result<String, ConfigError> {
     Err(ConfigError::invalid(field, format!("`{target}`"), "a folder below `/`, without `..`"))
 }
 
-/// The folder, without symlinks: libkrun opens it late, and with `O_NOFOLLOW`.
-fn check_source(path: &str, source: &Path) -> Result<PathBuf, ConfigError> {
-    let field = format!("{path}.source");
-    absolute(&field, source)?;
-    let found = match source.canonicalize() {
-        Ok(folder) if folder.is_dir() => return Ok(folder),
-        Ok(_) => format!("`{}`, which is not a folder", source.display()),
-        Err(error) => format!("`{}` ({error})", source.display()),
+/// The folder, by its one path without symbolic links.
+fn check_source(field: &str, source: &Path, places: &Places) -> Result<SharedFolder, ConfigError> {
+    absolute(field, source)?;
+    let refuse = |why: String| {
+        let found = format!("`{}`{why}", source.display());
+        ConfigError::invalid(field, found, "an existing folder of the host")
     };
-    Err(ConfigError::invalid(field, found, "an existing folder of the host"))
+    let canonical = source.canonicalize().and_then(|path| Place::find(&path));
+    let place = canonical.map_err(|error| refuse(format!(" ({error})")))?;
+    let inode = place.inode.filter(|_| place.path.is_dir());
+    let inode = inode.ok_or_else(|| refuse(", which is not a folder".to_owned()))?;
+    places.refuse_share(field, &place)?;
+    Ok(SharedFolder { path: place.path, inode })
 }

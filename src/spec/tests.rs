@@ -1,7 +1,12 @@
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
+use std::path::{Path, PathBuf};
+
 use a3s_box_core::BoxConfig;
 use a3s_box_core::config::Readiness;
+use serde_json::{Value, json};
 
-use super::VmSpec;
+use super::{MountSource, VmSpec};
 
 fn validate(json: &str) -> Result<VmSpec, String> {
     let config = BoxConfig::from_json(json.as_bytes()).unwrap();
@@ -115,5 +120,139 @@ fn what_a_later_version_does_is_refused_by_name_and_never_ignored() {
     for (json, path) in cases {
         let found = validate(json).unwrap_err();
         assert!(found.starts_with(&format!("{path}: not supported yet")), "{json}: {found}");
+    }
+}
+
+/// A state folder `s` with a box `demo`, a cache `c` with something in it, and what is beside them.
+fn host() -> (tempfile::TempDir, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().canonicalize().unwrap();
+    for folder in ["s/demo/upper", "c/layers", "share/inner", "new"] {
+        fs::create_dir_all(root.join(folder)).unwrap();
+    }
+    symlink(root.join("s/demo"), root.join("to-demo")).unwrap();
+    symlink(root.join("share"), root.join("to-share")).unwrap();
+    symlink(&root, root.join("share/to-root")).unwrap();
+    (dir, root)
+}
+
+/// A config with the state and the cache folder of [`host`].
+fn config_in(root: &Path) -> Value {
+    let paths = json!({"state_dir": root.join("s"), "cache_dir": root.join("c")});
+    json!({"id": "demo", "paths": paths})
+}
+
+#[test]
+fn share_is_no_folder_of_the_shim_nor_in_one_nor_around_one() {
+    let (_dir, root) = host();
+    let shared = |source: &str, change: &dyn Fn(&mut Value)| {
+        let mut config = config_in(&root);
+        let mount = json!({"type": "virtiofs", "source": root.join(source), "target": "/a"});
+        config["mounts"] = json!([mount]);
+        change(&mut config);
+        validate(&config.to_string())
+    };
+    let at = |path: &str| root.join(path).display().to_string();
+    let cases = [
+        ("", at(""), "holds the state folder"),
+        ("/", "/".to_owned(), "holds the state folder"),
+        ("s", at("s"), "is the state folder"),
+        ("share/../s", at("s"), "is the state folder"),
+        ("s/demo", at("s/demo"), "is in the state folder"),
+        ("to-demo", at("s/demo"), "is in the state folder"),
+        ("to-demo/upper", at("s/demo/upper"), "is in the state folder"),
+        ("share/to-root/c", at("c"), "is the layer cache"),
+        ("c/layers", at("c/layers"), "is in the layer cache"),
+    ];
+    for (source, resolved, relation) in cases {
+        let found = shared(source, &|_| {}).unwrap_err();
+        let resolved = resolved.trim_end_matches('/');
+        let resolved = if resolved.is_empty() { "/" } else { resolved };
+        let expected = format!("mounts[0].source: found `{resolved}`, which {relation} `");
+        assert!(found.starts_with(&expected), "{source}\n found: {found}\n expected: {expected}");
+    }
+    // Folders that are made later count as well, and those that a symlink leads to.
+    let later = |source: &str, path: &str| {
+        let state_dir = root.join(path);
+        shared(source, &|config| config["paths"]["state_dir"] = json!(state_dir))
+    };
+    for path in ["new/a/s", "new/./s", "new/missing/../s", "share/to-root/new/s"] {
+        let found = later("new", path).unwrap_err();
+        assert!(found.contains("/new`, which holds the state folder"), "{path}: {found}");
+    }
+    later("share", "newer/s").unwrap();
+    for source in ["share", "to-share", "new/../share", "share/to-root/share/."] {
+        let spec = shared(source, &|_| {}).unwrap();
+        let MountSource::Virtiofs { folder, .. } = &spec.mounts[0].source else { panic!() };
+        assert_eq!(folder.path, root.join("share"), "{source}");
+    }
+}
+
+#[test]
+fn image_and_files_are_not_where_they_would_not_last() {
+    let (_dir, root) = host();
+    let with = |section: &str, key: &str, path: &str| {
+        let mut config = config_in(&root);
+        config[section] = json!({key: root.join(path)});
+        validate(&config.to_string())
+    };
+    let in_cache = "which is in the layer cache (`paths.cache_dir`)";
+    let cases = [
+        ("image", "layout", "c/layers", in_cache),
+        ("image", "layout", "c", in_cache),
+        ("image", "layout", "s/demo/image", "which is in the box's own folder"),
+        ("image", "layout", "to-demo/image", "which is in the box's own folder"),
+        ("console", "path", "c/console", in_cache),
+        ("console", "path", "share/to-root/c/new/console", in_cache),
+        ("events", "file", "c/events", in_cache),
+    ];
+    for (section, key, path, expected) in cases {
+        let found = with(section, key, path).unwrap_err();
+        let expected =
+            format!("{section}.{key}: found `{}`, {expected}", root.join(path).display());
+        assert!(found.starts_with(&expected), "found: {found}\n expected: {expected}");
+    }
+    for (section, key, path) in [
+        ("image", "layout", "share/image"),
+        ("image", "layout", "s/other/image"),
+        ("image", "layout", "share/inner/missing"),
+        ("console", "path", "s/demo/console"),
+        ("events", "file", "cc/events"),
+    ] {
+        with(section, key, path).unwrap();
+    }
+}
+
+#[test]
+fn folder_that_others_could_replace_is_refused_with_what_makes_it_so() {
+    let (_dir, root) = host();
+    let open = root.join("new");
+    fs::create_dir(open.join("s")).unwrap();
+    for (field, path) in [("state_dir", "new/s"), ("cache_dir", "new/missing/c")] {
+        let check = || {
+            let mut config = config_in(&root);
+            config["paths"][field] = json!(root.join(path));
+            validate(&config.to_string()).map(drop)
+        };
+        let chmod = |mode| fs::set_permissions(&open, Permissions::from_mode(mode)).unwrap();
+        for mode in [0o777, 0o770, 0o702] {
+            chmod(mode);
+            let expected = format!(
+                "paths.{field}: found `{}` in `{}`, a parent folder of user 0 with mode {mode:04o}, \
+                 expected one of root or of user 0 that nobody else can write to",
+                root.join(path).display(),
+                open.display()
+            );
+            let found = check().unwrap_err();
+            assert!(found.starts_with(&expected), "found: {found}\n expected: {expected}");
+        }
+        for mode in [0o1777, 0o755] {
+            chmod(mode);
+            check().unwrap();
+        }
+        chown(&open, Some(1), None).unwrap();
+        let found = check().unwrap_err();
+        assert!(found.contains("a parent folder of user 1 with mode 0755"), "{found}");
+        chown(&open, Some(0), None).unwrap();
     }
 }

@@ -58,7 +58,7 @@ impl Ground {
         for name in ["c", "disk", "log", "s"] {
             fs::create_dir(folder.join(name)).unwrap();
         }
-        run("chmod", &["700", "/mnt/s"]);
+        run("chmod", &["700", "/mnt/c", "/mnt/s"]);
         image.write(&folder.join("layout"));
         let mut ground = Self { folder, mounts: Vec::new() };
         ground.settle();

@@ -16,7 +16,7 @@ use crate::image::image;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Starts a shim with a config.
-fn spawn(config: &Value, arguments: &[&str]) -> Child {
+pub(crate) fn spawn(config: &Value, arguments: &[&str]) -> Child {
     let mut child = shim().args(arguments).spawn().unwrap();
     child.stdin.take().unwrap().write_all(config.to_string().as_bytes()).unwrap();
     child
@@ -31,7 +31,7 @@ fn hanging(folder: &Path, disk: &str) -> Value {
 }
 
 /// Waits for what must come true.
-fn wait_until(what: &str, condition: impl Fn() -> bool) {
+pub(crate) fn wait_until(what: &str, condition: impl Fn() -> bool) {
     let start = Instant::now();
     while !condition() {
         assert!(start.elapsed() < PATIENCE, "{what}");

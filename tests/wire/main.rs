@@ -7,6 +7,7 @@
 //! | `health` | health checks, readiness, states, figures |
 //! | `readers` | standard output: slow, gone, and nobody else's |
 //! | `disk` | what a box can write, and that nothing of it is left |
+//! | `identity` | what an image and a share are to the host: nothing that others can reach, nor another folder |
 //! | `stops` | the steps of a stop, and a parent that dies |
 //! | `resolved` | what is told about an image before it is unpacked |
 //! | `journal` | the log: a real journal, standard error, and no secret in either |
@@ -24,6 +25,7 @@ mod faults;
 mod goldens;
 mod harness;
 mod health;
+mod identity;
 mod image;
 mod input;
 mod journal;

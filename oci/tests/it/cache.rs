@@ -3,7 +3,7 @@
 use std::env;
 use std::fs::{self, File, Permissions};
 use std::ops::ControlFlow;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use crate::archive::Tar;
 use crate::bench::{Bench, amd64, chain, names};
-use a3s_box_oci::{CacheError, Layer, LayerCache, Progress};
+use a3s_box_oci::{CacheError, Layer, LayerCache, Progress, StoreError};
 
 /// Tells the child of a test in which folder to unpack.
 const HANG_IN: &str = "A3S_OCI_TEST_HANG_IN";
@@ -209,16 +209,37 @@ fn cache_that_others_can_change_is_refused() {
     let chmod = |path: &str, mode| {
         fs::set_permissions(bench.path(path), Permissions::from_mode(mode)).unwrap();
     };
-    chmod("cache", 0o755);
-    open().unwrap();
-    chmod("cache", 0o1777);
-    assert!(matches!(open().unwrap_err(), CacheError::Mode { found: 0o1777, .. }));
+    let refused = |path: &str, expected: &str| {
+        let error = open().unwrap_err();
+        let CacheError::Store(store @ StoreError::Exposed { path: found, .. }) = &error else {
+            panic!("{error:?}")
+        };
+        let text = store.to_string();
+        assert!(*found == bench.path(path) && text.contains(expected), "{text}");
+    };
+    for mode in [0o755, 0o1777, 0o710] {
+        chmod("cache", mode);
+        let expected = format!("with mode {mode:04o}, expected a folder of user 0 with mode 0700");
+        refused("cache", &expected);
+    }
     chmod("cache", 0o700);
-    chmod("cache/layers-v2/staging", 0o711);
-    assert!(matches!(open().unwrap_err(), CacheError::Mode { found: 0o711, .. }));
-    chmod("cache/layers-v2/staging", 0o700);
-    std::os::unix::fs::chown(bench.path("cache/layers-v2"), Some(1), None).unwrap();
-    assert!(matches!(open().unwrap_err(), CacheError::Owner { expected: 0, found: 1, .. }));
+    for inner in ["", "/ready", "/stacks", "/staging", "/locks"] {
+        let inner = format!("cache/layers-v2{inner}");
+        chmod(&inner, 0o711);
+        refused(&inner, "with mode 0711");
+        chmod(&inner, 0o700);
+    }
+    chown(bench.path("cache/layers-v2"), Some(1), None).unwrap();
+    refused("cache/layers-v2", "found a folder of user 1 with mode 0700");
+    chown(bench.path("cache/layers-v2"), Some(0), None).unwrap();
+    drop(open().unwrap());
+    // A link in place of a folder of the cache.
+    fs::rename(bench.path("cache/layers-v2/ready"), bench.path("elsewhere")).unwrap();
+    symlink(bench.path("elsewhere"), bench.path("cache/layers-v2/ready")).unwrap();
+    refused("cache/layers-v2/ready", "a symbolic link or a file");
+    // Others could put a cache of theirs in its place.
+    chmod("", 0o777);
+    refused("", "a parent folder of user 0 with mode 0777");
 }
 
 /// Ways to damage a layer in the cache, given its folder.
@@ -229,7 +250,7 @@ const DAMAGES: [fn(&Path); 4] = [
     |folder| {
         // As after a crash of the machine before the layer was on the disk.
         fs::remove_file(folder.join("boot")).unwrap();
-        std::os::unix::fs::symlink("another-boot", folder.join("boot")).unwrap();
+        symlink("another-boot", folder.join("boot")).unwrap();
     },
 ];
 

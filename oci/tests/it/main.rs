@@ -19,6 +19,7 @@ mod overlay;
 mod resolve;
 mod retention;
 mod sparse;
+mod stores;
 mod tools;
 mod unpacking;
 mod verify;

@@ -1,0 +1,210 @@
+//! What an image and a share are to the host: setuid files that nobody can reach, and folders that
+//! are still the ones which were meant.
+
+use std::fs::{self, OpenOptions, Permissions};
+use std::io::Write;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use serde_json::{Value, json};
+
+use crate::disk::{mounted_root, spawn, wait_until};
+use crate::harness::{config, parse, shim};
+use crate::image::image;
+
+/// Runs a program as a user that nobody is: by a shell, as setpriv itself still has root's capabilities.
+fn as_user(program: &str, arguments: &[&str]) -> Output {
+    let user = ["--reuid=65533", "--regid=65533", "--clear-groups", "--"];
+    let shell = ["sh", "-c", r#"exec "$0" "$@""#, program];
+    Command::new("setpriv").args(user).args(shell).args(arguments).output().unwrap()
+}
+
+fn chmod(path: &Path, mode: u32) {
+    fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+}
+
+/// The code of the only error, and all that it says.
+fn error_of(output: &Output) -> (String, String) {
+    assert_eq!(output.status.code(), Some(125), "{output:?}");
+    let events = parse(std::str::from_utf8(&output.stdout).unwrap());
+    let error = events.iter().find(|event| event["type"] == "error").unwrap();
+    (error["code"].as_str().unwrap().to_owned(), error["causes"].to_string())
+}
+
+fn prepare(config: &Value) -> Output {
+    spawn(config, &["--prepare"]).wait_with_output().unwrap()
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+#[test]
+fn setuid_files_of_an_image_and_a_box_are_out_of_reach_for_other_users() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = config(folder.path(), &["hang"]);
+    config["image"] = image(
+        folder.path(),
+        "echo lower >of-the-image && mkdir -m 777 open && cp /bin/cat open/suid && chmod 4755 open/suid",
+    );
+    // What protects is the shim's folders, and not that of the test.
+    chmod(folder.path(), 0o755);
+    let readable = folder.path().join("readable");
+    fs::write(&readable, "content").unwrap();
+    chmod(&readable, 0o644);
+    assert!(as_user("cat", &[text(&readable)]).status.success());
+
+    let mut child = spawn(&config, &[]);
+    let root = mounted_root(&child, folder.path());
+    fs::copy("/bin/cat", root.join("open/new")).unwrap();
+    chmod(&root.join("open/new"), 0o4755);
+    let ready = fs::read_dir(folder.path().join("c/layers-v2/ready")).unwrap();
+    let mut files: Vec<PathBuf> =
+        ready.map(|entry| entry.unwrap().path().join("tree/open/suid")).collect();
+    files.push(folder.path().join("s/golden/upper/open/new"));
+    files.extend(["open/suid", "open/new"].map(|name| root.join(name)));
+    assert_eq!(files.len(), 4);
+    for file in &files {
+        let found = fs::metadata(file).unwrap();
+        assert_eq!((found.uid(), found.mode() & 0o7777), (0, 0o4755), "{}", file.display());
+        // The very program would give root's rights.
+        for (program, arguments) in [("cat", vec![text(file)]), (text(file), vec!["/dev/null"])] {
+            let output = as_user(program, &arguments);
+            let complaint = String::from_utf8_lossy(&output.stderr);
+            let denied = !output.status.success() && complaint.contains("Permission denied");
+            assert!(denied, "{}: {} {complaint}", file.display(), output.status);
+        }
+    }
+    let found = as_user("find", &[text(folder.path()), "-perm", "-4000"]);
+    assert_eq!(String::from_utf8_lossy(&found.stdout), "");
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
+fn store_that_others_can_reach_or_replace_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = config(folder.path(), &["never", "played"]);
+    config["image"] = image(folder.path(), "echo 1 >file");
+    assert_eq!(prepare(&config).status.code(), Some(0));
+    for (store, code) in
+        [("c", "rootfs_failed"), ("c/layers-v2", "rootfs_failed"), ("s", "state_dir")]
+    {
+        let store = folder.path().join(store);
+        chmod(&store, 0o755);
+        let (found, causes) = error_of(&prepare(&config));
+        assert_eq!(found, code, "{causes}");
+        let expected = format!(
+            "`{}`: found a folder of user 0 with mode 0755, expected a folder of user 0 with mode 0700",
+            store.display()
+        );
+        assert!(causes.contains(&expected), "{causes}");
+        chmod(&store, 0o700);
+    }
+    let parent = folder.path().join("parent");
+    fs::create_dir(&parent).unwrap();
+    for name in ["state_dir", "cache_dir"] {
+        let mut config = config.clone();
+        config["paths"][name] = json!(parent.join(name));
+        chmod(&parent, 0o777);
+        let (code, causes) = error_of(&prepare(&config));
+        assert_eq!(code, "config_invalid", "{causes}");
+        assert!(causes.contains("a parent folder of user 0 with mode 0777"), "{causes}");
+        assert!(!parent.join(name).exists());
+        chmod(&parent, 0o1777);
+        assert_eq!(prepare(&config).status.code(), Some(0));
+    }
+}
+
+/// Makes $2 the same folder as $1; the rest is a command line.
+const BOUND: &str = r#"
+mount --make-rprivate /
+mount --bind "$1" "$2"
+shift 2
+exec "$@"
+"#;
+
+#[test]
+fn folder_of_the_shim_is_not_shared_under_another_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().canonicalize().unwrap();
+    for name in ["stores/s/golden", "stores/c/layers", "name"] {
+        fs::create_dir_all(root.join(name)).unwrap();
+    }
+    let check = |bound: &str, source: &str| {
+        let mut config = config(&root.join("stores"), &["never", "played"]);
+        let mount = json!({"type": "virtiofs", "source": root.join(source), "target": "/a"});
+        config["mounts"] = json!([mount]);
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-euc", BOUND, "sh"]);
+        command.args([root.join(bound), root.join("name")]);
+        command.arg(shim().get_program()).arg("--check");
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        child.stdin.take().unwrap().write_all(config.to_string().as_bytes()).unwrap();
+        child.wait_with_output().unwrap()
+    };
+    for (bound, source, relation) in [
+        ("stores", "name", "holds the state folder"),
+        ("stores/s", "name", "is the state folder"),
+        ("stores/s", "name/golden", "is in the state folder"),
+        ("stores/c", "name/layers", "is in the layer cache"),
+        ("stores", "name/c/layers", "is in the layer cache"),
+    ] {
+        let (code, causes) = error_of(&check(bound, source));
+        assert_eq!(code, "config_invalid", "{causes}");
+        let expected = format!("found `{}`, which {relation}", root.join(source).display());
+        assert!(causes.contains(&expected), "{bound} {source}: {causes}");
+    }
+    assert_eq!(check("stores/c/layers", "stores").status.code(), Some(125));
+    assert_eq!(check("name", "name").status.code(), Some(0));
+}
+
+#[test]
+fn share_that_is_replaced_after_it_was_validated_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().canonicalize().unwrap();
+    let mut config = config(&root, &["never", "played"]);
+    fs::create_dir(root.join("shared")).unwrap();
+    fs::create_dir(root.join("secrets")).unwrap();
+    config["mounts"] = json!([{"type": "virtiofs", "source": root.join("shared"), "target": "/a"}]);
+    // Read once the config is valid.
+    let guest = root.join("guest");
+    assert!(Command::new("mkfifo").arg(&guest).status().unwrap().success());
+    config["paths"]["guest"] = json!(guest);
+    let child = spawn(&config, &[]);
+    let mut program = OpenOptions::new().write(true).open(&guest).unwrap();
+    fs::rename(root.join("shared"), root.join("moved")).unwrap();
+    symlink(root.join("secrets"), root.join("shared")).unwrap();
+    program.write_all(b"program").unwrap();
+    drop(program);
+    let (code, causes) = error_of(&child.wait_with_output().unwrap());
+    assert_eq!(code, "config_invalid", "{causes}");
+    let expected =
+        format!("`{}` was replaced while the box was prepared", text(&root.join("shared")));
+    assert!(causes.contains(&expected), "{causes}");
+}
+
+#[test]
+fn shared_folder_is_held_for_as_long_as_the_vm_runs() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().canonicalize().unwrap();
+    let mut config = config(&root, &["hang"]);
+    fs::create_dir(root.join("shared")).unwrap();
+    symlink(root.join("shared"), root.join("link")).unwrap();
+    config["mounts"] = json!([{"type": "virtiofs", "source": root.join("link"), "target": "/a"}]);
+    let mut child = spawn(&config, &[]);
+    // The fake guest was started, as libkrun would open its folders.
+    let children = format!("/proc/{0}/task/{0}/children", child.id());
+    wait_until("the guest runs", || fs::read_to_string(&children).is_ok_and(|ids| !ids.is_empty()));
+    let holds = |path: &Path| {
+        let fds = fs::read_dir(format!("/proc/{}/fd", child.id())).unwrap();
+        fds.filter_map(|fd| fs::read_link(fd.unwrap().path()).ok()).any(|target| target == path)
+    };
+    assert!(holds(&root.join("shared")));
+    fs::rename(root.join("shared"), root.join("moved")).unwrap();
+    assert!(holds(&root.join("moved")), "whatever becomes of its name");
+    child.kill().unwrap();
+    child.wait().unwrap();
+}

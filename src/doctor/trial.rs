@@ -115,6 +115,11 @@ impl Trial {
             // The pipe takes a config of ours at once; a shim that is gone already has said why.
             let _gone = stdin.write_all(&json);
         }
+        Self::watch(child, limit)
+    }
+
+    /// Watches a child whose standard output is a pipe.
+    fn watch(mut child: Child, limit: Duration) -> Result<Self, TrialError> {
         let Some(stdout) = child.stdout.take() else {
             return Err(system("read from the shim")(io::Error::other("no pipe")));
         };
@@ -204,5 +209,68 @@ impl Drop for Trial {
         // Neither fails for a child that has ended, and there is nobody to tell.
         let _killed = self.child.kill();
         let _ended = self.child.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::errno::Errno;
+
+    use super::*;
+
+    const READY: &str =
+        r#"{"v":1,"seq":0,"time":"","elapsed_ms":0,"box_id":"","type":"prepare.done"}"#;
+
+    fn trial(script: &str, limit: Duration) -> (Trial, Signals) {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", script]).stdout(Stdio::piped());
+        let trial = Trial::watch(command.spawn().unwrap(), limit).unwrap();
+        (trial, Signals::block(None).unwrap())
+    }
+
+    fn wait(script: &str, limit: Duration) -> Result<(), TrialError> {
+        let (mut trial, signals) = trial(script, limit);
+        trial.wait_for(&signals, |event| matches!(event, EventKind::PrepareDone {}).then_some(()))
+    }
+
+    const LONG: Duration = Duration::from_secs(30);
+
+    #[test]
+    fn event_is_found_among_others_and_in_pieces() {
+        let (begin, end) = READY.split_at(20);
+        let script = format!(
+            "echo; echo odd; echo '{{\"type\":\"of.later\"}}'; printf '%s' '{begin}'; sleep 0.1; echo '{end}'"
+        );
+        wait(&script, LONG).unwrap();
+    }
+
+    #[test]
+    fn child_that_says_nothing_of_it_is_not_waited_for_longer_than_allowed() {
+        let short = Duration::from_millis(200);
+        let error = wait("exec sleep 60", short).unwrap_err();
+        assert!(matches!(error, TrialError::TooLate(limit) if limit == short), "{error}");
+        let error = wait("exec sleep 60 >/dev/null", short).unwrap_err();
+        assert!(matches!(error, TrialError::TooLate(_)), "{error}");
+        let error = wait("exit 3", LONG).unwrap_err();
+        assert_eq!(error.to_string(), "the shim ended (exit status: 3) without saying why");
+        let error = wait("head -c 2000000 /dev/zero; exec sleep 60", LONG).unwrap_err();
+        assert!(matches!(error, TrialError::TooLong), "{error}");
+    }
+
+    #[test]
+    fn error_event_ends_the_search_with_its_causes() {
+        let report = r#""type":"error","code":"internal","message":"m","causes":["a","b"],"retryable":false"#;
+        let event = READY.replace(r#""type":"prepare.done""#, report);
+        let error = wait(&format!("echo '{event}'; echo '{READY}'; exec sleep 60"), LONG);
+        assert_eq!(error.unwrap_err().to_string(), "m: a: b");
+    }
+
+    #[test]
+    fn child_is_gone_with_its_trial() {
+        let (trial, _signals) = trial("exec sleep 60", LONG);
+        let pid = Pid::from_raw(i32::try_from(trial.child.id()).unwrap());
+        kill(pid, None).unwrap();
+        drop(trial);
+        assert_eq!(kill(pid, None), Err(Errno::ESRCH));
     }
 }

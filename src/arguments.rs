@@ -10,6 +10,7 @@ pub(crate) const VERSION: &str = concat!("a3s-box-shim ", env!("CARGO_PKG_VERSIO
 /// What `--help` prints.
 pub(crate) const USAGE: &str = "\
 usage: a3s-box-shim [--config FILE] [--parent PID] [--check | --prepare | --gc | --verify]
+       a3s-box-shim [--config FILE] --doctor [--json]
        a3s-box-shim --print-schema | --version | --help
 
 Reads a BoxConfig (JSON) on standard input, becomes the microVM that it describes, and
@@ -21,6 +22,9 @@ writes events (NDJSON) on standard output. The exit status is the workload's.
   --prepare       do everything up to the mounted root, undo it and exit; needs no KVM
   --gc            bring the layer cache within the config's `cache`, and exit
   --verify        compare the image's layers in the cache with its blobs, mend them, and exit
+  --doctor        examine this host: what boxes need, how it is, what to do about it; with
+                  --config for that box, and with --json as one JSON document. Exit status:
+                  0 all is well, 1 boxes run with less, 2 no box can run, 125 it failed itself
   --print-schema  print the JSON Schema of BoxConfig
   --version       print the version";
 
@@ -32,6 +36,7 @@ pub(crate) enum Mode {
     Prepare,
     Gc,
     Verify,
+    Doctor,
     PrintSchema,
     Version,
     Help,
@@ -44,6 +49,8 @@ pub(crate) struct Arguments {
     pub(crate) config: Option<PathBuf>,
     /// Process id of whoever started this process, as it says itself. Never 0.
     pub(crate) parent: Option<u32>,
+    /// Whether the doctor reports to a program.
+    pub(crate) json: bool,
 }
 
 /// A command line that makes no sense.
@@ -56,15 +63,17 @@ pub(crate) enum ArgumentError {
     #[error("--parent needs the id of a process")]
     NoParent,
     #[error(
-        "more than one of --check, --prepare, --gc, --verify, --print-schema, --version and --help"
+        "more than one of --check, --prepare, --gc, --verify, --doctor, --print-schema, --version and --help"
     )]
     TwoModes,
+    #[error("--json goes with --doctor")]
+    JsonWithoutDoctor,
 }
 
 impl Arguments {
     pub(crate) fn parse(words: impl Iterator<Item = OsString>) -> Result<Self, ArgumentError> {
         let mut words = words;
-        let mut arguments = Self { mode: Mode::Run, config: None, parent: None };
+        let mut arguments = Self { mode: Mode::Run, config: None, parent: None, json: false };
         while let Some(word) = words.next() {
             let mode = match word.to_str() {
                 Some("--config") => {
@@ -75,10 +84,15 @@ impl Arguments {
                     arguments.parent = Some(pid(words.next()).ok_or(ArgumentError::NoParent)?);
                     continue;
                 }
+                Some("--json") => {
+                    arguments.json = true;
+                    continue;
+                }
                 Some("--check") => Mode::Check,
                 Some("--prepare") => Mode::Prepare,
                 Some("--gc") => Mode::Gc,
                 Some("--verify") => Mode::Verify,
+                Some("--doctor") => Mode::Doctor,
                 Some("--print-schema") => Mode::PrintSchema,
                 Some("--version") => Mode::Version,
                 Some("--help" | "-h") => Mode::Help,
@@ -89,7 +103,10 @@ impl Arguments {
             }
             arguments.mode = mode;
         }
-        Ok(arguments)
+        match arguments.json && arguments.mode != Mode::Doctor {
+            true => Err(ArgumentError::JsonWithoutDoctor),
+            false => Ok(arguments),
+        }
     }
 }
 
@@ -107,10 +124,15 @@ mod tests {
 
     #[test]
     fn flags_are_read_and_nonsense_is_refused() {
-        let none = Arguments { mode: Mode::Run, config: None, parent: None };
+        let none = Arguments { mode: Mode::Run, config: None, parent: None, json: false };
         assert_eq!(parse(&[]), Ok(none));
-        let check = Arguments { mode: Mode::Check, config: Some("a".into()), parent: Some(17) };
+        let (config, parent) = (Some("a".into()), Some(17));
+        let check = Arguments { mode: Mode::Check, config, parent, json: false };
         assert_eq!(parse(&["--config", "a", "--parent", "17", "--check"]), Ok(check));
+        let doctor = Arguments { mode: Mode::Doctor, config: None, parent: None, json: true };
+        assert_eq!(parse(&["--json", "--doctor"]), Ok(doctor));
+        assert_eq!(parse(&["--json"]), Err(ArgumentError::JsonWithoutDoctor));
+        assert_eq!(parse(&["--json", "--check"]), Err(ArgumentError::JsonWithoutDoctor));
         for word in ["0", "-1", "", "x", "4294967296"] {
             assert_eq!(parse(&["--parent", word]), Err(ArgumentError::NoParent), "{word}");
         }

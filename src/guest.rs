@@ -66,13 +66,18 @@ struct PinnedShare {
 
 /// Reads the program that will be PID 1.
 pub(crate) fn load_program(spec: &VmSpec) -> Result<Vec<u8>, GuestError> {
+    find_program(spec).map(|(_, program)| program)
+}
+
+/// Finds the program that will be PID 1, and reads it.
+pub(crate) fn find_program(spec: &VmSpec) -> Result<(PathBuf, Vec<u8>), GuestError> {
     let candidates = match &spec.paths.guest {
         Some(path) => vec![path.clone()],
         None => beside(&process::executable()?),
     };
     for path in &candidates {
         match std::fs::read(path) {
-            Ok(program) => return Ok(program),
+            Ok(program) => return Ok((path.clone(), program)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(source) => {
                 return Err(GuestError::ProgramUnreadable { path: path.clone(), source });

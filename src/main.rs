@@ -23,6 +23,7 @@ mod arguments;
 mod console;
 mod control;
 mod disk;
+mod doctor;
 mod error;
 mod events;
 mod guest;
@@ -66,6 +67,7 @@ fn main() -> ExitCode {
         Err(error) => return say(io::stderr(), &format!("{error}\n\n{USAGE}"), exit::FAILED),
     };
     match arguments.mode {
+        Mode::Doctor => doctor::run(&arguments),
         Mode::Help => say(process::stdout(), USAGE, 0),
         Mode::Version => say(process::stdout(), arguments::VERSION, 0),
         Mode::PrintSchema => say(process::stdout(), schema::BOX_CONFIG, 0),

@@ -18,6 +18,7 @@ use nix::sys::stat::{Mode, umask};
 use nix::unistd::{dup2_stdin, dup2_stdout, geteuid};
 
 pub(crate) use self::parent::Parent;
+pub(crate) use self::user_namespace::{SubIds, has_programs};
 
 /// A step of setting the process up that failed.
 #[derive(Debug, thiserror::Error)]

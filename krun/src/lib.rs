@@ -36,7 +36,7 @@ pub use machine::{
     Access, Connect, MAX_SHARES, MAX_SOCKET_PATH_BYTES, MAX_TAG_BYTES, MAX_VCPUS, MIN_MEMORY_MIB,
     Machine, OverlayFile, Share, VsockPort,
 };
-pub use vm::Vm;
+pub use vm::{Vm, check_kvm};
 
 /// Which libkrun was compiled in.
 pub const BACKEND: &str = if cfg!(feature = "fake") {

@@ -146,8 +146,13 @@ impl Vm {
     }
 }
 
-/// libkrun panics in `krun_start_enter` when it cannot open `/dev/kvm`.
-fn check_kvm() -> Result<(), KrunError> {
+/// Says whether this host's KVM can be used. libkrun panics in `krun_start_enter` when it cannot open
+/// `/dev/kvm`.
+///
+/// # Errors
+///
+/// There is none, it may not be opened, or it does not answer as KVM does.
+pub fn check_kvm() -> Result<(), KrunError> {
     if cfg!(feature = "fake") {
         return Ok(());
     }

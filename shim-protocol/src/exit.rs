@@ -9,6 +9,8 @@
 //! | 127 | the program was not found |
 //! | 128 + n | the workload was ended by signal n |
 //!
+//! `--doctor` has statuses of its own: see [`doctor`](crate::doctor).
+//!
 //! A workload may itself exit with 124 to 128 + n: the `box.stopped` event says which it was.
 
 /// `resources.timeout_ms` ran out.

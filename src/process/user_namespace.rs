@@ -30,16 +30,36 @@ struct Range {
     count: u32,
 }
 
+/// The sub-ids of the user that runs the shim.
+#[derive(Debug)]
+pub(crate) struct SubIds {
+    uids: Vec<Range>,
+    gids: Vec<Range>,
+}
+
+impl SubIds {
+    pub(crate) fn of_this_user() -> Self {
+        let uid = geteuid();
+        let user = User::from_uid(uid).ok().flatten().map(|user| user.name);
+        let ranges = |path| {
+            // Where there is no such file, there are no sub-ids.
+            sub_ids(&fs::read_to_string(path).unwrap_or_default(), user.as_deref(), uid.as_raw())
+        };
+        Self { uids: ranges("/etc/subuid"), gids: ranges("/etc/subgid") }
+    }
+
+    /// How many user ids and group ids there are.
+    pub(crate) fn counts(&self) -> (u64, u64) {
+        let count = |ranges: &[Range]| ranges.iter().map(|range| u64::from(range.count)).sum();
+        (count(&self.uids), count(&self.gids))
+    }
+}
+
 /// Enters a new user namespace with a mount namespace of its own. To be called before any thread
 /// exists.
 pub(super) fn enter() -> Result<(), ProcessError> {
     let (uid, gid) = (geteuid(), getegid());
-    let user = User::from_uid(uid).ok().flatten().map(|user| user.name);
-    let ranges = |path| {
-        // Where there is no such file, there are no sub-ids.
-        sub_ids(&fs::read_to_string(path).unwrap_or_default(), user.as_deref(), uid.as_raw())
-    };
-    let (uids, gids) = (ranges("/etc/subuid"), ranges("/etc/subgid"));
+    let SubIds { uids, gids } = SubIds::of_this_user();
     let delegated = !uids.is_empty() && !gids.is_empty() && has_programs();
     // A process outside of the namespace has to write the maps, and forking later is not safe.
     let helpers = delegated
@@ -123,7 +143,8 @@ fn sub_ids(text: &str, user: Option<&str>, uid: u32) -> Vec<Range> {
     text.lines().filter_map(range).filter(|range| range.count > 0).take(MAX_RANGES).collect()
 }
 
-fn has_programs() -> bool {
+/// Whether the programs that map sub-ids are there.
+pub(crate) fn has_programs() -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let found = |name: &str| {
         std::env::split_paths(&path).any(|folder| Path::new(&folder).join(name).is_file())

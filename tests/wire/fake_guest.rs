@@ -120,7 +120,10 @@ fn main() -> Result<ExitCode> {
     let mut bytes = Vec::new();
     std::io::stdin().read_to_end(&mut bytes)?;
     let config: GuestConfig = decode(&bytes)?;
-    let script = config.workload.map(|workload| workload.args).unwrap_or_default();
+    // A box without a workload plays what the environment says.
+    let of_agent = || std::env::var("A3S_BOX_FAKE_SCRIPT").unwrap_or_default();
+    let words = |text: String| text.split_whitespace().map(str::to_owned).collect();
+    let script = config.workload.map_or_else(|| words(of_agent()), |workload| workload.args);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let answer = Answer { status: Status::Serving, state: State::Ready, delay_ms: 0 };

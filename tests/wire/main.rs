@@ -14,6 +14,7 @@
 //! | `service` | the unit of systemd |
 //! | `user` | a shim that is not root |
 //! | `upkeep` | the layer cache, cleared up and verified |
+//! | `doctor` | what is told about a host |
 //! | `input` | what is refused, and the flags for people |
 //!
 //! Needs root, because the shim makes mounts, and to become an ordinary user. Built with the feature `fake-vm`.
@@ -21,6 +22,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails here")]
 
 mod disk;
+mod doctor;
 mod faults;
 mod goldens;
 mod harness;

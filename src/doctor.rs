@@ -1,0 +1,176 @@
+//! `--doctor`: what boxes need of this host, how it is, and what to do about it.
+//!
+//! Where a box itself can tell, it is asked: a child of this executable goes through `--prepare`, for
+//! the namespaces and the root, and another boots. What they use is in a folder of their own, which is
+//! removed. The rest is read from where the kernel says it; nothing on the host is changed.
+//!
+//! ```text
+//!   --doctor ─┬─ kernel, hardware, identity, limits, folders, parts: read
+//!             ├─ trial ──► a3s-box-shim --prepare   a tiny image: namespaces, overlayfs
+//!             └─ trial ──► a3s-box-shim             boots until it is ready, and is stopped
+//! ```
+//!
+//! This process never enters a VM: unlike elsewhere, here `Drop` ends children and removes folders.
+
+mod folders;
+mod hardware;
+mod identity;
+mod kernel;
+mod limits;
+mod parts;
+mod sample;
+mod trial;
+mod trials;
+
+use std::error::Error;
+use std::fmt::Write as _;
+use std::fs::File;
+use std::io::{self, Read};
+use std::process::ExitCode;
+
+use a3s_box_core::config::PathsConfig;
+use a3s_box_core::doctor::{DoctorCheck, DoctorReport, DoctorStatus};
+use a3s_box_core::{BoxConfig, exit};
+
+use crate::arguments::Arguments;
+use crate::error::ShimError;
+use crate::process::{self, Signals, StopRequest};
+use crate::spec::VmSpec;
+
+/// Most that is read of a file of the kernel: /proc/cpuinfo, the longest, repeats itself for each CPU.
+const MAX_FILE_BYTES: u64 = 64 * 1024;
+
+/// Why there is no report.
+#[derive(Debug, thiserror::Error)]
+enum DoctorError {
+    #[error("cannot begin")]
+    Shim(#[from] ShimError),
+    #[error("cannot write the report")]
+    Json(#[from] serde_json::Error),
+    #[error("interrupted by {0}")]
+    Interrupted(StopRequest),
+}
+
+/// Examines this host, reports to whoever asked, and returns the exit status.
+pub(crate) fn run(arguments: &Arguments) -> ExitCode {
+    let written = examine(arguments).and_then(|report| {
+        let text = match arguments.json {
+            true => serde_json::to_string_pretty(&report)?,
+            false => to_text(&report),
+        };
+        Ok((text, report.exit_status()))
+    });
+    match written {
+        Ok((text, status)) => crate::say(process::stdout(), &text, status),
+        Err(error) => {
+            let status = match &error {
+                // Linux has 64 signals.
+                DoctorError::Interrupted(request) => {
+                    exit::for_signal(u8::try_from(request.signal() as i32).unwrap_or(u8::MAX))
+                }
+                _ => exit::FAILED,
+            };
+            crate::say(io::stderr(), &chain(&error), status)
+        }
+    }
+}
+
+fn examine(arguments: &Arguments) -> Result<DoctorReport, DoctorError> {
+    let config = match &arguments.config {
+        Some(_) => {
+            BoxConfig::from_json(&crate::read_config(arguments)?).map_err(ShimError::from)?
+        }
+        // A person at a terminal gives none.
+        None => BoxConfig::default(),
+    };
+    let spec = VmSpec::try_from(config).map_err(ShimError::from)?;
+    let signals = Signals::block(None).map_err(ShimError::from)?;
+    let kernel = kernel::Version::of_host();
+    let mut checks = vec![kernel::version(kernel), hardware::kvm()];
+    checks.extend([parts::kernel(&spec), parts::guest_program(&spec)]);
+    let may_boot = checks.iter().skip(1).all(|check| check.status != DoctorStatus::Failed);
+    checks.extend([identity::user_namespaces(), identity::sub_ids()]);
+    checks.extend(trials::root(&signals)?);
+    checks.extend([kernel::landlock(kernel), kernel::seccomp()]);
+    checks.extend([limits::cgroup(), limits::open_files(), limits::locked_memory()]);
+    checks.extend(folders(&spec.paths, arguments));
+    checks.push(parts::service_manager());
+    let boot = match may_boot {
+        true => trials::boot(&spec.paths, &signals)?,
+        false => trials::not_booted(),
+    };
+    checks.insert(2, hardware::virtualization(&boot));
+    checks.push(boot);
+    Ok(DoctorReport::new(checks))
+}
+
+/// Without a config, folders that cannot be used are no more than a default to be replaced.
+fn folders(paths: &PathsConfig, arguments: &Arguments) -> [DoctorCheck; 2] {
+    let missing = match &arguments.config {
+        Some(_) => DoctorStatus::Failed,
+        None => DoctorStatus::Degraded,
+    };
+    [folders::state(&paths.state_dir, missing), folders::cache(&paths.cache_dir, missing)]
+}
+
+/// One line for each check, in columns.
+fn to_text(report: &DoctorReport) -> String {
+    let width = report.checks.iter().map(|check| check.name.len()).max().unwrap_or_default();
+    let mut text = String::new();
+    for DoctorCheck { name, status, found, remedy } in &report.checks {
+        let status = match status {
+            DoctorStatus::Ok => "ok",
+            DoctorStatus::Degraded => "degraded",
+            DoctorStatus::Failed => "failed",
+        };
+        let remedy = remedy.as_ref().map(|remedy| format!("; remedy: {remedy}"));
+        let line = format!("{status:8}  {name:width$}  {found}{}", remedy.unwrap_or_default());
+        // A text cannot fail to take more.
+        let _written = writeln!(text, "{}", one_line(&line));
+    }
+    text
+}
+
+/// Names of files and messages of other programs may hold anything.
+fn one_line(text: &str) -> String {
+    text.chars().map(|character| if character.is_control() { ' ' } else { character }).collect()
+}
+
+/// The beginning of a file in which the kernel says something; none if there is no such file.
+fn read(path: &str) -> Option<String> {
+    let mut bytes = Vec::new();
+    File::open(path).ok()?.take(MAX_FILE_BYTES).read_to_end(&mut bytes).ok()?;
+    Some(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// An error and its causes, in one line.
+fn chain(error: &dyn Error) -> String {
+    let causes = std::iter::successors(Some(error), |&error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_has_a_line_for_each_check_and_its_remedy_where_one_is_needed() {
+        let report = DoctorReport::new(vec![
+            DoctorCheck::ok("a", "fine\nreally\u{1b}"),
+            DoctorCheck::degraded("long", "less", "more"),
+            DoctorCheck::failed("b", "none", "one"),
+        ]);
+        let expected = "ok        a     fine really \n\
+                        degraded  long  less; remedy: more\n\
+                        failed    b     none; remedy: one\n";
+        assert_eq!(to_text(&report), expected);
+    }
+
+    #[test]
+    fn what_is_read_is_bounded_and_may_be_missing() {
+        assert_eq!(read("/nowhere/at/all"), None);
+        assert_eq!(read("/"), None);
+        let length = read("/dev/zero").map(|text| text.len() as u64);
+        assert_eq!(length, Some(MAX_FILE_BYTES));
+    }
+}

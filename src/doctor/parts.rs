@@ -1,0 +1,63 @@
+//! What belongs to an installation beside the shim: the guest kernel, the guest program, and a service
+//! manager for who wants one.
+
+use std::path::Path;
+
+use a3s_box_core::doctor::DoctorCheck;
+use a3s_box_krun::kernel::Kernel;
+
+use super::chain;
+use crate::error::ShimError;
+use crate::guest;
+use crate::spec::VmSpec;
+
+/// Whether the guest kernel is found and is one, as it is for a box.
+pub(super) fn kernel(spec: &VmSpec) -> DoctorCheck {
+    const NAME: &str = "libkrunfw";
+    match crate::load_kernel(spec) {
+        Ok(kernel) => DoctorCheck::ok(NAME, place(&kernel)),
+        Err(error) => {
+            let (found, hint) = match &error {
+                ShimError::Vm(error) => (chain(error), error.hint()),
+                error => (chain(error), None),
+            };
+            let remedy = hint.unwrap_or("install libkrunfw 5 for this architecture");
+            DoctorCheck::failed(NAME, found, remedy)
+        }
+    }
+}
+
+fn place(kernel: &Kernel) -> String {
+    match kernel.path() {
+        path if path.is_absolute() => format!("`{}`", path.display()),
+        // The tests' libkrun has none.
+        path if path == Path::new("") => "not needed: a process plays the guest".to_owned(),
+        path => format!("`{}`, of the system's libraries", path.display()),
+    }
+}
+
+/// Whether the program that is PID 1 in a box is found.
+pub(super) fn guest_program(spec: &VmSpec) -> DoctorCheck {
+    const NAME: &str = "guest_program";
+    match guest::find_program(spec) {
+        Ok((path, program)) => {
+            DoctorCheck::ok(NAME, format!("`{}`, {} KiB", path.display(), program.len() >> 10))
+        }
+        Err(error) => {
+            let remedy = "install a3s-box-guest beside the shim, or set `paths.guest`";
+            DoctorCheck::failed(NAME, chain(&error), remedy)
+        }
+    }
+}
+
+/// Tells which service manager and journal there are; boxes need neither.
+pub(super) fn service_manager() -> DoctorCheck {
+    let has = |path| Path::new(path).exists();
+    let found = match (has("/run/systemd/system"), has("/run/systemd/journal/socket")) {
+        (true, true) => "systemd, with its journal",
+        (true, false) => "systemd, without a journal",
+        (false, true) => "a journal, without systemd",
+        (false, false) => "none",
+    };
+    DoctorCheck::ok("service_manager", format!("{found}; boxes need none"))
+}

@@ -1,0 +1,212 @@
+//! What only a box can tell: whether it gets its namespaces and its root, and whether it boots.
+
+use std::time::{Duration, Instant};
+
+use a3s_box_core::config::{ImageConfig, PathsConfig};
+use a3s_box_core::doctor::DoctorCheck;
+use a3s_box_core::event::{EventKind, RootMethod, StopReason};
+use a3s_box_core::{BoxConfig, ErrorCode};
+
+use super::trial::{Folder, Trial, TrialError};
+use super::{DoctorError, chain, kernel, sample};
+use crate::process::Signals;
+
+/// How long the root may take: it takes milliseconds, seconds on an emulated host.
+const ROOT_LIMIT: Duration = Duration::from_secs(20);
+
+/// How long the boot may take: a quarter of a second on hardware, some seconds on an emulated host.
+const BOOT_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// What is around the boot: the root before it, and the stop with all its own limits (15 s).
+const AROUND_BOOT: Duration = Duration::from_secs(25);
+
+/// Makes the root of a tiny image, in namespaces as those of a box.
+pub(super) fn root(signals: &Signals) -> Result<[DoctorCheck; 2], DoctorError> {
+    match make_root(signals) {
+        Err(TrialError::Interrupted(request)) => Err(DoctorError::Interrupted(request)),
+        tried => Ok(judge_root(tried)),
+    }
+}
+
+fn make_root(signals: &Signals) -> Result<RootMethod, TrialError> {
+    let folder = Folder::make()?;
+    let layout = folder.path().join("image");
+    sample::write(&layout)
+        .map_err(|source| TrialError::System { action: "write an image", source })?;
+    let mut config = config(&folder);
+    config.image = Some(ImageConfig { layout, reference: None, platform: None });
+    // Nothing is run; whether there is a guest program is another check.
+    config.paths.guest = Some("/dev/null".into());
+    let mut trial = Trial::start(&["--prepare"], &config, ROOT_LIMIT)?;
+    let root = trial.wait_for(signals, |event| match event {
+        EventKind::RootfsReady { root, .. } => Some(*root),
+        _ => None,
+    })?;
+    trial.wait_for(signals, |event| matches!(event, EventKind::PrepareDone {}).then_some(()))?;
+    trial.wait()?;
+    Ok(root)
+}
+
+fn judge_root(tried: Result<RootMethod, TrialError>) -> [DoctorCheck; 2] {
+    const NAMESPACES: &str = "namespaces";
+    const OVERLAYFS: &str = "overlayfs";
+    let place = if kernel::is_root() { "a mount namespace" } else { "a user namespace" };
+    let namespaces = DoctorCheck::ok(NAMESPACES, format!("a box gets {place}"));
+    let untried = "see the other checks";
+    match tried {
+        Ok(RootMethod::Overlay) => {
+            [namespaces, DoctorCheck::ok(OVERLAYFS, format!("layers can be mounted in {place}"))]
+        }
+        Ok(method) => {
+            let means = if method == RootMethod::Reflink { "cloned" } else { "copied" };
+            let found = format!("cannot be had in {place}: images are {means} for each box");
+            let remedy = "load the module `overlay`; for an ordinary user, Linux 5.11 or later";
+            [namespaces, DoctorCheck::degraded(OVERLAYFS, found, remedy)]
+        }
+        Err(TrialError::Told(report)) if report.code == ErrorCode::ProcessSetup => {
+            let remedy = report.hint.clone().unwrap_or_else(|| "run as root".to_owned());
+            let found = chain(&TrialError::Told(report));
+            let untried = DoctorCheck::failed(OVERLAYFS, "not tried, without namespaces", untried);
+            [DoctorCheck::failed(NAMESPACES, found, remedy), untried]
+        }
+        Err(error) => {
+            let remedy = match &error {
+                TrialError::Told(report) => report.hint.clone(),
+                _ => None,
+            };
+            let remedy = remedy.unwrap_or_else(|| untried.to_owned());
+            let found = format!("no root: {}", chain(&error));
+            [namespaces, DoctorCheck::failed(OVERLAYFS, found, remedy)]
+        }
+    }
+}
+
+/// Boots an agent-only box and stops it.
+pub(super) fn boot(paths: &PathsConfig, signals: &Signals) -> Result<DoctorCheck, DoctorError> {
+    match boot_and_stop(paths, signals) {
+        Err(TrialError::Interrupted(request)) => Err(DoctorError::Interrupted(request)),
+        tried => Ok(judge_boot(tried)),
+    }
+}
+
+/// What is said of a boot that cannot be.
+pub(super) fn not_booted() -> DoctorCheck {
+    DoctorCheck::failed(BOOT, "not tried, as something that it needs is missing", "see above")
+}
+
+const BOOT: &str = "boot";
+
+/// How long a box took.
+#[derive(Clone, Copy, Debug)]
+struct Booted {
+    ready_after: Duration,
+    stopped_after: Duration,
+}
+
+fn boot_and_stop(paths: &PathsConfig, signals: &Signals) -> Result<Booted, TrialError> {
+    let folder = Folder::make()?;
+    let mut config = config(&folder);
+    config.paths.libkrunfw.clone_from(&paths.libkrunfw);
+    config.paths.guest.clone_from(&paths.guest);
+    config.agent.boot_timeout_ms = 1000 * BOOT_TIMEOUT.as_secs();
+    let start = Instant::now();
+    let mut trial = Trial::start(&[], &config, BOOT_TIMEOUT + AROUND_BOOT)?;
+    trial.wait_for(signals, |event| matches!(event, EventKind::AgentReady { .. }).then_some(()))?;
+    let ready_after = start.elapsed();
+    trial.stop()?;
+    let stopped = Instant::now();
+    trial.wait_for(signals, |event| match event {
+        EventKind::BoxStopped { reason: StopReason::Stopped, .. } => Some(()),
+        _ => None,
+    })?;
+    trial.wait()?;
+    Ok(Booted { ready_after, stopped_after: stopped.elapsed() })
+}
+
+fn judge_boot(tried: Result<Booted, TrialError>) -> DoctorCheck {
+    match tried {
+        Ok(Booted { ready_after, stopped_after }) => {
+            let (ready, stopped) = (ready_after.as_millis(), stopped_after.as_millis());
+            let found =
+                format!("a box was ready after {ready} ms, and gone {stopped} ms after a stop");
+            DoctorCheck::ok(BOOT, found)
+        }
+        Err(error) => {
+            let remedy = match &error {
+                TrialError::Told(report) => report.hint.clone(),
+                _ => None,
+            };
+            let remedy = remedy.unwrap_or_else(|| {
+                "see `virtualization`, and the kernel's log (dmesg); `A3S_BOX_LOG=info` with a box \
+                 shows what its kernel says"
+                    .to_owned()
+            });
+            DoctorCheck::failed(BOOT, chain(&error), remedy)
+        }
+    }
+}
+
+/// A box that is alone in its folder.
+fn config(folder: &Folder) -> BoxConfig {
+    let paths = PathsConfig {
+        state_dir: folder.state_dir(),
+        cache_dir: folder.cache_dir(),
+        ..PathsConfig::default()
+    };
+    BoxConfig { id: Some("doctor".to_owned()), paths, ..BoxConfig::default() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::ExitStatus;
+
+    use a3s_box_core::ErrorReport;
+    use a3s_box_core::doctor::DoctorStatus::{Degraded, Failed, Ok as Fine};
+
+    use super::*;
+
+    fn told(code: ErrorCode, hint: Option<&str>) -> TrialError {
+        let report = ErrorReport::new(code, &io::Error::other("no such luck"));
+        TrialError::Told(report.with_hint(hint.map(str::to_owned)))
+    }
+
+    fn ended() -> TrialError {
+        TrialError::Ended(ExitStatus::from_raw(9))
+    }
+
+    #[test]
+    fn root_tells_of_namespaces_and_of_overlayfs() {
+        let cases = [
+            (Ok(RootMethod::Overlay), Fine, Fine),
+            (Ok(RootMethod::Reflink), Fine, Degraded),
+            (Ok(RootMethod::Copy), Fine, Degraded),
+            (Err(told(ErrorCode::ProcessSetup, Some("a hint"))), Failed, Failed),
+            (Err(told(ErrorCode::RootfsFailed, None)), Fine, Failed),
+            (Err(ended()), Fine, Failed),
+        ];
+        for (tried, namespaces, overlayfs) in cases {
+            let text = format!("{tried:?}");
+            let checks = judge_root(tried);
+            assert_eq!(checks.clone().map(|check| check.status), [namespaces, overlayfs], "{text}");
+            for check in checks {
+                assert_eq!(check.remedy.is_some(), check.status != Fine, "{check:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn boot_that_failed_says_why_and_what_to_do() {
+        let check = judge_boot(Err(told(ErrorCode::VmFailed, Some("a hint"))));
+        let expected = (Failed, "no such luck", Some("a hint"));
+        assert_eq!((check.status, check.found.as_str(), check.remedy.as_deref()), expected);
+        let check = judge_boot(Err(ended()));
+        assert!(check.found.contains("signal: 9"), "{check:?}");
+        assert!(check.remedy.unwrap().contains("`virtualization`"));
+        let ms = Duration::from_millis;
+        let check = judge_boot(Ok(Booted { ready_after: ms(312), stopped_after: ms(40) }));
+        let expected = "a box was ready after 312 ms, and gone 40 ms after a stop";
+        assert_eq!((check.status, check.found.as_str()), (Fine, expected));
+    }
+}

@@ -84,14 +84,29 @@ enum Sink {
     Device(Device),
 }
 
-/// Opens the console and starts the thread.
-pub(crate) fn open(spec: &VmSpec, state: &StateDir) -> Result<Console, ConsoleError> {
+/// A console whose thread is not started yet.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    ports: Ports,
+    pipes: [File; 2],
+    sink: Sink,
+}
+
+/// Opens the console, wherever it is.
+pub(crate) fn open(spec: &VmSpec, state: &StateDir) -> Result<Opened, ConsoleError> {
     let sink = Sink::open(&spec.console, state)?;
     let (stdout, stdout_port) = io::pipe().map_err(ConsoleError::Pipe)?;
     let (stderr, stderr_port) = io::pipe().map_err(ConsoleError::Pipe)?;
     let pipes = [File::from(OwnedFd::from(stdout)), File::from(OwnedFd::from(stderr))];
-    let relay = Relay::start(pipes, sink).map_err(ConsoleError::Pipe)?;
-    Ok(Console { ports: Ports { stdout: stdout_port.into(), stderr: stderr_port.into() }, relay })
+    Ok(Opened { ports: Ports { stdout: stdout_port.into(), stderr: stderr_port.into() }, pipes, sink })
+}
+
+impl Opened {
+    /// Starts the thread.
+    pub(crate) fn start(self) -> Result<Console, ConsoleError> {
+        let relay = Relay::start(self.pipes, self.sink).map_err(ConsoleError::Pipe)?;
+        Ok(Console { ports: self.ports, relay })
+    }
 }
 
 impl Sink {

@@ -8,6 +8,7 @@
 //!                      private mounts, state     │ flock on the box's folder
 //!                      root file system          │ unpack, overlay
 //!                      describe the guest        │ image config + process → GuestConfig
+//!                      confine                   │ namespaces, capabilities, Landlock, seccomp
 //!                      start control ────────────┼──────────────► signals, guest, health,
 //!                      configure libkrun         │                deadlines, events
 //!                      krun_start_enter          ▼                         │
@@ -20,6 +21,7 @@
 //! Nothing here relies on `Drop` once the VM is entered: the process ends in `exit_group`.
 
 mod arguments;
+mod confine;
 mod console;
 mod control;
 mod disk;
@@ -50,6 +52,7 @@ use a3s_box_krun::kernel::Kernel;
 use a3s_box_krun::{Machine, Vm};
 
 use crate::arguments::{Arguments, Mode, USAGE};
+use crate::confine::Confinement;
 use crate::control::Control;
 use crate::error::ShimError;
 use crate::events::{EventFileError, EventWriter};
@@ -131,6 +134,7 @@ fn run(
     let program = guest::load_program(&spec)?;
     let kernel = (arguments.mode == Mode::Run).then(|| load_kernel(&spec)).transpose()?;
     process::enter_private_mounts()?;
+    let confinement = Confinement::begin(&spec);
     let state = StateDir::acquire(&spec)?;
     *exit_file = Some(state.exit_file());
     // Not earlier: when another shim has this id, that is what is wrong, and not that it has the file.
@@ -140,10 +144,12 @@ fn run(
     let observers = Observers { events, signals: &signals, supervisor: &supervisor };
     let root = rootfs::mount(&spec, &state, observers)?;
     let Some(kernel) = kernel else { return undo(&root, &state, events) };
-    root.sync_meanwhile();
+    root.sync_meanwhile(spec.confinement)?;
     log::enter(Phase::Vm);
     let guest = guest::describe(&spec, root.image.as_ref())?;
     let console = console::open(&spec, &state)?;
+    confinement.complete(&spec, &state).into_iter().for_each(|confined| events.emit(confined));
+    let console = console.start()?;
     let control = Control::start(control::Setup {
         spec: &spec,
         state: &state,

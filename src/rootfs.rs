@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use a3s_box_core::config::ConfinementLevel;
 use a3s_box_core::event::{EventKind, RootMethod};
 use a3s_box_oci::{
     CacheError, Image, Layer, LayerCache, Layout, LayoutError, MountError, OverlaySpec, Progress,
@@ -110,9 +111,12 @@ impl Root {
         self.layers.as_ref().map_or(Ok(()), |layers| layers.sync())
     }
 
-    /// The same, while the VM starts.
-    pub(crate) fn sync_meanwhile(&self) {
-        let Some(layers) = self.layers.clone() else { return };
+    /// The same, while the VM starts. A confined shim has no thread that is not, so it syncs at once.
+    pub(crate) fn sync_meanwhile(&self, level: ConfinementLevel) -> Result<(), RootfsError> {
+        if level != ConfinementLevel::None {
+            return self.sync();
+        }
+        let Some(layers) = self.layers.clone() else { return Ok(()) };
         let sync = move || {
             if let Err(error) = layers.sync() {
                 tracing::warn!(error = &error as &dyn std::error::Error, "layers are not kept");
@@ -120,6 +124,7 @@ impl Root {
         };
         // Without the thread the layers are unpacked again after a crash of the machine.
         let _handle = std::thread::Builder::new().name("layer sync".into()).spawn(sync);
+        Ok(())
     }
 }
 

@@ -15,7 +15,7 @@ use a3s_box_core::BoxConfig;
 use a3s_box_core::config::{
     AgentConfig, AgentProvider, CacheConfig, ConfigError, ConfinementLevel, ConsoleConfig,
     DiskPlace, EventsConfig, HealthConfig, ImageConfig, NetworkMode, OnUnhealthy, PathsConfig,
-    ProcessConfig, Readiness, ResourcesConfig, RlimitName, StopConfig,
+    ProcessConfig, Readiness, ResourcesConfig, RlimitName, SeccompMode, StopConfig,
 };
 use a3s_box_krun::{MAX_SOCKET_PATH_BYTES, MAX_VCPUS, MIN_MEMORY_MIB};
 use a3s_box_oci::{Platform, Retention};
@@ -66,6 +66,9 @@ pub(crate) struct VmSpec {
     pub(crate) stop_signal: Option<Signal>,
     pub(crate) stop_grace: Duration,
     pub(crate) die_with_parent: bool,
+    pub(crate) confinement: ConfinementLevel,
+    pub(crate) seccomp: SeccompMode,
+    pub(crate) network: NetworkMode,
     pub(crate) paths: PathsConfig,
     pub(crate) retention: Retention,
 }
@@ -153,6 +156,9 @@ impl TryFrom<BoxConfig> for VmSpec {
             stop_signal: stop_signal(&config.stop)?,
             stop_grace: Duration::from_millis(config.stop.grace_ms),
             die_with_parent: config.stop.die_with_parent,
+            confinement: config.confinement.level,
+            seccomp: config.confinement.seccomp,
+            network: config.network.mode,
             paths: config.paths,
             retention: retention(config.cache),
         })
@@ -264,9 +270,9 @@ fn refuse_unsupported(config: &BoxConfig) -> Result<(), ConfigError> {
         (config.network.mode == NetworkMode::Passt, "network.mode", "`passt`"),
         (config.network.mode == NetworkMode::Tsi, "network.mode", "`tsi`"),
         (
-            config.confinement.level != ConfinementLevel::None,
+            config.confinement.level == ConfinementLevel::Required,
             "confinement.level",
-            "any confinement; only `none` can be kept",
+            "all of the confinement; only `best_effort` and `none` can be kept",
         ),
     ];
     match asked.into_iter().find(|(is_asked, ..)| *is_asked) {

@@ -1,23 +1,29 @@
 //! A libkrun without a VM, for tests: a process plays the guest.
 //!
-//! The calls have libkrun's signatures and record what they are given. `krun_start_enter` starts
-//! the program in `A3S_BOX_FAKE_GUEST` and ends as libkrun would:
+//! The calls have libkrun's signatures and record what they are given. The program in
+//! `A3S_BOX_FAKE_GUEST` is started with the guest kernel, since a shim that has confined itself starts none;
+//! `krun_start_enter` tells it what was recorded, and ends as libkrun would:
 //!
 //! | the program | the "VM" |
 //! |---|---|
-//! | gets each vsock port as `VSOCK_<port>=<socket path>` in its environment | |
-//! | reads the content of the last overlay file on stdin | |
+//! | reads lines `VSOCK_<port>=<socket path>`, an empty line, and the last overlay file on stdin | |
 //! | writes to the console ports as stdout and stderr | |
-//! | is preceded by a line on fd 1, as a library that prints, and by a record of a thread | |
+//! | is preceded by a line on fd 1, as a library that prints | |
 //! | exits with n | `_exit(n)` |
 //! | is killed by a signal | `abort()`, as a panicking worker of libkrun |
+//!
+//! With `A3S_BOX_FAKE_PROBE` there is no guest: the VMM itself tries to break out ([`probe`]).
+
+mod probe;
 
 use std::ffi::{CStr, c_char, c_int};
-use std::io::Write;
+use std::fs::File;
+use std::io::{self, Read, Write};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
+use std::thread::JoinHandle;
 
 #[derive(Default)]
 struct Recorded {
@@ -112,34 +118,44 @@ pub(crate) unsafe extern "C" fn krun_add_virtio_console_default(
     }
 }
 
-pub(crate) extern "C" fn krun_start_enter(_ctx: u32) -> i32 {
-    let recorded = RECORDED.lock().unwrap_or_else(PoisonError::into_inner).take();
-    let (Some(recorded), Some(program)) = (recorded, std::env::var_os("A3S_BOX_FAKE_GUEST")) else {
-        return -libc::ENOENT;
-    };
-    let noise = b"a library prints to standard output\n";
-    // SAFETY: the buffer is live and of this length. What becomes of the line is not our matter.
-    unsafe { libc::write(libc::STDOUT_FILENO, noise.as_ptr().cast(), noise.len()) };
-    // As a worker of libkrun does it.
-    let worker = std::thread::spawn(|| log::info!(target: "krun_devices::fake", "a worker logs"));
-    // It does not panic.
-    let _joined = worker.join();
+static GUEST: Mutex<Option<Child>> = Mutex::new(None);
+
+/// Starts the program that plays the guest, if there is one.
+pub(crate) fn start_guest() -> io::Result<()> {
+    let Some(program) = std::env::var_os("A3S_BOX_FAKE_GUEST") else { return Ok(()) };
     let mut command = Command::new(program);
-    command.envs(recorded.ports).stdin(Stdio::piped());
-    if let Some((output, error)) = recorded.console {
-        command.stdout(output).stderr(error);
-    }
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     // SAFETY: prctl with these arguments is async-signal-safe and touches no memory.
     let dies_with_us = || match unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) } {
         0 => Ok(()),
-        _ => Err(std::io::Error::last_os_error()),
+        _ => Err(io::Error::last_os_error()),
     };
     // SAFETY: the closure only makes the system call above.
     unsafe { command.pre_exec(dies_with_us) };
-    let Ok(mut guest) = command.spawn() else { return -libc::ENOENT };
+    let guest = command.spawn()?;
+    GUEST.lock().unwrap_or_else(PoisonError::into_inner).replace(guest);
+    Ok(())
+}
+
+pub(crate) extern "C" fn krun_start_enter(_ctx: u32) -> i32 {
+    if let Some(name) = std::env::var_os("A3S_BOX_FAKE_PROBE") {
+        probe::run(&name.to_string_lossy());
+    }
+    let recorded = RECORDED.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let guest = GUEST.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let (Some(recorded), Some(mut guest)) = (recorded, guest) else { return -libc::ENOENT };
+    let noise = b"a library prints to standard output\n";
+    // SAFETY: the buffer is live and of this length. What becomes of the line is not our matter.
+    unsafe { libc::write(libc::STDOUT_FILENO, noise.as_ptr().cast(), noise.len()) };
     if let Some(mut stdin) = guest.stdin.take() {
+        let ports: String =
+            recorded.ports.iter().map(|(name, path)| format!("{name}={path}\n")).collect();
         // A guest that does not read its config is one of the cases to test.
+        let _ignored = stdin.write_all(format!("{ports}\n").as_bytes());
         let _ignored = stdin.write_all(&recorded.config);
+    }
+    if let Some((output, error)) = recorded.console {
+        relay(&mut guest, output, error);
     }
     match guest.wait().map(|status| status.code()) {
         // SAFETY: does not return; this is how libkrun ends.
@@ -147,4 +163,30 @@ pub(crate) extern "C" fn krun_start_enter(_ctx: u32) -> i32 {
         Ok(None) => std::process::abort(),
         Err(_) => -libc::EINVAL,
     }
+}
+
+/// Copies what the guest writes to the console's ports, until it has ended.
+fn relay(guest: &mut Child, output: OwnedFd, error: OwnedFd) {
+    let stdout = guest.stdout.take().map(|from| copy(from, output));
+    let stderr = guest.stderr.take().map(|from| copy(from, error));
+    for thread in [stdout, stderr].into_iter().flatten() {
+        // A thread that failed lost output, which the tests see.
+        let _joined = thread.join();
+    }
+}
+
+fn copy(mut from: impl Read + Send + 'static, to: OwnedFd) -> JoinHandle<io::Result<u64>> {
+    let mut to = File::from(to);
+    std::thread::spawn(move || {
+        // Not `io::copy`, whose splice is a call of its own.
+        let (mut buffer, mut copied) = (vec![0; 64 * 1024], 0);
+        loop {
+            let count = from.read(&mut buffer)?;
+            if count == 0 {
+                return Ok(copied);
+            }
+            to.write_all(buffer.get(..count).unwrap_or_default())?;
+            copied += count as u64;
+        }
+    })
 }

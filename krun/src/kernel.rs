@@ -31,9 +31,20 @@ impl Kernel {
     ///
     /// Names every place that was looked at.
     pub fn load(configured: Option<&Path>, executable: &Path) -> Result<Self, KrunError> {
-        if cfg!(feature = "fake") {
-            return Ok(Self { path: PathBuf::new() });
+        #[cfg(feature = "fake")]
+        {
+            let path = PathBuf::new();
+            let started = crate::fake::start_guest();
+            return started.map(|()| Self { path: path.clone() }).map_err(|source| {
+                KrunError::Call { call: "starting the fake guest", source }
+            });
         }
+        #[cfg(not(feature = "fake"))]
+        Self::find(configured, executable)
+    }
+
+    #[cfg(not(feature = "fake"))]
+    fn find(configured: Option<&Path>, executable: &Path) -> Result<Self, KrunError> {
         if let Some(path) = configured {
             return match path.exists() {
                 true => load(path).and_then(checked(path)),

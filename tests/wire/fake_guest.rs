@@ -3,10 +3,11 @@
 //! The backend `fake` of the crate `krun` starts it. The workload's arguments in the guest's config
 //! are the script; each word is one step (see [`Guest::play`]).
 
+use std::collections::HashMap;
 use std::error::Error;
 use std::io::{Read, Write};
 use std::process::ExitCode;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use a3s_box_proto::agent::agent_server::{Agent, AgentServer};
@@ -119,7 +120,11 @@ impl Health {
 fn main() -> Result<ExitCode> {
     let mut bytes = Vec::new();
     std::io::stdin().read_to_end(&mut bytes)?;
-    let config: GuestConfig = decode(&bytes)?;
+    // What precedes the config is where the ports lead, a line for each.
+    let end = bytes.windows(2).position(|pair| pair == b"\n\n").ok_or("no VM")?;
+    let ports = std::str::from_utf8(&bytes[..end])?.lines().filter_map(|line| line.split_once('='));
+    PORTS.get_or_init(|| ports.map(|(name, path)| (name.to_owned(), path.to_owned())).collect());
+    let config: GuestConfig = decode(&bytes[end + 2..])?;
     // A box without a workload plays what the environment says.
     let of_agent = || std::env::var("A3S_BOX_FAKE_SCRIPT").unwrap_or_default();
     let words = |text: String| text.split_whitespace().map(str::to_owned).collect();
@@ -292,8 +297,12 @@ fn exit(code: i32) -> ! {
     std::process::exit(code)
 }
 
+/// Where each port leads, by its name.
+static PORTS: OnceLock<HashMap<String, String>> = OnceLock::new();
+
 fn socket(port: u32) -> Result<String> {
-    Ok(std::env::var(format!("VSOCK_{port}"))?)
+    let ports = PORTS.get().ok_or("no ports")?;
+    Ok(ports.get(&format!("VSOCK_{port}")).ok_or("no such port")?.clone())
 }
 
 /// Writes the time into the box's state folder, in nanoseconds since 1970: to be played right before

@@ -111,8 +111,22 @@ pub enum OnUnhealthy {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct ConfinementConfig {
-    /// How much confinement is needed to start. `none` until confinement exists; then `required`.
+    /// How much confinement is needed to start. `none` until all of it exists; then `required`.
     pub level: ConfinementLevel,
+    /// What happens to a system call that the filter does not know.
+    pub seccomp: SeccompMode,
+}
+
+/// What happens to a system call that the filter does not know.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "lowercase")]
+pub enum SeccompMode {
+    /// It ends the shim.
+    #[default]
+    Enforce,
+    /// It is done, and the kernel logs it: to find what a new kernel or libc needs.
+    Log,
 }
 
 /// How much confinement is needed to start.
@@ -122,7 +136,7 @@ pub struct ConfinementConfig {
 pub enum ConfinementLevel {
     /// All of it, or the shim refuses to start. Not supported yet.
     Required,
-    /// As much as this host allows. Not supported yet.
+    /// As much as this host allows; `shim.confined` says how much that is.
     BestEffort,
     /// None: the guest's kernel is trusted with everything that the shim's user may do.
     #[default]

@@ -22,7 +22,7 @@ pub use environment::Environment;
 pub use error::ConfigError;
 pub use lifecycle::{
     AgentConfig, AgentProvider, ConfinementConfig, ConfinementLevel, EventsConfig, HealthConfig,
-    OnUnhealthy, Readiness, StopConfig,
+    OnUnhealthy, Readiness, SeccompMode, StopConfig,
 };
 pub use machine::{
     ConsoleConfig, DiskPlace, MountConfig, NetworkConfig, NetworkMode, ResourcesConfig, Rlimit,

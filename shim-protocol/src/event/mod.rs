@@ -11,22 +11,25 @@
 //! and fields that it does not know.
 //!
 //! ```text
-//! shim.started ─ image.resolved? ─ rootfs.progress* ─ rootfs.ready ─ vm.starting ─ guest.started ─ agent.ready
+//! shim.started ─ image.resolved? ─ rootfs.progress* ─ rootfs.ready ─ shim.confined? ─ vm.starting ─ guest.started ─ agent.ready
 //!              ─ (state.changed | health.changed | workload.notified | metrics | console.truncated)*
 //!              ─ stop.requested? ─ stop.killed? ─ guest.exited? ─ error* ─ box.stopped
 //! ```
 
+mod confinement;
 mod metrics;
 mod resolved;
 mod stop;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::confinement::{Layer, LayerReport, LayerStatus};
 pub use self::metrics::{
     BootPhases, ConsoleMetrics, EventMetrics, GuestMetrics, HealthMetrics, Metrics, ProcessMetrics,
 };
 pub use self::resolved::{ResolvedHealthcheck, ResolvedRun};
 pub use self::stop::{StopCause, StopReason, StopReport, StopStep};
+use crate::config::ConfinementLevel;
 use crate::{BoxState, ErrorReport, HealthState};
 
 /// Version of the event format (`v`).
@@ -146,6 +149,14 @@ pub enum EventKind {
         rebuilt: Vec<DamagedLayer>,
         /// Layers that are not, and that boxes use.
         in_use: Vec<DamagedLayer>,
+    },
+    /// The shim has confined itself, as far as `confinement.level` asks and this host allows.
+    #[serde(rename = "shim.confined")]
+    ShimConfined {
+        /// What was asked for.
+        level: ConfinementLevel,
+        /// Each layer, and what became of it.
+        layers: Vec<LayerReport>,
     },
     /// libkrun is about to be entered.
     #[serde(rename = "vm.starting")]

@@ -1,0 +1,182 @@
+//! What a VMM that a guest has taken over would try, one attempt a process: code in its place, after it has
+//! confined itself. Says on fd 1 (the log) what came of it, and ends the process.
+//!
+//! `reached` means that the attempt did what it must not; an errno, that a layer refused it. A process
+//! that the attempt ends was ended by seccomp.
+
+use std::ffi::CString;
+use std::io;
+use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
+
+/// Of each attempt its name, and whether it succeeds.
+type Attempt = fn() -> io::Result<()>;
+
+/// A file that every host has, and that no box shares.
+const HOST_FILE: &str = "/etc/passwd";
+
+const ATTEMPTS: [(&str, Attempt); 52] = [
+    ("open-read", || open(HOST_FILE, libc::O_RDONLY)),
+    ("open-write", || open("/etc/a3s-box-probe", libc::O_WRONLY | libc::O_CREAT)),
+    ("open-path", || read_through_path_fd()),
+    ("open-dotdot", || open("/proc/self/../../etc/passwd", libc::O_RDONLY)),
+    ("open-cwd", || open("../../../../../../../etc/passwd", libc::O_RDONLY)),
+    ("open-proc-root", || open("/proc/self/root/etc/passwd", libc::O_RDONLY)),
+    ("open-proc-1-root", || open("/proc/1/root/etc/passwd", libc::O_RDONLY)),
+    ("open-proc-1-environ", || open("/proc/1/environ", libc::O_RDONLY)),
+    ("open-proc-cwd", || open("/proc/self/cwd/../etc/passwd", libc::O_RDONLY)),
+    ("open-exe", || open("/proc/self/exe", libc::O_RDONLY)),
+    ("open-mem-of-1", || open("/proc/1/mem", libc::O_RDWR)),
+    ("open-dev-mem", || open("/dev/mem", libc::O_RDONLY)),
+    ("open-dev-null", || open("/dev/null", libc::O_RDWR)),
+    ("open-sysrq", || open("/proc/sysrq-trigger", libc::O_WRONLY)),
+    ("open-core-pattern", || open("/proc/sys/kernel/core_pattern", libc::O_WRONLY)),
+    ("open-cgroup", || open("/sys/fs/cgroup/cgroup.procs", libc::O_WRONLY)),
+    ("open-fds", read_through_open_folders),
+    ("symlink-follow", follow_symlink),
+    ("link-host-file", link_host_file),
+    ("rename-out", rename_out),
+    ("truncate", || path_call(libc::SYS_truncate, HOST_FILE, 0)),
+    ("chmod", || path_call(libc::SYS_chmod, "/etc", 0o777)),
+    ("chroot", || path_call(libc::SYS_chroot, "/", 0)),
+    ("mount", || raw(libc::SYS_mount, [0, 0, 0, 0, 0])),
+    ("umount", || path_call(libc::SYS_umount2, "/", 2)),
+    ("pivot-root", || raw(libc::SYS_pivot_root, [0; 5])),
+    ("open-tree", || raw(libc::SYS_open_tree, [libc::AT_FDCWD.into(), 0, 0, 0, 0])),
+    ("fsopen", || raw(libc::SYS_fsopen, [0; 5])),
+    ("unshare", || raw(libc::SYS_unshare, [libc::CLONE_NEWNS.into(), 0, 0, 0, 0])),
+    ("setns", || raw(libc::SYS_setns, [0, 0, 0, 0, 0])),
+    ("execve", || path_call(libc::SYS_execve, "/bin/true", 0)),
+    ("fork", || raw(libc::SYS_clone, [libc::SIGCHLD.into(), 0, 0, 0, 0])),
+    ("vfork", || raw(libc::SYS_vfork, [0; 5])),
+    ("ptrace", || raw(libc::SYS_ptrace, [libc::PTRACE_ATTACH.into(), 1, 0, 0, 0])),
+    ("process-vm-readv", || raw(libc::SYS_process_vm_readv, [1, 0, 0, 0, 0])),
+    ("pidfd-open", || raw(libc::SYS_pidfd_open, [1, 0, 0, 0, 0])),
+    ("kill-1", || raw(libc::SYS_kill, [1, 0, 0, 0, 0])),
+    ("kill-parent", || raw(libc::SYS_kill, [parent(), 0, 0, 0, 0])),
+    ("tgkill-parent", || raw(libc::SYS_tgkill, [parent(), parent(), 0, 0, 0])),
+    ("keyctl", || raw(libc::SYS_keyctl, [0; 5])),
+    ("bpf", || raw(libc::SYS_bpf, [0; 5])),
+    ("io-uring", || raw(libc::SYS_io_uring_setup, [1, 0, 0, 0, 0])),
+    ("userfaultfd", || raw(libc::SYS_userfaultfd, [0; 5])),
+    ("perf-event", || raw(libc::SYS_perf_event_open, [0; 5])),
+    ("open-by-handle", || raw(libc::SYS_open_by_handle_at, [0; 5])),
+    ("mknod-device", mknod_device),
+    ("memory-executable", || raw(libc::SYS_mmap, [0, 4096, 7, 34, -1])),
+    ("tcp-loopback", || TcpStream::connect("127.0.0.1:1").map(drop)),
+    ("tcp-metadata", || TcpStream::connect("169.254.169.254:80").map(drop)),
+    ("netlink", || raw(libc::SYS_socket, [16, 3, 0, 0, 0])),
+    ("abstract-socket", || connect_abstract()),
+    ("reboot", || raw(libc::SYS_reboot, [0; 5])),
+];
+
+/// Makes the attempt, tells, and does not come back.
+pub(super) fn run(name: &str) -> ! {
+    let found = ATTEMPTS.iter().find(|(known, _)| *known == name);
+    let said = match found.map(|(_, attempt)| attempt()) {
+        None => format!("known:{}", ATTEMPTS.map(|(name, _)| name).join(",")),
+        Some(Ok(())) => "reached".to_owned(),
+        Some(Err(error)) => format!("errno:{}", error.raw_os_error().unwrap_or(-1)),
+    };
+    let line = format!("probe {said}\n");
+    // SAFETY: the buffer is live and of this length.
+    unsafe { libc::write(libc::STDOUT_FILENO, line.as_ptr().cast(), line.len()) };
+    crate::exit::now(0)
+}
+
+fn result(value: i64) -> io::Result<()> {
+    if value < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+fn raw(call: i64, arguments: [i64; 5]) -> io::Result<()> {
+    let [a, b, c, d, e] = arguments;
+    // SAFETY: these calls get numbers, null pointers and bad ones that the kernel checks; those that
+    // could change this process if they were allowed end the test as a failure, which it then is.
+    result(unsafe { libc::syscall(call, a, b, c, d, e) })
+}
+
+fn path_call(call: i64, path: &str, argument: i64) -> io::Result<()> {
+    let path = CString::new(path)?;
+    // SAFETY: the path ends in NUL and outlives the call; the rest are numbers or null.
+    result(unsafe { libc::syscall(call, path.as_ptr(), argument, 0_i64) })
+}
+
+fn open(path: &str, flags: i32) -> io::Result<()> {
+    let path = CString::new(path)?;
+    // SAFETY: the path ends in NUL and outlives the call.
+    result(i64::from(unsafe { libc::open(path.as_ptr(), flags, 0o600) }))
+}
+
+fn open_at(folder: i32, path: &str, flags: i32) -> io::Result<i32> {
+    let path = CString::new(path)?;
+    // SAFETY: the path ends in NUL and outlives the call; a folder that is none is an error.
+    let fd = unsafe { libc::openat(folder, path.as_ptr(), flags, 0o600) };
+    result(i64::from(fd)).map(|()| fd)
+}
+
+/// An `O_PATH` fd is given where files are not: what can be done with one?
+fn read_through_path_fd() -> io::Result<()> {
+    let fd = open_at(libc::AT_FDCWD, HOST_FILE, libc::O_PATH)?;
+    open(&format!("/proc/self/fd/{fd}"), libc::O_RDONLY)
+}
+
+/// Folders that were left open lead to their parents.
+fn read_through_open_folders() -> io::Result<()> {
+    let mut last = io::Error::from_raw_os_error(libc::ENOENT);
+    for fd in 0..256 {
+        for up in ["etc/passwd", "../../../../../../../../etc/passwd"] {
+            match open_at(fd, up, libc::O_RDONLY) {
+                Ok(_) => return Ok(()),
+                Err(error) if error.raw_os_error() == Some(libc::EACCES) => last = error,
+                Err(_) => {}
+            }
+        }
+    }
+    Err(last)
+}
+
+/// The box's folder, where everything may be made.
+fn own_folder() -> io::Result<String> {
+    let recorded = super::RECORDED.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let socket = recorded.as_ref().and_then(|recorded| recorded.ports.first());
+    let folder = socket.and_then(|(_, path)| path.rsplit_once('/'));
+    folder.map(|(folder, _)| folder.to_owned()).ok_or_else(|| io::ErrorKind::NotFound.into())
+}
+
+fn follow_symlink() -> io::Result<()> {
+    let link = format!("{}/probe", own_folder()?);
+    std::os::unix::fs::symlink(HOST_FILE, &link)?;
+    open(&link, libc::O_RDONLY)
+}
+
+fn link_host_file() -> io::Result<()> {
+    let name = format!("{}/probe", own_folder()?);
+    std::fs::hard_link(HOST_FILE, &name)?;
+    open(&name, libc::O_RDONLY)
+}
+
+fn rename_out() -> io::Result<()> {
+    let name = format!("{}/probe", own_folder()?);
+    std::fs::write(&name, "")?;
+    std::fs::rename(&name, format!("{}/../../probe", own_folder()?))
+}
+
+fn mknod_device() -> io::Result<()> {
+    let name = CString::new(format!("{}/probe", own_folder()?))?;
+    // SAFETY: the path ends in NUL and outlives the call. The device is /dev/mem's.
+    result(i64::from(unsafe {
+        libc::mknodat(libc::AT_FDCWD, name.as_ptr(), libc::S_IFCHR | 0o600, libc::makedev(1, 1))
+    }))
+}
+
+fn connect_abstract() -> io::Result<()> {
+    use std::os::linux::net::SocketAddrExt;
+    let name = std::env::var("A3S_BOX_FAKE_PROBE_SOCKET").unwrap_or_default();
+    let address = std::os::unix::net::SocketAddr::from_abstract_name(name)?;
+    UnixStream::connect_addr(&address).map(drop)
+}
+
+fn parent() -> i64 {
+    // SAFETY: takes nothing and cannot fail.
+    i64::from(unsafe { libc::getppid() })
+}

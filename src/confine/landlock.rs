@@ -1,0 +1,60 @@
+//! Which files can be reached: the box's own folder, its shares, `/dev/kvm` and the process's own part
+//! of `/proc`. Whatever is open already stays open.
+
+use std::path::Path;
+
+use a3s_box_krun::Access;
+use landlock::{
+    ABI, Access as _, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd,
+    Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
+};
+
+use crate::spec::{MountSource, VmSpec};
+use crate::state_dir::StateDir;
+
+/// The newest that is asked for; an older kernel gives what it has (`landlock(7)`): ABI 2 rename between
+/// folders, 3 truncation, 4 TCP, 5 ioctl, 6 signals and abstract sockets.
+const NEWEST: ABI = ABI::V6;
+
+/// Restricts this thread, and those that it starts. Says what the kernel does not know of it.
+pub(super) fn restrict(spec: &VmSpec, state: &StateDir) -> Result<Option<String>, String> {
+    match apply(spec, state) {
+        Ok(RulesetStatus::FullyEnforced) => Ok(None),
+        Ok(RulesetStatus::PartiallyEnforced) => {
+            Ok(Some("this kernel's Landlock is older than ABI 6 (Linux 6.12)".to_owned()))
+        }
+        Ok(_) => Err("this kernel has no Landlock (Linux 5.13, and `landlock` in its LSMs)".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+fn apply(spec: &VmSpec, state: &StateDir) -> Result<RulesetStatus, RulesetError> {
+    let all = AccessFs::from_all(NEWEST);
+    let mut ruleset = Ruleset::default()
+        .set_compatibility(CompatLevel::BestEffort)
+        .handle_access(all)?
+        .handle_access(AccessNet::from_all(NEWEST))?
+        .scope(Scope::from_all(NEWEST))?
+        .create()?;
+    // No program is run from anywhere.
+    let write = all & !BitFlags::from(AccessFs::Execute);
+    let read = AccessFs::from_read(NEWEST) & !BitFlags::from(AccessFs::Execute);
+    let device = AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::IoctlDev;
+    let mut places: Vec<(&Path, BitFlags<AccessFs>)> = vec![
+        (state.folder(), write),
+        (Path::new("/dev/kvm"), device),
+        (Path::new("/proc/self"), read),
+    ];
+    for mount in &spec.mounts {
+        if let MountSource::Virtiofs { path, access, .. } = &mount.source {
+            places.push((path, if *access == Access::ReadOnly { read } else { write }));
+        }
+    }
+    for (path, access) in places {
+        // One that is not there is not to be reached either: without KVM there is no VM.
+        if let Ok(fd) = PathFd::new(path) {
+            ruleset = ruleset.add_rule(PathBeneath::new(fd, access))?;
+        }
+    }
+    Ok(ruleset.restrict_self()?.ruleset)
+}

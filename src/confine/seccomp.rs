@@ -1,0 +1,278 @@
+//! Which system calls are left. Any other one ends the process: a killed thread alone would leave a VM
+//! that hangs.
+//!
+//! The filter is taken on before any thread exists, so it is every thread's: libkrun starts threads and
+//! opens files long after the guest runs (libkrun 1.19.7: devices are activated by the guest).
+
+use std::collections::BTreeMap;
+
+use a3s_box_core::config::SeccompMode;
+use libc::{
+    SYS_accept4, SYS_bind, SYS_brk, SYS_capget, SYS_capset, SYS_clock_gettime, SYS_clock_nanosleep,
+    SYS_clone, SYS_clone3, SYS_close, SYS_connect, SYS_copy_file_range, SYS_dup, SYS_dup3,
+    SYS_epoll_create1, SYS_epoll_ctl, SYS_epoll_pwait, SYS_eventfd2, SYS_exit, SYS_exit_group,
+    SYS_faccessat, SYS_faccessat2, SYS_fallocate, SYS_fchdir, SYS_fchmod, SYS_fchmodat, SYS_fchown,
+    SYS_fchownat, SYS_fcntl, SYS_fdatasync, SYS_fgetxattr, SYS_flistxattr, SYS_flock,
+    SYS_fremovexattr, SYS_fsetxattr, SYS_fstat, SYS_fstatfs, SYS_fsync, SYS_ftruncate, SYS_futex,
+    SYS_getcwd, SYS_getdents64, SYS_getegid, SYS_geteuid, SYS_getgid, SYS_getpeername, SYS_getpid,
+    SYS_getppid, SYS_getrandom, SYS_getsockname, SYS_getsockopt, SYS_gettid, SYS_getuid,
+    SYS_getxattr, SYS_ioctl, SYS_lgetxattr, SYS_linkat, SYS_listen, SYS_listxattr, SYS_llistxattr,
+    SYS_lremovexattr, SYS_lseek, SYS_lsetxattr, SYS_madvise, SYS_membarrier, SYS_mkdirat,
+    SYS_mknodat, SYS_mmap, SYS_mprotect, SYS_mremap, SYS_munmap, SYS_newfstatat, SYS_openat,
+    SYS_ppoll, SYS_prctl, SYS_pread64, SYS_preadv, SYS_preadv2, SYS_prlimit64, SYS_pwrite64,
+    SYS_pwritev, SYS_pwritev2, SYS_read, SYS_readlinkat, SYS_readv, SYS_recvfrom, SYS_recvmsg,
+    SYS_removexattr, SYS_renameat2, SYS_restart_syscall, SYS_rseq, SYS_rt_sigaction,
+    SYS_rt_sigprocmask, SYS_rt_sigreturn, SYS_sched_getaffinity, SYS_sched_yield, SYS_sendmsg,
+    SYS_sendto, SYS_set_robust_list, SYS_setfsgid, SYS_setfsuid, SYS_setgroups, SYS_setresgid,
+    SYS_setresuid, SYS_setsockopt, SYS_setxattr, SYS_shutdown, SYS_sigaltstack, SYS_socket,
+    SYS_socketpair, SYS_statfs, SYS_statx, SYS_symlinkat, SYS_sync_file_range, SYS_syncfs,
+    SYS_tgkill, SYS_umask, SYS_uname, SYS_unlinkat, SYS_utimensat, SYS_wait4, SYS_waitid, SYS_write,
+    SYS_writev,
+};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule,
+};
+
+/// Memory: the allocator, stacks of threads, the guest's memory. None of it is ever executable.
+const MEMORY: [i64; 5] = [SYS_brk, SYS_madvise, SYS_membarrier, SYS_mremap, SYS_munmap];
+
+/// Threads: libkrun's (one for each CPU and device), tokio's, and what glibc does when they begin and end.
+const THREADS: [i64; 13] = [
+    SYS_exit,
+    SYS_exit_group,
+    SYS_futex,
+    SYS_gettid,
+    SYS_restart_syscall,
+    SYS_rseq,
+    SYS_rt_sigaction,
+    SYS_rt_sigprocmask,
+    SYS_rt_sigreturn,
+    SYS_sched_getaffinity,
+    SYS_sched_yield,
+    SYS_set_robust_list,
+    SYS_sigaltstack,
+];
+
+/// Waiting, and telling others: event loops of libkrun and tokio, timers, the clock where the vDSO
+/// has none.
+const EVENTS: [i64; 7] = [
+    SYS_clock_gettime,
+    SYS_clock_nanosleep,
+    SYS_epoll_create1,
+    SYS_epoll_ctl,
+    SYS_epoll_pwait,
+    SYS_eventfd2,
+    SYS_ppoll,
+];
+
+/// Reading and writing what is open: console, events, sockets, the guest's files.
+const DATA: [i64; 15] = [
+    SYS_close,
+    SYS_copy_file_range,
+    SYS_dup,
+    SYS_dup3,
+    SYS_fcntl,
+    SYS_lseek,
+    SYS_pread64,
+    SYS_preadv,
+    SYS_preadv2,
+    SYS_pwrite64,
+    SYS_pwritev,
+    SYS_pwritev2,
+    SYS_read,
+    SYS_readv,
+    SYS_write,
+];
+
+/// The guest's files, through the virtio-fs server; and the box's own folder.
+const FILES: [i64; 53] = [
+    SYS_writev,
+    SYS_faccessat,
+    SYS_faccessat2,
+    SYS_fallocate,
+    SYS_fchdir,
+    SYS_fchmod,
+    SYS_fchmodat,
+    SYS_fchown,
+    SYS_fchownat,
+    SYS_fdatasync,
+    SYS_fgetxattr,
+    SYS_flistxattr,
+    SYS_flock,
+    SYS_fremovexattr,
+    SYS_fsetxattr,
+    SYS_fstat,
+    SYS_fstatfs,
+    SYS_fsync,
+    SYS_ftruncate,
+    SYS_getcwd,
+    SYS_getdents64,
+    SYS_getxattr,
+    SYS_lgetxattr,
+    SYS_linkat,
+    SYS_listxattr,
+    SYS_llistxattr,
+    SYS_lremovexattr,
+    SYS_lsetxattr,
+    SYS_mkdirat,
+    SYS_mknodat,
+    SYS_newfstatat,
+    SYS_openat,
+    SYS_readlinkat,
+    SYS_removexattr,
+    SYS_renameat2,
+    SYS_setxattr,
+    SYS_statfs,
+    SYS_statx,
+    SYS_symlinkat,
+    SYS_sync_file_range,
+    SYS_syncfs,
+    SYS_umask,
+    SYS_unlinkat,
+    SYS_utimensat,
+    // The server acts as the owner of each request.
+    SYS_capget,
+    SYS_capset,
+    SYS_setfsgid,
+    SYS_setfsuid,
+    SYS_setgroups,
+    SYS_setresgid,
+    SYS_setresuid,
+    SYS_getcwd,
+    SYS_uname,
+];
+
+/// Sockets that are open, or are made for the control stream, the agent and the journal.
+const SOCKETS: [i64; 12] = [
+    SYS_accept4,
+    SYS_bind,
+    SYS_connect,
+    SYS_getpeername,
+    SYS_getsockname,
+    SYS_getsockopt,
+    SYS_listen,
+    SYS_recvfrom,
+    SYS_recvmsg,
+    SYS_sendmsg,
+    SYS_sendto,
+    SYS_setsockopt,
+];
+
+/// What the process asks about itself: identity, limits, randomness for hash tables; and the fake VM's
+/// end in tests, which waits for a child.
+const SELF: [i64; 10] = [
+    SYS_getegid,
+    SYS_geteuid,
+    SYS_getgid,
+    SYS_getpid,
+    SYS_getppid,
+    SYS_getrandom,
+    SYS_getuid,
+    SYS_prlimit64,
+    SYS_wait4,
+    SYS_waitid,
+];
+
+/// Names that only x86-64 has, for what the lists above name newer calls of.
+#[cfg(target_arch = "x86_64")]
+const OLD: [i64; 13] = [
+    libc::SYS_access,
+    libc::SYS_epoll_wait,
+    libc::SYS_getdents,
+    libc::SYS_lstat,
+    libc::SYS_mkdir,
+    libc::SYS_open,
+    libc::SYS_pipe2,
+    libc::SYS_poll,
+    libc::SYS_readlink,
+    libc::SYS_rename,
+    libc::SYS_rmdir,
+    libc::SYS_stat,
+    libc::SYS_unlink,
+];
+#[cfg(not(target_arch = "x86_64"))]
+const OLD: [i64; 1] = [libc::SYS_pipe2];
+
+/// Takes the filter on, with no way back.
+pub(super) fn install(mode: SeccompMode) -> Result<Option<String>, String> {
+    let text = |error: seccompiler::Error| error.to_string();
+    // glibc falls back to clone(2), whose flags a filter can see.
+    let no_clone3 = compile(
+        BTreeMap::from([(SYS_clone3, Vec::new())]),
+        SeccompAction::Allow,
+        SeccompAction::Errno(libc::ENOSYS.unsigned_abs()),
+    );
+    let refusal = match mode {
+        SeccompMode::Enforce => SeccompAction::KillProcess,
+        SeccompMode::Log => SeccompAction::Log,
+    };
+    let rules = rules().map_err(|error| error.to_string())?;
+    let filter = compile(rules, refusal, SeccompAction::Allow);
+    for program in [filter, no_clone3] {
+        let program = program.map_err(|error| error.to_string())?;
+        seccompiler::apply_filter(&program).map_err(text)?;
+    }
+    Ok((mode == SeccompMode::Log).then(|| "calls are logged, not refused".to_owned()))
+}
+
+type Rules = BTreeMap<i64, Vec<SeccompRule>>;
+
+fn compile(
+    rules: Rules,
+    mismatch: SeccompAction,
+    matching: SeccompAction,
+) -> Result<BpfProgram, seccompiler::BackendError> {
+    let architecture = std::env::consts::ARCH.try_into()?;
+    SeccompFilter::new(rules, mismatch, matching, architecture)?.try_into()
+}
+
+fn rules() -> Result<Rules, seccompiler::BackendError> {
+    let lists: [&[i64]; 8] = [&MEMORY, &THREADS, &EVENTS, &DATA, &FILES, &SOCKETS, &SELF, &OLD];
+    let mut rules: Rules = lists.concat().into_iter().map(|call| (call, Vec::new())).collect();
+    let prot_exec = u64::from(libc::PROT_EXEC.unsigned_abs());
+    rules.insert(SYS_mmap, vec![bits(2, prot_exec, 0)?]);
+    rules.insert(SYS_mprotect, vec![bits(2, prot_exec, 0)?]);
+    // A thread, and no process; no namespace either.
+    let thread = u64::from(libc::CLONE_THREAD.unsigned_abs());
+    rules.insert(SYS_clone, vec![bits(0, thread, thread)?]);
+    // Unix sockets: not even netlink, which configures a network.
+    let unix = u64::from(libc::AF_UNIX.unsigned_abs());
+    rules.insert(SYS_socket, vec![equal(0, unix)?]);
+    rules.insert(SYS_socketpair, vec![equal(0, unix)?]);
+    rules.insert(SYS_shutdown, Vec::new());
+    // KVM's requests are those of type 0xAE; the other is a file's question whether it is a terminal.
+    rules.insert(SYS_ioctl, vec![
+        bits(1, 0xff00, 0xae00)?,
+        equal(1, u64::from(libc::TCGETS))?,
+        equal(1, u64::from(libc::FIONBIO))?,
+    ]);
+    // Signals to threads of this process: libkrun interrupts its CPUs.
+    let own = u64::from(std::process::id());
+    rules.insert(SYS_tgkill, vec![equal(0, own)?]);
+    let pr_set_vma = 0x5356_4d41;
+    let options = [libc::PR_SET_NAME, libc::PR_GET_NAME, libc::PR_CAPBSET_READ, pr_set_vma];
+    let options = options.into_iter().map(|option| equal(0, u64::from(option.unsigned_abs())));
+    rules.insert(SYS_prctl, options.collect::<Result<_, _>>()?);
+    Ok(rules)
+}
+
+/// The argument with this index has this value.
+fn equal(index: u8, value: u64) -> Result<SeccompRule, seccompiler::BackendError> {
+    condition(index, SeccompCmpOp::Eq, value)
+}
+
+/// Of the argument with this index the bits of `mask` are those of `value`.
+fn bits(index: u8, mask: u64, value: u64) -> Result<SeccompRule, seccompiler::BackendError> {
+    condition(index, SeccompCmpOp::MaskedEq(mask), value)
+}
+
+fn condition(
+    index: u8,
+    operator: SeccompCmpOp,
+    value: u64,
+) -> Result<SeccompRule, seccompiler::BackendError> {
+    // The kernel looks at 32 bits of each of these arguments.
+    let condition = SeccompCondition::new(index, SeccompCmpArgLen::Dword, operator, value)?;
+    SeccompRule::new(vec![condition])
+}

@@ -98,7 +98,11 @@ pub(crate) fn open(spec: &VmSpec, state: &StateDir) -> Result<Opened, ConsoleErr
     let (stdout, stdout_port) = io::pipe().map_err(ConsoleError::Pipe)?;
     let (stderr, stderr_port) = io::pipe().map_err(ConsoleError::Pipe)?;
     let pipes = [File::from(OwnedFd::from(stdout)), File::from(OwnedFd::from(stderr))];
-    Ok(Opened { ports: Ports { stdout: stdout_port.into(), stderr: stderr_port.into() }, pipes, sink })
+    Ok(Opened {
+        ports: Ports { stdout: stdout_port.into(), stderr: stderr_port.into() },
+        pipes,
+        sink,
+    })
 }
 
 impl Opened {

@@ -147,6 +147,10 @@ pub(crate) extern "C" fn krun_start_enter(_ctx: u32) -> i32 {
     let noise = b"a library prints to standard output\n";
     // SAFETY: the buffer is live and of this length. What becomes of the line is not our matter.
     unsafe { libc::write(libc::STDOUT_FILENO, noise.as_ptr().cast(), noise.len()) };
+    // As a worker of libkrun does it.
+    let worker = std::thread::spawn(|| log::info!(target: "krun_devices::fake", "a worker logs"));
+    // It does not panic.
+    let _joined = worker.join();
     if let Some(mut stdin) = guest.stdin.take() {
         let ports: String =
             recorded.ports.iter().map(|(name, path)| format!("{name}={path}\n")).collect();

@@ -31,20 +31,10 @@ impl Kernel {
     ///
     /// Names every place that was looked at.
     pub fn load(configured: Option<&Path>, executable: &Path) -> Result<Self, KrunError> {
-        #[cfg(feature = "fake")]
-        {
-            let path = PathBuf::new();
-            let started = crate::fake::start_guest();
-            return started.map(|()| Self { path: path.clone() }).map_err(|source| {
-                KrunError::Call { call: "starting the fake guest", source }
-            });
+        if cfg!(feature = "fake") {
+            let failed = |source| KrunError::Call { call: "the fake guest", source };
+            return start_guest().map(|()| Self { path: PathBuf::new() }).map_err(failed);
         }
-        #[cfg(not(feature = "fake"))]
-        Self::find(configured, executable)
-    }
-
-    #[cfg(not(feature = "fake"))]
-    fn find(configured: Option<&Path>, executable: &Path) -> Result<Self, KrunError> {
         if let Some(path) = configured {
             return match path.exists() {
                 true => load(path).and_then(checked(path)),
@@ -73,6 +63,14 @@ impl Kernel {
     pub fn path(&self) -> &Path {
         &self.path
     }
+}
+
+#[cfg(feature = "fake")]
+use crate::fake::start_guest;
+
+#[cfg(not(feature = "fake"))]
+fn start_guest() -> std::io::Result<()> {
+    Ok(())
 }
 
 fn load(path: &Path) -> Result<ManuallyDrop<libloading::os::unix::Library>, KrunError> {

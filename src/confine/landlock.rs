@@ -23,7 +23,9 @@ pub(super) fn restrict(spec: &VmSpec, state: &StateDir) -> Result<Option<String>
         Ok(RulesetStatus::PartiallyEnforced) => {
             Ok(Some("this kernel's Landlock is older than ABI 6 (Linux 6.12)".to_owned()))
         }
-        Ok(_) => Err("this kernel has no Landlock (Linux 5.13, and `landlock` in its LSMs)".to_owned()),
+        Ok(_) => {
+            Err("this kernel has no Landlock (Linux 5.13, and `landlock` in its LSMs)".to_owned())
+        }
         Err(error) => Err(error.to_string()),
     }
 }

@@ -26,8 +26,8 @@ use libc::{
     SYS_sendto, SYS_set_robust_list, SYS_setfsgid, SYS_setfsuid, SYS_setgroups, SYS_setresgid,
     SYS_setresuid, SYS_setsockopt, SYS_setxattr, SYS_shutdown, SYS_sigaltstack, SYS_socket,
     SYS_socketpair, SYS_statfs, SYS_statx, SYS_symlinkat, SYS_sync_file_range, SYS_syncfs,
-    SYS_tgkill, SYS_umask, SYS_uname, SYS_unlinkat, SYS_utimensat, SYS_wait4, SYS_waitid, SYS_write,
-    SYS_writev,
+    SYS_tgkill, SYS_umask, SYS_uname, SYS_unlinkat, SYS_utimensat, SYS_wait4, SYS_waitid,
+    SYS_write, SYS_writev,
 };
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
@@ -38,7 +38,9 @@ use seccompiler::{
 const MEMORY: [i64; 5] = [SYS_brk, SYS_madvise, SYS_membarrier, SYS_mremap, SYS_munmap];
 
 /// Threads: libkrun's (one for each CPU and device), tokio's, and what glibc does when they begin and end.
-const THREADS: [i64; 13] = [
+/// glibc asks for clone3 first, which the filter before this one refuses.
+const THREADS: [i64; 14] = [
+    SYS_clone3,
     SYS_exit,
     SYS_exit_group,
     SYS_futex,
@@ -176,7 +178,7 @@ const SELF: [i64; 10] = [
 
 /// Names that only x86-64 has, for what the lists above name newer calls of.
 #[cfg(target_arch = "x86_64")]
-const OLD: [i64; 13] = [
+const OLD: [i64; 14] = [
     libc::SYS_access,
     libc::SYS_epoll_wait,
     libc::SYS_getdents,
@@ -187,6 +189,7 @@ const OLD: [i64; 13] = [
     libc::SYS_poll,
     libc::SYS_readlink,
     libc::SYS_rename,
+    libc::SYS_renameat,
     libc::SYS_rmdir,
     libc::SYS_stat,
     libc::SYS_unlink,
@@ -209,7 +212,8 @@ pub(super) fn install(mode: SeccompMode) -> Result<Option<String>, String> {
     };
     let rules = rules().map_err(|error| error.to_string())?;
     let filter = compile(rules, refusal, SeccompAction::Allow);
-    for program in [filter, no_clone3] {
+    // The last one allows no further filter.
+    for program in [no_clone3, filter] {
         let program = program.map_err(|error| error.to_string())?;
         seccompiler::apply_filter(&program).map_err(text)?;
     }
@@ -242,11 +246,14 @@ fn rules() -> Result<Rules, seccompiler::BackendError> {
     rules.insert(SYS_socketpair, vec![equal(0, unix)?]);
     rules.insert(SYS_shutdown, Vec::new());
     // KVM's requests are those of type 0xAE; the other is a file's question whether it is a terminal.
-    rules.insert(SYS_ioctl, vec![
-        bits(1, 0xff00, 0xae00)?,
-        equal(1, u64::from(libc::TCGETS))?,
-        equal(1, u64::from(libc::FIONBIO))?,
-    ]);
+    rules.insert(
+        SYS_ioctl,
+        vec![
+            bits(1, 0xff00, 0xae00)?,
+            equal(1, u64::from(libc::TCGETS))?,
+            equal(1, u64::from(libc::FIONBIO))?,
+        ],
+    );
     // Signals to threads of this process: libkrun interrupts its CPUs.
     let own = u64::from(std::process::id());
     rules.insert(SYS_tgkill, vec![equal(0, own)?]);

@@ -115,7 +115,6 @@ fn what_a_later_version_does_is_refused_by_name_and_never_ignored() {
         (r#"{"network":{"mode":"passt"}}"#, "network.mode"),
         (r#"{"network":{"mode":"tsi"}}"#, "network.mode"),
         (r#"{"confinement":{"level":"required"}}"#, "confinement.level"),
-        (r#"{"confinement":{"level":"best_effort"}}"#, "confinement.level"),
     ];
     for (json, path) in cases {
         let found = validate(json).unwrap_err();

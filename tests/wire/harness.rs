@@ -17,6 +17,7 @@ pub(crate) fn config(folder: &Path, script: &[&str]) -> Value {
     let mut config = json!({
         "id": "golden",
         "agent": {"boot_timeout_ms": 5000},
+        "confinement": {"level": "best_effort"},
         "paths": {
             "state_dir": folder.join("s"),
             "cache_dir": folder.join("c"),
@@ -65,11 +66,20 @@ pub(crate) struct Playing {
 
 /// Starts a shim whose guest plays `script`.
 pub(crate) fn start(script: &[&str], change: impl FnOnce(&mut Value)) -> Playing {
+    start_by(shim(), script, change)
+}
+
+/// The same, by a command of its own.
+pub(crate) fn start_by(
+    mut command: Command,
+    script: &[&str],
+    change: impl FnOnce(&mut Value),
+) -> Playing {
     let folder = tempfile::Builder::new().prefix("w").tempdir().unwrap();
     let mut config = config(folder.path(), script);
     change(&mut config);
     let start = Instant::now();
-    let mut child = shim().spawn().unwrap();
+    let mut child = command.spawn().unwrap();
     // A shim that refuses may be gone before it has read all.
     let _gone = child.stdin.take().unwrap().write_all(config.to_string().as_bytes());
     Playing { child, folder, start }

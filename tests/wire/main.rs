@@ -3,6 +3,7 @@
 //! | module | what must hold |
 //! |---|---|
 //! | `goldens` | the whole event stream of each kind of end |
+//! | `confinement` | what a VMM that a guest has taken over can reach: nothing |
 //! | `faults` | a guest that lies, hangs or vanishes |
 //! | `health` | health checks, readiness, states, figures |
 //! | `readers` | standard output: slow, gone, and nobody else's |
@@ -21,6 +22,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails here")]
 
+mod confinement;
 mod disk;
 mod doctor;
 mod faults;

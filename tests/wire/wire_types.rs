@@ -62,6 +62,8 @@ const HEALTHCHECK: Fields = &[
     ("retries?", Number),
 ];
 
+const LAYER: Fields = &[("layer", Text), ("status", Text), ("detail?", Text)];
+
 const STOP: Fields = &[
     ("cause", Text),
     ("ended_by", Text),
@@ -143,6 +145,7 @@ fn fields(kind: &str) -> Fields {
             ("disk_mib?", Number),
             ("duration_ms", Number),
         ],
+        "shim.confined" => &[("level", Text), ("layers", Objects(LAYER))],
         "vm.starting" => &[("vcpus", Number), ("memory_mib", Number)],
         "guest.started" => &[("guest_version", Text), ("workload_pid?", Number)],
         "agent.ready" => &[("phases", Object(PHASES))],

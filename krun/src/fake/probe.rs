@@ -18,20 +18,20 @@ const HOST_FILE: &str = "/etc/passwd";
 const ATTEMPTS: [(&str, Attempt); 52] = [
     ("open-read", || open(HOST_FILE, libc::O_RDONLY)),
     ("open-write", || open("/etc/a3s-box-probe", libc::O_WRONLY | libc::O_CREAT)),
-    ("open-path", || read_through_path_fd()),
+    ("open-path", read_through_path_fd),
     ("open-dotdot", || open("/proc/self/../../etc/passwd", libc::O_RDONLY)),
     ("open-cwd", || open("../../../../../../../etc/passwd", libc::O_RDONLY)),
     ("open-proc-root", || open("/proc/self/root/etc/passwd", libc::O_RDONLY)),
     ("open-proc-1-root", || open("/proc/1/root/etc/passwd", libc::O_RDONLY)),
     ("open-proc-1-environ", || open("/proc/1/environ", libc::O_RDONLY)),
-    ("open-proc-cwd", || open("/proc/self/cwd/../etc/passwd", libc::O_RDONLY)),
+    ("open-proc-cwd", || open("/proc/self/cwd/../../../../../../etc/passwd", libc::O_RDONLY)),
     ("open-exe", || open("/proc/self/exe", libc::O_RDONLY)),
     ("open-mem-of-1", || open("/proc/1/mem", libc::O_RDWR)),
-    ("open-dev-mem", || open("/dev/mem", libc::O_RDONLY)),
+    ("open-dev-zero", || open("/dev/zero", libc::O_RDONLY)),
     ("open-dev-null", || open("/dev/null", libc::O_RDWR)),
-    ("open-sysrq", || open("/proc/sysrq-trigger", libc::O_WRONLY)),
+    ("open-drop-caches", || open("/proc/sys/vm/drop_caches", libc::O_WRONLY)),
     ("open-core-pattern", || open("/proc/sys/kernel/core_pattern", libc::O_WRONLY)),
-    ("open-cgroup", || open("/sys/fs/cgroup/cgroup.procs", libc::O_WRONLY)),
+    ("open-sys", || open("/sys/kernel/uevent_seqnum", libc::O_RDONLY)),
     ("open-fds", read_through_open_folders),
     ("symlink-follow", follow_symlink),
     ("link-host-file", link_host_file),
@@ -66,7 +66,7 @@ const ATTEMPTS: [(&str, Attempt); 52] = [
     ("tcp-loopback", || TcpStream::connect("127.0.0.1:1").map(drop)),
     ("tcp-metadata", || TcpStream::connect("169.254.169.254:80").map(drop)),
     ("netlink", || raw(libc::SYS_socket, [16, 3, 0, 0, 0])),
-    ("abstract-socket", || connect_abstract()),
+    ("abstract-socket", connect_abstract),
     ("reboot", || raw(libc::SYS_reboot, [0; 5])),
 ];
 
@@ -145,7 +145,9 @@ fn own_folder() -> io::Result<String> {
 
 fn follow_symlink() -> io::Result<()> {
     let link = format!("{}/probe", own_folder()?);
-    std::os::unix::fs::symlink(HOST_FILE, &link)?;
+    let (target, name) = (CString::new(HOST_FILE)?, CString::new(link.as_str())?);
+    // SAFETY: both paths end in NUL and outlive the call.
+    result(i64::from(unsafe { libc::symlinkat(target.as_ptr(), libc::AT_FDCWD, name.as_ptr()) }))?;
     open(&link, libc::O_RDONLY)
 }
 

@@ -1,0 +1,118 @@
+//! What a VMM that a guest has taken over can reach: code in its place, after the shim has confined itself
+//! (`krun/src/fake/probe.rs`), makes one attempt a process.
+
+use std::collections::BTreeMap;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener};
+use std::os::unix::process::ExitStatusExt;
+
+use nix::sys::signal::Signal;
+use serde_json::json;
+
+use crate::harness::{shim, start_by};
+
+/// What came of an attempt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Outcome {
+    /// It did what it must not.
+    Reached,
+    /// It was refused, with this errno.
+    Refused(i32),
+    /// It ended the process, as seccomp does.
+    Killed,
+}
+
+fn attempt(name: &str, level: &str) -> (Outcome, String) {
+    let socket = format!("a3s-box-probe-{}", std::process::id());
+    let mut command = shim();
+    command.env("A3S_BOX_FAKE_PROBE", name).env("A3S_BOX_FAKE_PROBE_SOCKET", socket);
+    let run = start_by(command, &["hang"], |config| {
+        config["confinement"] = json!({"level": level});
+    })
+    .end();
+    let outcome = match run.stderr.lines().find_map(|line| line.strip_prefix("probe ")) {
+        Some("reached") => Outcome::Reached,
+        Some(said) if said.starts_with("errno:") => Outcome::Refused(said[6..].parse().unwrap()),
+        Some(said) => return (Outcome::Reached, said.to_owned()),
+        None if run.status.signal() == Some(Signal::SIGSYS as i32) => Outcome::Killed,
+        None => panic!("{name}: {:?}\n{}{}", run.status, run.stdout, run.stderr),
+    };
+    (outcome, String::new())
+}
+
+fn all_attempts() -> Vec<String> {
+    let (_, known) = attempt("?", "none");
+    let known = known.strip_prefix("known:").unwrap().to_owned();
+    known.split(',').map(str::to_owned).collect()
+}
+
+/// Numbers of Linux (`asm-generic/errno.h`).
+const EPERM: i32 = 1;
+const EACCES: i32 = 13;
+const EXDEV: i32 = 18;
+const ENETUNREACH: i32 = 101;
+const ECONNREFUSED: i32 = 111;
+
+/// The layer that stands in the way, as far as the result says it.
+fn layer(name: &str, outcome: &Outcome) -> &'static str {
+    match outcome {
+        Outcome::Killed => "seccomp",
+        Outcome::Refused(EACCES | EXDEV) => "landlock",
+        Outcome::Refused(ENETUNREACH | ECONNREFUSED) => "net_namespace",
+        Outcome::Refused(EPERM) if name == "mknod-device" => "capabilities",
+        Outcome::Refused(EPERM) => "landlock",
+        _ => "?",
+    }
+}
+
+#[test]
+fn no_attempt_to_break_out_succeeds() {
+    let name = format!("a3s-box-probe-{}", std::process::id());
+    let _listener =
+        UnixListener::bind_addr(&SocketAddr::from_abstract_name(name).unwrap()).unwrap();
+    let names = all_attempts();
+    assert!(names.len() >= 40, "{}", names.len());
+    let mut layers = BTreeMap::<&str, Vec<String>>::new();
+    let mut reached = Vec::new();
+    for name in &names {
+        let (outcome, _) = attempt(name, "best_effort");
+        if outcome == Outcome::Reached {
+            reached.push(name.clone());
+        }
+        layers.entry(layer(name, &outcome)).or_default().push(format!("{name} {outcome:?}"));
+    }
+    println!("{} attempts; by the layer that stopped them: {layers:#?}", names.len());
+    assert_eq!(reached, [""; 0]);
+    assert!(!layers.contains_key("?"), "{:?}", layers["?"]);
+}
+
+/// Attempts that succeed where nothing stops them, and change nothing.
+const HARMLESS: [&str; 17] = [
+    "open-read",
+    "open-path",
+    "open-dotdot",
+    "open-cwd",
+    "open-proc-root",
+    "open-proc-cwd",
+    "open-exe",
+    "open-dev-zero",
+    "open-dev-null",
+    "open-drop-caches",
+    "open-sys",
+    "symlink-follow",
+    "kill-1",
+    "kill-parent",
+    "memory-executable",
+    "netlink",
+    "abstract-socket",
+];
+
+#[test]
+fn without_confinement_the_same_attempts_succeed() {
+    let name = format!("a3s-box-probe-{}", std::process::id());
+    let _listener =
+        UnixListener::bind_addr(&SocketAddr::from_abstract_name(name).unwrap()).unwrap();
+    for name in HARMLESS {
+        assert_eq!(attempt(name, "none").0, Outcome::Reached, "{name}");
+    }
+}

@@ -23,7 +23,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use tokio::sync::watch;
 
 use self::device::Device;
-use crate::rotated_file::{RotatedFile, RotatedFileError};
+use crate::rotated_file::{RotatedFile, RotatedFileError, Rotation};
 use crate::spec::{ConsoleSpec, VmSpec};
 use crate::state_dir::StateDir;
 
@@ -94,7 +94,7 @@ pub(crate) struct Opened {
 
 /// Opens the console, wherever it is.
 pub(crate) fn open(spec: &VmSpec, state: &StateDir) -> Result<Opened, ConsoleError> {
-    let sink = Sink::open(&spec.console, state)?;
+    let sink = Sink::open(&spec.console, state, Rotation::of(spec.confinement))?;
     let (stdout, stdout_port) = io::pipe().map_err(ConsoleError::Pipe)?;
     let (stderr, stderr_port) = io::pipe().map_err(ConsoleError::Pipe)?;
     let pipes = [File::from(OwnedFd::from(stdout)), File::from(OwnedFd::from(stderr))];
@@ -114,16 +114,20 @@ impl Opened {
 }
 
 impl Sink {
-    fn open(spec: &ConsoleSpec, state: &StateDir) -> Result<Self, ConsoleError> {
+    fn open(
+        spec: &ConsoleSpec,
+        state: &StateDir,
+        rotation: Rotation,
+    ) -> Result<Self, ConsoleError> {
         match &spec.path {
-            Some(path) => Self::open_path(path, spec.max_bytes),
+            Some(path) => Self::open_path(path, spec.max_bytes, rotation),
             // Without an own file the console of an earlier box of this id would be continued.
             None => Ok(Self::File(RotatedFile::create(&state.console(), spec.max_bytes)?)),
         }
     }
 
     /// A FIFO without a reader is an error and not a wait. A terminal does not become ours.
-    fn open_path(path: &Path, max_bytes: u64) -> Result<Self, ConsoleError> {
+    fn open_path(path: &Path, max_bytes: u64, rotation: Rotation) -> Result<Self, ConsoleError> {
         let failed = |source| ConsoleError::Open { path: path.to_owned(), source };
         let mut options = OpenOptions::new();
         options.append(true).create(true).mode(0o600);
@@ -134,7 +138,7 @@ impl Sink {
         }
         // Not a symlink is to be renamed, but what it leads to.
         let path = fs::canonicalize(path).map_err(failed)?;
-        Ok(Self::File(RotatedFile::open(&path, max_bytes)?))
+        Ok(Self::File(RotatedFile::open_for(&path, max_bytes, rotation)?))
     }
 
     /// Writes a chunk, and tells what is not kept of it, or of earlier ones because of it.

@@ -34,7 +34,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::{Mode, SFlag, fstat};
 
 use self::merged::Merged;
-use crate::rotated_file::{RotatedFile, RotatedFileError};
+use crate::rotated_file::{RotatedFile, RotatedFileError, Rotation};
 
 /// Lines that may wait before progress, metrics and the like are dropped. The other events of a box
 /// are a few dozen.
@@ -131,9 +131,14 @@ impl EventWriter {
     /// Appends all later events to a file, too, whether or not somebody reads the stream. The file and
     /// the one before it (`.1`) together stay within `max_bytes`. A line that the disk does not take,
     /// or that is longer than half of that, is missing in the file: a gap in `seq` shows it.
-    pub(crate) fn keep(&self, path: &Path, max_bytes: u64) -> Result<(), EventFileError> {
+    pub(crate) fn keep(
+        &self,
+        path: &Path,
+        max_bytes: u64,
+        rotation: Rotation,
+    ) -> Result<(), EventFileError> {
         let failed = |source| EventFileError { path: path.to_owned(), source };
-        let mut file = RotatedFile::open(path, max_bytes).map_err(failed)?;
+        let mut file = RotatedFile::open_for(path, max_bytes, rotation).map_err(failed)?;
         file.complete_line().map_err(failed)?;
         self.lock().file = Some(file);
         Ok(())

@@ -60,6 +60,7 @@ use crate::log::Phase;
 use crate::process::{Parent, Signals};
 use crate::record::ExitFile;
 use crate::rootfs::{Observers, Root};
+use crate::rotated_file::Rotation;
 use crate::spec::VmSpec;
 use crate::state_dir::StateDir;
 use crate::supervisor::Supervisor;
@@ -191,7 +192,8 @@ fn become_vm(machine: Machine, kernel: &Kernel, control: Control) -> ! {
 fn keep_events(mode: Mode, spec: &VmSpec, events: &EventWriter) -> Result<(), EventFileError> {
     match &spec.events.file {
         Some(path) if matches!(mode, Mode::Run | Mode::Prepare) => {
-            events.keep(path, spec.events.file_max_bytes)
+            let rotation = Rotation::of(spec.confinement);
+            events.keep(path, spec.events.file_max_bytes, rotation)
         }
         _ => Ok(()),
     }

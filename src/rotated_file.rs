@@ -8,17 +8,25 @@
 //! Both are reached through the folder's fd, wherever this process changes its root to later. The
 //! file is locked (flock), so that a second writer is refused: each would rename the other's file.
 //! Nobody else may rotate it either. What is appended survives this process, but not the host.
+//!
+//! A process that has given up its rights to the folder renames nothing. It opens `name.1`, too, while it
+//! can, and copies `name` over it.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use a3s_box_core::config::ConfinementLevel;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, open, openat, renameat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
+
+/// Bytes that are copied at once.
+const COPY_BYTES: usize = 256 * 1024;
 
 /// The file cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +51,24 @@ pub(crate) struct RotatedFile {
     current: Extent,
     previous: Extent,
     max_bytes: u64,
+    /// `name.1`, if it is not to be renamed to.
+    open_previous: Option<File>,
+}
+
+/// How a file makes room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Rotation {
+    /// It is renamed.
+    Rename,
+    /// It is copied, and emptied.
+    Copy,
+}
+
+impl Rotation {
+    /// What is left to a shim of this level, for a file that is not in the box's own folder.
+    pub(crate) fn of(level: ConfinementLevel) -> Self {
+        if level == ConfinementLevel::None { Self::Rename } else { Self::Copy }
+    }
 }
 
 /// What a file holds.
@@ -84,9 +110,31 @@ impl RotatedFile {
             current: Extent::default(),
             previous: Extent { bytes: previous, own_bytes: 0 },
             max_bytes,
+            open_previous: None,
         };
         this.open_current()?;
         this.bring_within_bound().map_err(failed)?;
+        Ok(this)
+    }
+
+    /// The same, in the way that is left to this process later.
+    pub(crate) fn open_for(
+        path: &Path,
+        max_bytes: u64,
+        rotation: Rotation,
+    ) -> Result<Self, RotatedFileError> {
+        let mut this = Self::open(path, max_bytes)?;
+        if rotation == Rotation::Copy {
+            let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
+            let owner_only = Mode::S_IRUSR | Mode::S_IWUSR;
+            let opened =
+                openat(&this.folder, &*this.previous_name, flags | OFlag::O_CLOEXEC, owner_only);
+            // Without it the current file has to do.
+            this.open_previous = opened
+                .ok()
+                .map(File::from)
+                .filter(|file| file.metadata().is_ok_and(|m| m.is_file()));
+        }
         Ok(this)
     }
 
@@ -200,6 +248,28 @@ impl RotatedFile {
         Ok(())
     }
 
+    /// The same as [`rotate`](Self::rotate) without a change of names. Without `name.1` one file has
+    /// to do.
+    fn copy_to_previous(&mut self) -> io::Result<u64> {
+        let (Some(file), Some(previous)) = (&self.file, &mut self.open_previous) else {
+            return self.empty();
+        };
+        let fallen_out = std::mem::take(&mut self.previous).own_bytes;
+        previous.set_len(0)?;
+        let (mut from, mut at) = (vec![0; COPY_BYTES], 0);
+        loop {
+            let count = file.read_at(&mut from, at)?;
+            if count == 0 {
+                break;
+            }
+            previous.write_all_at(from.get(..count).unwrap_or_default(), at)?;
+            at += count as u64;
+        }
+        file.set_len(0)?;
+        self.previous = std::mem::take(&mut self.current);
+        Ok(fallen_out)
+    }
+
     /// Makes the current file the previous one; says how many own bytes fell out.
     fn rotate(&mut self) -> io::Result<u64> {
         let renamed = renameat(&self.folder, &*self.name, &self.folder, &*self.previous_name);
@@ -211,8 +281,8 @@ impl RotatedFile {
             }
             // Somebody removed it.
             Err(Errno::ENOENT) => self.current.own_bytes,
-            // A folder that is not ours to change, or a folder as `name.1`: one file has to do.
-            Err(_) => return self.empty(),
+            // A folder that is not ours to change, or a folder as `name.1`.
+            Err(_) => return self.copy_to_previous(),
         };
         self.file = None;
         self.current = Extent::default();
@@ -264,7 +334,7 @@ impl RotatedFile {
         if let Ok(found) = fstatat(&self.folder, &*self.name, AtFlags::AT_SYMLINK_NOFOLLOW) {
             regular(&found)?;
         }
-        let flags = OFlag::O_WRONLY
+        let flags = OFlag::O_RDWR
             | OFlag::O_APPEND
             | OFlag::O_CREAT
             | OFlag::O_NOFOLLOW

@@ -248,11 +248,7 @@ fn rules() -> Result<Rules, seccompiler::BackendError> {
     // KVM's requests are those of type 0xAE; the other is a file's question whether it is a terminal.
     rules.insert(
         SYS_ioctl,
-        vec![
-            bits(1, 0xff00, 0xae00)?,
-            equal(1, u64::from(libc::TCGETS))?,
-            equal(1, u64::from(libc::FIONBIO))?,
-        ],
+        vec![bits(1, 0xff00, 0xae00)?, equal(1, libc::TCGETS)?, equal(1, libc::FIONBIO)?],
     );
     // Signals to threads of this process: libkrun interrupts its CPUs.
     let own = u64::from(std::process::id());

@@ -48,7 +48,7 @@ fn read_what_is_there(reader: &mut File) -> Vec<u8> {
 fn a_flood_leaves_its_end_and_the_rest_is_counted() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("console");
-    let sink = Sink::open_path(&path, 1 << 20).unwrap();
+    let sink = Sink::open_path(&path, 1 << 20, Rotation::Rename).unwrap();
     let (relay, mut stdout, mut stderr) = relay_to(sink);
     let mut truncation = relay.truncation();
     assert_eq!(*truncation.borrow_and_update(), None);
@@ -73,7 +73,8 @@ fn a_flood_leaves_its_end_and_the_rest_is_counted() {
 fn a_fifo_whose_reader_does_not_read_is_waited_for_once() {
     let folder = tempfile::tempdir().unwrap();
     let (path, mut reader) = fifo(&folder);
-    let (relay, mut stdout, _stderr) = relay_to(Sink::open_path(&path, 1 << 20).unwrap());
+    let (relay, mut stdout, _stderr) =
+        relay_to(Sink::open_path(&path, 1 << 20, Rotation::Rename).unwrap());
     let start = Instant::now();
     let flood = numbered(5_000_000);
     stdout.write_all(&flood).unwrap();
@@ -103,7 +104,7 @@ fn a_fifo_whose_reader_does_not_read_is_waited_for_once() {
 fn a_reader_that_takes_a_page_at_times_does_not_hold_a_chunk_for_long() {
     let folder = tempfile::tempdir().unwrap();
     let (path, mut reader) = fifo(&folder);
-    let mut sink = Sink::open_path(&path, 1 << 20).unwrap();
+    let mut sink = Sink::open_path(&path, 1 << 20, Rotation::Rename).unwrap();
     let sip = thread::spawn(move || {
         for _ in 0..30 {
             thread::sleep(Duration::from_millis(100));
@@ -128,13 +129,13 @@ fn a_fifo_without_a_reader_is_an_error_and_no_wait() {
     let folder = tempfile::tempdir().unwrap();
     let (path, reader) = fifo(&folder);
     drop(reader);
-    let error = Sink::open_path(&path, 1 << 20).unwrap_err();
+    let error = Sink::open_path(&path, 1 << 20, Rotation::Rename).unwrap_err();
     assert!(matches!(error, ConsoleError::Open { .. }), "{error:?}");
 }
 
 #[test]
 fn what_a_full_disk_does_not_take_is_counted() {
-    let sink = Sink::open_path(Path::new("/dev/full"), 1 << 20).unwrap();
+    let sink = Sink::open_path(Path::new("/dev/full"), 1 << 20, Rotation::Rename).unwrap();
     let (relay, mut stdout, _stderr) = relay_to(sink);
     stdout.write_all(b"12345").unwrap();
     wait_until("all is read", || relay.has(5, 0));
@@ -148,7 +149,7 @@ fn not_a_symlink_is_rotated_but_its_target() {
     let folder = tempfile::tempdir().unwrap();
     let (link, target) = (folder.path().join("link"), folder.path().join("target"));
     symlink("target", &link).unwrap();
-    let mut sink = Sink::open_path(&link, 20).unwrap();
+    let mut sink = Sink::open_path(&link, 20, Rotation::Rename).unwrap();
     sink.write(b"123456789012345", |bytes, _| assert_eq!(bytes, 0));
     assert!(link.is_symlink());
     assert_eq!(fs::read(&target).unwrap(), b"12345");

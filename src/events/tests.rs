@@ -340,7 +340,7 @@ fn a_kept_stream_has_the_numbered_lines_whether_or_not_they_are_read() {
     fs::write(&path, r#"{"cut":"#).unwrap();
     let (mut reader, writer) = std::io::pipe().unwrap();
     let events = EventWriter::new(writer.into());
-    events.keep(&path, 16 << 20).unwrap();
+    events.keep(&path, 16 << 20, Rotation::Rename).unwrap();
     for number in 0..5000 {
         events.emit(mix(number));
     }
@@ -368,7 +368,7 @@ fn a_kept_stream_is_bounded_and_its_end_is_kept() {
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     let events = EventWriter::new(writer.into());
-    events.keep(&path, 64 << 10).unwrap();
+    events.keep(&path, 64 << 10, Rotation::Rename).unwrap();
     // Nobody reads the stream, so none of these is dropped.
     for number in 0..5000 {
         events.emit(mix(number));

@@ -116,3 +116,33 @@ fn without_confinement_the_same_attempts_succeed() {
         assert_eq!(attempt(name, "none").0, Outcome::Reached, "{name}");
     }
 }
+
+#[test]
+fn what_was_achieved_is_told_before_the_vm_starts() {
+    let script = ["connect", "hello", "started=7", "exited=0", "drained", "wait-ack", "exit=0"];
+    let run = crate::harness::run(&script);
+    let position = |kind| run.events.iter().position(|event| event["type"] == kind).unwrap();
+    assert!(position("shim.confined") < position("vm.starting"), "{}", run.stdout);
+    let confined = &run.events[position("shim.confined")];
+    let layers: Vec<String> = confined["layers"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|layer| format!("{} {}", layer["layer"].as_str().unwrap(), layer["status"].as_str().unwrap()))
+        .collect();
+    let expected = [
+        "mount_namespace applied",
+        "ipc_namespace applied",
+        "uts_namespace applied",
+        "net_namespace applied",
+        "process applied",
+        "capabilities applied",
+        "landlock applied",
+        "seccomp applied",
+    ];
+    // A kernel before 6.12 has less of Landlock, and says so.
+    let as_expected = layers.iter().zip(expected).all(|(found, expected)| {
+        found == expected || found == "landlock partial"
+    });
+    assert!(as_expected && layers.len() == expected.len(), "{layers:?}");
+}

@@ -62,7 +62,7 @@ const ATTEMPTS: [(&str, Attempt); 52] = [
     ("perf-event", || raw(libc::SYS_perf_event_open, [0; 5])),
     ("open-by-handle", || raw(libc::SYS_open_by_handle_at, [0; 5])),
     ("mknod-device", mknod_device),
-    ("memory-executable", || raw(libc::SYS_mmap, [0, 4096, 7, 34, -1])),
+    ("memory-executable", executable_memory),
     ("tcp-loopback", || TcpStream::connect("127.0.0.1:1").map(drop)),
     ("tcp-metadata", || TcpStream::connect("169.254.169.254:80").map(drop)),
     ("netlink", || raw(libc::SYS_socket, [16, 3, 0, 0, 0])),
@@ -169,6 +169,14 @@ fn mknod_device() -> io::Result<()> {
     result(i64::from(unsafe {
         libc::mknodat(libc::AT_FDCWD, name.as_ptr(), libc::S_IFCHR | 0o600, libc::makedev(1, 1))
     }))
+}
+
+fn executable_memory() -> io::Result<()> {
+    let (protection, flags) =
+        (libc::PROT_WRITE | libc::PROT_EXEC, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+    // SAFETY: a new mapping of its own replaces nothing.
+    let mapped = unsafe { libc::mmap(std::ptr::null_mut(), 4096, protection, flags, -1, 0) };
+    if mapped == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 fn connect_abstract() -> io::Result<()> {

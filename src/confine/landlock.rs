@@ -48,8 +48,8 @@ fn apply(spec: &VmSpec, state: &StateDir) -> Result<RulesetStatus, RulesetError>
         (Path::new("/proc/self"), read),
     ];
     for mount in &spec.mounts {
-        if let MountSource::Virtiofs { path, access, .. } = &mount.source {
-            places.push((path, if *access == Access::ReadOnly { read } else { write }));
+        if let MountSource::Virtiofs { folder, access, .. } = &mount.source {
+            places.push((&folder.path, if *access == Access::ReadOnly { read } else { write }));
         }
     }
     for (path, access) in places {

@@ -128,7 +128,9 @@ fn what_was_achieved_is_told_before_the_vm_starts() {
         .as_array()
         .unwrap()
         .iter()
-        .map(|layer| format!("{} {}", layer["layer"].as_str().unwrap(), layer["status"].as_str().unwrap()))
+        .map(|layer| {
+            format!("{} {}", layer["layer"].as_str().unwrap(), layer["status"].as_str().unwrap())
+        })
         .collect();
     let expected = [
         "mount_namespace applied",
@@ -141,8 +143,9 @@ fn what_was_achieved_is_told_before_the_vm_starts() {
         "seccomp applied",
     ];
     // A kernel before 6.12 has less of Landlock, and says so.
-    let as_expected = layers.iter().zip(expected).all(|(found, expected)| {
-        found == expected || found == "landlock partial"
-    });
+    let as_expected = layers
+        .iter()
+        .zip(expected)
+        .all(|(found, expected)| found == expected || found == "landlock partial");
     assert!(as_expected && layers.len() == expected.len(), "{layers:?}");
 }

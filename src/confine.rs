@@ -15,9 +15,10 @@ mod capabilities;
 mod landlock;
 mod seccomp;
 
+use std::fmt::Display;
 use std::fs;
 
-use a3s_box_core::config::{ConfinementLevel, NetworkMode};
+use a3s_box_core::config::{ConfinementLevel, NetworkMode, SeccompMode};
 use a3s_box_core::event::{EventKind, Layer, LayerReport, LayerStatus};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl::{set_dumpable, set_no_new_privs};
@@ -25,6 +26,10 @@ use nix::sys::resource::{Resource, setrlimit};
 
 use crate::spec::VmSpec;
 use crate::state_dir::StateDir;
+
+const NO_LANDLOCK: &str = "this kernel has no Landlock (Linux 5.13, with `landlock` in its LSMs)";
+
+const OLD_LANDLOCK: &str = "this kernel's Landlock is older than ABI 6 (Linux 6.12)";
 
 /// What holds so far.
 #[derive(Debug, Default)]
@@ -40,20 +45,16 @@ impl Confinement {
         if spec.confinement == ConfinementLevel::None {
             return confinement;
         }
-        confinement.add(Layer::MountNamespace, Ok(None));
+        confinement.report(Layer::MountNamespace, LayerStatus::Applied, None);
         let is_user = fs::read_to_string("/proc/self/uid_map")
             .is_ok_and(|map| !map.split_whitespace().eq(["0", "0", "4294967295"]));
         if is_user {
-            confinement.add(Layer::UserNamespace, Ok(None));
+            confinement.report(Layer::UserNamespace, LayerStatus::Applied, None);
         }
-        let unshared = |flags| match unshare(flags) {
-            Ok(()) => Ok(None),
-            Err(errno) => Err(errno.to_string()),
-        };
-        confinement.add(Layer::IpcNamespace, unshared(CloneFlags::CLONE_NEWIPC));
-        confinement.add(Layer::UtsNamespace, unshared(CloneFlags::CLONE_NEWUTS));
+        confinement.add(Layer::IpcNamespace, unshare(CloneFlags::CLONE_NEWIPC));
+        confinement.add(Layer::UtsNamespace, unshare(CloneFlags::CLONE_NEWUTS));
         if spec.network == NetworkMode::None {
-            confinement.add(Layer::NetNamespace, unshared(CloneFlags::CLONE_NEWNET));
+            confinement.add(Layer::NetNamespace, unshare(CloneFlags::CLONE_NEWNET));
         }
         confinement
     }
@@ -65,29 +66,41 @@ impl Confinement {
         }
         self.add(Layer::Process, confine_process());
         self.add(Layer::Capabilities, capabilities::drop_all_but_files());
-        let landlock = landlock::restrict(spec, state);
-        self.add(Layer::Landlock, landlock);
-        self.add(Layer::Seccomp, seccomp::install(spec.seccomp));
+        match landlock::restrict(spec, state) {
+            Ok(None) => self.report(Layer::Landlock, LayerStatus::Missing, Some(NO_LANDLOCK)),
+            Ok(Some(status)) => {
+                let less = (status == LayerStatus::Partial).then_some(OLD_LANDLOCK);
+                self.report(Layer::Landlock, status, less);
+            }
+            Err(error) => self.add(Layer::Landlock, Err(error)),
+        }
+        match seccomp::install(spec.seccomp) {
+            Ok(()) if spec.seccomp == SeccompMode::Log => {
+                let less = "calls are logged, not refused";
+                self.report(Layer::Seccomp, LayerStatus::Partial, Some(less));
+            }
+            installed => self.add(Layer::Seccomp, installed),
+        }
         Some(EventKind::ShimConfined { level: spec.confinement, layers: self.layers })
     }
 
-    /// A layer that holds in part says what is missing of it.
-    fn add(&mut self, layer: Layer, achieved: Result<Option<String>, String>) {
-        let (status, detail) = match achieved {
-            Ok(None) => (LayerStatus::Applied, None),
-            Ok(Some(missing)) => (LayerStatus::Partial, Some(missing)),
-            Err(error) => (LayerStatus::Missing, Some(error)),
-        };
-        self.layers.push(LayerReport { layer, status, detail });
+    /// A layer that was taken on, or could not be.
+    fn add<E: Display>(&mut self, layer: Layer, taken_on: Result<(), E>) {
+        match taken_on {
+            Ok(()) => self.report(layer, LayerStatus::Applied, None),
+            Err(error) => self.report(layer, LayerStatus::Missing, Some(&error.to_string())),
+        }
+    }
+
+    fn report(&mut self, layer: Layer, status: LayerStatus, detail: Option<&str>) {
+        self.layers.push(LayerReport { layer, status, detail: detail.map(str::to_owned) });
     }
 }
 
 /// A core file would hold the guest's memory, and secrets; a process that is not dumpable cannot be
 /// traced by others of its user, nor read through `/proc`.
-fn confine_process() -> Result<Option<String>, String> {
-    let text = |errno: nix::errno::Errno| errno.to_string();
-    setrlimit(Resource::RLIMIT_CORE, 0, 0).map_err(text)?;
-    set_no_new_privs().map_err(text)?;
-    set_dumpable(false).map_err(text)?;
-    Ok(None)
+fn confine_process() -> nix::Result<()> {
+    setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
+    set_no_new_privs()?;
+    set_dumpable(false)
 }

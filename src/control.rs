@@ -103,9 +103,6 @@ impl Control {
         let monitor = Monitor::new(setup, listener, news, Arc::clone(&exit_status));
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
-            // Timers and signals are looked at between any two turns of a guest that never stops
-            // talking; tokio's own 61 turns of 128 messages take a quarter of a second.
-            .event_interval(1)
             .build()
             .map_err(ControlError::Thread)?;
         thread::Builder::new()
@@ -139,9 +136,4 @@ fn hand_over(vm_news: &mpsc::UnboundedSender<VmNews>, end: VmNews) {
     // Without a receiver the control thread is ending the process already.
     let _ending = vm_news.send(end);
     thread::sleep(VERDICT_TIMEOUT);
-}
-
-/// Text of the guest, bounded and without control characters.
-fn printable(text: &str) -> String {
-    text.chars().take(1024).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }

@@ -30,10 +30,11 @@ use std::process::ExitCode;
 
 use a3s_box_core::config::PathsConfig;
 use a3s_box_core::doctor::{DoctorCheck, DoctorReport, DoctorStatus};
-use a3s_box_core::{BoxConfig, exit};
+use a3s_box_core::{BoxConfig, ErrorCode, ErrorReport, exit};
 
 use crate::arguments::Arguments;
 use crate::error::ShimError;
+use crate::printable::{MESSAGE_CHARS, printable};
 use crate::process::{self, Signals, StopRequest};
 use crate::spec::VmSpec;
 
@@ -65,9 +66,7 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
         Err(error) => {
             let status = match &error {
                 // Linux has 64 signals.
-                DoctorError::Interrupted(request) => {
-                    exit::for_signal(u8::try_from(request.signal() as i32).unwrap_or(u8::MAX))
-                }
+                DoctorError::Interrupted(request) => exit::for_signal(request.signal_number()),
                 _ => exit::FAILED,
             };
             crate::say(io::stderr(), &chain(&error), status)
@@ -126,14 +125,9 @@ fn to_text(report: &DoctorReport) -> String {
         let remedy = remedy.as_ref().map(|remedy| format!("; remedy: {remedy}"));
         let line = format!("{status:8}  {name:width$}  {found}{}", remedy.unwrap_or_default());
         // A text cannot fail to take more.
-        let _written = writeln!(text, "{}", one_line(&line));
+        let _written = writeln!(text, "{}", printable(&line, MESSAGE_CHARS));
     }
     text
-}
-
-/// Names of files and messages of other programs may hold anything.
-fn one_line(text: &str) -> String {
-    text.chars().map(|character| if character.is_control() { ' ' } else { character }).collect()
 }
 
 /// The beginning of a file in which the kernel says something; none if there is no such file.
@@ -144,9 +138,8 @@ fn read(path: &str) -> Option<String> {
 }
 
 /// An error and its causes, in one line.
-fn chain(error: &dyn Error) -> String {
-    let causes = std::iter::successors(Some(error), |&error| error.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+fn chain(error: &(dyn Error + 'static)) -> String {
+    trial::told(&ErrorReport::new(ErrorCode::Internal, error))
 }
 
 #[cfg(test)]
@@ -160,7 +153,7 @@ mod tests {
             DoctorCheck::degraded("long", "less", "more"),
             DoctorCheck::failed("b", "none", "one"),
         ]);
-        let expected = "ok        a     fine really \n\
+        let expected = "ok        a     fine\u{fffd}really\u{fffd}\n\
                         degraded  long  less; remedy: more\n\
                         failed    b     none; remedy: one\n";
         assert_eq!(to_text(&report), expected);

@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::io;
 
-use a3s_box_core::event::{StopCause, StopReason, StopReport};
+use a3s_box_core::event::{StopReason, StopReport};
 use a3s_box_core::{ConfigError, ErrorCode, ErrorReport, exit};
 use a3s_box_krun::KrunError;
 use a3s_box_oci::CacheError;
@@ -54,23 +54,13 @@ impl ShimError {
 
     /// How the box ended by it.
     pub(crate) fn ending(&self) -> Ending {
-        if let Some(request) = self.stop_request() {
-            // Linux has 64 signals.
-            let number = u8::try_from(request.signal() as i32).unwrap_or(u8::MAX);
-            let signal = matches!(request, StopRequest::Signal(_)).then_some(number);
-            let exit_code = exit::for_signal(number);
-            return Ending { reason: StopReason::Stopped, exit_code, signal };
-        }
-        Ending { reason: StopReason::Failed, exit_code: exit::FAILED, signal: None }
+        let failed = Ending { reason: StopReason::Failed, exit_code: exit::FAILED, signal: None };
+        self.stop_request().map_or(failed, Ending::stopped)
     }
 
     /// How the stop went, if the box was asked to before there was a workload.
     pub(crate) fn stop(&self, now_ms: u64) -> Option<StopReport> {
-        let cause = match self.stop_request()? {
-            StopRequest::Signal(_) => StopCause::Signal,
-            StopRequest::ParentDied => StopCause::ParentDied,
-        };
-        Some(Stopping::new(cause, now_ms).report())
+        self.stop_request().map(|request| Stopping::new(request.cause(), now_ms).report())
     }
 
     fn stop_request(&self) -> Option<StopRequest> {

@@ -30,6 +30,7 @@ mod error;
 mod events;
 mod guest;
 mod log;
+mod printable;
 mod process;
 mod program;
 mod record;
@@ -57,7 +58,7 @@ use crate::control::Control;
 use crate::error::ShimError;
 use crate::events::{EventFileError, EventWriter};
 use crate::log::Phase;
-use crate::process::{Parent, Signals};
+use crate::process::{Parent, Signals, StopRequest};
 use crate::record::ExitFile;
 use crate::rootfs::{Observers, Root};
 use crate::rotated_file::Rotation;
@@ -238,6 +239,16 @@ struct Ending {
 }
 
 impl Ending {
+    /// That of a box which was asked to stop, and has no word of its guest.
+    fn stopped(request: StopRequest) -> Self {
+        let number = request.signal_number();
+        Self {
+            reason: StopReason::Stopped,
+            exit_code: exit::for_signal(number),
+            signal: matches!(request, StopRequest::Signal(_)).then_some(number),
+        }
+    }
+
     fn into_event(self, uptime: std::time::Duration, stop: Option<StopReport>) -> EventKind {
         EventKind::BoxStopped {
             reason: self.reason,

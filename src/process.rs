@@ -9,6 +9,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
+use a3s_box_core::event::StopCause;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -77,6 +78,18 @@ pub(crate) fn enter_private_mounts() -> Result<(), ProcessError> {
         .map_err(step("make all mounts private"))
 }
 
+/// A number of the line `/proc/<pid>/stat` (proc(5)), by its place from 3 on: the second, the name of
+/// the program, may hold spaces and parentheses.
+pub(crate) fn stat_field(stat: &str, field: usize) -> Option<u64> {
+    let (_, from_field_3) = stat.rsplit_once(')')?;
+    from_field_3.split_ascii_whitespace().nth(field.checked_sub(3)?)?.parse().ok()
+}
+
+/// Linux has 64 signals.
+pub(crate) fn signal_number(signal: Signal) -> u8 {
+    u8::try_from(signal as i32).unwrap_or(u8::MAX)
+}
+
 /// Why a box is to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum StopRequest {
@@ -87,11 +100,19 @@ pub(crate) enum StopRequest {
 }
 
 impl StopRequest {
-    /// Signal that the exit status tells of: the end of the parent counts as SIGTERM.
-    pub(crate) fn signal(self) -> Signal {
+    /// How events tell it.
+    pub(crate) fn cause(self) -> StopCause {
         match self {
-            Self::Signal(signal) => signal,
-            Self::ParentDied => Signal::SIGTERM,
+            Self::Signal(_) => StopCause::Signal,
+            Self::ParentDied => StopCause::ParentDied,
+        }
+    }
+
+    /// Number of the signal that the exit status tells of: the end of the parent counts as SIGTERM.
+    pub(crate) fn signal_number(self) -> u8 {
+        match self {
+            Self::Signal(signal) => signal_number(signal),
+            Self::ParentDied => signal_number(Signal::SIGTERM),
         }
     }
 }

@@ -23,6 +23,7 @@ use a3s_box_core::{ErrorReport, ExitRecord, RunRecord};
 use nix::fcntl::{FallocateFlags, OFlag, fallocate, renameat};
 
 use crate::Ending;
+use crate::process::stat_field;
 
 /// What `exit.json` is until it is whole.
 pub(crate) const DRAFT_FILE: &str = "exit.json.new";
@@ -62,10 +63,8 @@ impl Process {
     }
 }
 
-/// Field 22 of proc(5)'s `stat`. Field 2, the name of the program, may hold spaces and parentheses.
 fn start_time_ticks(stat: &str) -> Option<u64> {
-    let (_, from_field_3) = stat.rsplit_once(')')?;
-    from_field_3.split_ascii_whitespace().nth(22 - 3)?.parse().ok()
+    stat_field(stat, 22)
 }
 
 /// Writes `record` into the locked `run.json`, over what is there.

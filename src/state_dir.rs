@@ -27,7 +27,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use a3s_box_core::record::{EXIT_FILE, RUN_FILE};
-use a3s_box_oci::{StoreError, check_parents, private_folder};
+use a3s_box_oci::{StoreError, check_parents, private_folder, remove_path};
 use nix::fcntl::OFlag;
 
 use crate::record::{self, DRAFT_FILE, ExitFile, Process};
@@ -103,7 +103,7 @@ impl StateDir {
         let lock = lock(&path, &spec.id)?;
         let remove_stale = |name| {
             let stale = path.join(name);
-            remove(&stale).map_err(system("remove the stale", &stale))
+            remove_path(&stale).map_err(system("remove the stale", &stale))
         };
         remove_stale(EXIT_FILE)?;
         let process = Process::this().map_err(system("read", Path::new("/proc/self/stat")))?;
@@ -170,7 +170,7 @@ impl StateDir {
         for entry in fs::read_dir(&self.path)? {
             let path = entry?.path();
             if path != lock {
-                remove(&path)?;
+                remove_path(&path)?;
             }
         }
         fs::remove_file(lock)?;
@@ -230,21 +230,7 @@ pub(crate) fn remove_transient(paths: &[PathBuf]) {
     let mount_point = |path: &PathBuf| path.ends_with(ROOT) || path.ends_with(DISK);
     for path in paths.iter().filter(|path| !mount_point(path)) {
         // What cannot be removed now is removed by the next start of this id.
-        let _best_effort = remove(path);
-    }
-}
-
-/// Removes a file or a folder with all in it; `root` and `disk` of a killed shim are empty here,
-/// because their mounts ended with its namespace. Never follows a symlink.
-fn remove(path: &Path) -> io::Result<()> {
-    let removed = match fs::symlink_metadata(path) {
-        Ok(found) if found.is_dir() => fs::remove_dir_all(path),
-        Ok(_) => fs::remove_file(path),
-        Err(error) => Err(error),
-    };
-    match removed {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other,
+        let _best_effort = remove_path(path);
     }
 }
 
@@ -256,7 +242,8 @@ fn system(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StateD
 mod tests {
     use std::os::unix::fs::symlink;
 
-    use nix::sys::stat::Mode;
+    use nix::fcntl::openat;
+    use nix::sys::stat::{Mode, mkdirat};
     use nix::unistd::mkfifo;
 
     use super::*;
@@ -308,6 +295,20 @@ mod tests {
         mkfifo(&folder.join(RUN_FILE), Mode::S_IRWXU).unwrap();
         let error = lock(&folder, "demo").unwrap_err();
         assert!(matches!(error, StateDirError::NotAFile { .. }), "{error}");
+    }
+
+    /// A guest makes folders deeper than open files, a path or a stack reach.
+    #[test]
+    fn what_a_guest_has_made_is_removed_however_deep_it_is() {
+        let (_dir, folder) = demo();
+        let mut deep = File::open(&folder).unwrap();
+        for _ in 0..20_000 {
+            mkdirat(&deep, UPPER, Mode::S_IRWXU).unwrap();
+            let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+            deep = File::from(openat(&deep, UPPER, flags, Mode::empty()).unwrap());
+        }
+        remove_transient(&[folder.join(UPPER)]);
+        assert!(!folder.join(UPPER).exists());
     }
 
     #[test]

@@ -15,7 +15,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
 
-/// Bound on a status line: people read it, and the manager takes datagrams of 4096 bytes
+use crate::printable::printable;
+
+/// Bound on a status line, in which a line break would begin another assignment: people read it, and the manager takes datagrams of 4096 bytes
 /// (`PIPE_BUF`, systemd's `manager.c`), of which a character takes four at most.
 const MAX_STATUS_CHARACTERS: usize = 500;
 
@@ -60,12 +62,12 @@ impl Supervisor {
 
     /// The service is up; a manager that waits for that goes on.
     pub(crate) fn ready(&self, status: &str) {
-        self.send(&format!("READY=1\nSTATUS={}", one_line(status)));
+        self.send(&format!("READY=1\nSTATUS={}", printable(status, MAX_STATUS_CHARACTERS)));
     }
 
     /// What the service is doing, for people.
     pub(crate) fn status(&self, status: &str) {
-        self.send(&format!("STATUS={}", one_line(status)));
+        self.send(&format!("STATUS={}", printable(status, MAX_STATUS_CHARACTERS)));
     }
 
     /// The service has begun to end.
@@ -134,12 +136,6 @@ fn connect(address: &OsStr) -> io::Result<UnixDatagram> {
     Ok(socket)
 }
 
-/// A status is one line of a message; a line break would begin another assignment.
-fn one_line(text: &str) -> String {
-    let printable = |character: char| if character.is_control() { ' ' } else { character };
-    text.chars().take(MAX_STATUS_CHARACTERS).map(printable).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -172,7 +168,7 @@ mod tests {
         let expected = [
             "STATUS=unpacking layer 1 of 6",
             "EXTEND_TIMEOUT_USEC=90000000",
-            "READY=1\nSTATUS=box `demo` is ready MAINPID=1 ",
+            "READY=1\nSTATUS=box `demo` is ready\u{fffd}MAINPID=1\u{fffd}",
             "WATCHDOG=1",
             "STOPPING=1",
         ];

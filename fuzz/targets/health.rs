@@ -15,6 +15,7 @@ use ground::Ground;
 use ground::memory;
 use ground::peer::{Answer, serve};
 use libfuzzer_sys::fuzz_target;
+use printable::{MESSAGE_CHARS, printable};
 use prost::Message;
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixListener;
@@ -24,6 +25,8 @@ use tonic_health::pb::health_check_response::ServingStatus;
 #[expect(dead_code, reason = "the rest is for the monitor")]
 #[path = "../../src/control/agent.rs"]
 mod agent;
+#[path = "../../src/printable.rs"]
+mod printable;
 
 /// Longer than any answer takes: a connection that was closed, or that has answered, is not waited for.
 const PATIENCE: Duration = Duration::from_secs(8);
@@ -31,9 +34,6 @@ const PATIENCE: Duration = Duration::from_secs(8);
 /// Memory of one connection with an answer of at most 64 KiB, several times over: h2's own buffers
 /// are some hundred KiB.
 const MEMORY_BYTES: usize = 2 << 20;
-
-/// Longest message, in characters: the shim's `printable`.
-const MESSAGE_CHARS: usize = 1024;
 
 const UNIMPLEMENTED: u8 = 12;
 
@@ -150,10 +150,4 @@ fn state(answer: &HealthCheckResponse) -> Option<BoxState> {
         State::Busy => Some(BoxState::Busy),
         State::Compacting => Some(BoxState::Compacting),
     }
-}
-
-/// Text of the guest, as `src/control.rs` cuts it.
-fn printable(text: &str) -> String {
-    let printable = |c: char| if c.is_control() { '\u{fffd}' } else { c };
-    text.chars().take(MESSAGE_CHARS).map(printable).collect()
 }

@@ -60,6 +60,6 @@ pub use retention::{Collected, Retention};
 pub use store::{StoreError, check_parents, private_folder};
 pub use unpack::{
     ArchiveError, EntryError, LayerError, LayerFacts, Limits, PathError, PaxError, Progress,
-    SparseError,
+    SparseError, remove_path,
 };
 pub use verify::{Damage, Verified};

@@ -21,6 +21,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use a3s_box_core::record::RUN_FILE;
+use a3s_box_oci::remove_path;
 use nix::fcntl::OFlag;
 
 /// Longest id that the shim accepts.
@@ -143,29 +144,16 @@ impl StateFolder {
         for entry in fs::read_dir(&self.path).map_err(system("read", &self.path))? {
             let path = entry.map_err(system("read", &self.path))?.path();
             if path != lock_path {
-                remove(&path).map_err(system("remove", &path))?;
+                remove_path(&path).map_err(system("remove", &path))?;
             }
         }
-        remove(&lock_path).map_err(system("remove", &lock_path))?;
+        remove_path(&lock_path).map_err(system("remove", &lock_path))?;
         match fs::remove_dir(&self.path) {
             // A shim has started in it.
             Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             other => other.map_err(system("remove", &self.path)),
         }
-    }
-}
-
-/// Removes a file, or a folder with all in it. Never follows a symlink.
-fn remove(path: &Path) -> io::Result<()> {
-    let removed = match fs::symlink_metadata(path) {
-        Ok(found) if found.is_dir() => fs::remove_dir_all(path),
-        Ok(_) => fs::remove_file(path),
-        Err(error) => Err(error),
-    };
-    match removed {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other,
     }
 }
 

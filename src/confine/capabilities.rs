@@ -1,6 +1,7 @@
 //! The capabilities that are left: what libkrun's virtio-fs server needs to give files the owners and
 //! modes that the guest's kernel says.
 
+use caps::errors::CapsError;
 use caps::{CapSet, Capability};
 
 /// What is kept. `CAP_SETUID` and `CAP_SETGID` are there because the server acts as the owner of each
@@ -17,11 +18,7 @@ const KEPT: [Capability; 7] = [
 ];
 
 /// Drops all others, for good.
-pub(super) fn drop_all_but_files() -> Result<Option<String>, String> {
-    drop_others().map(|()| None).map_err(|error| error.to_string())
-}
-
-fn drop_others() -> Result<(), caps::errors::CapsError> {
+pub(super) fn drop_all_but_files() -> Result<(), CapsError> {
     // The bounding set first: dropping from it is a capability of its own.
     for capability in caps::runtime::thread_all_supported() {
         if !KEPT.contains(&capability) {

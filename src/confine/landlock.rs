@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use a3s_box_core::event::LayerStatus;
 use a3s_box_krun::Access;
 use landlock::{
     ABI, Access as _, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd,
@@ -16,21 +17,12 @@ use crate::state_dir::StateDir;
 /// folders, 3 truncation, 4 TCP, 5 ioctl, 6 signals and abstract sockets.
 const NEWEST: ABI = ABI::V6;
 
-/// Restricts this thread, and those that it starts. Says what the kernel does not know of it.
-pub(super) fn restrict(spec: &VmSpec, state: &StateDir) -> Result<Option<String>, String> {
-    match apply(spec, state) {
-        Ok(RulesetStatus::FullyEnforced) => Ok(None),
-        Ok(RulesetStatus::PartiallyEnforced) => {
-            Ok(Some("this kernel's Landlock is older than ABI 6 (Linux 6.12)".to_owned()))
-        }
-        Ok(_) => {
-            Err("this kernel has no Landlock (Linux 5.13, and `landlock` in its LSMs)".to_owned())
-        }
-        Err(error) => Err(error.to_string()),
-    }
-}
-
-fn apply(spec: &VmSpec, state: &StateDir) -> Result<RulesetStatus, RulesetError> {
+/// Restricts this thread, and those that it starts. Says how much of it the kernel knows; nothing if it
+/// has no Landlock.
+pub(super) fn restrict(
+    spec: &VmSpec,
+    state: &StateDir,
+) -> Result<Option<LayerStatus>, RulesetError> {
     let all = AccessFs::from_all(NEWEST);
     let mut ruleset = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
@@ -58,5 +50,9 @@ fn apply(spec: &VmSpec, state: &StateDir) -> Result<RulesetStatus, RulesetError>
             ruleset = ruleset.add_rule(PathBeneath::new(fd, access))?;
         }
     }
-    Ok(ruleset.restrict_self()?.ruleset)
+    Ok(match ruleset.restrict_self()?.ruleset {
+        RulesetStatus::FullyEnforced => Some(LayerStatus::Applied),
+        RulesetStatus::PartiallyEnforced => Some(LayerStatus::Partial),
+        RulesetStatus::NotEnforced => None,
+    })
 }

@@ -22,7 +22,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 use tower::service_fn;
 
-use super::printable;
+use crate::printable::{MESSAGE_CHARS, printable};
 
 /// The longest answer that is decoded. A real one has some tens of bytes.
 const MAX_ANSWER_BYTES: usize = 64 * 1024;
@@ -182,5 +182,5 @@ fn refused(status: &Status) -> Failure {
     };
     // What stands before the root of a lost connection says only that there was one.
     let message = root.map_or_else(|| status.message().to_owned(), ToString::to_string);
-    Failure { cause, message: printable(&message) }
+    Failure { cause, message: printable(&message, MESSAGE_CHARS) }
 }

@@ -16,15 +16,13 @@ use std::sync::atomic::AtomicU8;
 use std::time::Duration;
 
 use a3s_box_core::config::{OnUnhealthy, Readiness};
-use a3s_box_core::event::{
-    BootPhases, EventKind, GuestMetrics, Metrics, ProcessMetrics, StopCause,
-};
+use a3s_box_core::event::{BootPhases, EventKind, GuestMetrics, Metrics, ProcessMetrics};
 use a3s_box_core::{BoxState, ErrorCode, ErrorReport};
 use a3s_box_proto::control::{Drained, Notified};
 use nix::sys::signal::Signal;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, yield_now};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::agent::Agent;
@@ -49,6 +47,10 @@ const TICK: Duration = Duration::from_millis(5);
 
 /// Least time between two events about what the guest may say without end.
 const GUEST_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Messages of the guest in a row before others get their turn, as many as its own PID 1 takes from
+/// the workload.
+const GUEST_TURN: u32 = 64;
 
 /// Least time between two events about output that is not kept: it may be all of a flood.
 const TRUNCATION_INTERVAL: Duration = Duration::from_secs(1);
@@ -184,8 +186,16 @@ impl Monitor {
         )]
         let signals = AsyncFd::new(signals)?;
         let mut truncated = self.console.truncation();
+        let mut said = 0;
         loop {
             let input = self.next_input(&mut link, &signals, &mut truncated).await?;
+            said = if matches!(input, Input::Guest(_)) { said + 1 } else { 0 };
+            if said >= GUEST_TURN {
+                // Signals and timers are seen when this task waits, and one that has read hundreds of
+                // messages at once has nothing to wait for.
+                said = 0;
+                yield_now().await;
+            }
             if self.handle(input, &mut link) {
                 self.hear_last_words(&mut link).await;
                 return Ok(());
@@ -270,7 +280,7 @@ impl Monitor {
     fn on_due(&mut self, due: Due, link: &mut Link) -> bool {
         match due {
             Due::Boot => return self.fail(self.boot_timeout()),
-            Due::Timeout => return self.stop(Stop::Timeout, StopCause::Timeout, link),
+            Due::Timeout => return self.stop(Stop::Timeout, link),
             Due::Grace => self.kill(link),
             Due::GiveUp => return self.give_up(),
             Due::Metrics => self.gather_figures(),
@@ -342,7 +352,7 @@ impl Monitor {
         if let Some(state) = said.state {
             self.hear_activity(state);
         }
-        stops && self.stop(Stop::Unhealthy, StopCause::Unhealthy, link)
+        stops && self.stop(Stop::Unhealthy, link)
     }
 
     fn become_ready(&mut self) {

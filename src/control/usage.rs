@@ -5,6 +5,8 @@ use std::fs;
 use a3s_box_core::event::ProcessMetrics;
 use nix::unistd::{SysconfVar, sysconf};
 
+use crate::process::stat_field;
+
 /// Writable memory of at least this much in one piece is the guest's: libkrun maps 16 MiB below its
 /// kernel, and the rest, 112 MiB at least, above it (`kernel_guest_addr`, libkrunfw 5). What else a
 /// shim maps is smaller: stacks of 2 MiB, and the parts of the allocator's arenas that are in use.
@@ -67,14 +69,8 @@ fn is_of_guest(range: &str, rest: &str) -> bool {
 
 /// Ticks in user mode and in the kernel, and the number of threads: fields 14, 15 and 20.
 fn times_of(stat: &str) -> Option<(u64, u64, u32)> {
-    // The second field, the name, may hold spaces and parentheses.
-    let (_, rest) = stat.rsplit_once(") ")?;
-    let fields: Vec<&str> = rest.split(' ').collect();
-    Some((
-        fields.get(11)?.parse().ok()?,
-        fields.get(12)?.parse().ok()?,
-        fields.get(17)?.parse().ok()?,
-    ))
+    let threads = u32::try_from(stat_field(stat, 20)?).ok()?;
+    Some((stat_field(stat, 14)?, stat_field(stat, 15)?, threads))
 }
 
 #[cfg(test)]

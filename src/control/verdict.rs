@@ -13,12 +13,12 @@
 //! libkrun's code is never believed: a guest's panic and a reset give 0, and any process of the
 //! guest can set it.
 
-use a3s_box_core::event::StopReason;
+use a3s_box_core::event::{StopCause, StopReason};
 use a3s_box_core::{ErrorCode, ErrorReport, exit};
 use a3s_box_proto::control::StartFailure;
-use nix::sys::signal::Signal;
 
 use crate::Ending;
+use crate::process::StopRequest;
 
 /// What the guest said about the end of the workload.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,11 +31,20 @@ pub(super) enum Report {
 /// Why the shim wants the box to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stop {
-    Signal(Signal),
+    Request(StopRequest),
     Timeout,
     Unhealthy,
-    /// As if SIGTERM had come.
-    ParentDied,
+}
+
+impl Stop {
+    /// How events tell it.
+    pub(super) fn cause(self) -> StopCause {
+        match self {
+            Self::Request(request) => request.cause(),
+            Self::Timeout => StopCause::Timeout,
+            Self::Unhealthy => StopCause::Unhealthy,
+        }
+    }
 }
 
 /// Everything that is known at the end.
@@ -58,13 +67,8 @@ impl Facts {
                 (ending, Some(self.failure.clone().unwrap_or_else(unhealthy)))
             }
             (_, Some(report)) => self.reported(report),
-            (Some(Stop::Signal(signal)), None) if self.failure.is_none() => {
-                let number = signal_number(signal);
-                (ending(StopReason::Stopped, exit::for_signal(number), Some(number)), None)
-            }
-            (Some(Stop::ParentDied), None) if self.failure.is_none() => {
-                let status = exit::for_signal(signal_number(Signal::SIGTERM));
-                (ending(StopReason::Stopped, status, None), None)
+            (Some(Stop::Request(request)), None) if self.failure.is_none() => {
+                (Ending::stopped(request), None)
             }
             (_, None) => {
                 let failure = self.failure.clone().unwrap_or_else(|| self.lost());
@@ -126,17 +130,14 @@ pub(super) fn failure(code: ErrorCode, message: &str) -> ErrorReport {
     }
 }
 
-/// Linux has 64 signals.
-pub(super) fn signal_number(signal: Signal) -> u8 {
-    u8::try_from(signal as i32).unwrap_or(u8::MAX)
-}
-
 fn ending(reason: StopReason, exit_code: u8, signal: Option<u8>) -> Ending {
     Ending { reason, exit_code, signal }
 }
 
 #[cfg(test)]
 mod tests {
+    use nix::sys::signal::Signal;
+
     use super::*;
 
     fn check(facts: &Facts, expected: Ending, error: Option<ErrorCode>) {
@@ -184,7 +185,7 @@ mod tests {
 
     #[test]
     fn a_stop_is_told_apart_from_an_end_by_itself() {
-        let stop = Some(Stop::Signal(Signal::SIGTERM));
+        let stop = Some(Stop::Request(StopRequest::Signal(Signal::SIGTERM)));
         let facts = Facts { stop, libkrun: Some(0), ..Facts::default() };
         check(&facts, ending(StopReason::Stopped, 143, Some(15)), None);
         let facts = Facts { stop, report: Some(Report::Signaled(9)), ..Facts::default() };

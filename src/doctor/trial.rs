@@ -39,7 +39,7 @@ pub(super) enum TrialError {
     Interrupted(StopRequest),
 }
 
-fn told(report: &ErrorReport) -> String {
+pub(super) fn told(report: &ErrorReport) -> String {
     let causes = report.causes.iter().map(|cause| format!(": {cause}"));
     std::iter::once(report.message.clone()).chain(causes).collect()
 }
@@ -79,7 +79,7 @@ impl Folder {
 impl Drop for Folder {
     fn drop(&mut self) {
         // What is left is in the system's folder for such things.
-        let _best_effort = std::fs::remove_dir_all(&self.0);
+        let _best_effort = a3s_box_oci::remove_path(&self.0);
     }
 }
 

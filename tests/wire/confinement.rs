@@ -149,3 +149,43 @@ fn what_was_achieved_is_told_before_the_vm_starts() {
         .all(|(found, expected)| found == expected || found == "landlock partial");
     assert!(as_expected && layers.len() == expected.len(), "{layers:?}");
 }
+
+#[test]
+fn every_thread_of_a_shim_is_confined() {
+    let script = [
+        "connect",
+        "hello",
+        "serve",
+        "started=7",
+        "sleep-ms=1500",
+        "exited=0",
+        "drained",
+        "exit=0",
+    ];
+    let playing = start_by(shim(), &script, |config| {
+        // Has a thread read the figures.
+        config["events"] = json!({"metrics_interval_ms": 100});
+    });
+    std::thread::sleep(std::time::Duration::from_millis(800));
+    let threads = std::fs::read_dir(format!("/proc/{}/task", playing.child.id())).unwrap();
+    let mut seen = Vec::new();
+    for thread in threads.map(Result::unwrap) {
+        let status = std::fs::read_to_string(thread.path().join("status")).unwrap();
+        let field = |name: &str| {
+            let value = status.lines().find_map(|line| line.strip_prefix(name));
+            value.unwrap_or_else(|| panic!("{name}: {status}")).trim().to_owned()
+        };
+        // Seven capabilities, no privileges to gain, and two filters.
+        let (capabilities, bounding) = (field("CapPrm:"), field("CapBnd:"));
+        let found = (capabilities.as_str(), bounding.as_str());
+        assert_eq!(found, ("00000000800000db", "00000000800000db"), "{status}");
+        assert_eq!(
+            (field("NoNewPrivs:").as_str(), field("Seccomp:").as_str()),
+            ("1", "2"),
+            "{status}"
+        );
+        seen.push(field("Name:"));
+    }
+    assert!(seen.len() >= 3 && seen.iter().any(|name| name == "control"), "{seen:?}");
+    assert_eq!(playing.end().status.code(), Some(0));
+}

@@ -14,6 +14,13 @@ use crate::harness::{Run, parse, shim, start};
 
 const IGNORES_ALL: [&str; 4] = ["connect", "hello", "started=7", "hang"];
 
+const DIES_BY_KILL: [&str; 8] =
+    ["connect", "hello", "started=7", "wait-kill", "signaled=9", "drained", "wait-ack", "exit=0"];
+
+/// Longer than a test takes to do something to the box.
+const LIVES_ON: [&str; 8] =
+    ["connect", "hello", "started=7", "sleep-ms=1500", "exited=3", "drained", "wait-ack", "exit=0"];
+
 fn stop_of(run: &Run) -> &Value {
     &run.events.last().unwrap()["stop"]
 }
@@ -22,20 +29,10 @@ fn stop_of(run: &Run) -> &Value {
 fn each_step_that_was_needed_has_its_time_and_the_last_one_is_named() {
     let obeys =
         ["connect", "hello", "started=7", "wait-stop", "exited=3", "drained", "wait-ack", "exit=0"];
-    let dies = [
-        "connect",
-        "hello",
-        "started=7",
-        "wait-kill",
-        "signaled=9",
-        "drained",
-        "wait-ack",
-        "exit=0",
-    ];
     let cases: [(&[&str], &str, usize); 4] = [
         (&["hang"], "before_start", 1),
         (&obeys, "signal", 3),
-        (&dies, "guest_kill", 4),
+        (&DIES_BY_KILL, "guest_kill", 4),
         (&IGNORES_ALL, "host_deadline", 3),
     ];
     for (script, ended_by, times) in cases {
@@ -54,6 +51,49 @@ fn each_step_that_was_needed_has_its_time_and_the_last_one_is_named() {
         let found: Vec<u64> = steps.iter().filter_map(|step| stop[step].as_u64()).collect();
         assert!(found.len() == times && found.is_sorted(), "{stop}");
     }
+}
+
+#[test]
+fn a_workload_that_ignores_its_stop_signal_is_killed_after_the_grace_period() {
+    let playing = start(&DIES_BY_KILL, |config| config["stop"] = json!({"grace_ms": 300}));
+    std::thread::sleep(Duration::from_millis(700));
+    send(&playing, Signal::SIGTERM);
+    let run = playing.end();
+    assert_eq!(run.ending(), (Some(137), "stopped", None));
+    assert!(run.events.iter().any(|event| event["type"] == "stop.killed"), "{}", run.stdout);
+}
+
+#[test]
+fn a_second_signal_shortens_the_grace_period() {
+    let playing = start(&DIES_BY_KILL, |config| config["stop"] = json!({"grace_ms": 60_000}));
+    std::thread::sleep(Duration::from_millis(700));
+    send(&playing, Signal::SIGTERM);
+    std::thread::sleep(Duration::from_millis(300));
+    send(&playing, Signal::SIGINT);
+    let run = playing.end();
+    assert_eq!(run.ending(), (Some(137), "stopped", None));
+}
+
+#[test]
+fn a_stop_during_the_boot_ends_the_box_at_once() {
+    let playing = start(&["hang"], |_| {});
+    std::thread::sleep(Duration::from_millis(700));
+    send(&playing, Signal::SIGHUP);
+    let run = playing.end();
+    assert_eq!(run.ending(), (Some(129), "stopped", None));
+}
+
+#[test]
+fn a_guest_that_ignores_even_the_kill_is_ended() {
+    let playing = start(&IGNORES_ALL, |config| {
+        config["stop"] = json!({"grace_ms": 100});
+    });
+    std::thread::sleep(Duration::from_millis(700));
+    send(&playing, Signal::SIGTERM);
+    let run = playing.end();
+    let (status, reason, error) = run.ending();
+    assert_eq!((status, reason), (Some(125), "failed"));
+    assert_eq!(error, Some("shutdown_timeout"));
 }
 
 #[test]
@@ -174,17 +214,7 @@ fn a_box_of_a_parent_that_dies_during_the_boot_ends_at_once() {
 
 #[test]
 fn a_box_that_is_to_outlive_its_parent_does() {
-    let script = [
-        "connect",
-        "hello",
-        "started=7",
-        "sleep-ms=1500",
-        "exited=3",
-        "drained",
-        "wait-ack",
-        "exit=0",
-    ];
-    let mut supervisor = Supervisor::start(&script, None, |config| {
+    let mut supervisor = Supervisor::start(&LIVES_ON, None, |config| {
         config["stop"]["die_with_parent"] = json!(false);
     });
     supervisor.wait_for("guest.started");
@@ -197,17 +227,7 @@ fn a_box_that_is_to_outlive_its_parent_does() {
 
 #[test]
 fn the_end_of_a_thread_of_the_parent_is_not_the_parents() {
-    let script = [
-        "connect",
-        "hello",
-        "started=7",
-        "sleep-ms=1000",
-        "exited=3",
-        "drained",
-        "wait-ack",
-        "exit=0",
-    ];
-    let playing = std::thread::spawn(move || start(&script, |_| {})).join().unwrap();
+    let playing = std::thread::spawn(move || start(&LIVES_ON, |_| {})).join().unwrap();
     assert_eq!(playing.end().ending(), (Some(3), "exited", None));
 }
 
@@ -227,17 +247,7 @@ fn a_parent_that_has_died_already_is_seen_where_it_said_who_it_is() {
 
 #[test]
 fn the_signal_of_a_parents_end_from_somebody_else_means_nothing() {
-    let script = [
-        "connect",
-        "hello",
-        "started=7",
-        "sleep-ms=1000",
-        "exited=3",
-        "drained",
-        "wait-ack",
-        "exit=0",
-    ];
-    let playing = start(&script, |_| {});
+    let playing = start(&LIVES_ON, |_| {});
     std::thread::sleep(Duration::from_millis(400));
     kill(Pid::from_raw(playing.child.id().cast_signed()), Signal::SIGUSR2).unwrap();
     assert_eq!(playing.end().ending(), (Some(3), "exited", None));

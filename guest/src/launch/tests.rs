@@ -164,9 +164,7 @@ async fn arguments_and_environment_arrive_byte_for_byte() {
 #[tokio::test]
 async fn the_user_may_open_its_own_streams() {
     let _serial = serial().await;
-    if !nix::unistd::geteuid().is_root() {
-        return;
-    }
+    assert!(nix::unistd::geteuid().is_root(), "this test needs root");
     let mut other = shell("echo out > /proc/self/fd/1; echo err > /proc/self/fd/2");
     other.credentials = Some(kernel::Credentials { uid: 1234, gid: 2345, groups: vec![] });
     let (stdout, stderr, _) = output(&other).await;
@@ -244,9 +242,7 @@ async fn the_working_directory_is_entered_or_named() {
 #[tokio::test]
 async fn the_user_and_exactly_its_groups_are_assumed() {
     let _serial = serial().await;
-    if !nix::unistd::geteuid().is_root() {
-        return;
-    }
+    assert!(nix::unistd::geteuid().is_root(), "this test needs root");
     let mut other = shell("id -u; id -g; id -G");
     other.credentials =
         Some(kernel::Credentials { uid: 1234, gid: 2345, groups: vec![3456, 4567] });
@@ -257,9 +253,7 @@ async fn the_user_and_exactly_its_groups_are_assumed() {
 #[tokio::test]
 async fn root_enters_a_directory_that_the_user_may_not() {
     let _serial = serial().await;
-    if !nix::unistd::geteuid().is_root() {
-        return;
-    }
+    assert!(nix::unistd::geteuid().is_root(), "this test needs root");
     let folder = tempfile::tempdir().unwrap();
     std::fs::set_permissions(folder.path(), Permissions::from_mode(0o700)).unwrap();
     let mut other = shell("exit 5");

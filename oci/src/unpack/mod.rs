@@ -38,6 +38,7 @@ pub use limits::Limits;
 pub use path::PathError;
 pub use pax::PaxError;
 pub(crate) use place::is_opaque;
+pub use remove::remove_path;
 pub(crate) use remove::remove_tree;
 pub(crate) use seams::{Ground, Seams};
 pub use sparse::SparseError;

@@ -1,10 +1,14 @@
-//! Removal of a tree that an image has shaped.
+//! Removal of a tree that an image or a guest has shaped.
 //!
 //! Trees can be deeper than any path or stack or number of open files, because an entry may go
 //! through a symbolic link into what is deep already. So this walks with one open directory, goes
 //! back by `..`, and keeps names on the heap.
 
+use std::fs::File;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use nix::dir::Dir;
 use nix::errno::Errno;
@@ -13,6 +17,25 @@ use nix::sys::stat::Mode;
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use crate::directory::OPEN_DIR;
+
+/// Removes what `path` names, with all that is below it; what is not there is no error. The last name
+/// is not followed if it is a symbolic link.
+///
+/// However deep the tree is, this takes two open files and no stack for it.
+///
+/// # Errors
+///
+/// What the system refused; the rest of the tree may be gone by then.
+pub fn remove_path(path: &Path) -> io::Result<()> {
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    match File::open(parent) {
+        Ok(parent) => Ok(remove_tree(parent.as_fd(), name.as_bytes())?),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
+}
 
 /// Removes `name` from the directory `parent`, with all that is below it; what is not there is no
 /// error.
@@ -79,7 +102,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         fs::create_dir(root.path().join("outside")).unwrap();
         fs::write(root.path().join("outside/kept"), "").unwrap();
-        let parent = OwnedFd::from(fs::File::open(root.path()).unwrap());
+        let parent = OwnedFd::from(File::open(root.path()).unwrap());
         mkdirat(&parent, "tree", Mode::S_IRWXU).unwrap();
         let mut deep = openat(&parent, "tree", OPEN_DIR, Mode::empty()).unwrap();
         symlink("../outside", root.path().join("tree/link")).unwrap();
@@ -88,9 +111,11 @@ mod tests {
             mkdirat(&deep, "d", Mode::S_IRWXU).unwrap();
             deep = openat(&deep, "d", OPEN_DIR, Mode::empty()).unwrap();
         }
-        remove_tree(parent.as_fd(), b"tree").unwrap();
+        remove_path(&root.path().join("tree")).unwrap();
         assert!(!root.path().join("tree").exists());
         assert!(root.path().join("outside/kept").exists());
-        remove_tree(parent.as_fd(), b"tree").unwrap();
+        remove_path(&root.path().join("tree")).unwrap();
+        remove_path(&root.path().join("nowhere/tree")).unwrap();
+        remove_path(Path::new("/")).unwrap_err();
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use a3s_box_core::event::{EventKind, StopCause};
+use a3s_box_core::event::EventKind;
 use a3s_box_core::{BoxState, ErrorCode};
 use a3s_box_proto::control::{Kill, Stop as StopMessage, shim_message};
 use tokio::time::{Instant, sleep};
@@ -11,10 +11,10 @@ use tokio::time::{Instant, sleep};
 use super::super::deadlines::Due;
 use super::super::link::Link;
 use super::super::stopping::Stopping;
-use super::super::verdict::{Stop, failure, signal_number};
+use super::super::verdict::{Stop, failure};
 use super::{Monitor, TICK};
 use crate::log::{self, Phase};
-use crate::process::StopRequest;
+use crate::process::{StopRequest, signal_number};
 use crate::state_dir;
 
 /// From the workload's end (or the kill) to the end of the VM: the guest kills what is left, drains
@@ -34,12 +34,7 @@ impl Monitor {
     /// A second request shortens the grace period, a third ends the VM. Whether the box has ended.
     pub(super) fn on_request(&mut self, request: StopRequest, link: &mut Link) -> bool {
         match &mut self.stopping {
-            None => match request {
-                StopRequest::Signal(signal) => {
-                    self.stop(Stop::Signal(signal), StopCause::Signal, link)
-                }
-                StopRequest::ParentDied => self.stop(Stop::ParentDied, StopCause::ParentDied, link),
-            },
+            None => self.stop(Stop::Request(request), link),
             // Nobody asks twice by dying.
             Some(_) if request == StopRequest::ParentDied => false,
             Some(stopping) if stopping.is_killing() => {
@@ -54,7 +49,7 @@ impl Monitor {
     }
 
     /// Asks the guest to end. Whether that is the end already, because there is nobody to ask.
-    pub(super) fn stop(&mut self, stop: Stop, cause: StopCause, link: &mut Link) -> bool {
+    pub(super) fn stop(&mut self, stop: Stop, link: &mut Link) -> bool {
         if self.facts.report.is_some() || self.stopping.is_some() {
             return false;
         }
@@ -62,7 +57,7 @@ impl Monitor {
         self.supervisor.stopping();
         self.supervisor.extend_timeout(self.stop_grace + STOP_MARGIN);
         self.facts.stop = Some(stop);
-        let now_ms = self.events.elapsed_ms();
+        let (cause, now_ms) = (stop.cause(), self.events.elapsed_ms());
         let stopping = self.stopping.insert(Stopping::new(cause, now_ms));
         self.events.emit(EventKind::StopRequested {
             cause,
@@ -115,7 +110,6 @@ impl Monitor {
         self.tell_held_back();
         let (ending, error) = self.facts.verdict();
         self.exit_status.store(ending.exit_code, Ordering::Release);
-        state_dir::remove_transient(&self.transient);
         let stop = self.stopping.as_ref().map(Stopping::report);
         self.exit_file.publish(&ending, self.events.elapsed(), stop, error.as_ref());
         if let Some(error) = error {
@@ -125,6 +119,8 @@ impl Monitor {
         self.events.emit(ending.into_event(self.events.elapsed(), stop));
         self.events.finish();
         self.exit_file.settle();
+        // Last, as it may take its time: a guest may have written a million files.
+        state_dir::remove_transient(&self.transient);
         a3s_box_krun::exit::now(ending.exit_code)
     }
 }

@@ -13,11 +13,11 @@ use tokio::time::{Duration, Instant, timeout};
 
 use super::super::deadlines::Due;
 use super::super::link::{Link, LinkEvent};
-use super::super::printable;
 use super::super::verdict::{Report, failure};
 use super::Monitor;
 use super::ending::{LAST_WORD_TIMEOUT, SHUTDOWN_TIMEOUT};
 use crate::log::{self, Phase};
+use crate::printable::{MESSAGE_CHARS, printable};
 
 /// Longest status of a workload that is told.
 const MAX_STATUS_CHARS: usize = 256;
@@ -60,7 +60,8 @@ impl Monitor {
             Message::Started(started) => self.on_started(&started),
             Message::Notified(notified) => self.on_notified(notified),
             Message::StartFailed(failed) if self.facts.report.is_none() => {
-                let (reason, message) = (failed.reason(), printable(&failed.message));
+                let (reason, message) =
+                    (failed.reason(), printable(&failed.message, MESSAGE_CHARS));
                 self.report(Report::NotStarted { reason, message });
                 // Nothing ran, so there is no output to wait for.
                 self.drained = Some(Drained::default());
@@ -89,7 +90,7 @@ impl Monitor {
             self.facts.failure = Some(failure(ErrorCode::GuestProtocol, &message));
             self.deadlines.set(Due::GiveUp, Duration::ZERO);
         }
-        self.guest_version = printable(&hello.guest_version);
+        self.guest_version = printable(&hello.guest_version, MESSAGE_CHARS);
         log::enter(Phase::Agent);
         if self.phases.kernel_ms == 0 {
             self.phases.kernel_ms = self.since_phases();
@@ -117,13 +118,10 @@ impl Monitor {
             SaidState::Busy => Some(BoxState::Busy),
             SaidState::Compacting => Some(BoxState::Compacting),
         };
-        notified.status = notified
-            .status
-            .map(|status| printable(&status).chars().take(MAX_STATUS_CHARS).collect());
-        let state_before = std::mem::replace(&mut self.last_notified.state, notified.state);
-        let has_changed = notified != self.last_notified;
-        let has_new_state = state_before != notified.state;
-        self.last_notified = notified.clone();
+        notified.status = notified.status.map(|status| printable(&status, MAX_STATUS_CHARS));
+        let before = std::mem::replace(&mut self.last_notified, notified.clone());
+        let has_new_state = notified.state != before.state;
+        let has_changed = notified != Notified { state: notified.state, ..before };
         if notified.ready && self.agent.readiness == Readiness::Notify {
             self.become_ready();
         }

@@ -2,7 +2,7 @@
 //! are still the ones which were meant.
 
 use std::fs::{self, OpenOptions, Permissions};
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -195,14 +195,14 @@ fn shared_folder_is_held_for_as_long_as_the_vm_runs() {
     symlink(root.join("shared"), root.join("link")).unwrap();
     config["mounts"] = json!([{"type": "virtiofs", "source": root.join("link"), "target": "/a"}]);
     let mut child = spawn(&config, &[]);
-    // The fake guest was started, as libkrun would open its folders.
-    let children = format!("/proc/{0}/task/{0}/children", child.id());
-    wait_until("the guest runs", || fs::read_to_string(&children).is_ok_and(|ids| !ids.is_empty()));
+    let fds = format!("/proc/{}/fd", child.id());
     let holds = |path: &Path| {
-        let fds = fs::read_dir(format!("/proc/{}/fd", child.id())).unwrap();
+        let fds = fs::read_dir(&fds).unwrap();
         fds.filter_map(|fd| fs::read_link(fd.unwrap().path()).ok()).any(|target| target == path)
     };
-    assert!(holds(&root.join("shared")));
+    wait_until("the folder is held", || holds(&root.join("shared")));
+    let events = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+    assert!(events.into_iter().any(|event| event.contains("vm.starting")), "the VM runs");
     fs::rename(root.join("shared"), root.join("moved")).unwrap();
     assert!(holds(&root.join("moved")), "whatever becomes of its name");
     child.kill().unwrap();

@@ -10,6 +10,7 @@ use a3s_box_oci::CacheError;
 use nix::errno::Errno;
 
 use crate::Ending;
+use crate::confine::ConfinementError;
 use crate::console::ConsoleError;
 use crate::control::{ControlError, Stopping};
 use crate::events::EventFileError;
@@ -37,6 +38,8 @@ pub(crate) enum ShimError {
     Guest(#[from] GuestError),
     #[error("cannot prepare the console")]
     Console(#[from] ConsoleError),
+    #[error("cannot confine the shim")]
+    Confinement(#[from] ConfinementError),
     #[error("cannot watch the box")]
     Control(#[from] ControlError),
     #[error("cannot start the virtual machine")]
@@ -87,6 +90,7 @@ impl ShimError {
             }
             Self::Guest(GuestError::StopSignal { .. }) => ErrorCode::ImageInvalid,
             Self::Guest(_) => ErrorCode::HostUnsupported,
+            Self::Confinement(_) => ErrorCode::Confinement,
             Self::Control(_) => ErrorCode::Internal,
             Self::Vm(error) if error.is_of_host() => ErrorCode::HostUnsupported,
             Self::Vm(_) => ErrorCode::VmSetup,
@@ -106,6 +110,11 @@ impl ShimError {
                 ),
                 _ => None,
             },
+            Self::Confinement(_) => Some(
+                "`a3s-box-shim --doctor` says what this host lacks; with `confinement.level: \"best_effort\"` the \
+                 box starts with less"
+                    .to_owned(),
+            ),
             Self::Process(_) => Some(
                 "run as root, or where an ordinary user may make user namespaces \
                  (sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone and \

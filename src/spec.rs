@@ -13,9 +13,9 @@ use std::time::Duration;
 
 use a3s_box_core::BoxConfig;
 use a3s_box_core::config::{
-    AgentConfig, AgentProvider, CacheConfig, ConfigError, ConfinementLevel, ConsoleConfig,
-    DiskPlace, EventsConfig, HealthConfig, ImageConfig, NetworkMode, OnUnhealthy, PathsConfig,
-    ProcessConfig, Readiness, ResourcesConfig, RlimitName, SeccompMode, StopConfig,
+    AgentConfig, AgentProvider, CacheConfig, ConfigError, ConfinementConfig, ConfinementLevel,
+    ConsoleConfig, DiskPlace, EventsConfig, HealthConfig, ImageConfig, NetworkMode, OnUnhealthy,
+    PathsConfig, ProcessConfig, Readiness, ResourcesConfig, RlimitName, SeccompMode, StopConfig,
 };
 use a3s_box_krun::{MAX_SOCKET_PATH_BYTES, MAX_VCPUS, MIN_MEMORY_MIB};
 use a3s_box_oci::{Platform, Retention};
@@ -157,7 +157,7 @@ impl TryFrom<BoxConfig> for VmSpec {
             stop_grace: Duration::from_millis(config.stop.grace_ms),
             die_with_parent: config.stop.die_with_parent,
             confinement: config.confinement.level,
-            seccomp: config.confinement.seccomp,
+            seccomp: seccomp(&config.confinement)?,
             network: config.network.mode,
             paths: config.paths,
             retention: retention(config.cache),
@@ -269,16 +269,20 @@ fn refuse_unsupported(config: &BoxConfig) -> Result<(), ConfigError> {
     let asked = [
         (config.network.mode == NetworkMode::Passt, "network.mode", "`passt`"),
         (config.network.mode == NetworkMode::Tsi, "network.mode", "`tsi`"),
-        (
-            config.confinement.level == ConfinementLevel::Required,
-            "confinement.level",
-            "all of the confinement; only `best_effort` and `none` can be kept",
-        ),
     ];
     match asked.into_iter().find(|(is_asked, ..)| *is_asked) {
         Some((_, path, what)) => Err(ConfigError::unsupported(path, what)),
         None => Ok(()),
     }
+}
+
+/// A filter that refuses nothing is less than all of the confinement.
+fn seccomp(confinement: &ConfinementConfig) -> Result<SeccompMode, ConfigError> {
+    if confinement.level == ConfinementLevel::Required && confinement.seccomp == SeccompMode::Log {
+        let expected = "`enforce`, or `confinement.level` `best_effort`";
+        return Err(ConfigError::invalid("confinement.seccomp", "`log`", expected));
+    }
+    Ok(confinement.seccomp)
 }
 
 /// Larger limits than there are bytes and seconds are none.

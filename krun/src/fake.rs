@@ -28,6 +28,7 @@ use std::thread::JoinHandle;
 #[derive(Default)]
 struct Recorded {
     config: Vec<u8>,
+    shares: Vec<(String, bool)>,
     ports: Vec<(String, String)>,
     console: Option<(OwnedFd, OwnedFd)>,
 }
@@ -57,12 +58,19 @@ pub(crate) extern "C" fn krun_disable_implicit_init(_ctx: u32) -> i32 {
 
 pub(crate) unsafe extern "C" fn krun_add_virtiofs3(
     _ctx: u32,
-    _tag: *const c_char,
-    _path: *const c_char,
+    tag: *const c_char,
+    path: *const c_char,
     _shm_bytes: u64,
-    _read_only: bool,
+    read_only: bool,
 ) -> i32 {
-    0
+    // SAFETY: the caller passes a string that ends in NUL, as libkrun's contract demands.
+    let tag = unsafe { CStr::from_ptr(tag) };
+    // SAFETY: as above.
+    let path = unsafe { CStr::from_ptr(path) }.to_string_lossy().into_owned();
+    if tag == c"/dev/root" {
+        return 0;
+    }
+    record(|recorded| recorded.shares.push((path, read_only)))
 }
 
 pub(crate) unsafe extern "C" fn krun_fs_add_overlay_file(

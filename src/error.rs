@@ -10,6 +10,7 @@ use a3s_box_oci::CacheError;
 use nix::errno::Errno;
 
 use crate::Ending;
+use crate::cgroup::CgroupError;
 use crate::confine::ConfinementError;
 use crate::console::ConsoleError;
 use crate::control::{ControlError, Stopping};
@@ -28,6 +29,8 @@ pub(crate) enum ShimError {
     Config(#[from] ConfigError),
     #[error("cannot set the process up")]
     Process(#[from] ProcessError),
+    #[error("cannot limit what the box takes")]
+    Cgroup(#[from] CgroupError),
     #[error("cannot use the state folder")]
     State(#[from] StateDirError),
     #[error("cannot keep the event stream")]
@@ -78,7 +81,7 @@ impl ShimError {
             Self::ReadConfig { .. } => ErrorCode::ConfigInvalid,
             Self::Config(ConfigError::Unsupported { .. }) => ErrorCode::ConfigUnsupported,
             Self::Config(_) => ErrorCode::ConfigInvalid,
-            Self::Process(_) => ErrorCode::ProcessSetup,
+            Self::Process(_) | Self::Cgroup(_) => ErrorCode::ProcessSetup,
             Self::State(StateDirError::InUse { .. }) => ErrorCode::IdInUse,
             Self::State(_) | Self::Console(_) | Self::EventFile(_) => ErrorCode::StateDir,
             Self::Rootfs(error) if failure_of_host(error).is_some() => ErrorCode::RootfsFailed,
@@ -110,6 +113,7 @@ impl ShimError {
                 ),
                 _ => None,
             },
+            Self::Cgroup(error) => Some(error.hint().to_owned()),
             Self::Confinement(_) => Some(
                 "`a3s-box-shim --doctor` says what this host lacks; with `confinement.level: \"best_effort\"` the \
                  box starts with less"

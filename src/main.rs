@@ -4,11 +4,11 @@
 //!  supervisor ──► stdin: BoxConfig          main thread                     control thread
 //!                                                │
 //!                      read, parse, validate     │ BoxConfig → VmSpec
-//!                      set the process up        │ fds, signals, limits
+//!                      set the process up        │ fds, signals, limits, cgroup
 //!                      private mounts, state     │ flock on the box's folder
 //!                      root file system          │ unpack, overlay
 //!                      describe the guest        │ image config + process → GuestConfig
-//!                      confine                   │ namespaces, capabilities, Landlock, seccomp
+//!                      confine                   │ root, capabilities, Landlock, seccomp
 //!                      start control ────────────┼──────────────► signals, guest, health,
 //!                      configure libkrun         │                deadlines, events
 //!                      krun_start_enter          ▼                         │
@@ -21,6 +21,7 @@
 //! Nothing here relies on `Drop` once the VM is entered: the process ends in `exit_group`.
 
 mod arguments;
+mod cgroup;
 mod confine;
 mod console;
 mod control;
@@ -139,6 +140,7 @@ fn run(
     }
     let program = guest::load_program(&spec)?;
     let kernel = (arguments.mode == Mode::Run).then(|| load_kernel(&spec)).transpose()?;
+    cgroup::join(&spec)?;
     process::enter_private_mounts()?;
     let mut confinement = Confinement::begin(&spec);
     let state = StateDir::acquire(&spec)?;

@@ -56,6 +56,7 @@ pub(crate) struct VmSpec {
     pub(crate) memory_mib: u32,
     pub(crate) disk: DiskPlace,
     pub(crate) disk_mib: Option<u32>,
+    pub(crate) cgroup: Option<PathBuf>,
     pub(crate) rlimits: Vec<control::Rlimit>,
     pub(crate) timeout: Option<Duration>,
     pub(crate) mounts: Vec<MountSpec>,
@@ -148,6 +149,7 @@ impl TryFrom<BoxConfig> for VmSpec {
             disk: config.resources.disk,
             disk_mib: config.resources.disk_mib,
             rlimits: rlimits(&config.resources)?,
+            cgroup: config.resources.cgroup,
             timeout: config.resources.timeout_ms.map(Duration::from_millis),
             mounts: mounts::check(&config.mounts, &places)?,
             agent: AgentSpec::try_from(&config.agent)?,
@@ -362,7 +364,7 @@ fn check_resources(resources: &ResourcesConfig) -> Result<(), ConfigError> {
     if *timeout_ms == Some(0) {
         return Err(ConfigError::invalid("resources.timeout_ms", "0", "at least 1, or nothing"));
     }
-    Ok(())
+    resources.cgroup.as_deref().map_or(Ok(()), |path| absolute("resources.cgroup", path))
 }
 
 fn rlimits(resources: &ResourcesConfig) -> Result<Vec<control::Rlimit>, ConfigError> {

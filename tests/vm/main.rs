@@ -8,6 +8,7 @@
 //! | `stop` | signals, grace, kill, and what a killed shim leaves |
 //! | `lifecycle` | health, readiness, states, figures, and floods that change nothing |
 //! | `matrix` | nothing is left of a VM, however and whenever it ends |
+//! | `cgroup` | what a box may take of the host |
 //! | `agent` | the agent-only box and its health |
 //! | `supervisor` | the example of `VmManager`, as it is documented |
 //!
@@ -17,6 +18,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails here")]
 
 mod agent;
+mod cgroup;
 mod exactness;
 mod exit_status;
 mod lifecycle;

@@ -169,3 +169,19 @@ fn host_that_lacks_a_layer_is_refused_or_told() {
         assert!(exit.exists(), "{}", run.stdout);
     }
 }
+
+#[test]
+fn cgroup_that_is_none_is_refused_before_anything_is_made() {
+    let folder = tempfile::tempdir().unwrap();
+    let cgroup = folder.path().join("demo");
+    let run = start_by(shim(), &SCRIPT, |config| {
+        config["resources"] = json!({"cgroup": cgroup});
+    })
+    .end();
+    assert_eq!(run.ending(), (Some(125), "failed", Some("process_setup")));
+    let error = run.events.iter().find(|event| event["type"] == "error").unwrap();
+    let cause = format!("`{}` is not in a file system of cgroups, version 2", cgroup.display());
+    assert_eq!(error["causes"], json!([cause]), "{error}");
+    assert!(error["hint"].as_str().unwrap().contains("delegated"), "{error}");
+    assert!(!cgroup.exists() && !run.folder.path().join("s").exists());
+}

@@ -9,6 +9,7 @@
 //! | `lifecycle` | health, readiness, states, figures, and floods that change nothing |
 //! | `matrix` | nothing is left of a VM, however and whenever it ends |
 //! | `cgroup` | what a box may take of the host |
+//! | `doctor` | a host where boxes run is found to be well |
 //! | `agent` | the agent-only box and its health |
 //! | `supervisor` | the example of `VmManager`, as it is documented |
 //!
@@ -19,6 +20,7 @@
 
 mod agent;
 mod cgroup;
+mod doctor;
 mod exactness;
 mod exit_status;
 mod lifecycle;

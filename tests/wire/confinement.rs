@@ -143,6 +143,7 @@ fn layer(name: &str, outcome: &Outcome) -> &'static str {
     }
 }
 
+#[expect(clippy::print_stdout, reason = "the layers are for whoever reads the test's output")]
 fn no_attempt_succeeds(who: Who) {
     let ground = Ground::new(who);
     let names = ground.all_attempts();

@@ -14,6 +14,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::harness::{Run, shim, start_by};
+use crate::image::image;
 use crate::user::{self, SubIds};
 
 /// What came of an attempt.
@@ -40,6 +41,7 @@ enum Who {
 struct Ground {
     who: Who,
     folder: tempfile::TempDir,
+    image: Value,
     abstract_name: String,
     tcp: TcpListener,
     _abstract: UnixListener,
@@ -56,6 +58,7 @@ impl Ground {
         }
         fs::write(read.join("file"), "as it was").unwrap();
         symlink("/etc/passwd", write.join("to-passwd")).unwrap();
+        let image = image(folder.path(), "echo 1 >file");
         // The one of /dev/zero.
         let made = Command::new("mknod").arg(write.join("zero")).args(["c", "1", "5"]).status();
         assert!(made.unwrap().success());
@@ -65,6 +68,7 @@ impl Ground {
         Self {
             who,
             folder,
+            image,
             abstract_name: name,
             tcp: TcpListener::bind("127.0.0.1:0").unwrap(),
             _abstract: UnixListener::bind_addr(&address).unwrap(),
@@ -99,6 +103,10 @@ impl Ground {
             let folder = |name: &str| self.folder.path().join(name);
             config["paths"]["state_dir"] = json!(folder("s"));
             config["paths"]["cache_dir"] = json!(folder("c"));
+            // Folders that a shim has open for some time.
+            config["image"] = self.image.clone();
+            config["console"] = json!({"path": folder("console")});
+            config["events"] = json!({"file": folder("events")});
         };
         match self.who {
             Who::Root => start_by(shim, &["hang"], change).end(),

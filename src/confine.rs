@@ -18,7 +18,7 @@ mod landlock;
 mod mount_attributes;
 mod seccomp;
 
-use std::fmt::Display;
+use std::error::Error;
 use std::fs;
 
 use a3s_box_core::config::{ConfinementLevel, NetworkMode};
@@ -105,7 +105,7 @@ impl Confinement {
     }
 
     /// Takes a layer on, and says what came of it.
-    fn add<H: Into<Held>, E: Display>(
+    fn add<H: Into<Held>, E: Error + 'static>(
         &mut self,
         layer: Layer,
         take_on: impl FnOnce() -> Result<H, E>,
@@ -116,13 +116,19 @@ impl Confinement {
         match take_on().map(Into::into) {
             Ok(Held::Whole) => self.report(layer, LayerStatus::Applied, None),
             Ok(Held::Part(lack)) => self.report(layer, LayerStatus::Partial, Some(lack.to_owned())),
-            Err(error) => self.report(layer, LayerStatus::Missing, Some(error.to_string())),
+            Err(error) => self.report(layer, LayerStatus::Missing, Some(told(&error))),
         }
     }
 
     fn report(&mut self, layer: Layer, status: LayerStatus, detail: Option<String>) {
         self.layers.push(LayerReport { layer, status, detail });
     }
+}
+
+/// An error and its causes, in one line.
+fn told(error: &(dyn Error + 'static)) -> String {
+    let chain = std::iter::successors(Some(error), |&error| error.source());
+    chain.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 /// How much of a layer holds.

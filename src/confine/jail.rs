@@ -48,12 +48,12 @@ const OF_ROOT: MountAttrFlags =
     OF_PIECES.union(MountAttrFlags::MOUNT_ATTR_NODEV).union(MountAttrFlags::MOUNT_ATTR_RDONLY);
 
 /// Room for the few folders and files that mounts hang on.
-const LIMITS: [(&str, &str); 3] = [("size", "1m"), ("nr_inodes", "512"), ("mode", "0755")];
+const LIMITS: [(&str, &str); 3] = [("size", "1m"), ("nr_inodes", "512"), ("mode", "0700")];
 
 /// The root cannot be changed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum JailError {
-    #[error("cannot {action}{}: {source}", path.as_deref().map(|path| format!(" `{}`", path.display())).unwrap_or_default())]
+    #[error("cannot {action}{}", path.as_deref().map(|path| format!(" `{}`", path.display())).unwrap_or_default())]
     Step { action: &'static str, path: Option<PathBuf>, source: io::Error },
 }
 
@@ -123,7 +123,7 @@ impl Piece {
         let target = root.join(&self.path);
         let folder = if self.is_folder { Some(target.as_path()) } else { target.parent() };
         let make = || {
-            DirBuilder::new().recursive(true).mode(0o755).create(folder.unwrap_or(root))?;
+            DirBuilder::new().recursive(true).mode(0o700).create(folder.unwrap_or(root))?;
             if self.is_folder { Ok(()) } else { File::create(&target).map(drop) }
         };
         make().map_err(at("make a place for", &self.path))?;

@@ -185,3 +185,23 @@ fn cgroup_that_is_none_is_refused_before_anything_is_made() {
     assert!(error["hint"].as_str().unwrap().contains("delegated"), "{error}");
     assert!(!cgroup.exists() && !run.folder.path().join("s").exists());
 }
+
+#[test]
+fn filter_that_only_logs_is_told_and_refuses_nothing() {
+    let run = |seccomp: &str| {
+        let mut shim = shim();
+        shim.env("A3S_BOX_FAKE_PROBE", "keyctl");
+        start_by(shim, &["hang"], |config| {
+            config["confinement"] = json!({"level": "best_effort", "seccomp": seccomp});
+        })
+        .end()
+    };
+    let logged = run("log");
+    assert!(logged.stderr.contains("probe "), "the attempt came back: {}", logged.stderr);
+    let confined = logged.events.iter().find(|event| event["type"] == "shim.confined").unwrap();
+    let seccomp = confined["layers"].as_array().unwrap().last().unwrap();
+    let expected =
+        json!({"layer": "seccomp", "status": "partial", "detail": "calls are logged, not refused"});
+    assert_eq!(*seccomp, expected);
+    assert!(!run("enforce").stderr.contains("probe "), "the attempt ended the shim");
+}

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -204,4 +204,17 @@ fn filter_that_only_logs_is_told_and_refuses_nothing() {
         json!({"layer": "seccomp", "status": "partial", "detail": "calls are logged, not refused"});
     assert_eq!(*seccomp, expected);
     assert!(!run("enforce").stderr.contains("probe "), "the attempt ended the shim");
+}
+
+#[test]
+fn state_folder_behind_a_link_is_where_its_path_says() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::create_dir(folder.path().join("real")).unwrap();
+    symlink("real", folder.path().join("link")).unwrap();
+    let run = start_by(shim(), &SCRIPT, |config| {
+        config["paths"]["state_dir"] = json!(folder.path().join("link/../link/s"));
+    })
+    .end();
+    assert_eq!(run.ending(), (Some(0), "exited", None), "{}{}", run.stdout, run.stderr);
+    assert!(folder.path().join("real/s/golden/exit.json").exists());
 }

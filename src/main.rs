@@ -60,11 +60,10 @@ use crate::error::ShimError;
 use crate::events::{EventFileError, EventWriter};
 use crate::log::Phase;
 use crate::process::{InheritedFiles, Parent, Signals, StopRequest};
-use crate::record::ExitFile;
 use crate::rootfs::{Observers, Root};
 use crate::rotated_file::Rotation;
 use crate::spec::VmSpec;
-use crate::state_dir::StateDir;
+use crate::state_dir::{BoxEnd, StateDir};
 use crate::supervisor::Supervisor;
 
 fn main() -> ExitCode {
@@ -89,13 +88,13 @@ fn live(arguments: &Arguments) -> ExitCode {
         Err(error) => return say(io::stderr(), &error.to_string(), exit::FAILED),
     };
     log::install();
-    let mut exit_file = None;
-    let Err(error) = run(arguments, inherited, &events, &mut exit_file) else {
+    let mut box_end = None;
+    let Err(error) = run(arguments, inherited, &events, &mut box_end) else {
         return ExitCode::SUCCESS;
     };
     let (ending, report) = (error.ending(), error.report());
     let stop = error.stop(events.elapsed_ms());
-    if let Some(exit_file) = &exit_file {
+    if let Some(BoxEnd { exit_file, .. }) = &box_end {
         exit_file.publish(&ending, events.elapsed(), stop, report.as_ref());
     }
     if let Some(report) = report {
@@ -103,19 +102,20 @@ fn live(arguments: &Arguments) -> ExitCode {
     }
     events.emit(ending.into_event(events.elapsed(), stop));
     events.finish();
-    if let Some(exit_file) = &exit_file {
-        exit_file.settle();
+    if let Some(box_end) = box_end {
+        box_end.exit_file.settle();
+        box_end.remove_transient();
     }
     ExitCode::from(ending.exit_code)
 }
 
 /// From the config to what the mode asks for. Comes back for all modes but the VM's, and for errors.
-/// `exit_file` is set once there is one.
+/// `box_end` is set once there is a folder.
 fn run(
     arguments: &Arguments,
     inherited: InheritedFiles,
     events: &Arc<EventWriter>,
-    exit_file: &mut Option<ExitFile>,
+    box_end: &mut Option<BoxEnd>,
 ) -> Result<(), ShimError> {
     let parent = Parent::watch(arguments.parent)?;
     let supervisor = Supervisor::from_environment();
@@ -144,7 +144,7 @@ fn run(
     process::enter_private_mounts()?;
     let mut confinement = Confinement::begin(&spec);
     let state = StateDir::acquire(&spec)?;
-    *exit_file = Some(state.exit_file());
+    *box_end = Some(state.box_end());
     // Not earlier: when another shim has this id, that is what is wrong, and not that it has the file.
     kept?;
     let configured_ms = events.elapsed_ms();

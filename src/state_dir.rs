@@ -122,9 +122,10 @@ impl StateDir {
         Ok(state)
     }
 
-    /// Where the end of this box is recorded.
-    pub(crate) fn exit_file(&self) -> ExitFile {
-        self.exit_file.clone()
+    /// What the end of this box has to do here.
+    pub(crate) fn box_end(&self) -> BoxEnd {
+        let transient = TRANSIENT.iter().map(|name| self.path.join(name)).collect();
+        BoxEnd { exit_file: self.exit_file.clone(), transient }
     }
 
     pub(crate) fn agent_socket(&self) -> PathBuf {
@@ -153,11 +154,6 @@ impl StateDir {
 
     pub(crate) fn console(&self) -> PathBuf {
         self.path.join(CONSOLE)
-    }
-
-    /// Paths that the end of the box removes, for whoever ends it.
-    pub(crate) fn transient(&self) -> Vec<PathBuf> {
-        TRANSIENT.iter().map(|name| self.path.join(name)).collect()
     }
 
     /// Removes the folder. Only for a box that was never started: its console is lost.
@@ -232,13 +228,23 @@ fn try_lock(path: &Path) -> Result<Option<File>, StateDirError> {
     Ok(is_same.then_some(file))
 }
 
-/// Removes files and folders at the end of a box. The mounts keep `root` and `disk` busy until this
-/// process has ended: these empty folders stay.
-pub(crate) fn remove_transient(paths: &[PathBuf]) {
-    let mount_point = |path: &PathBuf| path.ends_with(ROOT) || path.ends_with(DISK);
-    for path in paths.iter().filter(|path| !mount_point(path)) {
-        // What cannot be removed now is removed by the next start of this id.
-        let _best_effort = remove_path(path);
+/// What is left to do in the folder at the end of a box, for whoever ends it. Clones do the same.
+#[derive(Clone, Debug)]
+pub(crate) struct BoxEnd {
+    /// Where the end is recorded.
+    pub(crate) exit_file: ExitFile,
+    transient: Vec<PathBuf>,
+}
+
+impl BoxEnd {
+    /// Removes what only a live box has. The mounts keep `root` and `disk` busy until this process has
+    /// ended: these empty folders stay.
+    pub(crate) fn remove_transient(&self) {
+        let is_mount_point = |path: &PathBuf| path.ends_with(ROOT) || path.ends_with(DISK);
+        for path in self.transient.iter().filter(|path| !is_mount_point(path)) {
+            // What cannot be removed now is removed by the next start of this id.
+            let _best_effort = remove_path(path);
+        }
     }
 }
 
@@ -318,7 +324,7 @@ mod tests {
             let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
             deep = File::from(openat(&deep, UPPER, flags, Mode::empty()).unwrap());
         }
-        remove_transient(&[folder.join(UPPER)]);
+        remove_path(&folder.join(UPPER)).unwrap();
         assert!(!folder.join(UPPER).exists());
     }
 

@@ -3,17 +3,33 @@
 
 use std::ffi::CStr;
 use std::fs;
+use std::thread;
+use std::time::{Duration, Instant};
 
 unsafe extern "C" {
     /// environ(7): pointers to `NAME=value`, with a null pointer at the end.
     static mut environ: *mut *mut libc::c_char;
 }
 
+/// How long threads that have ended may take to vanish: microseconds, or as long as they wait for a CPU.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Time between two looks.
+const STEP: Duration = Duration::from_micros(200);
+
+fn is_alone() -> bool {
+    fs::read_dir("/proc/self/task").is_ok_and(|threads| threads.count() == 1)
+}
+
 /// Overwrites all variables but those whose name `is_kept` says yes to, also in `/proc/self/environ`.
 /// Does nothing in a process with more than one thread, which another one may be reading them in; says
-/// whether it did.
+/// whether it did. A thread that was joined is there for a moment longer, and waited for.
 pub fn forget(is_kept: impl Fn(&[u8]) -> bool) -> bool {
-    let is_alone = fs::read_dir("/proc/self/task").is_ok_and(|threads| threads.count() == 1);
+    let deadline = Instant::now() + PATIENCE;
+    while !is_alone() && Instant::now() < deadline {
+        thread::sleep(STEP);
+    }
+    let is_alone = is_alone();
     // SAFETY: this is the only thread, so nobody writes the pointer while it is read.
     let mut from = unsafe { environ };
     if !is_alone || from.is_null() {

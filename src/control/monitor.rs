@@ -38,8 +38,9 @@ use crate::console::{Relay, Truncation};
 use crate::events::EventWriter;
 use crate::log::{self, Phase};
 use crate::process::{Signals, StopRequest};
-use crate::record::ExitFile;
+
 use crate::spec::AgentSpec;
+use crate::state_dir::BoxEnd;
 use crate::supervisor::Supervisor;
 
 /// How often something is looked at that cannot wake us: a slow reader, the console.
@@ -88,8 +89,7 @@ pub(super) struct Monitor {
     stop_signal: Signal,
     stop_grace: Duration,
     metrics_interval: Option<Duration>,
-    transient: Vec<PathBuf>,
-    exit_file: ExitFile,
+    box_end: BoxEnd,
     deadlines: Deadlines,
     checks: Option<Checks>,
     liveness: Option<JoinHandle<()>>,
@@ -139,8 +139,7 @@ impl Monitor {
             stop_signal: setup.guest.stop_signal,
             stop_grace: setup.spec.stop_grace,
             metrics_interval: setup.spec.events.metrics_interval,
-            transient: setup.state.transient(),
-            exit_file: setup.state.exit_file(),
+            box_end: setup.state.box_end(),
             deadlines,
             checks: None,
             liveness: None,

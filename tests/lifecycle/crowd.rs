@@ -24,7 +24,7 @@ fn sixteen_shims_unpack_each_layer_once() {
     let mut shims: Vec<Shim> =
         ids.iter().map(|id| Shim::start(&ground, id, Until::Stopped)).collect();
     for shim in &mut shims {
-        shim.wait_for("rootfs.ready");
+        shim.wait_for("shim.confined");
     }
     let expected = image.tree();
     for (id, shim) in ids.iter().zip(&shims) {

@@ -218,8 +218,11 @@ fn assert_the_record_is_true(ground: &Ground, phase: Phase, death: Death) -> boo
     }
     if let Some(record) = record {
         let names = ["agent.sock", "control.sock", "upper", "work"];
-        let left = names.map(|name| ground.path("s").join("box").join(name)).into_iter();
-        assert_eq!(left.filter(|path| path.exists()).count(), 0, "{phase:?} {death:?}");
+        let left: Vec<_> = names
+            .into_iter()
+            .filter(|name| ground.path("s").join("box").join(name).exists())
+            .collect();
+        assert!(left.is_empty(), "{phase:?} {death:?}: {left:?} {record}");
         assert_eq!(record["reason"], "stopped", "{phase:?} {death:?}: {record}");
     }
     is_told

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::error::Error;
 use std::io::{BufRead, Read, Write};
+use std::os::unix::fs::MetadataExt;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -144,7 +145,10 @@ fn main() -> Result<ExitCode> {
         };
         tokio::select! {
             ended = played => ended,
-            _gone = end => Ok(ExitCode::SUCCESS),
+            _gone = end => {
+                remove_socket();
+                Ok(ExitCode::SUCCESS)
+            }
         }
     })
 }
@@ -339,9 +343,23 @@ fn stamp() -> Result<()> {
     Ok(std::fs::write(path, now.as_nanos().to_string())?)
 }
 
+/// Inode of the socket that the agent listens on.
+static SOCKET: OnceLock<u64> = OnceLock::new();
+
+/// Removes the agent's socket, which the shim may have missed, and not that of a later box.
+fn remove_socket() {
+    let Ok(path) = socket(AGENT_PORT) else { return };
+    let inode = std::fs::symlink_metadata(&path).map(|found| found.ino());
+    if inode.ok().is_some_and(|inode| SOCKET.get() == Some(&inode)) {
+        let _removed = std::fs::remove_file(path);
+    }
+}
+
 /// Serves in the background, until the returned sender is dropped.
 fn serve(server: Router) -> Result<oneshot::Sender<()>> {
-    let listener = std::os::unix::net::UnixListener::bind(socket(AGENT_PORT)?)?;
+    let path = socket(AGENT_PORT)?;
+    let listener = std::os::unix::net::UnixListener::bind(&path)?;
+    SOCKET.get_or_init(|| std::fs::symlink_metadata(&path).map_or(0, |found| found.ino()));
     listener.set_nonblocking(true)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (running, vanished) = oneshot::channel();

@@ -165,8 +165,9 @@ fn host_that_lacks_a_layer_is_refused_or_told() {
     assert_eq!(status("seccomp"), Some(Value::from("applied")), "{confined}");
     // Refused or not, the box's folder is in order.
     for run in [&required, &best] {
-        let exit = run.folder.path().join("s/golden/exit.json");
-        assert!(exit.exists(), "{}", run.stdout);
+        let own = run.folder.path().join("s/golden");
+        assert!(own.join("exit.json").exists(), "{}", run.stdout);
+        assert!(!own.join("upper").exists() && !own.join("work").exists(), "{}", run.stdout);
     }
 }
 

@@ -15,7 +15,6 @@ use super::super::verdict::{Stop, failure};
 use super::{Monitor, TICK};
 use crate::log::{self, Phase};
 use crate::process::{StopRequest, signal_number};
-use crate::state_dir;
 
 /// From the workload's end (or the kill) to the end of the VM: the guest kills what is left, drains
 /// its output (5 s at most), waits for our word (5 s at most), syncs and reboots.
@@ -111,16 +110,16 @@ impl Monitor {
         let (ending, error) = self.facts.verdict();
         self.exit_status.store(ending.exit_code, Ordering::Release);
         let stop = self.stopping.as_ref().map(Stopping::report);
-        self.exit_file.publish(&ending, self.events.elapsed(), stop, error.as_ref());
+        self.box_end.exit_file.publish(&ending, self.events.elapsed(), stop, error.as_ref());
         if let Some(error) = error {
             self.events.emit(EventKind::Error(error));
         }
         self.change_state(BoxState::Stopped);
         self.events.emit(ending.into_event(self.events.elapsed(), stop));
         self.events.finish();
-        self.exit_file.settle();
+        self.box_end.exit_file.settle();
         // Last, as it may take its time: a guest may have written a million files.
-        state_dir::remove_transient(&self.transient);
+        self.box_end.remove_transient();
         a3s_box_krun::exit::now(ending.exit_code)
     }
 }

@@ -18,13 +18,13 @@ mod seccomp;
 use std::fmt::Display;
 use std::fs;
 
-use a3s_box_core::config::{ConfinementLevel, NetworkMode, SeccompMode};
+use a3s_box_core::config::{ConfinementLevel, SeccompMode};
 use a3s_box_core::event::{EventKind, Layer, LayerReport, LayerStatus};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl::{set_dumpable, set_no_new_privs};
 use nix::sys::resource::{Resource, setrlimit};
 
-use crate::spec::VmSpec;
+use crate::spec::{NetworkSpec, VmSpec};
 use crate::state_dir::StateDir;
 
 const NO_LANDLOCK: &str = "this kernel has no Landlock (Linux 5.13, with `landlock` in its LSMs)";
@@ -53,8 +53,16 @@ impl Confinement {
         }
         confinement.add(Layer::IpcNamespace, unshare(CloneFlags::CLONE_NEWIPC));
         confinement.add(Layer::UtsNamespace, unshare(CloneFlags::CLONE_NEWUTS));
-        if spec.network == NetworkMode::None {
-            confinement.add(Layer::NetNamespace, unshare(CloneFlags::CLONE_NEWNET));
+        match spec.network {
+            NetworkSpec::None => {
+                confinement.add(Layer::NetNamespace, unshare(CloneFlags::CLONE_NEWNET));
+            }
+            // Entered when passt runs, or the box does not start.
+            NetworkSpec::Passt(_) => {
+                confinement.report(Layer::NetNamespace, LayerStatus::Applied, None);
+            }
+            // Asked for: sockets of the guest are the shim's.
+            NetworkSpec::Tsi => {}
         }
         confinement
     }
@@ -74,7 +82,7 @@ impl Confinement {
             }
             Err(error) => self.add(Layer::Landlock, Err(error)),
         }
-        match seccomp::install(spec.seccomp) {
+        match seccomp::install(spec.seccomp, &spec.network) {
             Ok(()) if spec.seccomp == SeccompMode::Log => {
                 let less = "calls are logged, not refused";
                 self.report(Layer::Seccomp, LayerStatus::Partial, Some(less));

@@ -6,6 +6,7 @@
 //!                      read, parse, validate     │ BoxConfig → VmSpec
 //!                      set the process up        │ fds, signals, limits
 //!                      private mounts, state     │ flock on the box's folder
+//!                      network                   │ gate and passt; an empty one for the shim
 //!                      root file system          │ unpack, overlay
 //!                      describe the guest        │ image config + process → GuestConfig
 //!                      confine                   │ namespaces, capabilities, Landlock, seccomp
@@ -30,6 +31,7 @@ mod error;
 mod events;
 mod guest;
 mod log;
+mod network;
 mod printable;
 mod process;
 mod program;
@@ -58,6 +60,7 @@ use crate::control::Control;
 use crate::error::ShimError;
 use crate::events::{EventFileError, EventWriter};
 use crate::log::Phase;
+use crate::network::Network;
 use crate::process::{Parent, Signals, StopRequest};
 use crate::record::ExitFile;
 use crate::rootfs::{Observers, Root};
@@ -67,6 +70,9 @@ use crate::state_dir::StateDir;
 use crate::supervisor::Supervisor;
 
 fn main() -> ExitCode {
+    if let Some(ended) = network::run_if_asked() {
+        return ended;
+    }
     let arguments = match Arguments::parse(std::env::args_os().skip(1)) {
         Ok(arguments) => arguments,
         Err(error) => return say(io::stderr(), &format!("{error}\n\n{USAGE}"), exit::FAILED),
@@ -141,6 +147,10 @@ fn run(
     *exit_file = Some(state.exit_file());
     // Not earlier: when another shim has this id, that is what is wrong, and not that it has the file.
     kept?;
+    let mut network = match arguments.mode {
+        Mode::Run => Network::start(&spec.network)?,
+        _ => Network::default(),
+    };
     let configured_ms = events.elapsed_ms();
     log::enter(Phase::Rootfs);
     let observers = Observers { events, signals: &signals, supervisor: &supervisor };
@@ -148,22 +158,31 @@ fn run(
     let Some(kernel) = kernel else { return undo(&root, &state, events) };
     root.sync_meanwhile(spec.confinement)?;
     log::enter(Phase::Vm);
-    let guest = guest::describe(&spec, root.image.as_ref())?;
+    let guest = guest::describe(&spec, root.image.as_ref(), &network)?;
     let console = console::open(&spec, &state)?;
     confinement.complete(&spec, &state).into_iter().for_each(|confined| events.emit(confined));
     let console = console.start()?;
+    network.warning.take().into_iter().for_each(|warning| events.emit(warning));
     let control = Control::start(control::Setup {
         spec: &spec,
         state: &state,
         guest: &guest,
         console: console.relay,
+        carrier: network.take_carrier(),
         signals,
         supervisor,
         events: Arc::clone(events),
         configured_ms,
     })?;
     events.emit(EventKind::VmStarting { vcpus: spec.vcpus, memory_mib: spec.memory_mib });
-    become_vm(guest::machine(&spec, &state, &guest, program, console.ports), &kernel, control)
+    become_vm(
+        Machine {
+            net: network.device,
+            ..guest::machine(&spec, &state, &guest, program, console.ports)
+        },
+        &kernel,
+        control,
+    )
 }
 
 /// The end of `--prepare`: all that was mounted goes.

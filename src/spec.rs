@@ -4,6 +4,7 @@
 //! later phases do not check again. What belongs to a later version is refused here by name.
 
 mod mounts;
+mod network;
 mod places;
 
 use std::ops::RangeInclusive;
@@ -14,8 +15,8 @@ use std::time::Duration;
 use a3s_box_core::BoxConfig;
 use a3s_box_core::config::{
     AgentConfig, AgentProvider, CacheConfig, ConfigError, ConfinementLevel, ConsoleConfig,
-    DiskPlace, EventsConfig, HealthConfig, ImageConfig, NetworkMode, OnUnhealthy, PathsConfig,
-    ProcessConfig, Readiness, ResourcesConfig, RlimitName, SeccompMode, StopConfig,
+    DiskPlace, EventsConfig, HealthConfig, ImageConfig, OnUnhealthy, PathsConfig, ProcessConfig,
+    Readiness, ResourcesConfig, RlimitName, SeccompMode, StopConfig,
 };
 use a3s_box_krun::{MAX_SOCKET_PATH_BYTES, MAX_VCPUS, MIN_MEMORY_MIB};
 use a3s_box_oci::{Platform, Retention};
@@ -23,6 +24,7 @@ use a3s_box_proto::{CONTROL_PORT, control};
 use nix::sys::signal::Signal;
 
 pub(crate) use self::mounts::{MountSource, MountSpec};
+pub(crate) use self::network::{MAX_NAME_SERVERS, NetworkSpec, PasstSpec, is_reachable};
 use self::places::Places;
 use crate::state_dir;
 
@@ -50,6 +52,7 @@ const DISK_MIB: RangeInclusive<u32> = 16..=8 * 1024 * 1024;
 #[derive(Debug)]
 pub(crate) struct VmSpec {
     pub(crate) id: String,
+    pub(crate) hostname: String,
     pub(crate) image: Option<ImageSpec>,
     pub(crate) process: ProcessConfig,
     pub(crate) vcpus: u8,
@@ -68,7 +71,7 @@ pub(crate) struct VmSpec {
     pub(crate) die_with_parent: bool,
     pub(crate) confinement: ConfinementLevel,
     pub(crate) seccomp: SeccompMode,
-    pub(crate) network: NetworkMode,
+    pub(crate) network: NetworkSpec,
     pub(crate) paths: PathsConfig,
     pub(crate) retention: Retention,
 }
@@ -134,12 +137,14 @@ impl TryFrom<BoxConfig> for VmSpec {
         let places = Places::find(&config.paths, &id)?;
         let image = config.image.map(ImageSpec::try_from).transpose()?;
         let console = ConsoleSpec::try_from(config.console)?;
+        let network = NetworkSpec::try_from(config.network)?;
         let events = EventsSpec::try_from(config.events)?;
         image.as_ref().map_or(Ok(()), |image| places.refuse_layout(&image.layout))?;
         for (field, file) in [("console.path", &console.path), ("events.file", &events.file)] {
             file.as_deref().map_or(Ok(()), |file| places.refuse_in_cache(field, file))?;
         }
         Ok(Self {
+            hostname: network::hostname(config.hostname, &id)?,
             id,
             image,
             process: config.process,
@@ -149,7 +154,7 @@ impl TryFrom<BoxConfig> for VmSpec {
             disk_mib: config.resources.disk_mib,
             rlimits: rlimits(&config.resources)?,
             timeout: config.resources.timeout_ms.map(Duration::from_millis),
-            mounts: mounts::check(&config.mounts, &places)?,
+            mounts: mounts::check(&config.mounts, &places, &network)?,
             agent: AgentSpec::try_from(&config.agent)?,
             console,
             events,
@@ -158,7 +163,7 @@ impl TryFrom<BoxConfig> for VmSpec {
             die_with_parent: config.stop.die_with_parent,
             confinement: config.confinement.level,
             seccomp: config.confinement.seccomp,
-            network: config.network.mode,
+            network,
             paths: config.paths,
             retention: retention(config.cache),
         })
@@ -266,19 +271,11 @@ impl TryFrom<EventsConfig> for EventsSpec {
 }
 
 fn refuse_unsupported(config: &BoxConfig) -> Result<(), ConfigError> {
-    let asked = [
-        (config.network.mode == NetworkMode::Passt, "network.mode", "`passt`"),
-        (config.network.mode == NetworkMode::Tsi, "network.mode", "`tsi`"),
-        (
-            config.confinement.level == ConfinementLevel::Required,
-            "confinement.level",
-            "all of the confinement; only `best_effort` and `none` can be kept",
-        ),
-    ];
-    match asked.into_iter().find(|(is_asked, ..)| *is_asked) {
-        Some((_, path, what)) => Err(ConfigError::unsupported(path, what)),
-        None => Ok(()),
+    if config.confinement.level == ConfinementLevel::Required {
+        let what = "all of the confinement; only `best_effort` and `none` can be kept";
+        return Err(ConfigError::unsupported("confinement.level", what));
     }
+    Ok(())
 }
 
 /// Larger limits than there are bytes and seconds are none.

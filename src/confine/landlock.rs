@@ -10,7 +10,7 @@ use landlock::{
     Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
 };
 
-use crate::spec::{MountSource, VmSpec};
+use crate::spec::{MountSource, NetworkSpec, VmSpec};
 use crate::state_dir::StateDir;
 
 /// The newest that is asked for; an older kernel gives what it has (`landlock(7)`): ABI 2 rename between
@@ -27,9 +27,11 @@ pub(super) fn restrict(
     let mut ruleset = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(all)?
-        .handle_access(AccessNet::from_all(NEWEST))?
-        .scope(Scope::from_all(NEWEST))?
-        .create()?;
+        .scope(Scope::from_all(NEWEST))?;
+    if spec.network != NetworkSpec::Tsi {
+        ruleset = ruleset.handle_access(AccessNet::from_all(NEWEST))?;
+    }
+    let mut ruleset = ruleset.create()?;
     // No program is run from anywhere.
     let write = all & !BitFlags::from(AccessFs::Execute);
     let read = AccessFs::from_read(NEWEST) & !BitFlags::from(AccessFs::Execute);

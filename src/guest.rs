@@ -111,7 +111,7 @@ pub(crate) fn describe(
         mounts: spec.mounts.iter().map(guest_mount).collect(),
         hostname: spec.hostname.clone(),
         agent_port: (spec.agent.provider == AgentProvider::Builtin).then_some(spec.agent.port),
-        ethernet: network.ethernet,
+        interface: network.interface.clone(),
         name_servers: network.name_servers.clone(),
     };
     let shares = pin_shares(spec)?;

@@ -23,16 +23,18 @@ mod resolver;
 
 use std::io::{self, Write};
 use std::net::Ipv4Addr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStderr, Stdio};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use a3s_box_core::config::{Egress, NetworkConfig, NetworkMode};
 use a3s_box_core::event::{EventKind, WarningCode};
 use a3s_box_krun::NetDevice;
-use a3s_box_proto::control::{Ethernet, NameServers};
+use a3s_box_proto::control::{Interface, NameServers};
+use nix::poll::{PollFd, PollFlags, poll};
 use nix::sched::{CloneFlags, unshare};
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
@@ -47,6 +49,9 @@ const GUEST_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
 const GATEWAY_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
 const PREFIX_LENGTH: u32 = 24;
 
+/// Of a network that is for documentation, and nowhere else (RFC 5737).
+const PLACEHOLDER_ADDRESS: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
+
 /// Locally administered. Every box has an Ethernet of its own.
 const GUEST_MAC: [u8; 6] = [0x02, 0xa3, 0x53, 0, 0, 0x0f];
 const GATEWAY_MAC: [u8; 6] = [0x02, 0xa3, 0x53, 0, 0, 0x02];
@@ -57,6 +62,9 @@ const MTU: u32 = 65_520;
 /// How long gate and passt may take until they answer: they take 20 ms; longer takes a machine that is busy
 /// with other things.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Time between two looks at a gate that has not answered.
+const LOOK_STEP: u8 = 20;
 
 /// How much is kept of what gate and passt say while the VM runs.
 const LAST_WORDS_BYTES: usize = 500;
@@ -101,7 +109,7 @@ pub(crate) struct Network {
     /// The guest's end of the wire, for libkrun.
     pub(crate) device: Option<NetDevice>,
     /// What PID 1 is told.
-    pub(crate) ethernet: Option<Ethernet>,
+    pub(crate) interface: Option<Interface>,
     pub(crate) name_servers: Option<NameServers>,
     pub(crate) warning: Option<EventKind>,
 }
@@ -117,6 +125,7 @@ impl Network {
             NetworkSpec::None => Ok(Self::default()),
             NetworkSpec::Tsi => Ok(Self {
                 name_servers: name_servers(&resolver::of_host()),
+                interface: Some(placeholder()),
                 warning: Some(host_network()),
                 ..Self::default()
             }),
@@ -132,7 +141,7 @@ impl Network {
                 Ok(Self {
                     carrier: Some(carrier),
                     device: Some(NetDevice { socket: wire.into(), mac: GUEST_MAC }),
-                    ethernet: Some(ethernet(spec.egress)),
+                    interface: Some(ethernet(spec.egress)),
                     name_servers: name_servers(&spec.dns),
                     warning: None,
                 })
@@ -146,8 +155,9 @@ impl Network {
     }
 }
 
-fn ethernet(egress: Egress) -> Ethernet {
-    Ethernet {
+fn ethernet(egress: Egress) -> Interface {
+    Interface {
+        name: "eth0".to_owned(),
         address: GUEST_ADDRESS.into(),
         prefix_length: PREFIX_LENGTH,
         // Without a route the guest's own kernel says at once that nothing is to be reached.
@@ -156,6 +166,18 @@ fn ethernet(egress: Egress) -> Ethernet {
             Egress::Deny => 0,
         },
         mtu: MTU,
+    }
+}
+
+/// With TSI nothing goes through a device, but resolvers ask for IPv4 addresses only where there is one that
+/// is not loopback (`AI_ADDRCONFIG`, getaddrinfo(3)).
+fn placeholder() -> Interface {
+    Interface {
+        name: "dummy0".to_owned(),
+        address: PLACEHOLDER_ADDRESS.into(),
+        prefix_length: 32,
+        gateway: 0,
+        mtu: 0,
     }
 }
 
@@ -198,11 +220,10 @@ impl Carrier {
         let mut gate = command.spawn().map_err(system("start the network's gate"))?;
         // The command holds the gate's end, too.
         drop(command);
-        match ask_for_gateway(&mut wire) {
+        match ask_for_gateway(&mut wire, &mut gate) {
             Ok(true) => {}
-            Ok(false) => return Err(refused(gate, spare)),
+            Ok(false) => return Err(refused(gate)),
             Err(error) => {
-                drop(spare);
                 // It has ended if this fails.
                 let _ended = gate.kill();
                 return Err(error);
@@ -243,31 +264,30 @@ pub(crate) fn lost(last_words: &str) -> EventKind {
 }
 
 /// Asks passt for the gateway's hardware address as the guest would, which shows that all of it works, and
-/// tells passt where the guest is before that has sent anything. Whether it answered; if not, gate or
+/// tells passt where the guest is before that has sent anything. Whether it answered; if not, gate and
 /// passt have ended.
-fn ask_for_gateway(wire: &mut UnixStream) -> Result<bool, NetworkError> {
-    wire.set_read_timeout(Some(PATIENCE)).map_err(system("set a time limit"))?;
-    let asked = wire.write_all(&frames::arp_request()).and_then(|()| {
-        loop {
-            if frames::is_arp_reply(&frames::read(&mut *wire)?) {
-                return Ok(());
+fn ask_for_gateway(wire: &mut UnixStream, gate: &mut Child) -> Result<bool, NetworkError> {
+    let deadline = Instant::now() + PATIENCE;
+    wire.write_all(&frames::arp_request()).map_err(system("write to the network"))?;
+    while Instant::now() < deadline {
+        let ready = poll(&mut [PollFd::new(wire.as_fd(), PollFlags::POLLIN)], LOOK_STEP)
+            .map_err(system("wait for the network"))?;
+        match (ready > 0).then(|| frames::read(&mut *wire)) {
+            Some(Ok(frame)) if frames::is_arp_reply(&frame) => return Ok(true),
+            Some(Ok(_)) => {}
+            _ if gate.try_wait().map_err(system("wait for the network's gate"))?.is_some() => {
+                return Ok(false);
             }
+            // What it left unread resets the wire before it has ended.
+            Some(Err(_)) => thread::sleep(Duration::from_millis(LOOK_STEP.into())),
+            None => {}
         }
-    });
-    match asked {
-        Ok(()) => {
-            // libkrun has its own way to wait.
-            wire.set_read_timeout(None).map_err(system("take a time limit back"))?;
-            Ok(true)
-        }
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(NetworkError::NoAnswer),
-        Err(_ended) => Ok(false),
     }
+    Err(NetworkError::NoAnswer)
 }
 
 /// Why gate and passt have ended.
-fn refused(gate: Child, spare: OwnedFd) -> NetworkError {
-    drop(spare);
+fn refused(gate: Child) -> NetworkError {
     match program::finish(gate) {
         Ok(ended) => NetworkError::Refused { complaint: complaint(&ended.complaint) },
         Err(source) => NetworkError::System { action: "wait for the network's gate", source },

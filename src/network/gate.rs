@@ -7,18 +7,19 @@
 //! ```
 
 use std::error::Error;
-use std::ffi::OsString;
+use std::ffi::{CStr, OsString};
 use std::fs;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, ExitCode, Stdio};
+use std::time::Duration;
 
 use a3s_box_core::config::{ConfigError, Egress, NetworkConfig};
 use caps::CapSet;
 use landlock::{ABI, Access, AccessFs, CompatLevel, Compatible, Ruleset, RulesetAttr};
 use nix::sched::{CloneFlags, unshare};
-use nix::sys::prctl::{set_dumpable, set_no_new_privs, set_pdeathsig};
+use nix::sys::prctl::{set_dumpable, set_name, set_no_new_privs, set_pdeathsig};
 use nix::sys::signal::Signal;
 use nix::unistd::{Gid, Uid, close, geteuid, setgroups, setresgid, setresuid};
 
@@ -30,6 +31,12 @@ use crate::spec::{NetworkSpec, PasstSpec};
 
 /// What makes this executable the gate: then come a network config as JSON, and the path of passt.
 pub(super) const ARGUMENT: &str = "--network-gate";
+
+/// What it is called in lists of processes.
+const NAME: &CStr = c"a3s-box-gate";
+
+/// How long passt may take to end after it has closed its wire.
+const LAST_MOMENT: Duration = Duration::from_millis(50);
 
 /// Why the gate ended.
 #[derive(Debug, thiserror::Error)]
@@ -69,6 +76,8 @@ pub(crate) fn run_if_asked() -> Option<ExitCode> {
 
 fn run(config: Option<OsString>, program: Option<OsString>) -> Result<(), GateError> {
     let (Some(config), Some(program)) = (config, program) else { return Err(GateError::Arguments) };
+    // Else it has that of the link that it was started by.
+    set_name(NAME).map_err(system("take a name"))?;
     close_inherited().map_err(system("close inherited files"))?;
     let config: NetworkConfig = serde_json::from_str(&config.to_string_lossy())?;
     let NetworkSpec::Passt(spec) = NetworkSpec::try_from(config)? else {
@@ -170,24 +179,32 @@ async fn serve(
     let (from_vm, to_vm) = vm.into_split();
     let (from_passt, to_passt) = to_passt.into_split();
     tokio::select! {
-        end = carry(from_vm, to_passt, |frame| may_leave(frame, &spec.dns)) => {
-            // One that has ended cannot be killed; one that cannot be killed sees its wire close.
-            let _killed = passt.kill();
-            match end {
-                // passt's end closed, and the VM sent something.
-                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(ended(&mut passt)),
-                end => end.map_err(system("carry the guest's frames")),
+        end = carry(from_vm, to_passt, |frame| may_leave(frame, &spec.dns)) => match end {
+            // Its end of the wire is closed already.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(ended(&mut passt)),
+            end => {
+                // A passt that has ended cannot be killed, nor one that is not nobody yet: it sees its wire close.
+                if passt.kill().is_ok() {
+                    let _reaped = passt.wait();
+                }
+                end.map_err(system("carry the guest's frames"))
             }
-        }
+        },
         end = carry(from_passt, to_vm, |_| true) => match end {
-            Ok(()) => Err(ended(&mut passt)),
-            Err(error) => Err(system("carry frames to the guest")(error)),
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                Err(system("carry frames to the guest")(error))
+            }
+            // However it has closed its wire.
+            _ => Err(ended(&mut passt)),
         },
     }
 }
 
 /// passt has closed its wire: it has ended, or is about to.
 fn ended(passt: &mut Child) -> GateError {
+    std::thread::sleep(LAST_MOMENT);
+    // One that has ended keeps its own status.
+    let _killed = passt.kill();
     GateError::PasstEnded(match passt.wait() {
         Ok(status) => status.to_string(),
         Err(error) => error.to_string(),

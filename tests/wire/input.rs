@@ -23,7 +23,11 @@ fn what_cannot_be_a_config_is_refused_with_the_place() {
         (b"\xff\xfe", "config_invalid", "config is not valid JSON"),
         (&huge, "config_invalid", "config is longer than 4194304 bytes"),
         (br#"{"resources":{"vcpu":2}}"#, "config_invalid", "resources.vcpu: unknown field"),
-        (br#"{"network":{"mode":"tsi"}}"#, "config_unsupported", "network.mode: not supported yet"),
+        (
+            br#"{"confinement":{"level":"required"}}"#,
+            "config_unsupported",
+            "confinement.level: not supported yet",
+        ),
     ];
     for (json, code, cause) in cases {
         let found = error_of(&shim_says(&[], json));

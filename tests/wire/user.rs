@@ -30,19 +30,19 @@ exec setpriv --reuid=65533 --regid=65533 --clear-groups -- "$@"
 
 /// Whether the user has sub-ids.
 #[derive(Clone, Copy, PartialEq)]
-enum SubIds {
+pub(crate) enum SubIds {
     Given,
     None,
 }
 
 /// Makes all below `folder` the user's own.
-fn give(folder: &Path) {
+pub(crate) fn give(folder: &Path) {
     let status = Command::new("chown").args(["-R", "65533:65533"]).arg(folder).status().unwrap();
     assert!(status.success());
 }
 
 /// Starts the shim as the user; the folder is to outlive it.
-fn spawn(config: &Value, sub_ids: SubIds, arguments: &[&str]) -> (Child, TempDir) {
+pub(crate) fn spawn(config: &Value, sub_ids: SubIds, arguments: &[&str]) -> (Child, TempDir) {
     assert!(
         Command::new("newuidmap").output().is_ok(),
         "this test needs newuidmap: install the package `uidmap`"

@@ -40,6 +40,7 @@ use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 
 pub(crate) use self::gate::run_if_asked;
+pub(crate) use self::passt::{find as find_passt, searched as searched_for_passt};
 use crate::program;
 use crate::spec::{NetworkSpec, PasstSpec};
 

@@ -8,6 +8,7 @@
 //! | `stop` | signals, grace, kill, and what a killed shim leaves |
 //! | `lifecycle` | health, readiness, states, figures, and floods that change nothing |
 //! | `matrix` | nothing is left of a VM, however and whenever it ends |
+//! | `network` | what a guest reaches, and from where it is reached |
 //! | `agent` | the agent-only box and its health |
 //! | `supervisor` | the example of `VmManager`, as it is documented |
 //!
@@ -22,5 +23,6 @@ mod exit_status;
 mod lifecycle;
 mod lost_guest;
 mod matrix;
+mod network;
 mod stop;
 mod supervisor;

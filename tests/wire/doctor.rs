@@ -131,6 +131,7 @@ fn doctor_boots_a_box_and_reports_the_same_in_both_forms() {
         "locked_memory",
         "state_dir",
         "cache_dir",
+        "passt",
         "service_manager",
         "boot",
     ];

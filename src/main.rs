@@ -147,10 +147,7 @@ fn run(
     *exit_file = Some(state.exit_file());
     // Not earlier: when another shim has this id, that is what is wrong, and not that it has the file.
     kept?;
-    let mut network = match arguments.mode {
-        Mode::Run => Network::start(&spec.network)?,
-        _ => Network::default(),
-    };
+    let mut network = Network::start(arguments.mode, &spec.network)?;
     let configured_ms = events.elapsed_ms();
     log::enter(Phase::Rootfs);
     let observers = Observers { events, signals: &signals, supervisor: &supervisor };
@@ -162,7 +159,7 @@ fn run(
     let console = console::open(&spec, &state)?;
     confinement.complete(&spec, &state).into_iter().for_each(|confined| events.emit(confined));
     let console = console.start()?;
-    network.warning.take().into_iter().for_each(|warning| events.emit(warning));
+    network.warn(events);
     let control = Control::start(control::Setup {
         spec: &spec,
         state: &state,
@@ -175,14 +172,8 @@ fn run(
         configured_ms,
     })?;
     events.emit(EventKind::VmStarting { vcpus: spec.vcpus, memory_mib: spec.memory_mib });
-    become_vm(
-        Machine {
-            net: network.device,
-            ..guest::machine(&spec, &state, &guest, program, console.ports)
-        },
-        &kernel,
-        control,
-    )
+    let machine = guest::machine(&spec, &state, &guest, program, console.ports);
+    become_vm(Machine { net: network.device, ..machine }, &kernel, control)
 }
 
 /// The end of `--prepare`: all that was mounted goes.

@@ -41,6 +41,8 @@ use tokio::net::unix::pipe;
 
 pub(crate) use self::gate::run_if_asked;
 pub(crate) use self::passt::{find as find_passt, searched as searched_for_passt};
+use crate::arguments::Mode;
+use crate::events::EventWriter;
 use crate::program;
 use crate::spec::{NetworkSpec, PasstSpec};
 
@@ -112,17 +114,18 @@ pub(crate) struct Network {
     /// What PID 1 is told.
     pub(crate) interface: Option<Interface>,
     pub(crate) name_servers: Option<NameServers>,
-    pub(crate) warning: Option<EventKind>,
+    warning: Option<EventKind>,
 }
 
 impl Network {
-    /// Starts what carries the guest's network, and enters an empty one, if there is to be any. To be
+    /// Starts what carries the guest's network, and enters an empty one, if a guest is to have one. To be
     /// called before any thread exists, in the host's network.
-    pub(crate) fn start(spec: &NetworkSpec) -> Result<Self, NetworkError> {
+    pub(crate) fn start(mode: Mode, spec: &NetworkSpec) -> Result<Self, NetworkError> {
         let name_servers = |addresses: &[Ipv4Addr]| {
             Some(NameServers { addresses: addresses.iter().copied().map(u32::from).collect() })
         };
         match spec {
+            _ if mode != Mode::Run => Ok(Self::default()),
             NetworkSpec::None => Ok(Self::default()),
             NetworkSpec::Tsi => Ok(Self {
                 name_servers: name_servers(&resolver::of_host()),
@@ -148,6 +151,11 @@ impl Network {
                 })
             }
         }
+    }
+
+    /// Tells what whoever runs the box should know.
+    pub(crate) fn warn(&mut self, events: &EventWriter) {
+        self.warning.take().into_iter().for_each(|warning| events.emit(warning));
     }
 
     /// Who carries it; the control thread watches them.
@@ -245,7 +253,7 @@ impl Carrier {
             // An error is the end, too.
             while let Ok(count @ 1..) = says.read(&mut buffer).await {
                 let said = buffer.get(..count).unwrap_or_default();
-                tracing::debug!("network: {}", String::from_utf8_lossy(said).trim());
+                tracing::debug!("network: {}", complaint(&String::from_utf8_lossy(said)));
                 tail.extend_from_slice(said);
                 tail.drain(..tail.len().saturating_sub(LAST_WORDS_BYTES));
             }

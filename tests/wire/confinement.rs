@@ -7,7 +7,7 @@ use std::os::unix::net::{SocketAddr, UnixListener};
 use std::os::unix::process::ExitStatusExt;
 
 use nix::sys::signal::Signal;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::harness::{shim, start_by};
 
@@ -23,11 +23,18 @@ enum Outcome {
 }
 
 fn attempt(name: &str, level: &str) -> (Outcome, String) {
+    attempt_with(name, &json!({"confinement": {"level": level}}))
+}
+
+/// The same, with these parts of the config.
+fn attempt_with(name: &str, parts: &Value) -> (Outcome, String) {
     let socket = format!("a3s-box-probe-{}", std::process::id());
     let mut command = shim();
     command.env("A3S_BOX_FAKE_PROBE", name).env("A3S_BOX_FAKE_PROBE_SOCKET", socket);
     let run = start_by(command, &["hang"], |config| {
-        config["confinement"] = json!({"level": level});
+        for (part, value) in parts.as_object().unwrap() {
+            config[part] = value.clone();
+        }
     })
     .end();
     let outcome = match run.stderr.lines().find_map(|line| line.strip_prefix("probe ")) {
@@ -114,6 +121,18 @@ fn without_confinement_the_same_attempts_succeed() {
         UnixListener::bind_addr(&SocketAddr::from_abstract_name(name).unwrap()).unwrap();
     for name in HARMLESS {
         assert_eq!(attempt(name, "none").0, Outcome::Reached, "{name}");
+    }
+}
+
+#[test]
+fn of_all_networks_only_tsi_gives_the_vmm_sockets_of_the_host() {
+    let attempt = |name, network: Value| attempt_with(name, &json!({"network": network})).0;
+    let refused = Outcome::Refused(ECONNREFUSED);
+    assert_eq!(attempt("tcp-loopback", json!({"mode": "tsi"})), refused);
+    assert_eq!(attempt("netlink", json!({"mode": "tsi"})), Outcome::Killed);
+    for egress in ["deny", "allow"] {
+        let network = json!({"mode": "passt", "egress": egress});
+        assert_eq!(attempt("tcp-loopback", network), Outcome::Killed, "{egress}");
     }
 }
 

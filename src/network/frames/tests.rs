@@ -95,7 +95,7 @@ fn with_length(frame: &[u8]) -> Vec<u8> {
 
 async fn carried(bytes: &[u8]) -> (io::Result<()>, Vec<u8>) {
     let mut to = Vec::new();
-    let end = carry(bytes, &mut to, |frame| leaves(frame)).await;
+    let end = carry(bytes, &mut to, leaves).await;
     (end, to)
 }
 

@@ -36,7 +36,7 @@ impl Machine for Guest {
         // First, so that nothing else has looked the name up before.
         let config = config::read(&Path::new("/").join(GUEST_CONFIG_FILE))?;
         mounts::mount_standard()?;
-        if let Err(error) = kernel::set_loopback_up() {
+        if let Err(error) = network::set_loopback_up() {
             // A kernel without networking can still run most workloads.
             kmsg::line(&format!("cannot bring the loopback interface up: {error}"));
         }

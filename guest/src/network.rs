@@ -17,7 +17,7 @@ const HEADER_BYTES: usize = 16;
 
 const FAMILY_IPV4: u8 = 2;
 
-/// Up to what a flag says it is made, and must not be there.
+/// What is asked for is made, and must not be there (`NLM_F_CREATE`, `NLM_F_EXCL`).
 const CREATE: u16 = 0x400 | 0x200;
 
 /// The network cannot be had.
@@ -29,6 +29,14 @@ pub(crate) struct NetworkError {
     source: io::Error,
 }
 
+/// Every network's first interface (`LOOPBACK_IFINDEX`, Linux).
+const LOOPBACK_INDEX: u32 = 1;
+
+/// Brings the loopback interface up, which gives it its addresses.
+pub(crate) fn set_loopback_up() -> io::Result<()> {
+    ask(&open()?, libc::RTM_NEWLINK, 0, &link(LOOPBACK_INDEX, 0))
+}
+
 /// Brings an interface up, with its address and route.
 pub(crate) fn set_up(interface: &Interface) -> Result<(), NetworkError> {
     let failed = |action| {
@@ -38,14 +46,7 @@ pub(crate) fn set_up(interface: &Interface) -> Result<(), NetworkError> {
     let index = if_nametoindex(interface.name.as_str())
         .map_err(io::Error::from)
         .map_err(failed("find the number"))?;
-    let kernel = socket(
-        AddressFamily::Netlink,
-        SockType::Raw,
-        SockFlag::SOCK_CLOEXEC,
-        SockProtocol::NetlinkRoute,
-    )
-    .map_err(io::Error::from)
-    .map_err(failed("ask for the settings"))?;
+    let kernel = open().map_err(failed("ask for the settings"))?;
     ask(&kernel, libc::RTM_NEWADDR, CREATE, &address(index, interface))
         .map_err(failed("set the address"))?;
     ask(&kernel, libc::RTM_NEWLINK, 0, &link(index, interface.mtu))
@@ -55,6 +56,12 @@ pub(crate) fn set_up(interface: &Interface) -> Result<(), NetworkError> {
     }
     ask(&kernel, libc::RTM_NEWROUTE, CREATE, &default_route(index, interface.gateway))
         .map_err(failed("set the route"))
+}
+
+fn open() -> io::Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC;
+    let route = SockProtocol::NetlinkRoute;
+    Ok(socket(AddressFamily::Netlink, SockType::Raw, flags, route)?)
 }
 
 /// Sends one request, and waits for its answer.
@@ -122,4 +129,62 @@ fn default_route(index: u32, gateway: u32) -> Vec<u8> {
 fn attribute(kind: u16, value: [u8; 4]) -> Vec<u8> {
     let parts: [&[u8]; 3] = [&8_u16.to_ne_bytes(), &kind.to_ne_bytes(), &value];
     parts.concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sched::{CloneFlags, unshare};
+
+    use super::*;
+
+    /// Runs in a network of its own, whose loopback interface plays the part of each device.
+    fn in_an_empty_network(test: impl FnOnce() + Send + 'static) {
+        let thread = std::thread::spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).expect("this test needs root");
+            test();
+        });
+        thread.join().unwrap();
+    }
+
+    fn interface(name: &str, gateway: [u8; 4]) -> Interface {
+        Interface {
+            name: name.into(),
+            address: u32::from_be_bytes([10, 0, 2, 15]),
+            prefix_length: 24,
+            gateway: u32::from_be_bytes(gateway),
+            mtu: 1400,
+        }
+    }
+
+    fn of_thread(file: &str) -> String {
+        std::fs::read_to_string(format!("/proc/thread-self/net/{file}")).unwrap()
+    }
+
+    #[test]
+    fn address_route_and_size_are_set() {
+        in_an_empty_network(|| {
+            set_up(&interface("lo", [10, 0, 2, 2])).unwrap();
+            assert!(of_thread("fib_trie").contains("10.0.2.15"), "{}", of_thread("fib_trie"));
+            let routes = of_thread("route");
+            // Destination and gateway, as the machine has them in memory.
+            assert!(routes.contains("\t00000000\t0202000A\t"), "{routes}");
+            let again = set_up(&interface("lo", [0; 4])).unwrap_err();
+            assert_eq!(again.to_string(), "cannot set the address of `lo`");
+        });
+    }
+
+    #[test]
+    fn the_loopback_interface_is_up() {
+        in_an_empty_network(|| {
+            assert!(!of_thread("fib_trie").contains("127.0.0.1"));
+            set_loopback_up().unwrap();
+            assert!(of_thread("fib_trie").contains("127.0.0.1"), "{}", of_thread("fib_trie"));
+        });
+    }
+
+    #[test]
+    fn a_device_that_is_not_there_is_told() {
+        let error = set_up(&interface("eth99", [0; 4])).unwrap_err();
+        assert_eq!(error.to_string(), "cannot find the number of `eth99`");
+    }
 }

@@ -20,7 +20,7 @@ const METADATA: &str = "169.254.169.254";
 
 /// In the guest: `try NAME URL` tells whether there was an answer.
 const TRY: &str = r#"
-try() { if wget -q -T 3 -O /dev/null "$2" 2>/dev/null; then echo "$1 reached"; else echo "$1 not reached"; fi; }
+try() { if said=$(wget -T 3 -O - "$2" 2>&1); then echo "$1 reached"; else echo "$1 not reached"; echo "as $said"; fi; }
 "#;
 
 /// Speaks to the host's loopback address over the network, as a guest can that means harm.
@@ -60,10 +60,18 @@ fn serve(address: &str) -> Arc<AtomicU32> {
     let counted = Arc::clone(&count);
     std::thread::spawn(move || {
         for stream in listener.incoming() {
+            // Also those who only connect.
             counted.fetch_add(1, Ordering::SeqCst);
             let mut stream = stream.unwrap();
-            // A client that only connects sends nothing.
-            let _read = stream.read(&mut [0; 1024]);
+            let mut request = Vec::new();
+            let mut part = [0; 1024];
+            // To its empty line: what is left unread would reset the connection.
+            while !request.ends_with(b"\r\n\r\n") {
+                match stream.read(&mut part) {
+                    Ok(count @ 1..) => request.extend(&part[..count]),
+                    _ => break,
+                }
+            }
             let _told = stream.write_all(b"HTTP/1.0 200 OK\r\n\r\nhello\n");
         }
     });

@@ -201,8 +201,8 @@ fn host_network() -> EventKind {
 pub(crate) struct Carrier {
     gate: Child,
     says: ChildStderr,
-    /// The gate's end of the wire. Should the gate end, libkrun's end must not: it would read the end of
-    /// the file again and again (`read_loop`, krun-devices 1.19.7).
+    /// The gate's end of the wire. Should the gate end, libkrun's end must not see it: a read that has
+    /// begun goes on without end where the file ends (`read_loop`, krun-devices 1.19.7).
     _spare: OwnedFd,
 }
 

@@ -10,7 +10,7 @@ use super::chain;
 use crate::error::ShimError;
 use crate::guest;
 use crate::network;
-use crate::spec::VmSpec;
+use crate::spec::{NetworkSpec, VmSpec};
 
 /// Whether the guest kernel is found and is one, as it is for a box.
 pub(super) fn kernel(spec: &VmSpec) -> DoctorCheck {
@@ -52,14 +52,17 @@ pub(super) fn guest_program(spec: &VmSpec) -> DoctorCheck {
 }
 
 /// Whether guests can have a network. Boxes without one need nothing for it.
-pub(super) fn passt() -> DoctorCheck {
+pub(super) fn passt(spec: &VmSpec) -> DoctorCheck {
     const NAME: &str = "passt";
     match network::find_passt() {
         Some(path) => DoctorCheck::ok(NAME, format!("`{}`", path.display())),
         None => {
             let found = format!("not found in {}", network::searched_for_passt());
             let remedy = "install the package `passt`, for boxes with `network.mode` `passt`";
-            DoctorCheck::degraded(NAME, found, remedy)
+            match spec.network {
+                NetworkSpec::Passt(_) => DoctorCheck::failed(NAME, found, remedy),
+                NetworkSpec::None | NetworkSpec::Tsi => DoctorCheck::degraded(NAME, found, remedy),
+            }
         }
     }
 }

@@ -171,6 +171,19 @@ fn missing_guest_program_is_told_with_its_remedy_and_nothing_is_booted() {
 }
 
 #[test]
+fn missing_passt_is_a_failure_only_for_a_box_that_needs_it() {
+    for (mode, expected) in [("none", "degraded"), ("passt", "failed")] {
+        let folder = folder(|config| config["network"] = json!({"mode": mode}));
+        let mut doctor = doctor(&folder, WELL, &["--json"]);
+        let checks = report(&doctor.env("PATH", folder.path()).output().unwrap());
+        nothing_is_left(folder.path());
+        let (status, text) = check(&checks, "passt");
+        assert_eq!(status, expected);
+        assert!(text.contains("install the package `passt`"), "{text}");
+    }
+}
+
+#[test]
 fn folder_that_others_can_read_is_told() {
     let folder = folder(|config| config["paths"]["state_dir"] = json!("/usr"));
     let checks = report(&examine(&folder, WELL, &["--json"]));

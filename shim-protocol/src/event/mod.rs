@@ -11,7 +11,7 @@
 //! and fields that it does not know.
 //!
 //! ```text
-//! shim.started ─ image.resolved? ─ rootfs.progress* ─ rootfs.ready ─ shim.confined? ─ vm.starting ─ guest.started ─ agent.ready
+//! shim.started ─ image.resolved? ─ rootfs.progress* ─ rootfs.ready ─ shim.confined? ─ warning? ─ vm.starting ─ guest.started ─ agent.ready
 //!              ─ (state.changed | health.changed | workload.notified | metrics | console.truncated | warning)*
 //!              ─ stop.requested? ─ stop.killed? ─ guest.exited? ─ error* ─ box.stopped
 //! ```

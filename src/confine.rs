@@ -21,7 +21,7 @@ mod seccomp;
 use std::error::Error;
 use std::fs;
 
-use a3s_box_core::config::{ConfinementLevel, NetworkMode};
+use a3s_box_core::config::ConfinementLevel;
 use a3s_box_core::event::{EventKind, Layer, LayerReport, LayerStatus};
 use a3s_box_krun::environment;
 use nix::errno::Errno;
@@ -31,7 +31,7 @@ use nix::sys::resource::{Resource, setrlimit};
 
 use crate::guest::PinnedShare;
 use crate::process::InheritedFiles;
-use crate::spec::VmSpec;
+use crate::spec::{NetworkSpec, VmSpec};
 use crate::state_dir::StateDir;
 
 /// The box must not start.
@@ -64,8 +64,16 @@ impl Confinement {
         }
         confinement.add(Layer::IpcNamespace, || unshare(CloneFlags::CLONE_NEWIPC));
         confinement.add(Layer::UtsNamespace, || unshare(CloneFlags::CLONE_NEWUTS));
-        if spec.network == NetworkMode::None {
-            confinement.add(Layer::NetNamespace, || unshare(CloneFlags::CLONE_NEWNET));
+        match spec.network {
+            NetworkSpec::None => {
+                confinement.add(Layer::NetNamespace, || unshare(CloneFlags::CLONE_NEWNET));
+            }
+            // Entered when passt runs, or the box does not start.
+            NetworkSpec::Passt(_) => {
+                confinement.report(Layer::NetNamespace, LayerStatus::Applied, None);
+            }
+            // Asked for: sockets of the guest are the shim's.
+            NetworkSpec::Tsi => {}
         }
         confinement
     }
@@ -84,8 +92,8 @@ impl Confinement {
         self.add(Layer::Root, || jail::enter(state, shares));
         self.add(Layer::Process, || confine_process(inherited));
         self.add(Layer::Capabilities, capabilities::drop_all_but_files);
-        self.add(Layer::Landlock, || landlock::restrict(state, shares));
-        self.add(Layer::Seccomp, || seccomp::install(spec.seccomp));
+        self.add(Layer::Landlock, || landlock::restrict(spec, state, shares));
+        self.add(Layer::Seccomp, || seccomp::install(spec.seccomp, &spec.network));
     }
 
     /// What was achieved; nothing if nothing was asked for.

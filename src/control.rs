@@ -6,6 +6,7 @@
 //!  health (gRPC) ────┼──► Monitor::run, ───────┼──► Stop, Kill, Acknowledged to the guest
 //!  deadlines ────────┤    one select loop      └──► exit status, to the `_exit` hook
 //!  liveness ─────────┤
+//!  gate and passt ───┤
 //!  libkrun's _exit ──┘                         └──► READY, STOPPING, WATCHDOG to the service manager
 //! ```
 //!
@@ -41,6 +42,7 @@ pub(crate) use self::stopping::Stopping;
 use crate::console::Relay;
 use crate::events::EventWriter;
 use crate::guest::Guest;
+use crate::network::Carrier;
 use crate::process::Signals;
 use crate::spec::VmSpec;
 use crate::state_dir::StateDir;
@@ -77,6 +79,7 @@ pub(crate) struct Setup<'a> {
     pub(crate) state: &'a StateDir,
     pub(crate) guest: &'a Guest,
     pub(crate) console: Relay,
+    pub(crate) carrier: Option<Carrier>,
     pub(crate) signals: Signals,
     pub(crate) supervisor: Supervisor,
     pub(crate) events: Arc<EventWriter>,

@@ -97,7 +97,7 @@ fn examine(arguments: &Arguments) -> Result<DoctorReport, DoctorError> {
     checks.extend([kernel::landlock(missing), kernel::seccomp(missing)]);
     checks.extend([limits::cgroup(), limits::open_files(), limits::locked_memory()]);
     checks.extend(folders(&spec.paths, arguments));
-    checks.push(parts::service_manager());
+    checks.extend([parts::passt(&spec), parts::service_manager()]);
     let boot = match may_boot {
         true => trials::boot(&spec.paths, &signals)?,
         false => trials::not_booted(),

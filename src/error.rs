@@ -16,6 +16,7 @@ use crate::console::ConsoleError;
 use crate::control::{ControlError, Stopping};
 use crate::events::EventFileError;
 use crate::guest::GuestError;
+use crate::network::NetworkError;
 use crate::process::{ProcessError, StopRequest};
 use crate::rootfs::RootfsError;
 use crate::state_dir::StateDirError;
@@ -35,6 +36,8 @@ pub(crate) enum ShimError {
     State(#[from] StateDirError),
     #[error("cannot keep the event stream")]
     EventFile(#[from] EventFileError),
+    #[error("cannot make the guest's network")]
+    Network(#[from] NetworkError),
     #[error("cannot make the root file system")]
     Rootfs(#[from] RootfsError),
     #[error("cannot prepare the guest")]
@@ -84,6 +87,7 @@ impl ShimError {
             Self::Process(_) | Self::Cgroup(_) => ErrorCode::ProcessSetup,
             Self::State(StateDirError::InUse { .. }) => ErrorCode::IdInUse,
             Self::State(_) | Self::Console(_) | Self::EventFile(_) => ErrorCode::StateDir,
+            Self::Network(_) => ErrorCode::NetworkSetup,
             Self::Rootfs(error) if failure_of_host(error).is_some() => ErrorCode::RootfsFailed,
             Self::Rootfs(RootfsError::Layout(_)) => ErrorCode::ImageInvalid,
             Self::Rootfs(RootfsError::Layer(CacheError::Layer { .. })) => ErrorCode::LayerInvalid,
@@ -103,6 +107,7 @@ impl ShimError {
     fn hint(&self) -> Option<String> {
         match self {
             Self::Vm(error) => error.hint().map(str::to_owned),
+            Self::Network(error) => error.hint().map(str::to_owned),
             Self::Guest(GuestError::ProgramMissing { .. }) => {
                 Some("install a3s-box-guest beside the shim, or set `paths.guest`".to_owned())
             }

@@ -17,9 +17,10 @@ use nix::sys::signal::Signal;
 use self::share::PinnedFolder;
 pub(crate) use self::share::{ShareError, SharedFolder};
 use crate::console::Ports;
+use crate::network::Network;
 use crate::process;
 use crate::run::{RunSpec, parse_signal};
-use crate::spec::{MountSource, VmSpec};
+use crate::spec::{MountSource, NetworkSpec, VmSpec};
 use crate::state_dir::StateDir;
 
 /// Name of the program, beside the shim or in `../lib/a3s-box`.
@@ -97,15 +98,21 @@ fn beside(executable: &Path) -> Vec<PathBuf> {
 
 /// Merges image and config into what PID 1 is told, and opens what it gets of the host. To be called in
 /// the mount namespace that the VM will have.
-pub(crate) fn describe(spec: &VmSpec, image: Option<&Image>) -> Result<Guest, GuestError> {
+pub(crate) fn describe(
+    spec: &VmSpec,
+    image: Option<&Image>,
+    network: &Network,
+) -> Result<Guest, GuestError> {
     let run = RunSpec::merge(spec, image.map(|image| &image.config));
     let found = run.stop_signal.clone();
     let stop_signal = parse_signal(&found).ok_or(GuestError::StopSignal { found })?;
     let config = GuestConfig {
         workload: workload(spec, run, image.is_some())?,
         mounts: spec.mounts.iter().map(guest_mount).collect(),
-        hostname: spec.id.clone(),
+        hostname: spec.hostname.clone(),
         agent_port: (spec.agent.provider == AgentProvider::Builtin).then_some(spec.agent.port),
+        interface: network.interface.clone(),
+        name_servers: network.name_servers.clone(),
     };
     let shares = pin_shares(spec)?;
     Ok(Guest { config, shares, stop_signal })
@@ -192,6 +199,8 @@ pub(crate) fn machine(
                 connect: Connect::FromHost,
             },
         ],
+        net: None,
+        tsi: spec.network == NetworkSpec::Tsi,
         stdout: console.stdout,
         stderr: console.stderr,
     }

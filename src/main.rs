@@ -6,6 +6,7 @@
 //!                      read, parse, validate     │ BoxConfig → VmSpec
 //!                      set the process up        │ fds, signals, limits, cgroup
 //!                      private mounts, state     │ flock on the box's folder
+//!                      network                   │ gate and passt; an empty one for the shim
 //!                      root file system          │ unpack, overlay
 //!                      describe the guest        │ image config + process → GuestConfig
 //!                      confine                   │ root, capabilities, Landlock, seccomp
@@ -31,6 +32,7 @@ mod error;
 mod events;
 mod guest;
 mod log;
+mod network;
 mod printable;
 mod process;
 mod program;
@@ -59,6 +61,7 @@ use crate::control::Control;
 use crate::error::ShimError;
 use crate::events::{EventFileError, EventWriter};
 use crate::log::Phase;
+use crate::network::Network;
 use crate::process::{InheritedFiles, Parent, Signals, StopRequest};
 use crate::rootfs::{Observers, Root};
 use crate::rotated_file::Rotation;
@@ -67,6 +70,9 @@ use crate::state_dir::{BoxEnd, StateDir};
 use crate::supervisor::Supervisor;
 
 fn main() -> ExitCode {
+    if let Some(ended) = network::run_if_asked() {
+        return ended;
+    }
     let arguments = match Arguments::parse(std::env::args_os().skip(1)) {
         Ok(arguments) => arguments,
         Err(error) => return say(io::stderr(), &format!("{error}\n\n{USAGE}"), exit::FAILED),
@@ -147,6 +153,7 @@ fn run(
     *box_end = Some(state.box_end());
     // Not earlier: when another shim has this id, that is what is wrong, and not that it has the file.
     kept?;
+    let mut network = Network::start(arguments.mode, &spec.network)?;
     let configured_ms = events.elapsed_ms();
     log::enter(Phase::Rootfs);
     let observers = Observers { events, signals: &signals, supervisor: &supervisor };
@@ -154,24 +161,27 @@ fn run(
     let Some(kernel) = kernel else { return undo(&root, &state, events) };
     root.sync_meanwhile(spec.confinement)?;
     log::enter(Phase::Vm);
-    let mut guest = guest::describe(&spec, root.image.as_ref())?;
+    let mut guest = guest::describe(&spec, root.image.as_ref(), &network)?;
     let console = console::open(&spec, &state)?;
     confinement.complete(&spec, &state, &mut guest.shares, inherited);
     confinement.event().into_iter().for_each(|confined| events.emit(confined));
     confinement.check()?;
     let console = console.start()?;
+    network.warn(events);
     let control = Control::start(control::Setup {
         spec: &spec,
         state: &state,
         guest: &guest,
         console: console.relay,
+        carrier: network.take_carrier(),
         signals,
         supervisor,
         events: Arc::clone(events),
         configured_ms,
     })?;
     events.emit(EventKind::VmStarting { vcpus: spec.vcpus, memory_mib: spec.memory_mib });
-    become_vm(guest::machine(&spec, &state, &guest, program, console.ports), &kernel, control)
+    let machine = guest::machine(&spec, &state, &guest, program, console.ports);
+    become_vm(Machine { net: network.device, ..machine }, &kernel, control)
 }
 
 /// The end of `--prepare`: all that was mounted goes.

@@ -1,9 +1,10 @@
 //! [`VmSpec`]: a `BoxConfig` that makes sense. This is the only validation.
 //!
 //! What is in a `VmSpec` was checked against everything that can be known without a side effect;
-//! later phases do not check again. What belongs to a later version is refused here by name.
+//! later phases do not check again.
 
 mod mounts;
+mod network;
 mod places;
 
 use std::ops::RangeInclusive;
@@ -14,8 +15,8 @@ use std::time::Duration;
 use a3s_box_core::BoxConfig;
 use a3s_box_core::config::{
     AgentConfig, AgentProvider, CacheConfig, ConfigError, ConfinementConfig, ConfinementLevel,
-    ConsoleConfig, DiskPlace, EventsConfig, HealthConfig, ImageConfig, NetworkMode, OnUnhealthy,
-    PathsConfig, ProcessConfig, Readiness, ResourcesConfig, RlimitName, SeccompMode, StopConfig,
+    ConsoleConfig, DiskPlace, EventsConfig, HealthConfig, ImageConfig, OnUnhealthy, PathsConfig,
+    ProcessConfig, Readiness, ResourcesConfig, RlimitName, SeccompMode, StopConfig,
 };
 use a3s_box_krun::{MAX_SOCKET_PATH_BYTES, MAX_VCPUS, MIN_MEMORY_MIB};
 use a3s_box_oci::{Platform, Retention};
@@ -23,6 +24,7 @@ use a3s_box_proto::{CONTROL_PORT, control};
 use nix::sys::signal::Signal;
 
 pub(crate) use self::mounts::{MountSource, MountSpec};
+pub(crate) use self::network::{MAX_NAME_SERVERS, NetworkSpec, PasstSpec, is_reachable};
 use self::places::Places;
 use crate::state_dir;
 
@@ -50,6 +52,7 @@ const DISK_MIB: RangeInclusive<u32> = 16..=8 * 1024 * 1024;
 #[derive(Debug)]
 pub(crate) struct VmSpec {
     pub(crate) id: String,
+    pub(crate) hostname: String,
     pub(crate) image: Option<ImageSpec>,
     pub(crate) process: ProcessConfig,
     pub(crate) vcpus: u8,
@@ -69,7 +72,7 @@ pub(crate) struct VmSpec {
     pub(crate) die_with_parent: bool,
     pub(crate) confinement: ConfinementLevel,
     pub(crate) seccomp: SeccompMode,
-    pub(crate) network: NetworkMode,
+    pub(crate) network: NetworkSpec,
     pub(crate) paths: PathsConfig,
     pub(crate) retention: Retention,
 }
@@ -126,7 +129,6 @@ impl TryFrom<BoxConfig> for VmSpec {
     type Error = ConfigError;
 
     fn try_from(config: BoxConfig) -> Result<Self, ConfigError> {
-        refuse_unsupported(&config)?;
         let id = config.id.unwrap_or_else(made_up_id);
         check_id(&id)?;
         check_process(&config.process)?;
@@ -135,12 +137,14 @@ impl TryFrom<BoxConfig> for VmSpec {
         let places = Places::find(&config.paths, &id)?;
         let image = config.image.map(ImageSpec::try_from).transpose()?;
         let console = ConsoleSpec::try_from(config.console)?;
+        let network = NetworkSpec::try_from(config.network)?;
         let events = EventsSpec::try_from(config.events)?;
         image.as_ref().map_or(Ok(()), |image| places.refuse_layout(&image.layout))?;
         for (field, file) in [("console.path", &console.path), ("events.file", &events.file)] {
             file.as_deref().map_or(Ok(()), |file| places.refuse_in_cache(field, file))?;
         }
         Ok(Self {
+            hostname: network::hostname(config.hostname, &id)?,
             id,
             image,
             process: config.process,
@@ -151,7 +155,7 @@ impl TryFrom<BoxConfig> for VmSpec {
             rlimits: rlimits(&config.resources)?,
             cgroup: config.resources.cgroup,
             timeout: config.resources.timeout_ms.map(Duration::from_millis),
-            mounts: mounts::check(&config.mounts, &places)?,
+            mounts: mounts::check(&config.mounts, &places, &network)?,
             agent: AgentSpec::try_from(&config.agent)?,
             console,
             events,
@@ -160,7 +164,7 @@ impl TryFrom<BoxConfig> for VmSpec {
             die_with_parent: config.stop.die_with_parent,
             confinement: config.confinement.level,
             seccomp: seccomp(&config.confinement)?,
-            network: config.network.mode,
+            network,
             paths: config.paths,
             retention: retention(config.cache),
         })
@@ -264,17 +268,6 @@ impl TryFrom<EventsConfig> for EventsSpec {
             file_max_bytes: u64::from(events.file_max_kib) << 10,
             metrics_interval: events.metrics_interval_ms.map(Duration::from_millis),
         })
-    }
-}
-
-fn refuse_unsupported(config: &BoxConfig) -> Result<(), ConfigError> {
-    let asked = [
-        (config.network.mode == NetworkMode::Passt, "network.mode", "`passt`"),
-        (config.network.mode == NetworkMode::Tsi, "network.mode", "`tsi`"),
-    ];
-    match asked.into_iter().find(|(is_asked, ..)| *is_asked) {
-        Some((_, path, what)) => Err(ConfigError::unsupported(path, what)),
-        None => Ok(()),
     }
 }
 

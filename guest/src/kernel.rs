@@ -14,7 +14,6 @@ use std::ptr;
 
 use nix::errno::Errno;
 use nix::libc;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use nix::unistd::Pid;
 
 /// libkrun's request on any file of a virtio-fs device: sets the exit status of the VMM.
@@ -93,22 +92,6 @@ pub(crate) fn kill_everything() {
 pub(crate) fn set_exit_code(root: BorrowedFd<'_>, code: u8) -> io::Result<()> {
     // SAFETY: the request takes its argument by value, so no memory is passed.
     let result = unsafe { libc::ioctl(root.as_raw_fd(), EXIT_CODE_REQUEST, c_int::from(code)) };
-    check(result).map_err(io::Error::from_raw_os_error)
-}
-
-/// Brings the loopback interface up.
-pub(crate) fn set_loopback_up() -> io::Result<()> {
-    let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
-    #[expect(clippy::cast_possible_truncation, reason = "both flags are in the low half")]
-    let flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
-    let mut request = libc::ifreq {
-        ifr_name: [0; libc::IFNAMSIZ],
-        ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags: flags },
-    };
-    request.ifr_name[0] = b'l'.cast_signed();
-    request.ifr_name[1] = b'o'.cast_signed();
-    // SAFETY: `SIOCSIFFLAGS` reads an `ifreq`, which `request` is, during the call.
-    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) };
     check(result).map_err(io::Error::from_raw_os_error)
 }
 

@@ -37,6 +37,7 @@ use crate::kernel::{self, Image, Status};
 use crate::kmsg;
 use crate::launch::{LaunchError, launch};
 use crate::mounts::MountError;
+use crate::network::NetworkError;
 use crate::notify::{BindError, Notices};
 use crate::plan::PlanError;
 use crate::ports::PortError;
@@ -75,6 +76,8 @@ pub(crate) enum StartError {
     Mount(#[from] MountError),
     #[error("cannot set host name `{name}`")]
     Hostname { name: String, source: Errno },
+    #[error(transparent)]
+    Network(#[from] NetworkError),
     #[error(transparent)]
     Listen(#[from] ListenError),
     #[error(transparent)]

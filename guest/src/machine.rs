@@ -1,15 +1,17 @@
 //! The guest as it really is: what PID 1 prepares before the workload starts.
 
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::time::Instant;
 
 use a3s_box_proto::GUEST_CONFIG_FILE;
+use a3s_box_proto::control::GuestConfig;
 use nix::unistd::sethostname;
 use tokio::net::unix::pipe;
 
 use crate::life::{Job, Machine, StartError};
 use crate::notify::{self, Notices};
-use crate::{agent, config, kernel, kmsg, mounts, plan, ports};
+use crate::{agent, config, kernel, kmsg, mounts, names, network, plan, ports};
 
 /// Host name of a box whose config has none.
 const DEFAULT_HOSTNAME: &str = "localhost";
@@ -34,11 +36,17 @@ impl Machine for Guest {
         // First, so that nothing else has looked the name up before.
         let config = config::read(&Path::new("/").join(GUEST_CONFIG_FILE))?;
         mounts::mount_standard()?;
-        if let Err(error) = kernel::set_loopback_up() {
+        if let Err(error) = network::set_loopback_up() {
             // A kernel without networking can still run most workloads.
             kmsg::line(&format!("cannot bring the loopback interface up: {error}"));
         }
-        set_hostname(&config.hostname)?;
+        if let Some(interface) = &config.interface {
+            network::set_up(interface)?;
+        }
+        let hostname = host_name(&config);
+        sethostname(hostname)
+            .map_err(|source| StartError::Hostname { name: hostname.to_owned(), source })?;
+        write_names(&config, hostname);
         mounts::mount_configured(&config.mounts)?;
         let notices = Notices::bind(notify::ADDRESS)?;
         if let Some(port) = config.agent_port {
@@ -56,7 +64,15 @@ impl Machine for Guest {
     }
 }
 
-fn set_hostname(name: &str) -> Result<(), StartError> {
-    let name = if name.is_empty() { DEFAULT_HOSTNAME } else { name };
-    sethostname(name).map_err(|source| StartError::Hostname { name: name.to_owned(), source })
+fn host_name(config: &GuestConfig) -> &str {
+    if config.hostname.is_empty() { DEFAULT_HOSTNAME } else { &config.hostname }
+}
+
+/// An image in which they cannot be written runs without.
+fn write_names(config: &GuestConfig, hostname: &str) {
+    let address = config.interface.as_ref().map(|interface| Ipv4Addr::from(interface.address));
+    let name_servers = config.name_servers.as_ref();
+    if let Err(error) = names::write(Path::new("/"), hostname, address, name_servers) {
+        kmsg::error(&error);
+    }
 }

@@ -29,6 +29,8 @@ mod life;
 mod machine;
 mod metrics;
 mod mounts;
+mod names;
+mod network;
 mod notify;
 mod plan;
 mod ports;

@@ -53,10 +53,12 @@ pub enum KrunError {
         found: u32,
     },
     /// More devices than the machine has interrupts for.
-    #[error("{found} shared folders, expected at most {max}", max = crate::machine::MAX_SHARES)]
+    #[error("{found} shared folders, expected at most {max}")]
     TooManyShares {
         /// What was asked for.
         found: usize,
+        /// What the other devices leave.
+        max: usize,
     },
     /// A virtio-fs tag that the device cannot hold.
     #[error("tag `{tag}` has {} bytes, expected 1 to {max}", tag.len(), max = crate::machine::MAX_TAG_BYTES)]

@@ -106,6 +106,18 @@ pub(crate) unsafe extern "C" fn krun_add_vsock_port2(
     record(|recorded| recorded.ports.push((format!("VSOCK_{port}"), path)))
 }
 
+pub(crate) unsafe extern "C" fn krun_add_net_unixstream(
+    _ctx: u32,
+    _path: *const c_char,
+    socket: c_int,
+    _mac: *const u8,
+    _features: u32,
+    _flags: u32,
+) -> i32 {
+    // It stays open until the process ends, as with libkrun.
+    if socket < 0 { -libc::EINVAL } else { 0 }
+}
+
 pub(crate) extern "C" fn krun_disable_implicit_console(_ctx: u32) -> i32 {
     0
 }

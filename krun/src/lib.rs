@@ -35,7 +35,7 @@ mod vm;
 pub use error::KrunError;
 pub use machine::{
     Access, Connect, MAX_SHARES, MAX_SOCKET_PATH_BYTES, MAX_TAG_BYTES, MAX_VCPUS, MIN_MEMORY_MIB,
-    Machine, OverlayFile, Share, VsockPort,
+    Machine, NetDevice, OverlayFile, Share, VsockPort,
 };
 pub use vm::{Vm, check_kvm};
 

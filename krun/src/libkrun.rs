@@ -43,3 +43,16 @@ pub(crate) const DISABLE_IMPLICIT_CONSOLE: unsafe extern "C" fn(u32) -> i32 =
 pub(crate) const ADD_VIRTIO_CONSOLE_DEFAULT: unsafe extern "C" fn(u32, c_int, c_int, c_int) -> i32 =
     sys::krun_add_virtio_console_default;
 pub(crate) const START_ENTER: unsafe extern "C" fn(u32) -> i32 = sys::krun_start_enter;
+
+/// `krun_add_net_unixstream` with a socket. A function, because the type of the address differs: the
+/// installed header says `uint8_t *`, the crate `*const u8`, and a pointer to what may change fits both.
+///
+/// # Safety
+///
+/// `socket` is open, and nobody else closes it from here on.
+pub(crate) unsafe fn add_net(ctx: u32, socket: c_int, mut mac: [u8; 6], features: u32) -> i32 {
+    let mac = (&raw mut mac).cast::<u8>();
+    // SAFETY: the path is null, as there is a socket; the address has the six bytes that libkrun reads, and
+    // outlives the call. Flags 0: the guest's addresses are not libkrun's matter.
+    unsafe { sys::krun_add_net_unixstream(ctx, std::ptr::null(), socket, mac, features, 0) }
+}

@@ -12,7 +12,7 @@ pub const MAX_VCPUS: u8 = 16;
 pub const MIN_MEMORY_MIB: u32 = 128;
 
 /// x86-64 has interrupts for 11 virtio devices (IRQ 5 to 15). Balloon, rng, console, vsock and
-/// root take five.
+/// root take five. With a network device it is one less.
 pub const MAX_SHARES: usize = 6;
 
 /// Size of the tag in the configuration space of a virtio-fs device (virtio 1.2, 5.11.4).
@@ -37,6 +37,10 @@ pub struct Machine {
     pub shares: Vec<Share>,
     /// Sockets of the host that are bridged to the guest.
     pub vsock_ports: Vec<VsockPort>,
+    /// The guest's Ethernet, if it has one.
+    pub net: Option<NetDevice>,
+    /// Whether sockets of the guest are this process's (TSI): in its network, with its rights.
+    pub tsi: bool,
     /// Becomes the guest's port `krun-stdout`. Not a terminal, and not standard output: libkrun
     /// sets `O_NONBLOCK` on it.
     pub stdout: OwnedFd,
@@ -67,6 +71,16 @@ pub struct Share {
     pub path: PathBuf,
     /// Whether the device accepts writes.
     pub access: Access,
+}
+
+/// An Ethernet device.
+#[derive(Debug)]
+pub struct NetDevice {
+    /// Connected to whoever carries its frames, each with its length before it (four bytes, big endian).
+    /// The other end must stay open for as long as the VM runs, and send no frame over 65550 bytes.
+    pub socket: OwnedFd,
+    /// The guest's hardware address.
+    pub mac: [u8; 6],
 }
 
 /// Whether a device accepts writes.
@@ -108,8 +122,9 @@ impl Machine {
         if self.memory_mib < MIN_MEMORY_MIB {
             return Err(KrunError::Memory { found: self.memory_mib });
         }
-        if self.shares.len() > MAX_SHARES {
-            return Err(KrunError::TooManyShares { found: self.shares.len() });
+        let (found, max) = (self.shares.len(), MAX_SHARES - usize::from(self.net.is_some()));
+        if found > max {
+            return Err(KrunError::TooManyShares { found, max });
         }
         for Share { tag, .. } in &self.shares {
             if !(1..=MAX_TAG_BYTES).contains(&tag.len()) {
@@ -138,6 +153,8 @@ mod tests {
             overlay_files: Vec::new(),
             shares: Vec::new(),
             vsock_ports: Vec::new(),
+            net: None,
+            tsi: false,
             stdout: null(),
             stderr: null(),
         }
@@ -150,13 +167,21 @@ mod tests {
     #[test]
     fn limits_are_checked_on_both_sides() {
         type Change = fn(&mut Machine);
-        let refused: [(Change, &str); 7] = [
+        let refused: [(Change, &str); 8] = [
             (|m| m.vcpus = 0, "0 virtual CPUs, expected 1 to 16"),
             (|m| m.vcpus = 17, "17 virtual CPUs, expected 1 to 16"),
             (|m| m.memory_mib = 127, "127 MiB of memory, expected at least 128"),
             (
                 |m| m.shares = (0..7).map(|_| share("a")).collect(),
                 "7 shared folders, expected at most 6",
+            ),
+            (
+                |m| {
+                    let socket = std::fs::File::open("/dev/null").unwrap().into();
+                    m.net = Some(NetDevice { socket, mac: [2; 6] });
+                    m.shares = (0..6).map(|_| share("a")).collect();
+                },
+                "6 shared folders, expected at most 5",
             ),
             (|m| m.shares = vec![share("")], "tag `` has 0 bytes, expected 1 to 36"),
             (|m| m.shares = vec![share(&"t".repeat(37))], "has 37 bytes, expected 1 to 36"),

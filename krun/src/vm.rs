@@ -7,11 +7,18 @@ use std::os::fd::IntoRawFd;
 use std::path::Path;
 
 use crate::kernel::Kernel;
-use crate::machine::{Access, Connect, Machine, OverlayFile, VsockPort};
+use crate::machine::{Access, Connect, Machine, NetDevice, OverlayFile, VsockPort};
 use crate::{KrunError, libkrun};
 
 /// libkrun mounts the device with this tag as the guest's root.
 const ROOT_TAG: &str = "/dev/root";
+
+/// Sockets of the guest for IPv4 and IPv6 become this process's (`KRUN_TSI_HIJACK_INET`).
+const TSI_HIJACK_INET: u32 = 1;
+
+/// Checksums and large TCP and UDP packets are left to the other side, which neither checks nor minds. Without
+/// them the guest's driver has no room for frames over 1518 bytes (`NET_COMPAT_FEATURES`, libkrun.h).
+const NET_FEATURES: u32 = 1 | 1 << 1 | 1 << 7 | 1 << 10 | 1 << 11 | 1 << 14;
 
 /// `S_IFREG`: the mode of an overlay file includes the file type.
 const REGULAR_FILE: u32 = 0o100_000;
@@ -27,7 +34,7 @@ pub struct Vm {
 impl Vm {
     /// Checks the machine and this host, then configures a libkrun context. Nothing of the
     /// workload is given to `krun_set_exec` and its kin: they write it, unescaped, onto the kernel
-    /// command line. TSI is off, DAX is off, libkrun's own init and console are off.
+    /// command line. TSI is off unless asked for, DAX is off, libkrun's own init and console are off.
     ///
     /// # Errors
     ///
@@ -41,7 +48,7 @@ impl Vm {
         check("krun_create_ctx", context)?;
         let vm = Self { context: context.unsigned_abs() };
         vm.set_size(machine.vcpus, machine.memory_mib)?;
-        vm.disable_implicit_devices()?;
+        vm.disable_implicit_devices(machine.tsi)?;
         vm.add_virtiofs(ROOT_TAG, &machine.root, Access::ReadWrite)?;
         for file in machine.overlay_files {
             vm.add_overlay_file(file)?;
@@ -51,6 +58,9 @@ impl Vm {
         }
         for port in &machine.vsock_ports {
             vm.add_vsock_port(port)?;
+        }
+        if let Some(device) = machine.net {
+            vm.add_net(device)?;
         }
         vm.add_console(machine.stdout.into_raw_fd(), machine.stderr.into_raw_fd())?;
         Ok(vm)
@@ -76,7 +86,7 @@ impl Vm {
     }
 
     /// Order matters: the first must precede the root device, the second any vsock port.
-    fn disable_implicit_devices(&self) -> Result<(), KrunError> {
+    fn disable_implicit_devices(&self, tsi: bool) -> Result<(), KrunError> {
         // SAFETY: plain numbers; libkrun checks the context id.
         check("krun_disable_implicit_init", unsafe {
             libkrun::DISABLE_IMPLICIT_INIT(self.context)
@@ -85,8 +95,9 @@ impl Vm {
         check("krun_disable_implicit_vsock", unsafe {
             libkrun::DISABLE_IMPLICIT_VSOCK(self.context)
         })?;
-        // SAFETY: as above. Flags 0: no TSI.
-        check("krun_add_vsock", unsafe { libkrun::ADD_VSOCK(self.context, 0) })?;
+        let flags = if tsi { TSI_HIJACK_INET } else { 0 };
+        // SAFETY: as above.
+        check("krun_add_vsock", unsafe { libkrun::ADD_VSOCK(self.context, flags) })?;
         // SAFETY: as above.
         check("krun_disable_implicit_console", unsafe {
             libkrun::DISABLE_IMPLICIT_CONSOLE(self.context)
@@ -134,6 +145,14 @@ impl Vm {
         // SAFETY: the string ends in NUL and outlives the call; libkrun copies it.
         check(CALL, unsafe {
             libkrun::ADD_VSOCK_PORT2(self.context, port.port, socket.as_ptr(), listen)
+        })
+    }
+
+    fn add_net(&self, device: NetDevice) -> Result<(), KrunError> {
+        let socket = device.socket.into_raw_fd();
+        // SAFETY: the socket is open, and no longer owned by anyone here.
+        check("krun_add_net_unixstream", unsafe {
+            libkrun::add_net(self.context, socket, device.mac, NET_FEATURES)
         })
     }
 

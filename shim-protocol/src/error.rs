@@ -30,6 +30,8 @@ pub enum ErrorCode {
     Confinement,
     /// This host cannot run a VM: no usable `/dev/kvm`, or no guest kernel.
     HostUnsupported,
+    /// The network that the config asks for cannot be had: `passt` is missing or refused, a port is in use.
+    NetworkSetup,
     /// libkrun refused the machine.
     VmSetup,
     /// The guest did not come up within the boot deadline.

@@ -11,6 +11,7 @@ use landlock::{
 
 use super::Held;
 use crate::guest::PinnedShare;
+use crate::spec::{NetworkSpec, VmSpec};
 use crate::state_dir::StateDir;
 
 /// The newest that is asked for; an older kernel gives what it has (`landlock(7)`): ABI 2 rename between
@@ -27,14 +28,20 @@ pub(super) enum LandlockError {
 }
 
 /// Restricts this thread, and those that it starts.
-pub(super) fn restrict(state: &StateDir, shares: &[PinnedShare]) -> Result<Held, LandlockError> {
+pub(super) fn restrict(
+    spec: &VmSpec,
+    state: &StateDir,
+    shares: &[PinnedShare],
+) -> Result<Held, LandlockError> {
     let all = AccessFs::from_all(NEWEST);
     let mut ruleset = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(all)?
-        .handle_access(AccessNet::from_all(NEWEST))?
-        .scope(Scope::from_all(NEWEST))?
-        .create()?;
+        .scope(Scope::from_all(NEWEST))?;
+    if spec.network != NetworkSpec::Tsi {
+        ruleset = ruleset.handle_access(AccessNet::from_all(NEWEST))?;
+    }
+    let mut ruleset = ruleset.create()?;
     // No program is run from anywhere.
     let write = all & !BitFlags::from(AccessFs::Execute);
     let read = AccessFs::from_read(NEWEST) & !BitFlags::from(AccessFs::Execute);

@@ -35,6 +35,7 @@ use seccompiler::{
 };
 
 use super::Held;
+use crate::spec::NetworkSpec;
 
 /// Memory: the allocator, stacks of threads, the guest's memory. None of it is ever executable.
 const MEMORY: [i64; 5] = [SYS_brk, SYS_madvise, SYS_membarrier, SYS_mremap, SYS_munmap];
@@ -200,7 +201,10 @@ const OLD: [i64; 14] = [
 const OLD: [i64; 1] = [libc::SYS_pipe2];
 
 /// Takes the filter on, with no way back.
-pub(super) fn install(mode: SeccompMode) -> Result<Held, seccompiler::Error> {
+pub(super) fn install(
+    mode: SeccompMode,
+    network: &NetworkSpec,
+) -> Result<Held, seccompiler::Error> {
     // glibc falls back to clone(2), whose flags a filter can see.
     let no_clone3 = compile(
         BTreeMap::from([(SYS_clone3, Vec::new())]),
@@ -211,7 +215,7 @@ pub(super) fn install(mode: SeccompMode) -> Result<Held, seccompiler::Error> {
         SeccompMode::Enforce => (SeccompAction::KillProcess, Held::Whole),
         SeccompMode::Log => (SeccompAction::Log, Held::Part("calls are logged, not refused")),
     };
-    let filter = compile(rules()?, refusal, SeccompAction::Allow)?;
+    let filter = compile(rules(network)?, refusal, SeccompAction::Allow)?;
     // The last one allows no further filter.
     seccompiler::apply_filter(&no_clone3)?;
     seccompiler::apply_filter(&filter)?;
@@ -229,7 +233,7 @@ fn compile(
     SeccompFilter::new(rules, mismatch, matching, architecture)?.try_into()
 }
 
-fn rules() -> Result<Rules, seccompiler::BackendError> {
+fn rules(network: &NetworkSpec) -> Result<Rules, seccompiler::BackendError> {
     let lists: [&[i64]; 8] = [&MEMORY, &THREADS, &EVENTS, &DATA, &FILES, &SOCKETS, &SELF, &OLD];
     let mut rules: Rules = lists.concat().into_iter().map(|call| (call, Vec::new())).collect();
     let prot_exec = u64::from(libc::PROT_EXEC.unsigned_abs());
@@ -238,9 +242,15 @@ fn rules() -> Result<Rules, seccompiler::BackendError> {
     // A thread, and no process; no namespace either.
     let thread = u64::from(libc::CLONE_THREAD.unsigned_abs());
     rules.insert(SYS_clone, vec![bits(0, thread, thread)?]);
-    // Unix sockets: not even netlink, which configures a network.
+    // Unix sockets: not even netlink, which configures a network. With TSI the guest's sockets, too.
     let unix = u64::from(libc::AF_UNIX.unsigned_abs());
-    rules.insert(SYS_socket, vec![equal(0, unix)?]);
+    let mut sockets = vec![equal(0, unix)?];
+    if *network == NetworkSpec::Tsi {
+        for family in [libc::AF_INET, libc::AF_INET6] {
+            sockets.push(equal(0, u64::from(family.unsigned_abs()))?);
+        }
+    }
+    rules.insert(SYS_socket, sockets);
     rules.insert(SYS_socketpair, vec![equal(0, unix)?]);
     rules.insert(SYS_shutdown, Vec::new());
     // KVM's requests are those of type 0xAE; the other is a file's question whether it is a terminal.

@@ -37,6 +37,7 @@ use super::{Setup, VmNews, usage};
 use crate::console::{Relay, Truncation};
 use crate::events::EventWriter;
 use crate::log::{self, Phase};
+use crate::network::{self, Carrier};
 use crate::process::{Signals, StopRequest};
 
 use crate::spec::AgentSpec;
@@ -70,6 +71,7 @@ enum Input {
     Throttled,
     Due(Due),
     Vm(VmNews),
+    NetworkLost(String),
     Tick,
 }
 
@@ -84,6 +86,9 @@ pub(super) struct Monitor {
     /// What the `_exit` hook ends the process with, should this thread take too long.
     exit_status: Arc<AtomicU8>,
     console: Relay,
+    carrier: Option<Carrier>,
+    /// Ends with the guest's network.
+    network: Option<JoinHandle<String>>,
     agent_socket: PathBuf,
     agent: AgentSpec,
     stop_signal: Signal,
@@ -134,6 +139,8 @@ impl Monitor {
             vm_news,
             exit_status,
             console: setup.console,
+            carrier: setup.carrier,
+            network: None,
             agent_socket: setup.state.agent_socket(),
             agent: setup.spec.agent.clone(),
             stop_signal: setup.guest.stop_signal,
@@ -184,6 +191,7 @@ impl Monitor {
             reason = "`register` is unsafe; `Signals` owns its fd, as `new` needs"
         )]
         let signals = AsyncFd::new(signals)?;
+        self.network = self.carrier.take().map(|carrier| tokio::spawn(carrier.end()));
         let mut truncated = self.console.truncation();
         let mut said = 0;
         loop {
@@ -230,6 +238,7 @@ impl Monitor {
             Some((process, guest)) = finished(&mut self.figures) => {
                 Ok(Input::Figures(process, guest))
             }
+            Some(words) = finished(&mut self.network) => Ok(Input::NetworkLost(words)),
             () = reached(throttled) => Ok(Input::Throttled),
             () = sleep(TICK), if ticking => Ok(Input::Tick),
             check = next_check(&mut self.checks) => Ok(Input::Checked(check)),
@@ -258,6 +267,7 @@ impl Monitor {
                     self.tell_truncation(truncation);
                 }
             }
+            Input::NetworkLost(words) => self.events.emit(network::lost(&words)),
             Input::Throttled => self.tell_throttled(),
             Input::Due(due) => return self.on_due(due, link),
             Input::Vm(VmNews::Entering) => self.phases.vm_ms = self.since_phases(),

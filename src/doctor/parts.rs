@@ -1,5 +1,5 @@
-//! What belongs to an installation beside the shim: the guest kernel, the guest program, and a service
-//! manager for who wants one.
+//! What belongs to an installation beside the shim: the guest kernel, the guest program, passt, and a
+//! service manager for who wants one.
 
 use std::path::Path;
 
@@ -9,7 +9,8 @@ use a3s_box_krun::kernel::Kernel;
 use super::chain;
 use crate::error::ShimError;
 use crate::guest;
-use crate::spec::VmSpec;
+use crate::network;
+use crate::spec::{NetworkSpec, VmSpec};
 
 /// Whether the guest kernel is found and is one, as it is for a box.
 pub(super) fn kernel(spec: &VmSpec) -> DoctorCheck {
@@ -46,6 +47,22 @@ pub(super) fn guest_program(spec: &VmSpec) -> DoctorCheck {
         Err(error) => {
             let remedy = "install a3s-box-guest beside the shim, or set `paths.guest`";
             DoctorCheck::failed(NAME, chain(&error), remedy)
+        }
+    }
+}
+
+/// Whether guests can have a network. Boxes without one need nothing for it.
+pub(super) fn passt(spec: &VmSpec) -> DoctorCheck {
+    const NAME: &str = "passt";
+    match network::find_passt() {
+        Some(path) => DoctorCheck::ok(NAME, format!("`{}`", path.display())),
+        None => {
+            let found = format!("not found in {}", network::searched_for_passt());
+            let remedy = "install the package `passt`, for boxes with `network.mode` `passt`";
+            match spec.network {
+                NetworkSpec::Passt(_) => DoctorCheck::failed(NAME, found, remedy),
+                NetworkSpec::None | NetworkSpec::Tsi => DoctorCheck::degraded(NAME, found, remedy),
+            }
         }
     }
 }

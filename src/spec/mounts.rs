@@ -6,6 +6,7 @@ use a3s_box_core::config::{ConfigError, MountConfig};
 use a3s_box_krun::{Access, MAX_SHARES};
 
 use super::absolute;
+use super::network::NetworkSpec;
 use super::places::{Place, Places};
 use crate::guest::SharedFolder;
 
@@ -26,11 +27,14 @@ pub(crate) enum MountSource {
 pub(super) fn check(
     mounts: &[MountConfig],
     places: &Places,
+    network: &NetworkSpec,
 ) -> Result<Vec<MountSpec>, ConfigError> {
     let shares =
         mounts.iter().filter(|mount| matches!(mount, MountConfig::Virtiofs { .. })).count();
-    if shares > MAX_SHARES {
-        let expected = format!("at most {MAX_SHARES}: the machine has no more interrupts");
+    // The network takes an interrupt, too.
+    let most = MAX_SHARES - usize::from(matches!(network, NetworkSpec::Passt(_)));
+    if shares > most {
+        let expected = format!("at most {most}: the machine has no more interrupts");
         return Err(ConfigError::invalid("mounts", format!("{shares} of type virtiofs"), expected));
     }
     mounts.iter().enumerate().map(|(i, mount)| check_one(i, mount, places)).collect()

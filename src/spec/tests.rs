@@ -3,10 +3,10 @@ use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 
 use a3s_box_core::BoxConfig;
-use a3s_box_core::config::Readiness;
+use a3s_box_core::config::{Egress, Readiness};
 use serde_json::{Value, json};
 
-use super::{MountSource, VmSpec};
+use super::{MountSource, NetworkSpec, VmSpec};
 
 fn validate(json: &str) -> Result<VmSpec, String> {
     let config = BoxConfig::from_json(json.as_bytes()).unwrap();
@@ -111,18 +111,6 @@ fn what_makes_no_sense_is_refused_with_path_found_and_expected() {
     assert!(
         validate(&longer).unwrap_err().starts_with("paths.state_dir: found a socket path of 10")
     );
-}
-
-#[test]
-fn what_a_later_version_does_is_refused_by_name_and_never_ignored() {
-    let cases = [
-        (r#"{"network":{"mode":"passt"}}"#, "network.mode"),
-        (r#"{"network":{"mode":"tsi"}}"#, "network.mode"),
-    ];
-    for (json, path) in cases {
-        let found = validate(json).unwrap_err();
-        assert!(found.starts_with(&format!("{path}: not supported yet")), "{json}: {found}");
-    }
 }
 
 /// A state folder `s` with a box `demo`, a cache `c` with something in it, and what is beside them.
@@ -257,4 +245,87 @@ fn folder_that_others_could_replace_is_refused_with_what_makes_it_so() {
         assert!(found.contains("a parent folder of user 1 with mode 0755"), "{found}");
         chown(&open, Some(0), None).unwrap();
     }
+}
+
+#[test]
+#[expect(clippy::too_many_lines, reason = "a table")]
+fn networks_that_make_no_sense_are_refused_by_their_path() {
+    let port = |more: &str| {
+        format!(r#"{{"host_address":"127.0.0.1","host_port":80,"guest_port":80{more}}}"#)
+    };
+    let published = |egress: &str, ports: &[&str]| {
+        format!(r#"{{"mode":"passt","egress":"{egress}","publish":[{}]}}"#, ports.join(","))
+    };
+    let one = port("");
+    let many = vec![one.as_str(); 65];
+    let all = one.replace("127.0.0.1", "0.0.0.0");
+    let other =
+        one.replace("127.0.0.1", "127.0.0.2").replace(r#""guest_port":80"#, r#""guest_port":81"#);
+    let cases = [
+        (
+            r#"{"egress":"deny"}"#.into(),
+            "egress: found a value with `network.mode` `none`, expected it with `passt`",
+        ),
+        (format!(r#"{{"publish":[{one}]}}"#), "publish: found a value with `network.mode` `none`"),
+        (
+            r#"{"mode":"tsi","dns":["1.1.1.1"]}"#.into(),
+            "dns: found a value with `network.mode` `tsi`",
+        ),
+        (
+            r#"{"mode":"passt","dns":["1.1.1.1"]}"#.into(),
+            "dns: found a value with egress `deny`, expected none",
+        ),
+        (
+            r#"{"mode":"passt","egress":"allow","dns":["1.1.1.1","127.0.0.53"]}"#.into(),
+            "dns[1]: found `127.0.0.53`",
+        ),
+        (
+            r#"{"mode":"passt","egress":"allow","dns":["1.1.1.1","1.1.1.2","1.1.1.3","1.1.1.4"]}"#
+                .into(),
+            "dns: found 4, expected at most 3",
+        ),
+        (
+            published("deny", &[&one.replace(r#""host_port":80"#, r#""host_port":0"#)]),
+            "publish[0].host_port: found 0, expected 1 to 65535",
+        ),
+        (
+            published("deny", &[&one.replace("127.0.0.1", "224.0.0.1")]),
+            "publish[0].host_address: found `224.0.0.1`",
+        ),
+        (
+            published("deny", &[&port(r#","protocol":"udp""#)]),
+            "publish[0].protocol: found `udp` with egress `deny`, expected `tcp`",
+        ),
+        (
+            published("deny", &[&one, &all]),
+            "publish[1].host_port: found 80, expected one that `network.publish[0]`",
+        ),
+        (published("allow", &[&one, &other]), "publish[1].guest_port: found 81, expected 80"),
+        (published("deny", &many), "publish: found 65 ports, expected at most 64"),
+    ];
+    for (network, expected) in cases {
+        let found = validate(&format!(r#"{{"network":{network}}}"#)).unwrap_err();
+        assert!(found.starts_with(&format!("network.{expected}")), "{network}\n{found}");
+    }
+    for (egress, ports) in [
+        ("deny", vec![one.as_str(), other.as_str()]),
+        ("allow", vec![one.as_str(), &port(r#","protocol":"udp""#)]),
+    ] {
+        let json = format!(r#"{{"network":{}}}"#, published(egress, &ports));
+        validate(&json).unwrap();
+    }
+}
+
+#[test]
+fn a_network_through_passt_reaches_nothing_unless_asked_and_leaves_room_for_five_shares() {
+    let spec = validate(r#"{"network":{"mode":"passt"}}"#).unwrap();
+    let NetworkSpec::Passt(passt) = spec.network else { panic!("{:?}", spec.network) };
+    assert_eq!(passt.egress, Egress::Deny);
+    let share = r#"{"type":"virtiofs","source":"/","target":"/a"}"#;
+    let json = format!(r#"{{"network":{{"mode":"passt"}},"mounts":[{}]}}"#, [share; 6].join(","));
+    assert!(
+        validate(&json)
+            .unwrap_err()
+            .starts_with("mounts: found 6 of type virtiofs, expected at most 5")
+    );
 }

@@ -10,6 +10,7 @@
 //! | `matrix` | nothing is left of a VM, however and whenever it ends |
 //! | `cgroup` | what a box may take of the host |
 //! | `doctor` | a host where boxes run is found to be well |
+//! | `network` | what a guest reaches, and from where it is reached |
 //! | `agent` | the agent-only box and its health |
 //! | `supervisor` | the example of `VmManager`, as it is documented |
 //!
@@ -26,5 +27,6 @@ mod exit_status;
 mod lifecycle;
 mod lost_guest;
 mod matrix;
+mod network;
 mod stop;
 mod supervisor;

@@ -42,6 +42,7 @@ struct Ground {
     who: Who,
     folder: tempfile::TempDir,
     image: Value,
+    network: Value,
     abstract_name: String,
     tcp: TcpListener,
     _abstract: UnixListener,
@@ -69,6 +70,7 @@ impl Ground {
             who,
             folder,
             image,
+            network: json!({"mode": "none"}),
             abstract_name: name,
             tcp: TcpListener::bind("127.0.0.1:0").unwrap(),
             _abstract: UnixListener::bind_addr(&address).unwrap(),
@@ -105,6 +107,7 @@ impl Ground {
             config["paths"]["cache_dir"] = json!(folder("c"));
             // Folders that a shim has open for some time.
             config["image"] = self.image.clone();
+            config["network"] = self.network.clone();
             config["console"] = json!({"path": folder("console")});
             config["events"] = json!({"file": folder("events")});
         };
@@ -334,6 +337,18 @@ fn without_confinement_the_same_attempts_succeed() {
     let outcomes = HARMLESS.map(|name| (name, ground.attempt(name, "none", None)));
     let failed: Vec<_> = outcomes.iter().filter(|(_, outcome)| *outcome != Reached).collect();
     assert!(failed.is_empty(), "{failed:?}");
+}
+
+#[test]
+fn of_all_networks_only_tsi_gives_the_vmm_sockets_of_the_host() {
+    let mut ground = Ground::new(Who::Root);
+    ground.network = json!({"mode": "tsi"});
+    assert_eq!(ground.attempt("tcp-loopback", "required", None), Reached);
+    assert_eq!(ground.attempt("netlink", "required", None), Killed);
+    for egress in ["deny", "allow"] {
+        ground.network = json!({"mode": "passt", "egress": egress});
+        assert_eq!(ground.attempt("tcp-loopback", "required", None), Killed, "{egress}");
+    }
 }
 
 #[test]

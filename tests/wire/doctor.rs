@@ -131,6 +131,7 @@ fn doctor_boots_a_box_and_reports_the_same_in_both_forms() {
         "locked_memory",
         "state_dir",
         "cache_dir",
+        "passt",
         "service_manager",
         "boot",
     ];
@@ -167,6 +168,19 @@ fn missing_guest_program_is_told_with_its_remedy_and_nothing_is_booted() {
     let (status, text) = check(&checks, "boot");
     assert!(status == "failed" && text.starts_with("not tried"), "{text}");
     assert_eq!(check(&checks, "namespaces").0, "ok");
+}
+
+#[test]
+fn missing_passt_is_a_failure_only_for_a_box_that_needs_it() {
+    for (mode, expected) in [("none", "degraded"), ("passt", "failed")] {
+        let folder = folder(|config| config["network"] = json!({"mode": mode}));
+        let mut doctor = doctor(&folder, WELL, &["--json"]);
+        let checks = report(&doctor.env("PATH", folder.path()).output().unwrap());
+        nothing_is_left(folder.path());
+        let (status, text) = check(&checks, "passt");
+        assert_eq!(status, expected);
+        assert!(text.contains("install the package `passt`"), "{text}");
+    }
 }
 
 #[test]

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::error::Error;
 use std::io::{BufRead, Read, Write};
+use std::net::Ipv4Addr;
 use std::os::unix::fs::MetadataExt;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -16,8 +17,8 @@ use a3s_box_proto::agent::{
     HealthCheckRequest, HealthCheckResponse, MetricsRequest, MetricsResponse, State, Status,
 };
 use a3s_box_proto::control::{
-    Drained, Exited, GuestConfig, GuestMessage, Hello, Notified, ShimMessage, StartFailed, Started,
-    exited, guest_message, shim_message,
+    Drained, Exited, GuestConfig, GuestMessage, Hello, Interface, Notified, ShimMessage,
+    StartFailed, Started, exited, guest_message, shim_message,
 };
 use a3s_box_proto::frame::{self, FrameBuffer};
 use a3s_box_proto::{AGENT_PORT, CONTROL_PORT, PROTOCOL_VERSION, decode};
@@ -37,6 +38,8 @@ struct Guest {
     control: Option<UnixStream>,
     received: FrameBuffer,
     stdout_bytes: u64,
+    /// What it was told about its network.
+    network: String,
     notified: Notified,
     health: Health,
     server: Option<oneshot::Sender<()>>,
@@ -125,6 +128,7 @@ fn main() -> Result<ExitCode> {
     // A box without a workload plays what the environment says.
     let of_agent = || std::env::var("A3S_BOX_FAKE_SCRIPT").unwrap_or_default();
     let words = |text: String| text.split_whitespace().map(str::to_owned).collect();
+    let network = network_text(&config);
     let script = config.workload.map_or_else(|| words(of_agent()), |workload| workload.args);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
@@ -133,6 +137,7 @@ fn main() -> Result<ExitCode> {
             control: None,
             received: FrameBuffer::default(),
             stdout_bytes: 0,
+            network,
             notified: Notified::default(),
             health: Health(Arc::new(Mutex::new(answer))),
             server: None,
@@ -202,6 +207,7 @@ impl Guest {
             "exited" => self.exited(exited::Status::ExitCode(value.parse()?)).await?,
             "signaled" => self.exited(exited::Status::Signal(value.parse()?)).await?,
             "print" => self.print(value.parse()?)?,
+            "print-network" => self.print_text(&self.network.clone())?,
             "drained" => {
                 let stdout_bytes = self.stdout_bytes;
                 self.say(guest_message::Message::Drained(Drained {
@@ -320,6 +326,30 @@ impl Guest {
         self.stdout_bytes += count as u64;
         Ok(())
     }
+
+    fn print_text(&mut self, text: &str) -> Result<()> {
+        std::fs::OpenOptions::new().write(true).open("/dev/stdout")?.write_all(text.as_bytes())?;
+        self.stdout_bytes += text.len() as u64;
+        Ok(())
+    }
+}
+
+/// A line with all that PID 1 would set up.
+fn network_text(config: &GuestConfig) -> String {
+    let interface = config.interface.as_ref().map_or("no interface;".to_owned(), |interface| {
+        let [address, gateway] = [interface.address, interface.gateway].map(Ipv4Addr::from);
+        let Interface { name, prefix_length, mtu, .. } = interface;
+        format!("interface {name} {address}/{prefix_length} via {gateway} mtu {mtu}")
+    });
+    let servers = match &config.name_servers {
+        None => "resolver of the image".to_owned(),
+        Some(servers) if servers.addresses.is_empty() => "dns none".to_owned(),
+        Some(servers) => servers
+            .addresses
+            .iter()
+            .fold("dns".to_owned(), |text, server| format!("{text} {}", Ipv4Addr::from(*server))),
+    };
+    format!("{interface} {servers}\n")
 }
 
 #[expect(clippy::exit, clippy::disallowed_methods, reason = "the whole process is the fake")]

@@ -8,6 +8,7 @@
 //! | `faults` | a guest that lies, hangs or vanishes |
 //! | `health` | health checks, readiness, states, figures |
 //! | `readers` | standard output: slow, gone, and nobody else's |
+//! | `network` | what carries a guest's network: its jail, its end, and what is told |
 //! | `disk` | what a box can write, and that nothing of it is left |
 //! | `identity` | what an image and a share are to the host: nothing that others can reach, nor another folder |
 //! | `stops` | the steps of a stop, and a parent that dies |
@@ -35,6 +36,7 @@ mod image;
 mod input;
 mod jail;
 mod journal;
+mod network;
 mod readers;
 mod resolved;
 mod service;

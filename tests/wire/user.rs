@@ -65,7 +65,7 @@ pub(crate) fn command(shim: &Command, sub_ids: SubIds) -> (Command, TempDir) {
 }
 
 /// Starts the shim as the user; the folder is to outlive it.
-fn spawn(config: &Value, sub_ids: SubIds, arguments: &[&str]) -> (Child, TempDir) {
+pub(crate) fn spawn(config: &Value, sub_ids: SubIds, arguments: &[&str]) -> (Child, TempDir) {
     let mut shim = shim();
     shim.args(arguments);
     let (mut command, tables) = command(&shim, sub_ids);

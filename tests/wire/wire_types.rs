@@ -146,6 +146,7 @@ fn fields(kind: &str) -> Fields {
             ("duration_ms", Number),
         ],
         "shim.confined" => &[("level", Text), ("layers", Objects(LAYER))],
+        "warning" => &[("code", Text), ("message", Text)],
         "vm.starting" => &[("vcpus", Number), ("memory_mib", Number)],
         "guest.started" => &[("guest_version", Text), ("workload_pid?", Number)],
         "agent.ready" => &[("phases", Object(PHASES))],

@@ -1,4 +1,4 @@
-//! The machine: size, mounts, network, console.
+//! The machine: size, mounts, console.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -111,29 +111,6 @@ pub enum MountConfig {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         size_mib: Option<u64>,
     },
-}
-
-/// Network of the guest.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(deny_unknown_fields, default)]
-pub struct NetworkConfig {
-    /// How the guest reaches a network.
-    pub mode: NetworkMode,
-}
-
-/// How the guest reaches a network.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(rename_all = "lowercase")]
-pub enum NetworkMode {
-    /// Not at all: loopback only.
-    #[default]
-    None,
-    /// User-mode network by passt. Not supported yet.
-    Passt,
-    /// libkrun's transparent socket impersonation: the host's own network. Not supported yet.
-    Tsi,
 }
 
 /// Where the workload's output goes.

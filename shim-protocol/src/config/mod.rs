@@ -11,6 +11,7 @@ mod environment;
 mod error;
 mod lifecycle;
 mod machine;
+mod network;
 mod workload;
 
 use std::path::PathBuf;
@@ -24,10 +25,8 @@ pub use lifecycle::{
     AgentConfig, AgentProvider, ConfinementConfig, ConfinementLevel, EventsConfig, HealthConfig,
     OnUnhealthy, Readiness, SeccompMode, StopConfig,
 };
-pub use machine::{
-    ConsoleConfig, DiskPlace, MountConfig, NetworkConfig, NetworkMode, ResourcesConfig, Rlimit,
-    RlimitName,
-};
+pub use machine::{ConsoleConfig, DiskPlace, MountConfig, ResourcesConfig, Rlimit, RlimitName};
+pub use network::{Egress, NetworkConfig, NetworkMode, Protocol, PublishConfig};
 pub use workload::{ImageConfig, ProcessConfig};
 
 /// Version of the config format.
@@ -48,6 +47,10 @@ pub struct BoxConfig {
     /// `.`, `_` and `-`, beginning with a letter or digit. Made up when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
+    /// Host name in the guest: letters, digits, `-` and `.`, at most 64 bytes. Absent: `id`, with `-` for
+    /// whatever else is in it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hostname: Option<String>,
     /// Image of the root file system; without one the root is empty.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image: Option<ImageConfig>,
@@ -80,6 +83,7 @@ impl Default for BoxConfig {
         Self {
             schema_version: SCHEMA_VERSION,
             id: None,
+            hostname: None,
             image: None,
             process: ProcessConfig::default(),
             resources: ResourcesConfig::default(),

@@ -41,6 +41,18 @@ fn errors_name_the_path_what_was_found_and_what_was_expected() {
             r#"{"resources":{"disk":"floppy"}}"#,
             "resources.disk: unknown variant `floppy`, expected `state_dir` or `memory`",
         ),
+        (
+            r#"{"network":{"publish":[{"host_port":1,"guest_port":1}]}}"#,
+            "network.publish[0]: missing field `host_address`",
+        ),
+        (
+            r#"{"network":{"publish":[{"host_address":"localhost"}]}}"#,
+            "network.publish[0].host_address: invalid IPv4 address syntax",
+        ),
+        (
+            r#"{"network":{"mode":"bridge"}}"#,
+            "network.mode: unknown variant `bridge`, expected one of `none`, `passt`, `tsi`",
+        ),
         (r#"{"schema_version":2}"#, "schema_version: found 2, expected 1"),
         (r#"{"proces":{}}"#, "proces: unknown field `proces`, expected one of"),
         ("[]", "config: found an array, expected an object"),

@@ -11,8 +11,8 @@
 //! and fields that it does not know.
 //!
 //! ```text
-//! shim.started ─ image.resolved? ─ rootfs.progress* ─ rootfs.ready ─ shim.confined? ─ vm.starting ─ guest.started ─ agent.ready
-//!              ─ (state.changed | health.changed | workload.notified | metrics | console.truncated)*
+//! shim.started ─ image.resolved? ─ rootfs.progress* ─ rootfs.ready ─ shim.confined? ─ warning? ─ vm.starting ─ guest.started ─ agent.ready
+//!              ─ (state.changed | health.changed | workload.notified | metrics | console.truncated | warning)*
 //!              ─ stop.requested? ─ stop.killed? ─ guest.exited? ─ error* ─ box.stopped
 //! ```
 
@@ -158,6 +158,14 @@ pub enum EventKind {
         /// Each layer, and what became of it.
         layers: Vec<LayerReport>,
     },
+    /// Something that whoever runs the box should know; it goes on.
+    #[serde(rename = "warning")]
+    Warning {
+        /// Stable name of what it is about.
+        code: WarningCode,
+        /// The same for people, in one line.
+        message: String,
+    },
     /// libkrun is about to be entered.
     #[serde(rename = "vm.starting")]
     VmStarting {
@@ -294,6 +302,18 @@ impl EventKind {
                 | Self::ConsoleTruncated { .. }
         )
     }
+}
+
+/// What a `warning` is about. A code never changes its meaning; new ones may come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum WarningCode {
+    /// The guest has the host's own network, loopback included (`network.mode` `tsi`).
+    HostNetwork,
+    /// The program that carried the guest's network has ended; the guest has none any more.
+    NetworkLost,
 }
 
 /// Why a health check failed.

@@ -7,6 +7,7 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener, VsockStream};
 use tonic::transport::Server;
@@ -51,6 +52,7 @@ async fn play(step: &str, reporter: &mut Option<HealthReporter>) -> Result<()> {
         "deaf-agent" => deaf_agent()?,
         "print-mib" => print(value.parse()?)?,
         "another-control" => another_control().await?,
+        "reach" => reach(value).await?,
         _ => bail!("unknown"),
     }
     Ok(())
@@ -99,6 +101,26 @@ fn print(mib: usize) -> Result<()> {
         writeln!(stdout, "{number:015}")?;
     }
     Ok(stdout.flush()?)
+}
+
+/// Tells whether a server answers: `name@address:port`.
+#[expect(clippy::disallowed_methods, reason = "no event is written here")]
+async fn reach(whom: &str) -> Result<()> {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let (name, address) = whom.split_once('@').context("name@address:port")?;
+    let ask = async {
+        let mut stream = TcpStream::connect(address).await?;
+        stream.write_all(b"GET / HTTP/1.0\r\n\r\n").await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.map(|_| answer)
+    };
+    let outcome = match timeout(Duration::from_secs(3), ask).await {
+        Ok(Ok(answer)) if answer.ends_with("hello\n") => "reached".to_owned(),
+        Ok(Ok(answer)) => format!("not reached: {answer:?}"),
+        Ok(Err(error)) => format!("not reached: {error}"),
+        Err(_) => "not reached: no answer".to_owned(),
+    };
+    Ok(writeln!(std::io::stdout(), "{name} {outcome}")?)
 }
 
 /// Tries to speak for PID 1: there is nobody any more who would listen.

@@ -1,0 +1,156 @@
+//! What programs look names up in: `/etc/hosts`, `/etc/hostname`, `/etc/resolv.conf`.
+//!
+//! The image's own are replaced, as container engines do it: a link by a file, and not what it leads to. All
+//! of it is done before the config's mounts, so that nothing is written into a folder of the host. An image
+//! that has something else than a folder in the place of `/etc` is left alone, with a word in the log.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::net::Ipv4Addr;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
+
+use a3s_box_proto::control::NameServers;
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open, openat, renameat};
+use nix::sys::stat::{Mode, mkdirat};
+use nix::unistd::{UnlinkatFlags, unlinkat};
+
+/// Address of a host name whose host has none (Debian's convention).
+const NO_ADDRESS: Ipv4Addr = Ipv4Addr::new(127, 0, 1, 1);
+
+/// A file on its way to its name.
+const NEW: &str = ".a3s-box-names";
+
+/// What cannot be written.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot write `/etc/{file}`")]
+pub(crate) struct NameError {
+    file: &'static str,
+    source: io::Error,
+}
+
+/// Writes the files below `root`.
+pub(crate) fn write(
+    root: &Path,
+    hostname: &str,
+    address: Option<Ipv4Addr>,
+    name_servers: Option<&NameServers>,
+) -> Result<(), NameError> {
+    let etc = open_etc(root).map_err(|source| NameError { file: "", source })?;
+    let mut files =
+        vec![("hosts", hosts(hostname, address)), ("hostname", format!("{hostname}\n"))];
+    files.extend(name_servers.map(|servers| ("resolv.conf", resolv_conf(servers))));
+    for (file, text) in files {
+        replace(etc.as_fd(), file, &text).map_err(|source| NameError { file, source })?;
+    }
+    Ok(())
+}
+
+fn open_etc(root: &Path) -> io::Result<File> {
+    let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let root = open(root, OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
+    let etc = match openat(&root, "etc", flags, Mode::empty()) {
+        Err(Errno::ENOENT) => {
+            mkdirat(&root, "etc", Mode::from_bits_truncate(0o755))?;
+            openat(&root, "etc", flags, Mode::empty())?
+        }
+        etc => etc?,
+    };
+    Ok(etc.into())
+}
+
+fn replace(etc: BorrowedFd<'_>, name: &str, text: &str) -> io::Result<()> {
+    match unlinkat(etc, NEW, UnlinkatFlags::NoRemoveDir) {
+        Ok(()) | Err(Errno::ENOENT) => {}
+        Err(errno) => return Err(errno.into()),
+    }
+    let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
+    let mut file = File::from(openat(etc, NEW, flags, Mode::from_bits_truncate(0o644))?);
+    file.write_all(text.as_bytes())?;
+    Ok(renameat(etc, NEW, etc, name)?)
+}
+
+fn hosts(hostname: &str, address: Option<Ipv4Addr>) -> String {
+    let own = address.unwrap_or(NO_ADDRESS);
+    // The whole name first, then its first part (hosts(5)).
+    let names = match hostname.split_once('.') {
+        Some((first, _)) => format!("{hostname} {first}"),
+        None => hostname.to_owned(),
+    };
+    format!("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n{own}\t{names}\n")
+}
+
+fn resolv_conf(servers: &NameServers) -> String {
+    let line = |address: &u32| format!("nameserver {}\n", Ipv4Addr::from(*address));
+    match servers.addresses.is_empty() {
+        true => "# This box has no name servers.\n".to_owned(),
+        false => servers.addresses.iter().map(line).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    fn servers(addresses: &[[u8; 4]]) -> NameServers {
+        NameServers { addresses: addresses.iter().map(|a| u32::from_be_bytes(*a)).collect() }
+    }
+
+    #[test]
+    fn files_are_made_where_there_is_nothing() {
+        let root = tempfile::tempdir().unwrap();
+        let address = Some(Ipv4Addr::new(10, 0, 2, 15));
+        write(root.path(), "web.example", address, Some(&servers(&[[1, 1, 1, 1], [9, 9, 9, 9]])))
+            .unwrap();
+        let read = |name| fs::read_to_string(root.path().join("etc").join(name)).unwrap();
+        assert_eq!(read("hostname"), "web.example\n");
+        assert!(read("hosts").ends_with("\n10.0.2.15\tweb.example web\n"), "{}", read("hosts"));
+        assert_eq!(read("resolv.conf"), "nameserver 1.1.1.1\nnameserver 9.9.9.9\n");
+        let mode = fs::metadata(root.path().join("etc/hosts")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o644);
+        assert_eq!(fs::read_dir(root.path().join("etc")).unwrap().count(), 3);
+    }
+
+    #[test]
+    fn a_link_of_the_image_is_replaced_and_not_followed() {
+        let root = tempfile::tempdir().unwrap();
+        let etc = root.path().join("etc");
+        fs::create_dir(&etc).unwrap();
+        let victim = root.path().join("victim");
+        fs::write(&victim, "mine").unwrap();
+        for name in ["hosts", "hostname", "resolv.conf", NEW] {
+            symlink(&victim, etc.join(name)).unwrap();
+        }
+        write(root.path(), "a", None, Some(&servers(&[]))).unwrap();
+        assert_eq!(fs::read_to_string(&victim).unwrap(), "mine");
+        assert!(fs::symlink_metadata(etc.join("resolv.conf")).unwrap().is_file());
+        assert!(fs::read_to_string(etc.join("hosts")).unwrap().ends_with("127.0.1.1\ta\n"));
+    }
+
+    #[test]
+    fn what_the_image_has_instead_is_left_alone_and_told() {
+        let root = tempfile::tempdir().unwrap();
+        let other = root.path().join("other");
+        fs::create_dir(&other).unwrap();
+        symlink("other", root.path().join("etc")).unwrap();
+        assert!(write(root.path(), "a", None, None).is_err());
+        assert_eq!(fs::read_dir(&other).unwrap().count(), 0);
+        fs::remove_file(root.path().join("etc")).unwrap();
+        fs::create_dir_all(root.path().join("etc/hostname")).unwrap();
+        let error = write(root.path(), "a", None, None).unwrap_err();
+        assert_eq!(error.to_string(), "cannot write `/etc/hostname`");
+    }
+
+    #[test]
+    fn resolv_conf_of_the_image_stays_without_a_network() {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir(root.path().join("etc")).unwrap();
+        fs::write(root.path().join("etc/resolv.conf"), "mine").unwrap();
+        write(root.path(), "a", None, None).unwrap();
+        assert_eq!(fs::read_to_string(root.path().join("etc/resolv.conf")).unwrap(), "mine");
+    }
+}

@@ -1,0 +1,212 @@
+//! The gate: a process between VM and passt, whose parent it is. Frames of the guest pass it, and published
+//! ports of a guest that reaches nothing.
+//!
+//! ```text
+//!   open published ports ─► (deny: empty network) ─► start passt ─► (allow: empty network) ─► nobody,
+//!   no files ─► carry frames, until the VM's end of the wire closes or passt ends
+//! ```
+
+use std::error::Error;
+use std::ffi::{CStr, OsString};
+use std::fs;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::time::Duration;
+
+use a3s_box_core::config::{ConfigError, Egress, NetworkConfig};
+use caps::CapSet;
+use landlock::{ABI, Access, AccessFs, CompatLevel, Compatible, Ruleset, RulesetAttr};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::prctl::{set_dumpable, set_name, set_no_new_privs, set_pdeathsig};
+use nix::sys::signal::Signal;
+use nix::unistd::{Gid, Uid, close, geteuid, setgroups, setresgid, setresuid};
+
+use super::frames::{carry, may_leave};
+use super::loopback;
+use super::passt::{self, NOBODY};
+use super::relay::{self, ListenError};
+use crate::spec::{NetworkSpec, PasstSpec};
+
+/// What makes this executable the gate: then come a network config as JSON, and the path of passt.
+pub(super) const ARGUMENT: &str = "--network-gate";
+
+/// What it is called in lists of processes.
+const NAME: &CStr = c"a3s-box-gate";
+
+/// How long passt may take to end after it has closed its wire.
+const LAST_MOMENT: Duration = Duration::from_millis(50);
+
+/// Why the gate ended.
+#[derive(Debug, thiserror::Error)]
+enum GateError {
+    #[error("the gate was called without a config and a program")]
+    Arguments,
+    #[error("the gate's config is not valid")]
+    Json(#[from] serde_json::Error),
+    #[error("the gate's config is not valid")]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    #[error("cannot {action}")]
+    System { action: &'static str, source: io::Error },
+    #[error("passt ended: {0}")]
+    PasstEnded(String),
+}
+
+fn system<E: Into<io::Error>>(action: &'static str) -> impl FnOnce(E) -> GateError {
+    move |error| GateError::System { action, source: error.into() }
+}
+
+/// Is the gate, if that is what this process was started as. To be called first.
+pub(crate) fn run_if_asked() -> Option<ExitCode> {
+    let mut words = std::env::args_os().skip(1);
+    words.next().filter(|word| word == ARGUMENT)?;
+    let ended = run(words.next(), words.next());
+    Some(match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let causes = std::iter::successors(error.source(), |&cause| cause.source());
+            let text = causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"));
+            crate::say(io::stderr(), &text, a3s_box_core::exit::FAILED)
+        }
+    })
+}
+
+fn run(config: Option<OsString>, program: Option<OsString>) -> Result<(), GateError> {
+    let (Some(config), Some(program)) = (config, program) else { return Err(GateError::Arguments) };
+    // Else it has that of the link that it was started by.
+    set_name(NAME).map_err(system("take a name"))?;
+    close_inherited().map_err(system("close inherited files"))?;
+    let config: NetworkConfig = serde_json::from_str(&config.to_string_lossy())?;
+    let NetworkSpec::Passt(spec) = NetworkSpec::try_from(config)? else {
+        return Err(GateError::Arguments);
+    };
+    let wire = io::stdin().as_fd().try_clone_to_owned().map_err(system("take the wire"))?;
+    let is_root = is_root_of_host();
+    let published = match spec.egress {
+        Egress::Allow => Vec::new(),
+        Egress::Deny => {
+            let published = relay::listen(&spec.publish)?;
+            enter_empty_network()?;
+            loopback::set_up().map_err(system("bring the loopback interface up"))?;
+            published
+        }
+    };
+    let (to_passt, theirs) = UnixStream::pair().map_err(system("make a pair of sockets"))?;
+    let mut command = Command::new(program);
+    command.args(passt::arguments(&spec, is_root)).env_clear();
+    command.stdin(std::os::fd::OwnedFd::from(theirs)).stdout(Stdio::null());
+    let passt = command.spawn().map_err(system("start passt"))?;
+    // It holds passt's end, too.
+    drop(command);
+    if spec.egress == Egress::Allow {
+        enter_empty_network()?;
+    }
+    confine(is_root)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(system("make the event loop"))?;
+    runtime.block_on(serve([UnixStream::from(wire), to_passt], passt, published, &spec))
+}
+
+fn enter_empty_network() -> Result<(), GateError> {
+    unshare(CloneFlags::CLONE_NEWNET).map_err(system("make a network namespace"))
+}
+
+/// Closes all but the standard files: whoever started the shim may have left some open.
+fn close_inherited() -> io::Result<()> {
+    let mut open = Vec::new();
+    for entry in fs::read_dir("/proc/self/fd")? {
+        open.extend(entry?.file_name().to_str().and_then(|name| name.parse::<i32>().ok()));
+    }
+    for fd in open.into_iter().filter(|fd| *fd > 2) {
+        // The one that listed them is closed already.
+        let _closed = close(fd);
+    }
+    Ok(())
+}
+
+/// Whether this is root, and not only in a user namespace.
+fn is_root_of_host() -> bool {
+    let all = ["0", "0", "4294967295"];
+    geteuid().is_root()
+        && fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| map.split_whitespace().eq(all))
+}
+
+/// Gives everything up but what is open: user, capabilities, files. passt has a jail of its own (passt(1)).
+fn confine(is_root: bool) -> Result<(), GateError> {
+    if is_root {
+        let (user, group) = (Uid::from_raw(NOBODY), Gid::from_raw(NOBODY));
+        setgroups(&[])
+            .and_then(|()| setresgid(group, group, group))
+            .and_then(|()| setresuid(user, user, user))
+            .map_err(system("become nobody"))?;
+    }
+    for set in [CapSet::Ambient, CapSet::Inheritable, CapSet::Effective, CapSet::Permitted] {
+        caps::clear(None, set).map_err(io::Error::other).map_err(system("drop capabilities"))?;
+    }
+    set_no_new_privs()
+        .and_then(|()| set_dumpable(false))
+        // A second way to end: a shim that is confined may not signal it, and the wire closes.
+        .and_then(|()| set_pdeathsig(Signal::SIGKILL))
+        .map_err(system("confine the gate"))?;
+    let no_files = || {
+        Ruleset::default()
+            .set_compatibility(CompatLevel::BestEffort)
+            .handle_access(AccessFs::from_all(ABI::V5))?
+            .create()?
+            .restrict_self()
+    };
+    no_files().map(drop).map_err(io::Error::other).map_err(system("give up all files"))
+}
+
+/// Carries frames, until one of both ends.
+async fn serve(
+    wires: [UnixStream; 2],
+    mut passt: Child,
+    published: Vec<relay::Published>,
+    spec: &PasstSpec,
+) -> Result<(), GateError> {
+    let [vm, to_passt] = wires.map(|wire| {
+        wire.set_nonblocking(true).and_then(|()| tokio::net::UnixStream::from_std(wire))
+    });
+    let vm = vm.map_err(system("use the wire"))?;
+    let to_passt = to_passt.map_err(system("use the wire"))?;
+    relay::serve(published).map_err(system("serve published ports"))?;
+    let (from_vm, to_vm) = vm.into_split();
+    let (from_passt, to_passt) = to_passt.into_split();
+    tokio::select! {
+        end = carry(from_vm, to_passt, |frame| may_leave(frame, &spec.dns)) => match end {
+            // Its end of the wire is closed already.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(ended(&mut passt)),
+            end => {
+                // A passt that has ended cannot be killed, nor one that is not nobody yet: it sees its wire close.
+                if passt.kill().is_ok() {
+                    let _reaped = passt.wait();
+                }
+                end.map_err(system("carry the guest's frames"))
+            }
+        },
+        end = carry(from_passt, to_vm, |_| true) => match end {
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                Err(system("carry frames to the guest")(error))
+            }
+            // However it has closed its wire.
+            _ => Err(ended(&mut passt)),
+        },
+    }
+}
+
+/// passt has closed its wire: it has ended, or is about to.
+fn ended(passt: &mut Child) -> GateError {
+    std::thread::sleep(LAST_MOMENT);
+    // One that has ended keeps its own status.
+    let _killed = passt.kill();
+    GateError::PasstEnded(match passt.wait() {
+        Ok(status) => status.to_string(),
+        Err(error) => error.to_string(),
+    })
+}

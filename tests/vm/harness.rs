@@ -8,6 +8,8 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 /// Longer than any boot in the lab under load.
@@ -70,6 +72,18 @@ impl Shim {
         let mut config = config(folder.path(), process);
         change(&mut config);
         Self::spawn(folder, &config)
+    }
+
+    /// Starts the tests' own workload with `steps`, from the first share.
+    pub fn start_workload(steps: &[&str], change: impl FnOnce(&mut Value)) -> Self {
+        let program = variable("A3S_BOX_WORKLOAD");
+        let args: Vec<&str> = std::iter::once("/w/workload").chain(steps.iter().copied()).collect();
+        Self::start_with(&json!({"args": args}), |config| {
+            let folder = program.parent();
+            config["mounts"] =
+                json!([{"type": "virtiofs", "source": folder, "target": "/w", "read_only": true}]);
+            change(config);
+        })
     }
 
     /// Starts a box of its own in the folder of another one.
@@ -148,6 +162,11 @@ impl Shim {
             .map(|event| &event["code"])
             .collect();
         assert_eq!(found, error.into_iter().collect::<Vec<_>>(), "{self}");
+    }
+
+    /// Sends a signal to the shim.
+    pub fn send(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id().cast_signed()), signal).unwrap();
     }
 
     /// Output of the workload.

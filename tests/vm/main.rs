@@ -8,6 +8,8 @@
 //! | `stop` | signals, grace, kill, and what a killed shim leaves |
 //! | `lifecycle` | health, readiness, states, figures, and floods that change nothing |
 //! | `matrix` | nothing is left of a VM, however and whenever it ends |
+//! | `shares` | a folder that is shared is all that a hostile guest reaches, and less if it is read-only |
+//! | `liars` | a guest that lies or floods, on whichever port, harms itself only |
 //! | `agent` | the agent-only box and its health |
 //! | `supervisor` | the example of `VmManager`, as it is documented |
 //!
@@ -19,8 +21,10 @@
 mod agent;
 mod exactness;
 mod exit_status;
+mod liars;
 mod lifecycle;
 mod lost_guest;
 mod matrix;
+mod shares;
 mod stop;
 mod supervisor;

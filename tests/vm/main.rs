@@ -10,6 +10,8 @@
 //! | `matrix` | nothing is left of a VM, however and whenever it ends |
 //! | `shares` | a folder that is shared is all that a hostile guest reaches, and less if it is read-only |
 //! | `liars` | a guest that lies or floods, on whichever port, harms itself only |
+//! | `services` | images as databases are: several owners, and a user to drop to |
+//! | `calls` | no system call is allowed that nothing makes |
 //! | `agent` | the agent-only box and its health |
 //! | `supervisor` | the example of `VmManager`, as it is documented |
 //!
@@ -19,12 +21,14 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails here")]
 
 mod agent;
+mod calls;
 mod exactness;
 mod exit_status;
 mod liars;
 mod lifecycle;
 mod lost_guest;
 mod matrix;
+mod services;
 mod shares;
 mod stop;
 mod supervisor;

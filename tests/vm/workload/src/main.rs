@@ -3,6 +3,7 @@
 
 mod attempts;
 mod escape;
+mod file_operations;
 mod forger;
 mod liar;
 mod raw_fuse;
@@ -76,6 +77,7 @@ async fn play(step: &str, reporter: &mut Option<HealthReporter>) -> Result<()> {
             }
             _ => bail!("OWN,OTHER,CANARY"),
         },
+        "use-files" => file_operations::use_all(Path::new(value))?,
         "unmount" => rustix::mount::unmount(value, rustix::mount::UnmountFlags::empty())?,
         "raw-fuse" => raw_fuse::try_all(value)?,
         _ => bail!("unknown"),

@@ -81,6 +81,7 @@ struct Device {
 pub(crate) fn try_all(value: &str) -> Result<()> {
     let (tag, canary) = value.split_once(',').context("TAG,CANARY")?;
     let mut device = Device::take(tag)?;
+    say(&format!("has taken {tag}"));
     // Version 7.38; no flags.
     let init = numbers(&[7, 38, 0, 0]);
     device.request(INIT, ROOT, &init).context("FUSE_INIT")?;

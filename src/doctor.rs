@@ -28,7 +28,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::process::ExitCode;
 
-use a3s_box_core::config::PathsConfig;
+use a3s_box_core::config::{ConfinementLevel, PathsConfig};
 use a3s_box_core::doctor::{DoctorCheck, DoctorReport, DoctorStatus};
 use a3s_box_core::{BoxConfig, ErrorCode, ErrorReport, exit};
 
@@ -90,7 +90,11 @@ fn examine(arguments: &Arguments) -> Result<DoctorReport, DoctorError> {
     let may_boot = checks.iter().skip(1).all(|check| check.status != DoctorStatus::Failed);
     checks.extend([identity::user_namespaces(), identity::sub_ids()]);
     checks.extend(trials::root(&signals)?);
-    checks.extend([kernel::landlock(kernel), kernel::seccomp()]);
+    let missing = match spec.confinement {
+        ConfinementLevel::Required => DoctorStatus::Failed,
+        ConfinementLevel::BestEffort | ConfinementLevel::None => DoctorStatus::Degraded,
+    };
+    checks.extend([kernel::landlock(missing), kernel::seccomp(missing)]);
     checks.extend([limits::cgroup(), limits::open_files(), limits::locked_memory()]);
     checks.extend(folders(&spec.paths, arguments));
     checks.push(parts::service_manager());

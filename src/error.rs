@@ -10,6 +10,8 @@ use a3s_box_oci::{CacheError, EntryError};
 use nix::errno::Errno;
 
 use crate::Ending;
+use crate::cgroup::CgroupError;
+use crate::confine::ConfinementError;
 use crate::console::ConsoleError;
 use crate::control::{ControlError, Stopping};
 use crate::events::EventFileError;
@@ -27,6 +29,8 @@ pub(crate) enum ShimError {
     Config(#[from] ConfigError),
     #[error("cannot set the process up")]
     Process(#[from] ProcessError),
+    #[error("cannot limit what the box takes")]
+    Cgroup(#[from] CgroupError),
     #[error("cannot use the state folder")]
     State(#[from] StateDirError),
     #[error("cannot keep the event stream")]
@@ -37,6 +41,8 @@ pub(crate) enum ShimError {
     Guest(#[from] GuestError),
     #[error("cannot prepare the console")]
     Console(#[from] ConsoleError),
+    #[error("cannot confine the shim")]
+    Confinement(#[from] ConfinementError),
     #[error("cannot watch the box")]
     Control(#[from] ControlError),
     #[error("cannot start the virtual machine")]
@@ -75,7 +81,7 @@ impl ShimError {
             Self::ReadConfig { .. } => ErrorCode::ConfigInvalid,
             Self::Config(ConfigError::Unsupported { .. }) => ErrorCode::ConfigUnsupported,
             Self::Config(_) => ErrorCode::ConfigInvalid,
-            Self::Process(_) => ErrorCode::ProcessSetup,
+            Self::Process(_) | Self::Cgroup(_) => ErrorCode::ProcessSetup,
             Self::State(StateDirError::InUse { .. }) => ErrorCode::IdInUse,
             Self::State(_) | Self::Console(_) | Self::EventFile(_) => ErrorCode::StateDir,
             Self::Rootfs(error)
@@ -91,6 +97,7 @@ impl ShimError {
             }
             Self::Guest(GuestError::StopSignal { .. }) => ErrorCode::ImageInvalid,
             Self::Guest(_) => ErrorCode::HostUnsupported,
+            Self::Confinement(_) => ErrorCode::Confinement,
             Self::Control(_) => ErrorCode::Internal,
             Self::Vm(error) if error.is_of_host() => ErrorCode::HostUnsupported,
             Self::Vm(_) => ErrorCode::VmSetup,
@@ -115,6 +122,12 @@ impl ShimError {
                 ),
                 _ => None,
             },
+            Self::Cgroup(error) => Some(error.hint().to_owned()),
+            Self::Confinement(_) => Some(
+                "`a3s-box-shim --doctor` says what this host lacks; with `confinement.level: \"best_effort\"` the \
+                 box starts with less"
+                    .to_owned(),
+            ),
             Self::Process(_) => Some(
                 "run as root, or where an ordinary user may make user namespaces \
                  (sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone and \

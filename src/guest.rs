@@ -51,17 +51,17 @@ pub(crate) enum GuestError {
 #[derive(Debug)]
 pub(crate) struct Guest {
     config: GuestConfig,
-    shares: Vec<PinnedShare>,
+    pub(crate) shares: Vec<PinnedShare>,
     /// First signal of a stop.
     pub(crate) stop_signal: Signal,
 }
 
 /// A folder of the host for the guest.
 #[derive(Debug)]
-struct PinnedShare {
+pub(crate) struct PinnedShare {
     tag: String,
-    folder: PinnedFolder,
-    access: Access,
+    pub(crate) folder: PinnedFolder,
+    pub(crate) access: Access,
 }
 
 /// Reads the program that will be PID 1.

@@ -18,6 +18,7 @@ mod lines;
 
 use std::env;
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -121,6 +122,11 @@ pub(crate) fn install() {
     if let Err(error) = journal {
         tracing::warn!("no journal, so the log is on standard error: {error}");
     }
+}
+
+/// Where the journal's records are sent to, if that is where they go.
+pub(crate) fn journal_socket() -> Option<&'static Path> {
+    JOURNAL.get().map(|_| Path::new(journal::SOCKET))
 }
 
 /// Names the box in all later records. Only the first name counts.

@@ -4,11 +4,11 @@
 //!  supervisor ──► stdin: BoxConfig          main thread                     control thread
 //!                                                │
 //!                      read, parse, validate     │ BoxConfig → VmSpec
-//!                      set the process up        │ fds, signals, limits
+//!                      set the process up        │ fds, signals, limits, cgroup
 //!                      private mounts, state     │ flock on the box's folder
 //!                      root file system          │ unpack, overlay
 //!                      describe the guest        │ image config + process → GuestConfig
-//!                      confine                   │ namespaces, capabilities, Landlock, seccomp
+//!                      confine                   │ root, capabilities, Landlock, seccomp
 //!                      start control ────────────┼──────────────► signals, guest, health,
 //!                      configure libkrun         │                deadlines, events
 //!                      krun_start_enter          ▼                         │
@@ -21,6 +21,7 @@
 //! Nothing here relies on `Drop` once the VM is entered: the process ends in `exit_group`.
 
 mod arguments;
+mod cgroup;
 mod confine;
 mod console;
 mod control;
@@ -58,7 +59,7 @@ use crate::control::Control;
 use crate::error::ShimError;
 use crate::events::{EventFileError, EventWriter};
 use crate::log::Phase;
-use crate::process::{Parent, Signals, StopRequest};
+use crate::process::{InheritedFiles, Parent, Signals, StopRequest};
 use crate::record::ExitFile;
 use crate::rootfs::{Observers, Root};
 use crate::rotated_file::Rotation;
@@ -82,13 +83,16 @@ fn main() -> ExitCode {
 
 /// The life of a box, with the error of any phase turned into events and the exit status.
 fn live(arguments: &Arguments) -> ExitCode {
-    let events = match process::take_stdout() {
-        Ok(stdout) => Arc::new(EventWriter::new(stdout)),
+    let begun = InheritedFiles::find().and_then(|found| Ok((found, process::take_stdout()?)));
+    let (inherited, events) = match begun {
+        Ok((inherited, stdout)) => (inherited, Arc::new(EventWriter::new(stdout))),
         Err(error) => return say(io::stderr(), &error.to_string(), exit::FAILED),
     };
     log::install();
     let mut exit_file = None;
-    let Err(error) = run(arguments, &events, &mut exit_file) else { return ExitCode::SUCCESS };
+    let Err(error) = run(arguments, inherited, &events, &mut exit_file) else {
+        return ExitCode::SUCCESS;
+    };
     let (ending, report) = (error.ending(), error.report());
     let stop = error.stop(events.elapsed_ms());
     if let Some(exit_file) = &exit_file {
@@ -109,6 +113,7 @@ fn live(arguments: &Arguments) -> ExitCode {
 /// `exit_file` is set once there is one.
 fn run(
     arguments: &Arguments,
+    inherited: InheritedFiles,
     events: &Arc<EventWriter>,
     exit_file: &mut Option<ExitFile>,
 ) -> Result<(), ShimError> {
@@ -135,8 +140,9 @@ fn run(
     }
     let program = guest::load_program(&spec)?;
     let kernel = (arguments.mode == Mode::Run).then(|| load_kernel(&spec)).transpose()?;
+    cgroup::join(&spec)?;
     process::enter_private_mounts()?;
-    let confinement = Confinement::begin(&spec);
+    let mut confinement = Confinement::begin(&spec);
     let state = StateDir::acquire(&spec)?;
     *exit_file = Some(state.exit_file());
     // Not earlier: when another shim has this id, that is what is wrong, and not that it has the file.
@@ -144,13 +150,15 @@ fn run(
     let configured_ms = events.elapsed_ms();
     log::enter(Phase::Rootfs);
     let observers = Observers { events, signals: &signals, supervisor: &supervisor };
-    let root = rootfs::mount(&spec, &state, observers)?;
+    let mut root = rootfs::mount(&spec, &state, observers)?;
     let Some(kernel) = kernel else { return undo(&root, &state, events) };
     root.sync_meanwhile(spec.confinement)?;
     log::enter(Phase::Vm);
-    let guest = guest::describe(&spec, root.image.as_ref())?;
+    let mut guest = guest::describe(&spec, root.image.as_ref())?;
     let console = console::open(&spec, &state)?;
-    confinement.complete(&spec, &state).into_iter().for_each(|confined| events.emit(confined));
+    confinement.complete(&spec, &state, &mut guest.shares, inherited);
+    confinement.event().into_iter().for_each(|confined| events.emit(confined));
+    confinement.check()?;
     let console = console.start()?;
     let control = Control::start(control::Setup {
         spec: &spec,

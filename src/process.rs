@@ -1,5 +1,6 @@
 //! The process itself: its standard fds, signals, limits and namespaces.
 
+mod inherited;
 mod parent;
 mod user_namespace;
 
@@ -18,6 +19,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{dup2_stdin, dup2_stdout, geteuid};
 
+pub(crate) use self::inherited::InheritedFiles;
 pub(crate) use self::parent::Parent;
 pub(crate) use self::user_namespace::{SubIds, has_programs};
 

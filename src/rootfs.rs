@@ -60,8 +60,18 @@ pub(crate) struct Observers<'a> {
 #[derive(Debug)]
 pub(crate) struct Root {
     pub(crate) image: Option<Image>,
-    /// Keeps the layers from being removed for as long as the process lives.
-    layers: Option<Arc<CachedStack>>,
+    layers: Layers,
+}
+
+/// What keeps the layers from being removed for as long as the process lives.
+#[derive(Debug)]
+enum Layers {
+    None,
+    Cached(Arc<CachedStack>),
+    /// Without the cache, whose folders lead to the rest of the host.
+    Held {
+        _leases: Stack,
+    },
 }
 
 /// Layers, and the cache that they are in.
@@ -102,21 +112,25 @@ pub(crate) fn mount(
         disk_mib: spec.disk_mib,
         duration_ms: u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX),
     });
-    Ok(Root { image: image.map(|(_, image)| image), layers: layers.map(Arc::new) })
+    let layers = layers.map_or(Layers::None, |layers| Layers::Cached(Arc::new(layers)));
+    Ok(Root { image: image.map(|(_, image)| image), layers })
 }
 
 impl Root {
     /// Puts the layers on the disk, so that they survive a crash of the machine.
     pub(crate) fn sync(&self) -> Result<(), RootfsError> {
-        self.layers.as_ref().map_or(Ok(()), |layers| layers.sync())
+        if let Layers::Cached(layers) = &self.layers { layers.sync() } else { Ok(()) }
     }
 
     /// The same, while the VM starts. A confined shim has no thread that is not, so it syncs at once.
-    pub(crate) fn sync_meanwhile(&self, level: ConfinementLevel) -> Result<(), RootfsError> {
+    pub(crate) fn sync_meanwhile(&mut self, level: ConfinementLevel) -> Result<(), RootfsError> {
         if level != ConfinementLevel::None {
-            return self.sync();
+            self.sync()?;
+            self.let_go_of_cache();
+            return Ok(());
         }
-        let Some(layers) = self.layers.clone() else { return Ok(()) };
+        let Layers::Cached(layers) = &self.layers else { return Ok(()) };
+        let layers = Arc::clone(layers);
         let sync = move || {
             if let Err(error) = layers.sync() {
                 tracing::warn!(error = &error as &dyn std::error::Error, "layers are not kept");
@@ -125,6 +139,13 @@ impl Root {
         // Without the thread the layers are unpacked again after a crash of the machine.
         let _handle = std::thread::Builder::new().name("layer sync".into()).spawn(sync);
         Ok(())
+    }
+
+    fn let_go_of_cache(&mut self) {
+        if let Layers::Cached(layers) = std::mem::replace(&mut self.layers, Layers::None) {
+            let held = Arc::into_inner(layers).map(|layers| Layers::Held { _leases: layers.stack });
+            self.layers = held.unwrap_or(Layers::None);
+        }
     }
 }
 

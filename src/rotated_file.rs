@@ -9,12 +9,12 @@
 //! file is locked (flock), so that a second writer is refused: each would rename the other's file.
 //! Nobody else may rotate it either. What is appended survives this process, but not the host.
 //!
-//! A process that has given up its rights to the folder renames nothing. It opens `name.1`, too, while it
-//! can, and copies `name` over it.
+//! A process that is to give up its rights to the folder renames nothing. It opens `name.1`, too, while
+//! it can, lets go of the folder, and copies `name` over `name.1`.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, TryLockError};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -43,7 +43,8 @@ pub(crate) enum RotatedFileError {
 #[derive(Debug)]
 pub(crate) struct RotatedFile {
     path: PathBuf,
-    folder: OwnedFd,
+    /// Absent for a process that is to reach nothing through it: it copies.
+    folder: Option<OwnedFd>,
     name: OsString,
     previous_name: OsString,
     /// Absent after a rotation that could not open the next file.
@@ -103,7 +104,7 @@ impl RotatedFile {
         let previous = regular_bytes(&folder, &previous_name);
         let mut this = Self {
             path: path.to_owned(),
-            folder,
+            folder: Some(folder),
             name: name.to_owned(),
             previous_name,
             file: None,
@@ -124,11 +125,12 @@ impl RotatedFile {
         rotation: Rotation,
     ) -> Result<Self, RotatedFileError> {
         let mut this = Self::open(path, max_bytes)?;
-        if rotation == Rotation::Copy {
+        if rotation == Rotation::Copy
+            && let Some(folder) = this.folder.take()
+        {
             let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
             let owner_only = Mode::S_IRUSR | Mode::S_IWUSR;
-            let opened =
-                openat(&this.folder, &*this.previous_name, flags | OFlag::O_CLOEXEC, owner_only);
+            let opened = openat(folder, &*this.previous_name, flags | OFlag::O_CLOEXEC, owner_only);
             // Without it the current file has to do.
             this.open_previous = opened
                 .ok()
@@ -153,14 +155,9 @@ impl RotatedFile {
         if self.current.bytes == 0 {
             return Ok(());
         }
-        let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let Some(file) = &self.file else { return Ok(()) };
         let mut last = [0];
-        let mut read = || {
-            let mut file = File::from(openat(&self.folder, &*self.name, flags, Mode::empty())?);
-            file.seek(SeekFrom::End(-1))?;
-            file.read_exact(&mut last)
-        };
-        read().map_err(failed)?;
+        file.read_exact_at(&mut last, self.current.bytes - 1).map_err(failed)?;
         if last != *b"\n" {
             // A full disk takes no line either.
             let _lost = self.write(b"\n");
@@ -272,8 +269,8 @@ impl RotatedFile {
 
     /// Makes the current file the previous one; says how many own bytes fell out.
     fn rotate(&mut self) -> io::Result<u64> {
-        let renamed = renameat(&self.folder, &*self.name, &self.folder, &*self.previous_name);
-        let fallen_out = match renamed {
+        let Some(folder) = &self.folder else { return self.copy_to_previous() };
+        let fallen_out = match renameat(folder, &*self.name, folder, &*self.previous_name) {
             Ok(()) => {
                 let fallen_out = self.previous.own_bytes;
                 self.previous = self.current;
@@ -310,7 +307,8 @@ impl RotatedFile {
     }
 
     fn remove_previous(&mut self) -> io::Result<()> {
-        match unlinkat(&self.folder, &*self.previous_name, UnlinkatFlags::NoRemoveDir) {
+        let Some(folder) = &self.folder else { return Ok(()) };
+        match unlinkat(folder, &*self.previous_name, UnlinkatFlags::NoRemoveDir) {
             Ok(()) | Err(Errno::ENOENT) => self.previous = Extent::default(),
             Err(error) => return Err(error.into()),
         }
@@ -330,8 +328,9 @@ impl RotatedFile {
             None => Ok(()),
             Some(found) => Err(RotatedFileError::NotRegular { path: self.path.clone(), found }),
         };
+        let Some(folder) = &self.folder else { return Err(failed(io::ErrorKind::NotFound.into())) };
         // Looked at before it is opened, as opening some devices does something.
-        if let Ok(found) = fstatat(&self.folder, &*self.name, AtFlags::AT_SYMLINK_NOFOLLOW) {
+        if let Ok(found) = fstatat(folder, &*self.name, AtFlags::AT_SYMLINK_NOFOLLOW) {
             regular(&found)?;
         }
         let flags = OFlag::O_RDWR
@@ -341,8 +340,8 @@ impl RotatedFile {
             | OFlag::O_NONBLOCK
             | OFlag::O_CLOEXEC;
         let owner_only = Mode::S_IRUSR | Mode::S_IWUSR;
-        let file = openat(&self.folder, &*self.name, flags, owner_only)
-            .map_err(|error| failed(error.into()))?;
+        let file =
+            openat(folder, &*self.name, flags, owner_only).map_err(|error| failed(error.into()))?;
         let found = fstat(&file).map_err(|error| failed(error.into()))?;
         regular(&found)?;
         let file = File::from(file);

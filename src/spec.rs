@@ -13,9 +13,9 @@ use std::time::Duration;
 
 use a3s_box_core::BoxConfig;
 use a3s_box_core::config::{
-    AgentConfig, AgentProvider, CacheConfig, ConfigError, ConfinementLevel, ConsoleConfig,
-    DiskPlace, EventsConfig, HealthConfig, ImageConfig, NetworkMode, OnUnhealthy, PathsConfig,
-    ProcessConfig, Readiness, ResourcesConfig, RlimitName, SeccompMode, StopConfig,
+    AgentConfig, AgentProvider, CacheConfig, ConfigError, ConfinementConfig, ConfinementLevel,
+    ConsoleConfig, DiskPlace, EventsConfig, HealthConfig, ImageConfig, NetworkMode, OnUnhealthy,
+    PathsConfig, ProcessConfig, Readiness, ResourcesConfig, RlimitName, SeccompMode, StopConfig,
 };
 use a3s_box_krun::{MAX_SOCKET_PATH_BYTES, MAX_VCPUS, MIN_MEMORY_MIB};
 use a3s_box_oci::{Platform, Retention};
@@ -56,6 +56,7 @@ pub(crate) struct VmSpec {
     pub(crate) memory_mib: u32,
     pub(crate) disk: DiskPlace,
     pub(crate) disk_mib: Option<u32>,
+    pub(crate) cgroup: Option<PathBuf>,
     pub(crate) rlimits: Vec<control::Rlimit>,
     pub(crate) timeout: Option<Duration>,
     pub(crate) mounts: Vec<MountSpec>,
@@ -148,6 +149,7 @@ impl TryFrom<BoxConfig> for VmSpec {
             disk: config.resources.disk,
             disk_mib: config.resources.disk_mib,
             rlimits: rlimits(&config.resources)?,
+            cgroup: config.resources.cgroup,
             timeout: config.resources.timeout_ms.map(Duration::from_millis),
             mounts: mounts::check(&config.mounts, &places)?,
             agent: AgentSpec::try_from(&config.agent)?,
@@ -157,7 +159,7 @@ impl TryFrom<BoxConfig> for VmSpec {
             stop_grace: Duration::from_millis(config.stop.grace_ms),
             die_with_parent: config.stop.die_with_parent,
             confinement: config.confinement.level,
-            seccomp: config.confinement.seccomp,
+            seccomp: seccomp(&config.confinement)?,
             network: config.network.mode,
             paths: config.paths,
             retention: retention(config.cache),
@@ -269,16 +271,20 @@ fn refuse_unsupported(config: &BoxConfig) -> Result<(), ConfigError> {
     let asked = [
         (config.network.mode == NetworkMode::Passt, "network.mode", "`passt`"),
         (config.network.mode == NetworkMode::Tsi, "network.mode", "`tsi`"),
-        (
-            config.confinement.level == ConfinementLevel::Required,
-            "confinement.level",
-            "all of the confinement; only `best_effort` and `none` can be kept",
-        ),
     ];
     match asked.into_iter().find(|(is_asked, ..)| *is_asked) {
         Some((_, path, what)) => Err(ConfigError::unsupported(path, what)),
         None => Ok(()),
     }
+}
+
+/// A filter that refuses nothing is less than all of the confinement.
+fn seccomp(confinement: &ConfinementConfig) -> Result<SeccompMode, ConfigError> {
+    if confinement.level == ConfinementLevel::Required && confinement.seccomp == SeccompMode::Log {
+        let expected = "`enforce`, or `confinement.level` `best_effort`";
+        return Err(ConfigError::invalid("confinement.seccomp", "`log`", expected));
+    }
+    Ok(confinement.seccomp)
 }
 
 /// Larger limits than there are bytes and seconds are none.
@@ -358,7 +364,7 @@ fn check_resources(resources: &ResourcesConfig) -> Result<(), ConfigError> {
     if *timeout_ms == Some(0) {
         return Err(ConfigError::invalid("resources.timeout_ms", "0", "at least 1, or nothing"));
     }
-    Ok(())
+    resources.cgroup.as_deref().map_or(Ok(()), |path| absolute("resources.cgroup", path))
 }
 
 fn rlimits(resources: &ResourcesConfig) -> Result<Vec<control::Rlimit>, ConfigError> {

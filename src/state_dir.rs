@@ -29,6 +29,7 @@ use std::time::{Duration, Instant};
 use a3s_box_core::record::{EXIT_FILE, RUN_FILE};
 use a3s_box_oci::{StoreError, check_parents, private_folder, remove_path};
 use nix::fcntl::OFlag;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use crate::record::{self, DRAFT_FILE, ExitFile, Process};
 use crate::spec::VmSpec;
@@ -91,8 +92,8 @@ pub(crate) fn longest_socket_path(state_dir: &Path, id: &str) -> PathBuf {
 }
 
 impl StateDir {
-    /// Makes the folder or takes it over, locks it, says in it which process this is, and removes what
-    /// a killed shim left.
+    /// Makes the folder or takes it over, locks it, makes it a mount of its own, says in it which
+    /// process this is, and removes what a killed shim left. To be called in private mounts.
     pub(crate) fn acquire(spec: &VmSpec) -> Result<Self, StateDirError> {
         let parent = &spec.paths.state_dir;
         let made = DirBuilder::new().recursive(true).mode(0o700).create(parent);
@@ -105,6 +106,7 @@ impl StateDir {
             let stale = path.join(name);
             remove_path(&stale).map_err(system("remove the stale", &stale))
         };
+        own_mount(&path).map_err(system("mount", &path))?;
         remove_stale(EXIT_FILE)?;
         let process = Process::this().map_err(system("read", Path::new("/proc/self/stat")))?;
         record::write_run(&lock, &process.run_record(&spec.id))
@@ -166,6 +168,7 @@ impl StateDir {
 
     /// The lock goes last: whoever waits for it then finds a folder of its own, or makes one.
     fn remove_all(&self) -> io::Result<()> {
+        umount2(&self.path, MntFlags::MNT_DETACH)?;
         let lock = self.path.join(RUN_FILE);
         for entry in fs::read_dir(&self.path)? {
             let path = entry?.path();
@@ -176,6 +179,11 @@ impl StateDir {
         fs::remove_file(lock)?;
         fs::remove_dir(&self.path)
     }
+}
+
+/// What is opened in the folder from now on leads nowhere else once the mount is all that is left.
+fn own_mount(path: &Path) -> nix::Result<()> {
+    mount(Some(path), path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
 }
 
 /// Locks `run.json` in the folder at `path`, and makes both if need be. Tries for a while: what holds
@@ -234,8 +242,11 @@ pub(crate) fn remove_transient(paths: &[PathBuf]) {
     }
 }
 
-fn system(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StateDirError {
-    move |source| StateDirError::System { action, path: path.to_owned(), source }
+fn system<E: Into<io::Error>>(
+    action: &'static str,
+    path: &Path,
+) -> impl FnOnce(E) -> StateDirError {
+    move |error| StateDirError::System { action, path: path.to_owned(), source: error.into() }
 }
 
 #[cfg(test)]

@@ -6,7 +6,8 @@
 //!
 //! | the program | the "VM" |
 //! |---|---|
-//! | reads lines `VSOCK_<port>=<socket path>`, an empty line, and the last overlay file on stdin | |
+//! | reads lines `VSOCK_<port>=<socket path>` and `CONFIG_BYTES=<n>`, an empty line, and the last overlay file, of n bytes, on stdin | |
+//! | ends when its stdin does | |
 //! | writes to the console ports as stdout and stderr | |
 //! | is preceded by a line on fd 1, as a library that prints | |
 //! | exits with n | `_exit(n)` |
@@ -20,7 +21,6 @@ use std::ffi::{CStr, c_char, c_int};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -28,6 +28,7 @@ use std::thread::JoinHandle;
 #[derive(Default)]
 struct Recorded {
     config: Vec<u8>,
+    shares: Vec<(String, bool)>,
     ports: Vec<(String, String)>,
     console: Option<(OwnedFd, OwnedFd)>,
 }
@@ -57,12 +58,19 @@ pub(crate) extern "C" fn krun_disable_implicit_init(_ctx: u32) -> i32 {
 
 pub(crate) unsafe extern "C" fn krun_add_virtiofs3(
     _ctx: u32,
-    _tag: *const c_char,
-    _path: *const c_char,
+    tag: *const c_char,
+    path: *const c_char,
     _shm_bytes: u64,
-    _read_only: bool,
+    read_only: bool,
 ) -> i32 {
-    0
+    // SAFETY: the caller passes a string that ends in NUL, as libkrun's contract demands.
+    let tag = unsafe { CStr::from_ptr(tag) };
+    // SAFETY: as above.
+    let path = unsafe { CStr::from_ptr(path) }.to_string_lossy().into_owned();
+    if tag == c"/dev/root" {
+        return 0;
+    }
+    record(|recorded| recorded.shares.push((path, read_only)))
 }
 
 pub(crate) unsafe extern "C" fn krun_fs_add_overlay_file(
@@ -125,13 +133,6 @@ pub(crate) fn start_guest() -> io::Result<()> {
     let Some(program) = std::env::var_os("A3S_BOX_FAKE_GUEST") else { return Ok(()) };
     let mut command = Command::new(program);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    // SAFETY: prctl with these arguments is async-signal-safe and touches no memory.
-    let dies_with_us = || match unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    };
-    // SAFETY: the closure only makes the system call above.
-    unsafe { command.pre_exec(dies_with_us) };
     let guest = command.spawn()?;
     GUEST.lock().unwrap_or_else(PoisonError::into_inner).replace(guest);
     Ok(())
@@ -151,11 +152,14 @@ pub(crate) extern "C" fn krun_start_enter(_ctx: u32) -> i32 {
     let worker = std::thread::spawn(|| log::info!(target: "krun_devices::fake", "a worker logs"));
     // It does not panic.
     let _joined = worker.join();
-    if let Some(mut stdin) = guest.stdin.take() {
+    // Open for as long as this process lives: the guest ends with it.
+    let stdin = guest.stdin.take();
+    if let Some(mut stdin) = stdin.as_ref() {
         let ports: String =
             recorded.ports.iter().map(|(name, path)| format!("{name}={path}\n")).collect();
+        let bytes = recorded.config.len();
         // A guest that does not read its config is one of the cases to test.
-        let _ignored = stdin.write_all(format!("{ports}\n").as_bytes());
+        let _ignored = stdin.write_all(format!("{ports}CONFIG_BYTES={bytes}\n\n").as_bytes());
         let _ignored = stdin.write_all(&recorded.config);
     }
     if let Some((output, error)) = recorded.console {

@@ -22,6 +22,7 @@
 
 #![expect(unsafe_code, reason = "this crate is the boundary to libkrun")]
 
+pub mod environment;
 mod error;
 pub mod exit;
 #[cfg(feature = "fake")]

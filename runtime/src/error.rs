@@ -1,5 +1,8 @@
 //! What [`VmManager`](crate::VmManager) can fail with.
 
+use std::io;
+use std::path::PathBuf;
+
 use a3s_box_core::{BoxState, ErrorReport};
 
 use crate::{Outcome, ShimStartError, StateFolderError};
@@ -39,6 +42,14 @@ pub enum VmError {
     StillRunning {
         /// Process id of the shim.
         pid: u32,
+    },
+    /// The box has ended, and its cgroup is still there.
+    #[error("cannot remove the cgroup `{}`", path.display())]
+    Cgroup {
+        /// The folder of `resources.cgroup`.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
     },
     /// The box has ended, and its state folder is still there.
     #[error(transparent)]

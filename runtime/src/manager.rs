@@ -9,7 +9,8 @@
 //!
 //! The phase says what was asked for; the box's state comes from the follower and the agent.
 
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -151,7 +152,7 @@ impl VmManager {
         Ok(health.is_serving && self.state() != BoxState::Stopped)
     }
 
-    /// Stops the box, and removes its state folder. The shim gets SIGTERM, and SIGKILL after the
+    /// Stops the box, and removes its state folder and its cgroup. The shim gets SIGTERM, and SIGKILL after the
     /// config's grace period and 10 s more. Afterwards nothing of this box is left on the host, and
     /// a second call changes nothing. A box that was never booted becomes Stopped; what a killed
     /// shim left under its id is removed, what a live one owns is not.
@@ -160,14 +161,15 @@ impl VmManager {
     ///
     /// # Errors
     ///
-    /// [`VmError::StillRunning`], [`VmError::StateFolder`]; either may be tried again.
+    /// [`VmError::StillRunning`], [`VmError::StateFolder`], [`VmError::Cgroup`]; each may be tried again.
     pub async fn destroy(&self) -> Result<(), VmError> {
         let patience = self.patience();
         if let Some(pid) = self.ask_to_stop(patience) {
             let ended = timeout(patience + KILL_TIMEOUT, self.wait()).await;
             ended.map_err(|_elapsed| VmError::StillRunning { pid })?;
         }
-        Ok(self.folder.clone().remove().await?)
+        self.folder.clone().remove().await?;
+        self.config.resources.cgroup.as_deref().map_or(Ok(()), remove_cgroup)
     }
 
     /// Waits for the end of the box, and says how it ended. Waits for ever for a box that nobody
@@ -245,4 +247,13 @@ fn made_up_id() -> String {
     let number = MADE_UP.fetch_add(1, Ordering::Relaxed);
     let now_ms = jiff::Timestamp::now().as_millisecond();
     format!("box-{}-{now_ms}-{number}", std::process::id())
+}
+/// Removes the cgroup that a shim has made, and could not remove as it was in it.
+fn remove_cgroup(path: &Path) -> Result<(), VmError> {
+    match std::fs::remove_dir(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(VmError::Cgroup { path: path.to_owned(), source })
+        }
+        _ => Ok(()),
+    }
 }

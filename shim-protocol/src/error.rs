@@ -26,6 +26,8 @@ pub enum ErrorCode {
     RootfsFailed,
     /// The process could not be set up (namespaces, limits, signals).
     ProcessSetup,
+    /// The shim could not confine itself as the config requires.
+    Confinement,
     /// This host cannot run a VM: no usable `/dev/kvm`, or no guest kernel.
     HostUnsupported,
     /// libkrun refused the machine.

@@ -3,26 +3,31 @@
 
 use std::path::Path;
 
-use a3s_box_core::event::LayerStatus;
 use a3s_box_krun::Access;
 use landlock::{
     ABI, Access as _, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd,
     Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
 };
 
-use crate::spec::{MountSource, VmSpec};
+use super::Held;
+use crate::guest::PinnedShare;
 use crate::state_dir::StateDir;
 
 /// The newest that is asked for; an older kernel gives what it has (`landlock(7)`): ABI 2 rename between
 /// folders, 3 truncation, 4 TCP, 5 ioctl, 6 signals and abstract sockets.
 const NEWEST: ABI = ABI::V6;
 
-/// Restricts this thread, and those that it starts. Says how much of it the kernel knows; nothing if it
-/// has no Landlock.
-pub(super) fn restrict(
-    spec: &VmSpec,
-    state: &StateDir,
-) -> Result<Option<LayerStatus>, RulesetError> {
+/// The kernel does not restrict.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum LandlockError {
+    #[error("this kernel has no Landlock (Linux 5.13, with `landlock` among its security modules)")]
+    Missing,
+    #[error(transparent)]
+    Ruleset(#[from] RulesetError),
+}
+
+/// Restricts this thread, and those that it starts.
+pub(super) fn restrict(state: &StateDir, shares: &[PinnedShare]) -> Result<Held, LandlockError> {
     let all = AccessFs::from_all(NEWEST);
     let mut ruleset = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
@@ -34,25 +39,23 @@ pub(super) fn restrict(
     let write = all & !BitFlags::from(AccessFs::Execute);
     let read = AccessFs::from_read(NEWEST) & !BitFlags::from(AccessFs::Execute);
     let device = AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::IoctlDev;
-    let mut places: Vec<(&Path, BitFlags<AccessFs>)> = vec![
-        (state.folder(), write),
-        (Path::new("/dev/kvm"), device),
-        (Path::new("/proc/self"), read),
-    ];
-    for mount in &spec.mounts {
-        if let MountSource::Virtiofs { folder, access, .. } = &mount.source {
-            places.push((&folder.path, if *access == Access::ReadOnly { read } else { write }));
-        }
-    }
+    let places =
+        [(state.folder(), write), (Path::new("/dev/kvm"), device), (Path::new("/proc/self"), read)];
     for (path, access) in places {
         // One that is not there is not to be reached either: without KVM there is no VM.
         if let Ok(fd) = PathFd::new(path) {
             ruleset = ruleset.add_rule(PathBeneath::new(fd, access))?;
         }
     }
-    Ok(match ruleset.restrict_self()?.ruleset {
-        RulesetStatus::FullyEnforced => Some(LayerStatus::Applied),
-        RulesetStatus::PartiallyEnforced => Some(LayerStatus::Partial),
-        RulesetStatus::NotEnforced => None,
-    })
+    for PinnedShare { folder, access, .. } in shares {
+        let access = if *access == Access::ReadOnly { read } else { write };
+        ruleset = ruleset.add_rule(PathBeneath::new(folder, access))?;
+    }
+    match ruleset.restrict_self().map_err(LandlockError::from)?.ruleset {
+        RulesetStatus::FullyEnforced => Ok(Held::Whole),
+        RulesetStatus::PartiallyEnforced => {
+            Ok(Held::Part("this kernel's Landlock is older than ABI 6 (Linux 6.12)"))
+        }
+        RulesetStatus::NotEnforced => Err(LandlockError::Missing),
+    }
 }

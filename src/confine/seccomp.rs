@@ -34,6 +34,8 @@ use seccompiler::{
     SeccompRule,
 };
 
+use super::Held;
+
 /// Memory: the allocator, stacks of threads, the guest's memory. None of it is ever executable.
 const MEMORY: [i64; 5] = [SYS_brk, SYS_madvise, SYS_membarrier, SYS_mremap, SYS_munmap];
 
@@ -198,21 +200,22 @@ const OLD: [i64; 14] = [
 const OLD: [i64; 1] = [libc::SYS_pipe2];
 
 /// Takes the filter on, with no way back.
-pub(super) fn install(mode: SeccompMode) -> Result<(), seccompiler::Error> {
+pub(super) fn install(mode: SeccompMode) -> Result<Held, seccompiler::Error> {
     // glibc falls back to clone(2), whose flags a filter can see.
     let no_clone3 = compile(
         BTreeMap::from([(SYS_clone3, Vec::new())]),
         SeccompAction::Allow,
         SeccompAction::Errno(libc::ENOSYS.unsigned_abs()),
     )?;
-    let refusal = match mode {
-        SeccompMode::Enforce => SeccompAction::KillProcess,
-        SeccompMode::Log => SeccompAction::Log,
+    let (refusal, held) = match mode {
+        SeccompMode::Enforce => (SeccompAction::KillProcess, Held::Whole),
+        SeccompMode::Log => (SeccompAction::Log, Held::Part("calls are logged, not refused")),
     };
     let filter = compile(rules()?, refusal, SeccompAction::Allow)?;
     // The last one allows no further filter.
     seccompiler::apply_filter(&no_clone3)?;
-    seccompiler::apply_filter(&filter)
+    seccompiler::apply_filter(&filter)?;
+    Ok(held)
 }
 
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;

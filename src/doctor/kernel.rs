@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-use a3s_box_core::doctor::DoctorCheck;
+use a3s_box_core::doctor::{DoctorCheck, DoctorStatus};
+use landlock::{AccessFs, LandlockStatus, Ruleset, RulesetAttr};
 use nix::unistd::geteuid;
 
 use super::read;
@@ -12,17 +13,6 @@ const OLDEST: Version = Version { major: 5, minor: 6 };
 
 /// `volatile` of overlayfs came with 5.10, overlayfs for ordinary users with 5.11.
 const OVERLAY: Version = Version { major: 5, minor: 11 };
-
-/// Which kernel brought which ABI of Landlock (landlock(7)).
-const LANDLOCK: [(Version, u32); 7] = [
-    (Version { major: 6, minor: 15 }, 7),
-    (Version { major: 6, minor: 12 }, 6),
-    (Version { major: 6, minor: 10 }, 5),
-    (Version { major: 6, minor: 7 }, 4),
-    (Version { major: 6, minor: 2 }, 3),
-    (Version { major: 5, minor: 19 }, 2),
-    (Version { major: 5, minor: 13 }, 1),
-];
 
 /// Version of a kernel, as far as features go by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -74,57 +64,58 @@ pub(super) fn version(kernel: Option<Version>) -> DoctorCheck {
     }
 }
 
-/// Whether Landlock is among the active security modules. Its ABI is that of the kernel's version:
-/// only a system call tells it for sure.
-pub(super) fn landlock(kernel: Option<Version>) -> DoctorCheck {
-    judge_landlock(read("/sys/kernel/security/lsm").as_deref(), kernel)
+/// Whether the kernel restricts a thread that asks for it, and how much it knows of that (`landlock(7)`).
+/// One that is missing is as bad as `missing`.
+pub(super) fn landlock(missing: DoctorStatus) -> DoctorCheck {
+    // The only way to ask is to be restricted: a thread that does nothing else is.
+    let asked = std::thread::spawn(|| {
+        let ruleset = Ruleset::default().handle_access(AccessFs::Execute)?.create()?;
+        ruleset.restrict_self().map(|restricted| restricted.landlock)
+    });
+    judge_landlock(asked.join().ok().and_then(Result::ok), missing)
 }
 
-fn judge_landlock(modules: Option<&str>, kernel: Option<Version>) -> DoctorCheck {
+fn judge_landlock(found: Option<LandlockStatus>, missing: DoctorStatus) -> DoctorCheck {
     const NAME: &str = "landlock";
-    let Some(abi) = landlock_abi(kernel) else {
-        let found = "not in this kernel: it came with Linux 5.13";
-        return DoctorCheck::degraded(NAME, found, "use Linux 6.2 or later");
+    let lacking = |found: &str, remedy: &str| DoctorCheck {
+        status: missing,
+        ..DoctorCheck::degraded(NAME, found, remedy)
     };
-    match modules {
-        None => DoctorCheck::degraded(
-            NAME,
-            "unknown: `/sys/kernel/security/lsm` cannot be read",
-            "mount securityfs: `mount -t securityfs securityfs /sys/kernel/security`",
-        ),
-        Some(modules) if modules.trim().split(',').any(|module| module == "landlock") => {
-            DoctorCheck::ok(NAME, format!("active, ABI {abi} by the kernel's version"))
+    match found {
+        Some(LandlockStatus::Available { effective_abi, .. }) => {
+            DoctorCheck::ok(NAME, format!("ABI {} (a shim makes use of 6)", effective_abi as i32))
         }
-        Some(modules) => DoctorCheck::degraded(
-            NAME,
-            format!("not among the active security modules (`{}`)", modules.trim()),
+        Some(LandlockStatus::NotEnabled) => lacking(
+            "in this kernel, but not active",
             "add `landlock` to `lsm=` on the kernel's command line",
+        ),
+        Some(LandlockStatus::NotImplemented) => lacking(
+            "not in this kernel",
+            "use Linux 5.13 or later, built with CONFIG_SECURITY_LANDLOCK; best 6.12",
+        ),
+        None => lacking(
+            "a thread could not be restricted",
+            "see whether a filter of system calls is around this process",
         ),
     }
 }
 
-fn landlock_abi(kernel: Option<Version>) -> Option<u32> {
-    LANDLOCK
-        .iter()
-        .find(|(since, _)| kernel.is_some_and(|kernel| kernel >= *since))
-        .map(|row| row.1)
+/// Whether a filter of system calls can end the process, and log. One that cannot is as bad as `missing`.
+pub(super) fn seccomp(missing: DoctorStatus) -> DoctorCheck {
+    judge_seccomp(read("/proc/sys/kernel/seccomp/actions_avail").as_deref(), missing)
 }
 
-/// Whether a filter of system calls can end the process, and log.
-pub(super) fn seccomp() -> DoctorCheck {
-    judge_seccomp(read("/proc/sys/kernel/seccomp/actions_avail").as_deref())
-}
-
-fn judge_seccomp(actions: Option<&str>) -> DoctorCheck {
+fn judge_seccomp(actions: Option<&str>, missing: DoctorStatus) -> DoctorCheck {
     const NAME: &str = "seccomp";
-    let remedy = "use a kernel with CONFIG_SECCOMP_FILTER, Linux 4.14 or later";
-    let Some(actions) = actions else {
-        return DoctorCheck::degraded(NAME, "no filters in this kernel", remedy);
+    let lacking = |found: String| {
+        let remedy = "use a kernel with CONFIG_SECCOMP_FILTER, Linux 4.14 or later";
+        DoctorCheck { status: missing, ..DoctorCheck::degraded(NAME, found, remedy) }
     };
+    let Some(actions) = actions else { return lacking("no filters in this kernel".to_owned()) };
     let has = |action: &&str| actions.split_whitespace().any(|word| word == *action);
     match ["kill_process", "log"].iter().find(|action| !has(action)) {
         None => DoctorCheck::ok(NAME, "filters, with `kill_process` and `log`"),
-        Some(action) => DoctorCheck::degraded(NAME, format!("filters, without `{action}`"), remedy),
+        Some(action) => lacking(format!("filters, without `{action}`")),
     }
 }
 
@@ -172,33 +163,27 @@ mod tests {
     }
 
     #[test]
-    fn landlock_is_active_when_it_is_in_the_list() {
-        let modules = Some("lockdown,capability,landlock,yama\n");
-        let found = |modules, release| {
-            let check = judge_landlock(modules, kernel(release));
-            (check.status, check.found)
-        };
-        let active = |abi| (Ok, format!("active, ABI {abi} by the kernel's version"));
-        for (release, abi) in
-            [("5.13", 1), ("5.19", 2), ("6.1", 2), ("6.2", 3), ("6.9", 4), ("6.12", 6), ("7.0", 7)]
-        {
-            assert_eq!(found(modules, release), active(abi), "{release}");
-        }
-        assert_eq!(found(modules, "5.12").0, Degraded);
-        assert_eq!(found(modules, "odd").0, Degraded);
-        assert_eq!(found(None, "6.1").0, Degraded);
-        for odd in ["", "capability", "landlocked,capability", "\n,,\n"] {
-            assert_eq!(found(Some(odd), "6.1").0, Degraded, "{odd:?}");
+    fn landlock_is_asked_for_what_it_can() {
+        let available =
+            LandlockStatus::Available { effective_abi: landlock::ABI::V2, kernel_abi: None };
+        let check = judge_landlock(Some(available), Failed);
+        assert_eq!((check.status, &*check.found), (Ok, "ABI 2 (a shim makes use of 6)"));
+        let lacks = [Some(LandlockStatus::NotEnabled), Some(LandlockStatus::NotImplemented), None];
+        for found in lacks {
+            for missing in [Degraded, Failed] {
+                let check = judge_landlock(found, missing);
+                assert!(check.status == missing && check.remedy.is_some(), "{check:?}");
+            }
         }
     }
 
     #[test]
     fn seccomp_needs_both_actions() {
-        let status = |actions| judge_seccomp(actions).status;
+        let status = |actions| judge_seccomp(actions, Failed).status;
         assert_eq!(status(Some("kill_process kill_thread trap errno trace log allow\n")), Ok);
         for odd in ["", "kill_process", "log", "kill_thread logs kill_process"] {
-            assert_eq!(status(Some(odd)), Degraded, "{odd}");
+            assert_eq!(status(Some(odd)), Failed, "{odd}");
         }
-        assert_eq!(status(None), Degraded);
+        assert_eq!(judge_seccomp(None, Degraded).status, Degraded);
     }
 }

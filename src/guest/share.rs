@@ -7,7 +7,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
@@ -57,10 +57,21 @@ impl SharedFolder {
 }
 
 impl PinnedFolder {
+    /// Puts `mount` in the place of the folder, of which it is a mount.
+    pub(crate) fn replace(&mut self, mount: OwnedFd) {
+        self.0 = mount;
+    }
+
     /// A path to the folder, for as long as this is open. The dot is for `O_NOFOLLOW`, with which
     /// libkrun opens it: that is about the last name only.
     pub(crate) fn path(&self) -> PathBuf {
         format!("/proc/self/fd/{}/.", self.0.as_raw_fd()).into()
+    }
+}
+
+impl AsFd for PinnedFolder {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 

@@ -24,7 +24,7 @@ use tracing_journald::{Layer, Priority, PriorityMappings};
 use super::Phase;
 
 /// Where systemd-journald(8) listens; the crate has the same path built in.
-const SOCKET: &str = "/run/systemd/journal/socket";
+pub(super) const SOCKET: &str = "/run/systemd/journal/socket";
 
 /// What `journalctl -t` calls the records.
 const IDENTIFIER: &str = "a3s-box-shim";

@@ -174,7 +174,7 @@ impl Ground {
     pub(crate) fn assert_nothing_runs(&self) {
         let start = Instant::now();
         while waitpid(None, Some(WaitPidFlag::WNOHANG)) != Err(Errno::ECHILD) {
-            // The fake guest is killed by the kernel when its shim ends, which takes a moment.
+            // The fake guest ends when its shim has, which takes a moment.
             assert!(start.elapsed() < Duration::from_secs(5), "a process is left");
             std::thread::sleep(Duration::from_micros(200));
         }

@@ -38,7 +38,6 @@ pub fn config(folder: &Path, process: &Value) -> Value {
         "image": {"layout": variable("A3S_BOX_IMAGES").join("demo"), "reference": "latest"},
         "process": process,
         "agent": {"boot_timeout_ms": 110_000},
-        "confinement": {"level": "best_effort"},
         "paths": {
             "state_dir": folder.join("s"),
             // Shared by all tests: what is unpacked once is there.

@@ -38,8 +38,9 @@ fn an_agent_that_never_reads_is_unhealthy_and_freezes_nothing() {
     let mut shim = Shim::start_workload(&["deaf-agent", "sleep-ms=100000"], |config| {
         config["agent"]["provider"] = json!("image");
         config["agent"]["readiness"] = json!("started");
+        // The workload takes a moment until it listens.
         config["agent"]["health"] =
-            json!({"interval_ms": 100, "timeout_ms": 500, "retries": 2, "start_period_ms": 0});
+            json!({"interval_ms": 100, "timeout_ms": 500, "retries": 2, "start_period_ms": 5000});
     });
     let unhealthy = shim.wait_for("health.changed");
     assert_eq!(

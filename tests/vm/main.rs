@@ -12,6 +12,8 @@
 //! | `liars` | a guest that lies or floods, on whichever port, harms itself only |
 //! | `services` | images as databases are: several owners, and a user to drop to |
 //! | `calls` | no system call is allowed that nothing makes |
+//! | `cgroup` | what a box may take of the host |
+//! | `doctor` | a host where boxes run is found to be well |
 //! | `agent` | the agent-only box and its health |
 //! | `supervisor` | the example of `VmManager`, as it is documented |
 //!
@@ -22,6 +24,8 @@
 
 mod agent;
 mod calls;
+mod cgroup;
+mod doctor;
 mod exactness;
 mod exit_status;
 mod liars;

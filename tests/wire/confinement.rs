@@ -2,14 +2,20 @@
 //! (`krun/src/fake/probe.rs`), makes one attempt a process.
 
 use std::collections::BTreeMap;
+use std::fs;
+use std::net::TcpListener;
 use std::os::linux::net::SocketAddrExt;
+use std::os::unix::fs::symlink;
 use std::os::unix::net::{SocketAddr, UnixListener};
 use std::os::unix::process::ExitStatusExt;
+use std::process::Command;
 
 use nix::sys::signal::Signal;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::harness::{shim, start_by};
+use crate::harness::{Run, shim, start_by};
+use crate::image::image;
+use crate::user::{self, SubIds};
 
 /// What came of an attempt.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,72 +28,280 @@ enum Outcome {
     Killed,
 }
 
-fn attempt(name: &str, level: &str) -> (Outcome, String) {
-    let socket = format!("a3s-box-probe-{}", std::process::id());
-    let mut command = shim();
-    command.env("A3S_BOX_FAKE_PROBE", name).env("A3S_BOX_FAKE_PROBE_SOCKET", socket);
-    let run = start_by(command, &["hang"], |config| {
-        config["confinement"] = json!({"level": level});
-    })
-    .end();
-    let outcome = match run.stderr.lines().find_map(|line| line.strip_prefix("probe ")) {
-        Some("reached") => Outcome::Reached,
-        Some(said) if said.starts_with("errno:") => Outcome::Refused(said[6..].parse().unwrap()),
-        Some(said) => return (Outcome::Reached, said.to_owned()),
-        None if run.status.signal() == Some(Signal::SIGSYS as i32) => Outcome::Killed,
-        None => panic!("{name}: {:?}\n{}{}", run.status, run.stdout, run.stderr),
-    };
-    (outcome, String::new())
+use Outcome::{Killed, Reached, Refused};
+
+/// Who runs the shim.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Who {
+    Root,
+    User(SubIds),
 }
 
-fn all_attempts() -> Vec<String> {
-    let (_, known) = attempt("?", "none");
-    let known = known.strip_prefix("known:").unwrap().to_owned();
-    known.split(',').map(str::to_owned).collect()
+/// What there is to be reached, and a box with two shares.
+struct Ground {
+    who: Who,
+    folder: tempfile::TempDir,
+    image: Value,
+    abstract_name: String,
+    tcp: TcpListener,
+    _abstract: UnixListener,
+}
+
+impl Ground {
+    fn new(who: Who) -> Self {
+        let folder = tempfile::Builder::new().prefix("w").tempdir().unwrap();
+        let name = folder.path().file_name().unwrap().to_str().unwrap().to_owned();
+        let address = SocketAddr::from_abstract_name(&name).unwrap();
+        let (read, write) = (folder.path().join("read"), folder.path().join("write"));
+        for share in [&read, &write] {
+            fs::create_dir(share).unwrap();
+        }
+        fs::write(read.join("file"), "as it was").unwrap();
+        symlink("/etc/passwd", write.join("to-passwd")).unwrap();
+        let image = image(folder.path(), "echo 1 >file");
+        // The one of /dev/zero.
+        let made = Command::new("mknod").arg(write.join("zero")).args(["c", "1", "5"]).status();
+        assert!(made.unwrap().success());
+        if who != Who::Root {
+            user::give(folder.path());
+        }
+        Self {
+            who,
+            folder,
+            image,
+            abstract_name: name,
+            tcp: TcpListener::bind("127.0.0.1:0").unwrap(),
+            _abstract: UnixListener::bind_addr(&address).unwrap(),
+        }
+    }
+
+    /// Makes an attempt in a box with this confinement; with a layer, that one only.
+    fn attempt(&self, name: &str, level: &str, layer: Option<&str>) -> Outcome {
+        let run = self.run(name, level, layer);
+        match said(&run) {
+            Some("reached") => Reached,
+            Some(said) => Refused(said.strip_prefix("errno:").unwrap().parse().unwrap()),
+            None if run.status.signal() == Some(Signal::SIGSYS as i32) => Killed,
+            // A shell stands between an ordinary user's shim and this process.
+            None => panic!("{name}: {:?}\n{}{}", run.status, run.stdout, run.stderr),
+        }
+    }
+
+    fn run(&self, name: &str, level: &str, layer: Option<&str>) -> Run {
+        let mut shim = shim();
+        shim.env("A3S_BOX_FAKE_PROBE", name);
+        shim.env("A3S_BOX_FAKE_PROBE_ABSTRACT", &self.abstract_name);
+        shim.env("A3S_BOX_FAKE_PROBE_TCP", self.tcp.local_addr().unwrap().to_string());
+        layer.map(|layer| shim.env("A3S_BOX_FAKE_LAYER", layer));
+        let change = |config: &mut Value| {
+            let share = |name: &str, read_only: bool| {
+                json!({"type": "virtiofs", "source": self.folder.path().join(name),
+                       "target": format!("/{name}"), "read_only": read_only})
+            };
+            config["confinement"] = json!({"level": level});
+            config["mounts"] = json!([share("read", true), share("write", false)]);
+            let folder = |name: &str| self.folder.path().join(name);
+            config["paths"]["state_dir"] = json!(folder("s"));
+            config["paths"]["cache_dir"] = json!(folder("c"));
+            // Folders that a shim has open for some time.
+            config["image"] = self.image.clone();
+            config["console"] = json!({"path": folder("console")});
+            config["events"] = json!({"file": folder("events")});
+        };
+        match self.who {
+            Who::Root => start_by(shim, &["hang"], change).end(),
+            Who::User(sub_ids) => {
+                let (command, _tables) = user::command(&shim, sub_ids);
+                start_by(command, &["hang"], change).end()
+            }
+        }
+    }
+
+    fn all_attempts(&self) -> Vec<String> {
+        let run = self.run("?", "none", None);
+        let known = said(&run).unwrap().strip_prefix("known:").unwrap().to_owned();
+        known.split(',').map(str::to_owned).collect()
+    }
+}
+
+/// What the attempt tells of itself.
+fn said(run: &Run) -> Option<&str> {
+    run.stderr.lines().find_map(|line| line.strip_prefix("probe "))
 }
 
 /// Numbers of Linux (`asm-generic/errno.h`).
 const EPERM: i32 = 1;
+const ENOENT: i32 = 2;
 const EACCES: i32 = 13;
 const EXDEV: i32 = 18;
+const EROFS: i32 = 30;
+const ELOOP: i32 = 40;
 const ENETUNREACH: i32 = 101;
 const ECONNREFUSED: i32 = 111;
 
-/// The layer that stands in the way, as far as the result says it.
+/// The layer that stands in the way first, as far as the result says it.
 fn layer(name: &str, outcome: &Outcome) -> &'static str {
     match outcome {
-        Outcome::Killed => "seccomp",
-        Outcome::Refused(EACCES | EXDEV) => "landlock",
-        Outcome::Refused(ENETUNREACH | ECONNREFUSED) => "net_namespace",
-        Outcome::Refused(EPERM) if name == "mknod-device" => "capabilities",
-        Outcome::Refused(EPERM) => "landlock",
+        Killed => "seccomp",
+        Refused(ENOENT | EROFS | ELOOP) => "root",
+        Refused(ENETUNREACH | ECONNREFUSED) => "net_namespace",
+        Refused(EPERM) if name == "mknod-device" => "capabilities",
+        Refused(EACCES | EXDEV | EPERM) => "landlock",
         _ => "?",
     }
 }
 
-#[test]
-fn no_attempt_to_break_out_succeeds() {
-    let name = format!("a3s-box-probe-{}", std::process::id());
-    let _listener =
-        UnixListener::bind_addr(&SocketAddr::from_abstract_name(name).unwrap()).unwrap();
-    let names = all_attempts();
+#[expect(clippy::print_stdout, reason = "the layers are for whoever reads the test's output")]
+fn no_attempt_succeeds(who: Who) {
+    let ground = Ground::new(who);
+    let names = ground.all_attempts();
     assert!(names.len() >= 40, "{}", names.len());
     let mut layers = BTreeMap::<&str, Vec<String>>::new();
-    let mut reached = Vec::new();
     for name in &names {
-        let (outcome, _) = attempt(name, "best_effort");
-        if outcome == Outcome::Reached {
-            reached.push(name.clone());
-        }
+        let outcome = ground.attempt(name, "required", None);
         layers.entry(layer(name, &outcome)).or_default().push(format!("{name} {outcome:?}"));
     }
     println!("{} attempts; by the layer that stopped them: {layers:#?}", names.len());
-    assert_eq!(reached, [""; 0]);
     assert!(!layers.contains_key("?"), "{:?}", layers["?"]);
+    assert_eq!(fs::read_to_string(ground.folder.path().join("read/file")).unwrap(), "as it was");
 }
 
-/// Attempts that succeed where nothing stops them, and change nothing.
-const HARMLESS: [&str; 17] = [
+#[test]
+fn no_attempt_to_break_out_succeeds() {
+    no_attempt_succeeds(Who::Root);
+}
+
+#[test]
+fn no_attempt_of_an_ordinary_user_with_sub_ids_succeeds() {
+    no_attempt_succeeds(Who::User(SubIds::Given));
+}
+
+#[test]
+fn no_attempt_of_an_ordinary_user_without_sub_ids_succeeds() {
+    no_attempt_succeeds(Who::User(SubIds::None));
+}
+
+/// What a layer stops with no help of the others. Without it these attempts succeed, or fail for another
+/// reason.
+const ALONE: [(&str, &[Outcome], &[&str]); 5] = [
+    (
+        "root",
+        &[Refused(ENOENT), Refused(EROFS), Refused(ELOOP), Refused(EACCES)],
+        &[
+            "open-read",
+            "open-path",
+            "open-dotdot",
+            "open-cwd",
+            "open-proc-root",
+            "open-proc-cwd",
+            "open-proc-1-root",
+            "open-proc-1-environ",
+            "open-mem-of-1",
+            "open-dev-zero",
+            "open-dev-null",
+            "open-drop-caches",
+            "open-core-pattern",
+            "open-sys",
+            "open-fds",
+            "write-root",
+            "symlink-follow",
+            "link-host-file",
+            "share-dotdot",
+            "share-symlink",
+            "share-write",
+            "share-change",
+            "share-device",
+        ],
+    ),
+    (
+        "net_namespace",
+        &[Refused(ENETUNREACH), Refused(ECONNREFUSED)],
+        &["tcp-loopback", "abstract-socket"],
+    ),
+    ("capabilities", &[Refused(EPERM)], &["mknod-device", "chroot", "unshare", "open-by-handle"]),
+    (
+        "landlock",
+        &[Refused(EACCES), Refused(EXDEV), Refused(EPERM)],
+        &[
+            "open-read",
+            "open-path",
+            "open-dotdot",
+            "open-cwd",
+            "open-proc-root",
+            "open-proc-1-root",
+            "open-proc-cwd",
+            "open-exe",
+            "open-dev-zero",
+            "open-drop-caches",
+            "open-sys",
+            "open-fds",
+            "symlink-follow",
+            "link-host-file",
+            "rename-out",
+            "share-dotdot",
+            "share-symlink",
+            "share-write",
+            "share-change",
+            "tcp-loopback",
+            "abstract-socket",
+            "kill-1",
+            "kill-parent",
+        ],
+    ),
+    (
+        "seccomp",
+        &[Killed],
+        &[
+            "truncate",
+            "chmod",
+            "chroot",
+            "mount",
+            "umount",
+            "pivot-root",
+            "open-tree",
+            "fsopen",
+            "unshare",
+            "setns",
+            "execve",
+            "fork",
+            "vfork",
+            "ptrace",
+            "process-vm-readv",
+            "pidfd-open",
+            "kill-1",
+            "kill-parent",
+            "tgkill-parent",
+            "keyctl",
+            "bpf",
+            "io-uring",
+            "userfaultfd",
+            "perf-event",
+            "open-by-handle",
+            "memory-executable",
+            "tcp-loopback",
+            "netlink",
+            "reboot",
+        ],
+    ),
+];
+
+#[test]
+fn each_layer_stops_attempts_by_itself() {
+    let ground = Ground::new(Who::Root);
+    let mut wrong = Vec::new();
+    for (layer, expected, names) in ALONE {
+        for name in names {
+            let outcome = ground.attempt(name, "best_effort", Some(layer));
+            if !expected.contains(&outcome) {
+                wrong.push(format!("{layer} does not stop {name}: {outcome:?}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// Attempts that succeed where nothing stops them, and change nothing that matters.
+const HARMLESS: [&str; 24] = [
     "open-read",
     "open-path",
     "open-dotdot",
@@ -98,23 +312,28 @@ const HARMLESS: [&str; 17] = [
     "open-dev-zero",
     "open-dev-null",
     "open-drop-caches",
+    "open-core-pattern",
     "open-sys",
+    "open-fds",
     "symlink-follow",
     "kill-1",
     "kill-parent",
     "memory-executable",
+    "tcp-loopback",
     "netlink",
     "abstract-socket",
+    "share-dotdot",
+    "share-symlink",
+    "share-change",
+    "share-device",
 ];
 
 #[test]
 fn without_confinement_the_same_attempts_succeed() {
-    let name = format!("a3s-box-probe-{}", std::process::id());
-    let _listener =
-        UnixListener::bind_addr(&SocketAddr::from_abstract_name(name).unwrap()).unwrap();
-    for name in HARMLESS {
-        assert_eq!(attempt(name, "none").0, Outcome::Reached, "{name}");
-    }
+    let ground = Ground::new(Who::Root);
+    let outcomes = HARMLESS.map(|name| (name, ground.attempt(name, "none", None)));
+    let failed: Vec<_> = outcomes.iter().filter(|(_, outcome)| *outcome != Reached).collect();
+    assert!(failed.is_empty(), "{failed:?}");
 }
 
 #[test]
@@ -137,6 +356,7 @@ fn what_was_achieved_is_told_before_the_vm_starts() {
         "ipc_namespace applied",
         "uts_namespace applied",
         "net_namespace applied",
+        "root applied",
         "process applied",
         "capabilities applied",
         "landlock applied",
@@ -167,10 +387,10 @@ fn every_thread_of_a_shim_is_confined() {
         config["events"] = json!({"metrics_interval_ms": 100});
     });
     std::thread::sleep(std::time::Duration::from_millis(800));
-    let threads = std::fs::read_dir(format!("/proc/{}/task", playing.child.id())).unwrap();
+    let threads = fs::read_dir(format!("/proc/{}/task", playing.child.id())).unwrap();
     let mut seen = Vec::new();
     for thread in threads.map(Result::unwrap) {
-        let status = std::fs::read_to_string(thread.path().join("status")).unwrap();
+        let status = fs::read_to_string(thread.path().join("status")).unwrap();
         let field = |name: &str| {
             let value = status.lines().find_map(|line| line.strip_prefix(name));
             value.unwrap_or_else(|| panic!("{name}: {status}")).trim().to_owned()

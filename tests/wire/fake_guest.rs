@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::error::Error;
-use std::io::{Read, Write};
+use std::io::{BufRead, Read, Write};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -118,13 +118,9 @@ impl Health {
 }
 
 fn main() -> Result<ExitCode> {
-    let mut bytes = Vec::new();
-    std::io::stdin().read_to_end(&mut bytes)?;
-    // What precedes the config is where the ports lead, a line for each.
-    let end = bytes.windows(2).position(|pair| pair == b"\n\n").ok_or("no VM")?;
-    let ports = std::str::from_utf8(&bytes[..end])?.lines().filter_map(|line| line.split_once('='));
-    PORTS.get_or_init(|| ports.map(|(name, path)| (name.to_owned(), path.to_owned())).collect());
-    let config: GuestConfig = decode(&bytes[end + 2..])?;
+    let config = read_config()?;
+    let (ended, end) = oneshot::channel();
+    std::thread::spawn(|| tell_end_of_shim(ended));
     // A box without a workload plays what the environment says.
     let of_agent = || std::env::var("A3S_BOX_FAKE_SCRIPT").unwrap_or_default();
     let words = |text: String| text.split_whitespace().map(str::to_owned).collect();
@@ -140,11 +136,41 @@ fn main() -> Result<ExitCode> {
             health: Health(Arc::new(Mutex::new(answer))),
             server: None,
         };
-        for step in &script {
-            guest.play(step).await?;
+        let played = async {
+            for step in &script {
+                guest.play(step).await?;
+            }
+            Ok(ExitCode::SUCCESS)
+        };
+        tokio::select! {
+            ended = played => ended,
+            _gone = end => Ok(ExitCode::SUCCESS),
         }
-        Ok(ExitCode::SUCCESS)
     })
+}
+
+/// Reads where the ports lead, a line for each, and the config, whose length is one of them.
+fn read_config() -> Result<GuestConfig> {
+    let mut stdin = std::io::stdin().lock();
+    let mut ports = HashMap::new();
+    loop {
+        let mut line = String::new();
+        stdin.read_line(&mut line)?;
+        let Some((name, path)) = line.trim_end().split_once('=') else { break };
+        ports.insert(name.to_owned(), path.to_owned());
+    }
+    let bytes = ports.get("CONFIG_BYTES").ok_or("no VM")?.parse()?;
+    let mut config = vec![0; bytes];
+    stdin.read_exact(&mut config)?;
+    PORTS.get_or_init(|| ports);
+    Ok(decode(&config)?)
+}
+
+/// The shim holds the other end of standard input open for as long as it lives, however it ends. The signal
+/// at a parent's end does not come from a confined one.
+fn tell_end_of_shim(ended: oneshot::Sender<()>) {
+    let _end_of_file = std::io::stdin().lock().read(&mut [0]);
+    let _is_played_out = ended.send(());
 }
 
 impl Guest {

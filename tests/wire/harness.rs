@@ -17,7 +17,6 @@ pub(crate) fn config(folder: &Path, script: &[&str]) -> Value {
     let mut config = json!({
         "id": "golden",
         "agent": {"boot_timeout_ms": 5000},
-        "confinement": {"level": "best_effort"},
         "paths": {
             "state_dir": folder.join("s"),
             "cache_dir": folder.join("c"),

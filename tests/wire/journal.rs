@@ -34,20 +34,29 @@ mount -t tmpfs none /etc/systemd
 printf '[Journal]\nStorage=volatile\nReadKMsg=no\nAudit=no\n' >/etc/systemd/journald.conf
 echo 0123456789abcdef0123456789abcdef >/run/machine-id
 mount --bind /run/machine-id /etc/machine-id
-# The kernel's own default, which systemd raises: a journal that reads nothing is full at once.
-echo 10 >/proc/sys/net/unix/max_dgram_qlen
+echo "$1" >/proc/sys/net/unix/max_dgram_qlen
 exec "$0"
 "#;
+
+/// How many records wait for journald, as systemd sets it: enough for all that a shim says at once.
+const QUEUE: u32 = 512;
+
+/// The kernel's own default: a journal that reads nothing is full at once.
+const SHORT_QUEUE: u32 = 10;
 
 /// A journald of our own.
 struct Journal(Child);
 
 impl Journal {
     fn start() -> Self {
+        Self::with_queue(QUEUE)
+    }
+
+    fn with_queue(length: u32) -> Self {
         assert!(Path::new(JOURNALD).exists(), "this test needs journald: install `systemd`");
         let mut command = Command::new("unshare");
         command.args(["--mount", "--propagation", "private", "--net", "--"]);
-        command.args(["bash", "-euc", MOUNT_AND_RUN, JOURNALD]);
+        command.args(["bash", "-euc", MOUNT_AND_RUN, JOURNALD, &length.to_string()]);
         let child = command.stderr(Stdio::null()).spawn().unwrap();
         let journal = Self(child);
         let deadline = Instant::now() + Duration::from_secs(20);
@@ -193,7 +202,7 @@ fn standard_error_that_is_the_journal_is_recognized() {
 
 #[test]
 fn a_journal_that_has_stopped_costs_records_but_no_time() {
-    let journal = Journal::start();
+    let journal = Journal::with_queue(SHORT_QUEUE);
     journal.signal(Signal::SIGSTOP);
     let start = Instant::now();
     let output = run(journal.inside(&logging("trace", "journal")));
@@ -207,7 +216,7 @@ fn a_journal_that_has_stopped_costs_records_but_no_time() {
 
 #[test]
 fn a_journal_that_is_not_there_or_full_is_said_and_standard_error_is_used() {
-    let journal = Journal::start();
+    let journal = Journal::with_queue(SHORT_QUEUE);
     let check = |output: &Output, reason: &str| {
         let text = stderr(output);
         let warning = format!(

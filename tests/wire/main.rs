@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `goldens` | the whole event stream of each kind of end |
 //! | `confinement` | what a VMM that a guest has taken over can reach: nothing |
+//! | `jail` | what is left to a confined shim, and a host that cannot give it all |
 //! | `faults` | a guest that lies, hangs or vanishes |
 //! | `health` | health checks, readiness, states, figures |
 //! | `readers` | standard output: slow, gone, and nobody else's |
@@ -32,6 +33,7 @@ mod health;
 mod identity;
 mod image;
 mod input;
+mod jail;
 mod journal;
 mod readers;
 mod resolved;

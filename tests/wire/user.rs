@@ -29,20 +29,20 @@ exec setpriv --reuid=65533 --regid=65533 --clear-groups -- "$@"
 "#;
 
 /// Whether the user has sub-ids.
-#[derive(Clone, Copy, PartialEq)]
-enum SubIds {
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum SubIds {
     Given,
     None,
 }
 
 /// Makes all below `folder` the user's own.
-fn give(folder: &Path) {
+pub(crate) fn give(folder: &Path) {
     let status = Command::new("chown").args(["-R", "65533:65533"]).arg(folder).status().unwrap();
     assert!(status.success());
 }
 
-/// Starts the shim as the user; the folder is to outlive it.
-fn spawn(config: &Value, sub_ids: SubIds, arguments: &[&str]) -> (Child, TempDir) {
+/// The shim's command, run by the user; the folder is to outlive it.
+pub(crate) fn command(shim: &Command, sub_ids: SubIds) -> (Command, TempDir) {
     assert!(
         Command::new("newuidmap").output().is_ok(),
         "this test needs newuidmap: install the package `uidmap`"
@@ -56,12 +56,19 @@ fn spawn(config: &Value, sub_ids: SubIds, arguments: &[&str]) -> (Child, TempDir
         let given = sub_ids == SubIds::Given;
         table(name, if given { format!("{line}:{SUB_IDS}:65536\n") } else { String::new() });
     }
-    let shim = shim();
     let mut command = Command::new("unshare");
     command.args(["--mount", "sh", "-euc", AS_USER, "sh"]).arg(tables.path());
-    command.arg(shim.get_program()).args(arguments);
+    command.arg(shim.get_program()).args(shim.get_args());
     command.envs(shim.get_envs().filter_map(|(name, value)| Some((name, value?))));
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    (command, tables)
+}
+
+/// Starts the shim as the user; the folder is to outlive it.
+fn spawn(config: &Value, sub_ids: SubIds, arguments: &[&str]) -> (Child, TempDir) {
+    let mut shim = shim();
+    shim.args(arguments);
+    let (mut command, tables) = command(&shim, sub_ids);
     let mut child = command.spawn().unwrap();
     // A shim that refuses may be gone before it has read all.
     let _gone = child.stdin.take().unwrap().write_all(config.to_string().as_bytes());

@@ -15,7 +15,7 @@ type Attempt = fn() -> io::Result<()>;
 /// A file that every host has, and that no box shares.
 const HOST_FILE: &str = "/etc/passwd";
 
-const ATTEMPTS: [(&str, Attempt); 52] = [
+const ATTEMPTS: [(&str, Attempt); 58] = [
     ("open-read", || open(HOST_FILE, libc::O_RDONLY)),
     ("open-write", || open("/etc/a3s-box-probe", libc::O_WRONLY | libc::O_CREAT)),
     ("open-path", read_through_path_fd),
@@ -33,6 +33,12 @@ const ATTEMPTS: [(&str, Attempt); 52] = [
     ("open-core-pattern", || open("/proc/sys/kernel/core_pattern", libc::O_WRONLY)),
     ("open-sys", || open("/sys/kernel/uevent_seqnum", libc::O_RDONLY)),
     ("open-fds", read_through_open_folders),
+    ("write-root", || open("/a3s-box-probe", libc::O_WRONLY | libc::O_CREAT)),
+    ("share-dotdot", || open(&in_share(true, "../../../../../../etc/passwd")?, libc::O_RDONLY)),
+    ("share-symlink", || open(&in_share(false, "to-passwd")?, libc::O_RDONLY)),
+    ("share-write", || open(&in_share(true, "probe")?, libc::O_WRONLY | libc::O_CREAT)),
+    ("share-change", || open(&in_share(true, "file")?, libc::O_WRONLY)),
+    ("share-device", || open(&in_share(false, "zero")?, libc::O_RDONLY)),
     ("symlink-follow", follow_symlink),
     ("link-host-file", link_host_file),
     ("rename-out", rename_out),
@@ -60,10 +66,10 @@ const ATTEMPTS: [(&str, Attempt); 52] = [
     ("io-uring", || raw(libc::SYS_io_uring_setup, [1, 0, 0, 0, 0])),
     ("userfaultfd", || raw(libc::SYS_userfaultfd, [0; 5])),
     ("perf-event", || raw(libc::SYS_perf_event_open, [0; 5])),
-    ("open-by-handle", || raw(libc::SYS_open_by_handle_at, [0; 5])),
+    ("open-by-handle", open_by_handle),
     ("mknod-device", mknod_device),
     ("memory-executable", executable_memory),
-    ("tcp-loopback", || TcpStream::connect("127.0.0.1:1").map(drop)),
+    ("tcp-loopback", || TcpStream::connect(listener("TCP")).map(drop)),
     ("tcp-metadata", || TcpStream::connect("169.254.169.254:80").map(drop)),
     ("netlink", || raw(libc::SYS_socket, [16, 3, 0, 0, 0])),
     ("abstract-socket", connect_abstract),
@@ -135,7 +141,23 @@ fn read_through_open_folders() -> io::Result<()> {
     Err(last)
 }
 
-/// The box's folder, where everything may be made.
+/// A handle of an ext4 needs no path: this one is of its root folder.
+fn open_by_handle() -> io::Result<()> {
+    // Bytes, type (inode and generation), inode, generation.
+    let mut handle = [8_u32, 1, 2, 0];
+    let flags = libc::O_RDONLY;
+    // SAFETY: the kernel reads the handle, whose length is in it.
+    let opened = unsafe {
+        libc::syscall(libc::SYS_open_by_handle_at, libc::AT_FDCWD, handle.as_mut_ptr(), flags)
+    };
+    result(opened)
+}
+
+/// A new path in the box's folder, where everything may be made.
+fn own_file() -> io::Result<String> {
+    Ok(format!("{}/probe-{}", own_folder()?, std::process::id()))
+}
+
 fn own_folder() -> io::Result<String> {
     let recorded = super::RECORDED.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let socket = recorded.as_ref().and_then(|recorded| recorded.ports.first());
@@ -143,8 +165,21 @@ fn own_folder() -> io::Result<String> {
     folder.map(|(folder, _)| folder.to_owned()).ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 
+/// A path in the share that is only read, or in the one that is written.
+fn in_share(read_only: bool, name: &str) -> io::Result<String> {
+    let recorded = super::RECORDED.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let mut shares = recorded.iter().flat_map(|recorded| &recorded.shares);
+    let share = shares.find(|(_, is_read_only)| *is_read_only == read_only);
+    share.map(|(path, _)| format!("{path}/{name}")).ok_or_else(|| io::ErrorKind::NotFound.into())
+}
+
+/// Where the test listens.
+fn listener(kind: &str) -> String {
+    std::env::var(format!("A3S_BOX_FAKE_PROBE_{kind}")).unwrap_or_default()
+}
+
 fn follow_symlink() -> io::Result<()> {
-    let link = format!("{}/probe", own_folder()?);
+    let link = own_file()?;
     let (target, name) = (CString::new(HOST_FILE)?, CString::new(link.as_str())?);
     // SAFETY: both paths end in NUL and outlive the call.
     result(i64::from(unsafe { libc::symlinkat(target.as_ptr(), libc::AT_FDCWD, name.as_ptr()) }))?;
@@ -152,19 +187,19 @@ fn follow_symlink() -> io::Result<()> {
 }
 
 fn link_host_file() -> io::Result<()> {
-    let name = format!("{}/probe", own_folder()?);
+    let name = own_file()?;
     std::fs::hard_link(HOST_FILE, &name)?;
     open(&name, libc::O_RDONLY)
 }
 
 fn rename_out() -> io::Result<()> {
-    let name = format!("{}/probe", own_folder()?);
+    let name = own_file()?;
     std::fs::write(&name, "")?;
     std::fs::rename(&name, format!("{}/../../probe", own_folder()?))
 }
 
 fn mknod_device() -> io::Result<()> {
-    let name = CString::new(format!("{}/probe", own_folder()?))?;
+    let name = CString::new(own_file()?)?;
     // SAFETY: the path ends in NUL and outlives the call. The device is /dev/mem's.
     result(i64::from(unsafe {
         libc::mknodat(libc::AT_FDCWD, name.as_ptr(), libc::S_IFCHR | 0o600, libc::makedev(1, 1))
@@ -181,8 +216,7 @@ fn executable_memory() -> io::Result<()> {
 
 fn connect_abstract() -> io::Result<()> {
     use std::os::linux::net::SocketAddrExt;
-    let name = std::env::var("A3S_BOX_FAKE_PROBE_SOCKET").unwrap_or_default();
-    let address = std::os::unix::net::SocketAddr::from_abstract_name(name)?;
+    let address = std::os::unix::net::SocketAddr::from_abstract_name(listener("ABSTRACT"))?;
     UnixStream::connect_addr(&address).map(drop)
 }
 

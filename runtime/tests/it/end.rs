@@ -133,3 +133,21 @@ fn runtime_that_ends_kills_the_shim_and_nobody_waits_for_ever() {
     assert_eq!(demo.vm.state(), BoxState::Stopped);
     other.block_on(async { soon(demo.vm.destroy()).await }).unwrap();
 }
+
+#[tokio::test]
+async fn cgroup_that_the_shim_has_made_goes_with_the_box() {
+    // What counts for it is that it is a folder with nothing in it.
+    let folder = tempfile::tempdir().unwrap();
+    let cgroup = folder.path().join("demo");
+    let demo = ScriptedBox::with_config("started; ready; nap", |config| {
+        config.resources.cgroup = Some(cgroup.clone());
+    });
+    soon(demo.vm.boot()).await.unwrap();
+    std::fs::create_dir_all(cgroup.join("busy")).unwrap();
+    let error = soon(demo.vm.destroy()).await.unwrap_err();
+    assert!(matches!(&error, VmError::Cgroup { path, .. } if *path == cgroup), "{error}");
+    std::fs::remove_dir(cgroup.join("busy")).unwrap();
+    soon(demo.vm.destroy()).await.unwrap();
+    assert!(!cgroup.exists());
+    soon(demo.vm.destroy()).await.unwrap();
+}

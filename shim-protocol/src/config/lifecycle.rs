@@ -111,7 +111,7 @@ pub enum OnUnhealthy {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct ConfinementConfig {
-    /// How much confinement is needed to start. `none` until all of it exists; then `required`.
+    /// How much confinement is needed to start.
     pub level: ConfinementLevel,
     /// What happens to a system call that the filter does not know.
     pub seccomp: SeccompMode,
@@ -134,12 +134,13 @@ pub enum SeccompMode {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum ConfinementLevel {
-    /// All of it, or the shim refuses to start. Not supported yet.
+    /// All of it, or the shim refuses to start. What a kernel's Landlock is too old for is no reason:
+    /// other layers do the same.
+    #[default]
     Required,
     /// As much as this host allows; `shim.confined` says how much that is.
     BestEffort,
     /// None: the guest's kernel is trusted with everything that the shim's user may do.
-    #[default]
     None,
 }
 

@@ -22,6 +22,11 @@ pub struct ResourcesConfig {
     pub disk: DiskPlace,
     /// Limits of the workload in the guest: `{"nofile": [soft, hard]}`.
     pub rlimits: BTreeMap<RlimitName, Rlimit>,
+    /// The box's own cgroup (version 2), as `/sys/fs/cgroup/boxes/demo`: made if missing, in one that is
+    /// delegated to the shim's user. It limits memory (`memory_mib` and what the shim itself takes),
+    /// CPU time (`vcpus`) and the number of threads. Absent: the shim stays where it was started.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cgroup: Option<PathBuf>,
     /// Ends the box after this time, counted from the start of the shim; exit status 124.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timeout_ms: Option<u64>,
@@ -35,6 +40,7 @@ impl Default for ResourcesConfig {
             disk_mib: None,
             disk: DiskPlace::default(),
             rlimits: BTreeMap::new(),
+            cgroup: None,
             timeout_ms: None,
         }
     }

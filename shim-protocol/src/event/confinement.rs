@@ -1,5 +1,7 @@
 //! What keeps a guest that has taken the shim over from the host.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 /// One layer of confinement, and what became of it.
@@ -31,7 +33,10 @@ pub enum Layer {
     UtsNamespace,
     /// A network of its own, with nothing in it.
     NetNamespace,
-    /// No core file, and nothing that a child could gain.
+    /// A root file system of its own, with nothing in it but the box's folder, its shares and
+    /// `/dev/kvm`.
+    Root,
+    /// No core file, nothing of the supervisor's environment and files, and nothing that a child could gain.
     Process,
     /// The capabilities that the guest's files need, and no others.
     Capabilities,
@@ -39,6 +44,32 @@ pub enum Layer {
     Landlock,
     /// The system calls that the VM needs, and no others (seccomp(2)).
     Seccomp,
+}
+
+impl Layer {
+    /// Name of the layer in events.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::MountNamespace => "mount_namespace",
+            Self::UserNamespace => "user_namespace",
+            Self::IpcNamespace => "ipc_namespace",
+            Self::UtsNamespace => "uts_namespace",
+            Self::NetNamespace => "net_namespace",
+            Self::Root => "root",
+            Self::Process => "process",
+            Self::Capabilities => "capabilities",
+            Self::Landlock => "landlock",
+            Self::Seccomp => "seccomp",
+        }
+    }
+}
+
+impl fmt::Display for LayerReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.layer.as_str())?;
+        self.detail.iter().try_for_each(|detail| write!(f, " ({detail})"))
+    }
 }
 
 /// Whether a layer holds.
@@ -52,4 +83,16 @@ pub enum LayerStatus {
     Partial,
     /// Nothing of it.
     Missing,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layer_has_one_name_everywhere() {
+        for layer in [Layer::MountNamespace, Layer::Root, Layer::Capabilities, Layer::Seccomp] {
+            assert_eq!(serde_json::json!(layer), layer.as_str());
+        }
+    }
 }

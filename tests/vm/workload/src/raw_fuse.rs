@@ -95,10 +95,12 @@ pub(crate) fn try_all(value: &str) -> Result<()> {
             device.change(&label, node);
         }
     }
-    for name in ["..", "/proc/self/environ", "/etc/shadow"] {
-        device.reach(&format!("{tag}/{name}"), name);
+    // There is one everywhere, but where there is nothing.
+    for name in ["/etc/passwd", "/proc/1/environ", "/proc/self/root/etc/passwd"] {
+        device.reach(&format!("{tag}{name}"), name);
     }
-    device.change_above(tag);
+    let beside = canary.strip_suffix("canary").context("the canary's folder")?;
+    device.change_beside(tag, &format!("{up}{beside}"));
     Ok(())
 }
 
@@ -232,26 +234,26 @@ impl Device {
         attempt(&format!("raw-link/{label}"), self.request(LINK, ROOT, &link));
     }
 
-    /// Makes, moves and removes files beside the shared folder.
-    fn change_above(&mut self, tag: &str) {
+    /// Makes, moves and removes files in the folder that the shared one is in.
+    fn change_beside(&mut self, tag: &str, folder: &str) {
+        let beside = |name: &str| text(&format!("{folder}{name}"));
         // Flags: write only, and create.
-        let mut create = numbers(&[0o101, 0o644, 0, 0]);
-        create.extend(text("../planted"));
+        let create = [numbers(&[0o101, 0o644, 0, 0]), beside("planted")].concat();
         attempt(&format!("raw-create/{tag}"), self.request(CREATE, ROOT, &create));
-        let mut mkdir = numbers(&[0o755, 0]);
-        mkdir.extend(text("../planted-folder"));
+        let mkdir = [numbers(&[0o755, 0]), beside("planted-folder")].concat();
         attempt(&format!("raw-mkdir/{tag}"), self.request(MKDIR, ROOT, &mkdir));
-        let symlink = [text("../planted-link"), text("/etc")].concat();
+        let symlink = [beside("planted-link"), text("/etc")].concat();
         attempt(&format!("raw-symlink/{tag}"), self.request(SYMLINK, ROOT, &symlink));
-        for (name, from, to) in [
-            ("in", "../canary", "stolen"),
-            ("out", "inside", "../planted"),
-            ("above", "../canary", "../moved"),
-        ] {
-            let rename = [ROOT.to_le_bytes().to_vec(), text(from), text(to)].concat();
+        let renames = [
+            ("in", beside("canary"), text("stolen")),
+            ("out", text("inside"), beside("planted")),
+            ("beside", beside("canary"), beside("moved")),
+        ];
+        for (name, from, to) in renames {
+            let rename = [ROOT.to_le_bytes().to_vec(), from, to].concat();
             attempt(&format!("raw-rename-{name}/{tag}"), self.request(RENAME, ROOT, &rename));
         }
-        let unlink = self.request(UNLINK, ROOT, &text("../canary"));
+        let unlink = self.request(UNLINK, ROOT, &beside("canary"));
         attempt(&format!("raw-unlink/{tag}"), unlink);
     }
 }

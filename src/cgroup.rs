@@ -1,0 +1,104 @@
+//! The cgroup of a box (cgroups(7), version 2): what the host's kernel lets a guest take, whatever the VMM
+//! thinks that it does.
+//!
+//! The shim makes `resources.cgroup` if it is not there, sets its limits, and moves itself into it before
+//! it has a thread or a child. It cannot remove what it is in: `VmManager` does, or whoever made the folder
+//! above it, as systemd for a service.
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
+
+use crate::spec::VmSpec;
+
+/// What a shim takes beside the guest's memory: libkrun, the guest's kernel, page tables, and what it has
+/// in flight. Measured: see `docs/benchmarks.md`.
+const OVERHEAD_MIB: u64 = 128;
+
+/// Threads beside those of the virtual CPUs: libkrun has three to a device, of which there are at most
+/// eleven, and the shim some of its own; and the programs that prepare a box.
+const OTHER_TASKS: u32 = 64;
+
+/// Period of `cpu.max`, and what one CPU has of it.
+const CPU_PERIOD_US: u64 = 100_000;
+
+/// The limits cannot be set.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CgroupError {
+    #[error("`{}` is not in a file system of cgroups, version 2", path.display())]
+    NotACgroup { path: PathBuf },
+    #[error("`{}` has no controller `{controller}` to pass on", parent.display())]
+    NotDelegated { controller: &'static str, parent: PathBuf },
+    #[error("cannot {action} `{}`", path.display())]
+    System { action: &'static str, path: PathBuf, source: io::Error },
+}
+
+impl CgroupError {
+    pub(crate) fn hint(&self) -> &'static str {
+        match self {
+            Self::NotACgroup { .. } => {
+                "name a folder below one that is delegated in `/sys/fs/cgroup`"
+            }
+            Self::NotDelegated { .. } | Self::System { .. } => {
+                "delegate the folder above to the shim's user, with memory, pids and cpu in its \
+                 `cgroup.subtree_control`, and no process in it (systemd: `Delegate=memory pids cpu`)"
+            }
+        }
+    }
+}
+
+/// Moves this process into the box's cgroup, if it has one. To be called before there is a thread or
+/// a child.
+pub(crate) fn join(spec: &VmSpec) -> Result<(), CgroupError> {
+    let Some(folder) = &spec.cgroup else { return Ok(()) };
+    let parent = folder.parent().unwrap_or(folder);
+    let found = statfs(parent).map_err(|errno| system("look at", parent)(errno.into()))?;
+    if found.filesystem_type() != CGROUP2_SUPER_MAGIC {
+        return Err(CgroupError::NotACgroup { path: folder.clone() });
+    }
+    match fs::create_dir(folder) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            return Err(system("make", folder)(error));
+        }
+        _ => {}
+    }
+    let memory_bytes = (u64::from(spec.memory_mib) + OVERHEAD_MIB) << 20;
+    let cpu_us = u64::from(spec.vcpus) * CPU_PERIOD_US;
+    let tasks = u32::from(spec.vcpus) + OTHER_TASKS;
+    set(folder, "memory", "memory.max", &memory_bytes.to_string())?;
+    // A box is one process; if it has others, half of it is of no use.
+    set(folder, "memory", "memory.oom.group", "1")?;
+    set(folder, "pids", "pids.max", &tasks.to_string())?;
+    set(folder, "cpu", "cpu.max", &format!("{cpu_us} {CPU_PERIOD_US}"))?;
+    let members = folder.join("cgroup.procs");
+    write(&members, &std::process::id().to_string()).map_err(system("move the shim into", folder))
+}
+
+/// Sets a limit; asks the cgroup above to pass the controller on, if it does not yet.
+fn set(
+    folder: &Path,
+    controller: &'static str,
+    name: &str,
+    value: &str,
+) -> Result<(), CgroupError> {
+    let file = folder.join(name);
+    if !file.exists() {
+        let parent = folder.parent().unwrap_or(folder);
+        let control = parent.join("cgroup.subtree_control");
+        let not_delegated =
+            |_refusal| CgroupError::NotDelegated { controller, parent: parent.to_owned() };
+        write(&control, &format!("+{controller}")).map_err(not_delegated)?;
+    }
+    write(&file, value).map_err(system("set", &file))
+}
+
+/// Writes to a file of the kernel's, which is never made.
+fn write(path: &Path, text: &str) -> io::Result<()> {
+    OpenOptions::new().write(true).open(path)?.write_all(text.as_bytes())
+}
+
+fn system(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> CgroupError {
+    move |source| CgroupError::System { action, path: path.to_owned(), source }
+}

@@ -25,7 +25,7 @@ fn traced(trace: &Path) -> Command {
     strace.args([
         "-D",
         "-f",
-        "-qq",
+        "-q",
         "--seccomp-bpf",
         "-e",
         "trace=!ioctl",
@@ -84,13 +84,13 @@ fn trace_boxes(folder: &Path) -> BTreeMap<String, usize> {
         config["console"] = json!({"max_mib": 1});
         config["resources"]["vcpus"] = json!(2);
         config["events"] =
-            json!({"metrics_interval_ms": 500, "file": folder.join("events"), "file_max_kib": 4});
+            json!({"metrics_interval_ms": 500, "file": folder.join("events"), "file_max_kib": 64});
     });
     shim.wait_for("agent.ready");
     std::thread::sleep(Duration::from_secs(1));
     shim.send(Signal::SIGTERM);
     shim.ends_with(143, "stopped", None);
-    let mut traces = vec![trace];
+    let mut traces = vec![(trace, shim.child.id())];
     let lying = folder.join("lying");
     let steps = ["lie-ms=3000", "serve-standard", "sleep-ms=2000"];
     let mut shim = Shim::start_workload_by(traced(&lying), &steps, |config| {
@@ -100,11 +100,13 @@ fn trace_boxes(folder: &Path) -> BTreeMap<String, usize> {
             json!({"interval_ms": 100, "timeout_ms": 500, "start_period_ms": 0});
     });
     shim.ends_with(0, "exited", None);
-    traces.push(lying);
+    traces.push((lying, shim.child.id()));
     let mut all = BTreeMap::new();
-    for trace in traces {
+    for (trace, pid) in traces {
         let text = || String::from_utf8_lossy(&std::fs::read(&trace).unwrap()).into_owned();
-        eventually("the tracer has written the end", || text().contains("exited with"));
+        let is_end =
+            |line: &str| line.starts_with(&format!("{pid} ")) && line.contains("+++ exited");
+        eventually("the tracer has written the end", || text().lines().any(is_end));
         for (name, count) in seen(&text()) {
             *all.entry(name).or_default() += count;
         }

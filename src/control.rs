@@ -18,6 +18,7 @@
 mod agent;
 mod deadlines;
 mod health;
+mod line;
 mod link;
 mod liveness;
 mod monitor;

@@ -6,7 +6,7 @@ use std::io;
 use a3s_box_core::event::{StopReason, StopReport};
 use a3s_box_core::{ConfigError, ErrorCode, ErrorReport, exit};
 use a3s_box_krun::KrunError;
-use a3s_box_oci::CacheError;
+use a3s_box_oci::{CacheError, EntryError};
 use nix::errno::Errno;
 
 use crate::Ending;
@@ -88,7 +88,11 @@ impl ShimError {
             Self::State(StateDirError::InUse { .. }) => ErrorCode::IdInUse,
             Self::State(_) | Self::Console(_) | Self::EventFile(_) => ErrorCode::StateDir,
             Self::Network(_) => ErrorCode::NetworkSetup,
-            Self::Rootfs(error) if failure_of_host(error).is_some() => ErrorCode::RootfsFailed,
+            Self::Rootfs(error)
+                if failure_of_host(error).is_some() || has_unmapped_owner(error) =>
+            {
+                ErrorCode::RootfsFailed
+            }
             Self::Rootfs(RootfsError::Layout(_)) => ErrorCode::ImageInvalid,
             Self::Rootfs(RootfsError::Layer(CacheError::Layer { .. })) => ErrorCode::LayerInvalid,
             Self::Rootfs(_) => ErrorCode::RootfsFailed,
@@ -111,6 +115,11 @@ impl ShimError {
             Self::Guest(GuestError::ProgramMissing { .. }) => {
                 Some("install a3s-box-guest beside the shim, or set `paths.guest`".to_owned())
             }
+            Self::Rootfs(error) if has_unmapped_owner(error) => Some(
+                "give the user sub-ids for the image's other users: a line `USER:100000:65536`, or another \
+                 free range, in /etc/subuid and in /etc/subgid, and the package `uidmap`; or run as root"
+                    .to_owned(),
+            ),
             Self::Rootfs(error) => match failure_of_host(error) {
                 Some(Errno::ENOSPC | Errno::EDQUOT) => Some(
                     "make room, or set `paths.cache_dir` and `paths.state_dir` to a larger file system"
@@ -135,11 +144,20 @@ impl ShimError {
     }
 }
 
+/// Whether an image has files of users that this user cannot make files of.
+fn has_unmapped_owner(error: &RootfsError) -> bool {
+    let root = root_of(error).and_then(|root| root.downcast_ref::<EntryError>());
+    matches!(root, Some(EntryError::Unmapped { .. }))
+}
+
+fn root_of(error: &RootfsError) -> Option<&(dyn Error + 'static)> {
+    std::iter::successors(Some(error as &dyn Error), |&error| error.source()).last()
+}
+
 /// What the system said at the root of `error`, if no image can be the reason for it: a disk or quota
 /// that is full, fails or is read-only, and no memory or files left.
 fn failure_of_host(error: &RootfsError) -> Option<Errno> {
-    let root = std::iter::successors(Some(error as &dyn Error), |&error| error.source()).last()?;
-    let errno = Errno::from_raw(root.downcast_ref::<io::Error>()?.raw_os_error()?);
+    let errno = Errno::from_raw(root_of(error)?.downcast_ref::<io::Error>()?.raw_os_error()?);
     match errno {
         Errno::ENOSPC
         | Errno::EDQUOT

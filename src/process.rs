@@ -18,6 +18,7 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{dup2_stdin, dup2_stdout, geteuid};
+use rustix::thread::{CapabilitiesSecureBits, set_capabilities_secure_bits};
 
 pub(crate) use self::inherited::InheritedFiles;
 pub(crate) use self::parent::Parent;
@@ -77,7 +78,17 @@ pub(crate) fn enter_private_mounts() -> Result<(), ProcessError> {
     }
     let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
     mount(None::<&str>, "/", None::<&str>, private, None::<&str>)
-        .map_err(step("make all mounts private"))
+        .map_err(step("make all mounts private"))?;
+    keep_capabilities()
+}
+
+/// Lets a thread keep its capabilities when it takes on another user. libkrun's virtio-fs server makes
+/// each file as its owner, with that owner's first group and no other (`set_creds`, 1.19.7): a program in
+/// the guest could not write into a folder of its other groups. What the guest's kernel has allowed is
+/// so not judged a second time, by less than it knows.
+fn keep_capabilities() -> Result<(), ProcessError> {
+    set_capabilities_secure_bits(CapabilitiesSecureBits::NO_SETUID_FIXUP)
+        .map_err(step("keep capabilities (CAP_SETPCAP)"))
 }
 
 /// A number of the line `/proc/<pid>/stat` (proc(5)), by its place from 3 on: the second, the name of

@@ -59,7 +59,7 @@ pub use platform::{Platform, PlatformError};
 pub use retention::{Collected, Retention};
 pub use store::{StoreError, check_parents, private_folder};
 pub use unpack::{
-    ArchiveError, EntryError, LayerError, LayerFacts, Limits, PathError, PaxError, Progress,
-    SparseError, remove_path,
+    ArchiveError, EntryError, LayerError, LayerFacts, Limits, MappedIds, PathError, PaxError,
+    Progress, SparseError, remove_path,
 };
 pub use verify::{Damage, Verified};

@@ -14,7 +14,6 @@ use a3s_box_core::event::{GuestMetrics, HealthCause};
 use a3s_box_proto::agent::agent_client::AgentClient;
 use a3s_box_proto::agent::{HealthCheckRequest, MetricsRequest, State, Status as Health};
 use hyper_util::rt::TokioIo;
-use tokio::net::UnixStream;
 use tokio::time::timeout;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Status};
@@ -22,6 +21,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 use tower::service_fn;
 
+use super::line::{Cutter, Line};
 use crate::printable::{MESSAGE_CHARS, printable};
 
 /// The longest answer that is decoded. A real one has some tens of bytes.
@@ -64,13 +64,15 @@ enum Service {
 pub(super) struct Agent {
     socket: PathBuf,
     channel: Channel,
+    cutter: Cutter,
     service: Service,
 }
 
 impl Agent {
     /// A client for the agent behind `socket`. To be called in a tokio runtime.
     pub(super) fn new(socket: &Path) -> Self {
-        Self { socket: socket.to_owned(), channel: channel(socket), service: Service::Own }
+        let (channel, cutter) = channel(socket);
+        Self { socket: socket.to_owned(), channel, cutter, service: Service::Own }
     }
 
     /// Asks once; a success is an answer that says that the agent serves.
@@ -78,7 +80,8 @@ impl Agent {
         match timeout(within, self.ask()).await {
             Ok(answer) => answer,
             Err(_elapsed) => {
-                self.channel = channel(&self.socket);
+                self.cutter.cut();
+                (self.channel, self.cutter) = channel(&self.socket);
                 let message = format!("no answer within {} ms", within.as_millis());
                 Err(Failure { cause: HealthCause::Timeout, message })
             }
@@ -91,8 +94,11 @@ impl Agent {
             return None;
         }
         let mut client = self.own();
-        let answer = timeout(within, client.metrics(MetricsRequest {})).await.ok()?.ok()?;
-        let answer = answer.into_inner();
+        let Ok(answer) = timeout(within, client.metrics(MetricsRequest {})).await else {
+            self.cutter.cut();
+            return None;
+        };
+        let answer = answer.ok()?.into_inner();
         // JSON has no other numbers.
         let finite = |number: f64| if number.is_finite() { number } else { 0.0 };
         Some(GuestMetrics {
@@ -105,7 +111,12 @@ impl Agent {
 
     /// One that shares the connection, for other questions.
     pub(super) fn share(&self) -> Self {
-        Self { socket: self.socket.clone(), channel: self.channel.clone(), service: self.service }
+        Self {
+            socket: self.socket.clone(),
+            channel: self.channel.clone(),
+            cutter: self.cutter.clone(),
+            service: self.service,
+        }
     }
 
     async fn ask(&mut self) -> Result<Answer, Failure> {
@@ -148,16 +159,18 @@ impl Agent {
     }
 }
 
-fn channel(socket: &Path) -> Channel {
-    let socket = socket.to_owned();
-    let connect = service_fn(move |_: Uri| connect(socket.clone()));
+fn channel(socket: &Path) -> (Channel, Cutter) {
+    let cutter = Cutter::default();
+    let (socket, for_each) = (socket.to_owned(), cutter.clone());
+    let connect = service_fn(move |_: Uri| connect(socket.clone(), for_each.clone()));
     // The authority of a unix socket is not looked at; it must only be one.
     let endpoint = Endpoint::from_static("http://localhost");
-    endpoint.http2_max_header_list_size(MAX_HEADER_BYTES).connect_with_connector_lazy(connect)
+    let endpoint = endpoint.http2_max_header_list_size(MAX_HEADER_BYTES);
+    (endpoint.connect_with_connector_lazy(connect), cutter)
 }
 
-async fn connect(socket: PathBuf) -> io::Result<TokioIo<UnixStream>> {
-    UnixStream::connect(socket).await.map(TokioIo::new)
+async fn connect(socket: PathBuf, cutter: Cutter) -> io::Result<TokioIo<Line>> {
+    cutter.connect(&socket).await.map(TokioIo::new)
 }
 
 fn serving(is_serving: bool, status: i32, state: Option<BoxState>) -> Result<Answer, Failure> {

@@ -8,6 +8,8 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 /// Longer than any boot in the lab under load.
@@ -46,6 +48,21 @@ pub fn config(folder: &Path, process: &Value) -> Value {
     })
 }
 
+/// A folder and a config for the tests' own workload.
+fn workload(steps: &[&str], change: impl FnOnce(&mut Value)) -> (tempfile::TempDir, Value) {
+    let program = variable("A3S_BOX_WORKLOAD");
+    let args: Vec<&str> = std::iter::once("/w/workload").chain(steps.iter().copied()).collect();
+    let folder = tempfile::Builder::new().prefix("b").tempdir().unwrap();
+    let mut config = config(folder.path(), &json!({"args": args}));
+    let source = program.parent();
+    config["mounts"] =
+        json!([{"type": "virtiofs", "source": source, "target": "/w", "read_only": true}]);
+    // A guest that hangs is shown, and its test fails.
+    config["resources"] = json!({"timeout_ms": 100_000});
+    change(&mut config);
+    (folder, config)
+}
+
 /// The shim. In the lab all of it stays on one CPU; `.config/nextest.toml` says why.
 fn shim() -> Command {
     let program = variable("A3S_BOX_SHIM");
@@ -71,10 +88,37 @@ impl Shim {
         Self::spawn(folder, &config)
     }
 
+    /// Starts the tests' own workload with `steps`, from the first share.
+    pub fn start_workload(steps: &[&str], change: impl FnOnce(&mut Value)) -> Self {
+        let (folder, config) = workload(steps, change);
+        Self::spawn(folder, &config)
+    }
+
+    /// The same by a program that takes the shim's command line at the end of its own.
+    pub fn start_workload_by(
+        program: Command,
+        steps: &[&str],
+        change: impl FnOnce(&mut Value),
+    ) -> Self {
+        let (folder, config) = workload(steps, change);
+        Self::spawn_by(program, folder, &config)
+    }
+
     /// Starts a box of its own in the folder of another one.
     pub fn spawn(folder: tempfile::TempDir, config: &Value) -> Self {
+        Self::spawn_with(shim(), folder, config)
+    }
+
+    /// The same by another program.
+    pub fn spawn_by(mut program: Command, folder: tempfile::TempDir, config: &Value) -> Self {
+        let shim = shim();
+        program.arg(shim.get_program()).args(shim.get_args());
+        Self::spawn_with(program, folder, config)
+    }
+
+    fn spawn_with(mut shim: Command, folder: tempfile::TempDir, config: &Value) -> Self {
         let log = std::fs::File::create(folder.path().join("log")).unwrap();
-        let mut child = shim()
+        let mut child = shim
             .env("A3S_BOX_LOG", "info")
             .stderr(log)
             .stdin(Stdio::piped())
@@ -147,6 +191,11 @@ impl Shim {
             .map(|event| &event["code"])
             .collect();
         assert_eq!(found, error.into_iter().collect::<Vec<_>>(), "{self}");
+    }
+
+    /// Sends a signal to the shim.
+    pub fn send(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id().cast_signed()), signal).unwrap();
     }
 
     /// Output of the workload.

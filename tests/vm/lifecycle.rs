@@ -1,30 +1,9 @@
 //! What a box tells of its life: health, readiness, states, figures, and floods that change nothing.
 
-use std::path::Path;
-
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use a3s_box_vm_tests::{Shim, variable};
-
-/// Starts the tests' own workload, with `steps`, from a share.
-fn start(steps: &[&str], change: impl FnOnce(&mut Value)) -> Shim {
-    let program = variable("A3S_BOX_WORKLOAD");
-    let args: Vec<&str> = std::iter::once("/w/workload").chain(steps.iter().copied()).collect();
-    Shim::start_with(&json!({"args": args}), |config| {
-        config["mounts"] = json!([{"type": "virtiofs", "source": folder_of(&program), "target": "/w", "read_only": true}]);
-        change(config);
-    })
-}
-
-fn folder_of(program: &Path) -> &Path {
-    program.parent().unwrap()
-}
-
-fn stop(shim: &Shim) {
-    kill(Pid::from_raw(shim.child.id().cast_signed()), Signal::SIGTERM).unwrap();
-}
+use a3s_box_vm_tests::Shim;
 
 fn changes(shim: &Shim, kind: &str) -> Vec<String> {
     let of_kind = shim.events.iter().filter(|event| event["type"] == kind);
@@ -37,7 +16,7 @@ fn changes(shim: &Shim, kind: &str) -> Vec<String> {
 #[test]
 fn a_server_of_the_image_with_the_standard_service_is_the_agent() {
     let steps = ["serve-standard", "sleep-ms=4000", "not-serving", "sleep-ms=100000"];
-    let mut shim = start(&steps, |config| {
+    let mut shim = Shim::start_workload(&steps, |config| {
         config["agent"]["provider"] = json!("image");
         config["agent"]["health"] = json!({"interval_ms": 300, "timeout_ms": 2000, "retries": 2});
     });
@@ -50,13 +29,13 @@ fn a_server_of_the_image_with_the_standard_service_is_the_agent() {
         (&json!("unhealthy"), &json!("not_serving")),
         "{shim}"
     );
-    stop(&shim);
+    shim.send(Signal::SIGTERM);
     shim.ends_with(143, "stopped", None);
 }
 
 #[test]
 fn an_agent_that_never_reads_is_unhealthy_and_freezes_nothing() {
-    let mut shim = start(&["deaf-agent", "sleep-ms=100000"], |config| {
+    let mut shim = Shim::start_workload(&["deaf-agent", "sleep-ms=100000"], |config| {
         config["agent"]["provider"] = json!("image");
         config["agent"]["readiness"] = json!("started");
         // The workload takes a moment until it listens.
@@ -69,7 +48,7 @@ fn an_agent_that_never_reads_is_unhealthy_and_freezes_nothing() {
         (&json!("unhealthy"), &json!("timeout")),
         "{shim}"
     );
-    stop(&shim);
+    shim.send(Signal::SIGTERM);
     shim.ends_with(143, "stopped", None);
 }
 
@@ -89,7 +68,8 @@ fn a_workload_says_when_it_is_ready_and_what_it_does() {
         "another-control",
         "sleep-ms=500",
     ];
-    let mut shim = start(&steps, |config| config["agent"]["readiness"] = json!("notify"));
+    let mut shim =
+        Shim::start_workload(&steps, |config| config["agent"]["readiness"] = json!("notify"));
     shim.ends_with(0, "exited", None);
     let expected =
         ["created>ready", "ready>busy", "busy>compacting", "compacting>ready", "ready>stopped"];
@@ -106,10 +86,12 @@ fn a_workload_says_when_it_is_ready_and_what_it_does() {
 
 #[test]
 fn a_workload_that_floods_what_it_may_say_delays_no_stop() {
-    let mut shim = start(&["notify-flood"], |config| config["stop"] = json!({"grace_ms": 20_000}));
+    let mut shim = Shim::start_workload(&["notify-flood"], |config| {
+        config["stop"] = json!({"grace_ms": 20_000})
+    });
     shim.wait_for("agent.ready");
     std::thread::sleep(std::time::Duration::from_secs(2));
-    stop(&shim);
+    shim.send(Signal::SIGTERM);
     shim.ends_with(143, "stopped", None);
     let last = shim.events.last().unwrap();
     assert_eq!(last["stop"]["ended_by"], "signal", "{shim}");
@@ -121,7 +103,8 @@ fn a_workload_that_floods_what_it_may_say_delays_no_stop() {
 #[test]
 fn a_flood_of_output_takes_no_more_room_than_it_may_and_the_newest_stays() {
     const MIB: u64 = 1 << 20;
-    let mut shim = start(&["print-mib=8"], |config| config["console"] = json!({"max_mib": 1}));
+    let mut shim =
+        Shim::start_workload(&["print-mib=8"], |config| config["console"] = json!({"max_mib": 1}));
     shim.ends_with(0, "exited", None);
     let size = |name| std::fs::metadata(shim.state().join(name)).map_or(0, |found| found.len());
     let kept = size("console.log") + size("console.log.1");
@@ -135,7 +118,7 @@ fn a_flood_of_output_takes_no_more_room_than_it_may_and_the_newest_stays() {
 
 #[test]
 fn figures_are_of_the_guest() {
-    let mut shim = start(&["sleep-ms=100000"], |config| {
+    let mut shim = Shim::start_workload(&["sleep-ms=100000"], |config| {
         config["events"] = json!({"metrics_interval_ms": 1000});
     });
     shim.wait_for("metrics");
@@ -146,7 +129,7 @@ fn figures_are_of_the_guest() {
     assert!(metrics["guest"]["processes"].as_u64().unwrap() > 2, "{metrics}");
     assert_eq!(metrics["health"]["state"], "healthy");
     assert!(metrics["boot"]["kernel_ms"].as_u64().unwrap() > 0, "{metrics}");
-    stop(&shim);
+    shim.send(Signal::SIGTERM);
     shim.ends_with(143, "stopped", None);
 }
 
@@ -156,7 +139,7 @@ fn shims_side_by_side_take_little_beside_their_guests() {
     const BOXES: usize = 3;
     const LIMIT_KIB: u64 = 5 * 1024;
     let start = |_| {
-        start(&["sleep-ms=100000"], |config| {
+        Shim::start_workload(&["sleep-ms=100000"], |config| {
             config["events"] = json!({"metrics_interval_ms": 1000});
         })
     };
@@ -177,7 +160,7 @@ fn shims_side_by_side_take_little_beside_their_guests() {
         assert!(kib("shim_pss_kib") <= LIMIT_KIB, "{metrics}");
     }
     for shim in &mut shims {
-        stop(shim);
+        shim.send(Signal::SIGTERM);
         shim.ends_with(143, "stopped", None);
     }
 }

@@ -8,6 +8,10 @@
 //! | `stop` | signals, grace, kill, and what a killed shim leaves |
 //! | `lifecycle` | health, readiness, states, figures, and floods that change nothing |
 //! | `matrix` | nothing is left of a VM, however and whenever it ends |
+//! | `shares` | a folder that is shared is all that a hostile guest reaches, and less if it is read-only |
+//! | `liars` | a guest that lies or floods, on whichever port, harms itself only |
+//! | `services` | images as databases are: several owners, and a user to drop to |
+//! | `calls` | no system call is allowed that nothing makes |
 //! | `cgroup` | what a box may take of the host |
 //! | `doctor` | a host where boxes run is found to be well |
 //! | `network` | what a guest reaches, and from where it is reached |
@@ -20,13 +24,17 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails here")]
 
 mod agent;
+mod calls;
 mod cgroup;
 mod doctor;
 mod exactness;
 mod exit_status;
+mod liars;
 mod lifecycle;
 mod lost_guest;
 mod matrix;
 mod network;
+mod services;
+mod shares;
 mod stop;
 mod supervisor;

@@ -146,17 +146,39 @@ fn an_ordinary_user_without_sub_ids_gets_images_of_one_owner_only() {
     assert_eq!(cached(folder.path(), "d/own").unwrap().uid(), USER);
 
     let folder = tempfile::tempdir().unwrap();
-    config["image"] = image(folder.path(), "mkdir d && echo 1 >d/other && chown 42:42 d/other");
+    config["image"] = image(folder.path(), "mkdir d && echo 1 >d/other && chown 42:43 d/other");
     give(folder.path());
     let output = prepare(&config, SubIds::None);
     assert_eq!(output.status.code(), Some(125), "{output:?}");
     let events = events(&output);
     let error = events.iter().find(|event| event["type"] == "error").unwrap();
-    assert_eq!(error["code"], "layer_invalid");
+    assert_eq!(error["code"], "rootfs_failed", "it is the host that lacks something");
+    let digest = events.iter().find(|event| event["type"] == "rootfs.progress").unwrap();
     let causes = error["causes"].to_string();
+    assert!(causes.contains(digest["layer"].as_str().unwrap()), "{causes}");
     assert!(causes.contains("`d/other`"), "{causes}");
-    let expected = "owner 42:42 is not mapped in this user namespace: give the user sub-ids in \
-                    /etc/subuid and /etc/subgid";
+    let expected = "owner 42:43 is not mapped in the user namespace of this process: its user ids are 0, \
+                    its group ids 0";
+    assert!(causes.contains(expected), "{causes}");
+    let hint = error["hint"].as_str().unwrap();
+    for name in ["/etc/subuid", "/etc/subgid", "`uidmap`"] {
+        assert!(hint.contains(name), "{hint}");
+    }
+}
+
+#[test]
+fn an_owner_beyond_the_sub_ids_is_told_with_those_that_there_are() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = config(folder.path(), &["never", "played"]);
+    config["image"] = image(folder.path(), "echo 1 >far && chown 70000:1 far");
+    give(folder.path());
+    let output = prepare(&config, SubIds::Given);
+    assert_eq!(output.status.code(), Some(125), "{output:?}");
+    let events = events(&output);
+    let error = events.iter().find(|event| event["type"] == "error").unwrap();
+    let causes = error["causes"].to_string();
+    let expected = "owner 70000:1 is not mapped in the user namespace of this process: its user ids are \
+                    0-65536, its group ids 0-65536";
     assert!(causes.contains(expected), "{causes}");
 }
 

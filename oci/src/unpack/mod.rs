@@ -5,6 +5,7 @@
 //! archive   headers, pax, sparse  entries of the tar stream
 //! path      names made safe       whiteout   names that hide
 //! tree      the file system       place      one name in it       links    hard links
+//! mapped    the owners that there can be
 //! remove    undoing a tree
 //! seams     what a layer leaves to those below it
 //! ```
@@ -17,6 +18,7 @@ mod archive;
 mod gzip;
 mod limits;
 mod links;
+mod mapped;
 mod path;
 mod pax;
 mod place;
@@ -35,6 +37,7 @@ use std::os::fd::OwnedFd;
 
 pub use archive::ArchiveError;
 pub use limits::Limits;
+pub use mapped::MappedIds;
 pub use path::PathError;
 pub use pax::PaxError;
 pub(crate) use place::is_opaque;

@@ -18,6 +18,7 @@ use nix::unistd::{Gid, Uid, fchown, fchownat, symlinkat};
 use rustix::fs::{XattrFlags, fgetxattr, fremovexattr, fsetxattr, lsetxattr};
 
 use super::archive::Metadata;
+use super::mapped::MappedIds;
 use super::path::PATH_BYTES;
 use super::remove::remove_tree;
 use super::tree::{EntryError, failed};
@@ -207,7 +208,10 @@ fn kept_xattrs(metadata: &Metadata) -> impl Iterator<Item = (&[u8], &[u8])> {
 fn owner_error(metadata: &Metadata) -> impl Fn(Errno) -> EntryError {
     let (uid, gid) = (metadata.uid, metadata.gid);
     move |errno| match errno {
-        Errno::EINVAL => EntryError::Unmapped { uid, gid },
+        Errno::EINVAL => {
+            let (uids, gids) = (MappedIds::users(), MappedIds::groups());
+            EntryError::Unmapped { uid, gid, uids, gids }
+        }
         errno => failed("set an owner")(errno),
     }
 }

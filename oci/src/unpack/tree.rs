@@ -28,6 +28,7 @@ use nix::sys::time::TimeSpec;
 
 use super::archive::Metadata;
 use super::links::LateLink;
+use super::mapped::MappedIds;
 use super::path::{EntryPath, PATH_BYTES, PathError, components};
 use super::place::{Place, plain, set_owner_and_mode, time};
 use super::seams::{Ground, Seams};
@@ -81,13 +82,17 @@ pub enum EntryError {
     },
     /// The owner is nobody in the user namespace of the process.
     #[error(
-        "owner {uid}:{gid} is not mapped in this user namespace: give the user sub-ids in /etc/subuid and /etc/subgid"
+        "owner {uid}:{gid} is not mapped in the user namespace of this process: its user ids are {uids}, its group ids {gids}"
     )]
     Unmapped {
         /// The user.
         uid: u32,
         /// The group.
         gid: u32,
+        /// The users that files can have.
+        uids: MappedIds,
+        /// The groups that files can have.
+        gids: MappedIds,
     },
     /// The process lacks a capability.
     #[error(

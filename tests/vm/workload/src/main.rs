@@ -1,9 +1,18 @@
 //! What VM tests run in their boxes. Each argument is one step, `verb` or `verb=value`; the program
 //! ends with 0 after the last one.
 
+mod attempts;
+mod escape;
+mod file_operations;
+mod forger;
+mod liar;
+mod raw_fuse;
+mod read_only;
+
 use std::io::Write;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -51,8 +60,28 @@ async fn play(step: &str, reporter: &mut Option<HealthReporter>) -> Result<()> {
         }
         "deaf-agent" => deaf_agent()?,
         "print-mib" => print(value.parse()?)?,
+        "flood-output" => flood_output(),
+        "flood-control" => drop(tokio::spawn(flood_control())),
+        "forge" => forger::forge(value)?,
+        "lie-ms" => {
+            let address = VsockAddr::new(VMADDR_CID_ANY, AGENT_PORT);
+            liar::lie(address, Duration::from_millis(value.parse()?)).await?;
+        }
         "another-control" => another_control().await?,
         "reach" => reach(value).await?,
+        "change-read-only" => {
+            let (folder, tag) = value.split_once(',').context("FOLDER,TAG")?;
+            read_only::try_all(Path::new(folder), tag)?;
+        }
+        "escape" => match value.split(',').collect::<Vec<_>>()[..] {
+            [own, other, canary] => {
+                escape::try_all(Path::new(own), Path::new(other), Path::new(canary))?
+            }
+            _ => bail!("OWN,OTHER,CANARY"),
+        },
+        "use-files" => file_operations::use_all(Path::new(value))?,
+        "unmount" => rustix::mount::unmount(value, rustix::mount::UnmountFlags::empty())?,
+        "raw-fuse" => raw_fuse::try_all(value)?,
         _ => bail!("unknown"),
     }
     Ok(())
@@ -121,6 +150,36 @@ async fn reach(whom: &str) -> Result<()> {
         Err(_) => "not reached: no answer".to_owned(),
     };
     Ok(writeln!(std::io::stdout(), "{name} {outcome}")?)
+}
+
+/// Fills both streams of the console, without end.
+fn flood_output() {
+    #[expect(clippy::disallowed_methods, reason = "no event is written here")]
+    let streams: [Box<dyn Write + Send>; 2] =
+        [Box::new(std::io::stdout()), Box::new(std::io::stderr())];
+    for mut stream in streams {
+        std::thread::spawn(move || while stream.write_all(&[b'x'; 64 * 1024]).is_ok() {});
+    }
+}
+
+/// Connects to the shim again and again, and says what a guest never says.
+async fn flood_control() {
+    use tokio::io::AsyncWriteExt;
+    let mut kept = std::collections::VecDeque::new();
+    loop {
+        let speak = async {
+            let mut stream = VsockStream::connect(VsockAddr::new(HOST, CONTROL_PORT)).await?;
+            AsyncWriteExt::write_all(&mut stream, &[0xff; 4096]).await?;
+            std::io::Result::Ok(stream)
+        };
+        // Unheard or not, it is the next attempt that counts.
+        if let Ok(Ok(stream)) = timeout(Duration::from_millis(20), speak).await {
+            kept.push_back(stream);
+        }
+        if kept.len() > 64 {
+            kept.pop_front();
+        }
+    }
 }
 
 /// Tries to speak for PID 1: there is nobody any more who would listen.

@@ -1,0 +1,83 @@
+//! The owners that files can have in the user namespace of this process.
+
+use std::fmt;
+use std::fs;
+
+/// Most ranges that are told: a map can have 340 (`user_namespaces(7)`).
+const TOLD_RANGES: usize = 8;
+
+/// Ids of users or groups that are mapped.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MappedIds(Vec<(u64, u64)>);
+
+impl MappedIds {
+    pub(super) fn users() -> Self {
+        Self::read("/proc/self/uid_map")
+    }
+
+    pub(super) fn groups() -> Self {
+        Self::read("/proc/self/gid_map")
+    }
+
+    /// What cannot be read is told as no ids.
+    fn read(path: &str) -> Self {
+        Self::parse(&fs::read_to_string(path).unwrap_or_default())
+    }
+
+    /// First and last id of each line: the first number is the first id inside, the third their count.
+    fn parse(map: &str) -> Self {
+        let range = |line: &str| {
+            let mut numbers = line.split_whitespace().map(|number| number.parse::<u64>().ok());
+            let (first, count) = (numbers.next()??, numbers.nth(1)??);
+            Some((first, first.checked_add(count.checked_sub(1)?)?))
+        };
+        let mut ranges: Vec<(u64, u64)> = map.lines().filter_map(range).collect();
+        ranges.sort_unstable();
+        // Sub-ids come in several ranges, one after the other.
+        ranges.dedup_by(|next, range| {
+            let is_next = range.1.checked_add(1) == Some(next.0);
+            range.1 = if is_next { next.1 } else { range.1 };
+            is_next
+        });
+        Self(ranges)
+    }
+}
+
+impl fmt::Display for MappedIds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() {
+            return f.write_str("none");
+        }
+        for (i, (first, last)) in self.0.iter().take(TOLD_RANGES).enumerate() {
+            f.write_str(if i == 0 { "" } else { ", " })?;
+            match first == last {
+                true => write!(f, "{first}")?,
+                false => write!(f, "{first}-{last}")?,
+            }
+        }
+        f.write_str(if self.0.len() > TOLD_RANGES { ", …" } else { "" })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_told_as_they_are_in_the_namespace() {
+        let cases = [
+            ("         0       1000          1\n", "0"),
+            ("0 1000 1\n1 100000 65536\n", "0-65536"),
+            ("0 1000 1\n1 100000 10\n11 300000 5\n100 7 2\n", "0-15, 100-101"),
+            ("5 1 1\n0 1000 1\n", "0, 5"),
+            ("0 0 4294967295\n", "0-4294967294"),
+            ("", "none"),
+            ("0 0 0\nx 1 1\n0 0\n18446744073709551615 0 2\n", "none"),
+        ];
+        for (map, expected) in cases {
+            assert_eq!(MappedIds::parse(map).to_string(), expected, "{map}");
+        }
+        let many: String = (0..20).map(|i| format!("{} 0 1\n", i * 2)).collect();
+        assert_eq!(MappedIds::parse(&many).to_string(), "0, 2, 4, 6, 8, 10, 12, 14, …");
+    }
+}

@@ -1,0 +1,131 @@
+//! What a guest with an honest kernel can try from a folder that it may write: to reach by links, races
+//! and odd files what is outside of it on the host.
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use rustix::fs::{
+    AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, chmodat, makedev, mkdirat, mknodat, openat,
+    renameat_with,
+};
+
+use crate::attempts::{attempt, say};
+
+/// How long two threads race.
+const RACE: Duration = Duration::from_secs(3);
+
+/// Folders in one another.
+const DEPTH: usize = 64;
+
+/// From the shared folders `own` and `other`; `canary` is a file's path on the host.
+pub(crate) fn try_all(own: &Path, other: &Path, canary: &Path) -> Result<()> {
+    fs::write(own.join("file"), "of the guest")?;
+    follow_links(own, canary)?;
+    attempt("link-across", fs::hard_link(own.join("file"), other.join("linked")));
+    attempt("link-root-file", fs::hard_link("/etc/passwd", own.join("linked")));
+    attempt("rename-across", fs::rename(own.join("file"), other.join("renamed")));
+    race(own, canary)?;
+    make_devices(own);
+    leave_odd_files(own)?;
+    Ok(())
+}
+
+/// All of these are resolved by the guest's own kernel, in the guest.
+fn follow_links(own: &Path, canary: &Path) -> Result<()> {
+    let up = "../".repeat(40);
+    let relative = format!("{up}{}", canary.display());
+    let targets = [
+        ("absolute", canary.display().to_string()),
+        ("relative", relative.clone()),
+        ("proc-root", format!("/proc/self/root/{relative}")),
+        ("sibling", "../canary".to_owned()),
+    ];
+    for (name, target) in targets {
+        let link = own.join(name);
+        symlink(&target, &link)?;
+        attempt(&format!("symlink-{name}"), fs::read(&link));
+        // A link to a link, in a folder that is reached through another one.
+        symlink(&link, own.join(format!("{name}-again")))?;
+        attempt(&format!("symlink-{name}-again"), fs::read(own.join(format!("{name}-again"))));
+        attempt(&format!("path-{name}"), fs::read(own.join(target)));
+    }
+    Ok(())
+}
+
+/// One thread swaps a folder and a link to the canary's folder, another opens what is below.
+fn race(own: &Path, canary: &Path) -> Result<()> {
+    let (folder, link) = (own.join("swapped"), own.join("swapping"));
+    let (parent, name) = canary.parent().zip(canary.file_name()).context("a path of a file")?;
+    fs::create_dir(&folder)?;
+    fs::write(folder.join(name), "of the guest")?;
+    symlink(parent, &link)?;
+    let is_over = AtomicBool::new(false);
+    let (mut opened, mut missed, mut reached) = (0_u32, 0_u32, 0_u32);
+    std::thread::scope(|scope| {
+        let swapper = scope.spawn(|| {
+            let mut swaps = 0_u32;
+            while !is_over.load(Ordering::Relaxed) {
+                let swap = renameat_with(CWD, &folder, CWD, &link, RenameFlags::EXCHANGE);
+                swaps += u32::from(swap.is_ok());
+            }
+            swaps
+        });
+        let start = Instant::now();
+        while start.elapsed() < RACE {
+            match fs::read(folder.join(name)) {
+                Ok(content) if content == b"of the guest" => opened += 1,
+                Ok(_) => reached += 1,
+                Err(_) => missed += 1,
+            }
+        }
+        is_over.store(true, Ordering::Relaxed);
+        say(&format!("swaps {}", swapper.join().unwrap_or(0)));
+    });
+    say(&format!("race opened {opened} missed {missed}"));
+    let outcome = if reached == 0 { Err(io::Error::from_raw_os_error(2)) } else { Ok(()) };
+    attempt("race", outcome);
+    Ok(())
+}
+
+/// Devices of the host, if the host made them.
+fn make_devices(own: &Path) {
+    let devices = [
+        ("memory", FileType::CharacterDevice, makedev(1, 1)),
+        ("kernel-log", FileType::CharacterDevice, makedev(1, 11)),
+        ("kvm", FileType::CharacterDevice, makedev(10, 232)),
+        ("disk", FileType::BlockDevice, makedev(254, 0)),
+    ];
+    for (name, kind, device) in devices {
+        let made = mknodat(CWD, own.join(name), kind, Mode::RWXU | Mode::RWXO, device);
+        attempt(&format!("mknod-{name}"), made.map_err(io::Error::from));
+    }
+}
+
+/// What is allowed, and must be harmless on the host.
+fn leave_odd_files(own: &Path) -> Result<()> {
+    fs::write(own.join("setuid"), "#!/bin/sh\n")?;
+    chmodat(CWD, own.join("setuid"), Mode::from_raw_mode(0o6755), AtFlags::empty())?;
+    mknodat(CWD, own.join("fifo"), FileType::Fifo, Mode::RUSR, 0)?;
+    drop(UnixListener::bind(own.join("socket"))?);
+    mknodat(CWD, own.join("whiteout"), FileType::CharacterDevice, Mode::RUSR, makedev(0, 0))?;
+    File::create(own.join(OsStr::from_bytes(b"\x1b[2J\n\xff")))?;
+    File::create(own.join("n".repeat(255)))?;
+    attempt("name-of-256", File::create(own.join("n".repeat(256))));
+    attempt("path-of-5000", File::open(own.join("x/".repeat(2500))));
+    let mut folder = openat(CWD, own, OFlags::DIRECTORY, Mode::empty())?;
+    for _ in 0..DEPTH {
+        mkdirat(&folder, "deep", Mode::RWXU)?;
+        folder = openat(&folder, "deep", OFlags::DIRECTORY, Mode::empty())?;
+    }
+    drop(openat(&folder, "deepest", OFlags::CREATE | OFlags::WRONLY, Mode::RWXU)?);
+    say("odd files are made");
+    Ok(())
+}

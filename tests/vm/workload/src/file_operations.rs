@@ -1,0 +1,152 @@
+//! Every operation on files that a program can ask for, in a folder of the box: what the virtio-fs server
+//! then calls on the host is what its filter must allow. Each must succeed.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Seek, Write};
+use std::os::unix::fs::{FileExt, symlink};
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use rustix::fs::{
+    Access, AtFlags, CWD, FallocateFlags, FileType, FlockOperation, Gid, Mode, OFlags, RenameFlags,
+    SeekFrom, StatxFlags, Timespec, Timestamps, UTIME_NOW, Uid, XattrFlags, accessat, chmodat,
+    chownat, copy_file_range, fallocate, fcntl_lock, fdatasync, fgetxattr, flistxattr, flock,
+    fremovexattr, fsetxattr, fsync, ftruncate, futimens, lgetxattr, llistxattr, lremovexattr,
+    lsetxattr, makedev, mknodat, openat, readlinkat, renameat_with, seek, statfs, statx, syncfs,
+    utimensat,
+};
+
+use crate::attempts::say;
+
+/// Entries of a folder: more than one answer holds.
+const ENTRIES: usize = 300;
+
+pub(crate) fn use_all(folder: &Path) -> Result<()> {
+    fs::create_dir(folder).context("mkdir")?;
+    contents(folder).context("contents")?;
+    attributes(folder).context("attributes")?;
+    links(folder).context("links")?;
+    names(folder).context("names")?;
+    say("all operations are done");
+    Ok(())
+}
+
+fn contents(folder: &Path) -> Result<()> {
+    let path = folder.join("file");
+    let mut file =
+        OpenOptions::new().create(true).truncate(true).read(true).write(true).open(&path)?;
+    file.write_all(&[1; 300_000])?;
+    file.write_all_at(&[2; 4096], 8192)?;
+    file.read_exact_at(&mut [0; 4096], 4096)?;
+    OpenOptions::new().append(true).open(&path)?.write_all(b"more")?;
+    fallocate(&file, FallocateFlags::empty(), 0, 500_000)?;
+    fallocate(&file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, 0, 4096)?;
+    seek(&file, SeekFrom::Data(0))?;
+    seek(&file, SeekFrom::Hole(0))?;
+    file.rewind()?;
+    let copy = File::create(folder.join("copy"))?;
+    // What the file system cannot do itself, the guest's kernel does.
+    ensure!(copy_file_range(&file, None, &copy, None, 4096)? == 4096, "copy_file_range");
+    ftruncate(&file, 1000)?;
+    OpenOptions::new().write(true).truncate(true).open(folder.join("copy"))?;
+    fsync(&file)?;
+    fdatasync(&file)?;
+    fsync(File::open(folder)?)?;
+    syncfs(&file)?;
+    flock(&file, FlockOperation::LockExclusive)?;
+    flock(&file, FlockOperation::Unlock)?;
+    fcntl_lock(&file, FlockOperation::LockExclusive)?;
+    let direct = OpenOptions::new().read(true).custom_flags_of(OFlags::DIRECT).open(&path)?;
+    direct.read_at(&mut [0; 512], 0).or_else(|error| match error.kind() {
+        // Its buffer has to be aligned.
+        io::ErrorKind::InvalidInput => Ok(0),
+        _ => Err(error),
+    })?;
+    Ok(())
+}
+
+/// Flags of `open(2)` by their names.
+trait CustomFlags {
+    fn custom_flags_of(&mut self, flags: OFlags) -> &mut Self;
+}
+
+impl CustomFlags for OpenOptions {
+    fn custom_flags_of(&mut self, flags: OFlags) -> &mut Self {
+        std::os::unix::fs::OpenOptionsExt::custom_flags(self, flags.bits().cast_signed())
+    }
+}
+
+fn attributes(folder: &Path) -> Result<()> {
+    let path = folder.join("attributes");
+    let file = File::create(&path)?;
+    let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
+    let times = Timestamps { last_access: now, last_modification: now };
+    let (owner, group) = (Some(Uid::from_raw(1000)), Some(Gid::from_raw(1000)));
+    file.set_permissions(fs::Permissions::from_mode_bits(0o640))?;
+    chmodat(CWD, &path, Mode::RWXU, AtFlags::empty())?;
+    chownat(CWD, &path, owner, group, AtFlags::empty())?;
+    futimens(&file, &times)?;
+    utimensat(CWD, &path, &times, AtFlags::empty())?;
+    fsetxattr(&file, c"user.a", b"1", XattrFlags::empty())?;
+    fgetxattr(&file, c"user.a", &mut [0_u8; 16])?;
+    flistxattr(&file, &mut [0_u8; 256])?;
+    fremovexattr(&file, c"user.a")?;
+    accessat(CWD, &path, Access::READ_OK, AtFlags::empty())?;
+    statx(CWD, &path, AtFlags::empty(), StatxFlags::ALL)?;
+    statfs(folder)?;
+    // Written to by another user, a setuid bit goes.
+    chmodat(CWD, &path, Mode::from_raw_mode(0o4777), AtFlags::empty())?;
+    OpenOptions::new().write(true).open(&path)?.write_all(b"1")?;
+    Ok(())
+}
+
+/// From the bits of a mode.
+trait FromModeBits {
+    fn from_mode_bits(bits: u32) -> Self;
+}
+
+impl FromModeBits for fs::Permissions {
+    fn from_mode_bits(bits: u32) -> Self {
+        std::os::unix::fs::PermissionsExt::from_mode(bits)
+    }
+}
+
+fn links(folder: &Path) -> Result<()> {
+    let (file, link) = (folder.join("file"), folder.join("link"));
+    symlink("file", &link)?;
+    readlinkat(CWD, &link, Vec::new())?;
+    fs::hard_link(&file, folder.join("hard"))?;
+    let nofollow = AtFlags::SYMLINK_NOFOLLOW;
+    chownat(CWD, &link, Some(Uid::from_raw(1000)), None, nofollow)?;
+    // What a symbolic link can have of them depends on the host's file system.
+    let _refused = lsetxattr(&link, c"trusted.a", b"1", XattrFlags::empty());
+    let _none = lgetxattr(&link, c"trusted.a", &mut [0_u8; 16]);
+    let _none = llistxattr(&link, &mut [0_u8; 256]);
+    let _none = lremovexattr(&link, c"trusted.a");
+    let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
+    let times = Timestamps { last_access: now, last_modification: now };
+    let _refused = utimensat(CWD, &link, &times, nofollow);
+    Ok(())
+}
+
+fn names(folder: &Path) -> Result<()> {
+    let many = folder.join("many");
+    fs::create_dir(&many)?;
+    for i in 0..ENTRIES {
+        File::create(many.join(format!("{i:0100}")))?;
+    }
+    ensure!(fs::read_dir(&many)?.count() == ENTRIES, "readdir");
+    let (one, other) = (folder.join("one"), folder.join("other"));
+    mknodat(CWD, &one, FileType::Fifo, Mode::RUSR, 0)?;
+    mknodat(CWD, &other, FileType::Socket, Mode::RUSR, 0)?;
+    renameat_with(CWD, &one, CWD, &other, RenameFlags::EXCHANGE)?;
+    let taken = renameat_with(CWD, &one, CWD, &other, RenameFlags::NOREPLACE);
+    ensure!(taken.is_err(), "NOREPLACE");
+    fs::rename(&one, &other)?;
+    mknodat(CWD, &one, FileType::CharacterDevice, Mode::RUSR, makedev(0, 0))?;
+    let open = openat(CWD, &folder.join("gone"), OFlags::CREATE | OFlags::RDWR, Mode::RWXU)?;
+    fs::remove_file(folder.join("gone"))?;
+    drop(open);
+    fs::remove_dir_all(&many)?;
+    Ok(())
+}

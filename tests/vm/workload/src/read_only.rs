@@ -1,0 +1,97 @@
+//! Everything that changes a folder, tried on one that may not be changed.
+//!
+//! Expects in it `file` with a `user.kept` attribute, an empty folder `empty`, a symbolic link `link`
+//! and a file `other`.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{OpenOptionsExt, symlink};
+use std::path::Path;
+
+use anyhow::Result;
+use rustix::fs::{
+    AtFlags, CWD, FileType, Gid, Mode, OFlags, RenameFlags, Timespec, Timestamps, UTIME_NOW, Uid,
+    XattrFlags, chmodat, chownat, lremovexattr, lsetxattr, makedev, mknodat, openat, removexattr,
+    renameat_with, setxattr, utimensat,
+};
+use rustix::mount::{MountFlags, mount, mount_remount};
+
+use crate::attempts::{attempt, say};
+
+/// Tries on the mount itself, on one that was mounted again to be written, and on a second mount of the
+/// device `tag`.
+pub(crate) fn try_all(folder: &Path, tag: &str) -> Result<()> {
+    change("as-mounted", folder);
+    let remounted = mount_remount(folder, MountFlags::empty(), c"");
+    // A guest may do what it likes with its own mounts; what counts is what it can then change.
+    say(&format!("remount {remounted:?}"));
+    change("remounted", folder);
+    let elsewhere = Path::new("/mounted-again");
+    fs::create_dir(elsewhere)?;
+    mount(tag, elsewhere, "virtiofs", MountFlags::empty(), None)?;
+    change("mounted-again", elsewhere);
+    Ok(())
+}
+
+fn change(how: &str, folder: &Path) {
+    let (file, other, new) = (folder.join("file"), folder.join("other"), folder.join("new"));
+    let link = folder.join("link");
+    let named = |what: &str| format!("{how}/{what}");
+    let open = |options: &mut OpenOptions| options.open(&file).map(drop);
+    attempt(&named("write"), open(OpenOptions::new().write(true)));
+    attempt(&named("read-write"), open(OpenOptions::new().read(true).write(true)));
+    attempt(&named("append"), open(OpenOptions::new().append(true)));
+    attempt(&named("truncate"), open(OpenOptions::new().write(true).truncate(true)));
+    let truncate_read = OFlags::TRUNC.bits().cast_signed();
+    attempt(
+        &named("truncate-read"),
+        open(OpenOptions::new().read(true).custom_flags(truncate_read)),
+    );
+    attempt(&named("create"), File::create(&new));
+    let unnamed = openat(CWD, folder, OFlags::TMPFILE | OFlags::RDWR, Mode::RUSR);
+    attempt(&named("create-unnamed"), unnamed.map_err(io::Error::from));
+    attempt(&named("mkdir"), fs::create_dir(&new));
+    attempt(&named("rmdir"), fs::remove_dir(folder.join("empty")));
+    attempt(&named("unlink"), fs::remove_file(&file));
+    attempt(&named("rename"), fs::rename(&file, &new));
+    attempt(&named("rename-over"), fs::rename(&file, &other));
+    let exchanged = renameat_with(CWD, &file, CWD, &other, RenameFlags::EXCHANGE);
+    attempt(&named("exchange"), exchanged.map_err(io::Error::from));
+    attempt(&named("link"), fs::hard_link(&file, &new));
+    attempt(&named("symlink"), symlink("/etc", &new));
+    for (kind, name) in [(FileType::Fifo, "fifo"), (FileType::Socket, "socket")] {
+        attempt(&named(name), mknodat(CWD, &new, kind, Mode::RUSR, 0).map_err(io::Error::from));
+    }
+    let whiteout = mknodat(CWD, &new, FileType::CharacterDevice, Mode::RUSR, makedev(0, 0));
+    attempt(&named("whiteout"), whiteout.map_err(io::Error::from));
+    change_metadata(&named, [folder, &file, &link]);
+}
+
+fn change_metadata(named: &impl Fn(&str) -> String, [folder, file, link]: [&Path; 3]) {
+    let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
+    let times = Timestamps { last_access: now, last_modification: now };
+    let (owner, group) = (Some(Uid::from_raw(1000)), Some(Gid::from_raw(1000)));
+    let nofollow = AtFlags::SYMLINK_NOFOLLOW;
+    for (what, path) in [("folder", folder), ("file", file)] {
+        let outcomes = [
+            ("chmod", chmodat(CWD, path, Mode::RWXU, AtFlags::empty())),
+            ("chown", chownat(CWD, path, owner, group, nofollow)),
+            ("utimes", utimensat(CWD, path, &times, nofollow)),
+            ("setxattr", setxattr(path, c"user.new", b"1", XattrFlags::empty())),
+        ];
+        for (call, outcome) in outcomes {
+            attempt(&named(&format!("{call}-{what}")), outcome.map_err(io::Error::from));
+        }
+    }
+    let kept = removexattr(file, c"user.kept");
+    attempt(&named("removexattr"), kept.map_err(io::Error::from));
+    let outcomes = [
+        ("chown-link", chownat(CWD, link, owner, group, nofollow)),
+        ("utimes-link", utimensat(CWD, link, &times, nofollow)),
+        ("setxattr-link", lsetxattr(link, c"trusted.new", b"1", XattrFlags::empty())),
+        ("removexattr-link", lremovexattr(link, c"trusted.kept")),
+    ];
+    for (call, outcome) in outcomes {
+        attempt(&named(call), outcome.map_err(io::Error::from));
+    }
+}

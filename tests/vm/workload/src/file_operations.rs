@@ -3,7 +3,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Seek, Write};
-use std::os::unix::fs::{FileExt, symlink};
+use std::os::unix::fs::{FileExt, MetadataExt, symlink};
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
@@ -15,11 +15,12 @@ use rustix::fs::{
     lsetxattr, makedev, mknodat, openat, readlinkat, renameat_with, seek, statfs, statx, syncfs,
     utimensat,
 };
+use rustix::thread::{set_thread_res_gid, set_thread_res_uid};
 
 use crate::attempts::say;
 
 /// Entries of a folder: more than one answer holds.
-const ENTRIES: usize = 300;
+const ENTRIES: usize = 50;
 
 pub(crate) fn use_all(folder: &Path) -> Result<()> {
     fs::create_dir(folder).context("mkdir")?;
@@ -27,6 +28,7 @@ pub(crate) fn use_all(folder: &Path) -> Result<()> {
     attributes(folder).context("attributes")?;
     links(folder).context("links")?;
     names(folder).context("names")?;
+    as_another_user(folder).context("as another user")?;
     say("all operations are done");
     Ok(())
 }
@@ -94,9 +96,6 @@ fn attributes(folder: &Path) -> Result<()> {
     accessat(CWD, &path, Access::READ_OK, AtFlags::empty())?;
     statx(CWD, &path, AtFlags::empty(), StatxFlags::ALL)?;
     statfs(folder)?;
-    // Written to by another user, a setuid bit goes.
-    chmodat(CWD, &path, Mode::from_raw_mode(0o4777), AtFlags::empty())?;
-    OpenOptions::new().write(true).open(&path)?.write_all(b"1")?;
     Ok(())
 }
 
@@ -129,11 +128,36 @@ fn links(folder: &Path) -> Result<()> {
     Ok(())
 }
 
+/// What a user may do: the server acts as the owner of what is made, and takes a setuid bit away.
+fn as_another_user(folder: &Path) -> Result<()> {
+    let open = Mode::from_raw_mode(0o777);
+    chmodat(CWD, folder, open, AtFlags::empty())?;
+    let setuid = folder.join("setuid");
+    File::create(&setuid)?;
+    chmodat(CWD, &setuid, Mode::from_raw_mode(0o4777), AtFlags::empty())?;
+    let own = folder.join("of-a-user");
+    let as_user = || -> Result<()> {
+        let (user, group) = (Uid::from_raw(1000), Gid::from_raw(1000));
+        set_thread_res_gid(group, group, group)?;
+        set_thread_res_uid(user, user, user)?;
+        fs::create_dir(&own)?;
+        fs::write(own.join("file"), "1")?;
+        OpenOptions::new().write(true).truncate(true).open(&setuid)?.write_all(b"1")?;
+        Ok(())
+    };
+    std::thread::scope(|scope| scope.spawn(as_user).join())
+        .map_err(|_panic| anyhow::anyhow!("a panic"))??;
+    let owner = |path: &Path| path.metadata().map(|found| found.uid());
+    ensure!(owner(&own)? == 1000, "owner");
+    ensure!(setuid.metadata()?.mode() & 0o4000 == 0, "a setuid bit stays");
+    Ok(())
+}
+
 fn names(folder: &Path) -> Result<()> {
     let many = folder.join("many");
     fs::create_dir(&many)?;
     for i in 0..ENTRIES {
-        File::create(many.join(format!("{i:0100}")))?;
+        File::create(many.join(format!("{i:0200}")))?;
     }
     ensure!(fs::read_dir(&many)?.count() == ENTRIES, "readdir");
     let (one, other) = (folder.join("one"), folder.join("other"));
@@ -144,7 +168,7 @@ fn names(folder: &Path) -> Result<()> {
     ensure!(taken.is_err(), "NOREPLACE");
     fs::rename(&one, &other)?;
     mknodat(CWD, &one, FileType::CharacterDevice, Mode::RUSR, makedev(0, 0))?;
-    let open = openat(CWD, &folder.join("gone"), OFlags::CREATE | OFlags::RDWR, Mode::RWXU)?;
+    let open = openat(CWD, folder.join("gone"), OFlags::CREATE | OFlags::RDWR, Mode::RWXU)?;
     fs::remove_file(folder.join("gone"))?;
     drop(open);
     fs::remove_dir_all(&many)?;

@@ -18,6 +18,7 @@ fn with_metrics(config: &mut Value) {
 }
 
 /// Follows the shim for a while, in which events go on, and gives the most of its own memory.
+#[expect(clippy::print_stdout, reason = "a figure for whoever reads the test's output")]
 fn follow(shim: &mut Shim, duration: Duration) -> u64 {
     let start = Instant::now();
     let mut most_kib = 0;
@@ -34,6 +35,7 @@ fn follow(shim: &mut Shim, duration: Duration) -> u64 {
 }
 
 /// Sends SIGTERM, and checks that the box ends by it, within its grace.
+#[expect(clippy::print_stdout, reason = "a figure for whoever reads the test's output")]
 fn stop_in_time(shim: &mut Shim, grace_ms: u64) {
     shim.send(Signal::SIGTERM);
     let asked = shim.wait_for("stop.requested")["elapsed_ms"].as_u64().unwrap();

@@ -9,6 +9,7 @@ use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use a3s_box_core::config::DiskPlace;
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 
 use crate::spec::VmSpec;
@@ -64,7 +65,7 @@ pub(crate) fn join(spec: &VmSpec) -> Result<(), CgroupError> {
         }
         _ => {}
     }
-    let memory_bytes = (u64::from(spec.memory_mib) + OVERHEAD_MIB) << 20;
+    let memory_bytes = memory_mib(spec.memory_mib, spec.disk, spec.disk_mib) << 20;
     let cpu_us = u64::from(spec.vcpus) * CPU_PERIOD_US;
     let tasks = u32::from(spec.vcpus) + OTHER_TASKS;
     set(folder, "memory", "memory.max", &memory_bytes.to_string())?;
@@ -74,6 +75,16 @@ pub(crate) fn join(spec: &VmSpec) -> Result<(), CgroupError> {
     set(folder, "cpu", "cpu.max", &format!("{cpu_us} {CPU_PERIOD_US}"))?;
     let members = folder.join("cgroup.procs");
     write(&members, &std::process::id().to_string()).map_err(system("move the shim into", folder))
+}
+
+/// What a box may take: its guest's memory, the shim's, and what its disk holds, if that is in memory.
+fn memory_mib(guest_mib: u32, disk: DiskPlace, disk_mib: Option<u32>) -> u64 {
+    let disk_mib = match disk {
+        // Without a limit of its own it has to do with what the guest leaves.
+        DiskPlace::Memory => disk_mib.unwrap_or(0),
+        DiskPlace::StateDir => 0,
+    };
+    u64::from(guest_mib) + u64::from(disk_mib) + OVERHEAD_MIB
 }
 
 /// Sets a limit; asks the cgroup above to pass the controller on, if it does not yet.
@@ -101,4 +112,18 @@ fn write(path: &Path, text: &str) -> io::Result<()> {
 
 fn system(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> CgroupError {
     move |source| CgroupError::System { action, path: path.to_owned(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_in_memory_is_not_taken_from_the_guests() {
+        let beside_512 = |disk, disk_mib| memory_mib(512, disk, disk_mib) - 512 - OVERHEAD_MIB;
+        assert_eq!(beside_512(DiskPlace::Memory, Some(64)), 64);
+        assert_eq!(beside_512(DiskPlace::Memory, None), 0);
+        assert_eq!(beside_512(DiskPlace::StateDir, Some(64)), 0);
+        assert_eq!(memory_mib(u32::MAX, DiskPlace::Memory, Some(u32::MAX)) >> 33, 1);
+    }
 }

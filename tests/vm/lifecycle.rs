@@ -87,7 +87,7 @@ fn a_workload_says_when_it_is_ready_and_what_it_does() {
 #[test]
 fn a_workload_that_floods_what_it_may_say_delays_no_stop() {
     let mut shim = Shim::start_workload(&["notify-flood"], |config| {
-        config["stop"] = json!({"grace_ms": 20_000})
+        config["stop"] = json!({"grace_ms": 20_000});
     });
     shim.wait_for("agent.ready");
     std::thread::sleep(std::time::Duration::from_secs(2));

@@ -169,7 +169,7 @@ fn names(folder: &Path) -> Result<()> {
     fs::rename(&one, &other)?;
     // An overlay keeps whiteouts to itself.
     let _refused = mknodat(CWD, &one, FileType::CharacterDevice, Mode::RUSR, makedev(0, 0));
-    let open = openat(CWD, &folder.join("gone"), OFlags::CREATE | OFlags::RDWR, Mode::RWXU)?;
+    let open = openat(CWD, folder.join("gone"), OFlags::CREATE | OFlags::RDWR, Mode::RWXU)?;
     fs::remove_file(folder.join("gone"))?;
     drop(open);
     fs::remove_dir_all(&many)?;

@@ -73,7 +73,7 @@ async fn play(step: &str, reporter: &mut Option<HealthReporter>) -> Result<()> {
         }
         "escape" => match value.split(',').collect::<Vec<_>>()[..] {
             [own, other, canary] => {
-                escape::try_all(Path::new(own), Path::new(other), Path::new(canary))?
+                escape::try_all(Path::new(own), Path::new(other), Path::new(canary))?;
             }
             _ => bail!("OWN,OTHER,CANARY"),
         },

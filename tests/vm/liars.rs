@@ -18,7 +18,6 @@ fn with_metrics(config: &mut Value) {
 }
 
 /// Follows the shim for a while, in which events go on, and gives the most of its own memory.
-#[expect(clippy::print_stdout, reason = "a figure for whoever reads the test's output")]
 fn follow(shim: &mut Shim, duration: Duration) -> u64 {
     let start = Instant::now();
     let mut most_kib = 0;
@@ -28,21 +27,19 @@ fn follow(shim: &mut Shim, duration: Duration) -> u64 {
         most_kib = most_kib.max(metrics["process"]["shim_pss_kib"].as_u64().unwrap());
         count += 1;
     }
-    println!("{count} metrics in {:?}; at most {most_kib} KiB of its own", start.elapsed());
     assert!(count >= 3, "events stall\n{shim}");
     assert!(most_kib <= MOST_KIB, "{most_kib} KiB\n{shim}");
     most_kib
 }
 
-/// Sends SIGTERM, and checks that the box ends by it, within its grace.
-#[expect(clippy::print_stdout, reason = "a figure for whoever reads the test's output")]
-fn stop_in_time(shim: &mut Shim, grace_ms: u64) {
+/// Sends SIGTERM, checks that the box ends by it, within its grace, and gives the milliseconds that it took.
+fn stop_in_time(shim: &mut Shim, grace_ms: u64) -> u64 {
     shim.send(Signal::SIGTERM);
     let asked = shim.wait_for("stop.requested")["elapsed_ms"].as_u64().unwrap();
     shim.ends_with(143, "stopped", None);
     let ended = shim.events.last().unwrap()["elapsed_ms"].as_u64().unwrap();
-    println!("stopped in {} ms", ended - asked);
     assert!(ended - asked <= grace_ms, "{} ms\n{shim}", ended - asked);
+    ended - asked
 }
 
 #[test]
@@ -74,8 +71,9 @@ fn floods_on_every_port_at_once_stall_nothing_and_delay_no_stop() {
         config["stop"] = json!({"grace_ms": GRACE_MS});
     });
     shim.wait_for("agent.ready");
-    follow(&mut shim, Duration::from_secs(8));
-    stop_in_time(&mut shim, GRACE_MS);
+    let most_kib = follow(&mut shim, Duration::from_secs(8));
+    let stop_ms = stop_in_time(&mut shim, GRACE_MS);
+    println!("at most {most_kib} KiB of the shim's own; stopped in {stop_ms} ms");
 }
 
 #[test]
@@ -92,9 +90,10 @@ fn an_agent_that_lies_is_unhealthy_and_harms_nobody_and_may_become_honest() {
     });
     let unhealthy = shim.wait_for("health.changed");
     assert_eq!(unhealthy["to"], "unhealthy", "{shim}");
-    follow(&mut shim, Duration::from_secs(6));
+    let most_kib = follow(&mut shim, Duration::from_secs(6));
     let healthy = shim.wait_for("health.changed");
     assert_eq!(healthy["to"], "healthy", "{shim}");
     follow(&mut shim, Duration::from_secs(2));
-    stop_in_time(&mut shim, GRACE_MS);
+    let stop_ms = stop_in_time(&mut shim, GRACE_MS);
+    println!("at most {most_kib} KiB of the shim's own; stopped in {stop_ms} ms");
 }

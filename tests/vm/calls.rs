@@ -53,7 +53,7 @@ const NOT_SEEN: [(&str, &str); 25] = [
     ("setsockopt", "vsock/unix.rs, and network devices"),
     ("socketpair", "tokio, where another crate of the same build asks for its feature `signal`"),
     ("unlink", "vmm_config/vsock.rs, for a socket that it has made"),
-    ("wait4", "the fake VM only"),
+    ("wait4", "the gate's end, for a box with the network `passt`; and the fake VM"),
     ("waitid", "the fake VM only"),
     ("writev", "hyper, when it has several buffers"),
 ];

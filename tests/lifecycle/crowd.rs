@@ -119,7 +119,7 @@ fn shim_that_waits_takes_over_from_one_that_is_killed() {
     assert!(ground.visible().is_empty(), "{:?}", ground.visible().keys());
     let first = first.kill_at(Duration::ZERO);
     assert!(first.was_killed() && first.event("rootfs.ready").is_none(), "{:#?}", first.events);
-    second.wait_for("rootfs.ready");
+    second.wait_for("shim.confined");
     tree::assert_equal(&second.mounted(), &image.tree(), "the mounted root");
     second.send(Signal::SIGTERM);
     let second = second.end();

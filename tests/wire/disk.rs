@@ -39,11 +39,13 @@ pub(crate) fn wait_until(what: &str, condition: impl Fn() -> bool) {
     }
 }
 
-/// Path of the mounted root, as the shim sees it; the image has a file `of-the-image`.
+/// Path of the mounted root, as the shim sees it once it has a root of its own; the image has a file
+/// `of-the-image`.
 pub(crate) fn mounted_root(child: &Child, folder: &Path) -> PathBuf {
-    let inside = PathBuf::from(format!("/proc/{}/root{}", child.id(), folder.display()));
-    let root = inside.join("s/golden/root");
-    wait_until("the root is mounted", || root.join("of-the-image").exists());
+    let of_shim = PathBuf::from(format!("/proc/{}/root", child.id()));
+    let root = of_shim.join(folder.strip_prefix("/").unwrap()).join("s/golden/root");
+    let is_own = || !of_shim.join("etc").exists();
+    wait_until("the root is mounted", || is_own() && root.join("of-the-image").exists());
     root
 }
 

@@ -19,7 +19,6 @@ mod mount_attributes;
 mod seccomp;
 
 use std::error::Error;
-use std::fs;
 
 use a3s_box_core::config::ConfinementLevel;
 use a3s_box_core::event::{EventKind, Layer, LayerReport, LayerStatus};
@@ -29,8 +28,9 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl::{set_dumpable, set_no_new_privs};
 use nix::sys::resource::{Resource, setrlimit};
 
+use crate::error::in_one_line;
 use crate::guest::PinnedShare;
-use crate::process::InheritedFiles;
+use crate::process::{self, InheritedFiles};
 use crate::spec::{NetworkSpec, VmSpec};
 use crate::state_dir::StateDir;
 
@@ -57,9 +57,7 @@ impl Confinement {
             return confinement;
         }
         confinement.report(Layer::MountNamespace, LayerStatus::Applied, None);
-        let is_user = fs::read_to_string("/proc/self/uid_map")
-            .is_ok_and(|map| !map.split_whitespace().eq(["0", "0", "4294967295"]));
-        if is_user {
+        if process::is_in_user_namespace() {
             confinement.report(Layer::UserNamespace, LayerStatus::Applied, None);
         }
         confinement.add(Layer::IpcNamespace, || unshare(CloneFlags::CLONE_NEWIPC));
@@ -124,19 +122,13 @@ impl Confinement {
         match take_on().map(Into::into) {
             Ok(Held::Whole) => self.report(layer, LayerStatus::Applied, None),
             Ok(Held::Part(lack)) => self.report(layer, LayerStatus::Partial, Some(lack.to_owned())),
-            Err(error) => self.report(layer, LayerStatus::Missing, Some(told(&error))),
+            Err(error) => self.report(layer, LayerStatus::Missing, Some(in_one_line(&error))),
         }
     }
 
     fn report(&mut self, layer: Layer, status: LayerStatus, detail: Option<String>) {
         self.layers.push(LayerReport { layer, status, detail });
     }
-}
-
-/// An error and its causes, in one line.
-fn told(error: &(dyn Error + 'static)) -> String {
-    let chain = std::iter::successors(Some(error), |&error| error.source());
-    chain.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 /// How much of a layer holds.

@@ -125,19 +125,11 @@ fn run(
 ) -> Result<(), ShimError> {
     let parent = Parent::watch(arguments.parent)?;
     let supervisor = Supervisor::from_environment();
-    let config = BoxConfig::from_json(&read_config(arguments)?)?;
-    events.name(config.id.as_deref().unwrap_or_default());
-    let spec = VmSpec::try_from(config)?;
+    let spec = read_spec(arguments, events)?;
     if arguments.mode == Mode::Check {
         return Ok(());
     }
-    events.name(&spec.id);
-    log::name(&spec.id);
-    let kept = keep_events(arguments.mode, &spec, events);
-    events.emit(EventKind::ShimStarted {
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        pid: std::process::id(),
-    });
+    let kept = introduce(arguments.mode, &spec, events);
     let signals = Signals::block(spec.die_with_parent.then_some(parent))?;
     process::raise_limits()?;
     if matches!(arguments.mode, Mode::Gc | Mode::Verify) {
@@ -146,7 +138,9 @@ fn run(
     }
     let program = guest::load_program(&spec)?;
     let kernel = (arguments.mode == Mode::Run).then(|| load_kernel(&spec)).transpose()?;
-    cgroup::join(&spec)?;
+    if arguments.mode == Mode::Run {
+        cgroup::join(&spec)?;
+    }
     process::enter_private_mounts()?;
     let mut confinement = Confinement::begin(&spec);
     let state = StateDir::acquire(&spec)?;
@@ -182,6 +176,23 @@ fn run(
     events.emit(EventKind::VmStarting { vcpus: spec.vcpus, memory_mib: spec.memory_mib });
     let machine = guest::machine(&spec, &state, &guest, program, console.ports);
     become_vm(Machine { net: network.device, ..machine }, &kernel, control)
+}
+
+/// Reads and checks the config. What is wrong with it is told of the box that it names.
+fn read_spec(arguments: &Arguments, events: &EventWriter) -> Result<VmSpec, ShimError> {
+    let config = BoxConfig::from_json(&read_config(arguments)?)?;
+    events.name(config.id.as_deref().unwrap_or_default());
+    Ok(VmSpec::try_from(config)?)
+}
+
+/// Begins the stream of the box, and says whether its file is kept.
+fn introduce(mode: Mode, spec: &VmSpec, events: &EventWriter) -> Result<(), EventFileError> {
+    events.name(&spec.id);
+    log::name(&spec.id);
+    let kept = keep_events(mode, spec, events);
+    let version = env!("CARGO_PKG_VERSION").to_owned();
+    events.emit(EventKind::ShimStarted { version, pid: std::process::id() });
+    kept
 }
 
 /// The end of `--prepare`: all that was mounted goes.

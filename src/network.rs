@@ -72,7 +72,7 @@ const LOOK_STEP: u8 = 20;
 /// How much is kept of what gate and passt say while the VM runs.
 const LAST_WORDS_BYTES: usize = 500;
 
-/// How long a process that has closed its files may take to end.
+/// Time between two looks at a process that has closed its files, and is about to end.
 const REAP_STEP: Duration = Duration::from_millis(50);
 
 /// The network cannot be had.
@@ -258,7 +258,9 @@ impl Carrier {
                 tail.drain(..tail.len().saturating_sub(LAST_WORDS_BYTES));
             }
         }
-        while matches!(gate.try_wait(), Ok(None)) {
+        // It has closed its files; one that lives on all the same is not waited for any longer.
+        let deadline = Instant::now() + PATIENCE;
+        while matches!(gate.try_wait(), Ok(None)) && Instant::now() < deadline {
             tokio::time::sleep(REAP_STEP).await;
         }
         complaint(&String::from_utf8_lossy(&tail))
@@ -277,12 +279,17 @@ pub(crate) fn lost(last_words: &str) -> EventKind {
 /// passt have ended.
 fn ask_for_gateway(wire: &mut UnixStream, gate: &mut Child) -> Result<bool, NetworkError> {
     let deadline = Instant::now() + PATIENCE;
+    // Also in the middle of a frame; libkrun's reads know no timeout.
+    wire.set_read_timeout(Some(PATIENCE)).map_err(system("limit a wait for the network"))?;
     wire.write_all(&frames::arp_request()).map_err(system("write to the network"))?;
     while Instant::now() < deadline {
         let ready = poll(&mut [PollFd::new(wire.as_fd(), PollFlags::POLLIN)], LOOK_STEP)
             .map_err(system("wait for the network"))?;
         match (ready > 0).then(|| frames::read(&mut *wire)) {
-            Some(Ok(frame)) if frames::is_arp_reply(&frame) => return Ok(true),
+            Some(Ok(frame)) if frames::is_arp_reply(&frame) => {
+                let unlimited = wire.set_read_timeout(None);
+                return unlimited.map(|()| true).map_err(system("unlimit the network"));
+            }
             Some(Ok(_)) => {}
             _ if gate.try_wait().map_err(system("wait for the network's gate"))?.is_some() => {
                 return Ok(false);

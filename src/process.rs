@@ -91,6 +91,17 @@ fn keep_capabilities() -> Result<(), ProcessError> {
         .map_err(step("keep capabilities (CAP_SETPCAP)"))
 }
 
+/// Whether this process is root, and not only in a user namespace.
+pub(crate) fn is_root_of_host() -> bool {
+    geteuid().is_root() && !is_in_user_namespace()
+}
+
+/// Whether ids mean others outside, as far as `/proc` tells.
+pub(crate) fn is_in_user_namespace() -> bool {
+    std::fs::read_to_string("/proc/self/uid_map")
+        .is_ok_and(|map| !map.split_whitespace().eq(["0", "0", "4294967295"]))
+}
+
 /// A number of the line `/proc/<pid>/stat` (proc(5)), by its place from 3 on: the second, the name of
 /// the program, may hold spaces and parentheses.
 pub(crate) fn stat_field(stat: &str, field: usize) -> Option<u64> {

@@ -6,9 +6,7 @@
 //!   no files ─► carry frames, until the VM's end of the wire closes or passt ends
 //! ```
 
-use std::error::Error;
 use std::ffi::{CStr, OsString};
-use std::fs;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -21,12 +19,14 @@ use landlock::{ABI, Access, AccessFs, CompatLevel, Compatible, Ruleset, RulesetA
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl::{set_dumpable, set_name, set_no_new_privs, set_pdeathsig};
 use nix::sys::signal::Signal;
-use nix::unistd::{Gid, Uid, close, geteuid, setgroups, setresgid, setresuid};
+use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 
 use super::frames::{carry, may_leave};
 use super::loopback;
 use super::passt::{self, NOBODY};
 use super::relay::{self, ListenError};
+use crate::error::in_one_line;
+use crate::process::{self, InheritedFiles, ProcessError};
 use crate::spec::{NetworkSpec, PasstSpec};
 
 /// What makes this executable the gate: then come a network config as JSON, and the path of passt.
@@ -49,6 +49,8 @@ enum GateError {
     Config(#[from] ConfigError),
     #[error(transparent)]
     Listen(#[from] ListenError),
+    #[error(transparent)]
+    Process(#[from] ProcessError),
     #[error("cannot {action}")]
     System { action: &'static str, source: io::Error },
     #[error("passt ended: {0}")]
@@ -66,11 +68,7 @@ pub(crate) fn run_if_asked() -> Option<ExitCode> {
     let ended = run(words.next(), words.next());
     Some(match ended {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            let causes = std::iter::successors(error.source(), |&cause| cause.source());
-            let text = causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"));
-            crate::say(io::stderr(), &text, a3s_box_core::exit::FAILED)
-        }
+        Err(error) => crate::say(io::stderr(), &in_one_line(&error), a3s_box_core::exit::FAILED),
     })
 }
 
@@ -78,13 +76,14 @@ fn run(config: Option<OsString>, program: Option<OsString>) -> Result<(), GateEr
     let (Some(config), Some(program)) = (config, program) else { return Err(GateError::Arguments) };
     // Else it has that of the link that it was started by.
     set_name(NAME).map_err(system("take a name"))?;
-    close_inherited().map_err(system("close inherited files"))?;
+    // Whoever started the shim may have left some open.
+    InheritedFiles::find()?.close();
     let config: NetworkConfig = serde_json::from_str(&config.to_string_lossy())?;
     let NetworkSpec::Passt(spec) = NetworkSpec::try_from(config)? else {
         return Err(GateError::Arguments);
     };
     let wire = io::stdin().as_fd().try_clone_to_owned().map_err(system("take the wire"))?;
-    let is_root = is_root_of_host();
+    let is_root = process::is_root_of_host();
     let published = match spec.egress {
         Egress::Allow => Vec::new(),
         Egress::Deny => {
@@ -114,26 +113,6 @@ fn run(config: Option<OsString>, program: Option<OsString>) -> Result<(), GateEr
 
 fn enter_empty_network() -> Result<(), GateError> {
     unshare(CloneFlags::CLONE_NEWNET).map_err(system("make a network namespace"))
-}
-
-/// Closes all but the standard files: whoever started the shim may have left some open.
-fn close_inherited() -> io::Result<()> {
-    let mut open = Vec::new();
-    for entry in fs::read_dir("/proc/self/fd")? {
-        open.extend(entry?.file_name().to_str().and_then(|name| name.parse::<i32>().ok()));
-    }
-    for fd in open.into_iter().filter(|fd| *fd > 2) {
-        // The one that listed them is closed already.
-        let _closed = close(fd);
-    }
-    Ok(())
-}
-
-/// Whether this is root, and not only in a user namespace.
-fn is_root_of_host() -> bool {
-    let all = ["0", "0", "4294967295"];
-    geteuid().is_root()
-        && fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| map.split_whitespace().eq(all))
 }
 
 /// Gives everything up but what is open: user, capabilities, files. passt has a jail of its own (passt(1)).

@@ -15,7 +15,7 @@ use ground::Ground;
 use ground::memory;
 use ground::peer::{Answer, serve};
 use libfuzzer_sys::fuzz_target;
-use printable::{MESSAGE_CHARS, printable};
+use printable::MESSAGE_CHARS;
 use prost::Message;
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixListener;
@@ -25,6 +25,8 @@ use tonic_health::pb::health_check_response::ServingStatus;
 #[expect(dead_code, reason = "the rest is for the monitor")]
 #[path = "../../src/control/agent.rs"]
 mod agent;
+#[path = "../../src/control/line.rs"]
+mod line;
 #[path = "../../src/printable.rs"]
 mod printable;
 

@@ -30,6 +30,7 @@ mod disk;
 mod doctor;
 mod error;
 mod events;
+mod filter;
 mod guest;
 mod log;
 mod network;
@@ -147,7 +148,7 @@ fn run(
     *box_end = Some(state.box_end());
     // Not earlier: when another shim has this id, that is what is wrong, and not that it has the file.
     kept?;
-    let mut network = Network::start(arguments.mode, &spec.network)?;
+    let mut network = Network::start(arguments.mode, &spec)?;
     let configured_ms = events.elapsed_ms();
     log::enter(Phase::Rootfs);
     let observers = Observers { events, signals: &signals, supervisor: &supervisor };

@@ -30,7 +30,7 @@ use std::process::{Child, ChildStderr, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use a3s_box_core::config::{Egress, NetworkConfig, NetworkMode};
+use a3s_box_core::config::{Egress, NetworkConfig, NetworkMode, SeccompMode};
 use a3s_box_core::event::{EventKind, WarningCode};
 use a3s_box_krun::NetDevice;
 use a3s_box_proto::control::{Interface, NameServers};
@@ -39,12 +39,13 @@ use nix::sched::{CloneFlags, unshare};
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 
+use self::gate::GateConfig;
 pub(crate) use self::gate::run_if_asked;
 pub(crate) use self::passt::{find as find_passt, searched as searched_for_passt};
 use crate::arguments::Mode;
 use crate::events::EventWriter;
 use crate::program;
-use crate::spec::{NetworkSpec, PasstSpec};
+use crate::spec::{NetworkSpec, PasstSpec, VmSpec};
 
 /// Address of the guest, and of its gateway, in a network that exists between guest and passt only: those
 /// of QEMU's own user network, which people know.
@@ -120,11 +121,11 @@ pub(crate) struct Network {
 impl Network {
     /// Starts what carries the guest's network, and enters an empty one, if a guest is to have one. To be
     /// called before any thread exists, in the host's network.
-    pub(crate) fn start(mode: Mode, spec: &NetworkSpec) -> Result<Self, NetworkError> {
+    pub(crate) fn start(mode: Mode, spec: &VmSpec) -> Result<Self, NetworkError> {
         let name_servers = |addresses: &[Ipv4Addr]| {
             Some(NameServers { addresses: addresses.iter().copied().map(u32::from).collect() })
         };
-        match spec {
+        match &spec.network {
             _ if mode != Mode::Run => Ok(Self::default()),
             NetworkSpec::None => Ok(Self::default()),
             NetworkSpec::Tsi => Ok(Self {
@@ -139,14 +140,14 @@ impl Network {
                     (Egress::Allow, true) => resolver::of_host(),
                     (Egress::Allow, false) => passt.dns.clone(),
                 };
-                let spec = PasstSpec { dns, ..passt.clone() };
-                let (carrier, wire) = Carrier::start(&spec)?;
+                let passt = PasstSpec { dns, ..passt.clone() };
+                let (carrier, wire) = Carrier::start(&passt, spec.seccomp)?;
                 unshare(CloneFlags::CLONE_NEWNET).map_err(system("make a network namespace"))?;
                 Ok(Self {
                     carrier: Some(carrier),
                     device: Some(NetDevice { socket: wire.into(), mac: GUEST_MAC }),
-                    interface: Some(ethernet(spec.egress)),
-                    name_servers: name_servers(&spec.dns),
+                    interface: Some(ethernet(passt.egress)),
+                    name_servers: name_servers(&passt.dns),
                     warning: None,
                 })
             }
@@ -208,23 +209,24 @@ pub(crate) struct Carrier {
 
 impl Carrier {
     /// Starts gate and passt; returns when passt has answered.
-    fn start(spec: &PasstSpec) -> Result<(Self, UnixStream), NetworkError> {
+    fn start(spec: &PasstSpec, seccomp: SeccompMode) -> Result<(Self, UnixStream), NetworkError> {
         let passt = passt::find()
             .ok_or_else(|| NetworkError::PasstMissing { searched: passt::searched() })?;
-        let config = NetworkConfig {
+        let network = NetworkConfig {
             mode: NetworkMode::Passt,
             egress: Some(spec.egress),
             publish: spec.publish.clone(),
             dns: spec.dns.clone(),
         };
-        let config = serde_json::to_string(&config).map_err(system("write the gate's config"))?;
+        let config = serde_json::to_string(&GateConfig { network, seccomp })
+            .map_err(system("write the gate's config"))?;
         let (mut wire, theirs) = UnixStream::pair().map_err(system("make a pair of sockets"))?;
         let theirs = OwnedFd::from(theirs);
         let spare = theirs.try_clone().map_err(system("duplicate a socket"))?;
         // Whatever has become of the executable's path; and no signal of a terminal.
         let mut command = program::command("/proc/self/exe");
         command.env_clear().arg0("a3s-box-shim").process_group(0);
-        command.arg(gate::ARGUMENT).arg(config).arg(passt);
+        command.arg(gate::ARGUMENT).arg(passt).arg(config);
         command.stdin(theirs).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut gate = command.spawn().map_err(system("start the network's gate"))?;
         // The command holds the gate's end, too.

@@ -292,7 +292,7 @@ mod tests {
         let reader = File::open(folder.join(RUN_FILE)).unwrap();
         reader.try_lock_shared().unwrap();
         let reading = thread::spawn(move || {
-            thread::sleep(LOCK_PATIENCE / 2);
+            thread::sleep(LOCK_PATIENCE / 8);
             drop(reader);
         });
         lock(&folder, "demo").unwrap();

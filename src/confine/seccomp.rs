@@ -1,12 +1,9 @@
-//! Which system calls are left. Any other one ends the process: a killed thread alone would leave a VM
-//! that hangs.
+//! Which system calls are left. Any other one ends the process.
 //!
 //! `tests/vm/calls.rs` compares the lists with what real boxes make, and has a reason for each of the rest.
 //!
 //! The filter is taken on before any thread exists, so it is every thread's: libkrun starts threads and
 //! opens files long after the guest runs (libkrun 1.19.7: devices are activated by the guest).
-
-use std::collections::BTreeMap;
 
 use a3s_box_core::config::SeccompMode;
 use libc::{
@@ -19,21 +16,17 @@ use libc::{
     SYS_getegid, SYS_geteuid, SYS_getgid, SYS_getpid, SYS_getppid, SYS_getrandom, SYS_getsockopt,
     SYS_gettid, SYS_getuid, SYS_ioctl, SYS_lgetxattr, SYS_linkat, SYS_listen, SYS_llistxattr,
     SYS_lremovexattr, SYS_lseek, SYS_lsetxattr, SYS_madvise, SYS_memfd_create, SYS_mkdirat,
-    SYS_mknodat, SYS_mmap, SYS_mprotect, SYS_mremap, SYS_munmap, SYS_newfstatat, SYS_openat,
-    SYS_ppoll, SYS_prctl, SYS_pread64, SYS_preadv, SYS_prlimit64, SYS_pwrite64, SYS_pwritev,
-    SYS_read, SYS_readlinkat, SYS_readv, SYS_recvfrom, SYS_renameat, SYS_renameat2,
-    SYS_restart_syscall, SYS_rseq, SYS_rt_sigaction, SYS_rt_sigprocmask, SYS_rt_sigreturn,
-    SYS_sched_getaffinity, SYS_sched_yield, SYS_sendmsg, SYS_sendto, SYS_set_robust_list,
-    SYS_setresgid, SYS_setresuid, SYS_setsockopt, SYS_shutdown, SYS_sigaltstack, SYS_socket,
-    SYS_socketpair, SYS_statx, SYS_symlinkat, SYS_tgkill, SYS_umask, SYS_unlinkat, SYS_utimensat,
-    SYS_write, SYS_writev,
-};
-use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
-    SeccompRule,
+    SYS_mknodat, SYS_mremap, SYS_munmap, SYS_newfstatat, SYS_openat, SYS_ppoll, SYS_prctl,
+    SYS_pread64, SYS_preadv, SYS_prlimit64, SYS_pwrite64, SYS_pwritev, SYS_read, SYS_readlinkat,
+    SYS_readv, SYS_recvfrom, SYS_renameat, SYS_renameat2, SYS_restart_syscall, SYS_rseq,
+    SYS_rt_sigaction, SYS_rt_sigprocmask, SYS_rt_sigreturn, SYS_sched_getaffinity, SYS_sched_yield,
+    SYS_sendmsg, SYS_sendto, SYS_set_robust_list, SYS_setresgid, SYS_setresuid, SYS_setsockopt,
+    SYS_shutdown, SYS_sigaltstack, SYS_socket, SYS_socketpair, SYS_statx, SYS_symlinkat,
+    SYS_tgkill, SYS_umask, SYS_unlinkat, SYS_utimensat, SYS_write, SYS_writev,
 };
 
 use super::Held;
+use crate::filter::{Filter, bits, equal, hide_clone3};
 use crate::spec::NetworkSpec;
 
 /// Memory: the allocator, stacks of threads, the guest's memory. None of it is ever executable.
@@ -177,44 +170,23 @@ pub(super) fn install(
     mode: SeccompMode,
     network: &NetworkSpec,
 ) -> Result<Held, seccompiler::Error> {
-    // glibc falls back to clone(2), whose flags a filter can see.
-    let no_clone3 = compile(
-        BTreeMap::from([(SYS_clone3, Vec::new())]),
-        SeccompAction::Allow,
-        SeccompAction::Errno(libc::ENOSYS.unsigned_abs()),
-    )?;
-    let (refusal, held) = match mode {
-        SeccompMode::Enforce => (SeccompAction::KillProcess, Held::Whole),
-        SeccompMode::Log => (SeccompAction::Log, Held::Part("calls are logged, not refused")),
-    };
-    let filter = compile(rules(network)?, refusal, SeccompAction::Allow)?;
+    let filter = filter(network)?;
     // The last one allows no further filter.
-    seccompiler::apply_filter(&no_clone3)?;
-    seccompiler::apply_filter(&filter)?;
-    Ok(held)
+    hide_clone3()?;
+    filter.take_on(mode)?;
+    Ok(match mode {
+        SeccompMode::Enforce => Held::Whole,
+        SeccompMode::Log => Held::Part("calls are logged, not refused"),
+    })
 }
 
-type Rules = BTreeMap<i64, Vec<SeccompRule>>;
-
-fn compile(
-    rules: Rules,
-    mismatch: SeccompAction,
-    matching: SeccompAction,
-) -> Result<BpfProgram, seccompiler::BackendError> {
-    let architecture = std::env::consts::ARCH.try_into()?;
-    SeccompFilter::new(rules, mismatch, matching, architecture)?.try_into()
-}
-
-fn rules(network: &NetworkSpec) -> Result<Rules, seccompiler::BackendError> {
+fn filter(network: &NetworkSpec) -> Result<Filter, seccompiler::BackendError> {
     let lists: [&[i64]; 9] =
         [&MEMORY, &THREADS, &EVENTS, &DATA, &FILES, &SOCKETS, &SELF, &FAKE, &OLD];
-    let mut rules: Rules = lists.concat().into_iter().map(|call| (call, Vec::new())).collect();
-    let prot_exec = u64::from(libc::PROT_EXEC.unsigned_abs());
-    rules.insert(SYS_mmap, vec![bits(2, prot_exec, 0)?]);
-    rules.insert(SYS_mprotect, vec![bits(2, prot_exec, 0)?]);
+    let mut filter = Filter::allowing(&lists.concat())?;
     // A thread, and no process; no namespace either.
     let thread = u64::from(libc::CLONE_THREAD.unsigned_abs());
-    rules.insert(SYS_clone, vec![bits(0, thread, thread)?]);
+    filter.allow_if(SYS_clone, vec![bits(0, thread, thread)?]);
     // Unix sockets: not even netlink, which configures a network. With TSI the guest's sockets, too.
     let unix = u64::from(libc::AF_UNIX.unsigned_abs());
     let mut sockets = vec![equal(0, unix)?];
@@ -223,47 +195,27 @@ fn rules(network: &NetworkSpec) -> Result<Rules, seccompiler::BackendError> {
             sockets.push(equal(0, u64::from(family.unsigned_abs()))?);
         }
         // libkrun tells the guest who is at the other end (`vsock/tsi_stream.rs`).
-        rules.insert(libc::SYS_getpeername, Vec::new());
+        filter.allow(libc::SYS_getpeername);
     }
-    rules.insert(SYS_socket, sockets);
+    filter.allow_if(SYS_socket, sockets);
     if matches!(network, NetworkSpec::Passt(_)) {
         // The gate is a child, whose end is looked for.
-        rules.insert(libc::SYS_wait4, Vec::new());
+        filter.allow(libc::SYS_wait4);
     }
     // tokio's runtime makes a pair where another crate of the same build asks for its feature `signal`.
-    rules.insert(SYS_socketpair, vec![equal(0, unix)?]);
-    rules.insert(SYS_shutdown, Vec::new());
+    filter.allow_if(SYS_socketpair, vec![equal(0, unix)?]);
+    filter.allow(SYS_shutdown);
     // KVM's requests are those of type 0xAE; the other is a file's question whether it is a terminal.
-    rules.insert(
+    filter.allow_if(
         SYS_ioctl,
         vec![bits(1, 0xff00, 0xae00)?, equal(1, libc::TCGETS)?, equal(1, libc::FIONBIO)?],
     );
     // Signals to threads of this process: libkrun interrupts its CPUs.
     let own = u64::from(std::process::id());
-    rules.insert(SYS_tgkill, vec![equal(0, own)?]);
+    filter.allow_if(SYS_tgkill, vec![equal(0, own)?]);
     let pr_set_vma = 0x5356_4d41;
     let options = [libc::PR_SET_NAME, libc::PR_GET_NAME, libc::PR_CAPBSET_READ, pr_set_vma];
     let options = options.into_iter().map(|option| equal(0, u64::from(option.unsigned_abs())));
-    rules.insert(SYS_prctl, options.collect::<Result<_, _>>()?);
-    Ok(rules)
-}
-
-/// The argument with this index has this value.
-fn equal(index: u8, value: u64) -> Result<SeccompRule, seccompiler::BackendError> {
-    condition(index, SeccompCmpOp::Eq, value)
-}
-
-/// Of the argument with this index the bits of `mask` are those of `value`.
-fn bits(index: u8, mask: u64, value: u64) -> Result<SeccompRule, seccompiler::BackendError> {
-    condition(index, SeccompCmpOp::MaskedEq(mask), value)
-}
-
-fn condition(
-    index: u8,
-    operator: SeccompCmpOp,
-    value: u64,
-) -> Result<SeccompRule, seccompiler::BackendError> {
-    // The kernel looks at 32 bits of each of these arguments.
-    let condition = SeccompCondition::new(index, SeccompCmpArgLen::Dword, operator, value)?;
-    SeccompRule::new(vec![condition])
+    filter.allow_if(SYS_prctl, options.collect::<Result<_, _>>()?);
+    Ok(filter)
 }

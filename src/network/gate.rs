@@ -3,23 +3,26 @@
 //!
 //! ```text
 //!   open published ports ─► (deny: empty network) ─► start passt ─► (allow: empty network) ─► nobody,
-//!   no files ─► carry frames, until the VM's end of the wire closes or passt ends
+//!   no files, few system calls ─► carry frames, until the VM's end of the wire closes or passt ends
 //! ```
 
-use std::ffi::{CStr, OsString};
+mod calls;
+
+use std::ffi::{CStr, OsStr};
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::Duration;
 
-use a3s_box_core::config::{ConfigError, Egress, NetworkConfig};
+use a3s_box_core::config::{ConfigError, Egress, NetworkConfig, SeccompMode};
 use caps::CapSet;
 use landlock::{ABI, Access, AccessFs, CompatLevel, Compatible, Ruleset, RulesetAttr};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl::{set_dumpable, set_name, set_no_new_privs, set_pdeathsig};
 use nix::sys::signal::Signal;
 use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
+use serde::{Deserialize, Serialize};
 
 use super::frames::{carry, may_leave};
 use super::loopback;
@@ -29,8 +32,15 @@ use crate::error::in_one_line;
 use crate::process::{self, InheritedFiles, ProcessError};
 use crate::spec::{NetworkSpec, PasstSpec};
 
-/// What makes this executable the gate: then come a network config as JSON, and the path of passt.
+/// What makes this executable the gate: then come the path of passt, and the gate's config as JSON.
 pub(super) const ARGUMENT: &str = "--network-gate";
+
+/// What the shim tells its gate.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct GateConfig {
+    pub(super) network: NetworkConfig,
+    pub(super) seccomp: SeccompMode,
+}
 
 /// What it is called in lists of processes.
 const NAME: &CStr = c"a3s-box-gate";
@@ -65,21 +75,21 @@ fn system<E: Into<io::Error>>(action: &'static str) -> impl FnOnce(E) -> GateErr
 pub(crate) fn run_if_asked() -> Option<ExitCode> {
     let mut words = std::env::args_os().skip(1);
     words.next().filter(|word| word == ARGUMENT)?;
-    let ended = run(words.next(), words.next());
+    let called = words.next().zip(words.next());
+    let ended = called.ok_or(GateError::Arguments).and_then(|(passt, config)| run(&passt, &config));
     Some(match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => crate::say(io::stderr(), &in_one_line(&error), a3s_box_core::exit::FAILED),
     })
 }
 
-fn run(config: Option<OsString>, program: Option<OsString>) -> Result<(), GateError> {
-    let (Some(config), Some(program)) = (config, program) else { return Err(GateError::Arguments) };
+fn run(program: &OsStr, config: &OsStr) -> Result<(), GateError> {
     // Else it has that of the link that it was started by.
     set_name(NAME).map_err(system("take a name"))?;
     // Whoever started the shim may have left some open.
     InheritedFiles::find()?.close();
-    let config: NetworkConfig = serde_json::from_str(&config.to_string_lossy())?;
-    let NetworkSpec::Passt(spec) = NetworkSpec::try_from(config)? else {
+    let config: GateConfig = serde_json::from_str(&config.to_string_lossy())?;
+    let NetworkSpec::Passt(spec) = NetworkSpec::try_from(config.network)? else {
         return Err(GateError::Arguments);
     };
     let wire = io::stdin().as_fd().try_clone_to_owned().map_err(system("take the wire"))?;
@@ -108,6 +118,9 @@ fn run(config: Option<OsString>, program: Option<OsString>) -> Result<(), GateEr
         .enable_all()
         .build()
         .map_err(system("make the event loop"))?;
+    calls::restrict(config.seccomp, passt.id(), !published.is_empty())
+        .map_err(io::Error::other)
+        .map_err(system("give up system calls"))?;
     runtime.block_on(serve([UnixStream::from(wire), to_passt], passt, published, &spec))
 }
 

@@ -1,10 +1,13 @@
 //! `network`: what carries a guest's network, its jail, its end, and what is told.
 
+use std::collections::BTreeSet;
 use std::fs;
-use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::io::Write;
+use std::net::{Shutdown, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::ExitStatusExt;
-use std::process::Command;
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -114,8 +117,8 @@ fn gate_and_passt_are_nobody_with_nothing_and_in_networks_of_their_own() {
             command.env(name, value.unwrap());
         }
         command.env(secret, "hunter2");
-        command.stdin(std::process::Stdio::piped());
-        command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+        command.stdin(Stdio::piped());
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let network = json!({"mode": "passt", "egress": egress, "publish": published(free_port())});
         let playing = start_by(command, &WELL, |config| config["network"] = network);
         let carriers = carriers(&playing);
@@ -139,7 +142,9 @@ fn gate_and_passt_are_nobody_with_nothing_and_in_networks_of_their_own() {
             }
         }
         let [gate, passt] = carriers;
-        assert_eq!(status(passt, "Seccomp:").unwrap(), "2");
+        for pid in carriers {
+            assert_eq!(status(pid, "Seccomp:").unwrap(), "2", "{pid}");
+        }
         assert_ne!(namespace(passt, "user"), namespace("self", "user"));
         let networks = [namespace(playing.child.id(), "net"), namespace(gate, "net")];
         assert!(!networks.contains(&namespace("self", "net")), "{egress}");
@@ -151,6 +156,75 @@ fn gate_and_passt_are_nobody_with_nothing_and_in_networks_of_their_own() {
         assert_eq!(warnings(&run), [""; 0]);
         carriers.into_iter().for_each(is_gone);
     }
+}
+
+/// The filter's source: its lists are what is allowed.
+const FILTER: &str = include_str!("../../src/network/gate/calls.rs");
+
+/// Calls that the gate may make and does not here, and what for.
+const NOT_SEEN: [(&str, &str); 4] = [
+    ("clock_gettime", "where the vDSO has no clock"),
+    ("epoll_pwait", "where there is no epoll_wait: aarch64"),
+    ("mremap", "glibc's realloc of a large block"),
+    ("restart_syscall", "the kernel, after a stop and a continuation"),
+];
+
+/// What a gate with a published port does in its life, as strace writes it down: with passt's end, or with
+/// that of the VM.
+fn traced_gate(folder: &Path, loses_passt: bool) -> String {
+    let trace = folder.join(if loses_passt { "lost" } else { "well" });
+    let inner = shim();
+    let mut command = Command::new("strace");
+    // The tracer is not the parent: signals and status are the shim's.
+    command.args(["-D", "-f", "-q", "-e", "signal=none", "-o"]).arg(&trace);
+    command.arg(inner.get_program());
+    for (name, value) in inner.get_envs() {
+        command.env(name, value.unwrap());
+    }
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let port = free_port();
+    let network = json!({"mode": "passt", "publish": published(port)});
+    let playing = start_by(command, &WELL, |config| config["network"] = network);
+    let [gate, passt] = carriers(&playing);
+    let mut client = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    client.write_all(b"ping").unwrap();
+    client.shutdown(Shutdown::Write).unwrap();
+    if loses_passt {
+        kill(Pid::from_raw(passt), Signal::SIGKILL).unwrap();
+    }
+    assert_eq!(playing.end().ending(), (Some(0), "exited", None));
+    let own = |line: &&str| line.starts_with(&format!("{gate} "));
+    eventually("the end of the trace", || {
+        let all = String::from_utf8_lossy(&fs::read(&trace).unwrap()).into_owned();
+        let lines: Vec<&str> = all.lines().filter(own).collect();
+        lines.iter().any(|line| line.contains("+++ exited")).then(|| lines.join("\n"))
+    })
+}
+
+#[test]
+fn every_call_that_a_gate_may_make_is_made_or_has_a_reason() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut made = BTreeSet::new();
+    for loses_passt in [false, true] {
+        let trace = traced_gate(folder.path(), loses_passt);
+        let (_, confined) = trace.rsplit_once(" seccomp(").unwrap();
+        // `PID name(arguments…`; what was interrupted goes on in a line without a name.
+        let calls =
+            confined.lines().skip(1).filter_map(|line| line.split_once(' ')?.1.split_once('('));
+        let names = calls.map(|(name, _)| name.trim()).filter(|name| !name.starts_with('<'));
+        made.extend(names.map(str::to_owned));
+    }
+    let (_, lists) = FILTER.split_once("const MEMORY").unwrap();
+    let names = lists.split("SYS_").skip(1).map(|rest| {
+        rest.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_').next().unwrap()
+    });
+    let allowed: BTreeSet<&str> = names.collect();
+    let known: BTreeSet<&str> = NOT_SEEN.iter().map(|(name, _)| *name).collect();
+    let unexplained: Vec<&&str> =
+        allowed.difference(&known).filter(|name| !made.contains(**name)).collect();
+    assert!(unexplained.is_empty(), "neither made nor explained: {unexplained:?}; made: {made:?}");
+    let stale: Vec<&&str> = known.difference(&allowed).collect();
+    assert!(stale.is_empty(), "explained, and not allowed: {stale:?}");
 }
 
 #[test]
@@ -261,8 +335,8 @@ fn with_resolver(text: &str, network: &Value) -> String {
     for (name, value) in inner.get_envs() {
         command.env(name, value.unwrap());
     }
-    command.stdin(std::process::Stdio::piped());
-    command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+    command.stdin(Stdio::piped());
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let run = start_by(command, &WELL, |config| config["network"] = network.clone()).end();
     assert_eq!(run.ending(), (Some(0), "exited", None), "{}{}", run.stdout, run.stderr);
     told(&run)

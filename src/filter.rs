@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use a3s_box_core::config::SeccompMode;
-use libc::{SYS_clone3, SYS_mmap, SYS_mprotect};
+use libc::SYS_clone3;
 use seccompiler::{
     BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition,
     SeccompFilter, SeccompRule,
@@ -18,13 +18,9 @@ type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 pub(crate) struct Filter(Rules);
 
 impl Filter {
-    /// Allows these calls, and memory that is not executable.
-    pub(crate) fn allowing(calls: &[i64]) -> Result<Self, BackendError> {
-        let mut filter = Self(calls.iter().map(|call| (*call, Vec::new())).collect());
-        let prot_exec = u64::from(libc::PROT_EXEC.unsigned_abs());
-        filter.allow_if(SYS_mmap, vec![bits(2, prot_exec, 0)?]);
-        filter.allow_if(SYS_mprotect, vec![bits(2, prot_exec, 0)?]);
-        Ok(filter)
+    /// Allows these calls.
+    pub(crate) fn allowing(calls: &[i64]) -> Self {
+        Self(calls.iter().map(|call| (*call, Vec::new())).collect())
     }
 
     /// Allows one more call.
@@ -62,6 +58,11 @@ fn apply(
     let filter = SeccompFilter::new(rules, mismatch, matching, architecture)?;
     let program: BpfProgram = filter.try_into()?;
     seccompiler::apply_filter(&program)
+}
+
+/// Of mmap(2) and mprotect(2): the memory is not executable.
+pub(crate) fn not_executable() -> Result<SeccompRule, BackendError> {
+    bits(2, u64::from(libc::PROT_EXEC.unsigned_abs()), 0)
 }
 
 /// The argument with this index has this value.

@@ -26,7 +26,7 @@ use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::process::{Child, ChildStderr, Stdio};
+use std::process::{Child, ChildStderr, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -44,7 +44,7 @@ pub(crate) use self::gate::run_if_asked;
 pub(crate) use self::passt::{find as find_passt, searched as searched_for_passt};
 use crate::arguments::Mode;
 use crate::events::EventWriter;
-use crate::program;
+use crate::program::{self, Ended};
 use crate::spec::{NetworkSpec, PasstSpec, VmSpec};
 
 /// Address of the guest, and of its gateway, in a network that exists between guest and passt only: those
@@ -255,17 +255,24 @@ impl Carrier {
             // An error is the end, too.
             while let Ok(count @ 1..) = says.read(&mut buffer).await {
                 let said = buffer.get(..count).unwrap_or_default();
-                tracing::debug!("network: {}", complaint(&String::from_utf8_lossy(said)));
+                if let Some(line) = complaint(&String::from_utf8_lossy(said)) {
+                    tracing::debug!("network: {line}");
+                }
                 tail.extend_from_slice(said);
                 tail.drain(..tail.len().saturating_sub(LAST_WORDS_BYTES));
             }
         }
         // It has closed its files; one that lives on all the same is not waited for any longer.
         let deadline = Instant::now() + PATIENCE;
-        while matches!(gate.try_wait(), Ok(None)) && Instant::now() < deadline {
+        let mut status = gate.try_wait();
+        while matches!(status, Ok(None)) && Instant::now() < deadline {
             tokio::time::sleep(REAP_STEP).await;
+            status = gate.try_wait();
         }
-        complaint(&String::from_utf8_lossy(&tail))
+        complaint(&String::from_utf8_lossy(&tail)).unwrap_or_else(|| match status {
+            Ok(Some(status)) => ended_with(status),
+            Ok(None) | Err(_) => "the gate has closed its files".to_owned(),
+        })
     }
 }
 
@@ -307,17 +314,24 @@ fn ask_for_gateway(wire: &mut UnixStream, gate: &mut Child) -> Result<bool, Netw
 /// Why gate and passt have ended.
 fn refused(gate: Child) -> NetworkError {
     match program::finish(gate) {
-        Ok(ended) => NetworkError::Refused { complaint: complaint(&ended.complaint) },
+        Ok(Ended { status, complaint: said }) => {
+            let complaint = complaint(&said).unwrap_or_else(|| ended_with(status));
+            NetworkError::Refused { complaint }
+        }
         Err(source) => NetworkError::System { action: "wait for the network's gate", source },
     }
 }
 
-/// What passt and gate said, in one line. Without a system log, passt complains about that first.
-fn complaint(said: &str) -> String {
+/// A gate that says nothing was killed: by its own filter of system calls, with SIGSYS, or from outside.
+fn ended_with(status: ExitStatus) -> String {
+    format!("the gate ended: {status}")
+}
+
+/// What passt and gate said, in one line, if they said something. Without a system log, passt complains about
+/// that first.
+fn complaint(said: &str) -> Option<String> {
     let is_noise = |line: &&str| !line.is_empty() && !line.ends_with(" to syslog");
     let lines: Vec<&str> = said.lines().map(str::trim).filter(is_noise).collect();
-    match lines.is_empty() {
-        true => "it ended without a word".to_owned(),
-        false => crate::printable::printable(&lines.join("; "), LAST_WORDS_BYTES),
-    }
+    let has_words = !lines.is_empty();
+    has_words.then(|| crate::printable::printable(&lines.join("; "), LAST_WORDS_BYTES))
 }

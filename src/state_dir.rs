@@ -292,6 +292,7 @@ mod tests {
         let reader = File::open(folder.join(RUN_FILE)).unwrap();
         reader.try_lock_shared().unwrap();
         let reading = thread::spawn(move || {
+            // Early enough that a thread which is late on a busy machine is within it, too.
             thread::sleep(LOCK_PATIENCE / 8);
             drop(reader);
         });

@@ -16,17 +16,18 @@ use libc::{
     SYS_getegid, SYS_geteuid, SYS_getgid, SYS_getpid, SYS_getppid, SYS_getrandom, SYS_getsockopt,
     SYS_gettid, SYS_getuid, SYS_ioctl, SYS_lgetxattr, SYS_linkat, SYS_listen, SYS_llistxattr,
     SYS_lremovexattr, SYS_lseek, SYS_lsetxattr, SYS_madvise, SYS_memfd_create, SYS_mkdirat,
-    SYS_mknodat, SYS_mremap, SYS_munmap, SYS_newfstatat, SYS_openat, SYS_ppoll, SYS_prctl,
-    SYS_pread64, SYS_preadv, SYS_prlimit64, SYS_pwrite64, SYS_pwritev, SYS_read, SYS_readlinkat,
-    SYS_readv, SYS_recvfrom, SYS_renameat, SYS_renameat2, SYS_restart_syscall, SYS_rseq,
-    SYS_rt_sigaction, SYS_rt_sigprocmask, SYS_rt_sigreturn, SYS_sched_getaffinity, SYS_sched_yield,
-    SYS_sendmsg, SYS_sendto, SYS_set_robust_list, SYS_setresgid, SYS_setresuid, SYS_setsockopt,
-    SYS_shutdown, SYS_sigaltstack, SYS_socket, SYS_socketpair, SYS_statx, SYS_symlinkat,
-    SYS_tgkill, SYS_umask, SYS_unlinkat, SYS_utimensat, SYS_write, SYS_writev,
+    SYS_mknodat, SYS_mmap, SYS_mprotect, SYS_mremap, SYS_munmap, SYS_newfstatat, SYS_openat,
+    SYS_ppoll, SYS_prctl, SYS_pread64, SYS_preadv, SYS_prlimit64, SYS_pwrite64, SYS_pwritev,
+    SYS_read, SYS_readlinkat, SYS_readv, SYS_recvfrom, SYS_renameat, SYS_renameat2,
+    SYS_restart_syscall, SYS_rseq, SYS_rt_sigaction, SYS_rt_sigprocmask, SYS_rt_sigreturn,
+    SYS_sched_getaffinity, SYS_sched_yield, SYS_sendmsg, SYS_sendto, SYS_set_robust_list,
+    SYS_setresgid, SYS_setresuid, SYS_setsockopt, SYS_shutdown, SYS_sigaltstack, SYS_socket,
+    SYS_socketpair, SYS_statx, SYS_symlinkat, SYS_tgkill, SYS_umask, SYS_unlinkat, SYS_utimensat,
+    SYS_write, SYS_writev,
 };
 
 use super::Held;
-use crate::filter::{Filter, bits, equal, hide_clone3};
+use crate::filter::{Filter, bits, equal, hide_clone3, not_executable};
 use crate::spec::NetworkSpec;
 
 /// Memory: the allocator, stacks of threads, the guest's memory. None of it is ever executable.
@@ -183,7 +184,9 @@ pub(super) fn install(
 fn filter(network: &NetworkSpec) -> Result<Filter, seccompiler::BackendError> {
     let lists: [&[i64]; 9] =
         [&MEMORY, &THREADS, &EVENTS, &DATA, &FILES, &SOCKETS, &SELF, &FAKE, &OLD];
-    let mut filter = Filter::allowing(&lists.concat())?;
+    let mut filter = Filter::allowing(&lists.concat());
+    filter.allow_if(SYS_mmap, vec![not_executable()?]);
+    filter.allow_if(SYS_mprotect, vec![not_executable()?]);
     // A thread, and no process; no namespace either.
     let thread = u64::from(libc::CLONE_THREAD.unsigned_abs());
     filter.allow_if(SYS_clone, vec![bits(0, thread, thread)?]);

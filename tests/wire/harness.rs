@@ -38,6 +38,15 @@ pub(crate) fn shim() -> Command {
     command
 }
 
+/// The shim, started by another program: its path is that one's last argument.
+pub(crate) fn shim_by(mut other: Command) -> Command {
+    let shim = shim();
+    other.arg(shim.get_program());
+    other.envs(shim.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    other.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    other
+}
+
 /// Runs the shim with arguments, and a text on its standard input.
 pub(crate) fn shim_says(arguments: &[&str], stdin: &[u8]) -> Output {
     let mut child = shim().args(arguments).spawn().unwrap();

@@ -6,23 +6,20 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use serde_json::{Value, json};
 
-use crate::harness::{Playing, shim, start_by};
+use crate::harness::{Playing, shim, shim_by, start_by};
 
 /// A shim with a secret in its environment and a file left open, whose VM runs.
 fn running(layer: Option<&str>) -> Playing {
-    let shim = shim();
-    let mut command = Command::new("bash");
+    let mut shell = Command::new("bash");
     // The number is one that no shim comes to by itself.
-    command.args(["-c", r#"exec 99</etc/passwd; exec "$@""#, "bash"]).arg(shim.get_program());
-    command.envs(shim.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    shell.args(["-c", r#"exec 99</etc/passwd; exec "$@""#, "bash"]);
+    let mut command = shim_by(shell);
     command.env("SECRET", "s3cret-of-the-supervisor");
     layer.map(|layer| command.env("A3S_BOX_FAKE_LAYER", layer));
-    command.stdin(Stdio::piped());
-    command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let script = ["connect", "hello", "started=7", "hang"];
     let mut playing = start_by(command, &script, |config| {
         if layer.is_some() {
@@ -128,13 +125,9 @@ fn namespaces_of_a_confined_shim_are_its_own() {
 /// The shim as root of a user namespace that may have no network of its own.
 fn without_networks() -> Command {
     const LIMIT: &str = r#"echo 0 >/proc/sys/user/max_net_namespaces; exec "$@""#;
-    let shim = shim();
-    let mut command = Command::new("unshare");
-    command.args(["--user", "--map-root-user", "sh", "-euc", LIMIT, "sh"]);
-    command.arg(shim.get_program());
-    command.envs(shim.get_envs().filter_map(|(name, value)| Some((name, value?))));
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    command
+    let mut namespace = Command::new("unshare");
+    namespace.args(["--user", "--map-root-user", "sh", "-euc", LIMIT, "sh"]);
+    shim_by(namespace)
 }
 
 const SCRIPT: [&str; 7] =

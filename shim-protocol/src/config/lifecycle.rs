@@ -122,7 +122,7 @@ pub struct ConfinementConfig {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum SeccompMode {
-    /// It ends the shim.
+    /// It ends the process that makes it: the shim, or the gate of its network.
     #[default]
     Enforce,
     /// It is done, and the kernel logs it: to find what a new kernel or libc needs.

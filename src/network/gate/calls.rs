@@ -6,11 +6,11 @@ use a3s_box_core::config::SeccompMode;
 use libc::{
     SYS_accept4, SYS_brk, SYS_clock_gettime, SYS_clock_nanosleep, SYS_close, SYS_connect,
     SYS_epoll_ctl, SYS_epoll_pwait, SYS_exit_group, SYS_fcntl, SYS_futex, SYS_getsockopt,
-    SYS_ioctl, SYS_kill, SYS_mremap, SYS_munmap, SYS_recvfrom, SYS_restart_syscall, SYS_sendto,
-    SYS_setsockopt, SYS_shutdown, SYS_sigaltstack, SYS_socket, SYS_wait4, SYS_write,
+    SYS_ioctl, SYS_kill, SYS_mmap, SYS_mremap, SYS_munmap, SYS_recvfrom, SYS_restart_syscall,
+    SYS_sendto, SYS_setsockopt, SYS_shutdown, SYS_sigaltstack, SYS_socket, SYS_wait4, SYS_write,
 };
 
-use crate::filter::{Filter, equal};
+use crate::filter::{Filter, equal, not_executable};
 
 /// Memory, as the allocator takes it and gives it back.
 const MEMORY: [i64; 3] = [SYS_brk, SYS_mremap, SYS_munmap];
@@ -43,7 +43,8 @@ pub(super) fn restrict(
     passt: u32,
     has_ports: bool,
 ) -> Result<(), seccompiler::Error> {
-    let mut filter = Filter::allowing(&[&MEMORY[..], &EVENTS, &FRAMES, &END, &OLD].concat())?;
+    let mut filter = Filter::allowing(&[&MEMORY[..], &EVENTS, &FRAMES, &END, &OLD].concat());
+    filter.allow_if(SYS_mmap, vec![not_executable()?]);
     // Of all that are nobody's processes, this one only.
     for call in PASSTS_END {
         filter.allow_if(call, vec![equal(0, passt.into())?]);

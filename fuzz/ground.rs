@@ -1,4 +1,4 @@
-//! The ground that targets share: for those that read images, a folder in memory with a layout in it,
+//! The ground that targets share: for those that read images, a directory in memory with a layout in it,
 //! and a tree outside that must stay as it is. For the others, [`memory`], [`pieces`] and [`peer`].
 //!
 //! The tree is where the links of the hostile corpus lead, `/mnt/canary`, in a mount namespace of

@@ -2,7 +2,7 @@
 //! thinks that it does.
 //!
 //! The shim makes `resources.cgroup` if it is not there, sets its limits, and moves itself into it before
-//! it has a thread or a child. It cannot remove what it is in: `VmManager` does, or whoever made the folder
+//! it has a thread or a child. It cannot remove what it is in: `VmManager` does, or whoever made the directory
 //! above it, as systemd for a service.
 
 use std::fs::{self, OpenOptions};
@@ -40,10 +40,10 @@ impl CgroupError {
     pub(crate) fn hint(&self) -> &'static str {
         match self {
             Self::NotACgroup { .. } => {
-                "name a folder below one that is delegated in `/sys/fs/cgroup`"
+                "name a directory below one that is delegated in `/sys/fs/cgroup`"
             }
             Self::NotDelegated { .. } | Self::System { .. } => {
-                "delegate the folder above to the shim's user, with memory, pids and cpu in its \
+                "delegate the directory above to the shim's user, with memory, pids and cpu in its \
                  `cgroup.subtree_control`, and no process in it (systemd: `Delegate=memory pids cpu`)"
             }
         }
@@ -53,28 +53,29 @@ impl CgroupError {
 /// Moves this process into the box's cgroup, if it has one. To be called before there is a thread or
 /// a child.
 pub(crate) fn join(spec: &VmSpec) -> Result<(), CgroupError> {
-    let Some(folder) = &spec.cgroup else { return Ok(()) };
-    let parent = folder.parent().unwrap_or(folder);
+    let Some(directory) = &spec.cgroup else { return Ok(()) };
+    let parent = directory.parent().unwrap_or(directory);
     let found = statfs(parent).map_err(|errno| system("look at", parent)(errno.into()))?;
     if found.filesystem_type() != CGROUP2_SUPER_MAGIC {
-        return Err(CgroupError::NotACgroup { path: folder.clone() });
+        return Err(CgroupError::NotACgroup { path: directory.clone() });
     }
-    match fs::create_dir(folder) {
+    match fs::create_dir(directory) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-            return Err(system("make", folder)(error));
+            return Err(system("make", directory)(error));
         }
         _ => {}
     }
     let memory_bytes = memory_mib(spec.memory_mib, spec.disk, spec.disk_mib) << 20;
     let cpu_us = u64::from(spec.vcpus) * CPU_PERIOD_US;
     let tasks = u32::from(spec.vcpus) + OTHER_TASKS;
-    set(folder, "memory", "memory.max", &memory_bytes.to_string())?;
+    set(directory, "memory", "memory.max", &memory_bytes.to_string())?;
     // A box is one process; if it has others, half of it is of no use.
-    set(folder, "memory", "memory.oom.group", "1")?;
-    set(folder, "pids", "pids.max", &tasks.to_string())?;
-    set(folder, "cpu", "cpu.max", &format!("{cpu_us} {CPU_PERIOD_US}"))?;
-    let members = folder.join("cgroup.procs");
-    write(&members, &std::process::id().to_string()).map_err(system("move the shim into", folder))
+    set(directory, "memory", "memory.oom.group", "1")?;
+    set(directory, "pids", "pids.max", &tasks.to_string())?;
+    set(directory, "cpu", "cpu.max", &format!("{cpu_us} {CPU_PERIOD_US}"))?;
+    let members = directory.join("cgroup.procs");
+    write(&members, &std::process::id().to_string())
+        .map_err(system("move the shim into", directory))
 }
 
 /// What a box may take: its guest's memory, the shim's, and what its disk holds, if that is in memory.
@@ -89,14 +90,14 @@ fn memory_mib(guest_mib: u32, disk: DiskPlace, disk_mib: Option<u32>) -> u64 {
 
 /// Sets a limit; asks the cgroup above to pass the controller on, if it does not yet.
 fn set(
-    folder: &Path,
+    directory: &Path,
     controller: &'static str,
     name: &str,
     value: &str,
 ) -> Result<(), CgroupError> {
-    let file = folder.join(name);
+    let file = directory.join(name);
     if !file.exists() {
-        let parent = folder.parent().unwrap_or(folder);
+        let parent = directory.parent().unwrap_or(directory);
         let control = parent.join("cgroup.subtree_control");
         let not_delegated =
             |_refusal| CgroupError::NotDelegated { controller, parent: parent.to_owned() };

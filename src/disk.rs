@@ -2,7 +2,7 @@
 //!
 //! | `resources.disk` | `resources.disk_mib` | `upper/` and `work/` are in |
 //! |------------------|----------------------|-----------------------------|
-//! | `state_dir`      | absent               | the state folder            |
+//! | `state_dir`      | absent               | the state directory            |
 //! | `state_dir`      | given                | ext4 in the sparse file `disk.img`, mounted at `disk/` |
 //! | `memory`         | either               | a tmpfs at `disk/`          |
 //!
@@ -37,7 +37,7 @@ pub(crate) enum DiskError {
     )]
     ProgramMissing { program: &'static str, package: &'static str },
     #[error(
-        "a limit on what a box writes into the state folder needs root (found: no access to \
+        "a limit on what a box writes into the state directory needs root (found: no access to \
          `/dev/loop-control`): set `resources.disk` to `memory`, or leave `resources.disk_mib` out"
     )]
     NeedsRoot(#[source] io::Error),
@@ -49,40 +49,40 @@ pub(crate) enum DiskError {
 #[derive(Debug)]
 pub(crate) struct Disk {
     pub(crate) place: UpperPlace,
-    folder: PathBuf,
+    directory: PathBuf,
 }
 
 impl Disk {
     /// Makes the place that the config asks for.
     pub(crate) fn make(spec: &VmSpec, state: &StateDir) -> Result<Self, DiskError> {
-        let mounted = |place| Self { place, folder: state.disk() };
+        let mounted = |place| Self { place, directory: state.disk() };
         match (spec.disk, spec.disk_mib) {
             (DiskPlace::StateDir, None) => {
-                Ok(Self { place: UpperPlace::StateDir, folder: state.folder().to_owned() })
+                Ok(Self { place: UpperPlace::StateDir, directory: state.directory().to_owned() })
             }
             (DiskPlace::StateDir, Some(mib)) => {
                 check_loop_devices()?;
                 make_image(&state.disk_image(), mib)?;
-                mount_image(&state.disk_image(), &make_folder(state)?)?;
+                mount_image(&state.disk_image(), &make_directory(state)?)?;
                 Ok(mounted(UpperPlace::Image))
             }
             (DiskPlace::Memory, limit_mib) => {
-                mount_memory(&make_folder(state)?, limit_mib)?;
+                mount_memory(&make_directory(state)?, limit_mib)?;
                 Ok(mounted(UpperPlace::Memory))
             }
         }
     }
 
     pub(crate) fn upper(&self) -> PathBuf {
-        self.folder.join(UPPER)
+        self.directory.join(UPPER)
     }
 
     pub(crate) fn work(&self) -> PathBuf {
-        self.folder.join(WORK)
+        self.directory.join(WORK)
     }
 }
 
-fn make_folder(state: &StateDir) -> Result<PathBuf, DiskError> {
+fn make_directory(state: &StateDir) -> Result<PathBuf, DiskError> {
     let path = state.disk();
     DirBuilder::new().mode(0o700).create(&path).map_err(system("make", &path))?;
     Ok(path)

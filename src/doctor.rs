@@ -1,18 +1,18 @@
 //! `--doctor`: what boxes need of this host, how it is, and what to do about it.
 //!
 //! Where a box itself can tell, it is asked: a child of this executable goes through `--prepare`, for
-//! the namespaces and the root, and another boots. What they use is in a folder of their own, which is
+//! the namespaces and the root, and another boots. What they use is in a directory of their own, which is
 //! removed. The rest is read from where the kernel says it; nothing on the host is changed.
 //!
 //! ```text
-//!   --doctor ─┬─ kernel, hardware, identity, limits, folders, parts: read
+//!   --doctor ─┬─ kernel, hardware, identity, limits, directories, parts: read
 //!             ├─ trial ──► a3s-box-shim --prepare   a tiny image: namespaces, overlayfs
 //!             └─ trial ──► a3s-box-shim             boots until it is ready, and is stopped
 //! ```
 //!
-//! This process never enters a VM: unlike elsewhere, here `Drop` ends children and removes folders.
+//! This process never enters a VM: unlike elsewhere, here `Drop` ends children and removes directories.
 
-mod folders;
+mod directories;
 mod hardware;
 mod identity;
 mod kernel;
@@ -96,7 +96,7 @@ fn examine(arguments: &Arguments) -> Result<DoctorReport, DoctorError> {
     };
     checks.extend([kernel::landlock(missing), kernel::seccomp(missing)]);
     checks.extend([limits::cgroup(), limits::open_files(), limits::locked_memory()]);
-    checks.extend(folders(&spec.paths, arguments));
+    checks.extend(directories(&spec.paths, arguments));
     checks.extend([parts::passt(&spec), parts::service_manager()]);
     let boot = match may_boot {
         true => trials::boot(&spec.paths, &signals)?,
@@ -107,13 +107,13 @@ fn examine(arguments: &Arguments) -> Result<DoctorReport, DoctorError> {
     Ok(DoctorReport::new(checks))
 }
 
-/// Without a config, folders that cannot be used are no more than a default to be replaced.
-fn folders(paths: &PathsConfig, arguments: &Arguments) -> [DoctorCheck; 2] {
+/// Without a config, directories that cannot be used are no more than a default to be replaced.
+fn directories(paths: &PathsConfig, arguments: &Arguments) -> [DoctorCheck; 2] {
     let missing = match &arguments.config {
         Some(_) => DoctorStatus::Failed,
         None => DoctorStatus::Degraded,
     };
-    [folders::state(&paths.state_dir, missing), folders::cache(&paths.cache_dir, missing)]
+    [directories::state(&paths.state_dir, missing), directories::cache(&paths.cache_dir, missing)]
 }
 
 /// One line for each check, in columns.

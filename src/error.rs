@@ -32,7 +32,7 @@ pub(crate) enum ShimError {
     Process(#[from] ProcessError),
     #[error("cannot limit what the box takes")]
     Cgroup(#[from] CgroupError),
-    #[error("cannot use the state folder")]
+    #[error("cannot use the state directory")]
     State(#[from] StateDirError),
     #[error("cannot keep the event stream")]
     EventFile(#[from] EventFileError),

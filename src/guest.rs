@@ -14,8 +14,8 @@ use a3s_box_proto::control::{
 use a3s_box_proto::{CONTROL_PORT, GUEST_CONFIG_FILE, encode};
 use nix::sys::signal::Signal;
 
-use self::share::PinnedFolder;
-pub(crate) use self::share::{ShareError, SharedFolder};
+use self::share::PinnedDirectory;
+pub(crate) use self::share::{ShareError, SharedDirectory};
 use crate::console::Ports;
 use crate::network::Network;
 use crate::process;
@@ -42,7 +42,7 @@ pub(crate) enum GuestError {
     NothingToRun,
     #[error("the image's stop signal `{found}` is unknown")]
     StopSignal { found: String },
-    #[error("cannot share a folder with the guest")]
+    #[error("cannot share a directory with the guest")]
     Share(#[from] ShareError),
     #[error("cannot look for the guest program")]
     Process(#[from] process::ProcessError),
@@ -57,11 +57,11 @@ pub(crate) struct Guest {
     pub(crate) stop_signal: Signal,
 }
 
-/// A folder of the host for the guest.
+/// A directory of the host for the guest.
 #[derive(Debug)]
 pub(crate) struct PinnedShare {
     tag: String,
-    pub(crate) folder: PinnedFolder,
+    pub(crate) directory: PinnedDirectory,
     pub(crate) access: Access,
 }
 
@@ -91,9 +91,9 @@ pub(crate) fn find_program(spec: &VmSpec) -> Result<(PathBuf, Vec<u8>), GuestErr
 }
 
 fn beside(executable: &Path) -> Vec<PathBuf> {
-    let Some(folder) = executable.parent() else { return Vec::new() };
-    let library = folder.parent().map(|prefix| prefix.join("lib/a3s-box").join(PROGRAM));
-    [Some(folder.join(PROGRAM)), library].into_iter().flatten().collect()
+    let Some(directory) = executable.parent() else { return Vec::new() };
+    let library = directory.parent().map(|prefix| prefix.join("lib/a3s-box").join(PROGRAM));
+    [Some(directory.join(PROGRAM)), library].into_iter().flatten().collect()
 }
 
 /// Merges image and config into what PID 1 is told, and opens what it gets of the host. To be called in
@@ -120,9 +120,13 @@ pub(crate) fn describe(
 
 fn pin_shares(spec: &VmSpec) -> Result<Vec<PinnedShare>, ShareError> {
     let pin = |mount: &crate::spec::MountSpec| match &mount.source {
-        MountSource::Virtiofs { tag, folder, access } => {
-            let pinned = folder.pin();
-            Some(pinned.map(|folder| PinnedShare { tag: tag.clone(), folder, access: *access }))
+        MountSource::Virtiofs { tag, directory, access } => {
+            let pinned = directory.pin();
+            Some(pinned.map(|directory| PinnedShare {
+                tag: tag.clone(),
+                directory,
+                access: *access,
+            }))
         }
         MountSource::Tmpfs { .. } => None,
     };
@@ -155,7 +159,7 @@ fn guest_mount(spec: &crate::spec::MountSpec) -> Mount {
     Mount { target: spec.target.clone(), source: Some(source) }
 }
 
-/// Everything that libkrun is told. The guest must outlive the VM: it holds the folders open.
+/// Everything that libkrun is told. The guest must outlive the VM: it holds the directories open.
 pub(crate) fn machine(
     spec: &VmSpec,
     state: &StateDir,
@@ -163,9 +167,9 @@ pub(crate) fn machine(
     program: Vec<u8>,
     console: Ports,
 ) -> Machine {
-    let shares = guest.shares.iter().map(|PinnedShare { tag, folder, access }| Share {
+    let shares = guest.shares.iter().map(|PinnedShare { tag, directory, access }| Share {
         tag: tag.clone(),
-        path: folder.path(),
+        path: directory.path(),
         access: *access,
     });
     Machine {

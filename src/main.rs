@@ -5,7 +5,7 @@
 //!                                                │
 //!                      read, parse, validate     │ BoxConfig → VmSpec
 //!                      set the process up        │ fds, signals, limits, cgroup
-//!                      private mounts, state     │ flock on the box's folder
+//!                      private mounts, state     │ flock on the box's directory
 //!                      network                   │ gate and passt; an empty one for the shim
 //!                      root file system          │ unpack, overlay
 //!                      describe the guest        │ image config + process → GuestConfig
@@ -117,7 +117,7 @@ fn live(arguments: &Arguments) -> ExitCode {
 }
 
 /// From the config to what the mode asks for. Comes back for all modes but the VM's, and for errors.
-/// `box_end` is set once there is a folder.
+/// `box_end` is set once there is a directory.
 fn run(
     arguments: &Arguments,
     inherited: InheritedFiles,

@@ -84,7 +84,7 @@ pub(crate) fn enter_private_mounts() -> Result<(), ProcessError> {
 
 /// Lets a thread keep its capabilities when it takes on another user. libkrun's virtio-fs server makes
 /// each file as its owner, with that owner's first group and no other (`set_creds`, 1.19.7): a program in
-/// the guest could not write into a folder of its other groups. What the guest's kernel has allowed is
+/// the guest could not write into a directory of its other groups. What the guest's kernel has allowed is
 /// so not judged a second time, by less than it knows.
 fn keep_capabilities() -> Result<(), ProcessError> {
     set_capabilities_secure_bits(CapabilitiesSecureBits::NO_SETUID_FIXUP)

@@ -1,4 +1,4 @@
-//! The two records of a box in its state folder: which process it is, and how it ended.
+//! The two records of a box in its state directory: which process it is, and how it ended.
 //!
 //! ```text
 //!  run.json        written in place, because its inode is the lock
@@ -82,27 +82,27 @@ pub(crate) struct ExitFile(Arc<Prepared>);
 struct Prepared {
     box_id: String,
     process: Process,
-    folder: File,
+    directory: File,
     draft: File,
     is_published: AtomicBool,
 }
 
 impl ExitFile {
-    /// Makes the draft in the box's locked folder.
-    pub(crate) fn prepare(folder: &Path, box_id: &str, process: Process) -> io::Result<Self> {
+    /// Makes the draft in the box's locked directory.
+    pub(crate) fn prepare(directory: &Path, box_id: &str, process: Process) -> io::Result<Self> {
         let draft = OpenOptions::new()
             .write(true)
             .create_new(true)
             .mode(0o600)
-            .open(folder.join(DRAFT_FILE))?;
+            .open(directory.join(DRAFT_FILE))?;
         // A file system that cannot reserve may have room at the end all the same.
         let _best_effort = fallocate(&draft, FallocateFlags::empty(), 0, RESERVED_BYTES);
-        let folder = OpenOptions::new()
+        let directory = OpenOptions::new()
             .read(true)
             .custom_flags((OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW).bits())
-            .open(folder)?;
+            .open(directory)?;
         let (box_id, is_published) = (box_id.to_owned(), AtomicBool::new(false));
-        Ok(Self(Arc::new(Prepared { box_id, process, folder, draft, is_published })))
+        Ok(Self(Arc::new(Prepared { box_id, process, directory, draft, is_published })))
     }
 
     /// Makes the record visible, before the terminal event: whoever sees that finds this. Of two calls
@@ -143,14 +143,14 @@ impl ExitFile {
     /// Makes the record durable, after the terminal event: a slow disk delays the end of the process
     /// and not the news of it.
     pub(crate) fn settle(&self) {
-        let synced = self.0.draft.sync_all().and_then(|()| self.0.folder.sync_all());
+        let synced = self.0.draft.sync_all().and_then(|()| self.0.directory.sync_all());
         if let Err(error) = synced {
             tracing::warn!("cannot sync `{EXIT_FILE}`: {error}");
         }
     }
 
     fn write(&self, record: &ExitRecord) -> io::Result<()> {
-        let Prepared { folder, draft, .. } = &*self.0;
+        let Prepared { directory, draft, .. } = &*self.0;
         let bytes = serde_json::to_vec(record)?;
         if bytes.len() > MAX_RECORD_BYTES {
             return Err(io::ErrorKind::FileTooLarge.into());
@@ -158,7 +158,7 @@ impl ExitFile {
         draft.write_all_at(&bytes, 0)?;
         // What was reserved and is not needed, or an earlier attempt wrote.
         draft.set_len(bytes.len() as u64)?;
-        Ok(renameat(folder, DRAFT_FILE, folder, EXIT_FILE)?)
+        Ok(renameat(directory, DRAFT_FILE, directory, EXIT_FILE)?)
     }
 }
 
@@ -175,12 +175,12 @@ mod tests {
 
     const ENDING: Ending = Ending { reason: StopReason::Failed, exit_code: 125, signal: Some(9) };
 
-    fn prepared(folder: &Path) -> ExitFile {
-        ExitFile::prepare(folder, "demo", Process::this().unwrap()).unwrap()
+    fn prepared(directory: &Path) -> ExitFile {
+        ExitFile::prepare(directory, "demo", Process::this().unwrap()).unwrap()
     }
 
-    fn written(folder: &Path) -> ExitRecord {
-        serde_json::from_slice(&fs::read(folder.join(EXIT_FILE)).unwrap()).unwrap()
+    fn written(directory: &Path) -> ExitRecord {
+        serde_json::from_slice(&fs::read(directory.join(EXIT_FILE)).unwrap()).unwrap()
     }
 
     fn report(cause: &str) -> ErrorReport {
@@ -209,35 +209,35 @@ mod tests {
 
     #[test]
     fn record_is_visible_once_it_is_published_and_the_first_one_counts() {
-        let folder = tempfile::tempdir().unwrap();
-        let exit_file = prepared(folder.path());
-        assert!(!folder.path().join(EXIT_FILE).exists());
+        let directory = tempfile::tempdir().unwrap();
+        let exit_file = prepared(directory.path());
+        assert!(!directory.path().join(EXIT_FILE).exists());
         let error = report("a cause");
         exit_file.clone().publish(&ENDING, Duration::from_millis(1500), None, Some(&error));
         exit_file.publish(&Ending { exit_code: 0, ..ENDING }, Duration::ZERO, None, None);
         exit_file.settle();
-        let record = written(folder.path());
+        let record = written(directory.path());
         assert_eq!((record.exit_code, record.signal, record.uptime_ms), (125, Some(9), 1500));
         assert_eq!((record.box_id.as_str(), record.pid), ("demo", std::process::id()));
         assert_eq!(record.error, Some(error));
-        assert!(!folder.path().join(DRAFT_FILE).exists());
+        assert!(!directory.path().join(DRAFT_FILE).exists());
     }
 
     #[test]
     fn causes_that_do_not_fit_are_left_out() {
-        let folder = tempfile::tempdir().unwrap();
+        let directory = tempfile::tempdir().unwrap();
         let error = report(&"x".repeat(MAX_RECORD_BYTES));
-        prepared(folder.path()).publish(&ENDING, Duration::ZERO, None, Some(&error));
-        assert_eq!(written(folder.path()).error, Some(ErrorReport { causes: vec![], ..error }));
+        prepared(directory.path()).publish(&ENDING, Duration::ZERO, None, Some(&error));
+        assert_eq!(written(directory.path()).error, Some(ErrorReport { causes: vec![], ..error }));
     }
 
     #[test]
     fn record_that_cannot_be_written_is_no_failure() {
-        let folder = tempfile::tempdir().unwrap();
-        let exit_file = prepared(folder.path());
-        fs::remove_file(folder.path().join(DRAFT_FILE)).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let exit_file = prepared(directory.path());
+        fs::remove_file(directory.path().join(DRAFT_FILE)).unwrap();
         exit_file.publish(&ENDING, Duration::ZERO, None, None);
         exit_file.settle();
-        assert!(!folder.path().join(EXIT_FILE).exists());
+        assert!(!directory.path().join(EXIT_FILE).exists());
     }
 }

@@ -1,4 +1,4 @@
-//! The root file system: layers from the image, unpacked once, under a writable folder.
+//! The root file system: layers from the image, unpacked once, under a writable directory.
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
@@ -68,7 +68,7 @@ pub(crate) struct Root {
 enum Layers {
     None,
     Cached(Arc<CachedStack>),
-    /// Without the cache, whose folders lead to the rest of the host.
+    /// Without the cache, whose directories lead to the rest of the host.
     Held {
         _leases: Stack,
     },

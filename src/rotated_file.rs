@@ -5,12 +5,12 @@
 //! name.1   what came before, renamed when `name` had its half
 //! ```
 //!
-//! Both are reached through the folder's fd, wherever this process changes its root to later. The
+//! Both are reached through the directory's fd, wherever this process changes its root to later. The
 //! file is locked (flock), so that a second writer is refused: each would rename the other's file.
 //! Nobody else may rotate it either. What is appended survives this process, but not the host.
 //!
-//! A process that is to give up its rights to the folder renames nothing. It opens `name.1`, too, while
-//! it can, lets go of the folder, and copies `name` over `name.1`.
+//! A process that is to give up its rights to the directory renames nothing. It opens `name.1`, too, while
+//! it can, lets go of the directory, and copies `name` over `name.1`.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, TryLockError};
@@ -44,7 +44,7 @@ pub(crate) enum RotatedFileError {
 pub(crate) struct RotatedFile {
     path: PathBuf,
     /// Absent for a process that is to reach nothing through it: it copies.
-    folder: Option<OwnedFd>,
+    directory: Option<OwnedFd>,
     name: OsString,
     previous_name: OsString,
     /// Absent after a rotation that could not open the next file.
@@ -66,7 +66,7 @@ pub(crate) enum Rotation {
 }
 
 impl Rotation {
-    /// What is left to a shim of this level, for a file that is not in the box's own folder.
+    /// What is left to a shim of this level, for a file that is not in the box's own directory.
     pub(crate) fn of(level: ConfinementLevel) -> Self {
         if level == ConfinementLevel::None { Self::Rename } else { Self::Copy }
     }
@@ -98,13 +98,13 @@ impl RotatedFile {
             .zip(path.file_name())
             .ok_or_else(|| failed(io::ErrorKind::IsADirectory.into()))?;
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let folder = open(parent, flags, Mode::empty()).map_err(|error| failed(error.into()))?;
+        let directory = open(parent, flags, Mode::empty()).map_err(|error| failed(error.into()))?;
         let mut previous_name = name.to_owned();
         previous_name.push(".1");
-        let previous = regular_bytes(&folder, &previous_name);
+        let previous = regular_bytes(&directory, &previous_name);
         let mut this = Self {
             path: path.to_owned(),
-            folder: Some(folder),
+            directory: Some(directory),
             name: name.to_owned(),
             previous_name,
             file: None,
@@ -126,11 +126,12 @@ impl RotatedFile {
     ) -> Result<Self, RotatedFileError> {
         let mut this = Self::open(path, max_bytes)?;
         if rotation == Rotation::Copy
-            && let Some(folder) = this.folder.take()
+            && let Some(directory) = this.directory.take()
         {
             let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
             let owner_only = Mode::S_IRUSR | Mode::S_IWUSR;
-            let opened = openat(folder, &*this.previous_name, flags | OFlag::O_CLOEXEC, owner_only);
+            let opened =
+                openat(directory, &*this.previous_name, flags | OFlag::O_CLOEXEC, owner_only);
             // Without it the current file has to do.
             this.open_previous = opened
                 .ok()
@@ -269,8 +270,8 @@ impl RotatedFile {
 
     /// Makes the current file the previous one; says how many own bytes fell out.
     fn rotate(&mut self) -> io::Result<u64> {
-        let Some(folder) = &self.folder else { return self.copy_to_previous() };
-        let fallen_out = match renameat(folder, &*self.name, folder, &*self.previous_name) {
+        let Some(directory) = &self.directory else { return self.copy_to_previous() };
+        let fallen_out = match renameat(directory, &*self.name, directory, &*self.previous_name) {
             Ok(()) => {
                 let fallen_out = self.previous.own_bytes;
                 self.previous = self.current;
@@ -278,7 +279,7 @@ impl RotatedFile {
             }
             // Somebody removed it.
             Err(Errno::ENOENT) => self.current.own_bytes,
-            // A folder that is not ours to change, or a folder as `name.1`.
+            // A directory that is not ours to change, or a directory as `name.1`.
             Err(_) => return self.copy_to_previous(),
         };
         self.file = None;
@@ -307,8 +308,8 @@ impl RotatedFile {
     }
 
     fn remove_previous(&mut self) -> io::Result<()> {
-        let Some(folder) = &self.folder else { return Ok(()) };
-        match unlinkat(folder, &*self.previous_name, UnlinkatFlags::NoRemoveDir) {
+        let Some(directory) = &self.directory else { return Ok(()) };
+        match unlinkat(directory, &*self.previous_name, UnlinkatFlags::NoRemoveDir) {
             Ok(()) | Err(Errno::ENOENT) => self.previous = Extent::default(),
             Err(error) => return Err(error.into()),
         }
@@ -328,9 +329,11 @@ impl RotatedFile {
             None => Ok(()),
             Some(found) => Err(RotatedFileError::NotRegular { path: self.path.clone(), found }),
         };
-        let Some(folder) = &self.folder else { return Err(failed(io::ErrorKind::NotFound.into())) };
+        let Some(directory) = &self.directory else {
+            return Err(failed(io::ErrorKind::NotFound.into()));
+        };
         // Looked at before it is opened, as opening some devices does something.
-        if let Ok(found) = fstatat(folder, &*self.name, AtFlags::AT_SYMLINK_NOFOLLOW) {
+        if let Ok(found) = fstatat(directory, &*self.name, AtFlags::AT_SYMLINK_NOFOLLOW) {
             regular(&found)?;
         }
         let flags = OFlag::O_RDWR
@@ -340,8 +343,8 @@ impl RotatedFile {
             | OFlag::O_NONBLOCK
             | OFlag::O_CLOEXEC;
         let owner_only = Mode::S_IRUSR | Mode::S_IWUSR;
-        let file =
-            openat(folder, &*self.name, flags, owner_only).map_err(|error| failed(error.into()))?;
+        let file = openat(directory, &*self.name, flags, owner_only)
+            .map_err(|error| failed(error.into()))?;
         let found = fstat(&file).map_err(|error| failed(error.into()))?;
         regular(&found)?;
         let file = File::from(file);
@@ -359,8 +362,8 @@ impl RotatedFile {
 }
 
 /// Size of a regular file; 0 if there is none.
-fn regular_bytes(folder: impl AsFd, name: &OsStr) -> u64 {
-    let found = fstatat(folder, name, AtFlags::AT_SYMLINK_NOFOLLOW).ok();
+fn regular_bytes(directory: impl AsFd, name: &OsStr) -> u64 {
+    let found = fstatat(directory, name, AtFlags::AT_SYMLINK_NOFOLLOW).ok();
     let found = found.filter(|found| kind(found).is_none());
     found.and_then(|found| u64::try_from(found.st_size).ok()).unwrap_or(0)
 }
@@ -370,7 +373,7 @@ fn kind(found: &FileStat) -> Option<&'static str> {
     match SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT {
         SFlag::S_IFREG => None,
         SFlag::S_IFLNK => Some("a symlink"),
-        SFlag::S_IFDIR => Some("a folder"),
+        SFlag::S_IFDIR => Some("a directory"),
         SFlag::S_IFIFO => Some("a FIFO"),
         SFlag::S_IFSOCK => Some("a socket"),
         SFlag::S_IFCHR | SFlag::S_IFBLK => Some("a device"),

@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn folder_user_and_signal_are_the_configs_else_the_images() {
+    fn directory_user_and_signal_are_the_configs_else_the_images() {
         let run = merge("{}", Some(&image()));
         assert_eq!([&run.cwd, &run.user, &run.stop_signal], ["/srv", "web", "SIGQUIT"]);
         let run = merge(r#"{"cwd":"/tmp","user":"7"}"#, Some(&image()));

@@ -102,7 +102,7 @@ pub(crate) struct HealthSpec {
 /// Where the workload's output goes.
 #[derive(Clone, Debug)]
 pub(crate) struct ConsoleSpec {
-    /// Absent: in the box's state folder.
+    /// Absent: in the box's state directory.
     pub(crate) path: Option<PathBuf>,
     /// Of the file and the one before it.
     pub(crate) max_bytes: u64,
@@ -422,7 +422,7 @@ fn check_paths(paths: &PathsConfig, id: &str) -> Result<(), ConfigError> {
     let bytes = longest.as_os_str().len();
     if bytes > MAX_SOCKET_PATH_BYTES {
         let found = format!("a socket path of {bytes} bytes (`{}`)", longest.display());
-        let expected = format!("at most {MAX_SOCKET_PATH_BYTES}: choose a shorter folder or id");
+        let expected = format!("at most {MAX_SOCKET_PATH_BYTES}: choose a shorter directory or id");
         return Err(ConfigError::invalid("paths.state_dir", found, expected));
     }
     Ok(())

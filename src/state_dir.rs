@@ -1,7 +1,7 @@
-//! The folder of a box: everything that it leaves on this host while it lives.
+//! The directory of a box: everything that it leaves on this host while it lives.
 //!
 //! ```text
-//! <paths.state_dir>/           0700, in folders where nobody else can replace it
+//! <paths.state_dir>/           0700, in directories where nobody else can replace it
 //! └── <id>/                    0700
 //!     ├── run.json             which process this is; locked (flock) for as long as the shim lives
 //!     ├── exit.json            how it ended, once it has; until then exit.json.new
@@ -16,7 +16,7 @@
 //! ```
 //!
 //! Liveness is the lock: it ends with the process, however that ends. The next start of the same
-//! id takes the folder over and removes what is stale. `exit.json` goes first: nobody may find a new
+//! id takes the directory over and removes what is stale. `exit.json` goes first: nobody may find a new
 //! run with an old end.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -27,7 +27,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use a3s_box_core::record::{EXIT_FILE, RUN_FILE};
-use a3s_box_oci::{StoreError, check_parents, private_folder, remove_path};
+use a3s_box_oci::{StoreError, check_parents, private_directory, remove_path};
 use nix::fcntl::OFlag;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
@@ -53,7 +53,7 @@ const LOCK_RETRY: Duration = Duration::from_millis(1);
 /// What is removed at the start, if a killed shim left it, and at the end.
 const TRANSIENT: [&str; 7] = [AGENT_SOCKET, CONTROL_SOCKET, ROOT, UPPER, WORK, DISK, DISK_IMAGE];
 
-/// The state folder cannot be used.
+/// The state directory cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StateDirError {
     #[error("box `{id}` is in use: another shim holds `{}`", lock.display())]
@@ -77,7 +77,7 @@ impl From<StoreError> for StateDirError {
     }
 }
 
-/// The folder of this box, locked.
+/// The directory of this box, locked.
 #[derive(Debug)]
 pub(crate) struct StateDir {
     path: PathBuf,
@@ -86,20 +86,20 @@ pub(crate) struct StateDir {
     exit_file: ExitFile,
 }
 
-/// The longest path of a socket in the folder of box `id`.
+/// The longest path of a socket in the directory of box `id`.
 pub(crate) fn longest_socket_path(state_dir: &Path, id: &str) -> PathBuf {
     state_dir.join(id).join(CONTROL_SOCKET)
 }
 
 impl StateDir {
-    /// Makes the folder or takes it over, locks it, makes it a mount of its own, says in it which
+    /// Makes the directory or takes it over, locks it, makes it a mount of its own, says in it which
     /// process this is, and removes what a killed shim left. To be called in private mounts.
     pub(crate) fn acquire(spec: &VmSpec) -> Result<Self, StateDirError> {
         let parent = &spec.paths.state_dir;
         let made = DirBuilder::new().recursive(true).mode(0o700).create(parent);
         made.map_err(system("make", parent))?;
         check_parents(parent)?;
-        private_folder(parent)?;
+        private_directory(parent)?;
         let path = parent.join(&spec.id);
         let lock = lock(&path, &spec.id)?;
         let remove_stale = |name| {
@@ -140,7 +140,7 @@ impl StateDir {
         self.path.join(ROOT)
     }
 
-    pub(crate) fn folder(&self) -> &Path {
+    pub(crate) fn directory(&self) -> &Path {
         &self.path
     }
 
@@ -156,13 +156,13 @@ impl StateDir {
         self.path.join(CONSOLE)
     }
 
-    /// Removes the folder. Only for a box that was never started: its console is lost.
+    /// Removes the directory. Only for a box that was never started: its console is lost.
     pub(crate) fn remove(&self) {
         // What cannot be removed now is removed by the next start of this id.
         let _best_effort = self.remove_all();
     }
 
-    /// The lock goes last: whoever waits for it then finds a folder of its own, or makes one.
+    /// The lock goes last: whoever waits for it then finds a directory of its own, or makes one.
     fn remove_all(&self) -> io::Result<()> {
         umount2(&self.path, MntFlags::MNT_DETACH)?;
         let lock = self.path.join(RUN_FILE);
@@ -177,18 +177,18 @@ impl StateDir {
     }
 }
 
-/// What is opened in the folder from now on leads nowhere else once the mount is all that is left.
+/// What is opened in the directory from now on leads nowhere else once the mount is all that is left.
 fn own_mount(path: &Path) -> nix::Result<()> {
     mount(Some(path), path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
 }
 
-/// Locks `run.json` in the folder at `path`, and makes both if need be. Tries for a while: what holds
-/// the lock may be a reader, and whoever removes the folder takes the lock with it.
+/// Locks `run.json` in the directory at `path`, and makes both if need be. Tries for a while: what holds
+/// the lock may be a reader, and whoever removes the directory takes the lock with it.
 fn lock(path: &Path, id: &str) -> Result<File, StateDirError> {
     let run_file = path.join(RUN_FILE);
     let deadline = Instant::now() + LOCK_PATIENCE;
     loop {
-        match private_folder(path).map_err(Into::into).and_then(|_| try_lock(&run_file)) {
+        match private_directory(path).map_err(Into::into).and_then(|_| try_lock(&run_file)) {
             Ok(Some(lock)) => return Ok(lock),
             // Removed after it was made or found.
             Err(StateDirError::System { source, .. })
@@ -228,7 +228,7 @@ fn try_lock(path: &Path) -> Result<Option<File>, StateDirError> {
     Ok(is_same.then_some(file))
 }
 
-/// What is left to do in the folder at the end of a box, for whoever ends it. Clones do the same.
+/// What is left to do in the directory at the end of a box, for whoever ends it. Clones do the same.
 #[derive(Clone, Debug)]
 pub(crate) struct BoxEnd {
     /// Where the end is recorded.
@@ -238,7 +238,7 @@ pub(crate) struct BoxEnd {
 
 impl BoxEnd {
     /// Removes what only a live box has. The mounts keep `root` and `disk` busy until this process has
-    /// ended: these empty folders stay.
+    /// ended: these empty directories stay.
     pub(crate) fn remove_transient(&self) {
         let is_mount_point = |path: &PathBuf| path.ends_with(ROOT) || path.ends_with(DISK);
         for path in self.transient.iter().filter(|path| !is_mount_point(path)) {
@@ -265,86 +265,86 @@ mod tests {
 
     use super::*;
 
-    /// A state folder with the folder of the box `demo`.
+    /// A state directory with the directory of the box `demo`.
     fn demo() -> (tempfile::TempDir, PathBuf) {
         let dir = tempfile::tempdir().unwrap();
-        let folder = dir.path().join("demo");
-        private_folder(&folder).unwrap();
-        (dir, folder)
+        let directory = dir.path().join("demo");
+        private_directory(&directory).unwrap();
+        (dir, directory)
     }
 
     #[test]
     fn lock_of_a_live_shim_is_waited_for_and_then_in_use() {
-        let (_dir, folder) = demo();
-        let held = lock(&folder, "demo").unwrap();
+        let (_dir, directory) = demo();
+        let held = lock(&directory, "demo").unwrap();
         let start = Instant::now();
-        let error = lock(&folder, "demo").unwrap_err();
+        let error = lock(&directory, "demo").unwrap_err();
         assert!(matches!(error, StateDirError::InUse { .. }), "{error}");
         assert!(start.elapsed() >= LOCK_PATIENCE);
         drop(held);
-        lock(&folder, "demo").unwrap();
+        lock(&directory, "demo").unwrap();
     }
 
     #[test]
     fn reader_that_holds_the_lock_does_not_refuse_a_start() {
-        let (_dir, folder) = demo();
-        drop(lock(&folder, "demo").unwrap());
-        let reader = File::open(folder.join(RUN_FILE)).unwrap();
+        let (_dir, directory) = demo();
+        drop(lock(&directory, "demo").unwrap());
+        let reader = File::open(directory.join(RUN_FILE)).unwrap();
         reader.try_lock_shared().unwrap();
         let reading = thread::spawn(move || {
             // Early enough that a thread which is late on a busy machine is within it, too.
             thread::sleep(LOCK_PATIENCE / 8);
             drop(reader);
         });
-        lock(&folder, "demo").unwrap();
+        lock(&directory, "demo").unwrap();
         reading.join().unwrap();
     }
 
     #[test]
     fn what_is_no_file_is_refused_and_left_alone() {
-        let (dir, folder) = demo();
+        let (dir, directory) = demo();
         let precious = dir.path().join("precious");
         fs::write(&precious, "x").unwrap();
-        symlink(&precious, folder.join(RUN_FILE)).unwrap();
-        let error = lock(&folder, "demo").unwrap_err();
+        symlink(&precious, directory.join(RUN_FILE)).unwrap();
+        let error = lock(&directory, "demo").unwrap_err();
         assert!(matches!(error, StateDirError::System { action: "open", .. }), "{error}");
         assert_eq!(fs::read_to_string(precious).unwrap(), "x");
-        fs::remove_file(folder.join(RUN_FILE)).unwrap();
-        mkfifo(&folder.join(RUN_FILE), Mode::S_IRWXU).unwrap();
-        let error = lock(&folder, "demo").unwrap_err();
+        fs::remove_file(directory.join(RUN_FILE)).unwrap();
+        mkfifo(&directory.join(RUN_FILE), Mode::S_IRWXU).unwrap();
+        let error = lock(&directory, "demo").unwrap_err();
         assert!(matches!(error, StateDirError::NotAFile { .. }), "{error}");
     }
 
-    /// A guest makes folders deeper than open files, a path or a stack reach.
+    /// A guest makes directories deeper than open files, a path or a stack reach.
     #[test]
     fn what_a_guest_has_made_is_removed_however_deep_it_is() {
-        let (_dir, folder) = demo();
-        let mut deep = File::open(&folder).unwrap();
+        let (_dir, directory) = demo();
+        let mut deep = File::open(&directory).unwrap();
         for _ in 0..20_000 {
             mkdirat(&deep, UPPER, Mode::S_IRWXU).unwrap();
             let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
             deep = File::from(openat(&deep, UPPER, flags, Mode::empty()).unwrap());
         }
-        remove_path(&folder.join(UPPER)).unwrap();
-        assert!(!folder.join(UPPER).exists());
+        remove_path(&directory.join(UPPER)).unwrap();
+        assert!(!directory.join(UPPER).exists());
     }
 
     #[test]
-    fn start_goes_on_while_others_remove_the_folder() {
-        let (_dir, folder) = demo();
+    fn start_goes_on_while_others_remove_the_directory() {
+        let (_dir, directory) = demo();
         thread::scope(|scope| {
             for _ in 0..2 {
                 scope.spawn(|| {
                     for _ in 0..1000 {
-                        let held = match lock(&folder, "demo") {
+                        let held = match lock(&directory, "demo") {
                             Ok(held) => held,
                             // On a busy machine the other thread may have paused with the lock.
                             Err(StateDirError::InUse { .. }) => continue,
                             Err(error) => panic!("{error:?}"),
                         };
-                        fs::remove_file(folder.join(RUN_FILE)).unwrap();
+                        fs::remove_file(directory.join(RUN_FILE)).unwrap();
                         // The other thread may have made its lock in it.
-                        let _not_empty = fs::remove_dir(&folder);
+                        let _not_empty = fs::remove_dir(&directory);
                         drop(held);
                     }
                 });
@@ -353,16 +353,16 @@ mod tests {
     }
 
     #[test]
-    fn lock_is_always_that_of_the_folder_which_is_there() {
-        let (_dir, folder) = demo();
-        let run_file = folder.join(RUN_FILE);
+    fn lock_is_always_that_of_the_directory_which_is_there() {
+        let (_dir, directory) = demo();
+        let run_file = directory.join(RUN_FILE);
         thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
                     let mut locked = 0;
                     while locked < 1000 {
                         // The one that fails has met another's removal.
-                        let tried = private_folder(&folder).map_err(Into::into);
+                        let tried = private_directory(&directory).map_err(Into::into);
                         let tried = tried.and_then(|_| try_lock(&run_file));
                         let Ok(Some(held)) = tried else { continue };
                         locked += 1;
@@ -370,7 +370,7 @@ mod tests {
                         assert_eq!(found.ino(), held.metadata().unwrap().ino());
                         fs::remove_file(&run_file).unwrap();
                         // Another thread may have made its lock in it.
-                        let _not_empty = fs::remove_dir(&folder);
+                        let _not_empty = fs::remove_dir(&directory);
                     }
                 });
             }

@@ -154,8 +154,8 @@ mod tests {
 
     #[test]
     fn each_message_is_one_datagram() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("notify");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("notify");
         let manager = UnixDatagram::bind(&path).unwrap();
         let supervisor = notifying(&path);
         // A confined process no longer finds the path.
@@ -190,8 +190,8 @@ mod tests {
 
     #[test]
     fn a_manager_that_does_not_read_or_is_gone_is_no_reason_to_wait() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("notify");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("notify");
         let manager = UnixDatagram::bind(&path).unwrap();
         let supervisor = notifying(&path);
         // More than any queue takes (net.unix.max_dgram_qlen).
@@ -215,8 +215,8 @@ mod tests {
 
     #[test]
     fn the_watchdog_is_fed_twice_as_often_as_it_asks_and_only_by_its_process() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("notify");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("notify");
         let _manager = UnixDatagram::bind(&path).unwrap();
         let interval = |usec: Option<&str>, pid: Option<&str>, socket: bool| {
             let environment = Environment {

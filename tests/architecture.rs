@@ -36,8 +36,8 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-fn rust_files(folder: &Path, found: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
+fn rust_files(directory: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(directory).unwrap().map(Result::unwrap) {
         let path = entry.path();
         if path.is_dir() && !path.ends_with("target") {
             rust_files(&path, found);
@@ -49,7 +49,7 @@ fn rust_files(folder: &Path, found: &mut Vec<PathBuf>) {
 
 fn all_rust_files() -> Vec<PathBuf> {
     let mut found = Vec::new();
-    let folders = [
+    let directories = [
         "src",
         "tests",
         "shim-protocol",
@@ -61,8 +61,8 @@ fn all_rust_files() -> Vec<PathBuf> {
         "cli",
         "fuzz",
     ];
-    for folder in folders {
-        rust_files(&root().join(folder), &mut found);
+    for directory in directories {
+        rust_files(&root().join(directory), &mut found);
     }
     assert!(found.len() > 40, "the walk finds the code");
     found
@@ -70,8 +70,8 @@ fn all_rust_files() -> Vec<PathBuf> {
 
 #[test]
 fn dependencies_point_one_way() {
-    for (folder, allowed) in ALLOWED {
-        let manifest = fs::read_to_string(root().join(folder).join("Cargo.toml")).unwrap();
+    for (directory, allowed) in ALLOWED {
+        let manifest = fs::read_to_string(root().join(directory).join("Cargo.toml")).unwrap();
         let package = manifest.split("[workspace.dependencies]").next().unwrap();
         let rest = manifest.split("[package]").nth(1).unwrap();
         assert!(!package.is_empty());
@@ -84,11 +84,11 @@ fn dependencies_point_one_way() {
             rest.split("[dev-dependencies]").nth(1).and_then(|rest| rest.split("\n[").next());
         for name in used {
             let in_tests = |line: &str| line.split(['.', ' ']).next() == Some(name);
-            let is_of_tests = ALLOWED_IN_TESTS.contains(&(folder, name))
+            let is_of_tests = ALLOWED_IN_TESTS.contains(&(directory, name))
                 && tests.is_some_and(|tests| tests.lines().any(in_tests))
                 && rest.lines().filter(|line| in_tests(line)).count() == 1;
             let is_allowed = allowed.contains(&name) || is_of_tests;
-            assert!(is_allowed, "{folder}/Cargo.toml may not depend on {name}");
+            assert!(is_allowed, "{directory}/Cargo.toml may not depend on {name}");
         }
     }
 }
@@ -117,8 +117,8 @@ fn no_file_is_longer_than_one_can_read() {
 #[test]
 fn unsafe_stays_where_it_belongs() {
     let mut found = Vec::new();
-    for folder in WITHOUT_UNSAFE {
-        rust_files(&root().join(folder), &mut found);
+    for directory in WITHOUT_UNSAFE {
+        rust_files(&root().join(directory), &mut found);
     }
     for path in found.into_iter().filter(|path| !path.ends_with(SYSTEM_CALL)) {
         let text = fs::read_to_string(&path).unwrap();

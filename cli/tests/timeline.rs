@@ -49,9 +49,9 @@ fn texts_are_as_they_were() {
 
 #[test]
 fn pictures_are_as_they_were() {
-    let folder = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     for name in SAMPLES {
-        let (file, svg) = (sample(&format!("{name}.ndjson")), folder.path().join(name));
+        let (file, svg) = (sample(&format!("{name}.ndjson")), directory.path().join(name));
         let arguments = [file.to_str().unwrap(), "--svg", svg.to_str().unwrap()];
         let output = timeline(&arguments).output().unwrap();
         assert_eq!(text_of(&output), ("", "", Some(0)));

@@ -63,11 +63,11 @@ fuzz_target!(|blob: &[u8]| {
     for name in files("ready").iter().filter(|name| **name != kept) {
         fs::remove_dir_all(GROUND.path("cache/layers-v2/ready").join(name)).unwrap();
     }
-    for (folder, name) in ["stacks", "locks"]
+    for (directory, name) in ["stacks", "locks"]
         .into_iter()
-        .flat_map(|folder| files(folder).into_iter().map(move |name| (folder, name)))
+        .flat_map(|directory| files(directory).into_iter().map(move |name| (directory, name)))
     {
-        fs::remove_file(GROUND.path("cache/layers-v2").join(folder).join(name)).unwrap();
+        fs::remove_file(GROUND.path("cache/layers-v2").join(directory).join(name)).unwrap();
     }
     GROUND.clear();
 });

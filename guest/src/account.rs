@@ -278,8 +278,8 @@ wheel:x:10:root
 
     #[test]
     fn an_empty_root_has_root_and_numbers() {
-        let folder = tempfile::tempdir().unwrap();
-        let accounts = Accounts::read(folder.path()).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let accounts = Accounts::read(directory.path()).unwrap();
         assert_eq!(accounts.resolve("").unwrap(), account(0, 0, &[], "/"));
         assert_eq!(accounts.resolve("7:8").unwrap(), account(7, 8, &[], "/"));
         accounts.resolve("root").unwrap_err();
@@ -287,20 +287,20 @@ wheel:x:10:root
 
     #[test]
     fn hostile_files_are_refused() {
-        let folder = tempfile::tempdir().unwrap();
-        let passwd = folder.path().join("etc/passwd");
+        let directory = tempfile::tempdir().unwrap();
+        let passwd = directory.path().join("etc/passwd");
         std::fs::create_dir_all(&passwd).unwrap();
-        assert!(matches!(Accounts::read(folder.path()), Err(AccountError::NotUsable { .. })));
+        assert!(matches!(Accounts::read(directory.path()), Err(AccountError::NotUsable { .. })));
         std::fs::remove_dir(&passwd).unwrap();
         std::fs::File::create(&passwd).unwrap().set_len(MAX_BYTES + 1).unwrap();
-        assert!(matches!(Accounts::read(folder.path()), Err(AccountError::NotUsable { .. })));
+        assert!(matches!(Accounts::read(directory.path()), Err(AccountError::NotUsable { .. })));
         // No writer ever comes: opening must not wait for one.
         std::fs::remove_file(&passwd).unwrap();
         nix::unistd::mkfifo(&passwd, nix::sys::stat::Mode::S_IRUSR).unwrap();
-        assert!(matches!(Accounts::read(folder.path()), Err(AccountError::NotUsable { .. })));
+        assert!(matches!(Accounts::read(directory.path()), Err(AccountError::NotUsable { .. })));
         std::fs::remove_file(&passwd).unwrap();
         std::fs::write(&passwd, b"\xff\xfe:x:1:1\nok:x:3:4::/h:\n").unwrap();
-        let accounts = Accounts::read(folder.path()).unwrap();
+        let accounts = Accounts::read(directory.path()).unwrap();
         assert_eq!(accounts.resolve("ok").unwrap(), account(3, 4, &[], "/h"));
     }
 }

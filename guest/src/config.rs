@@ -73,8 +73,8 @@ mod tests {
 
     #[test]
     fn a_config_is_read_whole() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("config");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("config");
         let config = GuestConfig { hostname: "ünï".into(), ..GuestConfig::default() };
         std::fs::write(&path, config.encode_to_vec()).unwrap();
         assert_eq!(read(&path).unwrap(), config);
@@ -82,16 +82,16 @@ mod tests {
 
     #[test]
     fn what_is_not_a_config_is_refused_by_name() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("config");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("config");
         assert!(matches!(read(&path), Err(ConfigError::Read { .. })));
         std::fs::write(&path, [0xff; 9]).unwrap();
         assert!(matches!(read(&path), Err(ConfigError::Malformed { .. })));
         let big = std::fs::File::create(&path).unwrap();
         big.set_len(MAX_BYTES + 1).unwrap();
         assert!(matches!(read(&path), Err(ConfigError::TooLong { .. })));
-        assert!(matches!(read(folder.path()), Err(ConfigError::NotAFile { .. })));
-        let link = folder.path().join("link");
+        assert!(matches!(read(directory.path()), Err(ConfigError::NotAFile { .. })));
+        let link = directory.path().join("link");
         std::os::unix::fs::symlink(&path, &link).unwrap();
         let message = read(&link).unwrap_err().to_string();
         assert!(message.contains(link.to_str().unwrap()), "{message}");

@@ -38,20 +38,20 @@ pub(crate) enum MetricsError {
 /// Where the figures come from.
 #[derive(Debug)]
 pub(crate) struct Metrics {
-    folder: PathBuf,
+    directory: PathBuf,
     meminfo: File,
     loadavg: File,
 }
 
 impl Metrics {
-    /// Opens the files in `folder`, which is `/proc`.
-    pub(crate) fn open(folder: &Path) -> Result<Self, MetricsError> {
+    /// Opens the files in `directory`, which is `/proc`.
+    pub(crate) fn open(directory: &Path) -> Result<Self, MetricsError> {
         let open = |name: &str| {
-            let path = folder.join(name);
+            let path = directory.join(name);
             File::open(&path).map_err(|source| MetricsError::Read { path, source })
         };
         Ok(Self {
-            folder: folder.to_path_buf(),
+            directory: directory.to_path_buf(),
             meminfo: open(Memory::FILE)?,
             loadavg: open(Load::FILE)?,
         })
@@ -77,7 +77,7 @@ impl Metrics {
         // From its start, where the kernel makes the text anew.
         let length = file
             .read_at(&mut bytes, 0)
-            .map_err(|source| MetricsError::Read { path: self.folder.join(name), source })?;
+            .map_err(|source| MetricsError::Read { path: self.directory.join(name), source })?;
         Ok(String::from_utf8_lossy(&bytes[..length]).into_owned())
     }
 }
@@ -153,15 +153,15 @@ mod tests {
 
     #[test]
     fn figures_are_read_when_asked_from_the_files_of_the_start() {
-        let folder = tempfile::tempdir().unwrap();
+        let directory = tempfile::tempdir().unwrap();
         let write = |available: u32| {
             let text = format!("MemTotal: 9 kB\nMemAvailable: {available} kB\n");
-            std::fs::write(folder.path().join("meminfo"), text).unwrap();
+            std::fs::write(directory.path().join("meminfo"), text).unwrap();
         };
         write(1);
-        let loadavg = folder.path().join("loadavg");
+        let loadavg = directory.path().join("loadavg");
         std::fs::write(&loadavg, "0.25 0.50 1.75 2/81 900\n").unwrap();
-        let metrics = Metrics::open(folder.path()).unwrap();
+        let metrics = Metrics::open(directory.path()).unwrap();
         write(7);
         std::fs::remove_file(&loadavg).unwrap();
         std::fs::write(&loadavg, "another file").unwrap();
@@ -178,11 +178,11 @@ mod tests {
 
     #[test]
     fn a_file_that_is_missing_is_named() {
-        let folder = tempfile::tempdir().unwrap();
-        let message = Metrics::open(folder.path()).unwrap_err().to_string();
+        let directory = tempfile::tempdir().unwrap();
+        let message = Metrics::open(directory.path()).unwrap_err().to_string();
         assert!(message.contains("/meminfo`"), "{message}");
-        std::fs::write(folder.path().join("meminfo"), "").unwrap();
-        let message = Metrics::open(folder.path()).unwrap_err().to_string();
+        std::fs::write(directory.path().join("meminfo"), "").unwrap();
+        let message = Metrics::open(directory.path()).unwrap_err().to_string();
         assert!(message.contains("/loadavg`"), "{message}");
     }
 

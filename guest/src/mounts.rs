@@ -2,7 +2,7 @@
 //!
 //! A target in an image may be anything. A required one that is no directory is an error
 //! that says so; `/run` and `/tmp` get a tmpfs only where the image has nothing there,
-//! because images ship folders in them (`/run/mysqld`) that their programs expect.
+//! because images ship directories in them (`/run/mysqld`) that their programs expect.
 
 use std::fs::DirBuilder;
 use std::io;
@@ -263,8 +263,8 @@ mod tests {
 
     #[test]
     fn a_standard_target_that_is_no_directory_is_told_by_name() {
-        let folder = tempfile::tempdir().unwrap();
-        let proc = folder.path().join("proc");
+        let directory = tempfile::tempdir().unwrap();
+        let proc = directory.path().join("proc");
         symlink("/etc", &proc).unwrap();
         let message = make_directory(&proc).unwrap_err().to_string();
         assert_eq!(
@@ -285,27 +285,27 @@ mod tests {
 
     #[test]
     fn only_what_the_image_left_empty_is_unused() {
-        let folder = tempfile::tempdir().unwrap();
-        let run = folder.path().join("run");
+        let directory = tempfile::tempdir().unwrap();
+        let run = directory.path().join("run");
         assert!(is_unused(&run));
         std::fs::create_dir(&run).unwrap();
         assert!(is_unused(&run));
         std::fs::create_dir(run.join("mysqld")).unwrap();
         assert!(!is_unused(&run));
-        let link = folder.path().join("tmp");
+        let link = directory.path().join("tmp");
         symlink("/nonexistent", &link).unwrap();
         assert!(!is_unused(&link));
     }
 
     #[test]
     fn a_configured_target_is_made_with_its_parents_and_through_links() {
-        let folder = tempfile::tempdir().unwrap();
-        std::fs::create_dir(folder.path().join("real")).unwrap();
-        symlink("real", folder.path().join("link")).unwrap();
-        make_target(&folder.path().join("link/a/b")).unwrap();
-        assert!(folder.path().join("real/a/b").is_dir());
-        std::fs::write(folder.path().join("file"), "").unwrap();
-        let error = make_target(&folder.path().join("file")).unwrap_err();
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::create_dir(directory.path().join("real")).unwrap();
+        symlink("real", directory.path().join("link")).unwrap();
+        make_target(&directory.path().join("link/a/b")).unwrap();
+        assert!(directory.path().join("real/a/b").is_dir());
+        std::fs::write(directory.path().join("file"), "").unwrap();
+        let error = make_target(&directory.path().join("file")).unwrap_err();
         assert!(matches!(error, MountError::NotADirectory { found: "a file", .. }), "{error}");
     }
 
@@ -317,8 +317,8 @@ mod tests {
             let error = mount_configured(&[entry]).unwrap_err();
             assert!(matches!(error, MountError::BadTarget { .. }), "{target}: {error}");
         }
-        let folder = tempfile::tempdir().unwrap();
-        let target = folder.path().join("x");
+        let directory = tempfile::tempdir().unwrap();
+        let target = directory.path().join("x");
         let entry = Mount { target: target.display().to_string(), source: None };
         assert!(matches!(mount_configured(&[entry]), Err(MountError::NoSource { .. })));
         assert!(!target.exists());

@@ -1,8 +1,8 @@
 //! What programs look names up in: `/etc/hosts`, `/etc/hostname`, `/etc/resolv.conf`.
 //!
 //! The image's own are replaced, as container engines do it: a link by a file, and not what it leads to. All
-//! of it is done before the config's mounts, so that nothing is written into a folder of the host. An image
-//! that has something else than a folder in the place of `/etc` is left alone, with a word in the log.
+//! of it is done before the config's mounts, so that nothing is written into a directory of the host. An image
+//! that has something else than a directory in the place of `/etc` is left alone, with a word in the log.
 
 use std::fs::File;
 use std::io::{self, Write};

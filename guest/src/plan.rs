@@ -160,8 +160,8 @@ mod tests {
 
     #[test]
     fn a_missing_working_directory_is_made() {
-        let folder = tempfile::tempdir().unwrap();
-        let cwd = folder.path().join("a/b");
+        let directory = tempfile::tempdir().unwrap();
+        let cwd = directory.path().join("a/b");
         let image =
             empty_root(Workload { cwd: cwd.display().to_string(), ..workload(&["/x"], &[]) })
                 .unwrap();

@@ -34,12 +34,12 @@ const NAME_BYTES: u64 = 256;
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PortError {
     /// Not there.
-    #[error("found no console port named `{name}` in `{folder}`", folder = folder.display())]
+    #[error("found no console port named `{name}` in `{directory}`", directory = directory.display())]
     Missing {
         /// Name of the port.
         name: &'static str,
         /// Where it was looked for.
-        folder: PathBuf,
+        directory: PathBuf,
     },
     /// The device node cannot be opened.
     #[error("cannot open console port `{path}`", path = path.display())]
@@ -59,22 +59,22 @@ pub(crate) enum PortError {
 
 /// Waits for the port of this name, and opens it.
 pub(crate) async fn open(name: &'static str) -> Result<pipe::Sender, PortError> {
-    let folder = Path::new("/sys/class/virtio-ports");
+    let directory = Path::new("/sys/class/virtio-ports");
     let deadline = Instant::now() + NAME_TIMEOUT;
     loop {
-        if let Some(device) = find(folder, name) {
+        if let Some(device) = find(directory, name) {
             return open_device(&Path::new("/dev").join(device));
         }
         if Instant::now() >= deadline {
-            return Err(PortError::Missing { name, folder: folder.to_path_buf() });
+            return Err(PortError::Missing { name, directory: directory.to_path_buf() });
         }
         sleep(NAME_PAUSE).await;
     }
 }
 
 /// The device with this name in its file `name`.
-fn find(folder: &Path, name: &str) -> Option<PathBuf> {
-    for entry in folder.read_dir().ok()?.flatten() {
+fn find(directory: &Path, name: &str) -> Option<PathBuf> {
+    for entry in directory.read_dir().ok()?.flatten() {
         let mut text = String::new();
         let read = std::fs::File::open(entry.path().join("name"))
             .and_then(|file| file.take(NAME_BYTES).read_to_string(&mut text));
@@ -107,23 +107,23 @@ mod tests {
 
     #[test]
     fn a_port_is_found_by_its_whole_name() {
-        let folder = tempfile::tempdir().unwrap();
+        let directory = tempfile::tempdir().unwrap();
         let ports =
             [("vport0p0", ""), ("vport1p1", "krun-stdout2\n"), ("vport1p2", "krun-stdout\n")];
         for (device, name) in ports {
-            std::fs::create_dir(folder.path().join(device)).unwrap();
-            std::fs::write(folder.path().join(device).join("name"), name).unwrap();
+            std::fs::create_dir(directory.path().join(device)).unwrap();
+            std::fs::write(directory.path().join(device).join("name"), name).unwrap();
         }
-        std::fs::create_dir(folder.path().join("vport1p3")).unwrap();
-        assert_eq!(find(folder.path(), STDOUT), Some(PathBuf::from("vport1p2")));
-        assert_eq!(find(folder.path(), STDERR), None);
+        std::fs::create_dir(directory.path().join("vport1p3")).unwrap();
+        assert_eq!(find(directory.path(), STDOUT), Some(PathBuf::from("vport1p2")));
+        assert_eq!(find(directory.path(), STDERR), None);
         assert_eq!(find(Path::new("/nonexistent"), STDOUT), None);
     }
 
     #[tokio::test]
     async fn what_is_not_a_device_is_neither_used_nor_removed() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("vport1p2");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("vport1p2");
         std::fs::write(&path, "").unwrap();
         assert!(matches!(open_device(&path), Err(PortError::NotADevice { .. })));
         assert!(path.exists());

@@ -102,9 +102,9 @@ pub(crate) fn find(name: &str, search: &OsStr, cwd: &Path) -> Result<PathBuf, Pr
         return Ok(PathBuf::from(name));
     }
     let mut found = None;
-    for folder in search.as_bytes().split(|byte| *byte == b':') {
+    for directory in search.as_bytes().split(|byte| *byte == b':') {
         // An empty or relative entry is relative to the working directory.
-        let path = cwd.join(OsStr::from_bytes(folder)).join(name);
+        let path = cwd.join(OsStr::from_bytes(directory)).join(name);
         match path.metadata() {
             Ok(metadata) if metadata.is_file() => {}
             _ => continue,
@@ -203,8 +203,8 @@ mod tests {
 
     #[test]
     fn the_first_executable_file_of_the_path_wins() {
-        let folder = tempfile::tempdir().unwrap();
-        let root = folder.path();
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path();
         std::fs::create_dir_all(root.join("a/tool")).unwrap();
         file(&root.join("b/tool"), b"", 0o644);
         file(&root.join("c/tool"), b"", 0o755);
@@ -216,12 +216,15 @@ mod tests {
 
     #[test]
     fn relative_and_empty_entries_are_relative_to_the_working_directory() {
-        let folder = tempfile::tempdir().unwrap();
-        file(&folder.path().join("here"), b"", 0o755);
-        file(&folder.path().join("bin/there"), b"", 0o755);
+        let directory = tempfile::tempdir().unwrap();
+        file(&directory.path().join("here"), b"", 0o755);
+        file(&directory.path().join("bin/there"), b"", 0o755);
         let search = OsStr::new("/nowhere::bin");
-        assert_eq!(find("here", search, folder.path()).unwrap(), folder.path().join("here"));
-        assert_eq!(find("there", search, folder.path()).unwrap(), folder.path().join("bin/there"));
+        assert_eq!(find("here", search, directory.path()).unwrap(), directory.path().join("here"));
+        assert_eq!(
+            find("there", search, directory.path()).unwrap(),
+            directory.path().join("bin/there")
+        );
     }
 
     #[test]
@@ -232,21 +235,21 @@ mod tests {
 
     #[test]
     fn a_name_found_only_without_permission_is_not_executable() {
-        let folder = tempfile::tempdir().unwrap();
-        file(&folder.path().join("tool"), b"", 0o644);
-        let error = find("tool", folder.path().as_os_str(), Path::new("/")).unwrap_err();
+        let directory = tempfile::tempdir().unwrap();
+        file(&directory.path().join("tool"), b"", 0o644);
+        let error = find("tool", directory.path().as_os_str(), Path::new("/")).unwrap_err();
         assert_eq!(error.reason(), StartFailure::NotExecutable);
-        let error = find("ghost", folder.path().as_os_str(), Path::new("/")).unwrap_err();
+        let error = find("ghost", directory.path().as_os_str(), Path::new("/")).unwrap_err();
         assert_eq!(error.reason(), StartFailure::NotFound);
-        assert!(!error.to_string().contains(folder.path().to_str().unwrap()), "PATH is secret");
-        let error = find("", folder.path().as_os_str(), Path::new("/")).unwrap_err();
+        assert!(!error.to_string().contains(directory.path().to_str().unwrap()), "PATH is secret");
+        let error = find("", directory.path().as_os_str(), Path::new("/")).unwrap_err();
         assert_eq!(error.reason(), StartFailure::NotFound);
     }
 
     #[test]
     fn interpreters_are_read_from_scripts_and_executables() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("x");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("x");
         let cases: [(&[u8], Option<&str>); 7] = [
             (b"#!/bin/foo\n", Some("/bin/foo")),
             (b"#! /usr/bin/env -S bar\n", Some("/usr/bin/env")),
@@ -266,8 +269,8 @@ mod tests {
 
     #[test]
     fn a_hostile_executable_costs_nothing() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("x");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("x");
         let mut header = vec![0xff; 128];
         header[..6].copy_from_slice(b"\x7fELF\x02\x01");
         file(&path, &header, 0o755);

@@ -53,7 +53,7 @@ pub enum KrunError {
         found: u32,
     },
     /// More devices than the machine has interrupts for.
-    #[error("{found} shared folders, expected at most {max}")]
+    #[error("{found} shared directories, expected at most {max}")]
     TooManyShares {
         /// What was asked for.
         found: usize,

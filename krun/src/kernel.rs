@@ -25,7 +25,7 @@ pub struct Kernel {
 
 impl Kernel {
     /// Loads the guest kernel: from `configured` if that is given, else from `../lib` beside the
-    /// executable's folder, else from where the dynamic loader finds it.
+    /// executable's directory, else from where the dynamic loader finds it.
     ///
     /// # Errors
     ///

@@ -28,12 +28,12 @@ pub struct Machine {
     pub vcpus: u8,
     /// Memory in MiB.
     pub memory_mib: u32,
-    /// Folder of the host that is the guest's root. Must not be a symlink: libkrun opens it with
+    /// Directory of the host that is the guest's root. Must not be a symlink: libkrun opens it with
     /// `O_NOFOLLOW`, late and in the guest's time.
     pub root: PathBuf,
     /// Files that only exist in the guest's root directory.
     pub overlay_files: Vec<OverlayFile>,
-    /// Other folders of the host.
+    /// Other directories of the host.
     pub shares: Vec<Share>,
     /// Sockets of the host that are bridged to the guest.
     pub vsock_ports: Vec<VsockPort>,
@@ -62,12 +62,12 @@ pub struct OverlayFile {
     pub one_shot: bool,
 }
 
-/// A folder of the host, as a virtio-fs device.
+/// A directory of the host, as a virtio-fs device.
 #[derive(Debug)]
 pub struct Share {
     /// Name by which the guest mounts it.
     pub tag: String,
-    /// The folder.
+    /// The directory.
     pub path: PathBuf,
     /// Whether the device accepts writes.
     pub access: Access,
@@ -88,7 +88,7 @@ pub struct NetDevice {
 pub enum Access {
     /// Writes are refused on the host's side.
     ReadOnly,
-    /// Writes reach the host's folder.
+    /// Writes reach the host's directory.
     ReadWrite,
 }
 
@@ -173,7 +173,7 @@ mod tests {
             (|m| m.memory_mib = 127, "127 MiB of memory, expected at least 128"),
             (
                 |m| m.shares = (0..7).map(|_| share("a")).collect(),
-                "7 shared folders, expected at most 6",
+                "7 shared directories, expected at most 6",
             ),
             (
                 |m| {
@@ -181,7 +181,7 @@ mod tests {
                     m.net = Some(NetDevice { socket, mac: [2; 6] });
                     m.shares = (0..6).map(|_| share("a")).collect();
                 },
-                "6 shared folders, expected at most 5",
+                "6 shared directories, expected at most 5",
             ),
             (|m| m.shares = vec![share("")], "tag `` has 0 bytes, expected 1 to 36"),
             (|m| m.shares = vec![share(&"t".repeat(37))], "has 37 bytes, expected 1 to 36"),

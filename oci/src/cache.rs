@@ -6,7 +6,7 @@
 //!     │                         and what is unpacked in a user namespace is apart, by its id maps
 //!     ├── ready/<name>/         verified; never written again
 //!     │   ├── tree/             what overlayfs mounts; whiteouts are in its form
-//!     │   ├── facts.json, seams see `record`
+//!     │   ├── facts.json, dependencies see `record`
 //!     │   ├── boot              link to the id of the boot in which it was written
 //!     │   └── synced            empty; made once all of it is on the disk
 //!     ├── stacks/<chain>        which of these make an image's root, see `compose`
@@ -21,8 +21,8 @@
 //!
 //! # What a crash leaves
 //!
-//! A layer appears by one rename, so a process that dies leaves a staging folder and no lock; the
-//! next one that unpacks removes such folders. A crash of the machine is another matter: the rename
+//! A layer appears by one rename, so a process that dies leaves a staging directory and no lock; the
+//! next one that unpacks removes such directories. A crash of the machine is another matter: the rename
 //! may be on the disk and the files not. So a layer counts in the boot in which it was written, as
 //! all see the same page cache, and in later boots only when it has been marked as `synced`, which
 //! is done after `syncfs`, off the path of a start. A layer that is not is unpacked again.
@@ -43,24 +43,24 @@ use nix::unistd::{UnlinkatFlags, symlinkat, syncfs, unlinkat};
 use crate::compose::Stack;
 use crate::digest::Digest;
 use crate::directory::{OPEN_DIR, names_in};
-use crate::mount::Flavour;
+use crate::mount::OverlayXattrs;
 use crate::record::Record;
-use crate::store::{StoreError, check_parents, private_folder, private_folder_in};
-use crate::unpack::{LayerError, LayerFacts, Limits, Seams, remove_tree};
+use crate::store::{StoreError, check_parents, private_directory, private_directory_in};
+use crate::unpack::{CrossLayerDependencies, LayerError, LayerFacts, Limits, remove_tree};
 
-/// Folder of the current format.
+/// Directory of the current format.
 const FORMAT_DIR: &str = "layers-v2";
 
 /// Digits of a digest that tell the id maps of user namespaces apart: a user has one or two.
 const ID_MAP_DIGITS: usize = 16;
 
-/// The tree of a layer, in its folder.
+/// The tree of a layer, in its directory.
 pub(crate) const TREE: &str = "tree";
 
-/// Link to the id of the boot in which a layer was written, in its folder.
+/// Link to the id of the boot in which a layer was written, in its directory.
 const BOOT: &str = "boot";
 
-/// Marks a layer that is on the disk, in its folder.
+/// Marks a layer that is on the disk, in its directory.
 const SYNCED: &str = "synced";
 
 /// Changes with each boot (`proc_sys_kernel(5)`).
@@ -73,8 +73,8 @@ const WAIT_STEP: Duration = Duration::from_millis(10);
 /// A cache that cannot be used, or a layer that cannot be put into it.
 #[derive(Debug, thiserror::Error)]
 pub enum CacheError {
-    /// Other users could reach or replace a folder of the cache, or it cannot be opened.
-    #[error("cannot use the cache folder")]
+    /// Other users could reach or replace a directory of the cache, or it cannot be opened.
+    #[error("cannot use the cache directory")]
     Store(#[from] StoreError),
     /// The system refused an operation on the cache itself.
     #[error("cannot {operation} `{}`", path.display())]
@@ -89,7 +89,7 @@ pub enum CacheError {
     /// A layer in the cache is damaged, and cannot be unpacked anew because boxes use it.
     #[error("the cached layer `{}` is damaged and in use: stop the boxes that use it", path.display())]
     Damaged {
-        /// The layer's folder.
+        /// The layer's directory.
         path: PathBuf,
     },
     /// Layers cannot be looked into, or stacked to unpack one on top of them.
@@ -120,7 +120,7 @@ pub enum CacheError {
 #[derive(Debug)]
 pub struct LayerCache {
     path: PathBuf,
-    pub(crate) flavour: Flavour,
+    pub(crate) overlay_xattrs: OverlayXattrs,
     pub(crate) ready: OwnedFd,
     pub(crate) stacks: OwnedFd,
     pub(crate) staging: OwnedFd,
@@ -139,7 +139,7 @@ pub struct CachedLayer {
     /// What is known about the layer.
     pub facts: LayerFacts,
     /// Where it depends on lower layers.
-    pub(crate) seams: Seams,
+    pub(crate) dependencies: CrossLayerDependencies,
     /// Name in the cache.
     pub(crate) name: String,
     /// Keeps the layer from being removed; to be kept for as long as the layer is mounted.
@@ -167,8 +167,8 @@ pub(crate) trait Recipe {
     /// Returns its name.
     fn name(&self) -> String;
 
-    /// Makes it in `folder`, whose empty directory `tree` is the tree.
-    fn make(&mut self, folder: &OwnedFd, tree: OwnedFd) -> Result<Record, CacheError>;
+    /// Makes it in `directory`, whose empty directory `tree` is the tree.
+    fn make(&mut self, directory: &OwnedFd, tree: OwnedFd) -> Result<Record, CacheError>;
 
     /// Is called every few milliseconds while another process is making it.
     fn wait(&mut self) -> Result<(), CacheError>;
@@ -184,12 +184,12 @@ enum Standing {
 }
 
 impl LayerCache {
-    /// Opens the cache in the folder `dir`; what is missing is made, with access for the owner
+    /// Opens the cache in the directory `dir`; what is missing is made, with access for the owner
     /// only.
     ///
     /// # Errors
     ///
-    /// When the folder belongs to another user, others can enter it, or somebody else could put another
+    /// When the directory belongs to another user, others can enter it, or somebody else could put another
     /// one in its place.
     pub fn open(dir: &Path) -> Result<Self, CacheError> {
         let error = |operation| {
@@ -199,22 +199,33 @@ impl LayerCache {
             .recursive(true)
             .mode(0o700)
             .create(dir)
-            .map_err(error("make the cache folder"))?;
+            .map_err(error("make the cache directory"))?;
         check_parents(dir)?;
-        let path = dir.canonicalize().map_err(error("find the cache folder"))?;
-        let outer = private_folder(&path)?;
-        let flavour = Flavour::of_process(&outer).map_err(error("set an attribute on"))?;
-        let name = format_dir(flavour).map_err(error("read the id maps of this process for"))?;
+        let path = dir.canonicalize().map_err(error("find the cache directory"))?;
+        let outer = private_directory(&path)?;
+        let overlay_xattrs =
+            OverlayXattrs::of_process(&outer).map_err(error("set an attribute on"))?;
+        let name =
+            format_dir(overlay_xattrs).map_err(error("read the id maps of this process for"))?;
         let path = path.join(&name);
-        let format = private_folder_in(outer.as_fd(), Path::new(&name), &path)?;
+        let format = private_directory_in(outer.as_fd(), Path::new(&name), &path)?;
         let inner =
-            |name: &str| private_folder_in(format.as_fd(), Path::new(name), &path.join(name));
+            |name: &str| private_directory_in(format.as_fd(), Path::new(name), &path.join(name));
         let (ready, stacks, staging, locks) =
             (inner("ready")?, inner("stacks")?, inner("staging")?, inner("locks")?);
         let boot =
             std::fs::read_to_string(BOOT_ID).map_err(error("read the id of the boot for"))?;
         let boot = OsString::from(boot.trim_end());
-        Ok(Self { path, flavour, ready, stacks, staging, locks, boot, limits: Limits::default() })
+        Ok(Self {
+            path,
+            overlay_xattrs,
+            ready,
+            stacks,
+            staging,
+            locks,
+            boot,
+            limits: Limits::default(),
+        })
     }
 
     /// Sets the limits for layers that are unpacked from now on.
@@ -228,11 +239,11 @@ impl LayerCache {
         let Some(lease) = self.lease(name)? else { return Ok(None) };
         let record = self.record(name)?;
         let path = self.tree_path(name);
-        Ok(record.map(|Record { facts, seams }| CachedLayer {
+        Ok(record.map(|Record { facts, dependencies }| CachedLayer {
             path,
             hit: true,
             facts,
-            seams,
+            dependencies,
             name: name.to_owned(),
             lease,
         }))
@@ -307,41 +318,41 @@ impl LayerCache {
             && let Err(errno) = remove_tree(self.staging.as_fd(), name.as_bytes())
         {
             // The first error is the one to report; the next unpacking tries again.
-            tracing::warn!(name, %errno, "cannot remove a staging folder");
+            tracing::warn!(name, %errno, "cannot remove a staging directory");
         }
         published
     }
 
     pub(crate) fn stage(&self, recipe: &mut dyn Recipe, name: &str) -> Result<(), CacheError> {
-        let folder = format!("staging/{name}");
+        let directory = format!("staging/{name}");
         let make = || {
             mkdirat(&self.staging, name, Mode::S_IRWXU)?;
-            let folder = openat(&self.staging, name, OPEN_DIR, Mode::empty())?;
-            mkdirat(&folder, TREE, Mode::S_IRWXU)?;
-            let root = openat(&folder, TREE, OPEN_DIR, Mode::empty())?;
-            Ok((folder, root))
+            let directory = openat(&self.staging, name, OPEN_DIR, Mode::empty())?;
+            mkdirat(&directory, TREE, Mode::S_IRWXU)?;
+            let root = openat(&directory, TREE, OPEN_DIR, Mode::empty())?;
+            Ok((directory, root))
         };
         let (staged, tree) =
-            make().map_err(|errno: Errno| self.error("make", &folder)(errno.into()))?;
+            make().map_err(|errno: Errno| self.error("make", &directory)(errno.into()))?;
         let record = recipe.make(&staged, tree)?;
         let write = || {
             record.write(&staged)?;
             Ok(symlinkat(self.boot.as_os_str(), &staged, BOOT)?)
         };
-        write().map_err(self.error("write the record of", &folder))
+        write().map_err(self.error("write the record of", &directory))
     }
 
     fn publish(&self, name: &str) -> Result<(), CacheError> {
         self.publish_as(name, name)
     }
 
-    /// Publishes the staging folder `staged`; the caller holds the exclusive lock of `name`.
+    /// Publishes the staging directory `staged`; the caller holds the exclusive lock of `name`.
     pub(crate) fn publish_as(&self, staged: &str, name: &str) -> Result<(), CacheError> {
         renameat(&self.staging, staged, &self.ready, name)
             .map_err(|errno| self.error("publish", &format!("ready/{name}"))(errno.into()))
     }
 
-    /// Removes what stands under `name`, by way of its staging folder; the caller holds the exclusive
+    /// Removes what stands under `name`, by way of its staging directory; the caller holds the exclusive
     /// lock. Returns whether there was something.
     pub(crate) fn discard(&self, name: &str) -> Result<bool, CacheError> {
         let error = |errno: Errno| self.error("remove", &format!("ready/{name}"))(errno.into());
@@ -364,14 +375,14 @@ impl LayerCache {
         }
     }
 
-    /// Removes staging folders whose process is gone: ours by `name`, whose lock we hold, and those
+    /// Removes staging directories whose process is gone: ours by `name`, whose lock we hold, and those
     /// with a free lock.
     pub(crate) fn sweep(&self, name: &str) -> Result<(), CacheError> {
         let error = |errno: Errno| self.error("sweep", "staging")(errno.into());
         for stale in list(&self.staging).map_err(error)? {
             let lock = if stale == name { None } else { self.try_lock(&stale)? };
             if lock.is_some() || stale == name {
-                tracing::debug!(%stale, "removing the staging folder of a dead process");
+                tracing::debug!(%stale, "removing the staging directory of a dead process");
                 remove_tree(self.staging.as_fd(), stale.as_bytes()).map_err(error)?;
             }
         }
@@ -386,25 +397,25 @@ impl LayerCache {
     /// When the system cannot write. Nobody uses the layers anew then.
     pub fn sync(&self, stack: &Stack) -> Result<bool, CacheError> {
         let open = |name: &'_ str| {
-            let folder = openat(&self.ready, name, OPEN_DIR, Mode::empty());
-            folder.map_err(|errno| self.error("open", &format!("ready/{name}"))(errno.into()))
+            let directory = openat(&self.ready, name, OPEN_DIR, Mode::empty());
+            directory.map_err(|errno| self.error("open", &format!("ready/{name}"))(errno.into()))
         };
         let names = stack.members.iter().map(|member| member.name.as_str());
-        let mut folders =
+        let mut directories =
             names.map(|name| Ok((name, open(name)?))).collect::<Result<Vec<_>, CacheError>>()?;
-        folders.retain(|(_, folder)| !exists(folder, SYNCED));
-        if folders.is_empty() {
+        directories.retain(|(_, directory)| !exists(directory, SYNCED));
+        if directories.is_empty() {
             return Ok(false);
         }
         // The fd is older than the files of this process, so this also reports errors of writing
         // them back.
         let synced = syncfs(&self.ready);
         let mut failure = None;
-        for (name, folder) in folders {
-            let marked = synced.and_then(|()| make_file(&folder, SYNCED));
+        for (name, directory) in directories {
+            let marked = synced.and_then(|()| make_file(&directory, SYNCED));
             if let Err(errno) = marked {
                 // What is in memory may be lost as well.
-                let _unmarked = unlinkat(&folder, BOOT, UnlinkatFlags::NoRemoveDir);
+                let _unmarked = unlinkat(&directory, BOOT, UnlinkatFlags::NoRemoveDir);
                 failure.get_or_insert((name, errno));
             }
         }
@@ -453,8 +464,8 @@ impl LayerCache {
 
     /// Reads the record of what stands under `name`; `None` when it is damaged.
     pub(crate) fn record(&self, name: &str) -> Result<Option<Record>, CacheError> {
-        let folder = openat(&self.ready, name, OPEN_DIR, Mode::empty()).map_err(io::Error::from);
-        match folder.and_then(|folder| Record::read(&folder)) {
+        let directory = openat(&self.ready, name, OPEN_DIR, Mode::empty()).map_err(io::Error::from);
+        match directory.and_then(|directory| Record::read(&directory)) {
             // Something is missing, or something else stands in its place.
             Err(source)
                 if [Errno::ENOENT, Errno::ENOTDIR, Errno::ELOOP]
@@ -472,7 +483,7 @@ impl LayerCache {
         Ok(self.is_ready(name)? && self.record(name)?.is_some())
     }
 
-    /// Whether something usable stands under `name`, as far as its folder tells.
+    /// Whether something usable stands under `name`, as far as its directory tells.
     pub(crate) fn is_ready(&self, name: &str) -> Result<bool, CacheError> {
         Ok(self.standing(name)? == Standing::Ready)
     }
@@ -480,15 +491,17 @@ impl LayerCache {
     fn standing(&self, name: &str) -> Result<Standing, CacheError> {
         let error = |errno: Errno| self.error("look at", &format!("ready/{name}"))(errno.into());
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let folder = match openat(&self.ready, name, flags, Mode::empty()) {
-            Ok(folder) => folder,
+        let directory = match openat(&self.ready, name, flags, Mode::empty()) {
+            Ok(directory) => directory,
             Err(Errno::ENOENT) => return Ok(Standing::Missing),
             Err(Errno::ENOTDIR | Errno::ELOOP) => return Ok(Standing::Unusable),
             Err(errno) => return Err(error(errno)),
         };
-        let is_durable =
-            || exists(&folder, SYNCED) || readlinkat(&folder, BOOT).is_ok_and(|id| id == self.boot);
-        Ok(match exists(&folder, TREE) && is_durable() {
+        let is_durable = || {
+            exists(&directory, SYNCED)
+                || readlinkat(&directory, BOOT).is_ok_and(|id| id == self.boot)
+        };
+        Ok(match exists(&directory, TREE) && is_durable() {
             true => Standing::Ready,
             false => Standing::Unusable,
         })
@@ -508,25 +521,25 @@ impl LayerCache {
     }
 }
 
-fn exists(folder: &OwnedFd, name: &str) -> bool {
-    fstatat(folder, name, AtFlags::AT_SYMLINK_NOFOLLOW).is_ok()
+fn exists(directory: &OwnedFd, name: &str) -> bool {
+    fstatat(directory, name, AtFlags::AT_SYMLINK_NOFOLLOW).is_ok()
 }
 
-fn make_file(folder: &OwnedFd, name: &str) -> nix::Result<()> {
+fn make_file(directory: &OwnedFd, name: &str) -> nix::Result<()> {
     let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    openat(folder, name, flags, Mode::S_IRUSR).map(drop)
+    openat(directory, name, flags, Mode::S_IRUSR).map(drop)
 }
 
-/// Lists the names in a folder of the cache.
+/// Lists the names in a directory of the cache.
 pub(crate) fn list(dir: &OwnedFd) -> nix::Result<Vec<String>> {
     let text = |name: Vec<u8>| String::from_utf8_lossy(&name).into_owned();
     Ok(names_in(dir)?.into_iter().map(text).collect())
 }
 
-/// Names the folder of the current format: in a user namespace marks are others, and owners mean
+/// Names the directory of the current format: in a user namespace marks are others, and owners mean
 /// something by its id maps only.
-fn format_dir(flavour: Flavour) -> io::Result<String> {
-    if flavour == Flavour::Trusted {
+fn format_dir(overlay_xattrs: OverlayXattrs) -> io::Result<String> {
+    if overlay_xattrs == OverlayXattrs::Trusted {
         return Ok(FORMAT_DIR.to_owned());
     }
     let mut maps = std::fs::read("/proc/self/uid_map")?;

@@ -1,4 +1,4 @@
-//! A root made by copying, where overlayfs cannot be had: layer trees, merged into a plain folder.
+//! A root made by copying, where overlayfs cannot be had: layer trees, merged into a plain directory.
 //!
 //! The trees are in the form of overlayfs (see [`whiteout`](crate::unpack)), and are understood here
 //! as overlayfs does: the topmost tree that has a name decides about it, directories are merged down
@@ -34,7 +34,7 @@ use nix::unistd::{Gid, Uid, fchownat, linkat, symlinkat};
 use self::contents::Contents;
 use crate::directory::{OPEN_DIR, names_in, open_below};
 use crate::metadata::copy_metadata;
-use crate::mount::Flavour;
+use crate::mount::OverlayXattrs;
 use crate::unpack::is_opaque;
 
 /// A root that cannot be made by copying.
@@ -67,23 +67,23 @@ struct Merged {
 struct Cloning<'a> {
     trees: &'a [OwnedFd],
     target: &'a OwnedFd,
-    flavour: Flavour,
+    overlay_xattrs: OverlayXattrs,
     contents: Contents,
     /// Where each file with more than one name was made first.
     links: HashMap<(u64, u64), Vec<u8>>,
 }
 
-/// Copies the merged view of `trees`, which has the topmost first, into the empty folder `target`.
+/// Copies the merged view of `trees`, which has the topmost first, into the empty directory `target`.
 ///
 /// The target gets the metadata of the topmost tree's root. Marks of overlayfs are not copied, nor
 /// what the host's security modules added.
 pub(crate) fn flatten(
     trees: &[OwnedFd],
     target: &OwnedFd,
-    flavour: Flavour,
+    overlay_xattrs: OverlayXattrs,
 ) -> Result<Method, CloneError> {
     let contents = Contents::default();
-    let mut cloning = Cloning { trees, target, flavour, contents, links: HashMap::new() };
+    let mut cloning = Cloning { trees, target, overlay_xattrs, contents, links: HashMap::new() };
     let mut pending = vec![Merged { path: Vec::new(), trees: (0..trees.len()).collect() }];
     while let Some(directory) = pending.pop() {
         cloning.fill(&directory, &mut pending)?;
@@ -95,7 +95,7 @@ impl Cloning<'_> {
     /// Makes all that is in a directory, and its metadata; directories in it are made empty, to be
     /// filled later, which does not change the times of this one.
     fn fill(&mut self, merged: &Merged, pending: &mut Vec<Merged>) -> Result<(), CloneError> {
-        let failed = at("open the folder", &merged.path);
+        let failed = at("open the directory", &merged.path);
         let path = Path::new(OsStr::from_bytes(&merged.path));
         let open = |root: &OwnedFd| open_below(root, path);
         let roots = merged.trees.iter().filter_map(|tree| self.trees.get(*tree));
@@ -103,7 +103,7 @@ impl Cloning<'_> {
         let target = open(self.target).map_err(&failed)?;
         let mut decided = HashSet::new();
         for (i, source) in sources.iter().enumerate() {
-            for name in names_in(source).map_err(at("list the folder", &merged.path))? {
+            for name in names_in(source).map_err(at("list the directory", &merged.path))? {
                 if !decided.insert(name.clone()) {
                     continue;
                 }
@@ -144,7 +144,7 @@ impl Cloning<'_> {
                 Err(errno) => return Err(errno),
             }
             trees.push(tree);
-            if is_opaque(&openat(source, name, OPEN_DIR, Mode::empty())?, self.flavour)? {
+            if is_opaque(&openat(source, name, OPEN_DIR, Mode::empty())?, self.overlay_xattrs)? {
                 break;
             }
         }

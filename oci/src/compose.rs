@@ -30,10 +30,12 @@ use crate::directory::{OPEN_DIR, open_below, open_dir};
 use crate::image::Layer;
 use crate::layout::Layout;
 use crate::metadata::{copy_metadata, reset_metadata};
-use crate::mount::{self, Flavour};
+use crate::mount::{self, OverlayXattrs};
 use crate::record::Record;
 use crate::stack::LayerStack;
-use crate::unpack::{Ground, Job, LayerError, OnProgress, Progress, Seams, remove_tree, unpack};
+use crate::unpack::{
+    Base, CrossLayerDependencies, Job, LayerError, OnProgress, Progress, remove_tree, unpack,
+};
 
 /// Bound on the file of a stack: more names than any mount takes.
 const STACK_LIMIT_BYTES: u64 = 1 << 17;
@@ -53,7 +55,7 @@ const META: &str = "meta-";
 /// What makes the root of an image; it can be mounted.
 #[derive(Debug)]
 pub struct Stack {
-    pub(crate) flavour: Flavour,
+    pub(crate) overlay_xattrs: OverlayXattrs,
     /// What is mounted, the bottom first.
     pub(crate) members: Vec<Member>,
     /// The tree whose root has the metadata of the image's root.
@@ -87,8 +89,8 @@ impl Stack {
     /// Returns the stack of no layers.
     #[must_use]
     pub fn empty() -> Self {
-        let flavour = Flavour::Trusted;
-        Self { flavour, members: Vec::new(), root: None, hits: 0, unpacked_bytes: 0 }
+        let overlay_xattrs = OverlayXattrs::Trusted;
+        Self { overlay_xattrs, members: Vec::new(), root: None, hits: 0, unpacked_bytes: 0 }
     }
 
     /// Returns the trees that are mounted, the bottom first; nobody may write to them.
@@ -162,7 +164,13 @@ impl LayerCache {
             members.push(Member { name, tree, _lease: lease });
         }
         let root = root.map(|name| self.tree_path(&name));
-        Ok(Some(Stack { flavour: self.flavour, members, root, hits: layers, unpacked_bytes: 0 }))
+        Ok(Some(Stack {
+            overlay_xattrs: self.overlay_xattrs,
+            members,
+            root,
+            hits: layers,
+            unpacked_bytes: 0,
+        }))
     }
 
     /// Whether all that a stack's file names is there.
@@ -241,7 +249,7 @@ struct Parents {
 
 impl Composition<'_, '_> {
     fn compose(mut self, alone: Vec<CachedLayer>) -> Result<Stack, CacheError> {
-        let mut stack = LayerStack::new(self.cache.flavour);
+        let mut stack = LayerStack::new(self.cache.overlay_xattrs);
         let mut unpacked_bytes = 0;
         for (i, mut layer) in alone.into_iter().enumerate() {
             let failed = stack_error(&self.layers[i]);
@@ -262,7 +270,13 @@ impl Composition<'_, '_> {
         let Parents { root, meta } = self.parents(&stack, self.layers.len())?;
         let mut members: Vec<Member> = stack.into_layers().map(Member::from).collect();
         members.extend(meta.map(Member::from));
-        Ok(Stack { flavour: self.cache.flavour, members, root, hits: 0, unpacked_bytes })
+        Ok(Stack {
+            overlay_xattrs: self.cache.overlay_xattrs,
+            members,
+            root,
+            hits: 0,
+            unpacked_bytes,
+        })
     }
 
     /// Unpacks the layer `i` once more, on top of those below it.
@@ -279,7 +293,7 @@ impl Composition<'_, '_> {
             name: format!("{ON_TOP}{}", file_name(self.chains[i])),
             stack,
             parents,
-            seams: &layer.seams,
+            dependencies: &layer.dependencies,
             progress: &mut |step| progress(i, step),
         };
         let unpacked = self.cache.get_or_make(recipe);
@@ -329,8 +343,8 @@ impl Recipe for Alone<'_> {
         file_name(self.source.layer.diff_id)
     }
 
-    fn make(&mut self, _folder: &OwnedFd, tree: OwnedFd) -> Result<Record, CacheError> {
-        let record = self.source.unpack(Ground::Empty, tree, self.progress)?;
+    fn make(&mut self, _directory: &OwnedFd, tree: OwnedFd) -> Result<Record, CacheError> {
+        let record = self.source.unpack(Base::Empty, tree, self.progress)?;
         match (self.progress)(Progress::Publishing) {
             ControlFlow::Continue(()) => Ok(record),
             ControlFlow::Break(()) => {
@@ -350,7 +364,7 @@ struct OnTop<'a> {
     name: String,
     stack: &'a LayerStack,
     parents: Parents,
-    seams: &'a Seams,
+    dependencies: &'a CrossLayerDependencies,
     progress: &'a mut OnProgress<'a>,
 }
 
@@ -359,17 +373,17 @@ impl Recipe for OnTop<'_> {
         self.name.clone()
     }
 
-    fn make(&mut self, folder: &OwnedFd, tree: OwnedFd) -> Result<Record, CacheError> {
+    fn make(&mut self, directory: &OwnedFd, tree: OwnedFd) -> Result<Record, CacheError> {
         let failed = stack_error(self.source.layer);
-        let root = self.root(folder, &tree).map_err(failed)?;
+        let root = self.root(directory, &tree).map_err(failed)?;
         let progress = &mut *self.progress;
         let progress: &mut OnProgress<'_> = &mut |_| progress(Progress::OnTop);
-        let ground = Ground::Lower(self.seams);
-        let record = self.source.unpack(ground, root, progress)?;
+        let base = Base::Lower(self.dependencies);
+        let record = self.source.unpack(base, root, progress)?;
         // Unmounted by now, as the fd of the root was the only one.
-        let emptied = remove_tree(folder.as_fd(), WORK.as_bytes());
+        let emptied = remove_tree(directory.as_fd(), WORK.as_bytes());
         emptied.map_err(|errno| failed(errno.into()))?;
-        Ok(Record { facts: record.facts, seams: Seams::default() })
+        Ok(Record { facts: record.facts, dependencies: CrossLayerDependencies::default() })
     }
 
     fn wait(&mut self) -> Result<(), CacheError> {
@@ -379,7 +393,7 @@ impl Recipe for OnTop<'_> {
 
 impl OnTop<'_> {
     /// Opens what the layers below make, with `tree` taking what is written.
-    fn root(&self, folder: &OwnedFd, tree: &OwnedFd) -> io::Result<OwnedFd> {
+    fn root(&self, directory: &OwnedFd, tree: &OwnedFd) -> io::Result<OwnedFd> {
         match &self.parents.root {
             Some(path) => copy_metadata(&open_dir(path)?, tree)?,
             None => reset_metadata(tree)?,
@@ -393,9 +407,9 @@ impl OnTop<'_> {
         if lower.is_empty() {
             return tree.try_clone();
         }
-        mkdirat(folder, WORK, Mode::S_IRWXU)?;
-        let work = openat(folder, WORK, OPEN_DIR, Mode::empty())?;
-        mount::overlay(&lower, tree, &work, self.source.cache.flavour)
+        mkdirat(directory, WORK, Mode::S_IRWXU)?;
+        let work = openat(directory, WORK, OPEN_DIR, Mode::empty())?;
+        mount::overlay(&lower, tree, &work, self.source.cache.overlay_xattrs)
     }
 }
 
@@ -414,7 +428,7 @@ impl Recipe for Meta<'_> {
         self.name.clone()
     }
 
-    fn make(&mut self, _folder: &OwnedFd, tree: OwnedFd) -> Result<Record, CacheError> {
+    fn make(&mut self, _directory: &OwnedFd, tree: OwnedFd) -> Result<Record, CacheError> {
         let make = || {
             for path in self.directories.keys().filter(|path| !path.as_os_str().is_empty()) {
                 mkdirat(&tree, path, Mode::S_IRWXU)?;
@@ -451,7 +465,7 @@ impl<'a> Source<'a> {
     /// Unpacks the layer into the directory `root`.
     fn unpack(
         &self,
-        ground: Ground<'_>,
+        base: Base<'_>,
         root: OwnedFd,
         progress: &mut OnProgress<'_>,
     ) -> Result<Record, CacheError> {
@@ -462,9 +476,9 @@ impl<'a> Source<'a> {
         };
         let blob = layout.open_blob(layer.digest, layer.size_bytes);
         let blob = blob.map_err(|source| failed(source.into()))?;
-        let job = Job { layer, ground, flavour: cache.flavour, limits: &cache.limits };
-        let (facts, seams) = unpack(blob, job, root, progress).map_err(failed)?;
-        Ok(Record { facts, seams })
+        let job = Job { layer, base, overlay_xattrs: cache.overlay_xattrs, limits: &cache.limits };
+        let (facts, dependencies) = unpack(blob, job, root, progress).map_err(failed)?;
+        Ok(Record { facts, dependencies })
     }
 }
 

@@ -59,7 +59,7 @@ pub enum DigestError {
 impl Algorithm {
     const ALL: [Self; 2] = [Self::Sha256, Self::Sha512];
 
-    /// Returns the name by which digests and folders of a layout begin.
+    /// Returns the name by which digests and directories of a layout begin.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -133,7 +133,7 @@ impl Digest {
         self.algorithm
     }
 
-    /// Returns the hexadecimal digits, the name of a blob in the folder of its algorithm.
+    /// Returns the hexadecimal digits, the name of a blob in the directory of its algorithm.
     #[must_use]
     pub fn hex(&self) -> String {
         self.to_string().split_off(self.algorithm.name().len() + 1)

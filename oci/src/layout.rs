@@ -43,10 +43,10 @@ const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
 /// A layout that cannot be read, or that has no such image.
 #[derive(Debug, thiserror::Error)]
 pub enum LayoutError {
-    /// The folder cannot be opened.
+    /// The directory cannot be opened.
     #[error("cannot open the image layout `{}`", path.display())]
     Open {
-        /// The folder.
+        /// The directory.
         path: PathBuf,
         /// What the system said.
         source: io::Error,

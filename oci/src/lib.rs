@@ -2,7 +2,7 @@
 //!
 //! The crate knows nothing of VMs. It reads a layout that is already on disk, unpacks each layer
 //! once into a cache that all boxes share, and mounts the layers of an image under a writable
-//! folder. Images are hostile input: every byte is verified against a digest before it can be seen,
+//! directory. Images are hostile input: every byte is verified against a digest before it can be seen,
 //! every count is bounded, and no path of an image ever becomes a path of the host.
 //!
 //! ```text
@@ -57,7 +57,7 @@ pub use layout::{JsonError, Layout, LayoutError};
 pub use overlay::{MountError, OverlaySpec, RootMethod};
 pub use platform::{Platform, PlatformError};
 pub use retention::{Collected, Retention};
-pub use store::{StoreError, check_parents, private_folder};
+pub use store::{StoreError, check_parents, private_directory};
 pub use unpack::{
     ArchiveError, EntryError, LayerError, LayerFacts, Limits, MappedIds, PathError, PaxError,
     Progress, SparseError, remove_path,

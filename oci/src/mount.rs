@@ -1,12 +1,12 @@
 //! Overlay mounts that are attached nowhere.
 //!
 //! A mount is made as an fd: it can be worked in with `openat2` at once, be attached somewhere, and
-//! is gone when the fd is closed. Folders are handed to the kernel by fds, so that no path of any
+//! is gone when the fd is closed. Directories are handed to the kernel by fds, so that no path of any
 //! length or with any characters matters. How fds can be handed over depends on the kernel, whose
 //! version says little about it, as distributions carry changes back; so the ways are tried, newest
 //! first.
 //!
-//! All fds must be opened in the mount namespace of the caller: overlayfs takes no folders of
+//! All fds must be opened in the mount namespace of the caller: overlayfs takes no directories of
 //! another one (`EINVAL`).
 
 use std::fmt;
@@ -43,27 +43,27 @@ const MESSAGES: usize = 8;
 /// An attribute that only the machine's root can set, and nothing looks at.
 const PROBE_XATTR: &str = "trusted.a3s-box.probe";
 
-/// Where `mount(2)` mounts for a moment, in the work folder.
+/// Where `mount(2)` mounts for a moment, in the work directory.
 const MOUNT_POINT: &str = "mount";
 
 /// Which extended attributes overlayfs keeps its marks in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Flavour {
+pub(crate) enum OverlayXattrs {
     /// `trusted.overlay.*`, which only the machine's root can write.
     Trusted,
     /// `user.overlay.*`, for a user namespace.
     User,
 }
 
-impl Flavour {
-    /// Finds the flavour that this process can use, by trying on a folder of its own.
+impl OverlayXattrs {
+    /// Finds the namespace of xattrs that this process can use, by a trial on a directory of its own.
     ///
     /// # Errors
     ///
-    /// When the folder cannot be written to.
-    pub(crate) fn of_process(folder: impl AsFd) -> io::Result<Self> {
-        match fsetxattr(&folder, PROBE_XATTR, b"", XattrFlags::empty()) {
-            Ok(()) => match fremovexattr(&folder, PROBE_XATTR) {
+    /// When the directory cannot be written to.
+    pub(crate) fn of_process(directory: impl AsFd) -> io::Result<Self> {
+        match fsetxattr(&directory, PROBE_XATTR, b"", XattrFlags::empty()) {
+            Ok(()) => match fremovexattr(&directory, PROBE_XATTR) {
                 // Another process that asks the same may have removed it.
                 Ok(()) | Err(rustix::io::Errno::NODATA) => Ok(Self::Trusted),
                 Err(errno) => Err(errno.into()),
@@ -84,7 +84,7 @@ impl Flavour {
     }
 
     /// The options that must not depend on the kernel's build: an image must not be able to
-    /// redirect lookups, and an upper folder is used with one stack of layers only.
+    /// redirect lookups, and an upper directory is used with one stack of layers only.
     ///
     /// With `userxattr` the kernel refuses to be told about redirections and metadata copies, and
     /// does neither (`Documentation/filesystems/overlayfs.rst`).
@@ -109,12 +109,12 @@ pub(crate) struct Overlay<'a> {
     pub(crate) lower: &'a [OwnedFd],
     /// Takes what is written.
     pub(crate) upper: &'a OwnedFd,
-    /// Overlayfs' own folder, on the file system of `upper`.
+    /// Overlayfs' own directory, on the file system of `upper`.
     pub(crate) work: &'a OwnedFd,
     /// Where the marks are.
-    pub(crate) flavour: Flavour,
-    /// Nothing is ever synced, for an upper folder that nobody needs after a crash. The kernel
-    /// refuses to mount the same work folder again until it is emptied.
+    pub(crate) overlay_xattrs: OverlayXattrs,
+    /// Nothing is ever synced, for an upper directory that nobody needs after a crash. The kernel
+    /// refuses to mount the same work directory again until it is emptied.
     pub(crate) volatile: bool,
 }
 
@@ -152,7 +152,7 @@ impl fmt::Display for Step {
     }
 }
 
-/// How folders are handed to the kernel.
+/// How directories are handed to the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Handover {
     /// Each as an fd (Linux 6.13).
@@ -163,7 +163,7 @@ enum Handover {
     Classic,
 }
 
-/// Makes a detached overlay mount that survives a crash as its upper folder does, and returns the
+/// Makes a detached overlay mount that survives a crash as its upper directory does, and returns the
 /// root directory of it.
 ///
 /// `lower` has the topmost layer first. The mount has neither setuid bits nor device nodes.
@@ -176,16 +176,16 @@ pub(crate) fn overlay(
     lower: &[OwnedFd],
     upper: &OwnedFd,
     work: &OwnedFd,
-    flavour: Flavour,
+    overlay_xattrs: OverlayXattrs,
 ) -> io::Result<OwnedFd> {
-    Overlay { lower, upper, work, flavour, volatile: false }.mount()
+    Overlay { lower, upper, work, overlay_xattrs, volatile: false }.mount()
 }
 
-/// Attaches a detached mount to a folder, where it stays when the fd is closed.
+/// Attaches a detached mount to a directory, where it stays when the fd is closed.
 ///
 /// # Errors
 ///
-/// When the folder is missing, or the mount is attached already.
+/// When the directory is missing, or the mount is attached already.
 pub(crate) fn attach(mount: &OwnedFd, target: &Path) -> io::Result<()> {
     Ok(move_mount(mount, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
 }
@@ -205,11 +205,11 @@ impl Overlay<'_> {
 
     fn mount_by(&self, handover: Handover) -> Result<OwnedFd, Refusal> {
         match handover {
-            Handover::Fds => {
-                self.configure(&|context, name, folder| Ok(fsconfig_set_fd(context, name, folder)?))
-            }
-            Handover::Paths => self.configure(&|context, name, folder| {
-                let path = format!("/proc/thread-self/fd/{}", folder.as_raw_fd());
+            Handover::Fds => self.configure(&|context, name, directory| {
+                Ok(fsconfig_set_fd(context, name, directory)?)
+            }),
+            Handover::Paths => self.configure(&|context, name, directory| {
+                let path = format!("/proc/thread-self/fd/{}", directory.as_raw_fd());
                 Ok(fsconfig_set_string(context, name, path)?)
             }),
             Handover::Classic => self.mount_classic(),
@@ -239,11 +239,11 @@ impl Overlay<'_> {
             set.map_err(|errno| explain(Step::Option(name))(errno.into()))
         };
         set("source", Some("overlay"))?;
-        let lower = self.lower.iter().map(|folder| ("lowerdir+", folder));
-        for (name, folder) in lower.chain([("upperdir", self.upper), ("workdir", self.work)]) {
-            hand_over(&context, name, folder).map_err(explain(Step::Option(name)))?;
+        let lower = self.lower.iter().map(|directory| ("lowerdir+", directory));
+        for (name, directory) in lower.chain([("upperdir", self.upper), ("workdir", self.work)]) {
+            hand_over(&context, name, directory).map_err(explain(Step::Option(name)))?;
         }
-        for (name, value) in self.flavour.options() {
+        for (name, value) in self.overlay_xattrs.options() {
             set(name, *value)?;
         }
         if self.volatile {
@@ -255,7 +255,7 @@ impl Overlay<'_> {
             .map_err(|errno| explain(Step::Detach)(errno.into()))
     }
 
-    /// Makes the mount by `mount(2)`, on a folder in the work folder that is there for a moment
+    /// Makes the mount by `mount(2)`, on a directory in the work directory that is there for a moment
     /// only.
     ///
     /// Its options have to fit into one page, and five hundred do as the mere numbers of their fds:
@@ -265,7 +265,7 @@ impl Overlay<'_> {
         let classic = |what| move |errno: Errno| Refusal::of(Step::Classic(what), errno);
         let mount = || {
             unshare(CloneFlags::CLONE_FS).map_err(classic("a working directory of a thread"))?;
-            chdir("/proc/thread-self/fd").map_err(classic("the folder of open files"))?;
+            chdir("/proc/thread-self/fd").map_err(classic("the directory of open files"))?;
             match self.mount_relative(self.volatile) {
                 // Linux 5.10 has it.
                 Err(refusal) if self.volatile && refusal.may_be_of_the_way() => {
@@ -305,14 +305,14 @@ impl Overlay<'_> {
         let detached = open_tree(self.work.as_fd(), MOUNT_POINT, clone)
             .map_err(|errno| Refusal::of(Step::Detach, errno));
         umount2(point.as_str(), MntFlags::MNT_DETACH).map_err(refused(Step::Detach))?;
-        // Left over it harms nobody: the folder is overlayfs' own.
+        // Left over it harms nobody: the directory is overlayfs' own.
         let _best_effort = unlinkat(self.work, MOUNT_POINT, UnlinkatFlags::RemoveDir);
         detached
     }
 
     fn classic_options(&self, volatile: bool) -> String {
         let lower: Vec<String> =
-            self.lower.iter().map(|folder| folder.as_raw_fd().to_string()).collect();
+            self.lower.iter().map(|directory| directory.as_raw_fd().to_string()).collect();
         let mut options = format!(
             "lowerdir={},upperdir={},workdir={}",
             lower.join(":"),
@@ -320,7 +320,7 @@ impl Overlay<'_> {
             self.work.as_raw_fd()
         );
         let volatile = volatile.then_some(("volatile", None));
-        for (name, value) in self.flavour.options().iter().copied().chain(volatile) {
+        for (name, value) in self.overlay_xattrs.options().iter().copied().chain(volatile) {
             options.push(',');
             options.push_str(name);
             if let Some(value) = value {
@@ -337,7 +337,7 @@ impl Refusal {
         Self { step, explanation: None, source: errno.into() }
     }
 
-    /// Whether another way of handing folders over could help: an old kernel does not know a system
+    /// Whether another way of handing directories over could help: an old kernel does not know a system
     /// call (`ENOSYS`), an option (`EINVAL`), or that options can be fds: then it has no such fds as
     /// these (`EBADF`, seen of Linux 6.12), or no such options as long as overlayfs was a file system
     /// of the old kind (`EOPNOTSUPP`, seen of Linux 6.1).
@@ -346,7 +346,7 @@ impl Refusal {
         errno(&self.source).is_some_and(|errno| of_the_way.contains(&errno))
     }
 
-    /// Whether the kernel's words are about the folders, and not about an option that it does not
+    /// Whether the kernel's words are about the directories, and not about an option that it does not
     /// take in this way.
     fn explains_more_than_the_way(&self) -> bool {
         let of_the_way = ["Unknown parameter", "Bad value for"];

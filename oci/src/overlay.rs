@@ -1,4 +1,4 @@
-//! The overlay mount that makes a root file system of layers and a private writable folder.
+//! The overlay mount that makes a root file system of layers and a private writable directory.
 //!
 //! The mount is made in the caller's mount namespace, which should be private to it, so that the
 //! mount ends with the process. It is attached when it is complete. What a box writes is thrown away
@@ -22,7 +22,7 @@ use crate::clone::{CloneError, Method, flatten};
 use crate::compose::Stack;
 use crate::directory::open_dir;
 use crate::metadata::{UNDESCRIBED_DIR_MODE, copy_metadata, reset_metadata};
-use crate::mount::{Flavour, LAYERS_LIMIT, Overlay, attach, errno};
+use crate::mount::{LAYERS_LIMIT, Overlay, OverlayXattrs, attach, errno};
 use crate::unpack::remove_tree;
 
 /// Mount flags: setuid bits and device nodes of a box have no power on the host.
@@ -33,12 +33,12 @@ const OPEN_PATH: OFlag = OFlag::O_PATH.union(OFlag::O_DIRECTORY).union(OFlag::O_
 /// A root file system that cannot be mounted.
 #[derive(Debug, thiserror::Error)]
 pub enum MountError {
-    /// A folder cannot be made, opened or looked at.
+    /// A directory cannot be made, opened or looked at.
     #[error("cannot {operation} `{}`", path.display())]
-    Folder {
+    Directory {
         /// What was tried.
         operation: &'static str,
-        /// The folder.
+        /// The directory.
         path: PathBuf,
         /// What the system said.
         source: io::Error,
@@ -72,7 +72,7 @@ pub enum MountError {
 /// How a root file system was made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RootMethod {
-    /// There are no layers: it is the upper folder.
+    /// There are no layers: it is the upper directory.
     Empty,
     /// An overlay of the layers.
     Overlay,
@@ -83,8 +83,8 @@ pub enum RootMethod {
 }
 
 impl MountError {
-    pub(crate) fn folder(operation: &'static str, path: &Path, source: io::Error) -> Self {
-        Self::Folder { operation, path: path.to_owned(), source }
+    pub(crate) fn directory(operation: &'static str, path: &Path, source: io::Error) -> Self {
+        Self::Directory { operation, path: path.to_owned(), source }
     }
 }
 
@@ -94,36 +94,36 @@ pub struct OverlaySpec<'a> {
     /// What is mounted; nothing gives a root of `upper` alone. It is to outlive the mount, as it
     /// keeps the layers from being removed.
     pub stack: &'a Stack,
-    /// Folder that takes what is written; made if it is missing.
+    /// Directory that takes what is written; made if it is missing.
     pub upper: PathBuf,
-    /// Folder for overlayfs itself, on the file system of `upper`; made anew if it is there.
+    /// Directory for overlayfs itself, on the file system of `upper`; made anew if it is there.
     pub work: PathBuf,
     /// Where to mount; must exist.
     pub target: PathBuf,
 }
 
-/// Whether a folder was there.
+/// Whether a directory was there.
 #[derive(PartialEq)]
-enum Folder {
+enum Directory {
     New,
     Old,
 }
 
 impl OverlaySpec<'_> {
-    /// Makes the folders and mounts the root file system.
+    /// Makes the directories and mounts the root file system.
     ///
-    /// A new upper folder takes the metadata that the image's root has. One that is there stays as
+    /// A new upper directory takes the metadata that the image's root has. One that is there stays as
     /// it is, as a box may have changed that.
     ///
-    /// Without overlayfs, a new upper folder becomes a copy of the layers, and is the root.
+    /// Without overlayfs, a new upper directory becomes a copy of the layers, and is the root.
     ///
     /// # Errors
     ///
-    /// When a folder cannot be made or opened, when there are too many layers, or when the kernel
+    /// When a directory cannot be made or opened, when there are too many layers, or when the kernel
     /// refuses.
     pub fn mount(&self) -> Result<RootMethod, MountError> {
-        let upper = make_folder(&self.upper, UNDESCRIBED_DIR_MODE)?;
-        if upper == Folder::New {
+        let upper = make_directory(&self.upper, UNDESCRIBED_DIR_MODE)?;
+        if upper == Directory::New {
             self.inherit_root()?;
         }
         let members = &self.stack.members;
@@ -134,8 +134,8 @@ impl OverlaySpec<'_> {
             return Err(MountError::TooManyLayers { found: members.len() });
         }
         self.remove_work()?;
-        make_folder(&self.work, 0o700)?;
-        let lower = members.iter().rev().map(|member| open_folder(&member.tree));
+        make_directory(&self.work, 0o700)?;
+        let lower = members.iter().rev().map(|member| open_directory(&member.tree));
         let lower = lower.collect::<Result<Vec<_>, _>>()?;
         match self.mount_stack(&lower) {
             Ok(root) => {
@@ -143,7 +143,8 @@ impl OverlaySpec<'_> {
                 Ok(RootMethod::Overlay)
             }
             Err(refusal)
-                if upper == Folder::New && is_without_overlay(&refusal, self.stack.flavour) =>
+                if upper == Directory::New
+                    && is_without_overlay(&refusal, self.stack.overlay_xattrs) =>
             {
                 tracing::warn!(%refusal, "overlayfs cannot be had: copying the layers");
                 self.copy(&lower, &refusal)
@@ -152,20 +153,21 @@ impl OverlaySpec<'_> {
         }
     }
 
-    /// Gives the upper folder the metadata of the image's root.
+    /// Gives the upper directory the metadata of the image's root.
     fn inherit_root(&self) -> Result<(), MountError> {
         let inherit = || match &self.stack.root {
             Some(model) => copy_metadata(&open_dir(model)?, &open_dir(&self.upper)?),
             None => reset_metadata(&open_dir(&self.upper)?),
         };
-        inherit()
-            .map_err(|source| MountError::folder("set the metadata of folder", &self.upper, source))
+        inherit().map_err(|source| {
+            MountError::directory("set the metadata of directory", &self.upper, source)
+        })
     }
 
-    /// Makes the root by copying into the upper folder.
+    /// Makes the root by copying into the upper directory.
     fn copy(&self, lower: &[OwnedFd], refusal: &io::Error) -> Result<RootMethod, MountError> {
-        let upper = open_folder(&self.upper)?;
-        let copied = flatten(lower, &upper, self.stack.flavour);
+        let upper = open_directory(&self.upper)?;
+        let copied = flatten(lower, &upper, self.stack.overlay_xattrs);
         let method = copied.map_err(|source| MountError::Copy {
             upper: self.upper.clone(),
             refusal: refusal.to_string(),
@@ -179,7 +181,7 @@ impl OverlaySpec<'_> {
         })
     }
 
-    /// Removes overlayfs' own folder: the kernel refuses one of a mount that never synced.
+    /// Removes overlayfs' own directory: the kernel refuses one of a mount that never synced.
     fn remove_work(&self) -> Result<(), MountError> {
         let (Some(parent), Some(name)) = (self.work.parent(), self.work.file_name()) else {
             return Ok(());
@@ -187,22 +189,22 @@ impl OverlaySpec<'_> {
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         open(parent, flags, Mode::empty())
             .and_then(|parent| remove_tree(parent.as_fd(), name.as_bytes()))
-            .map_err(|errno| MountError::folder("remove folder", &self.work, errno.into()))
+            .map_err(|errno| MountError::directory("remove directory", &self.work, errno.into()))
     }
 
     fn mount_stack(&self, lower: &[OwnedFd]) -> io::Result<OwnedFd> {
         let open = |path| open(path, OPEN_PATH, Mode::empty());
         let (upper, work) = (open(&self.upper)?, open(&self.work)?);
-        let flavour = self.stack.flavour;
-        Overlay { lower, upper: &upper, work: &work, flavour, volatile: true }.mount()
+        let overlay_xattrs = self.stack.overlay_xattrs;
+        Overlay { lower, upper: &upper, work: &work, overlay_xattrs, volatile: true }.mount()
     }
 
-    /// Mounts the upper folder itself: an overlay without layers is not allowed, and not needed.
+    /// Mounts the upper directory itself: an overlay without layers is not allowed, and not needed.
     fn bind_upper(&self) -> Result<(), MountError> {
         let upper = self.upper.to_string_lossy();
-        let upper_fd = open_folder(&self.upper)?;
+        let upper_fd = open_directory(&self.upper)?;
         let by_fd = format!("/proc/thread-self/fd/{}", upper_fd.as_raw_fd());
-        tracing::debug!(%upper, "no layers: mounting the upper folder");
+        tracing::debug!(%upper, "no layers: mounting the upper directory");
         let mount = |source: Option<&str>, flags| {
             mount(source, &self.target, None::<&str>, flags, None::<&str>)
                 .map_err(|errno| self.refused(errno.into()))
@@ -221,29 +223,29 @@ impl OverlaySpec<'_> {
 }
 
 /// Says whether a refusal means that overlayfs cannot be had here: the kernel is without it, or does
-/// not know what it was asked for, or takes no such file system for an upper folder, or allows no
+/// not know what it was asked for, or takes no such file system for an upper directory, or allows no
 /// user namespace to mount it.
-fn is_without_overlay(refusal: &io::Error, flavour: Flavour) -> bool {
+fn is_without_overlay(refusal: &io::Error, overlay_xattrs: OverlayXattrs) -> bool {
     match errno(refusal) {
         Some(Errno::ENODEV | Errno::EINVAL | Errno::EOPNOTSUPP | Errno::ENOSYS) => true,
-        Some(Errno::EPERM) => flavour == Flavour::User,
+        Some(Errno::EPERM) => overlay_xattrs == OverlayXattrs::User,
         _ => false,
     }
 }
 
-/// Makes a folder that is missing; one that is there stays as it is.
-fn make_folder(path: &Path, mode: u32) -> Result<Folder, MountError> {
-    let failed = |source| MountError::folder("make folder", path, source);
+/// Makes a directory that is missing; one that is there stays as it is.
+fn make_directory(path: &Path, mode: u32) -> Result<Directory, MountError> {
+    let failed = |source| MountError::directory("make directory", path, source);
     match DirBuilder::new().mode(mode).create(path) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(Folder::Old),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(Directory::Old),
         made => made.map_err(failed)?,
     }
     // Set again, as making it heeds the umask.
     std::fs::set_permissions(path, Permissions::from_mode(mode)).map_err(failed)?;
-    Ok(Folder::New)
+    Ok(Directory::New)
 }
 
-fn open_folder(path: &Path) -> Result<OwnedFd, MountError> {
+fn open_directory(path: &Path) -> Result<OwnedFd, MountError> {
     open(path, OPEN_PATH, Mode::empty())
-        .map_err(|errno| MountError::folder("open folder", path, errno.into()))
+        .map_err(|errno| MountError::directory("open directory", path, errno.into()))
 }

@@ -8,7 +8,7 @@
 //!              h hidden, o opaque
 //! ```
 //!
-//! Both are written before the layer is published, in a folder that only we can enter, and never
+//! Both are written before the layer is published, in a directory that only we can enter, and never
 //! again.
 
 use std::collections::BTreeSet;
@@ -23,10 +23,10 @@ use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::Mode;
 use serde_json::{Value, json};
 
-use crate::unpack::{LayerFacts, Seams};
+use crate::unpack::{CrossLayerDependencies, LayerFacts};
 
 const FACTS: &str = "facts.json";
-const SEAMS: &str = "seams";
+const CROSS_LAYER_FILE: &str = "seams";
 
 /// Bound on `facts.json`, which has six values.
 const FACTS_LIMIT_BYTES: u64 = 4096;
@@ -35,28 +35,28 @@ const FACTS_LIMIT_BYTES: u64 = 4096;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Record {
     pub(crate) facts: LayerFacts,
-    pub(crate) seams: Seams,
+    pub(crate) dependencies: CrossLayerDependencies,
 }
 
 impl Record {
-    /// Writes the record of a layer into its folder.
-    pub(crate) fn write(&self, folder: &OwnedFd) -> io::Result<()> {
-        let Self { facts, seams } = self;
+    /// Writes the record of a layer into its directory.
+    pub(crate) fn write(&self, directory: &OwnedFd) -> io::Result<()> {
+        let Self { facts, dependencies } = self;
         let record = json!({
             "bytes": facts.bytes,
             "entries": facts.entries,
             "skipped_devices": facts.skipped_devices,
             "opaque_root": facts.opaque_root,
-            "undescribed_root": seams.undescribed_root,
-            "undecided": seams.undecided,
+            "undescribed_root": dependencies.undescribed_root,
+            "undecided": dependencies.undecided,
         });
-        write_file(folder, FACTS, format!("{record}\n").as_bytes())?;
+        write_file(directory, FACTS, format!("{record}\n").as_bytes())?;
         let sets = [
-            (b"d", &seams.undescribed),
-            (b"e", &seams.used_early),
-            (b"c", &seams.cleared),
-            (b"h", &seams.hidden),
-            (b"o", &seams.opaque),
+            (b"d", &dependencies.undescribed),
+            (b"e", &dependencies.used_early),
+            (b"c", &dependencies.cleared),
+            (b"h", &dependencies.hidden),
+            (b"o", &dependencies.opaque),
         ];
         let mut bytes = Vec::new();
         for (letter, paths) in sets {
@@ -64,25 +64,25 @@ impl Record {
                 bytes.extend([&letter[..], path.as_os_str().as_bytes(), b"\0"].concat());
             }
         }
-        write_file(folder, SEAMS, &bytes)
+        write_file(directory, CROSS_LAYER_FILE, &bytes)
     }
 
-    /// Reads the record of a layer from its folder; `None` when it is not what `write` has written.
-    pub(crate) fn read(folder: &OwnedFd) -> io::Result<Option<Self>> {
+    /// Reads the record of a layer from its directory; `None` when it is not what `write` has written.
+    pub(crate) fn read(directory: &OwnedFd) -> io::Result<Option<Self>> {
         let mut bytes = Vec::new();
-        open(folder, FACTS)?.take(FACTS_LIMIT_BYTES).read_to_end(&mut bytes)?;
+        open(directory, FACTS)?.take(FACTS_LIMIT_BYTES).read_to_end(&mut bytes)?;
         let facts: Value = serde_json::from_slice(&bytes).unwrap_or_default();
         // Bounded by the limits under which the layer was unpacked.
         let mut bytes = Vec::new();
-        open(folder, SEAMS)?.read_to_end(&mut bytes)?;
+        open(directory, CROSS_LAYER_FILE)?.read_to_end(&mut bytes)?;
         Ok(Self::parse(&facts, &bytes))
     }
 
-    fn parse(facts: &Value, seams: &[u8]) -> Option<Self> {
+    fn parse(facts: &Value, dependencies: &[u8]) -> Option<Self> {
         let number = |key: &str| facts.get(key)?.as_u64();
         let flag = |key: &str| facts.get(key)?.as_bool();
         let mut sets: [BTreeSet<PathBuf>; 5] = Default::default();
-        for line in seams.split_inclusive(|byte| *byte == 0) {
+        for line in dependencies.split_inclusive(|byte| *byte == 0) {
             let [letter, path @ ..] = line.strip_suffix(b"\0")? else { return None };
             let set = b"decho".iter().position(|known| known == letter)?;
             sets[set].insert(PathBuf::from(OsStr::from_bytes(path)));
@@ -95,7 +95,7 @@ impl Record {
                 skipped_devices: number("skipped_devices")?,
                 opaque_root: flag("opaque_root")?,
             },
-            seams: Seams {
+            dependencies: CrossLayerDependencies {
                 undescribed_root: flag("undescribed_root")?,
                 undecided: number("undecided")?,
                 undescribed,
@@ -108,14 +108,14 @@ impl Record {
     }
 }
 
-fn write_file(folder: &OwnedFd, name: &str, content: &[u8]) -> io::Result<()> {
+fn write_file(directory: &OwnedFd, name: &str, content: &[u8]) -> io::Result<()> {
     let flags =
         OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let file = openat(folder, name, flags, Mode::S_IRUSR | Mode::S_IWUSR)?;
+    let file = openat(directory, name, flags, Mode::S_IRUSR | Mode::S_IWUSR)?;
     File::from(file).write_all(content)
 }
 
-fn open(folder: &OwnedFd, name: &str) -> io::Result<File> {
+fn open(directory: &OwnedFd, name: &str) -> io::Result<File> {
     let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    Ok(File::from(openat(folder, name, flags, Mode::empty())?))
+    Ok(File::from(openat(directory, name, flags, Mode::empty())?))
 }

@@ -62,7 +62,7 @@ impl LayerCache {
     ///
     /// When the cache cannot be read, or something cannot be removed.
     pub fn collect(&self, retention: &Retention) -> Result<Collected, CacheError> {
-        // No layer has this name: all that is swept are other processes' folders.
+        // No layer has this name: all that is swept are other processes' directories.
         self.sweep("")?;
         let mut candidates = self.candidates()?;
         candidates.sort();
@@ -128,7 +128,7 @@ impl LayerCache {
         let error = |errno: Errno| self.error("list", "locks")(errno.into());
         for name in list(&self.locks).map_err(error)? {
             let is_needed =
-                |folder| fstatat(folder, name.as_str(), AtFlags::AT_SYMLINK_NOFOLLOW).is_ok();
+                |directory| fstatat(directory, name.as_str(), AtFlags::AT_SYMLINK_NOFOLLOW).is_ok();
             if is_needed(&self.ready) || is_needed(&self.staging) {
                 continue;
             }
@@ -168,15 +168,15 @@ impl LayerCache {
 
     fn unlink(
         &self,
-        folder: &std::os::fd::OwnedFd,
-        folder_name: &str,
+        directory: &std::os::fd::OwnedFd,
+        directory_name: &str,
         name: &str,
     ) -> Result<(), CacheError> {
-        match unlinkat(folder, name, UnlinkatFlags::NoRemoveDir) {
+        match unlinkat(directory, name, UnlinkatFlags::NoRemoveDir) {
             Ok(()) | Err(Errno::ENOENT) => Ok(()),
-            Err(errno) => {
-                Err(self.error("remove", &format!("{folder_name}/{name}"))(io::Error::from(errno)))
-            }
+            Err(errno) => Err(self.error("remove", &format!("{directory_name}/{name}"))(
+                io::Error::from(errno),
+            )),
         }
     }
 }

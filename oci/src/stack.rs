@@ -1,7 +1,7 @@
 //! The layers of an image as overlayfs stacks them, and where that is not what applying them in
 //! order makes.
 //!
-//! Layers are unpacked apart. Only at the paths that a layer's [`Seams`] name may that matter, and
+//! Layers are unpacked apart. Only at the paths that a layer's [`CrossLayerDependencies`] name may that matter, and
 //! what lower layers have there decides:
 //!
 //! | the layer has                        | and below it is      | then                                |
@@ -26,13 +26,13 @@ use nix::sys::stat::{Mode, SFlag, fstatat};
 
 use crate::cache::CachedLayer;
 use crate::directory::{OPEN_DIR, open_dir};
-use crate::mount::Flavour;
-use crate::unpack::{Seams, is_opaque};
+use crate::mount::OverlayXattrs;
+use crate::unpack::{CrossLayerDependencies, is_opaque};
 
 /// Layers that are stacked one by one, the bottom first.
 #[derive(Debug)]
 pub(crate) struct LayerStack {
-    flavour: Flavour,
+    overlay_xattrs: OverlayXattrs,
     layers: Vec<StackedLayer>,
     /// A layer that is hidden but for its root, which no layer above describes.
     hidden_root: Option<StackedLayer>,
@@ -65,8 +65,8 @@ enum Says {
 }
 
 impl LayerStack {
-    pub(crate) fn new(flavour: Flavour) -> Self {
-        Self { flavour, layers: Vec::new(), hidden_root: None }
+    pub(crate) fn new(overlay_xattrs: OverlayXattrs) -> Self {
+        Self { overlay_xattrs, layers: Vec::new(), hidden_root: None }
     }
 
     /// The layers, bottom first.
@@ -101,8 +101,15 @@ impl LayerStack {
     /// Says whether `layer` on top of this stack would be something else than `layer` applied to
     /// what the stack makes.
     pub(crate) fn differs_under(&self, layer: &CachedLayer) -> io::Result<bool> {
-        let Seams { undescribed, used_early, cleared, hidden, opaque, undecided, .. } =
-            &layer.seams;
+        let CrossLayerDependencies {
+            undescribed,
+            used_early,
+            cleared,
+            hidden,
+            opaque,
+            undecided,
+            ..
+        } = &layer.dependencies;
         if *undecided > 0 {
             return Ok(true);
         }
@@ -127,7 +134,7 @@ impl LayerStack {
             let parent = path.parent().unwrap_or(Path::new(""));
             // Where the layer itself has something, there is no whiteout.
             if self.find(parent)? != Found::Directory
-                && matches!(says(&tree, path, self.flavour)?, Says::Hidden)
+                && matches!(says(&tree, path, self.overlay_xattrs)?, Says::Hidden)
             {
                 return Ok(true);
             }
@@ -139,7 +146,7 @@ impl LayerStack {
     /// above them; each with the layer, by its position, that describes it, if one does.
     pub(crate) fn inherited(&self) -> io::Result<BTreeMap<PathBuf, Option<usize>>> {
         let undescribed: BTreeSet<&PathBuf> =
-            self.layers.iter().flat_map(|below| &below.layer.seams.undescribed).collect();
+            self.layers.iter().flat_map(|below| &below.layer.dependencies.undescribed).collect();
         let mut inherited = BTreeMap::new();
         for path in undescribed {
             let (topmost, describing) = self.describing(path)?;
@@ -171,16 +178,16 @@ impl LayerStack {
     fn describing(&self, path: &Path) -> io::Result<(Option<usize>, Option<usize>)> {
         let mut topmost = None;
         for (position, below) in self.layers.iter().enumerate().rev() {
-            let seams = &below.layer.seams;
-            match says(&below.tree, path, self.flavour)? {
+            let dependencies = &below.layer.dependencies;
+            match says(&below.tree, path, self.overlay_xattrs)? {
                 Says::Nothing => {}
                 Says::There { found: Found::Directory, ancestor_hides } => {
                     topmost = topmost.or(Some(position));
-                    if !seams.leaves_open(path) {
+                    if !dependencies.leaves_open(path) {
                         return Ok((topmost, Some(position)));
                     }
                     // One that replaces what a whiteout names has nothing of it.
-                    if ancestor_hides || seams.hidden.contains(path) {
+                    if ancestor_hides || dependencies.hidden.contains(path) {
                         break;
                     }
                 }
@@ -192,7 +199,7 @@ impl LayerStack {
 
     fn find(&self, path: &Path) -> io::Result<Found> {
         for below in self.layers.iter().rev() {
-            match says(&below.tree, path, self.flavour)? {
+            match says(&below.tree, path, self.overlay_xattrs)? {
                 Says::Nothing => {}
                 Says::Hidden => break,
                 Says::There { found, .. } => return Ok(found),
@@ -203,7 +210,7 @@ impl LayerStack {
 }
 
 /// Follows `path` in a tree, name by name and no symbolic links.
-fn says(root: &OwnedFd, path: &Path, flavour: Flavour) -> io::Result<Says> {
+fn says(root: &OwnedFd, path: &Path, overlay_xattrs: OverlayXattrs) -> io::Result<Says> {
     let mut directory = openat(root, ".", OPEN_DIR, Mode::empty())?;
     let mut ancestor_hides = false;
     let mut components = path.components().peekable();
@@ -219,7 +226,7 @@ fn says(root: &OwnedFd, path: &Path, flavour: Flavour) -> io::Result<Says> {
             Some(Found::Directory) if components.peek().is_none() => break,
             Some(Found::Directory) => {
                 directory = openat(&directory, name, OPEN_DIR, Mode::empty())?;
-                ancestor_hides |= is_opaque(&directory, flavour)?;
+                ancestor_hides |= is_opaque(&directory, overlay_xattrs)?;
             }
             Some(found) if components.peek().is_none() => {
                 return Ok(Says::There { found, ancestor_hides });

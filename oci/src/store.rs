@@ -1,10 +1,10 @@
-//! Folders whose content no other user may reach or replace.
+//! Directories whose content no other user may reach or replace.
 //!
 //! Image trees hold files that are setuid, of any owner and with any content, and what boxes run
-//! comes from them. So a store is a folder of our own with mode 0700, and nobody else can put another
-//! one in its place: every folder on the way to it, symbolic links and all, belongs to us or to root,
+//! comes from them. So a store is a directory of our own with mode 0700, and nobody else can put another
+//! one in its place: every directory on the way to it, symbolic links and all, belongs to us or to root,
 //! and is writable by others only with the sticky bit, as `/tmp` is. Once that holds, the path of the
-//! store means the same folder for as long as we do not change it ourselves.
+//! store means the same directory for as long as we do not change it ourselves.
 //!
 //! Everything is looked at through an open fd, never twice by a path.
 
@@ -33,7 +33,7 @@ const OVERFLOW_UID: u32 = 65534;
 /// A store that other users could reach or replace, or that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// The store, or a folder or link on the way to it, is somebody else's or open to others.
+    /// The store, or a directory or link on the way to it, is somebody else's or open to others.
     #[error("`{}`: found {found}, expected {expected}", path.display())]
     Exposed {
         /// What is exposed.
@@ -55,18 +55,18 @@ pub enum StoreError {
     },
 }
 
-/// Opens a folder that only we can enter, and makes it if only that is missing. The way to it is not
+/// Opens a directory that only we can enter, and makes it if only that is missing. The way to it is not
 /// looked at; see [`check_parents`].
 ///
 /// # Errors
 ///
 /// When it is a symbolic link or a file, belongs to another user, or gives others any permission.
-pub fn private_folder(path: &Path) -> Result<OwnedFd, StoreError> {
-    private_folder_in(AT_FDCWD, path, path)
+pub fn private_directory(path: &Path) -> Result<OwnedFd, StoreError> {
+    private_directory_in(AT_FDCWD, path, path)
 }
 
-/// The same for the folder `name` in an open one; `path` is for errors.
-pub(crate) fn private_folder_in(
+/// The same for the directory `name` in an open one; `path` is for errors.
+pub(crate) fn private_directory_in(
     parent: BorrowedFd<'_>,
     name: &Path,
     path: &Path,
@@ -79,19 +79,23 @@ pub(crate) fn private_folder_in(
     let exposed = |found| StoreError::Exposed {
         path: path.to_owned(),
         found,
-        expected: format!("a folder of user {user} with mode 0700"),
+        expected: format!("a directory of user {user} with mode 0700"),
     };
-    let folder = match openat(parent, name, OPEN_DIR, Mode::empty()) {
+    let directory = match openat(parent, name, OPEN_DIR, Mode::empty()) {
         Err(Errno::ENOTDIR | Errno::ELOOP) => {
             return Err(exposed("a symbolic link or a file".to_owned()));
         }
         opened => opened.map_err(system("open", path))?,
     };
-    let found = fstat(&folder).map_err(system("look at", path))?;
+    let found = fstat(&directory).map_err(system("look at", path))?;
     if found.st_uid == user && found.st_mode & 0o077 == 0 {
-        return Ok(folder);
+        return Ok(directory);
     }
-    Err(exposed(format!("a folder of user {} with mode {:04o}", found.st_uid, permissions(&found))))
+    Err(exposed(format!(
+        "a directory of user {} with mode {:04o}",
+        found.st_uid,
+        permissions(&found)
+    )))
 }
 
 /// Checks that nobody but us and root can put something else in the place of what is at `path`, or
@@ -99,7 +103,7 @@ pub(crate) fn private_folder_in(
 ///
 /// # Errors
 ///
-/// Names the folder or link on the way to it that makes that possible.
+/// Names the directory or link on the way to it that makes that possible.
 pub fn check_parents(path: &Path) -> Result<(), StoreError> {
     let path = std::path::absolute(path).map_err(|source| StoreError::System {
         operation: "find",
@@ -108,20 +112,20 @@ pub fn check_parents(path: &Path) -> Result<(), StoreError> {
     })?;
     let trusted = Trusted::of_process();
     let mut at = PathBuf::from("/");
-    let mut folder = open_root(&at)?;
+    let mut directory = open_root(&at)?;
     let mut steps = steps_of(&path);
     let mut symlinks = 0;
     while let Some(step) = steps.pop() {
-        trusted.check_folder(&folder, &at)?;
+        trusted.check_directory(&directory, &at)?;
         let here = at.join(&step);
-        let found = match openat(&folder, step.as_os_str(), LOOK, Mode::empty()) {
-            // It will be made in a folder that is in order.
+        let found = match openat(&directory, step.as_os_str(), LOOK, Mode::empty()) {
+            // It will be made in a directory that is in order.
             Err(Errno::ENOENT) => return Ok(()),
             found => found.map_err(system("open", &here))?,
         };
         let stat = fstat(&found).map_err(system("look at", &here))?;
         if !is(&stat, SFlag::S_IFLNK) {
-            (folder, at) = (found, here);
+            (directory, at) = (found, here);
             continue;
         }
         trusted.check_symlink(&stat, &here)?;
@@ -132,7 +136,7 @@ pub fn check_parents(path: &Path) -> Result<(), StoreError> {
         let target = PathBuf::from(readlinkat(&found, "").map_err(system("read", &here))?);
         if target.is_absolute() {
             at = PathBuf::from("/");
-            folder = open_root(&at)?;
+            directory = open_root(&at)?;
         }
         steps.extend(steps_of(&target));
     }
@@ -162,17 +166,17 @@ impl Trusted {
         user == 0 || user == self.user || Some(user) == self.overflow
     }
 
-    fn check_folder(&self, folder: &OwnedFd, path: &Path) -> Result<(), StoreError> {
-        let stat = fstat(folder).map_err(system("look at", path))?;
+    fn check_directory(&self, directory: &OwnedFd, path: &Path) -> Result<(), StoreError> {
+        let stat = fstat(directory).map_err(system("look at", path))?;
         let mode = permissions(&stat);
-        // What is in a sticky folder can be renamed by the owners of both only.
+        // What is in a sticky directory can be renamed by the owners of both only.
         let is_kept = mode & 0o022 == 0 || mode & 0o1000 != 0;
         if self.includes(stat.st_uid) && is_kept {
             return Ok(());
         }
         Err(StoreError::Exposed {
             path: path.to_owned(),
-            found: format!("a parent folder of user {} with mode {mode:04o}", stat.st_uid),
+            found: format!("a parent directory of user {} with mode {mode:04o}", stat.st_uid),
             expected: format!(
                 "one of root or of user {} that nobody else can write to, or with the sticky bit: \
                  `chmod go-w` it, or choose another place",
@@ -188,7 +192,7 @@ impl Trusted {
         Err(StoreError::Exposed {
             path: path.to_owned(),
             found: format!("a symbolic link of user {}", stat.st_uid),
-            expected: format!("a folder, or a link of root or of user {}", self.user),
+            expected: format!("a directory, or a link of root or of user {}", self.user),
         })
     }
 }

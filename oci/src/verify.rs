@@ -128,9 +128,9 @@ impl LayerCache {
     }
 
     fn difference(&self, name: &str, fresh: &str) -> io::Result<Option<(PathBuf, &'static str)>> {
-        let open = |folder: &OwnedFd, name: &str| {
+        let open = |directory: &OwnedFd, name: &str| {
             let path = Path::new(name).join(crate::cache::TREE);
-            open_below(folder, &path)
+            open_below(directory, &path)
         };
         difference(&open(&self.ready, name)?, &open(&self.staging, fresh)?)
     }
@@ -164,7 +164,8 @@ fn difference(ours: &OwnedFd, fresh: &OwnedFd) -> io::Result<Option<(PathBuf, &'
         }
         for name in names {
             let below = path.join(std::ffi::OsStr::from_bytes(&name));
-            let stat = |folder| fstatat(folder, name.as_slice(), AtFlags::AT_SYMLINK_NOFOLLOW);
+            let stat =
+                |directory| fstatat(directory, name.as_slice(), AtFlags::AT_SYMLINK_NOFOLLOW);
             let found = stat(&a)?;
             if let Some(what) = differs(&found, &stat(&b)?) {
                 return Ok(Some((below, what)));
@@ -202,9 +203,9 @@ fn differs(a: &FileStat, b: &FileStat) -> Option<&'static str> {
 }
 
 fn file_differs(a: &OwnedFd, b: &OwnedFd, name: &[u8]) -> io::Result<Option<&'static str>> {
-    let open = |folder| {
+    let open = |directory| {
         let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NOATIME | OFlag::O_CLOEXEC;
-        openat(folder, name, flags, Mode::empty())
+        openat(directory, name, flags, Mode::empty())
     };
     let (a, b) = (open(a)?, open(b)?);
     if attributes(&a)? != attributes(&b)? {

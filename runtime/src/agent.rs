@@ -59,8 +59,8 @@ impl Agent {
 }
 
 /// Where the shim makes libkrun listen for the agent's clients.
-pub(crate) fn socket(state_folder: &Path) -> PathBuf {
-    state_folder.join("agent.sock")
+pub(crate) fn socket(state_directory: &Path) -> PathBuf {
+    state_directory.join("agent.sock")
 }
 
 async fn connect(socket: PathBuf) -> io::Result<TokioIo<UnixStream>> {

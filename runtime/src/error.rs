@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use a3s_box_core::{BoxState, ErrorReport};
 
-use crate::{Outcome, ShimStartError, StateFolderError};
+use crate::{Outcome, ShimStartError, StateDirectoryError};
 
 /// A box could not do what its [`VmManager`](crate::VmManager) was asked for.
 #[derive(Debug, thiserror::Error)]
@@ -37,7 +37,7 @@ pub enum VmError {
         /// How it ended.
         outcome: Outcome,
     },
-    /// The shim did not end after SIGKILL; its state folder was left alone.
+    /// The shim did not end after SIGKILL; its state directory was left alone.
     #[error("the shim (pid {pid}) did not end after SIGKILL")]
     StillRunning {
         /// Process id of the shim.
@@ -46,12 +46,12 @@ pub enum VmError {
     /// The box has ended, and its cgroup is still there.
     #[error("cannot remove the cgroup `{}`", path.display())]
     Cgroup {
-        /// The folder of `resources.cgroup`.
+        /// The directory of `resources.cgroup`.
         path: PathBuf,
         /// Why not.
         source: io::Error,
     },
-    /// The box has ended, and its state folder is still there.
+    /// The box has ended, and its state directory is still there.
     #[error(transparent)]
-    StateFolder(#[from] StateFolderError),
+    StateDirectory(#[from] StateDirectoryError),
 }

@@ -22,7 +22,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::chronicle::{Chronicle, ShimLost};
-use crate::folder::StateFolder;
+use crate::directory::StateDirectory;
 use crate::lines::{EventLines, StreamError};
 use crate::record;
 
@@ -45,7 +45,7 @@ pub(crate) struct StopOrder {
 pub(crate) struct Follower {
     child: Child,
     pid: u32,
-    folder: StateFolder,
+    directory: StateDirectory,
     /// Until the last event was read.
     lines: Option<EventLines<ChildStdout>>,
     /// Until the manager was dropped.
@@ -68,7 +68,7 @@ enum Input {
 impl Follower {
     pub(crate) fn new(
         mut child: Child,
-        folder: StateFolder,
+        directory: StateDirectory,
         orders: mpsc::Receiver<StopOrder>,
         chronicle: Chronicle,
     ) -> Self {
@@ -76,7 +76,7 @@ impl Follower {
         // A child that was not reaped has a pid.
         let pid = child.id().unwrap_or_default();
         let orders = Some(orders);
-        Self { child, pid, folder, lines, orders, chronicle, deadline: None, killed: None }
+        Self { child, pid, directory, lines, orders, chronicle, deadline: None, killed: None }
     }
 
     /// Follows the shim to its end.
@@ -96,8 +96,9 @@ impl Follower {
         // Nothing to do about a stream that does not end: the shim itself has.
         let _gave_up = timeout(DRAIN_TIMEOUT, self.drain()).await;
         if !self.chronicle.is_told() {
-            let (folder, id, pid) = (self.folder, self.chronicle.box_id().to_owned(), self.pid);
-            let reading = spawn_blocking(move || record::left_by(&folder, &id, pid));
+            let (directory, id, pid) =
+                (self.directory, self.chronicle.box_id().to_owned(), self.pid);
+            let reading = spawn_blocking(move || record::left_by(&directory, &id, pid));
             // Not read when the runtime ends, and then this task ends, too.
             if let Ok(Some(record)) = reading.await {
                 self.chronicle.recall(record);

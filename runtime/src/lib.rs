@@ -42,8 +42,8 @@
 
 mod agent;
 mod chronicle;
+mod directory;
 mod error;
-mod folder;
 mod follower;
 mod lines;
 mod manager;
@@ -51,8 +51,8 @@ mod record;
 mod shim;
 mod status;
 
+pub use directory::StateDirectoryError;
 pub use error::VmError;
-pub use folder::StateFolderError;
 pub use manager::VmManager;
 pub use record::{BoxRecord, RecordError, inspect};
 pub use shim::ShimStartError;

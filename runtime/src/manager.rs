@@ -22,8 +22,8 @@ use tokio::time::timeout;
 
 use crate::agent::{self, Agent};
 use crate::chronicle::Chronicle;
+use crate::directory::StateDirectory;
 use crate::error::VmError;
-use crate::folder::StateFolder;
 use crate::follower::{Follower, StopOrder};
 use crate::shim;
 use crate::status::{Ending, Outcome, Status};
@@ -50,7 +50,7 @@ pub struct VmManager {
     id: String,
     emitter: EventEmitter,
     shim: Option<PathBuf>,
-    folder: StateFolder,
+    directory: StateDirectory,
     phase: Mutex<Phase>,
     status: watch::Sender<Status>,
 }
@@ -76,10 +76,10 @@ impl VmManager {
     #[must_use]
     pub fn new(mut config: BoxConfig, emitter: EventEmitter) -> Self {
         let id = config.id.get_or_insert_with(made_up_id).clone();
-        let folder = StateFolder::new(&config.paths.state_dir, &id);
+        let directory = StateDirectory::new(&config.paths.state_dir, &id);
         let (status, _) = watch::channel(Status::CREATED);
         let phase = Mutex::new(Phase::Created);
-        Self { config, id, emitter, shim: None, folder, phase, status }
+        Self { config, id, emitter, shim: None, directory, phase, status }
     }
 
     /// Uses the shim at `path`, instead of the one beside this program or in `PATH`.
@@ -152,7 +152,7 @@ impl VmManager {
         Ok(health.is_serving && self.state() != BoxState::Stopped)
     }
 
-    /// Stops the box, and removes its state folder and its cgroup. The shim gets SIGTERM, and SIGKILL after the
+    /// Stops the box, and removes its state directory and its cgroup. The shim gets SIGTERM, and SIGKILL after the
     /// config's grace period and 10 s more. Afterwards nothing of this box is left on the host, and
     /// a second call changes nothing. A box that was never booted becomes Stopped; what a killed
     /// shim left under its id is removed, what a live one owns is not.
@@ -161,14 +161,14 @@ impl VmManager {
     ///
     /// # Errors
     ///
-    /// [`VmError::StillRunning`], [`VmError::StateFolder`], [`VmError::Cgroup`]; each may be tried again.
+    /// [`VmError::StillRunning`], [`VmError::StateDirectory`], [`VmError::Cgroup`]; each may be tried again.
     pub async fn destroy(&self) -> Result<(), VmError> {
         let patience = self.patience();
         if let Some(pid) = self.ask_to_stop(patience) {
             let ended = timeout(patience + KILL_TIMEOUT, self.wait()).await;
             ended.map_err(|_elapsed| VmError::StillRunning { pid })?;
         }
-        self.folder.clone().remove().await?;
+        self.directory.clone().remove().await?;
         self.config.resources.cgroup.as_deref().map_or(Ok(()), remove_cgroup)
     }
 
@@ -195,8 +195,8 @@ impl VmManager {
         let (orders, receiver) = mpsc::channel(1);
         let (emitter, status) = (self.emitter.clone(), self.status.clone());
         let chronicle = Chronicle::new(emitter, status, self.id.clone(), start);
-        tokio::spawn(Follower::new(child, self.folder.clone(), receiver, chronicle).run());
-        let agent = Agent::new(agent::socket(self.folder.path()));
+        tokio::spawn(Follower::new(child, self.directory.clone(), receiver, chronicle).run());
+        let agent = Agent::new(agent::socket(self.directory.path()));
         *phase = Phase::Booted(Shim { pid, orders, agent });
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! What the state folder says about a box, for a supervisor that was not there.
+//! What the state directory says about a box, for a supervisor that was not there.
 //!
 //! | `run.json` | `exit.json` | the box is |
 //! |---|---|---|
@@ -24,7 +24,7 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat};
 use nix::sys::stat::Mode;
 
-use crate::folder::StateFolder;
+use crate::directory::StateDirectory;
 
 /// How long a record may be in the making. A shim writes it some microseconds after it has the lock;
 /// the rest is for a busy host.
@@ -33,12 +33,12 @@ const SETTLE_TIMEOUT: Duration = Duration::from_millis(100);
 /// How often it is looked at meanwhile.
 const SETTLE_RETRY: Duration = Duration::from_millis(2);
 
-/// What is known about a box from its state folder alone.
+/// What is known about a box from its state directory alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BoxRecord {
     /// There is none of that id, or it was destroyed.
     Absent,
-    /// A shim holds the folder. Before it signals the process, a supervisor should compare the start
+    /// A shim holds the directory. Before it signals the process, a supervisor should compare the start
     /// time with the process's: between the two it may end, and its pid become another's.
     Live(RunRecord),
     /// The shim ended by itself, and said how.
@@ -56,7 +56,7 @@ pub enum RecordError {
         /// Where the file should be.
         path: PathBuf,
     },
-    /// The folder is locked, and does not say by whom. Asking again helps.
+    /// The directory is locked, and does not say by whom. Asking again helps.
     #[error("box `{id}` is being started or removed")]
     Unsettled {
         /// Id of the box.
@@ -74,17 +74,17 @@ pub enum RecordError {
     },
 }
 
-/// Says how box `id` is, from its folder in `state_dir`. Takes some microseconds, and up to 100 ms
+/// Says how box `id` is, from its directory in `state_dir`. Takes some microseconds, and up to 100 ms
 /// while the box is being started or removed, or when its process cannot be seen from here.
 ///
 /// # Errors
 ///
 /// [`RecordError`]. A record that is torn, or is none, is no error: it counts as none.
 pub fn inspect(state_dir: &Path, id: &str) -> Result<BoxRecord, RecordError> {
-    let folder = StateFolder::new(state_dir, id);
+    let directory = StateDirectory::new(state_dir, id);
     let deadline = Instant::now() + SETTLE_TIMEOUT;
     loop {
-        let look = look(&folder, id)?;
+        let look = look(&directory, id)?;
         if look.is_settled || Instant::now() >= deadline {
             return look.found.ok_or_else(|| RecordError::Unsettled { id: id.to_owned() });
         }
@@ -92,9 +92,9 @@ pub fn inspect(state_dir: &Path, id: &str) -> Result<BoxRecord, RecordError> {
     }
 }
 
-/// The `exit.json` that process `pid` left in `folder` during this boot of the host, if it is whole.
-pub(crate) fn left_by(folder: &StateFolder, id: &str, pid: u32) -> Option<ExitRecord> {
-    let opened = Opened::new(folder).ok()??;
+/// The `exit.json` that process `pid` left in `directory` during this boot of the host, if it is whole.
+pub(crate) fn left_by(directory: &StateDirectory, id: &str, pid: u32) -> Option<ExitRecord> {
+    let opened = Opened::new(directory).ok()??;
     let record = opened.exit(id).ok()??;
     (record.pid == pid && record.boot_id == boot_id()?).then_some(record)
 }
@@ -112,8 +112,8 @@ impl Look {
     }
 }
 
-fn look(folder: &StateFolder, id: &str) -> Result<Look, RecordError> {
-    let Some(opened) = Opened::new(folder)? else { return Ok(Look::settled(BoxRecord::Absent)) };
+fn look(directory: &StateDirectory, id: &str) -> Result<Look, RecordError> {
+    let Some(opened) = Opened::new(directory)? else { return Ok(Look::settled(BoxRecord::Absent)) };
     let Some(mut run_file) = opened.file(RUN_FILE)? else {
         return Ok(Look::settled(BoxRecord::Absent));
     };
@@ -145,16 +145,16 @@ fn look(folder: &StateFolder, id: &str) -> Result<Look, RecordError> {
     }
 }
 
-/// The folder of a box, open: all is read from one and the same.
+/// The directory of a box, open: all is read from one and the same.
 struct Opened<'a> {
     path: &'a Path,
     fd: OwnedFd,
 }
 
 impl<'a> Opened<'a> {
-    fn new(folder: &'a StateFolder) -> Result<Option<Self>, RecordError> {
-        let path = folder.path();
-        if !folder.is_possible() {
+    fn new(directory: &'a StateDirectory) -> Result<Option<Self>, RecordError> {
+        let path = directory.path();
+        if !directory.is_possible() {
             return Ok(None);
         }
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;

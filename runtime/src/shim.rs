@@ -30,16 +30,16 @@ pub enum ShimStartError {
     },
 }
 
-/// Path of the shim: beside this program, one folder up (from `deps/` or `examples/` of a build), or
+/// Path of the shim: beside this program, one directory up (from `deps/` or `examples/` of a build), or
 /// in `PATH`.
 pub(crate) fn find() -> Result<PathBuf, ShimStartError> {
     let program = std::env::current_exe().ok();
     let beside = program.iter().flat_map(|program| program.ancestors().skip(1).take(2));
     let path = std::env::var_os("PATH").unwrap_or_default();
-    // A relative folder in PATH means whatever is there in the current folder.
-    let in_path = std::env::split_paths(&path).filter(|folder| folder.is_absolute());
-    let folders = beside.map(Path::to_owned).chain(in_path);
-    let searched: Vec<PathBuf> = folders.map(|folder| folder.join(PROGRAM)).collect();
+    // A relative directory in PATH means whatever is there in the current directory.
+    let in_path = std::env::split_paths(&path).filter(|directory| directory.is_absolute());
+    let directories = beside.map(Path::to_owned).chain(in_path);
+    let searched: Vec<PathBuf> = directories.map(|directory| directory.join(PROGRAM)).collect();
     match searched.iter().find(|path| is_executable(path)) {
         Some(found) => Ok(found.clone()),
         None => Err(ShimStartError::NotFound { searched }),

@@ -14,9 +14,9 @@ pub enum ErrorCode {
     ConfigInvalid,
     /// The `BoxConfig` asks for something that this version does not do yet.
     ConfigUnsupported,
-    /// Another live shim has the same box id in the same state folder.
+    /// Another live shim has the same box id in the same state directory.
     IdInUse,
-    /// The state folder could not be used.
+    /// The state directory could not be used.
     StateDir,
     /// The image layout, its index, manifest or config is not usable.
     ImageInvalid,

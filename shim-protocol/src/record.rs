@@ -1,8 +1,8 @@
-//! What a box leaves in its state folder, for a supervisor that was not there.
+//! What a box leaves in its state directory, for a supervisor that was not there.
 //!
 //! ```text
 //! <paths.state_dir>/<id>/
-//! ├── run.json     RunRecord, written once the folder is the shim's; locked (flock) while it lives
+//! ├── run.json     RunRecord, written once the directory is the shim's; locked (flock) while it lives
 //! └── exit.json    ExitRecord, written before the shim ends; removed by the next start
 //! ```
 //!

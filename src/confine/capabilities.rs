@@ -6,7 +6,7 @@ use caps::{CapSet, Capability};
 
 /// What is kept. `CAP_SETUID` and `CAP_SETGID` are there because the server acts as the owner of each
 /// request (`passthrough.rs`, libkrun 1.19.7). Not kept: `CAP_MKNOD`, as the guest's devices are not the
-/// host's, and `CAP_DAC_READ_SEARCH`, which opens files by handle, past every folder.
+/// host's, and `CAP_DAC_READ_SEARCH`, which opens files by handle, past every directory.
 const KEPT: [Capability; 7] = [
     Capability::CAP_CHOWN,
     Capability::CAP_DAC_OVERRIDE,

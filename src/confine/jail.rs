@@ -2,14 +2,14 @@
 //!
 //! ```text
 //! /                            tmpfs, read-only
-//! ├── <paths.state_dir>/<id>   the box's folder, at the path that it has outside
+//! ├── <paths.state_dir>/<id>   the box's directory, at the path that it has outside
 //! ├── dev/kvm
 //! ├── proc/self                this process's own part of /proc, and no other's
 //! └── run/systemd/journal/     socket, where the log is the journal
 //! ```
 //!
 //! Shares hang nowhere: each is a mount that only an fd leads to, and above which there is nothing
-//! ([`detach`]). The box's folder is a mount of its own from the start (`StateDir::acquire`), which is
+//! ([`detach`]). The box's directory is a mount of its own from the start (`StateDir::acquire`), which is
 //! moved here, so that what is open in it leads nowhere else either.
 //!
 //! On no mount a device node is one, nor a set-user-id bit, and no symbolic link is followed.
@@ -47,7 +47,7 @@ const OF_PIECES: MountAttrFlags =
 const OF_ROOT: MountAttrFlags =
     OF_PIECES.union(MountAttrFlags::MOUNT_ATTR_NODEV).union(MountAttrFlags::MOUNT_ATTR_RDONLY);
 
-/// Room for the few folders and files that mounts hang on.
+/// Room for the few directories and files that mounts hang on.
 const LIMITS: [(&str, &str); 3] = [("size", "1m"), ("nr_inodes", "512"), ("mode", "0700")];
 
 /// The root cannot be changed.
@@ -62,44 +62,45 @@ struct Piece {
     /// Without the first slash.
     path: PathBuf,
     mount: OwnedFd,
-    is_folder: bool,
+    is_directory: bool,
 }
 
 /// Makes the root and enters it. After an error this process is where it was.
 pub(super) fn enter(state: &StateDir, shares: &mut [PinnedShare]) -> Result<(), JailError> {
     for share in shares {
-        let mount = detach(&share.folder, share.access).map_err(step("detach a shared folder"))?;
-        share.folder.replace(mount);
+        let mount =
+            detach(&share.directory, share.access).map_err(step("detach a shared directory"))?;
+        share.directory.replace(mount);
     }
-    let folder = state.folder();
-    let parent = folder.parent().unwrap_or(folder);
+    let directory = state.directory();
+    let parent = directory.parent().unwrap_or(directory);
     let pieces = pieces()?;
     let root = tmpfs().map_err(step("make a tmpfs"))?;
-    let own = open_mount(folder, OpenTreeFlags::empty()).map_err(at("open", folder))?;
-    mount_attributes::set(&own, OF_FILES, true).map_err(at("restrict", folder))?;
+    let own = open_mount(directory, OpenTreeFlags::empty()).map_err(at("open", directory))?;
+    mount_attributes::set(&own, OF_FILES, true).map_err(at("restrict", directory))?;
     // The new root has to hang somewhere first, and hides what is there.
     let hidden = open_mount(parent, OpenTreeFlags::empty()).map_err(at("open", parent))?;
     attach(&root, parent).map_err(at("mount a tmpfs on", parent))?;
-    let own = Piece { path: relative(folder), mount: own, is_folder: true };
+    let own = Piece { path: relative(directory), mount: own, is_directory: true };
     let entered = fill(&root, &own, &pieces).and_then(|()| change_to(&root));
     if entered.is_err() {
-        let id = folder.file_name().unwrap_or_default();
+        let id = directory.file_name().unwrap_or_default();
         let _moved_back = attach(&own.mount, &through(&hidden).join(id));
         let _gone = umount2(parent, MntFlags::MNT_DETACH);
     }
     entered
 }
 
-/// What is there beside the box's folder. What this host does not have is missing in the new root as
+/// What is there beside the box's directory. What this host does not have is missing in the new root as
 /// well, and whoever needs it says so.
 fn pieces() -> Result<Vec<Piece>, JailError> {
     let own_process = PathBuf::from(format!("/proc/{}", std::process::id()));
     let mount = clone(&own_process, MountAttrFlags::MOUNT_ATTR_RDONLY)?;
-    let mut pieces = vec![Piece { path: "proc/self".into(), mount, is_folder: true }];
+    let mut pieces = vec![Piece { path: "proc/self".into(), mount, is_directory: true }];
     let files = [Some(Path::new("/dev/kvm")), log::journal_socket()];
     for file in files.into_iter().flatten().filter(|file| file.exists()) {
         let mount = clone(file, MountAttrFlags::empty())?;
-        pieces.push(Piece { path: relative(file), mount, is_folder: false });
+        pieces.push(Piece { path: relative(file), mount, is_directory: false });
     }
     Ok(pieces)
 }
@@ -121,21 +122,21 @@ impl Piece {
     /// Mounts it in the new root, and makes what it hangs on.
     fn hang(&self, root: &Path) -> Result<(), JailError> {
         let target = root.join(&self.path);
-        let folder = if self.is_folder { Some(target.as_path()) } else { target.parent() };
+        let directory = if self.is_directory { Some(target.as_path()) } else { target.parent() };
         let make = || {
-            DirBuilder::new().recursive(true).mode(0o700).create(folder.unwrap_or(root))?;
-            if self.is_folder { Ok(()) } else { File::create(&target).map(drop) }
+            DirBuilder::new().recursive(true).mode(0o700).create(directory.unwrap_or(root))?;
+            if self.is_directory { Ok(()) } else { File::create(&target).map(drop) }
         };
         make().map_err(at("make a place for", &self.path))?;
         attach(&self.mount, &target).map_err(at("mount", &self.path))
     }
 }
 
-/// A mount of `folder` and of what is mounted below it, which hangs nowhere.
-fn detach(folder: impl AsFd, access: Access) -> io::Result<OwnedFd> {
+/// A mount of `directory` and of what is mounted below it, which hangs nowhere.
+fn detach(directory: impl AsFd, access: Access) -> io::Result<OwnedFd> {
     let flags = OpenTreeFlags::AT_EMPTY_PATH | OpenTreeFlags::AT_RECURSIVE;
     let flags = flags | OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    let mount = open_tree(folder, "", flags)?;
+    let mount = open_tree(directory, "", flags)?;
     let access = match access {
         Access::ReadOnly => MountAttrFlags::MOUNT_ATTR_RDONLY,
         Access::ReadWrite => MountAttrFlags::empty(),

@@ -1,4 +1,4 @@
-//! Which files can be reached: the box's own folder, its shares, `/dev/kvm` and the process's own part
+//! Which files can be reached: the box's own directory, its shares, `/dev/kvm` and the process's own part
 //! of `/proc`. Whatever is open already stays open.
 
 use std::path::Path;
@@ -15,7 +15,7 @@ use crate::spec::{NetworkSpec, VmSpec};
 use crate::state_dir::StateDir;
 
 /// The newest that is asked for; an older kernel gives what it has (`landlock(7)`): ABI 2 rename between
-/// folders, 3 truncation, 4 TCP, 5 ioctl, 6 signals and abstract sockets.
+/// directories, 3 truncation, 4 TCP, 5 ioctl, 6 signals and abstract sockets.
 const NEWEST: ABI = ABI::V6;
 
 /// The kernel does not restrict.
@@ -46,17 +46,20 @@ pub(super) fn restrict(
     let write = all & !BitFlags::from(AccessFs::Execute);
     let read = AccessFs::from_read(NEWEST) & !BitFlags::from(AccessFs::Execute);
     let device = AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::IoctlDev;
-    let places =
-        [(state.folder(), write), (Path::new("/dev/kvm"), device), (Path::new("/proc/self"), read)];
+    let places = [
+        (state.directory(), write),
+        (Path::new("/dev/kvm"), device),
+        (Path::new("/proc/self"), read),
+    ];
     for (path, access) in places {
         // One that is not there is not to be reached either: without KVM there is no VM.
         if let Ok(fd) = PathFd::new(path) {
             ruleset = ruleset.add_rule(PathBeneath::new(fd, access))?;
         }
     }
-    for PinnedShare { folder, access, .. } in shares {
+    for PinnedShare { directory, access, .. } in shares {
         let access = if *access == Access::ReadOnly { read } else { write };
-        ruleset = ruleset.add_rule(PathBeneath::new(folder, access))?;
+        ruleset = ruleset.add_rule(PathBeneath::new(directory, access))?;
     }
     match ruleset.restrict_self().map_err(LandlockError::from)?.ruleset {
         RulesetStatus::FullyEnforced => Ok(Held::Whole),

@@ -82,7 +82,7 @@ const DATA: [i64; 13] = [
 ];
 
 /// The guest's files, through libkrun's virtio-fs server (`passthrough.rs`, which changes none by a path of the
-/// guest's); and the box's own folder: `exit.json`, the console, the event file.
+/// guest's); and the box's own directory: `exit.json`, the console, the event file.
 const FILES: [i64; 36] = [
     SYS_fallocate,
     SYS_fchmod,

@@ -28,8 +28,8 @@ fn numbered(count: usize) -> Vec<u8> {
     (0_u32..).flat_map(|i| format!("{i:07}\n").into_bytes()).take(count).collect()
 }
 
-fn fifo(folder: &tempfile::TempDir) -> (PathBuf, File) {
-    let path = folder.path().join("fifo");
+fn fifo(directory: &tempfile::TempDir) -> (PathBuf, File) {
+    let path = directory.path().join("fifo");
     mkfifo(&path, Mode::S_IRWXU).unwrap();
     let mut options = OpenOptions::new();
     let reader = options.read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(&path).unwrap();
@@ -46,8 +46,8 @@ fn read_what_is_there(reader: &mut File) -> Vec<u8> {
 
 #[test]
 fn a_flood_leaves_its_end_and_the_rest_is_counted() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("console");
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("console");
     let sink = Sink::open_path(&path, 1 << 20, Rotation::Rename).unwrap();
     let (relay, mut stdout, mut stderr) = relay_to(sink);
     let mut truncation = relay.truncation();
@@ -57,7 +57,7 @@ fn a_flood_leaves_its_end_and_the_rest_is_counted() {
     wait_until("all is read", || relay.has(5_000_000, 0));
     stderr.write_all(b"the end").unwrap();
     wait_until("all is read", || relay.has(5_000_000, 7));
-    let previous = fs::read(folder.path().join("console.1")).unwrap();
+    let previous = fs::read(directory.path().join("console.1")).unwrap();
     let kept = [previous, fs::read(&path).unwrap()].concat();
     assert!((1 << 19..=1 << 20).contains(&kept.len()), "{}", kept.len());
     assert!([&flood[..], b"the end"].concat().ends_with(&kept));
@@ -71,8 +71,8 @@ fn a_flood_leaves_its_end_and_the_rest_is_counted() {
 
 #[test]
 fn a_fifo_whose_reader_does_not_read_is_waited_for_once() {
-    let folder = tempfile::tempdir().unwrap();
-    let (path, mut reader) = fifo(&folder);
+    let directory = tempfile::tempdir().unwrap();
+    let (path, mut reader) = fifo(&directory);
     let (relay, mut stdout, _stderr) =
         relay_to(Sink::open_path(&path, 1 << 20, Rotation::Rename).unwrap());
     let start = Instant::now();
@@ -102,8 +102,8 @@ fn a_fifo_whose_reader_does_not_read_is_waited_for_once() {
 
 #[test]
 fn a_reader_that_takes_a_page_at_times_does_not_hold_a_chunk_for_long() {
-    let folder = tempfile::tempdir().unwrap();
-    let (path, mut reader) = fifo(&folder);
+    let directory = tempfile::tempdir().unwrap();
+    let (path, mut reader) = fifo(&directory);
     let mut sink = Sink::open_path(&path, 1 << 20, Rotation::Rename).unwrap();
     let sip = thread::spawn(move || {
         for _ in 0..30 {
@@ -126,8 +126,8 @@ fn a_reader_that_takes_a_page_at_times_does_not_hold_a_chunk_for_long() {
 
 #[test]
 fn a_fifo_without_a_reader_is_an_error_and_no_wait() {
-    let folder = tempfile::tempdir().unwrap();
-    let (path, reader) = fifo(&folder);
+    let directory = tempfile::tempdir().unwrap();
+    let (path, reader) = fifo(&directory);
     drop(reader);
     let error = Sink::open_path(&path, 1 << 20, Rotation::Rename).unwrap_err();
     assert!(matches!(error, ConsoleError::Open { .. }), "{error:?}");
@@ -146,12 +146,12 @@ fn what_a_full_disk_does_not_take_is_counted() {
 
 #[test]
 fn not_a_symlink_is_rotated_but_its_target() {
-    let folder = tempfile::tempdir().unwrap();
-    let (link, target) = (folder.path().join("link"), folder.path().join("target"));
+    let directory = tempfile::tempdir().unwrap();
+    let (link, target) = (directory.path().join("link"), directory.path().join("target"));
     symlink("target", &link).unwrap();
     let mut sink = Sink::open_path(&link, 20, Rotation::Rename).unwrap();
     sink.write(b"123456789012345", |bytes, _| assert_eq!(bytes, 0));
     assert!(link.is_symlink());
     assert_eq!(fs::read(&target).unwrap(), b"12345");
-    assert_eq!(fs::read(folder.path().join("target.1")).unwrap(), b"1234567890");
+    assert_eq!(fs::read(directory.path().join("target.1")).unwrap(), b"1234567890");
 }

@@ -82,8 +82,8 @@ mod tests {
 
     #[tokio::test(flavor = "current_thread")]
     async fn a_peer_that_is_not_read_is_free_once_the_line_is_cut() {
-        let folder = tempfile::tempdir().unwrap();
-        let socket = folder.path().join("s");
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("s");
         let listener = UnixListener::bind(&socket).unwrap();
         let cutter = Cutter::default();
         cutter.cut();
@@ -100,8 +100,8 @@ mod tests {
 
     #[tokio::test(flavor = "current_thread")]
     async fn a_line_that_is_dropped_is_closed_for_its_peer() {
-        let folder = tempfile::tempdir().unwrap();
-        let socket = folder.path().join("s");
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("s");
         let listener = UnixListener::bind(&socket).unwrap();
         let cutter = Cutter::default();
         drop(cutter.clone().connect(&socket).await.unwrap());

@@ -28,7 +28,7 @@ pub(super) fn read() -> ProcessMetrics {
     metrics.cpu_system_ms = system.saturating_mul(ms_per_tick);
     metrics.threads = threads;
     let open = fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
-    // Not the folder that is being read.
+    // Not the directory that is being read.
     metrics.open_files = u32::try_from(open.saturating_sub(1)).unwrap_or(u32::MAX);
     metrics
 }

@@ -8,7 +8,7 @@ use nix::unistd::geteuid;
 
 use super::read;
 
-/// `openat2(2)`, by which nothing in an image leads out of its folder.
+/// `openat2(2)`, by which nothing in an image leads out of its directory.
 const OLDEST: Version = Version { major: 5, minor: 6 };
 
 /// `volatile` of overlayfs came with 5.10, overlayfs for ordinary users with 5.11.

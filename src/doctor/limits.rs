@@ -19,19 +19,19 @@ const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
 pub(super) fn cgroup() -> DoctorCheck {
     let mounts = read("/proc/self/mountinfo").unwrap_or_default();
     let own = read("/proc/self/cgroup").unwrap_or_default();
-    let Some(folder) = own_cgroup(&mounts, &own) else {
+    let Some(directory) = own_cgroup(&mounts, &own) else {
         return DoctorCheck::degraded(
             "cgroup",
             "version 2 is not mounted",
             "boot with `systemd.unified_cgroup_hierarchy=1`, or mount cgroup2",
         );
     };
-    let controllers = read(&folder.join("cgroup.controllers").to_string_lossy());
-    let writable = |name: &str| is_writable(&folder.join(name));
-    let is_ours = is_writable(&folder)
+    let controllers = read(&directory.join("cgroup.controllers").to_string_lossy());
+    let writable = |name: &str| is_writable(&directory.join(name));
+    let is_ours = is_writable(&directory)
         && ["cgroup.procs", "cgroup.subtree_control"].into_iter().all(writable);
     let control = if is_ours { Control::Delegated } else { Control::Denied };
-    judge_cgroup(&folder, &controllers.unwrap_or_default(), control)
+    judge_cgroup(&directory, &controllers.unwrap_or_default(), control)
 }
 
 /// Whether the cgroup may be written to.
@@ -41,33 +41,33 @@ enum Control {
     Denied,
 }
 
-fn judge_cgroup(folder: &Path, controllers: &str, control: Control) -> DoctorCheck {
+fn judge_cgroup(directory: &Path, controllers: &str, control: Control) -> DoctorCheck {
     const NAME: &str = "cgroup";
     let missing: Vec<&str> = CONTROLLERS
         .into_iter()
         .filter(|name| !controllers.split_whitespace().any(|word| word == *name))
         .collect();
-    let folder = folder.display();
+    let directory = directory.display();
     match (missing.is_empty(), control) {
         (_, Control::Denied) => DoctorCheck::degraded(
             NAME,
-            format!("`{folder}` is not delegated"),
+            format!("`{directory}` is not delegated"),
             "`Delegate=yes` in the unit, or `systemd-run --user --scope -p Delegate=yes`",
         ),
         (false, Control::Delegated) => DoctorCheck::degraded(
             NAME,
-            format!("`{folder}` is without {}", missing.join(", ")),
+            format!("`{directory}` is without {}", missing.join(", ")),
             "use version 2 alone (`systemd.unified_cgroup_hierarchy=1`), and have its controllers \
              delegated",
         ),
         (true, Control::Delegated) => DoctorCheck::ok(
             NAME,
-            format!("`{folder}` is delegated, with {}", CONTROLLERS.join(", ")),
+            format!("`{directory}` is delegated, with {}", CONTROLLERS.join(", ")),
         ),
     }
 }
 
-/// Folder of the version 2 cgroup of this process (cgroups(7), proc(5)).
+/// Directory of the version 2 cgroup of this process (cgroups(7), proc(5)).
 fn own_cgroup(mounts: &str, own: &str) -> Option<PathBuf> {
     let path = own.lines().find_map(|line| line.strip_prefix("0::/"))?;
     let (root, point) = mounts.lines().find_map(|line| {

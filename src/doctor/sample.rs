@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 /// Size of a header in an archive, and what contents are padded to (POSIX ustar).
 const BLOCK: usize = 512;
 
-/// Writes the layout of the image into the folder at `path`, which must not exist.
+/// Writes the layout of the image into the directory at `path`, which must not exist.
 pub(super) fn write(path: &Path) -> io::Result<()> {
     let blobs = path.join("blobs/sha256");
     fs::create_dir_all(&blobs)?;

@@ -1,4 +1,4 @@
-//! A box on trial: this executable as a child, with a folder of its own, whose events are read.
+//! A box on trial: this executable as a child, with a directory of its own, whose events are read.
 
 use std::fs::DirBuilder;
 use std::io::{self, Read, Write};
@@ -48,19 +48,19 @@ fn system<E: Into<io::Error>>(action: &'static str) -> impl FnOnce(E) -> TrialEr
     move |error| TrialError::System { action, source: error.into() }
 }
 
-/// A folder in the system's folder for temporary files, removed with all in it.
+/// A directory in the system's directory for temporary files, removed with all in it.
 #[derive(Debug)]
-pub(super) struct Folder(PathBuf);
+pub(super) struct Directory(PathBuf);
 
-impl Folder {
+impl Directory {
     pub(super) fn make() -> Result<Self, TrialError> {
         // A short name: paths of sockets are in it.
-        let folder = mkdtemp(&std::env::temp_dir().join("a3s-doctor-XXXXXX"))
+        let directory = mkdtemp(&std::env::temp_dir().join("a3s-doctor-XXXXXX"))
             .map(Self)
-            .map_err(system("make a temporary folder"))?;
-        let made = DirBuilder::new().mode(0o700).create(folder.state_dir());
-        made.map_err(system("make a folder in a temporary one"))?;
-        Ok(folder)
+            .map_err(system("make a temporary directory"))?;
+        let made = DirBuilder::new().mode(0o700).create(directory.state_dir());
+        made.map_err(system("make a directory in a temporary one"))?;
+        Ok(directory)
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -76,9 +76,9 @@ impl Folder {
     }
 }
 
-impl Drop for Folder {
+impl Drop for Directory {
     fn drop(&mut self) {
-        // What is left is in the system's folder for such things.
+        // What is left is in the system's directory for such things.
         let _best_effort = a3s_box_oci::remove_path(&self.0);
     }
 }

@@ -7,7 +7,7 @@ use a3s_box_core::doctor::DoctorCheck;
 use a3s_box_core::event::{EventKind, RootMethod, StopReason};
 use a3s_box_core::{BoxConfig, ErrorCode};
 
-use super::trial::{Folder, Trial, TrialError};
+use super::trial::{Directory, Trial, TrialError};
 use super::{DoctorError, chain, kernel, sample};
 use crate::process::Signals;
 
@@ -29,11 +29,11 @@ pub(super) fn root(signals: &Signals) -> Result<[DoctorCheck; 2], DoctorError> {
 }
 
 fn make_root(signals: &Signals) -> Result<RootMethod, TrialError> {
-    let folder = Folder::make()?;
-    let layout = folder.path().join("image");
+    let directory = Directory::make()?;
+    let layout = directory.path().join("image");
     sample::write(&layout)
         .map_err(|source| TrialError::System { action: "write an image", source })?;
-    let mut config = config(&folder);
+    let mut config = config(&directory);
     config.image = Some(ImageConfig { layout, reference: None, platform: None });
     // Nothing is run; whether there is a guest program is another check.
     config.paths.guest = Some("/dev/null".into());
@@ -104,8 +104,8 @@ struct Booted {
 }
 
 fn boot_and_stop(paths: &PathsConfig, signals: &Signals) -> Result<Booted, TrialError> {
-    let folder = Folder::make()?;
-    let mut config = config(&folder);
+    let directory = Directory::make()?;
+    let mut config = config(&directory);
     config.paths.libkrunfw.clone_from(&paths.libkrunfw);
     config.paths.guest.clone_from(&paths.guest);
     config.agent.boot_timeout_ms = 1000 * BOOT_TIMEOUT.as_secs();
@@ -146,11 +146,11 @@ fn judge_boot(tried: Result<Booted, TrialError>) -> DoctorCheck {
     }
 }
 
-/// A box that is alone in its folder.
-fn config(folder: &Folder) -> BoxConfig {
+/// A box that is alone in its directory.
+fn config(directory: &Directory) -> BoxConfig {
     let paths = PathsConfig {
-        state_dir: folder.state_dir(),
-        cache_dir: folder.cache_dir(),
+        state_dir: directory.state_dir(),
+        cache_dir: directory.cache_dir(),
         ..PathsConfig::default()
     };
     BoxConfig { id: Some("doctor".to_owned()), paths, ..BoxConfig::default() }

@@ -335,8 +335,8 @@ fn a_pipe_is_made_non_blocking_for_nobody_else() {
 
 #[test]
 fn a_kept_stream_has_the_numbered_lines_whether_or_not_they_are_read() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("events");
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("events");
     fs::write(&path, r#"{"cut":"#).unwrap();
     let (mut reader, writer) = std::io::pipe().unwrap();
     let events = EventWriter::new(writer.into());
@@ -363,8 +363,8 @@ fn a_kept_stream_has_the_numbered_lines_whether_or_not_they_are_read() {
 
 #[test]
 fn a_kept_stream_is_bounded_and_its_end_is_kept() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("events");
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("events");
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     let events = EventWriter::new(writer.into());
@@ -373,7 +373,7 @@ fn a_kept_stream_is_bounded_and_its_end_is_kept() {
     for number in 0..5000 {
         events.emit(mix(number));
     }
-    let text = [fs::read(folder.path().join("events.1")).unwrap(), fs::read(&path).unwrap()];
+    let text = [fs::read(directory.path().join("events.1")).unwrap(), fs::read(&path).unwrap()];
     let text = String::from_utf8(text.concat()).unwrap();
     assert!((32 << 10..=64 << 10).contains(&text.len()), "{}", text.len());
     let kept = parse(&text);

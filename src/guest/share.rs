@@ -1,7 +1,7 @@
-//! Folders of the host that a guest gets.
+//! Directories of the host that a guest gets.
 //!
-//! libkrun opens a folder by its path, late and in the guest's time (`PassthroughFs::init`, 1.19.7):
-//! by then another one may stand there. So the folder is opened here, compared with the one that the
+//! libkrun opens a directory by its path, late and in the guest's time (`PassthroughFs::init`, 1.19.7):
+//! by then another one may stand there. So the directory is opened here, compared with the one that the
 //! config was validated with, and libkrun is told a path that leads to what is open, whatever has
 //! become of its name.
 
@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat2};
 
-/// A folder cannot be shared.
+/// A directory cannot be shared.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ShareError {
     #[error("`{}` was replaced while the box was prepared", path.display())]
@@ -23,53 +23,53 @@ pub(crate) enum ShareError {
     Open { path: PathBuf, source: io::Error },
 }
 
-/// A folder that is to be shared, as it was when the config was validated.
+/// A directory that is to be shared, as it was when the config was validated.
 #[derive(Clone, Debug)]
-pub(crate) struct SharedFolder {
+pub(crate) struct SharedDirectory {
     /// Without symbolic links.
     pub(crate) path: PathBuf,
     /// Device and number.
     pub(crate) inode: (u64, u64),
 }
 
-/// A folder that stays the same.
+/// A directory that stays the same.
 #[derive(Debug)]
-pub(crate) struct PinnedFolder(OwnedFd);
+pub(crate) struct PinnedDirectory(OwnedFd);
 
-impl SharedFolder {
-    /// Opens the folder. To be called in the mount namespace where it is used: the kernel makes no
+impl SharedDirectory {
+    /// Opens the directory. To be called in the mount namespace where it is used: the kernel makes no
     /// mount from an fd of another one.
-    pub(crate) fn pin(&self) -> Result<PinnedFolder, ShareError> {
+    pub(crate) fn pin(&self) -> Result<PinnedDirectory, ShareError> {
         let replaced = || ShareError::Replaced { path: self.path.clone() };
         let open_error = |source| ShareError::Open { path: self.path.clone(), source };
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let how = OpenHow::new().flags(flags).resolve(ResolveFlag::RESOLVE_NO_SYMLINKS);
-        let folder = match openat2(AT_FDCWD, &self.path, how) {
+        let directory = match openat2(AT_FDCWD, &self.path, how) {
             Err(Errno::ELOOP | Errno::ENOTDIR | Errno::ENOENT) => return Err(replaced()),
             opened => File::from(opened.map_err(|errno| open_error(errno.into()))?),
         };
-        let found = folder.metadata().map_err(open_error)?;
+        let found = directory.metadata().map_err(open_error)?;
         match (found.dev(), found.ino()) == self.inode {
-            true => Ok(PinnedFolder(folder.into())),
+            true => Ok(PinnedDirectory(directory.into())),
             false => Err(replaced()),
         }
     }
 }
 
-impl PinnedFolder {
-    /// Puts `mount` in the place of the folder, of which it is a mount.
+impl PinnedDirectory {
+    /// Puts `mount` in the place of the directory, of which it is a mount.
     pub(crate) fn replace(&mut self, mount: OwnedFd) {
         self.0 = mount;
     }
 
-    /// A path to the folder, for as long as this is open. The dot is for `O_NOFOLLOW`, with which
+    /// A path to the directory, for as long as this is open. The dot is for `O_NOFOLLOW`, with which
     /// libkrun opens it: that is about the last name only.
     pub(crate) fn path(&self) -> PathBuf {
         format!("/proc/self/fd/{}/.", self.0.as_raw_fd()).into()
     }
 }
 
-impl AsFd for PinnedFolder {
+impl AsFd for PinnedDirectory {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
@@ -82,16 +82,16 @@ mod tests {
 
     use super::*;
 
-    /// A folder with a file of its name in it.
-    fn folder(parent: &std::path::Path, name: &str) -> SharedFolder {
+    /// A directory with a file of its name in it.
+    fn directory(parent: &std::path::Path, name: &str) -> SharedDirectory {
         let path = parent.join(name);
         fs::create_dir(&path).unwrap();
         fs::write(path.join(name), "").unwrap();
         let found = path.metadata().unwrap();
-        SharedFolder { inode: (found.dev(), found.ino()), path }
+        SharedDirectory { inode: (found.dev(), found.ino()), path }
     }
 
-    /// Opens a folder as `PassthroughFs::init` of libkrun does, and lists what it would serve.
+    /// Opens a directory as `PassthroughFs::init` of libkrun does, and lists what it would serve.
     fn served(path: &std::path::Path) -> Vec<std::ffi::OsString> {
         let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW;
         let opened =
@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn folder_that_was_replaced_since_it_was_validated_is_refused() {
+    fn directory_that_was_replaced_since_it_was_validated_is_refused() {
         let replacements: [fn(&std::path::Path); 4] = [
             |path| symlink(path.with_file_name("other"), path).unwrap(),
             |path| fs::rename(path.with_file_name("other"), path).unwrap(),
@@ -111,8 +111,8 @@ mod tests {
         for (i, replace) in replacements.into_iter().enumerate() {
             let dir = tempfile::tempdir().unwrap();
             let parent = dir.path().canonicalize().unwrap();
-            let shared = folder(&parent, "shared");
-            folder(&parent, "other");
+            let shared = directory(&parent, "shared");
+            directory(&parent, "other");
             shared.pin().unwrap();
             fs::rename(&shared.path, parent.join("moved")).unwrap();
             replace(&shared.path);
@@ -122,11 +122,11 @@ mod tests {
     }
 
     #[test]
-    fn symlink_on_the_way_to_the_folder_is_not_followed() {
+    fn symlink_on_the_way_to_the_directory_is_not_followed() {
         let dir = tempfile::tempdir().unwrap();
         let parent = dir.path().canonicalize().unwrap();
         fs::create_dir(parent.join("way")).unwrap();
-        let shared = folder(&parent.join("way"), "shared");
+        let shared = directory(&parent.join("way"), "shared");
         fs::rename(parent.join("way"), parent.join("moved")).unwrap();
         symlink(parent.join("moved"), parent.join("way")).unwrap();
         let error = shared.pin().unwrap_err();
@@ -134,11 +134,11 @@ mod tests {
     }
 
     #[test]
-    fn pinned_folder_is_the_one_that_libkrun_opens_whatever_its_name_leads_to() {
+    fn pinned_directory_is_the_one_that_libkrun_opens_whatever_its_name_leads_to() {
         let dir = tempfile::tempdir().unwrap();
         let parent = dir.path().canonicalize().unwrap();
-        let shared = folder(&parent, "shared");
-        folder(&parent, "other");
+        let shared = directory(&parent, "shared");
+        directory(&parent, "other");
         let pinned = shared.pin().unwrap();
         fs::rename(&shared.path, parent.join("moved")).unwrap();
         symlink(parent.join("other"), &shared.path).unwrap();

@@ -26,22 +26,22 @@ pub(super) const NOBODY: u32 = 65_534;
 /// The program in the search path.
 pub(crate) fn find() -> Option<PathBuf> {
     let is_program = |path: &PathBuf| {
-        // Not one beside whoever is in a folder that others write to.
+        // Not one beside whoever is in a directory that others write to.
         path.is_absolute()
             && path
                 .metadata()
                 .is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0)
     };
-    folders().into_iter().map(|folder| folder.join(NAME)).find(is_program)
+    directories().into_iter().map(|directory| directory.join(NAME)).find(is_program)
 }
 
 /// Where it is looked for, for people.
 pub(crate) fn searched() -> String {
-    let named = |folder: PathBuf| format!("`{}`", folder.display());
-    folders().into_iter().map(named).collect::<Vec<_>>().join(", ")
+    let named = |directory: PathBuf| format!("`{}`", directory.display());
+    directories().into_iter().map(named).collect::<Vec<_>>().join(", ")
 }
 
-fn folders() -> Vec<PathBuf> {
+fn directories() -> Vec<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_else(|| DEFAULT_PATH.into());
     env::split_paths(&path).collect()
 }

@@ -147,7 +147,7 @@ fn sub_ids(text: &str, user: Option<&str>, uid: u32) -> Vec<Range> {
 pub(crate) fn has_programs() -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let found = |name: &str| {
-        std::env::split_paths(&path).any(|folder| Path::new(&folder).join(name).is_file())
+        std::env::split_paths(&path).any(|directory| Path::new(&directory).join(name).is_file())
     };
     let has = found("newuidmap") && found("newgidmap");
     if !has {

@@ -6,10 +6,10 @@ use nix::unistd::mkfifo;
 
 use super::*;
 
-fn folder() -> (tempfile::TempDir, PathBuf) {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("log");
-    (folder, path)
+fn directory() -> (tempfile::TempDir, PathBuf) {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("log");
+    (directory, path)
 }
 
 /// The file and the one before it; a missing one is empty.
@@ -20,7 +20,7 @@ fn both(path: &Path) -> (Vec<u8>, Vec<u8>) {
 
 #[test]
 fn bytes_that_fall_out_are_the_oldest_and_all_are_counted() {
-    let (_folder, path) = folder();
+    let (_directory, path) = directory();
     let mut file = RotatedFile::open(&path, 1000).unwrap();
     let mut all = Vec::new();
     let mut lost = 0;
@@ -42,7 +42,7 @@ fn bytes_that_fall_out_are_the_oldest_and_all_are_counted() {
 
 #[test]
 fn a_chunk_of_many_times_the_bound_leaves_its_end() {
-    let (_folder, path) = folder();
+    let (_directory, path) = directory();
     let mut file = RotatedFile::open(&path, 100).unwrap();
     let chunk: Vec<u8> = (0..=255).cycle().take(10_000).collect();
     let loss = file.append(&chunk);
@@ -54,7 +54,7 @@ fn a_chunk_of_many_times_the_bound_leaves_its_end() {
 
 #[test]
 fn lines_are_whole_in_one_file_and_the_bound_holds() {
-    let (_folder, path) = folder();
+    let (_directory, path) = directory();
     let mut file = RotatedFile::open(&path, 1000).unwrap();
     for i in 0..300_usize {
         let line = format!("{}\n", "x".repeat(i % 200));
@@ -86,7 +86,7 @@ fn a_file_of_an_earlier_process_is_continued_within_the_bound() {
         ((0, 5000), (10, 0)),
     ];
     for ((current, previous), expected) in cases {
-        let (_folder, path) = folder();
+        let (_directory, path) = directory();
         fs::write(&path, vec![b'\n'; current]).unwrap();
         fs::write(path.with_extension("1"), vec![b'\n'; previous]).unwrap();
         let mut file = RotatedFile::open(&path, 1000).unwrap();
@@ -98,7 +98,7 @@ fn a_file_of_an_earlier_process_is_continued_within_the_bound() {
 
 #[test]
 fn bytes_of_an_earlier_process_are_not_counted_as_lost() {
-    let (_folder, path) = folder();
+    let (_directory, path) = directory();
     fs::write(&path, [b'a'; 50]).unwrap();
     fs::write(path.with_extension("1"), [b'b'; 50]).unwrap();
     let mut file = RotatedFile::open(&path, 100).unwrap();
@@ -109,7 +109,7 @@ fn bytes_of_an_earlier_process_are_not_counted_as_lost() {
 #[test]
 fn a_line_that_was_cut_by_a_kill_is_ended() {
     for (left, expected) in [("", "b\n"), ("a\n", "a\nb\n"), ("a", "a\nb\n")] {
-        let (_folder, path) = folder();
+        let (_directory, path) = directory();
         fs::write(&path, left).unwrap();
         let mut file = RotatedFile::open(&path, 1000).unwrap();
         file.complete_line().unwrap();
@@ -120,7 +120,7 @@ fn a_line_that_was_cut_by_a_kill_is_ended() {
 
 #[test]
 fn a_created_file_begins_with_nothing() {
-    let (_folder, path) = folder();
+    let (_directory, path) = directory();
     fs::write(&path, "old").unwrap();
     fs::write(path.with_extension("1"), "older").unwrap();
     let mut file = RotatedFile::create(&path, 1000).unwrap();
@@ -131,12 +131,12 @@ fn a_created_file_begins_with_nothing() {
 
 #[test]
 fn what_is_not_a_regular_file_is_named() {
-    let (folder, path) = folder();
+    let (directory, path) = directory();
     let found = || match RotatedFile::open(&path, 1000) {
         Err(RotatedFileError::NotRegular { found, .. }) => found,
         other => panic!("{other:?}"),
     };
-    let target = folder.path().join("target");
+    let target = directory.path().join("target");
     symlink(&target, &path).unwrap();
     assert_eq!(found(), "a symlink");
     assert!(!target.exists());
@@ -145,14 +145,14 @@ fn what_is_not_a_regular_file_is_named() {
     assert_eq!(found(), "a FIFO");
     fs::remove_file(&path).unwrap();
     fs::create_dir(&path).unwrap();
-    assert_eq!(found(), "a folder");
+    assert_eq!(found(), "a directory");
     let device = RotatedFile::open(Path::new("/dev/null"), 1000).unwrap_err();
     assert!(matches!(device, RotatedFileError::NotRegular { found: "a device", .. }));
 }
 
 #[test]
 fn a_second_writer_is_refused_also_after_a_rotation() {
-    let (_folder, path) = folder();
+    let (_directory, path) = directory();
     let mut file = RotatedFile::open(&path, 10).unwrap();
     for _ in 0..2 {
         let second = RotatedFile::open(&path, 10).unwrap_err();
@@ -166,7 +166,7 @@ fn a_second_writer_is_refused_also_after_a_rotation() {
 
 #[test]
 fn where_nothing_can_be_renamed_one_file_keeps_the_bound() {
-    let (_folder, path) = folder();
+    let (_directory, path) = directory();
     fs::create_dir(path.with_extension("1")).unwrap();
     let mut file = RotatedFile::open(&path, 100).unwrap();
     assert_eq!(file.append(&[b'a'; 50]), Loss::default());
@@ -176,7 +176,7 @@ fn where_nothing_can_be_renamed_one_file_keeps_the_bound() {
 
 #[test]
 fn a_file_that_was_removed_begins_again() {
-    let (_folder, path) = folder();
+    let (_directory, path) = directory();
     let mut file = RotatedFile::open(&path, 100).unwrap();
     file.append(&[b'a'; 50]);
     fs::remove_file(&path).unwrap();

@@ -8,7 +8,7 @@ use a3s_box_krun::{Access, MAX_SHARES};
 use super::absolute;
 use super::network::NetworkSpec;
 use super::places::{Place, Places};
-use crate::guest::SharedFolder;
+use crate::guest::SharedDirectory;
 
 /// A file system that the guest mounts besides its root.
 #[derive(Debug)]
@@ -20,7 +20,7 @@ pub(crate) struct MountSpec {
 /// Where its content comes from.
 #[derive(Debug)]
 pub(crate) enum MountSource {
-    Virtiofs { tag: String, folder: SharedFolder, access: Access },
+    Virtiofs { tag: String, directory: SharedDirectory, access: Access },
     Tmpfs { size_mib: u64 },
 }
 
@@ -47,7 +47,7 @@ fn check_one(i: usize, mount: &MountConfig, places: &Places) -> Result<MountSpec
             target: check_target(&path, target)?,
             source: MountSource::Virtiofs {
                 tag: format!("mount{i}"),
-                folder: check_source(&format!("{path}.source"), source, places)?,
+                directory: check_source(&format!("{path}.source"), source, places)?,
                 access: if *read_only { Access::ReadOnly } else { Access::ReadWrite },
             },
         }),
@@ -75,20 +75,24 @@ fn check_target(path: &str, target: &str) -> Result<String, ConfigError> {
     if components().all(plain) && components().count() > 1 {
         return Ok(target.to_owned());
     }
-    Err(ConfigError::invalid(field, format!("`{target}`"), "a folder below `/`, without `..`"))
+    Err(ConfigError::invalid(field, format!("`{target}`"), "a directory below `/`, without `..`"))
 }
 
-/// The folder, by its one path without symbolic links.
-fn check_source(field: &str, source: &Path, places: &Places) -> Result<SharedFolder, ConfigError> {
+/// The directory, by its one path without symbolic links.
+fn check_source(
+    field: &str,
+    source: &Path,
+    places: &Places,
+) -> Result<SharedDirectory, ConfigError> {
     absolute(field, source)?;
     let refuse = |why: String| {
         let found = format!("`{}`{why}", source.display());
-        ConfigError::invalid(field, found, "an existing folder of the host")
+        ConfigError::invalid(field, found, "an existing directory of the host")
     };
     let canonical = source.canonicalize().and_then(|path| Place::find(&path));
     let place = canonical.map_err(|error| refuse(format!(" ({error})")))?;
     let inode = place.inode.filter(|_| place.path.is_dir());
-    let inode = inode.ok_or_else(|| refuse(", which is not a folder".to_owned()))?;
+    let inode = inode.ok_or_else(|| refuse(", which is not a directory".to_owned()))?;
     places.refuse_share(field, &place)?;
-    Ok(SharedFolder { path: place.path, inode })
+    Ok(SharedDirectory { path: place.path, inode })
 }

@@ -1,4 +1,4 @@
-//! The folders that the shim keeps its own things in, and what may therefore not be there or be given
+//! The directories that the shim keeps its own things in, and what may therefore not be there or be given
 //! to a guest.
 
 use std::io;
@@ -18,7 +18,7 @@ pub(super) struct Place {
     pub(super) path: PathBuf,
     /// What is there, if it exists.
     pub(super) inode: Option<Inode>,
-    /// What is there and the folders that hold it, as far as they exist. A folder that is mounted in
+    /// What is there and the directories that hold it, as far as they exist. A directory that is mounted in
     /// two places has two paths, and the same inode.
     lineage: Vec<Inode>,
 }
@@ -31,7 +31,8 @@ impl Place {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 canonical => canonical?,
             };
-            let inode = |folder: &Path| folder.metadata().map(|found| (found.dev(), found.ino()));
+            let inode =
+                |directory: &Path| directory.metadata().map(|found| (found.dev(), found.ino()));
             let lineage = canonical.ancestors().map(inode).collect::<io::Result<Vec<_>>>()?;
             let missing = path.strip_prefix(existing).unwrap_or(Path::new(""));
             let inode = lineage.first().copied().filter(|_| missing.as_os_str().is_empty());
@@ -47,14 +48,14 @@ impl Place {
         Err(io::ErrorKind::NotFound.into())
     }
 
-    /// Whether this is `folder`, or in it.
-    fn is_in(&self, folder: &Self) -> bool {
-        self.path.starts_with(&folder.path)
-            || folder.inode.is_some_and(|inode| self.lineage.contains(&inode))
+    /// Whether this is `directory`, or in it.
+    fn is_in(&self, directory: &Self) -> bool {
+        self.path.starts_with(&directory.path)
+            || directory.inode.is_some_and(|inode| self.lineage.contains(&inode))
     }
 }
 
-/// The folders of the shim.
+/// The directories of the shim.
 #[derive(Debug)]
 pub(super) struct Places {
     state: Place,
@@ -64,7 +65,7 @@ pub(super) struct Places {
 }
 
 impl Places {
-    /// Finds the folders, and checks that nobody else can replace them.
+    /// Finds the directories, and checks that nobody else can replace them.
     pub(super) fn find(paths: &PathsConfig, id: &str) -> Result<Self, ConfigError> {
         let find = |field, path: &Path| {
             check_parents(field, path)?;
@@ -77,11 +78,13 @@ impl Places {
         })
     }
 
-    /// Refuses a folder for a guest that holds a folder of the shim, or is in one: the guest could
+    /// Refuses a directory for a guest that holds a directory of the shim, or is in one: the guest could
     /// read and change other boxes, and the layers of all.
     pub(super) fn refuse_share(&self, field: &str, share: &Place) -> Result<(), ConfigError> {
-        let stores =
-            [(&self.state, "state folder", "state_dir"), (&self.cache, "layer cache", "cache_dir")];
+        let stores = [
+            (&self.state, "state directory", "state_dir"),
+            (&self.cache, "layer cache", "cache_dir"),
+        ];
         for (store, name, setting) in stores {
             let relation = match (share.is_in(store), store.is_in(share)) {
                 (false, false) => continue,
@@ -94,7 +97,7 @@ impl Places {
                 share.path.display(),
                 store.path.display()
             );
-            let expected = "a folder that neither holds nor is in one of the shim's own";
+            let expected = "a directory that neither holds nor is in one of the shim's own";
             return Err(ConfigError::invalid(field, found, expected));
         }
         Ok(())
@@ -106,12 +109,12 @@ impl Places {
         if !is_in(path, &self.own) {
             return Ok(());
         }
-        let found = format!("`{}`, which is in the box's own folder", path.display());
-        let expected = "a folder elsewhere: the box's own is cleared when it starts and ends";
+        let found = format!("`{}`, which is in the box's own directory", path.display());
+        let expected = "a directory elsewhere: the box's own is cleared when it starts and ends";
         Err(ConfigError::invalid("image.layout", found, expected))
     }
 
-    /// Refuses a file or folder in the cache, where nothing else lasts.
+    /// Refuses a file or directory in the cache, where nothing else lasts.
     pub(super) fn refuse_in_cache(&self, field: &str, path: &Path) -> Result<(), ConfigError> {
         if !is_in(path, &self.cache) {
             return Ok(());
@@ -123,9 +126,9 @@ impl Places {
     }
 }
 
-/// What cannot be found is not in a folder of ours. Whoever opens it says what is wrong.
-fn is_in(path: &Path, folder: &Place) -> bool {
-    Place::find(path).is_ok_and(|place| place.is_in(folder))
+/// What cannot be found is not in a directory of ours. Whoever opens it says what is wrong.
+fn is_in(path: &Path, directory: &Place) -> bool {
+    Place::find(path).is_ok_and(|place| place.is_in(directory))
 }
 
 fn check_parents(field: &str, path: &Path) -> Result<(), ConfigError> {
@@ -141,5 +144,5 @@ fn check_parents(field: &str, path: &Path) -> Result<(), ConfigError> {
 
 fn unusable(field: &str, path: &Path, error: &io::Error) -> ConfigError {
     let found = format!("`{}` ({error})", path.display());
-    ConfigError::invalid(field, found, "a folder that exists or can be made")
+    ConfigError::invalid(field, found, "a directory that exists or can be made")
 }

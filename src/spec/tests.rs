@@ -61,7 +61,7 @@ fn what_makes_no_sense_is_refused_with_path_found_and_expected() {
         ),
         (
             r#"{"mounts":[{"type":"virtiofs","source":"/etc/passwd","target":"/a"}]}"#,
-            "mounts[0].source: found `/etc/passwd`, which is not a folder",
+            "mounts[0].source: found `/etc/passwd`, which is not a directory",
         ),
         (r#"{"agent":{"vsock_port":4087}}"#, "agent.vsock_port: found 4087"),
         (
@@ -113,12 +113,12 @@ fn what_makes_no_sense_is_refused_with_path_found_and_expected() {
     );
 }
 
-/// A state folder `s` with a box `demo`, a cache `c` with something in it, and what is beside them.
+/// A state directory `s` with a box `demo`, a cache `c` with something in it, and what is beside them.
 fn host() -> (tempfile::TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().canonicalize().unwrap();
-    for folder in ["s/demo/upper", "c/layers", "share/inner", "new"] {
-        fs::create_dir_all(root.join(folder)).unwrap();
+    for directory in ["s/demo/upper", "c/layers", "share/inner", "new"] {
+        fs::create_dir_all(root.join(directory)).unwrap();
     }
     symlink(root.join("s/demo"), root.join("to-demo")).unwrap();
     symlink(root.join("share"), root.join("to-share")).unwrap();
@@ -126,14 +126,14 @@ fn host() -> (tempfile::TempDir, PathBuf) {
     (dir, root)
 }
 
-/// A config with the state and the cache folder of [`host`].
+/// A config with the state and the cache directory of [`host`].
 fn config_in(root: &Path) -> Value {
     let paths = json!({"state_dir": root.join("s"), "cache_dir": root.join("c")});
     json!({"id": "demo", "paths": paths})
 }
 
 #[test]
-fn share_is_no_folder_of_the_shim_nor_in_one_nor_around_one() {
+fn share_is_no_directory_of_the_shim_nor_in_one_nor_around_one() {
     let (_dir, root) = host();
     let shared = |source: &str, change: &dyn Fn(&mut Value)| {
         let mut config = config_in(&root);
@@ -144,13 +144,13 @@ fn share_is_no_folder_of_the_shim_nor_in_one_nor_around_one() {
     };
     let at = |path: &str| root.join(path).display().to_string();
     let cases = [
-        ("", at(""), "holds the state folder"),
-        ("/", "/".to_owned(), "holds the state folder"),
-        ("s", at("s"), "is the state folder"),
-        ("share/../s", at("s"), "is the state folder"),
-        ("s/demo", at("s/demo"), "is in the state folder"),
-        ("to-demo", at("s/demo"), "is in the state folder"),
-        ("to-demo/upper", at("s/demo/upper"), "is in the state folder"),
+        ("", at(""), "holds the state directory"),
+        ("/", "/".to_owned(), "holds the state directory"),
+        ("s", at("s"), "is the state directory"),
+        ("share/../s", at("s"), "is the state directory"),
+        ("s/demo", at("s/demo"), "is in the state directory"),
+        ("to-demo", at("s/demo"), "is in the state directory"),
+        ("to-demo/upper", at("s/demo/upper"), "is in the state directory"),
         ("share/to-root/c", at("c"), "is the layer cache"),
         ("c/layers", at("c/layers"), "is in the layer cache"),
     ];
@@ -161,20 +161,20 @@ fn share_is_no_folder_of_the_shim_nor_in_one_nor_around_one() {
         let expected = format!("mounts[0].source: found `{resolved}`, which {relation} `");
         assert!(found.starts_with(&expected), "{source}\n found: {found}\n expected: {expected}");
     }
-    // Folders that are made later count as well, and those that a symlink leads to.
+    // Directories that are made later count as well, and those that a symlink leads to.
     let later = |source: &str, path: &str| {
         let state_dir = root.join(path);
         shared(source, &|config| config["paths"]["state_dir"] = json!(state_dir))
     };
     for path in ["new/a/s", "new/./s", "new/missing/../s", "share/to-root/new/s"] {
         let found = later("new", path).unwrap_err();
-        assert!(found.contains("/new`, which holds the state folder"), "{path}: {found}");
+        assert!(found.contains("/new`, which holds the state directory"), "{path}: {found}");
     }
     later("share", "newer/s").unwrap();
     for source in ["share", "to-share", "new/../share", "share/to-root/share/."] {
         let spec = shared(source, &|_| {}).unwrap();
-        let MountSource::Virtiofs { folder, .. } = &spec.mounts[0].source else { panic!() };
-        assert_eq!(folder.path, root.join("share"), "{source}");
+        let MountSource::Virtiofs { directory, .. } = &spec.mounts[0].source else { panic!() };
+        assert_eq!(directory.path, root.join("share"), "{source}");
     }
 }
 
@@ -190,8 +190,8 @@ fn image_and_files_are_not_where_they_would_not_last() {
     let cases = [
         ("image", "layout", "c/layers", in_cache),
         ("image", "layout", "c", in_cache),
-        ("image", "layout", "s/demo/image", "which is in the box's own folder"),
-        ("image", "layout", "to-demo/image", "which is in the box's own folder"),
+        ("image", "layout", "s/demo/image", "which is in the box's own directory"),
+        ("image", "layout", "to-demo/image", "which is in the box's own directory"),
         ("console", "path", "c/console", in_cache),
         ("console", "path", "share/to-root/c/new/console", in_cache),
         ("events", "file", "c/events", in_cache),
@@ -214,7 +214,7 @@ fn image_and_files_are_not_where_they_would_not_last() {
 }
 
 #[test]
-fn folder_that_others_could_replace_is_refused_with_what_makes_it_so() {
+fn directory_that_others_could_replace_is_refused_with_what_makes_it_so() {
     let (_dir, root) = host();
     let open = root.join("new");
     fs::create_dir(open.join("s")).unwrap();
@@ -228,7 +228,7 @@ fn folder_that_others_could_replace_is_refused_with_what_makes_it_so() {
         for mode in [0o777, 0o770, 0o702] {
             chmod(mode);
             let expected = format!(
-                "paths.{field}: found `{}` in `{}`, a parent folder of user 0 with mode {mode:04o}, \
+                "paths.{field}: found `{}` in `{}`, a parent directory of user 0 with mode {mode:04o}, \
                  expected one of root or of user 0 that nobody else can write to",
                 root.join(path).display(),
                 open.display()
@@ -242,7 +242,7 @@ fn folder_that_others_could_replace_is_refused_with_what_makes_it_so() {
         }
         chown(&open, Some(1), None).unwrap();
         let found = check().unwrap_err();
-        assert!(found.contains("a parent folder of user 1 with mode 0755"), "{found}");
+        assert!(found.contains("a parent directory of user 1 with mode 0755"), "{found}");
         chown(&open, Some(0), None).unwrap();
     }
 }

@@ -20,7 +20,7 @@ const MOST_STEPS: u64 = 2 * STEPS;
 /// More than the cache of the image needs.
 const ROOMY_BYTES: u64 = 96 << 20;
 
-/// A cache folder that has all layers, and then none.
+/// A cache directory that has all layers, and then none.
 struct Measured {
     ground: Ground,
     image: Image,
@@ -66,7 +66,7 @@ impl Measured {
     }
 
     fn assert_nothing_wrong(&self) {
-        assert_eq!(self.ground.staged(), 0, "the staging folder is not empty");
+        assert_eq!(self.ground.staged(), 0, "the staging directory is not empty");
         self.ground.assert_nothing_runs();
         self.ground.assert_visible_is_right(&self.layers);
     }
@@ -92,9 +92,9 @@ fn assert_is_named(ended: &Ended, reasons: &[&str]) -> &'static str {
     if text.contains("cannot unpack layer `sha256:") && text.contains("cannot unpack entry `") {
         "an entry of a layer"
     } else if text.contains("/c/layers-") {
-        "a folder of the cache"
+        "a directory of the cache"
     } else {
-        panic!("neither a layer's entry nor a folder is named: {text}")
+        panic!("neither a layer's entry nor a directory is named: {text}")
     }
 }
 
@@ -103,7 +103,7 @@ fn mount_tmpfs(ground: &Ground, flags: MsFlags, options: &str) {
     mount(Some("cache"), &ground.path("c"), Some("tmpfs"), flags, Some(options.as_str())).unwrap();
 }
 
-/// A tmpfs on the cache folder that has one page at first, and then room for so much.
+/// A tmpfs on the cache directory that has one page at first, and then room for so much.
 fn limit_tmpfs(ground: &Ground, step: u64, options: &str) {
     if step == 1 {
         mount_tmpfs(ground, MsFlags::empty(), "size=4k");
@@ -150,8 +150,8 @@ fn disk_that_fails_below_its_file_system_publishes_nothing_wrong() {
     // The file system believes in a disk of 96 MiB; what is behind has room for 24, which is
     // less than the files have.
     let backing = ground.disk();
-    let folder = backing.parent().unwrap().to_owned();
-    mount(Some("disk"), &folder, Some("tmpfs"), MsFlags::empty(), Some("size=24m")).unwrap();
+    let directory = backing.parent().unwrap().to_owned();
+    mount(Some("disk"), &directory, Some("tmpfs"), MsFlags::empty(), Some("size=24m")).unwrap();
     ground.make_disk(ROOMY_BYTES);
     ground.settle();
     let ended = Shim::start(ground, "box", Until::Prepared).end();
@@ -161,7 +161,7 @@ fn disk_that_fails_below_its_file_system_publishes_nothing_wrong() {
     ground.assert_nothing_runs();
     // What is on the disk, not what the page cache remembers.
     umount2(&ground.path("c"), MntFlags::empty()).unwrap();
-    mount(None::<&str>, &folder, None::<&str>, MsFlags::MS_REMOUNT, Some("size=96m")).unwrap();
+    mount(None::<&str>, &directory, None::<&str>, MsFlags::MS_REMOUNT, Some("size=96m")).unwrap();
     ground.grow_disk(ROOMY_BYTES);
     ground.settle();
     measured.ground.assert_visible_is_right(&measured.layers);

@@ -1,10 +1,10 @@
-//! The ground that a test stands on: mounts of its own, on which a shim can write to its folders only.
+//! The ground that a test stands on: mounts of its own, on which a shim can write to its directories only.
 //!
 //! ```text
 //! /mnt            tmpfs of the test; all other file systems are read-only
 //! ├── layout/     the image
-//! ├── c/          cache folder, may be a file system of its own
-//! ├── s/          state folder
+//! ├── c/          cache directory, may be a file system of its own
+//! ├── s/          state directory
 //! ├── disk/       the disk behind such a file system
 //! └── log/        configs, and what shims say on standard error
 //! ```
@@ -28,17 +28,17 @@ use crate::image::Image;
 use crate::tree::{self, Tree};
 
 /// Always there (Filesystem Hierarchy Standard), and never where this test or the shim is.
-const FOLDER: &str = "/mnt";
+const DIRECTORY: &str = "/mnt";
 
 /// Of the thread that calls: `/proc/self` is the main thread's.
 const MOUNTS: &str = "/proc/thread-self/mountinfo";
 
-/// Folders of a cache with what cannot be seen by a box.
+/// Directories of a cache with what cannot be seen by a box.
 const UNSEEN: [&str; 2] = ["staging", "locks"];
 
 /// Where a test works.
 pub(crate) struct Ground {
-    folder: PathBuf,
+    directory: PathBuf,
     /// The mounts that are there without any shim.
     mounts: Vec<String>,
 }
@@ -50,17 +50,17 @@ impl Ground {
             .unwrap_or_else(|errno| panic!("this test needs root: unshare: {errno}"));
         change("/", MsFlags::MS_REC | MsFlags::MS_PRIVATE);
         protect_the_host();
-        mount(Some("test"), FOLDER, Some("tmpfs"), MsFlags::empty(), Some("mode=755")).unwrap();
-        change(FOLDER, MsFlags::MS_SHARED);
+        mount(Some("test"), DIRECTORY, Some("tmpfs"), MsFlags::empty(), Some("mode=755")).unwrap();
+        change(DIRECTORY, MsFlags::MS_SHARED);
         // Whatever a shim leaves behind becomes a child of this process.
         set_child_subreaper(true).unwrap();
-        let folder = PathBuf::from(FOLDER);
+        let directory = PathBuf::from(DIRECTORY);
         for name in ["c", "disk", "log", "s"] {
-            fs::create_dir(folder.join(name)).unwrap();
+            fs::create_dir(directory.join(name)).unwrap();
         }
         run("chmod", &["700", "/mnt/c", "/mnt/s"]);
-        image.write(&folder.join("layout"));
-        let mut ground = Self { folder, mounts: Vec::new() };
+        image.write(&directory.join("layout"));
+        let mut ground = Self { directory, mounts: Vec::new() };
         ground.settle();
         ground
     }
@@ -71,10 +71,10 @@ impl Ground {
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
-        self.folder.join(name)
+        self.directory.join(name)
     }
 
-    /// Puts the cache folder on an ext4 of its own, with a journal if there is room for one, on a loop
+    /// Puts the cache directory on an ext4 of its own, with a journal if there is room for one, on a loop
     /// device.
     pub(crate) fn make_disk(&self, bytes: u64) {
         let disk = self.disk();
@@ -124,7 +124,7 @@ impl Ground {
         self.path("disk").join("ext4")
     }
 
-    /// Removes everything from the cache folder.
+    /// Removes everything from the cache directory.
     pub(crate) fn clear_cache(&self) {
         for entry in fs::read_dir(self.path("c")).unwrap() {
             let path = entry.unwrap().path();
@@ -134,12 +134,12 @@ impl Ground {
         }
     }
 
-    /// Every tree that a box could be given, by its path below the cache folder.
+    /// Every tree that a box could be given, by its path below the cache directory.
     pub(crate) fn visible(&self) -> BTreeMap<PathBuf, Tree> {
         visible(&self.path("c"))
     }
 
-    /// Names in the staging folder.
+    /// Names in the staging directory.
     pub(crate) fn staged(&self) -> usize {
         formats(&self.path("c")).map(|format| entries(&format.join("staging")).len()).sum()
     }
@@ -153,8 +153,8 @@ impl Ground {
 
     /// Panics if a shim has left anything but what the cache holds ready.
     pub(crate) fn assert_nothing_left(&self) {
-        assert_eq!(self.staged(), 0, "the staging folder is not empty");
-        assert_eq!(entries(&self.path("s")), [""; 0], "the state folder is not empty");
+        assert_eq!(self.staged(), 0, "the staging directory is not empty");
+        assert_eq!(entries(&self.path("s")), [""; 0], "the state directory is not empty");
         self.assert_nothing_runs();
         for format in formats(&self.path("c")) {
             for name in entries(&format.join("locks")) {
@@ -165,9 +165,13 @@ impl Ground {
         self.assert_no_file_elsewhere();
     }
 
-    /// Panics if there is a file outside of the folders of cache and state.
+    /// Panics if there is a file outside of the directories of cache and state.
     pub(crate) fn assert_no_file_elsewhere(&self) {
-        assert_eq!(entries(&self.folder), ["c", "disk", "layout", "log", "s"], "a file elsewhere");
+        assert_eq!(
+            entries(&self.directory),
+            ["c", "disk", "layout", "log", "s"],
+            "a file elsewhere"
+        );
     }
 
     /// Panics if a process or a mount is left.
@@ -183,7 +187,7 @@ impl Ground {
 }
 
 /// Makes every file system read-only for what this thread starts, so that a file outside of the
-/// test's folder is an error where it is made.
+/// test's directory is an error where it is made.
 fn protect_the_host() {
     // What has no files of its own.
     let pseudo = ["proc", "sysfs", "cgroup", "cgroup2", "devpts", "devtmpfs", "mqueue"];
@@ -207,7 +211,7 @@ pub(crate) fn change(target: &str, flags: MsFlags) {
 /// Removes what a boot has said about layers: in another one only those on the disk count.
 fn begin_another_boot(cache: &Path) {
     for format in formats(cache) {
-        for layer in folders(&format.join("ready")) {
+        for layer in directories(&format.join("ready")) {
             fs::remove_file(layer.join("boot")).unwrap_or_default();
         }
     }
@@ -221,9 +225,10 @@ fn counts(layer: &Path) -> bool {
 fn visible(cache: &Path) -> BTreeMap<PathBuf, Tree> {
     let mut trees = BTreeMap::new();
     for format in formats(cache) {
-        for kind in folders(&format).filter(|path| !UNSEEN.iter().any(|name| path.ends_with(name)))
+        for kind in
+            directories(&format).filter(|path| !UNSEEN.iter().any(|name| path.ends_with(name)))
         {
-            for layer in folders(&kind).filter(|layer| counts(layer)) {
+            for layer in directories(&kind).filter(|layer| counts(layer)) {
                 let name = layer.strip_prefix(cache).unwrap().to_owned();
                 trees.insert(name, tree::read(&layer.join("tree")));
             }
@@ -261,19 +266,19 @@ pub(crate) fn run(program: &str, args: &[&str]) {
     assert!(output.status.success(), "{program} {args:?}: {}: {said}", output.status);
 }
 
-/// The folders of the formats of a cache.
+/// The directories of the formats of a cache.
 fn formats(cache: &Path) -> impl Iterator<Item = PathBuf> {
     let is_format = |name: &str| name.starts_with("layers-");
     let cache = cache.to_owned();
     entries(&cache).into_iter().filter(move |name| is_format(name)).map(move |n| cache.join(n))
 }
 
-fn folders(path: &Path) -> impl Iterator<Item = PathBuf> {
+fn directories(path: &Path) -> impl Iterator<Item = PathBuf> {
     let path = path.to_owned();
     entries(&path).into_iter().map(move |name| path.join(name)).filter(|path| path.is_dir())
 }
 
-/// Names in a folder, sorted; none in one that is not there.
+/// Names in a directory, sorted; none in one that is not there.
 fn entries(path: &Path) -> Vec<String> {
     let Ok(entries) = fs::read_dir(path) else { return Vec::new() };
     let mut names: Vec<String> =

@@ -20,7 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(40);
 /// A guest that is ready and waits.
 pub(crate) const READY: [&str; 5] = ["connect", "hello", "serve", "started=7", "hang"];
 
-/// A folder with a shim and the state of its boxes.
+/// A directory with a shim and the state of its boxes.
 pub(crate) struct Host {
     dir: TempDir,
 }
@@ -29,7 +29,7 @@ pub(crate) struct Host {
 pub(crate) struct FakeBox {
     pub(crate) vm: VmManager,
     heard: Arc<Mutex<Vec<(SystemTime, EventKind)>>>,
-    folder: PathBuf,
+    directory: PathBuf,
 }
 
 impl Host {
@@ -82,12 +82,12 @@ impl Host {
         emitter.observe(move |event| {
             hearing.lock().unwrap().push((SystemTime::now(), event.kind.clone()));
         });
-        let folder = self.state_dir().join(config.id.as_deref().unwrap());
+        let directory = self.state_dir().join(config.id.as_deref().unwrap());
         let vm = VmManager::new(config, emitter).with_shim(self.shim());
-        FakeBox { vm, heard, folder }
+        FakeBox { vm, heard, directory }
     }
 
-    /// What the state folder says about the box.
+    /// What the state directory says about the box.
     pub(crate) fn record(&self) -> BoxRecord {
         inspect(&self.state_dir(), "demo").unwrap()
     }
@@ -116,9 +116,9 @@ impl FakeBox {
         kill(Pid::from_raw(self.shim_pid().cast_signed()), signal).unwrap();
     }
 
-    /// Path in the state folder.
+    /// Path in the state directory.
     pub(crate) fn state(&self, name: &str) -> PathBuf {
-        self.folder.join(name)
+        self.directory.join(name)
     }
 
     /// When the guest played `stamp`.

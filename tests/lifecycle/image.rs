@@ -32,14 +32,14 @@ pub(crate) struct Entry {
 }
 
 enum What {
-    Folder,
+    Directory,
     File(Vec<u8>),
     Symlink(String),
     HardLink(String),
     Fifo,
     /// Hides a name of the layers below.
     Gone,
-    /// Hides all that the layers below have in this folder.
+    /// Hides all that the layers below have in this directory.
     Opaque,
 }
 
@@ -71,7 +71,7 @@ impl Image {
         image.files("usr/share/doc", 350, 6_000);
         image.add("usr/bin/su", What::File(b"#!setuid".to_vec()), 0o4755, 0);
         image.add("usr/bin/mail", What::File(b"#!setgid".to_vec()), 0o2755, 8);
-        image.folder("tmp", 0o1777);
+        image.directory("tmp", 0o1777);
         for i in 0..40 {
             let target = format!("usr/lib/f{i}");
             image.add(&format!("usr/lib/hard{i}"), What::HardLink(target), 0o644, 0);
@@ -81,7 +81,7 @@ impl Image {
         image.files("usr/lib/python", 600, 20_000);
         image.link("usr/lib/python/latest", "../f3");
         image.layer();
-        image.folders("usr/share/doc");
+        image.directories("usr/share/doc");
         image.hide("usr/share", ".wh.doc", What::Gone);
         image.hide("var/cache", ".wh..wh..opq", What::Opaque);
         image.files("var/cache", 20, 2_000);
@@ -95,7 +95,7 @@ impl Image {
         image.add("srv/app/queue", What::Fifo, 0o600, 33);
         image.layer();
         image.files("etc", 30, 3_000);
-        // A file where a folder was, and a folder where a file was.
+        // A file where a directory was, and a directory where a file was.
         image.hide("usr/lib", ".wh.python", What::Gone);
         image.add("usr/lib/python", What::File(b"moved".to_vec()), 0o644, 0);
         image.files("usr/bin/f100", 20, 5_000);
@@ -107,7 +107,7 @@ impl Image {
     pub(crate) fn of_one_layer(bytes: usize) -> Self {
         let mut image = Self::new();
         image.layer();
-        image.folders("data");
+        image.directories("data");
         for i in 0..bytes / 100_000 {
             image.large(&format!("data/f{i}"), 100_000);
         }
@@ -120,7 +120,7 @@ impl Image {
 
     fn layer(&mut self) {
         self.layers.push(Vec::new());
-        self.folder("", 0o755);
+        self.directory("", 0o755);
     }
 
     fn add(&mut self, path: &str, what: What, mode: u32, owner: u32) {
@@ -129,27 +129,27 @@ impl Image {
         layer.push(Entry { path: path.to_owned(), what, mode, owner, time_s });
     }
 
-    fn folder(&mut self, path: &str, mode: u32) {
-        let is = |entry: &Entry| entry.path == path && matches!(entry.what, What::Folder);
+    fn directory(&mut self, path: &str, mode: u32) {
+        let is = |entry: &Entry| entry.path == path && matches!(entry.what, What::Directory);
         if !self.layers.last().unwrap().iter().any(is) {
-            self.add(path, What::Folder, mode, 0);
+            self.add(path, What::Directory, mode, 0);
         }
     }
 
-    /// Describes a folder and those above it.
-    fn folders(&mut self, path: &str) {
+    /// Describes a directory and those above it.
+    fn directories(&mut self, path: &str) {
         for (i, _) in path.match_indices('/') {
-            self.folder(&path[..i], 0o755);
+            self.directory(&path[..i], 0o755);
         }
-        self.folder(path, 0o755);
+        self.directory(path, 0o755);
     }
 
     /// Adds `count` files of up to `most` bytes.
-    fn files(&mut self, folder: &str, count: usize, most: usize) {
-        self.folders(folder);
+    fn files(&mut self, directory: &str, count: usize, most: usize) {
+        self.directories(directory);
         for i in 0..count {
             let length = self.chance.below(most);
-            self.large(&format!("{folder}/f{i}"), length);
+            self.large(&format!("{directory}/f{i}"), length);
         }
     }
 
@@ -161,18 +161,18 @@ impl Image {
     }
 
     fn link(&mut self, path: &str, target: &str) {
-        if let Some((folder, _)) = path.rsplit_once('/') {
-            self.folders(folder);
+        if let Some((directory, _)) = path.rsplit_once('/') {
+            self.directories(directory);
         }
         self.add(path, What::Symlink(target.to_owned()), 0o777, 0);
     }
 
-    fn hide(&mut self, folder: &str, name: &str, what: What) {
-        self.folders(folder);
-        self.add(&format!("{folder}/{name}"), what, 0o644, 0);
+    fn hide(&mut self, directory: &str, name: &str, what: What) {
+        self.directories(directory);
+        self.add(&format!("{directory}/{name}"), what, 0o644, 0);
     }
 
-    /// Writes the image as a layout into the new folder `layout`.
+    /// Writes the image as a layout into the new directory `layout`.
     pub(crate) fn write(&self, layout: &Path) {
         let blobs = layout.join("blobs/sha256");
         fs::create_dir_all(&blobs).unwrap();
@@ -212,7 +212,7 @@ impl Image {
                 add(&mut own, entry);
             }
             for (path, node) in own {
-                if node.kind != Kind::Folder {
+                if node.kind != Kind::Directory {
                     tree.retain(|other, _| other == &path || !is_in(other, &path));
                 }
                 tree.insert(path, node);
@@ -222,9 +222,9 @@ impl Image {
     }
 }
 
-/// Whether `path` is `folder` or below it.
-fn is_in(path: &str, folder: &str) -> bool {
-    path.strip_prefix(folder).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+/// Whether `path` is `directory` or below it.
+fn is_in(path: &str, directory: &str) -> bool {
+    path.strip_prefix(directory).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 /// Takes away what an entry hides of the layers below.
@@ -235,8 +235,8 @@ fn hide(tree: &mut Tree, entry: &Entry) {
             tree.retain(|path, _| !is_in(path, &hidden));
         }
         What::Opaque => {
-            let (folder, _) = entry.path.rsplit_once('/').unwrap();
-            tree.retain(|path, _| path == folder || !is_in(path, folder));
+            let (directory, _) = entry.path.rsplit_once('/').unwrap();
+            tree.retain(|path, _| path == directory || !is_in(path, directory));
         }
         _ => {}
     }
@@ -245,7 +245,7 @@ fn hide(tree: &mut Tree, entry: &Entry) {
 /// Adds what an entry makes.
 fn add(tree: &mut Tree, entry: &Entry) {
     let kind = match &entry.what {
-        What::Folder => Kind::Folder,
+        What::Directory => Kind::Directory,
         What::File(content) => Kind::File(content.clone()),
         What::Symlink(target) => Kind::Symlink(PathBuf::from(target)),
         What::Fifo => Kind::Fifo,
@@ -274,7 +274,7 @@ fn archive(layer: &[Entry]) -> Vec<u8> {
     let mut archive = Builder::new(Vec::new());
     for entry in layer {
         let (kind, content, target): (_, &[u8], _) = match &entry.what {
-            What::Folder => (EntryType::Directory, b"", None),
+            What::Directory => (EntryType::Directory, b"", None),
             What::File(content) => (EntryType::Regular, content, None),
             What::Symlink(target) => (EntryType::Symlink, b"", Some(target)),
             What::HardLink(target) => (EntryType::Link, b"", Some(target)),

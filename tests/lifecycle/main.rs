@@ -7,7 +7,7 @@
 //! | `crowd` | shims that want the same layers unpack each once |
 //! | `readiness` | a box is ready as soon as its agent is |
 //! | `deaths` | every death of a VM is told by `VmManager`, and soon |
-//! | `records` | what is in the state folder at each time, and after each end |
+//! | `records` | what is in the state directory at each time, and after each end |
 //! | `matrix` | nothing is left of a box, however and whenever it ends |
 //!
 //! `deaths` and `records` drive the shim with `VmManager`; the others are its supervisor themselves.

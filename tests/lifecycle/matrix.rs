@@ -1,4 +1,4 @@
-//! Every way to die, at every phase of a box: nothing may be left but its own state folder, and the
+//! Every way to die, at every phase of a box: nothing may be left but its own state directory, and the
 //! same id must start again at once.
 
 use std::collections::BTreeMap;
@@ -196,13 +196,13 @@ fn config(ground: &Ground) -> String {
     .to_string()
 }
 
-/// Panics if anything is left but the box's state folder, which nobody holds.
-fn assert_only_the_folder_is_left(ground: &Ground) {
+/// Panics if anything is left but the box's state directory, which nobody holds.
+fn assert_only_the_directory_is_left(ground: &Ground) {
     ground.assert_nothing_runs();
     ground.assert_no_file_elsewhere();
-    let folder = ground.path("s").join("box");
-    if let Ok(run) = File::open(folder.join("run.json")) {
-        assert!(run.try_lock().is_ok(), "the box's folder is held");
+    let directory = ground.path("s").join("box");
+    if let Ok(run) = File::open(directory.join("run.json")) {
+        assert!(run.try_lock().is_ok(), "the box's directory is held");
     }
 }
 
@@ -245,8 +245,8 @@ fn nothing_is_left_of_a_box_however_it_ends() {
         let mut box_ = Start::new(&ground, death);
         box_.reach(phase, &config, &mut chance);
         box_.die(death);
-        assert_only_the_folder_is_left(&ground);
-        // Without a config there is no folder yet: what is there is of the cycle before.
+        assert_only_the_directory_is_left(&ground);
+        // Without a config there is no directory yet: what is there is of the cycle before.
         let is_told = phase != Phase::Config && assert_the_record_is_true(&ground, phase, death);
         let (cycles, told) = counts.entry((phase, death)).or_default();
         *cycles += 1;
@@ -259,5 +259,5 @@ fn nothing_is_left_of_a_box_however_it_ends() {
     for ((phase, death), (cycles, told)) in counts {
         println!("{phase:?} {death:?}: {cycles}, {told}");
     }
-    println!("left: 0 processes, 0 mounts, 0 sockets and files outside of the folder, 0 locks");
+    println!("left: 0 processes, 0 mounts, 0 sockets and files outside of the directory, 0 locks");
 }

@@ -1,4 +1,4 @@
-//! What the state folder says at each time of a box's life, and after each kind of end.
+//! What the state directory says at each time of a box's life, and after each kind of end.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -103,7 +103,7 @@ async fn end_of_the_workload_is_recorded() {
 }
 
 #[tokio::test]
-async fn failure_before_the_vm_is_recorded_once_there_is_a_folder() {
+async fn failure_before_the_vm_is_recorded_once_there_is_a_directory() {
     let host = Host::new();
     let mut config = host.config(&EXITS);
     config["image"] = json!({"layout": "/nowhere"});

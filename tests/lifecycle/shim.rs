@@ -95,7 +95,7 @@ impl Shim {
         shim.send(Signal::SIGTERM);
         shim.end().assert_code(128 + Signal::SIGTERM as i32);
         // The next start of the box must not meet the fake guest, which may have been forked with the
-        // lock of the state folder and not be dead yet.
+        // lock of the state directory and not be dead yet.
         ground.assert_nothing_runs();
     }
 

@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-/// Everything below a folder, the folder itself under the empty path. Paths are text, which is compared
+/// Everything below a directory, the directory itself under the empty path. Paths are text, which is compared
 /// much faster than `Path`.
 pub(crate) type Tree = BTreeMap<String, Node>;
 
@@ -16,7 +16,7 @@ pub(crate) struct Node {
     pub(crate) mode: u32,
     pub(crate) owner: (u32, u32),
     pub(crate) mtime_s: i64,
-    /// Names of a regular file; 1 for all else, as file systems count folders in different ways.
+    /// Names of a regular file; 1 for all else, as file systems count directories in different ways.
     pub(crate) links: u64,
     pub(crate) xattrs: Vec<(String, Vec<u8>)>,
 }
@@ -24,7 +24,7 @@ pub(crate) struct Node {
 /// What a file is.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) enum Kind {
-    Folder,
+    Directory,
     File(Vec<u8>),
     Symlink(PathBuf),
     Fifo,
@@ -39,7 +39,7 @@ pub(crate) fn read(root: &Path) -> Tree {
         let found = fs::symlink_metadata(&path)
             .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         let kind = kind(&path, &found);
-        if kind == Kind::Folder {
+        if kind == Kind::Directory {
             pending.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
         }
         let xattrs = xattrs(&path);
@@ -63,7 +63,7 @@ pub(crate) fn read(root: &Path) -> Tree {
 fn kind(path: &Path, found: &fs::Metadata) -> Kind {
     let kind = found.file_type();
     if kind.is_dir() {
-        Kind::Folder
+        Kind::Directory
     } else if kind.is_file() {
         Kind::File(fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display())))
     } else if kind.is_symlink() {
@@ -121,7 +121,7 @@ pub(crate) fn bytes(tree: &Tree) -> u64 {
 
 fn show(node: &Node) -> String {
     let kind = match &node.kind {
-        Kind::Folder => "a folder".to_owned(),
+        Kind::Directory => "a directory".to_owned(),
         Kind::File(content) => {
             let sum = content
                 .iter()

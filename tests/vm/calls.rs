@@ -95,10 +95,10 @@ fn seen(trace: &str) -> BTreeMap<String, usize> {
 }
 
 /// Boxes that together do all that boxes can do.
-fn trace_boxes(folder: &Path) -> BTreeMap<String, usize> {
+fn trace_boxes(directory: &Path) -> BTreeMap<String, usize> {
     // So that no unpacking is traced.
     Shim::start(&json!({"args": ["true"]})).ends_with(0, "exited", None);
-    let own = folder.join("own");
+    let own = directory.join("own");
     std::fs::create_dir(&own).unwrap();
     let busy = [
         "use-files=/own/all",
@@ -108,21 +108,20 @@ fn trace_boxes(folder: &Path) -> BTreeMap<String, usize> {
         "another-control",
         "sleep-ms=100000",
     ];
-    let trace = folder.join("busy");
+    let trace = directory.join("busy");
     let mut shim = Shim::start_workload_by(traced(&trace), &busy, |config| {
         let share = json!({"type": "virtiofs", "source": own, "target": "/own"});
         config["mounts"].as_array_mut().unwrap().push(share);
         config["agent"]["readiness"] = json!("notify");
         config["console"] = json!({"max_mib": 1});
-        config["events"] =
-            json!({"metrics_interval_ms": 2000, "file": folder.join("events"), "file_max_kib": 64});
+        config["events"] = json!({"metrics_interval_ms": 2000, "file": directory.join("events"), "file_max_kib": 64});
     });
     shim.wait_for("workload.notified");
     std::thread::sleep(Duration::from_secs(1));
     shim.send(Signal::SIGTERM);
     shim.ends_with(143, "stopped", None);
     let mut traces = vec![(trace, shim.child.id())];
-    let lying = folder.join("lying");
+    let lying = directory.join("lying");
     let steps = ["lie-ms=3000", "serve-standard", "sleep-ms=2000"];
     let mut shim = Shim::start_workload_by(traced(&lying), &steps, |config| {
         config["agent"]["provider"] = json!("image");
@@ -147,8 +146,8 @@ fn trace_boxes(folder: &Path) -> BTreeMap<String, usize> {
 
 #[test]
 fn every_call_that_is_allowed_is_made_or_has_a_reason() {
-    let folder = tempfile::Builder::new().prefix("t").tempdir().unwrap();
-    let seen = trace_boxes(folder.path());
+    let directory = tempfile::Builder::new().prefix("t").tempdir().unwrap();
+    let seen = trace_boxes(directory.path());
     let names: Vec<String> = seen.iter().map(|(name, count)| format!("{name} {count}")).collect();
     println!("{} calls are made: {}", seen.len(), names.join(", "));
     let allowed = allowed();

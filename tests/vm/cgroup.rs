@@ -20,9 +20,9 @@ impl Delegated {
             "this test needs cgroups, version 2, in {ROOT}"
         );
         fs::write(Path::new(ROOT).join("cgroup.subtree_control"), "+memory +pids +cpu").unwrap();
-        let folder = Path::new(ROOT).join(format!("a3s-box-{}", std::process::id()));
-        fs::create_dir(&folder).unwrap();
-        Self(folder)
+        let directory = Path::new(ROOT).join(format!("a3s-box-{}", std::process::id()));
+        fs::create_dir(&directory).unwrap();
+        Self(directory)
     }
 }
 

@@ -23,7 +23,7 @@ pub struct Shim {
     lines: Receiver<String>,
     /// What it said so far.
     pub events: Vec<Value>,
-    folder: tempfile::TempDir,
+    directory: tempfile::TempDir,
 }
 
 /// A path that `tests/vm/run` has set.
@@ -31,15 +31,15 @@ pub fn variable(name: &str) -> PathBuf {
     std::env::var_os(name).unwrap_or_else(|| panic!("{name} is not set: run tests/run")).into()
 }
 
-/// A config with `process.args`, on the demo image, below `folder`.
-pub fn config(folder: &Path, process: &Value) -> Value {
+/// A config with `process.args`, on the demo image, below `directory`.
+pub fn config(directory: &Path, process: &Value) -> Value {
     json!({
         "id": "test",
         "image": {"layout": variable("A3S_BOX_IMAGES").join("demo"), "reference": "latest"},
         "process": process,
         "agent": {"boot_timeout_ms": 110_000},
         "paths": {
-            "state_dir": folder.join("s"),
+            "state_dir": directory.join("s"),
             // Shared by all tests: what is unpacked once is there.
             "cache_dir": std::env::temp_dir().join("a3s-box-vm-cache"),
             "libkrunfw": variable("A3S_BOX_LIBKRUNFW"),
@@ -48,19 +48,19 @@ pub fn config(folder: &Path, process: &Value) -> Value {
     })
 }
 
-/// A folder and a config for the tests' own workload.
+/// A directory and a config for the tests' own workload.
 fn workload(steps: &[&str], change: impl FnOnce(&mut Value)) -> (tempfile::TempDir, Value) {
     let program = variable("A3S_BOX_WORKLOAD");
     let args: Vec<&str> = std::iter::once("/w/workload").chain(steps.iter().copied()).collect();
-    let folder = tempfile::Builder::new().prefix("b").tempdir().unwrap();
-    let mut config = config(folder.path(), &json!({"args": args}));
+    let directory = tempfile::Builder::new().prefix("b").tempdir().unwrap();
+    let mut config = config(directory.path(), &json!({"args": args}));
     let source = program.parent();
     config["mounts"] =
         json!([{"type": "virtiofs", "source": source, "target": "/w", "read_only": true}]);
     // A guest that hangs is shown, and its test fails.
     config["resources"] = json!({"timeout_ms": 100_000});
     change(&mut config);
-    (folder, config)
+    (directory, config)
 }
 
 /// The shim. In the lab all of it stays on one CPU; `.config/nextest.toml` says why.
@@ -82,16 +82,16 @@ impl Shim {
 
     /// The same, with a change to the config.
     pub fn start_with(process: &Value, change: impl FnOnce(&mut Value)) -> Self {
-        let folder = tempfile::Builder::new().prefix("b").tempdir().unwrap();
-        let mut config = config(folder.path(), process);
+        let directory = tempfile::Builder::new().prefix("b").tempdir().unwrap();
+        let mut config = config(directory.path(), process);
         change(&mut config);
-        Self::spawn(folder, &config)
+        Self::spawn(directory, &config)
     }
 
     /// Starts the tests' own workload with `steps`, from the first share.
     pub fn start_workload(steps: &[&str], change: impl FnOnce(&mut Value)) -> Self {
-        let (folder, config) = workload(steps, change);
-        Self::spawn(folder, &config)
+        let (directory, config) = workload(steps, change);
+        Self::spawn(directory, &config)
     }
 
     /// The same by a program that takes the shim's command line at the end of its own.
@@ -100,24 +100,24 @@ impl Shim {
         steps: &[&str],
         change: impl FnOnce(&mut Value),
     ) -> Self {
-        let (folder, config) = workload(steps, change);
-        Self::spawn_by(program, folder, &config)
+        let (directory, config) = workload(steps, change);
+        Self::spawn_by(program, directory, &config)
     }
 
-    /// Starts a box of its own in the folder of another one.
-    pub fn spawn(folder: tempfile::TempDir, config: &Value) -> Self {
-        Self::spawn_with(shim(), folder, config)
+    /// Starts a box of its own in the directory of another one.
+    pub fn spawn(directory: tempfile::TempDir, config: &Value) -> Self {
+        Self::spawn_with(shim(), directory, config)
     }
 
     /// The same by another program.
-    pub fn spawn_by(mut program: Command, folder: tempfile::TempDir, config: &Value) -> Self {
+    pub fn spawn_by(mut program: Command, directory: tempfile::TempDir, config: &Value) -> Self {
         let shim = shim();
         program.arg(shim.get_program()).args(shim.get_args());
-        Self::spawn_with(program, folder, config)
+        Self::spawn_with(program, directory, config)
     }
 
-    fn spawn_with(mut shim: Command, folder: tempfile::TempDir, config: &Value) -> Self {
-        let log = std::fs::File::create(folder.path().join("log")).unwrap();
+    fn spawn_with(mut shim: Command, directory: tempfile::TempDir, config: &Value) -> Self {
+        let log = std::fs::File::create(directory.path().join("log")).unwrap();
         let mut child = shim
             .env("A3S_BOX_LOG", "info")
             .stderr(log)
@@ -133,7 +133,7 @@ impl Shim {
                 sender.send(line.unwrap()).unwrap();
             }
         });
-        Self { child, lines, events: Vec::new(), folder }
+        Self { child, lines, events: Vec::new(), directory }
     }
 
     /// The next event; none at the end of the stream.
@@ -203,14 +203,14 @@ impl Shim {
         std::fs::read(self.state().join("console.log")).unwrap_or_default()
     }
 
-    /// The box's state folder.
+    /// The box's state directory.
     pub fn state(&self) -> PathBuf {
-        self.folder.path().join("s/test")
+        self.directory.path().join("s/test")
     }
 
-    /// Ends this shim's part, and gives the folder to the next.
-    pub fn into_folder(self) -> tempfile::TempDir {
-        self.folder
+    /// Ends this shim's part, and gives the directory to the next.
+    pub fn into_directory(self) -> tempfile::TempDir {
+        self.directory
     }
 }
 
@@ -219,7 +219,7 @@ impl std::fmt::Display for Shim {
         for event in &self.events {
             writeln!(f, "  {event}")?;
         }
-        let log = std::fs::read(self.folder.path().join("log")).unwrap_or_default();
+        let log = std::fs::read(self.directory.path().join("log")).unwrap_or_default();
         for (name, text) in [("log", log), ("console", self.console())] {
             let end = text.get(text.len().saturating_sub(4000)..).unwrap_or_default();
             writeln!(f, "{name}: {}", String::from_utf8_lossy(end))?;

@@ -8,7 +8,7 @@
 //! | `stop` | signals, grace, kill, and what a killed shim leaves |
 //! | `lifecycle` | health, readiness, states, figures, and floods that change nothing |
 //! | `matrix` | nothing is left of a VM, however and whenever it ends |
-//! | `shares` | a folder that is shared is all that a hostile guest reaches, and less if it is read-only |
+//! | `shares` | a directory that is shared is all that a hostile guest reaches, and less if it is read-only |
 //! | `liars` | a guest that lies or floods, on whichever port, harms itself only |
 //! | `services` | images as databases are: several owners, and a user to drop to |
 //! | `calls` | no system call is allowed that nothing makes |

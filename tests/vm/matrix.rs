@@ -1,4 +1,4 @@
-//! Real VMs that are ended in every way, at every phase: nothing is left but the box's own folder, and
+//! Real VMs that are ended in every way, at every phase: nothing is left but the box's own directory, and
 //! the same id starts again at once. `tests/lifecycle` does the same a thousand times without VMs.
 
 use std::collections::BTreeMap;
@@ -27,14 +27,14 @@ const DEATHS: [Signal; 3] = [Signal::SIGKILL, Signal::SIGTERM, Signal::SIGSEGV];
 
 #[test]
 fn nothing_is_left_of_a_vm_however_it_ends() {
-    let mut folder = tempfile::Builder::new().prefix("b").tempdir().unwrap();
+    let mut directory = tempfile::Builder::new().prefix("b").tempdir().unwrap();
     let mut counts = BTreeMap::<(&str, &str), usize>::new();
     let mut deaths = Vec::new();
     for cycle in 0..CYCLES {
         let (phase, event, wait_ms) = PHASES[cycle % PHASES.len()];
         let signal = DEATHS[cycle % DEATHS.len()];
-        let config = config(folder.path(), &json!({"args": ["sleep", "1000"]}));
-        let mut shim = Shim::spawn(folder, &config);
+        let config = config(directory.path(), &json!({"args": ["sleep", "1000"]}));
+        let mut shim = Shim::spawn(directory, &config);
         if phase == "stopping" {
             shim.wait_for("agent.ready");
             send(&shim, Signal::SIGTERM);
@@ -52,10 +52,10 @@ fn nothing_is_left_of_a_vm_however_it_ends() {
         deaths.push(start.elapsed());
         assert_nothing_is_left(&shim);
         *counts.entry((phase, signal.as_str())).or_default() += 1;
-        folder = shim.into_folder();
+        directory = shim.into_directory();
     }
-    let again = config(folder.path(), &json!({"args": ["/bin/sh", "-c", "exit 4"]}));
-    Shim::spawn(folder, &again).ends_with(4, "exited", None);
+    let again = config(directory.path(), &json!({"args": ["/bin/sh", "-c", "exit 4"]}));
+    Shim::spawn(directory, &again).ends_with(4, "exited", None);
     deaths.sort();
     println!("{CYCLES} ends of a VM, each followed by a start of the same id: {counts:?}");
     println!(

@@ -109,9 +109,9 @@ fn start(script: &str, network: Value) -> Shim {
     let script = format!("{TRY}{script}\necho all told\nexec httpd -f -p 80 -h /srv/data");
     Shim::start_with(&json!({"args": ["/bin/sh", "-c", script]}), |config| {
         let program = variable("A3S_BOX_WORKLOAD");
-        let folder = program.parent().unwrap();
+        let directory = program.parent().unwrap();
         config["mounts"] =
-            json!([{"type": "virtiofs", "source": folder, "target": "/w", "read_only": true}]);
+            json!([{"type": "virtiofs", "source": directory, "target": "/w", "read_only": true}]);
         config["network"] = network;
         config["hostname"] = json!("web.example.org");
     })

@@ -15,7 +15,7 @@ const USER: u32 = 65533;
 const SUB_IDS: u32 = 700_000;
 
 /// Starts a program as [`USER`], with tables of users and sub-ids of its own over those of the machine: $1
-/// is the folder of the tables, the rest the program.
+/// is the directory of the tables, the rest the program.
 const AS_USER: &str = r#"
 mount --make-rprivate /
 for table in passwd subuid subgid; do mount --bind "$1/$table" "/etc/$table"; done
@@ -28,17 +28,17 @@ const SAID: &str = "user 999 groups 998 70\n\
     owners 999:998 999:998 999:998 33:33 0:70 \n\
     page served\n";
 
-fn service(folder: &Path) -> Value {
-    let mut config = config(folder, &json!({}));
+fn service(directory: &Path) -> Value {
+    let mut config = config(directory, &json!({}));
     config["image"]["reference"] = json!("service");
     config
 }
 
 #[test]
 fn a_service_that_drops_to_its_user_works_as_root() {
-    let folder = tempfile::Builder::new().prefix("b").tempdir().unwrap();
-    let config = service(folder.path());
-    let mut shim = Shim::spawn(folder, &config);
+    let directory = tempfile::Builder::new().prefix("b").tempdir().unwrap();
+    let config = service(directory.path());
+    let mut shim = Shim::spawn(directory, &config);
     shim.ends_with(0, "exited", None);
     assert_eq!(String::from_utf8(shim.console()).unwrap(), SAID, "{shim}");
 }
@@ -67,13 +67,13 @@ fn allow_kvm() {
 #[test]
 fn a_service_that_drops_to_its_user_works_for_an_ordinary_user_with_sub_ids() {
     allow_kvm();
-    let folder = tempfile::Builder::new().prefix("b").tempdir().unwrap();
+    let directory = tempfile::Builder::new().prefix("b").tempdir().unwrap();
     let tables = tempfile::tempdir().unwrap();
-    let mut config = service(folder.path());
-    config["paths"]["cache_dir"] = json!(folder.path().join("c"));
-    let chown = Command::new("chown").arg(USER.to_string()).arg(folder.path()).status().unwrap();
+    let mut config = service(directory.path());
+    config["paths"]["cache_dir"] = json!(directory.path().join("c"));
+    let chown = Command::new("chown").arg(USER.to_string()).arg(directory.path()).status().unwrap();
     assert!(chown.success());
-    let mut shim = Shim::spawn_by(as_user(tables.path()), folder, &config);
+    let mut shim = Shim::spawn_by(as_user(tables.path()), directory, &config);
     shim.ends_with(0, "exited", None);
     assert_eq!(String::from_utf8(shim.console()).unwrap(), SAID, "{shim}");
     let user_namespace = shim.events.iter().any(|event| {

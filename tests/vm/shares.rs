@@ -1,4 +1,4 @@
-//! A hostile guest and the folders that it gets: root in the guest, which may do there what it likes,
+//! A hostile guest and the directories that it gets: root in the guest, which may do there what it likes,
 //! reaches no file of the host outside of them, and changes none in those that are read-only.
 
 use std::collections::BTreeMap;
@@ -29,10 +29,10 @@ struct Found {
     xattrs: String,
 }
 
-/// All below `folder`, and itself.
-fn snapshot(folder: &Path) -> BTreeMap<PathBuf, Found> {
+/// All below `directory`, and itself.
+fn snapshot(directory: &Path) -> BTreeMap<PathBuf, Found> {
     let mut found = BTreeMap::new();
-    let mut left = vec![folder.to_path_buf()];
+    let mut left = vec![directory.to_path_buf()];
     while let Some(path) = left.pop() {
         let metadata = path.symlink_metadata().unwrap();
         let kind = metadata.file_type();
@@ -67,26 +67,26 @@ fn xattrs(path: &Path) -> String {
     String::from_utf8(dump.stdout).unwrap()
 }
 
-/// A folder to share, with what the workload expects in it.
-fn fill(folder: &Path) {
-    fs::create_dir_all(folder.join("empty")).unwrap();
-    fs::write(folder.join("file"), "of the host\n").unwrap();
-    fs::write(folder.join("other"), "of the host, too\n").unwrap();
-    fs::write(folder.join("inside"), "inside of the share\n").unwrap();
-    symlink("file", folder.join("link")).unwrap();
+/// A directory to share, with what the workload expects in it.
+fn fill(directory: &Path) {
+    fs::create_dir_all(directory.join("empty")).unwrap();
+    fs::write(directory.join("file"), "of the host\n").unwrap();
+    fs::write(directory.join("other"), "of the host, too\n").unwrap();
+    fs::write(directory.join("inside"), "inside of the share\n").unwrap();
+    symlink("file", directory.join("link")).unwrap();
     for (name, value) in [("user.kept", "file"), ("trusted.kept", "link")] {
         let mut setfattr = Command::new("setfattr");
-        setfattr.args(["-h", "-n", name, "-v", "1", value]).current_dir(folder);
+        setfattr.args(["-h", "-n", name, "-v", "1", value]).current_dir(directory);
         assert!(setfattr.status().unwrap().success(), "this test needs the package `attr`");
     }
 }
 
 /// A share in a config.
-fn share(folder: &Path, target: &str, read_only: bool) -> Value {
-    json!({"type": "virtiofs", "source": folder, "target": target, "read_only": read_only})
+fn share(directory: &Path, target: &str, read_only: bool) -> Value {
+    json!({"type": "virtiofs", "source": directory, "target": target, "read_only": read_only})
 }
 
-/// Folders to share, with a file beside them that is not shared.
+/// Directories to share, with a file beside them that is not shared.
 fn host() -> (TempDir, PathBuf) {
     let host = tempfile::Builder::new().prefix("h").tempdir().unwrap();
     for name in ["own", "other"] {
@@ -111,17 +111,17 @@ fn reached(shim: &Shim) -> (Vec<String>, usize) {
 #[test]
 fn a_read_only_share_is_unchanged_whatever_root_of_the_guest_tries() {
     let (host, _) = host();
-    let folder = host.path().join("own");
-    let before = snapshot(&folder);
+    let directory = host.path().join("own");
+    let before = snapshot(&directory);
     let mut shim = Shim::start_workload(&["change-read-only=/ro,mount1"], |config| {
-        config["mounts"].as_array_mut().unwrap().push(share(&folder, "/ro", true));
+        config["mounts"].as_array_mut().unwrap().push(share(&directory, "/ro", true));
     });
     shim.ends_with(0, "exited", None);
     let (reached, attempts) = reached(&shim);
     assert_eq!(reached, [""; 0], "{shim}");
     println!("{attempts} attempts");
     assert!(attempts >= 90, "{attempts} attempts\n{shim}");
-    assert_eq!(snapshot(&folder), before);
+    assert_eq!(snapshot(&directory), before);
 }
 
 #[test]
@@ -141,8 +141,8 @@ fn a_share_leads_nowhere_and_leaves_nothing_that_is_the_hosts() {
     assert!(attempts >= 22, "{attempts} attempts\n{shim}");
     assert!(String::from_utf8_lossy(&shim.console()).contains("odd files are made"), "{shim}");
     assert_eq!(snapshot(&canary), before);
-    let names = |folder: &Path| {
-        let entries = fs::read_dir(folder).unwrap();
+    let names = |directory: &Path| {
+        let entries = fs::read_dir(directory).unwrap();
         let mut names: Vec<OsString> = entries.map(|entry| entry.unwrap().file_name()).collect();
         names.sort();
         names
@@ -153,18 +153,18 @@ fn a_share_leads_nowhere_and_leaves_nothing_that_is_the_hosts() {
 }
 
 /// What is left on the host: files of the guest's own, and no device but the one that is nothing.
-fn check_odd_files(folder: &Path) {
-    let found = snapshot(folder);
+fn check_odd_files(directory: &Path) {
+    let found = snapshot(directory);
     for (path, entry) in &found {
         let kind = path.symlink_metadata().unwrap().file_type();
         assert!(!kind.is_block_device(), "{path:?}");
         assert!(!kind.is_char_device() || entry.device == 0, "{path:?}");
     }
-    let kind = |name: &str| folder.join(name).symlink_metadata().unwrap().file_type();
+    let kind = |name: &str| directory.join(name).symlink_metadata().unwrap().file_type();
     assert!(kind("fifo").is_fifo() && kind("socket").is_socket());
-    // What the guest's root owns is root's on the host, and its setuid bit is one: such a folder belongs
+    // What the guest's root owns is root's on the host, and its setuid bit is one: such a directory belongs
     // where no other user of the host can reach it, or on a file system without setuid.
-    let setuid = &found[&folder.join("setuid")];
+    let setuid = &found[&directory.join("setuid")];
     assert_eq!((setuid.mode & 0o7777, setuid.owner), (0o6755, (0, 0)));
     assert!(found.keys().any(|path| path.ends_with("deep/deep/deepest")));
 }

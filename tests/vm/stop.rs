@@ -49,9 +49,9 @@ fn kill_9_of_the_shim_leaves_nothing_and_the_same_id_starts_again_at_once() {
         !std::path::Path::new(&format!("/proc/{pid}")).exists()
     });
 
-    let folder = shim.into_folder();
-    let again = config(folder.path(), &json!({"args": ["/bin/sh", "-c", "exit 4"]}));
-    Shim::spawn(folder, &again).ends_with(4, "exited", None);
+    let directory = shim.into_directory();
+    let again = config(directory.path(), &json!({"args": ["/bin/sh", "-c", "exit 4"]}));
+    Shim::spawn(directory, &again).ends_with(4, "exited", None);
 }
 
 #[test]
@@ -60,8 +60,8 @@ fn two_live_boxes_cannot_have_the_same_id() {
     first.wait_for("agent.ready");
     let config =
         config(first.state().parent().unwrap().parent().unwrap(), &json!({"args": ["true"]}));
-    let folder = tempfile::tempdir().unwrap();
-    Shim::spawn(folder, &config).ends_with(125, "failed", Some("id_in_use"));
+    let directory = tempfile::tempdir().unwrap();
+    Shim::spawn(directory, &config).ends_with(125, "failed", Some("id_in_use"));
     kill(pid(&first), Signal::SIGTERM).unwrap();
     first.ends_with(143, "stopped", None);
 }

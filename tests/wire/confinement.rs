@@ -40,7 +40,7 @@ enum Who {
 /// What there is to be reached, and a box with two shares.
 struct Ground {
     who: Who,
-    folder: tempfile::TempDir,
+    directory: tempfile::TempDir,
     image: Value,
     network: Value,
     abstract_name: String,
@@ -50,25 +50,25 @@ struct Ground {
 
 impl Ground {
     fn new(who: Who) -> Self {
-        let folder = tempfile::Builder::new().prefix("w").tempdir().unwrap();
-        let name = folder.path().file_name().unwrap().to_str().unwrap().to_owned();
+        let directory = tempfile::Builder::new().prefix("w").tempdir().unwrap();
+        let name = directory.path().file_name().unwrap().to_str().unwrap().to_owned();
         let address = SocketAddr::from_abstract_name(&name).unwrap();
-        let (read, write) = (folder.path().join("read"), folder.path().join("write"));
+        let (read, write) = (directory.path().join("read"), directory.path().join("write"));
         for share in [&read, &write] {
             fs::create_dir(share).unwrap();
         }
         fs::write(read.join("file"), "as it was").unwrap();
         symlink("/etc/passwd", write.join("to-passwd")).unwrap();
-        let image = image(folder.path(), "echo 1 >file");
+        let image = image(directory.path(), "echo 1 >file");
         // The one of /dev/zero.
         let made = Command::new("mknod").arg(write.join("zero")).args(["c", "1", "5"]).status();
         assert!(made.unwrap().success());
         if who != Who::Root {
-            user::give(folder.path());
+            user::give(directory.path());
         }
         Self {
             who,
-            folder,
+            directory,
             image,
             network: json!({"mode": "none"}),
             abstract_name: name,
@@ -97,19 +97,19 @@ impl Ground {
         layer.map(|layer| shim.env("A3S_BOX_FAKE_LAYER", layer));
         let change = |config: &mut Value| {
             let share = |name: &str, read_only: bool| {
-                json!({"type": "virtiofs", "source": self.folder.path().join(name),
+                json!({"type": "virtiofs", "source": self.directory.path().join(name),
                        "target": format!("/{name}"), "read_only": read_only})
             };
             config["confinement"] = json!({"level": level});
             config["mounts"] = json!([share("read", true), share("write", false)]);
-            let folder = |name: &str| self.folder.path().join(name);
-            config["paths"]["state_dir"] = json!(folder("s"));
-            config["paths"]["cache_dir"] = json!(folder("c"));
-            // Folders that a shim has open for some time.
+            let directory = |name: &str| self.directory.path().join(name);
+            config["paths"]["state_dir"] = json!(directory("s"));
+            config["paths"]["cache_dir"] = json!(directory("c"));
+            // Directories that a shim has open for some time.
             config["image"] = self.image.clone();
             config["network"] = self.network.clone();
-            config["console"] = json!({"path": folder("console")});
-            config["events"] = json!({"file": folder("events")});
+            config["console"] = json!({"path": directory("console")});
+            config["events"] = json!({"file": directory("events")});
         };
         match self.who {
             Who::Root => start_by(shim, &["hang"], change).end(),
@@ -166,7 +166,7 @@ fn no_attempt_succeeds(who: Who) {
     }
     println!("{} attempts; by the layer that stopped them: {layers:#?}", names.len());
     assert!(!layers.contains_key("?"), "{:?}", layers["?"]);
-    assert_eq!(fs::read_to_string(ground.folder.path().join("read/file")).unwrap(), "as it was");
+    assert_eq!(fs::read_to_string(ground.directory.path().join("read/file")).unwrap(), "as it was");
 }
 
 #[test]

@@ -18,10 +18,10 @@ use crate::harness::shim;
 /// What the guest of the doctor's box plays.
 const WELL: &str = "connect hello serve started=7 wait-stop signaled=15 drained wait-ack exit=0";
 
-/// A folder whose `t` is for temporary files, with a config in it.
-fn folder(change: impl FnOnce(&mut Value)) -> TempDir {
-    let folder = tempfile::Builder::new().prefix("d").tempdir().unwrap();
-    let path = folder.path();
+/// A directory whose `t` is for temporary files, with a config in it.
+fn directory(change: impl FnOnce(&mut Value)) -> TempDir {
+    let directory = tempfile::Builder::new().prefix("d").tempdir().unwrap();
+    let path = directory.path();
     fs::create_dir(path.join("t")).unwrap();
     let mut config = json!({"paths": {
         "state_dir": path.join("s"),
@@ -32,39 +32,39 @@ fn folder(change: impl FnOnce(&mut Value)) -> TempDir {
     fs::write(path.join("config"), config.to_string()).unwrap();
     // The ordinary user comes by here.
     fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
-    folder
+    directory
 }
 
-/// The doctor in that folder, with a guest that plays `script`.
-fn doctor(folder: &TempDir, script: &str, arguments: &[&str]) -> Command {
+/// The doctor in that directory, with a guest that plays `script`.
+fn doctor(directory: &TempDir, script: &str, arguments: &[&str]) -> Command {
     let mut command = shim();
-    command.env("TMPDIR", folder.path().join("t")).env("A3S_BOX_FAKE_SCRIPT", script);
-    command.arg("--doctor").args(arguments).arg("--config").arg(folder.path().join("config"));
+    command.env("TMPDIR", directory.path().join("t")).env("A3S_BOX_FAKE_SCRIPT", script);
+    command.arg("--doctor").args(arguments).arg("--config").arg(directory.path().join("config"));
     command.stdin(Stdio::null());
     command
 }
 
-fn examine(folder: &TempDir, script: &str, arguments: &[&str]) -> Output {
-    let output = doctor(folder, script, arguments).output().unwrap();
-    nothing_is_left(folder.path());
+fn examine(directory: &TempDir, script: &str, arguments: &[&str]) -> Output {
+    let output = doctor(directory, script, arguments).output().unwrap();
+    nothing_is_left(directory.path());
     output
 }
 
 /// No temporary file, nothing where boxes and layers would be, and no process.
-fn nothing_is_left(folder: &Path) {
-    let left: Vec<_> = fs::read_dir(folder.join("t")).unwrap().collect();
+fn nothing_is_left(directory: &Path) {
+    let left: Vec<_> = fs::read_dir(directory.join("t")).unwrap().collect();
     assert!(left.is_empty(), "{left:?}");
-    assert!(!folder.join("s").exists() && !folder.join("c").exists());
+    assert!(!directory.join("s").exists() && !directory.join("c").exists());
     let deadline = Instant::now() + Duration::from_secs(5);
-    while processes(folder) > 0 {
+    while processes(directory) > 0 {
         assert!(Instant::now() < deadline, "a process is left");
         std::thread::sleep(Duration::from_millis(10));
     }
 }
 
-/// Processes that have the folder in their environment.
-fn processes(folder: &Path) -> usize {
-    let needle = folder.as_os_str().as_bytes();
+/// Processes that have the directory in their environment.
+fn processes(directory: &Path) -> usize {
+    let needle = directory.as_os_str().as_bytes();
     let has_it =
         |environment: Vec<u8>| environment.windows(needle.len()).any(|part| part == needle);
     let all = fs::read_dir("/proc").unwrap();
@@ -111,8 +111,8 @@ fn check<'a>(checks: &'a [(String, String, String)], name: &str) -> (&'a str, &'
 
 #[test]
 fn doctor_boots_a_box_and_reports_the_same_in_both_forms() {
-    let folder = folder(|_| {});
-    let checks = report(&examine(&folder, WELL, &["--json"]));
+    let directory = directory(|_| {});
+    let checks = report(&examine(&directory, WELL, &["--json"]));
     let names: Vec<&str> = checks.iter().map(|(name, ..)| name.as_str()).collect();
     let expected = [
         "kernel",
@@ -143,7 +143,7 @@ fn doctor_boots_a_box_and_reports_the_same_in_both_forms() {
     let (status, text) = check(&checks, "boot");
     assert!(status == "ok" && text.starts_with("a box was ready after "), "{text}");
 
-    let output = examine(&folder, WELL, &[]);
+    let output = examine(&directory, WELL, &[]);
     let text = String::from_utf8(output.stdout).unwrap();
     let of_text: Vec<(&str, &str)> = text
         .lines()
@@ -158,8 +158,8 @@ fn doctor_boots_a_box_and_reports_the_same_in_both_forms() {
 
 #[test]
 fn missing_guest_program_is_told_with_its_remedy_and_nothing_is_booted() {
-    let folder = folder(|config| config["paths"]["guest"] = json!("/nowhere/guest"));
-    let output = examine(&folder, WELL, &["--json"]);
+    let directory = directory(|config| config["paths"]["guest"] = json!("/nowhere/guest"));
+    let output = examine(&directory, WELL, &["--json"]);
     assert_eq!(output.status.code(), Some(2));
     let checks = report(&output);
     let (status, text) = check(&checks, "guest_program");
@@ -173,10 +173,10 @@ fn missing_guest_program_is_told_with_its_remedy_and_nothing_is_booted() {
 #[test]
 fn missing_passt_is_a_failure_only_for_a_box_that_needs_it() {
     for (mode, expected) in [("none", "degraded"), ("passt", "failed")] {
-        let folder = folder(|config| config["network"] = json!({"mode": mode}));
-        let mut doctor = doctor(&folder, WELL, &["--json"]);
-        let checks = report(&doctor.env("PATH", folder.path()).output().unwrap());
-        nothing_is_left(folder.path());
+        let directory = directory(|config| config["network"] = json!({"mode": mode}));
+        let mut doctor = doctor(&directory, WELL, &["--json"]);
+        let checks = report(&doctor.env("PATH", directory.path()).output().unwrap());
+        nothing_is_left(directory.path());
         let (status, text) = check(&checks, "passt");
         assert_eq!(status, expected);
         assert!(text.contains("install the package `passt`"), "{text}");
@@ -184,9 +184,9 @@ fn missing_passt_is_a_failure_only_for_a_box_that_needs_it() {
 }
 
 #[test]
-fn folder_that_others_can_read_is_told() {
-    let folder = folder(|config| config["paths"]["state_dir"] = json!("/usr"));
-    let checks = report(&examine(&folder, WELL, &["--json"]));
+fn directory_that_others_can_read_is_told() {
+    let directory = directory(|config| config["paths"]["state_dir"] = json!("/usr"));
+    let checks = report(&examine(&directory, WELL, &["--json"]));
     let (status, text) = check(&checks, "state_dir");
     assert!(status == "failed" && text.contains("`/usr`: of user 0 with mode 0755"), "{text}");
     assert!(text.contains("set `paths.state_dir`"), "{text}");
@@ -194,8 +194,8 @@ fn folder_that_others_can_read_is_told() {
 
 #[test]
 fn box_that_does_not_boot_is_told_with_the_error() {
-    let folder = folder(|_| {});
-    let output = examine(&folder, "connect hello abort", &["--json"]);
+    let directory = directory(|_| {});
+    let output = examine(&directory, "connect hello abort", &["--json"]);
     assert_eq!(output.status.code(), Some(2));
     let checks = report(&output);
     let (status, text) = check(&checks, "boot");
@@ -205,16 +205,16 @@ fn box_that_does_not_boot_is_told_with_the_error() {
 
 #[test]
 fn ordinary_user_is_told_what_root_does_not_need() {
-    let folder = folder(|config| config["paths"]["cache_dir"] = json!("/usr/nowhere/c"));
-    let status = Command::new("chown").arg("-R").arg("65533:65533").arg(folder.path()).status();
+    let directory = directory(|config| config["paths"]["cache_dir"] = json!("/usr/nowhere/c"));
+    let status = Command::new("chown").arg("-R").arg("65533:65533").arg(directory.path()).status();
     assert!(status.unwrap().success());
-    let doctor = doctor(&folder, WELL, &["--json"]);
+    let doctor = doctor(&directory, WELL, &["--json"]);
     let mut command = Command::new("setpriv");
     command.args(["--reuid=65533", "--regid=65533", "--clear-groups", "env", "PATH=/nowhere"]);
     command.arg(doctor.get_program()).args(doctor.get_args());
     command.envs(doctor.get_envs().filter_map(|(name, value)| Some((name, value?))));
     let output = command.output().unwrap();
-    nothing_is_left(folder.path());
+    nothing_is_left(directory.path());
     assert!(output.status.code() == Some(2), "{output:?}");
     let checks = report(&output);
     let (status, text) = check(&checks, "sub_ids");
@@ -231,19 +231,19 @@ fn ordinary_user_is_told_what_root_does_not_need() {
 
 #[test]
 fn doctor_that_is_interrupted_leaves_nothing_behind() {
-    let folder = folder(|_| {});
-    let mut child = doctor(&folder, "hang", &[]).spawn().unwrap();
+    let directory = directory(|_| {});
+    let mut child = doctor(&directory, "hang", &[]).spawn().unwrap();
     let pid = Pid::from_raw(i32::try_from(child.id()).unwrap());
     let deadline = Instant::now() + Duration::from_secs(20);
     // The doctor, the shim of its box, and the fake guest.
-    while processes(folder.path()) < 3 {
+    while processes(directory.path()) < 3 {
         assert!(Instant::now() < deadline, "no box");
         std::thread::sleep(Duration::from_millis(10));
     }
     kill(pid, Signal::SIGTERM).unwrap();
     let status = child.wait().unwrap();
     assert_eq!(status.code(), Some(143));
-    nothing_is_left(folder.path());
+    nothing_is_left(directory.path());
     let mut said = String::new();
     child.stdout.take().unwrap().read_to_string(&mut said).unwrap();
     assert_eq!(said, "");
@@ -251,8 +251,8 @@ fn doctor_that_is_interrupted_leaves_nothing_behind() {
 
 #[test]
 fn config_that_is_not_valid_is_no_fault_of_the_host() {
-    let folder = folder(|config| config["resources"] = json!({"vcpus": 0}));
-    let output = examine(&folder, WELL, &["--json"]);
+    let directory = directory(|config| config["resources"] = json!({"vcpus": 0}));
+    let output = examine(&directory, WELL, &["--json"]);
     assert_eq!((output.status.code(), output.stdout.len()), (Some(125), 0));
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(said.contains("resources.vcpus"), "{said}");

@@ -365,7 +365,7 @@ fn socket(port: u32) -> Result<String> {
     Ok(ports.get(&format!("VSOCK_{port}")).ok_or("no such port")?.clone())
 }
 
-/// Writes the time into the box's state folder, in nanoseconds since 1970: to be played right before
+/// Writes the time into the box's state directory, in nanoseconds since 1970: to be played right before
 /// the guest dies.
 fn stamp() -> Result<()> {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;

@@ -132,7 +132,7 @@ fn bad_config() {
     let run =
         start(&[], |config| config["mounts"] = json!([{"type": "tmpfs", "target": "a"}])).end();
     assert_eq!(run.ending(), (Some(125), "failed", Some("config_invalid")));
-    assert!(!run.folder.path().join("s").exists(), "no side effect");
+    assert!(!run.directory.path().join("s").exists(), "no side effect");
     check("bad_config", &run);
 }
 

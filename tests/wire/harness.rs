@@ -13,13 +13,13 @@ use crate::wire_types;
 const PATIENCE: Duration = Duration::from_secs(40);
 
 /// A config whose guest plays `script`.
-pub(crate) fn config(folder: &Path, script: &[&str]) -> Value {
+pub(crate) fn config(directory: &Path, script: &[&str]) -> Value {
     let mut config = json!({
         "id": "golden",
         "agent": {"boot_timeout_ms": 5000},
         "paths": {
-            "state_dir": folder.join("s"),
-            "cache_dir": folder.join("c"),
+            "state_dir": directory.join("s"),
+            "cache_dir": directory.join("c"),
             // The fake VM only passes it on.
             "guest": "/bin/true",
         },
@@ -62,13 +62,13 @@ pub(crate) struct Run {
     pub(crate) stdout: String,
     pub(crate) stderr: String,
     pub(crate) took: Duration,
-    pub(crate) folder: tempfile::TempDir,
+    pub(crate) directory: tempfile::TempDir,
 }
 
 /// A shim whose guest plays a script.
 pub(crate) struct Playing {
     pub(crate) child: Child,
-    folder: tempfile::TempDir,
+    directory: tempfile::TempDir,
     start: Instant,
 }
 
@@ -83,14 +83,14 @@ pub(crate) fn start_by(
     script: &[&str],
     change: impl FnOnce(&mut Value),
 ) -> Playing {
-    let folder = tempfile::Builder::new().prefix("w").tempdir().unwrap();
-    let mut config = config(folder.path(), script);
+    let directory = tempfile::Builder::new().prefix("w").tempdir().unwrap();
+    let mut config = config(directory.path(), script);
     change(&mut config);
     let start = Instant::now();
     let mut child = command.spawn().unwrap();
     // A shim that refuses may be gone before it has read all.
     let _gone = child.stdin.take().unwrap().write_all(config.to_string().as_bytes());
-    Playing { child, folder, start }
+    Playing { child, directory, start }
 }
 
 /// Runs a shim whose guest plays `script`, to its end.
@@ -99,9 +99,9 @@ pub(crate) fn run(script: &[&str]) -> Run {
 }
 
 impl Playing {
-    /// Path below the box's state folder.
+    /// Path below the box's state directory.
     pub(crate) fn state(&self, name: &str) -> PathBuf {
-        self.folder.path().join("s/golden").join(name)
+        self.directory.path().join("s/golden").join(name)
     }
 
     /// Waits for the end, and checks the stream.
@@ -133,7 +133,7 @@ impl Playing {
         let took = self.start.elapsed();
         let (stdout, stderr) = (stdout.join().unwrap(), stderr.join().unwrap());
         let events = parse(&stdout);
-        Run { status, events, stdout, stderr, took, folder: self.folder }
+        Run { status, events, stdout, stderr, took, directory: self.directory }
     }
 }
 

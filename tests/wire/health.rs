@@ -265,7 +265,7 @@ fn no_secret_is_told_anywhere() {
     });
     let run = playing.end();
     assert_eq!(run.ending(), (Some(0), "exited", None));
-    let state = run.folder.path().join("s/golden");
+    let state = run.directory.path().join("s/golden");
     let mut texts = vec![run.stdout.clone(), run.stderr.clone()];
     for name in ["run.json", "exit.json", "console.log", "../../events"] {
         texts.push(std::fs::read_to_string(state.join(name)).unwrap());

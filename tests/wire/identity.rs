@@ -1,4 +1,4 @@
-//! What an image and a share are to the host: setuid files that nobody can reach, and folders that
+//! What an image and a share are to the host: setuid files that nobody can reach, and directories that
 //! are still the ones which were meant.
 
 use std::fs::{self, OpenOptions, Permissions};
@@ -42,27 +42,27 @@ fn text(path: &Path) -> &str {
 
 #[test]
 fn setuid_files_of_an_image_and_a_box_are_out_of_reach_for_other_users() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut config = config(folder.path(), &["hang"]);
+    let directory = tempfile::tempdir().unwrap();
+    let mut config = config(directory.path(), &["hang"]);
     config["image"] = image(
-        folder.path(),
+        directory.path(),
         "echo lower >of-the-image && mkdir -m 777 open && cp /bin/cat open/suid && chmod 4755 open/suid",
     );
-    // What protects is the shim's folders, and not that of the test.
-    chmod(folder.path(), 0o755);
-    let readable = folder.path().join("readable");
+    // What protects is the shim's directories, and not that of the test.
+    chmod(directory.path(), 0o755);
+    let readable = directory.path().join("readable");
     fs::write(&readable, "content").unwrap();
     chmod(&readable, 0o644);
     assert!(as_user("cat", &[text(&readable)]).status.success());
 
     let mut child = spawn(&config, &[]);
-    let root = mounted_root(&child, folder.path());
+    let root = mounted_root(&child, directory.path());
     fs::copy("/bin/cat", root.join("open/new")).unwrap();
     chmod(&root.join("open/new"), 0o4755);
-    let ready = fs::read_dir(folder.path().join("c/layers-v2/ready")).unwrap();
+    let ready = fs::read_dir(directory.path().join("c/layers-v2/ready")).unwrap();
     let mut files: Vec<PathBuf> =
         ready.map(|entry| entry.unwrap().path().join("tree/open/suid")).collect();
-    files.push(folder.path().join("s/golden/upper/open/new"));
+    files.push(directory.path().join("s/golden/upper/open/new"));
     files.extend(["open/suid", "open/new"].map(|name| root.join(name)));
     assert_eq!(files.len(), 4);
     for file in &files {
@@ -76,7 +76,7 @@ fn setuid_files_of_an_image_and_a_box_are_out_of_reach_for_other_users() {
             assert!(denied, "{}: {} {complaint}", file.display(), output.status);
         }
     }
-    let found = as_user("find", &[text(folder.path()), "-perm", "-4000"]);
+    let found = as_user("find", &[text(directory.path()), "-perm", "-4000"]);
     assert_eq!(String::from_utf8_lossy(&found.stdout), "");
     child.kill().unwrap();
     child.wait().unwrap();
@@ -84,25 +84,25 @@ fn setuid_files_of_an_image_and_a_box_are_out_of_reach_for_other_users() {
 
 #[test]
 fn store_that_others_can_reach_or_replace_is_refused() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut config = config(folder.path(), &["never", "played"]);
-    config["image"] = image(folder.path(), "echo 1 >file");
+    let directory = tempfile::tempdir().unwrap();
+    let mut config = config(directory.path(), &["never", "played"]);
+    config["image"] = image(directory.path(), "echo 1 >file");
     assert_eq!(prepare(&config).status.code(), Some(0));
     for (store, code) in
         [("c", "rootfs_failed"), ("c/layers-v2", "rootfs_failed"), ("s", "state_dir")]
     {
-        let store = folder.path().join(store);
+        let store = directory.path().join(store);
         chmod(&store, 0o755);
         let (found, causes) = error_of(&prepare(&config));
         assert_eq!(found, code, "{causes}");
         let expected = format!(
-            "`{}`: found a folder of user 0 with mode 0755, expected a folder of user 0 with mode 0700",
+            "`{}`: found a directory of user 0 with mode 0755, expected a directory of user 0 with mode 0700",
             store.display()
         );
         assert!(causes.contains(&expected), "{causes}");
         chmod(&store, 0o700);
     }
-    let parent = folder.path().join("parent");
+    let parent = directory.path().join("parent");
     fs::create_dir(&parent).unwrap();
     for name in ["state_dir", "cache_dir"] {
         let mut config = config.clone();
@@ -110,14 +110,14 @@ fn store_that_others_can_reach_or_replace_is_refused() {
         chmod(&parent, 0o777);
         let (code, causes) = error_of(&prepare(&config));
         assert_eq!(code, "config_invalid", "{causes}");
-        assert!(causes.contains("a parent folder of user 0 with mode 0777"), "{causes}");
+        assert!(causes.contains("a parent directory of user 0 with mode 0777"), "{causes}");
         assert!(!parent.join(name).exists());
         chmod(&parent, 0o1777);
         assert_eq!(prepare(&config).status.code(), Some(0));
     }
 }
 
-/// Makes $2 the same folder as $1; the rest is a command line.
+/// Makes $2 the same directory as $1; the rest is a command line.
 const BOUND: &str = r#"
 mount --make-rprivate /
 mount --bind "$1" "$2"
@@ -126,9 +126,9 @@ exec "$@"
 "#;
 
 #[test]
-fn folder_of_the_shim_is_not_shared_under_another_name() {
-    let folder = tempfile::tempdir().unwrap();
-    let root = folder.path().canonicalize().unwrap();
+fn directory_of_the_shim_is_not_shared_under_another_name() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().canonicalize().unwrap();
     for name in ["stores/s/golden", "stores/c/layers", "name"] {
         fs::create_dir_all(root.join(name)).unwrap();
     }
@@ -146,9 +146,9 @@ fn folder_of_the_shim_is_not_shared_under_another_name() {
         child.wait_with_output().unwrap()
     };
     for (bound, source, relation) in [
-        ("stores", "name", "holds the state folder"),
-        ("stores/s", "name", "is the state folder"),
-        ("stores/s", "name/golden", "is in the state folder"),
+        ("stores", "name", "holds the state directory"),
+        ("stores/s", "name", "is the state directory"),
+        ("stores/s", "name/golden", "is in the state directory"),
         ("stores/c", "name/layers", "is in the layer cache"),
         ("stores", "name/c/layers", "is in the layer cache"),
     ] {
@@ -163,8 +163,8 @@ fn folder_of_the_shim_is_not_shared_under_another_name() {
 
 #[test]
 fn share_that_is_replaced_after_it_was_validated_is_refused() {
-    let folder = tempfile::tempdir().unwrap();
-    let root = folder.path().canonicalize().unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().canonicalize().unwrap();
     let mut config = config(&root, &["never", "played"]);
     fs::create_dir(root.join("shared")).unwrap();
     fs::create_dir(root.join("secrets")).unwrap();
@@ -187,23 +187,23 @@ fn share_that_is_replaced_after_it_was_validated_is_refused() {
 }
 
 #[test]
-fn shared_folder_is_held_for_as_long_as_the_vm_runs() {
-    let folder = tempfile::tempdir().unwrap();
-    let root = folder.path().canonicalize().unwrap();
+fn shared_directory_is_held_for_as_long_as_the_vm_runs() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().canonicalize().unwrap();
     let mut config = config(&root, &["hang"]);
     fs::create_dir(root.join("shared")).unwrap();
     symlink(root.join("shared"), root.join("link")).unwrap();
     config["mounts"] = json!([{"type": "virtiofs", "source": root.join("link"), "target": "/a"}]);
     let mut child = spawn(&config, &[]);
     let fds = format!("/proc/{}/fd", child.id());
-    // Not by its name: the folder is the root of a mount that hangs nowhere.
+    // Not by its name: the directory is the root of a mount that hangs nowhere.
     let inode = |path: &Path| path.metadata().ok().map(|found| (found.dev(), found.ino()));
     let shared = inode(&root.join("shared"));
     let is_held = || {
         let fds = fs::read_dir(&fds).unwrap();
         fds.map(|fd| inode(&fd.unwrap().path())).any(|held| held == shared)
     };
-    wait_until("the folder is held", is_held);
+    wait_until("the directory is held", is_held);
     let events = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
     assert!(events.into_iter().any(|event| event.contains("vm.starting")), "the VM runs");
     fs::rename(root.join("shared"), root.join("moved")).unwrap();

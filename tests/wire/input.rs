@@ -46,23 +46,23 @@ fn the_configs_of_the_readme_are_valid() {
 
 #[test]
 fn check_only_validates() {
-    let folder = tempfile::tempdir().unwrap();
-    let config = config(folder.path(), &["never", "played"]).to_string();
+    let directory = tempfile::tempdir().unwrap();
+    let config = config(directory.path(), &["never", "played"]).to_string();
     let output = shim_says(&["--check"], config.as_bytes());
     assert_eq!((output.status.code(), output.stdout.len()), (Some(0), 0));
-    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "no side effect");
+    assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0, "no side effect");
 }
 
 #[test]
 fn prepare_goes_as_far_as_the_mounted_root_and_undoes_it() {
-    let folder = tempfile::tempdir().unwrap();
-    let config = config(folder.path(), &["never", "played"]).to_string();
+    let directory = tempfile::tempdir().unwrap();
+    let config = config(directory.path(), &["never", "played"]).to_string();
     let output = shim_says(&["--prepare"], config.as_bytes());
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     let events = parse(std::str::from_utf8(&output.stdout).unwrap());
     let types: Vec<&str> = events.iter().map(|event| event["type"].as_str().unwrap()).collect();
     assert_eq!(types, ["shim.started", "rootfs.ready", "prepare.done"]);
-    assert!(!folder.path().join("s/golden").exists());
+    assert!(!directory.path().join("s/golden").exists());
 }
 
 #[test]

@@ -40,10 +40,10 @@ fn kill(mut playing: Playing) {
     playing.child.wait().unwrap();
 }
 
-/// All that is in a folder but not below another mount.
-fn tree(root: &Path, folder: &Path, found: &mut BTreeSet<String>) {
+/// All that is in a directory but not below another mount.
+fn tree(root: &Path, directory: &Path, found: &mut BTreeSet<String>) {
     let device = root.metadata().unwrap().dev();
-    for entry in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+    for entry in fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()) {
         let name = format!("/{}", entry.strip_prefix(root).unwrap().display());
         let metadata = entry.symlink_metadata().unwrap();
         found.insert(name);
@@ -107,7 +107,8 @@ fn nothing_of_the_supervisor_is_left_to_a_guest() {
 
 #[test]
 fn namespaces_of_a_confined_shim_are_its_own() {
-    let link = |folder: &Path, name: &str| fs::read_link(folder.join("ns").join(name)).unwrap();
+    let link =
+        |directory: &Path, name: &str| fs::read_link(directory.join("ns").join(name)).unwrap();
     let host = Path::new("/proc/self");
     for (layer, name) in
         [("ipc_namespace", "ipc"), ("uts_namespace", "uts"), ("net_namespace", "net")]
@@ -156,9 +157,9 @@ fn host_that_lacks_a_layer_is_refused_or_told() {
     };
     assert_eq!(status("net_namespace"), Some(Value::from("missing")), "{confined}");
     assert_eq!(status("seccomp"), Some(Value::from("applied")), "{confined}");
-    // Refused or not, the box's folder is in order.
+    // Refused or not, the box's directory is in order.
     for run in [&required, &best] {
-        let own = run.folder.path().join("s/golden");
+        let own = run.directory.path().join("s/golden");
         assert!(own.join("exit.json").exists(), "{}", run.stdout);
         assert!(!own.join("upper").exists() && !own.join("work").exists(), "{}", run.stdout);
     }
@@ -166,8 +167,8 @@ fn host_that_lacks_a_layer_is_refused_or_told() {
 
 #[test]
 fn cgroup_that_is_none_is_refused_before_anything_is_made() {
-    let folder = tempfile::tempdir().unwrap();
-    let cgroup = folder.path().join("demo");
+    let directory = tempfile::tempdir().unwrap();
+    let cgroup = directory.path().join("demo");
     let run = start_by(shim(), &SCRIPT, |config| {
         config["resources"] = json!({"cgroup": cgroup});
     })
@@ -177,7 +178,7 @@ fn cgroup_that_is_none_is_refused_before_anything_is_made() {
     let cause = format!("`{}` is not in a file system of cgroups, version 2", cgroup.display());
     assert_eq!(error["causes"], json!([cause]), "{error}");
     assert!(error["hint"].as_str().unwrap().contains("delegated"), "{error}");
-    assert!(!cgroup.exists() && !run.folder.path().join("s").exists());
+    assert!(!cgroup.exists() && !run.directory.path().join("s").exists());
 }
 
 #[test]
@@ -201,14 +202,14 @@ fn filter_that_only_logs_is_told_and_refuses_nothing() {
 }
 
 #[test]
-fn state_folder_behind_a_link_is_where_its_path_says() {
-    let folder = tempfile::tempdir().unwrap();
-    fs::create_dir(folder.path().join("real")).unwrap();
-    symlink("real", folder.path().join("link")).unwrap();
+fn state_directory_behind_a_link_is_where_its_path_says() {
+    let directory = tempfile::tempdir().unwrap();
+    fs::create_dir(directory.path().join("real")).unwrap();
+    symlink("real", directory.path().join("link")).unwrap();
     let run = start_by(shim(), &SCRIPT, |config| {
-        config["paths"]["state_dir"] = json!(folder.path().join("link/../link/s"));
+        config["paths"]["state_dir"] = json!(directory.path().join("link/../link/s"));
     })
     .end();
     assert_eq!(run.ending(), (Some(0), "exited", None), "{}{}", run.stdout, run.stderr);
-    assert!(folder.path().join("real/s/golden/exit.json").exists());
+    assert!(directory.path().join("real/s/golden/exit.json").exists());
 }

@@ -124,8 +124,8 @@ fn logging(level: &str, to: &str) -> Command {
 
 /// Runs a box to its end; it must be a good one.
 fn run(mut command: Command) -> Output {
-    let folder = tempfile::Builder::new().prefix("w").tempdir().unwrap();
-    let mut config = config(folder.path(), &SCRIPT);
+    let directory = tempfile::Builder::new().prefix("w").tempdir().unwrap();
+    let mut config = config(directory.path(), &SCRIPT);
     config["process"]["env"] = json!({"TOKEN": "s3cret-of-the-config"});
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();

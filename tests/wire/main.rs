@@ -10,7 +10,7 @@
 //! | `readers` | standard output: slow, gone, and nobody else's |
 //! | `network` | what carries a guest's network: its jail, its end, and what is told |
 //! | `disk` | what a box can write, and that nothing of it is left |
-//! | `identity` | what an image and a share are to the host: nothing that others can reach, nor another folder |
+//! | `identity` | what an image and a share are to the host: nothing that others can reach, nor another directory |
 //! | `stops` | the steps of a stop, and a parent that dies |
 //! | `resolved` | what is told about an image before it is unpacked |
 //! | `journal` | the log: a real journal, standard error, and no secret in either |

@@ -102,7 +102,7 @@ fn warnings(run: &Run) -> Vec<&str> {
 
 /// What the guest was told.
 fn told(run: &Run) -> String {
-    let console = fs::read_to_string(run.folder.path().join("s/golden/console.log"));
+    let console = fs::read_to_string(run.directory.path().join("s/golden/console.log"));
     console.unwrap_or_default()
 }
 
@@ -166,8 +166,8 @@ const NOT_SEEN: [(&str, &str); 5] = [
 
 /// What a gate with a published port does in its life, as strace writes it down: with passt's end, or with
 /// that of the VM.
-fn traced_gate(folder: &Path, loses_passt: bool) -> String {
-    let trace = folder.join(if loses_passt { "lost" } else { "well" });
+fn traced_gate(directory: &Path, loses_passt: bool) -> String {
+    let trace = directory.join(if loses_passt { "lost" } else { "well" });
     let mut strace = Command::new("strace");
     // The tracer is not the parent: signals and status are the shim's.
     strace.args(["-D", "-f", "-q", "-e", "signal=none", "-o"]).arg(&trace);
@@ -192,10 +192,10 @@ fn traced_gate(folder: &Path, loses_passt: bool) -> String {
 
 #[test]
 fn every_call_that_a_gate_may_make_is_made_or_has_a_reason() {
-    let folder = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     let mut made = BTreeSet::new();
     for loses_passt in [false, true] {
-        let trace = traced_gate(folder.path(), loses_passt);
+        let trace = traced_gate(directory.path(), loses_passt);
         let (_, confined) = trace.rsplit_once(" seccomp(").unwrap();
         // `PID name(arguments…`; what was interrupted goes on in a line without a name.
         let calls =
@@ -338,8 +338,8 @@ fn published_ports_listen_on_their_address_and_no_other() {
 
 /// Runs a box on a host with this resolv.conf.
 fn with_resolver(text: &str, network: &Value) -> String {
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("resolv.conf");
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("resolv.conf");
     fs::write(&file, text).unwrap();
     let mut unshare = Command::new("unshare");
     let script = "mount --bind \"$1\" /etc/resolv.conf; exec \"$2\"";
@@ -385,12 +385,12 @@ fn tsi_warns_before_the_vm_starts_and_stays_in_the_hosts_network() {
 fn an_ordinary_user_has_a_network_with_sub_ids_and_without() {
     for sub_ids in [SubIds::Given, SubIds::None] {
         for egress in ["deny", "allow"] {
-            let folder = tempfile::Builder::new().prefix("n").tempdir().unwrap();
-            let mut config = crate::harness::config(folder.path(), &WELL);
+            let directory = tempfile::Builder::new().prefix("n").tempdir().unwrap();
+            let mut config = crate::harness::config(directory.path(), &WELL);
             let port = free_port();
             config["network"] =
                 json!({"mode": "passt", "egress": egress, "publish": published(port)});
-            crate::user::give(folder.path());
+            crate::user::give(directory.path());
             let (child, _tables) = spawn(&config, sub_ids, &[]);
             let output = child.wait_with_output().unwrap();
             let (stdout, stderr) = (

@@ -18,7 +18,7 @@ use crate::harness::{config, parse, run, shim, shim_says, start};
 const SHORT: [&str; 7] =
     ["connect", "hello", "started=7", "exited=0", "drained", "wait-ack", "exit=0"];
 
-/// A path in the folder of the test.
+/// A path in the directory of the test.
 fn beside(config: &Value, name: &str) -> PathBuf {
     Path::new(config["paths"]["state_dir"].as_str().unwrap()).with_file_name(name)
 }
@@ -75,16 +75,16 @@ fn output_of_the_workload_is_complete_and_not_in_the_stream() {
     ];
     let run = run(&script);
     assert_eq!(run.ending(), (Some(0), "exited", None));
-    let console = fs::read(run.folder.path().join("s/golden/console.log")).unwrap();
+    let console = fs::read(run.directory.path().join("s/golden/console.log")).unwrap();
     assert!(console == printed(3_000_000), "{} bytes", console.len());
 }
 
 #[test]
 fn events_go_to_a_file_as_well_as_to_a_pipe() {
-    let folder = tempfile::tempdir().unwrap();
-    let events = folder.path().join("events");
-    let config = folder.path().join("config.json");
-    fs::write(&config, crate::harness::config(folder.path(), &SHORT).to_string()).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let events = directory.path().join("events");
+    let config = directory.path().join("config.json");
+    fs::write(&config, crate::harness::config(directory.path(), &SHORT).to_string()).unwrap();
     let status = shim()
         .arg("--config")
         .arg(&config)
@@ -109,7 +109,7 @@ fn a_flood_costs_the_disk_what_was_agreed_and_its_end_is_kept() {
         });
         let run = run.end();
         assert_eq!(run.ending(), (Some(0), "exited", None));
-        let path = run.folder.path().join(name.unwrap_or("s/golden/console.log"));
+        let path = run.directory.path().join(name.unwrap_or("s/golden/console.log"));
         let previous = path.with_file_name(match name {
             None => "console.log.1",
             Some(_) => "own.1",
@@ -145,18 +145,18 @@ fn a_fifo_as_console_whose_reader_stops_does_not_stop_the_box() {
 
 #[test]
 fn a_file_of_events_has_the_lines_of_standard_output_of_each_box() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("events");
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("events");
     let mut expected = String::new();
     for arguments in [&[][..], &["--prepare"], &[]] {
-        let mut config = config(folder.path(), &SHORT);
+        let mut config = config(directory.path(), &SHORT);
         config["events"] = json!({"file": path});
         let output = shim_says(arguments, config.to_string().as_bytes());
         assert_eq!(output.status.code(), Some(0), "{output:?}");
         expected += std::str::from_utf8(&output.stdout).unwrap();
     }
     // Upkeep is not the life of a box.
-    let mut config = config(folder.path(), &[]);
+    let mut config = config(directory.path(), &[]);
     config["events"] = json!({"file": path});
     let output = shim_says(&["--gc"], config.to_string().as_bytes());
     assert_eq!(output.status.code(), Some(0), "{output:?}");
@@ -166,12 +166,12 @@ fn a_file_of_events_has_the_lines_of_standard_output_of_each_box() {
 
 #[test]
 fn a_file_of_events_is_complete_where_nobody_reads_them() {
-    let folder = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     for redirection in [">&-", "| true", ">/dev/full"] {
-        let path = folder.path().join("events");
-        let mut config = config(folder.path(), &SHORT);
+        let path = directory.path().join("events");
+        let mut config = config(directory.path(), &SHORT);
         config["events"] = json!({"file": path});
-        let file = folder.path().join("config.json");
+        let file = directory.path().join("config.json");
         fs::write(&file, config.to_string()).unwrap();
         let shim = shim();
         let environment = shim.get_envs().map(|(name, value)| (name, value.unwrap()));
@@ -195,19 +195,19 @@ fn files_are_rotated_by_a_shim_in_namespaces_of_its_own() {
     let script = ["connect", "hello", "started=7", "print=1000000"];
     let script: Vec<_> = script.into_iter().chain(SHORT[3..].iter().copied()).collect();
     for user in [0, 65533] {
-        let folder = tempfile::tempdir().unwrap();
-        let logs = folder.path().join("logs");
+        let directory = tempfile::tempdir().unwrap();
+        let logs = directory.path().join("logs");
         fs::create_dir(&logs).unwrap();
-        let mut config = config(folder.path(), &script);
+        let mut config = config(directory.path(), &script);
         config["events"] = json!({"file": logs.join("events"), "file_max_kib": 64});
         config["console"] = json!({"path": logs.join("console"), "max_mib": 1});
         config["agent"] = json!({"provider": "none"});
         // Half of the bound, but for the first events.
         let before = format!("{}\n", "-".repeat((32 << 10) - 601));
         fs::write(logs.join("events"), &before).unwrap();
-        let file = folder.path().join("config.json");
+        let file = directory.path().join("config.json");
         fs::write(&file, config.to_string()).unwrap();
-        for path in [folder.path(), &logs, &logs.join("events"), &file] {
+        for path in [directory.path(), &logs, &logs.join("events"), &file] {
             chown(path, Some(user), Some(user)).unwrap();
         }
         let shim = shim();
@@ -229,46 +229,46 @@ fn files_are_rotated_by_a_shim_in_namespaces_of_its_own() {
 }
 
 /// Runs the shim with a file of events on a disk of two pages: the file has one, but for 96 bytes of
-/// it, and the other is taken until a second has gone. $1 is the test's folder, the rest the shim's
+/// it, and the other is taken until a second has gone. $1 is the test's directory, the rest the shim's
 /// command line.
 const ON_FULL_DISK: &str = r#"
 mount --make-rprivate /
-folder=$1
-mkdir "$folder/disk"
-mount -t tmpfs -o size=8k tmpfs "$folder/disk"
-cp "$folder/before" "$folder/disk/events"
-head -c 4096 /dev/zero >"$folder/disk/filler"
+directory=$1
+mkdir "$directory/disk"
+mount -t tmpfs -o size=8k tmpfs "$directory/disk"
+cp "$directory/before" "$directory/disk/events"
+head -c 4096 /dev/zero >"$directory/disk/filler"
 shift
 "$@" &
 sleep 1
-rm "$folder/disk/filler"
+rm "$directory/disk/filler"
 wait $!
-cp "$folder/disk/events" "$folder/after"
+cp "$directory/disk/events" "$directory/after"
 "#;
 
 #[test]
 fn a_full_disk_costs_lines_of_the_file_of_events_and_nothing_else() {
-    let folder = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     let before = format!("{}\n", "-".repeat(3999));
-    fs::write(folder.path().join("before"), &before).unwrap();
+    fs::write(directory.path().join("before"), &before).unwrap();
     let script = ["connect", "hello", "started=7", "sleep-ms=2000"];
     let script: Vec<_> = script.into_iter().chain(SHORT[3..].iter().copied()).collect();
-    let mut config = config(folder.path(), &script);
-    config["events"] = json!({"file": folder.path().join("disk/events")});
+    let mut config = config(directory.path(), &script);
+    config["events"] = json!({"file": directory.path().join("disk/events")});
     config["agent"] = json!({"provider": "none"});
-    let file = folder.path().join("config.json");
+    let file = directory.path().join("config.json");
     fs::write(&file, config.to_string()).unwrap();
     let shim = shim();
     let environment = shim.get_envs().map(|(name, value)| (name, value.unwrap()));
     let mut command = Command::new("unshare");
-    command.args(["--mount", "sh", "-euc", ON_FULL_DISK, "sh"]).arg(folder.path());
+    command.args(["--mount", "sh", "-euc", ON_FULL_DISK, "sh"]).arg(directory.path());
     command.arg(shim.get_program()).arg("--config").arg(&file).envs(environment);
     let output = command.stdin(Stdio::null()).output().unwrap();
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     let stdout = String::from_utf8(output.stdout).unwrap();
     let events = parse(&stdout);
     assert_eq!(events.last().unwrap()["type"], "box.stopped");
-    let after = fs::read_to_string(folder.path().join("after")).unwrap();
+    let after = fs::read_to_string(directory.path().join("after")).unwrap();
     let kept = after.strip_prefix(&before).unwrap();
     // Nothing of the time without room, and all since.
     assert!(stdout.ends_with(kept), "{kept}");
@@ -279,10 +279,10 @@ fn a_full_disk_costs_lines_of_the_file_of_events_and_nothing_else() {
 
 #[test]
 fn a_file_of_events_that_is_none_or_in_use_is_refused() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("fifo");
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("fifo");
     mkfifo(&path, Mode::S_IRWXU).unwrap();
-    let mut box_config = config(folder.path(), &SHORT);
+    let mut box_config = config(directory.path(), &SHORT);
     box_config["events"] = json!({"file": path});
     let failed = |config: &Value, code: &str, cause: &str| {
         let output = shim_says(&[], config.to_string().as_bytes());
@@ -294,7 +294,7 @@ fn a_file_of_events_that_is_none_or_in_use_is_refused() {
     };
     failed(&box_config, "state_dir", "found a FIFO, expected a regular file");
 
-    let path = folder.path().join("events");
+    let path = directory.path().join("events");
     let mut playing = start(&["connect", "hello", "started=7", "hang"], |config| {
         config["events"] = json!({"file": path});
         config["agent"] = json!({"provider": "none"});

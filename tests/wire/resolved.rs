@@ -12,17 +12,17 @@ use crate::harness::start;
 const ARCHIVE: [u8; 1024] = [0; 1024];
 
 /// Writes a layout with one image of one layer.
-fn layout(folder: &Path, config: &Value) -> PathBuf {
+fn layout(directory: &Path, config: &Value) -> PathBuf {
     let blob = |media_type: &str, bytes: &[u8]| {
         let digest = Digest::of(bytes);
-        fs::write(folder.join("blobs/sha256").join(digest.hex()), bytes).unwrap();
+        fs::write(directory.join("blobs/sha256").join(digest.hex()), bytes).unwrap();
         json!({
             "mediaType": format!("application/vnd.oci.image.{media_type}"),
             "digest": digest.to_string(),
             "size": bytes.len(),
         })
     };
-    fs::create_dir_all(folder.join("blobs/sha256")).unwrap();
+    fs::create_dir_all(directory.join("blobs/sha256")).unwrap();
     let document = json!({
         "os": "linux",
         "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
@@ -35,14 +35,14 @@ fn layout(folder: &Path, config: &Value) -> PathBuf {
     let mut entry = blob("manifest.v1+json", manifest.to_string().as_bytes());
     entry["annotations"] = json!({"org.opencontainers.image.ref.name": "app:1"});
     let index = json!({"schemaVersion": 2, "manifests": [entry]});
-    fs::write(folder.join("index.json"), index.to_string()).unwrap();
-    fs::write(folder.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
-    folder.to_owned()
+    fs::write(directory.join("index.json"), index.to_string()).unwrap();
+    fs::write(directory.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
+    directory.to_owned()
 }
 
 #[test]
 fn image_and_config_are_merged_and_told_before_anything_is_unpacked() {
-    let folder = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     let of_image = json!({
         // The fake guest plays the words of the command.
         "Entrypoint": ["connect", "hello"],
@@ -55,7 +55,7 @@ fn image_and_config_are_merged_and_told_before_anything_is_unpacked() {
         "ExposedPorts": {"80/tcp": {}},
         "Healthcheck": {"Test": ["CMD", "true"], "Interval": 5_000_000_000_u64, "Retries": 2},
     });
-    let layout = layout(folder.path(), &of_image);
+    let layout = layout(directory.path(), &of_image);
     let script = ["started=7", "exited=3", "drained", "wait-ack", "exit=0"];
     let run = start(&script, |config| {
         config["image"] = json!({"layout": layout, "reference": "app:1"});
@@ -92,8 +92,8 @@ fn image_and_config_are_merged_and_told_before_anything_is_unpacked() {
 
 #[test]
 fn image_whose_every_part_is_absent_is_told_too() {
-    let folder = tempfile::tempdir().unwrap();
-    let layout = layout(folder.path(), &Value::Null);
+    let directory = tempfile::tempdir().unwrap();
+    let layout = layout(directory.path(), &Value::Null);
     let script = ["connect", "hello", "started=7", "exited=0", "drained", "wait-ack", "exit=0"];
     let run = start(&script, |config| config["image"] = json!({"layout": layout})).end();
     assert_eq!(run.ending(), (Some(0), "exited", None), "{}", run.stderr);

@@ -17,8 +17,8 @@ fn unit() -> String {
 
 /// What `systemd-analyze verify` has to say: it warns of what it does not know, and succeeds.
 fn complaints(unit: &str) -> String {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("a3s-box@.service");
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("a3s-box@.service");
     std::fs::write(&path, unit).unwrap();
     let output = Command::new("systemd-analyze").args(["verify", "--man=no"]).arg(path).output();
     let output = output.unwrap_or_else(|_| panic!("this test needs systemd: install `systemd`"));

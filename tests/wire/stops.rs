@@ -135,37 +135,37 @@ fn a_report_that_was_sent_right_before_the_machine_ended_counts() {
 /// A supervisor that starts a shim and waits: a shell, which leaves its shim's output alone.
 struct Supervisor {
     shell: Child,
-    folder: tempfile::TempDir,
+    directory: tempfile::TempDir,
 }
 
 impl Supervisor {
     fn start(script: &[&str], user: Option<u32>, change: impl FnOnce(&mut Value)) -> Self {
-        let folder = tempfile::Builder::new().prefix("p").tempdir().unwrap();
-        let mut config = crate::harness::config(folder.path(), script);
+        let directory = tempfile::Builder::new().prefix("p").tempdir().unwrap();
+        let mut config = crate::harness::config(directory.path(), script);
         config["stop"] = json!({"grace_ms": 200});
         change(&mut config);
-        std::fs::write(folder.path().join("config"), config.to_string()).unwrap();
+        std::fs::write(directory.path().join("config"), config.to_string()).unwrap();
         let template = shim();
         let mut shell = Command::new("/bin/sh");
         shell.env("A3S_BOX_FAKE_GUEST", env!("CARGO_BIN_EXE_fake-guest"));
         // The second command keeps the shell from becoming the shim.
         shell.args(["-c", r#""$0" --config config >events 2>log; exit"#]);
-        shell.arg(template.get_program()).current_dir(folder.path()).stdin(Stdio::null());
+        shell.arg(template.get_program()).current_dir(directory.path()).stdin(Stdio::null());
         if let Some(user) = user {
-            std::os::unix::fs::chown(folder.path(), Some(user), Some(user)).unwrap();
+            std::os::unix::fs::chown(directory.path(), Some(user), Some(user)).unwrap();
             shell.uid(user).gid(user);
         }
-        Self { shell: shell.spawn().unwrap(), folder }
+        Self { shell: shell.spawn().unwrap(), directory }
     }
 
     fn events(&self) -> String {
-        std::fs::read_to_string(self.folder.path().join("events")).unwrap_or_default()
+        std::fs::read_to_string(self.directory.path().join("events")).unwrap_or_default()
     }
 
     fn wait_for(&self, text: &str) {
         let start = Instant::now();
         while !self.events().contains(text) {
-            let log = std::fs::read_to_string(self.folder.path().join("log"));
+            let log = std::fs::read_to_string(self.directory.path().join("log"));
             assert!(start.elapsed() < Duration::from_secs(20), "{}{log:?}", self.events());
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -233,8 +233,8 @@ fn the_end_of_a_thread_of_the_parent_is_not_the_parents() {
 
 #[test]
 fn a_parent_that_has_died_already_is_seen_where_it_said_who_it_is() {
-    let folder = tempfile::Builder::new().prefix("p").tempdir().unwrap();
-    let config = crate::harness::config(folder.path(), &["hang"]);
+    let directory = tempfile::Builder::new().prefix("p").tempdir().unwrap();
+    let config = crate::harness::config(directory.path(), &["hang"]);
     let mut gone = Command::new("true").spawn().unwrap();
     gone.wait().unwrap();
     let mut child = shim().args(["--parent", &gone.id().to_string()]).spawn().unwrap();

@@ -18,14 +18,14 @@ fn says(mode: &str, config: &Value) -> (Output, Vec<Value>) {
 }
 
 /// Finds what the only layer in the cache has.
-fn cached(folder: &Path, name: &str) -> Option<PathBuf> {
-    let ready = fs::read_dir(folder.join("c/layers-v2/ready")).unwrap();
+fn cached(directory: &Path, name: &str) -> Option<PathBuf> {
+    let ready = fs::read_dir(directory.join("c/layers-v2/ready")).unwrap();
     ready.map(|entry| entry.unwrap().path().join("tree").join(name)).find(|path| path.exists())
 }
 
-fn prepared(folder: &Path) -> Value {
-    let mut config = config(folder, &["never", "played"]);
-    config["image"] = image(folder, "echo content >file");
+fn prepared(directory: &Path) -> Value {
+    let mut config = config(directory, &["never", "played"]);
+    config["image"] = image(directory, "echo content >file");
     let (output, _) = says("--prepare", &config);
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     config
@@ -33,16 +33,16 @@ fn prepared(folder: &Path) -> Value {
 
 #[test]
 fn gc_keeps_to_the_configs_limits() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut config = prepared(folder.path());
+    let directory = tempfile::tempdir().unwrap();
+    let mut config = prepared(directory.path());
     let (_, events) = says("--gc", &config);
     assert_eq!((&events[1]["type"], &events[1]["removed"]), (&json!("cache.collected"), &json!(0)));
-    assert!(cached(folder.path(), "file").is_some());
+    assert!(cached(directory.path(), "file").is_some());
     config["cache"] = json!({"max_mib": 0});
     let (output, events) = says("--gc", &config);
     assert_eq!((output.status.code(), events.len()), (Some(0), 2));
     assert_eq!((&events[1]["removed"], &events[1]["kept"]), (&json!(1), &json!(0)));
-    assert_eq!(cached(folder.path(), "file"), None);
+    assert_eq!(cached(directory.path(), "file"), None);
     // A start keeps to them as well, once it is over.
     config["cache"] = json!({"max_mib": 0, "max_age_hours": 1});
     let (output, _) = says("--prepare", &config);
@@ -51,9 +51,9 @@ fn gc_keeps_to_the_configs_limits() {
 
 #[test]
 fn verify_mends_what_was_changed_and_needs_an_image() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut config = prepared(folder.path());
-    let file = cached(folder.path(), "file").unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let mut config = prepared(directory.path());
+    let file = cached(directory.path(), "file").unwrap();
     fs::set_permissions(&file, Permissions::from_mode(0o600)).unwrap();
     let (output, events) = says("--verify", &config);
     assert_eq!(output.status.code(), Some(0), "{output:?}");

@@ -20,7 +20,7 @@ const USER: u32 = 65533;
 const SUB_IDS: u32 = 700_000;
 
 /// Starts the shim as [`USER`], with tables of users and sub-ids of its own mounted over those of the
-/// machine; $1 is the folder of the tables, the rest the shim's command line.
+/// machine; $1 is the directory of the tables, the rest the shim's command line.
 const AS_USER: &str = r#"
 mount --make-rprivate /
 for table in passwd subuid subgid; do mount --bind "$1/$table" "/etc/$table"; done
@@ -35,13 +35,13 @@ pub(crate) enum SubIds {
     None,
 }
 
-/// Makes all below `folder` the user's own.
-pub(crate) fn give(folder: &Path) {
-    let status = Command::new("chown").args(["-R", "65533:65533"]).arg(folder).status().unwrap();
+/// Makes all below `directory` the user's own.
+pub(crate) fn give(directory: &Path) {
+    let status = Command::new("chown").args(["-R", "65533:65533"]).arg(directory).status().unwrap();
     assert!(status.success());
 }
 
-/// The shim's command, run by the user; the folder is to outlive it.
+/// The shim's command, run by the user; the directory is to outlive it.
 pub(crate) fn command(shim: &Command, sub_ids: SubIds) -> (Command, TempDir) {
     assert!(
         Command::new("newuidmap").output().is_ok(),
@@ -64,7 +64,7 @@ pub(crate) fn command(shim: &Command, sub_ids: SubIds) -> (Command, TempDir) {
     (command, tables)
 }
 
-/// Starts the shim as the user; the folder is to outlive it.
+/// Starts the shim as the user; the directory is to outlive it.
 pub(crate) fn spawn(config: &Value, sub_ids: SubIds, arguments: &[&str]) -> (Child, TempDir) {
     let mut shim = shim();
     shim.args(arguments);
@@ -86,8 +86,8 @@ fn events(output: &Output) -> Vec<Value> {
 }
 
 /// Finds what is named `name` in the trees of the cache.
-fn cached(folder: &Path, name: &str) -> Option<fs::Metadata> {
-    let formats = fs::read_dir(folder.join("c")).unwrap().map(|entry| entry.unwrap().path());
+fn cached(directory: &Path, name: &str) -> Option<fs::Metadata> {
+    let formats = fs::read_dir(directory.join("c")).unwrap().map(|entry| entry.unwrap().path());
     let ready = formats.flat_map(|format| fs::read_dir(format.join("ready")).unwrap());
     ready
         .filter_map(|entry| entry.unwrap().path().join("tree").join(name).symlink_metadata().ok())
@@ -96,37 +96,37 @@ fn cached(folder: &Path, name: &str) -> Option<fs::Metadata> {
 
 #[test]
 fn an_ordinary_user_with_sub_ids_gets_a_root_with_files_of_several_owners() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut config = config(folder.path(), &["hang"]);
+    let directory = tempfile::tempdir().unwrap();
+    let mut config = config(directory.path(), &["hang"]);
     let script = "echo lower >of-the-image && echo 1 >own && echo 1 >other && chown 42:43 other && mkfifo pipe && chown 1:1 pipe \
          && mkdir hidden && echo 1 >hidden/old && echo 1 >gone && chmod 4755 other";
-    config["image"] = image(folder.path(), script);
+    config["image"] = image(directory.path(), script);
     // A layer that hides, in both ways.
     let script = "mkdir -p layer/hidden && touch layer/.wh.gone layer/hidden/.wh..wh..opq layer/hidden/new \
          && tar -C layer -cf layer.tar . && umoci raw add-layer --image image:t layer.tar";
-    let status = Command::new("sh").args(["-euc", script]).current_dir(folder.path()).status();
+    let status = Command::new("sh").args(["-euc", script]).current_dir(directory.path()).status();
     assert!(status.unwrap().success());
-    give(folder.path());
+    give(directory.path());
     for hits in [0, 2] {
         let output = prepare(&config, SubIds::Given);
         assert_eq!(output.status.code(), Some(0), "{output:?}");
         let events = events(&output);
         let ready = events.iter().find(|event| event["type"] == "rootfs.ready").unwrap();
         assert_eq!((&ready["root"], &ready["cache_hits"]), (&json!("overlay"), &json!(hits)));
-        assert!(!folder.path().join("s/golden").exists());
+        assert!(!directory.path().join("s/golden").exists());
     }
     // Without the sub-ids the same layers are of no use.
     let output = prepare(&config, SubIds::None);
     assert_eq!(output.status.code(), Some(125), "{output:?}");
     let (mut child, _tables) = spawn(&config, SubIds::Given, &[]);
-    let root = mounted_root(&child, folder.path());
+    let root = mounted_root(&child, directory.path());
     assert!(root.join("hidden/new").exists() && !root.join("hidden/old").exists());
     assert!(!root.join("gone").exists());
     assert_eq!(fs::metadata(root.join("other")).unwrap().uid(), SUB_IDS + 41);
     child.kill().unwrap();
     child.wait().unwrap();
     let owner = |name| {
-        let found = cached(folder.path(), name).unwrap();
+        let found = cached(directory.path(), name).unwrap();
         (found.uid(), found.gid(), found.mode() & 0o7777)
     };
     assert_eq!(owner("own"), (USER, USER, 0o644));
@@ -137,17 +137,17 @@ fn an_ordinary_user_with_sub_ids_gets_a_root_with_files_of_several_owners() {
 
 #[test]
 fn an_ordinary_user_without_sub_ids_gets_images_of_one_owner_only() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut config = config(folder.path(), &["never", "played"]);
-    config["image"] = image(folder.path(), "mkdir d && echo 1 >d/own");
-    give(folder.path());
+    let directory = tempfile::tempdir().unwrap();
+    let mut config = config(directory.path(), &["never", "played"]);
+    config["image"] = image(directory.path(), "mkdir d && echo 1 >d/own");
+    give(directory.path());
     let output = prepare(&config, SubIds::None);
     assert_eq!(output.status.code(), Some(0), "{output:?}");
-    assert_eq!(cached(folder.path(), "d/own").unwrap().uid(), USER);
+    assert_eq!(cached(directory.path(), "d/own").unwrap().uid(), USER);
 
-    let folder = tempfile::tempdir().unwrap();
-    config["image"] = image(folder.path(), "mkdir d && echo 1 >d/other && chown 42:43 d/other");
-    give(folder.path());
+    let directory = tempfile::tempdir().unwrap();
+    config["image"] = image(directory.path(), "mkdir d && echo 1 >d/other && chown 42:43 d/other");
+    give(directory.path());
     let output = prepare(&config, SubIds::None);
     assert_eq!(output.status.code(), Some(125), "{output:?}");
     let events = events(&output);
@@ -168,10 +168,10 @@ fn an_ordinary_user_without_sub_ids_gets_images_of_one_owner_only() {
 
 #[test]
 fn an_owner_beyond_the_sub_ids_is_told_with_those_that_there_are() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut config = config(folder.path(), &["never", "played"]);
-    config["image"] = image(folder.path(), "echo 1 >far && chown 70000:1 far");
-    give(folder.path());
+    let directory = tempfile::tempdir().unwrap();
+    let mut config = config(directory.path(), &["never", "played"]);
+    config["image"] = image(directory.path(), "echo 1 >far && chown 70000:1 far");
+    give(directory.path());
     let output = prepare(&config, SubIds::Given);
     assert_eq!(output.status.code(), Some(125), "{output:?}");
     let events = events(&output);
@@ -184,10 +184,10 @@ fn an_owner_beyond_the_sub_ids_is_told_with_those_that_there_are() {
 
 #[test]
 fn an_ordinary_user_can_have_a_disk_in_memory_but_no_image_file() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut config = config(folder.path(), &["never", "played"]);
-    config["image"] = image(folder.path(), "echo 1 >own");
-    give(folder.path());
+    let directory = tempfile::tempdir().unwrap();
+    let mut config = config(directory.path(), &["never", "played"]);
+    config["image"] = image(directory.path(), "echo 1 >own");
+    give(directory.path());
     config["resources"] = json!({"disk": "memory", "disk_mib": 16});
     let output = prepare(&config, SubIds::None);
     assert_eq!(output.status.code(), Some(0), "{output:?}");

@@ -39,7 +39,7 @@ impl<W> Hashed<W> {
     }
 }
 
-/// Writes an image of `bytes` in files into the new folder `layout`; returns the number of files.
+/// Writes an image of `bytes` in files into the new directory `layout`; returns the number of files.
 pub fn write(layout: &Path, layers: usize, bytes: usize) -> Result<usize, Box<dyn Error>> {
     let blobs = layout.join("blobs/sha256");
     fs::create_dir_all(&blobs)?;
@@ -75,8 +75,8 @@ fn write_layer(
     let blob = Hashed::new(BufWriter::new(File::create(&unnamed)?));
     let archive = Hashed::new(GzEncoder::new(blob, Compression::fast()));
     let mut archive = tar::Builder::new(archive);
-    for folder in ["./".to_owned(), "usr/".to_owned(), format!("usr/layer{layer}/")] {
-        archive.append(&header(&folder, tar::EntryType::Directory, 0o755, 0)?, io::empty())?;
+    for directory in ["./".to_owned(), "usr/".to_owned(), format!("usr/layer{layer}/")] {
+        archive.append(&header(&directory, tar::EntryType::Directory, 0o755, 0)?, io::empty())?;
     }
     let mut state = (layer * bytes) as u64;
     for file in 0..files {

@@ -1,7 +1,7 @@
 //! Measures starts whose layers are all in the cache, and prints one line for each image.
 //!
 //! ```text
-//! warm RUNS SHIM FAKE_GUEST FOLDER
+//! warm RUNS SHIM FAKE_GUEST DIRECTORY
 //! ```
 //!
 //! One start is not counted: the cold one, which fills the cache.
@@ -29,7 +29,7 @@ const SETTLED: Duration = Duration::from_millis(300);
 struct Bench<'a> {
     shim: &'a str,
     fake_guest: &'a str,
-    folder: PathBuf,
+    directory: PathBuf,
 }
 
 /// A shim whose root is mounted.
@@ -47,8 +47,8 @@ struct Mounted {
 
 fn main() -> Result<()> {
     let words: Vec<String> = std::env::args().skip(1).collect();
-    let [runs, shim, fake_guest, folder] = &words[..] else {
-        return Err("usage: warm RUNS SHIM FAKE_GUEST FOLDER".into());
+    let [runs, shim, fake_guest, directory] = &words[..] else {
+        return Err("usage: warm RUNS SHIM FAKE_GUEST DIRECTORY".into());
     };
     println!(
         "| layers | files | config to mounted | spawn to mounted | spawn to exit | by the shim | memory warm | memory cold | disk |"
@@ -56,12 +56,12 @@ fn main() -> Result<()> {
     println!("|---|---|---|---|---|---|---|---|---|");
     for bytes in BYTES {
         for layers in LAYERS {
-            let folder = Path::new(folder).join(format!("{layers}-{bytes}"));
-            let files = image::write(&folder.join("layout"), layers, bytes)?;
-            let bench = Bench { shim, fake_guest, folder: folder.clone() };
+            let directory = Path::new(directory).join(format!("{layers}-{bytes}"));
+            let files = image::write(&directory.join("layout"), layers, bytes)?;
+            let bench = Bench { shim, fake_guest, directory: directory.clone() };
             let row = bench.row(runs.parse()?).unwrap_or_else(|error| error.to_string());
             println!("| {layers} | {files}, {} MB | {row} |", bytes / 1_000_000);
-            fs::remove_dir_all(folder)?;
+            fs::remove_dir_all(directory)?;
         }
     }
     Ok(())
@@ -87,7 +87,7 @@ impl Bench<'_> {
         let (first, second) = (self.start("box", true)?, self.start("another", true)?);
         std::thread::sleep(SETTLED);
         let warm_kib = peak_kib(&second.child)?;
-        let disk_kib = disk_bytes(&self.folder.join("s/another"))? / 1024;
+        let disk_kib = disk_bytes(&self.directory.join("s/another"))? / 1024;
         stop(first)?;
         stop(second)?;
         Ok(format!(
@@ -103,15 +103,15 @@ impl Bench<'_> {
     fn start(&self, id: &str, stays: bool) -> Result<Mounted> {
         let config = json!({
             "id": id,
-            "image": {"layout": self.folder.join("layout")},
+            "image": {"layout": self.directory.join("layout")},
             "process": {"entrypoint": ["hang"]},
             "paths": {
-                "state_dir": self.folder.join("s"), "cache_dir": self.folder.join("c"),
+                "state_dir": self.directory.join("s"), "cache_dir": self.directory.join("c"),
                 // The fake VM only passes it on.
                 "guest": "/bin/true",
             },
         });
-        let file = self.folder.join("box.json");
+        let file = self.directory.join("box.json");
         fs::write(&file, config.to_string())?;
         let mut command = Command::new(self.shim);
         command.env("A3S_BOX_FAKE_GUEST", self.fake_guest).env("A3S_BOX_LOG", "warn");
@@ -168,7 +168,7 @@ fn peak_kib(child: &Child) -> Result<u64> {
     Ok(line.trim().trim_end_matches(" kB").parse()?)
 }
 
-/// Blocks of a folder and all that is in it.
+/// Blocks of a directory and all that is in it.
 fn disk_bytes(path: &Path) -> Result<u64> {
     let found = fs::symlink_metadata(path)?;
     // A block is 512 bytes here (stat(2)).

@@ -94,10 +94,10 @@ async fn metrics_are_the_guests() {
 
 #[tokio::test]
 async fn metrics_that_the_kernel_does_not_say_are_unavailable() {
-    let folder = tempfile::tempdir().unwrap();
-    std::fs::write(folder.path().join("meminfo"), "MemTotal: 1 kB\n").unwrap();
-    std::fs::write(folder.path().join("loadavg"), "0.1 0.1 0.1 1/2 3\n").unwrap();
-    let metrics = Metrics::open(folder.path()).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("meminfo"), "MemTotal: 1 kB\n").unwrap();
+    std::fs::write(directory.path().join("loadavg"), "0.1 0.1 0.1 1/2 3\n").unwrap();
+    let metrics = Metrics::open(directory.path()).unwrap();
     let mut client = AgentClient::new(served(GuestAgent { metrics, ..agent() }).await);
     let status = client.metrics(MetricsRequest {}).await.unwrap_err();
     assert_eq!(status.code(), Code::Unavailable);

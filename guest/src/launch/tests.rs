@@ -62,12 +62,12 @@ async fn failure(image: &Image) -> LaunchError {
 }
 
 fn script(content: &[u8], mode: u32) -> (tempfile::TempDir, String) {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("program");
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("program");
     std::fs::write(&path, content).unwrap();
     std::fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
     let name = path.display().to_string();
-    (folder, name)
+    (directory, name)
 }
 
 #[tokio::test]
@@ -118,7 +118,7 @@ async fn the_program_gets_its_three_descriptors_and_no_other() {
     let found = String::from_utf8(stdout).unwrap();
     let ours: Vec<&str> =
         found.lines().filter(|name| !inherited.iter().any(|known| known == name)).collect();
-    // The folder that `ls` reads.
+    // The directory that `ls` reads.
     assert_eq!(ours.len(), 1, "{found} without {inherited:?}");
     let (stdout, ..) = output(&shell("readlink /proc/self/fd/0; umask")).await;
     assert_eq!(stdout, b"/dev/null\n0022\n");
@@ -182,7 +182,7 @@ async fn what_does_not_exist_is_not_found() {
 #[tokio::test]
 async fn a_missing_interpreter_is_not_found_and_named() {
     let _serial = serial().await;
-    let (_folder, path) = script(b"#!/nonexistent/sh -e\n", 0o755);
+    let (_directory, path) = script(b"#!/nonexistent/sh -e\n", 0o755);
     let error = failure(&image(&path, &["x"], &[])).await;
     assert_eq!(error.reason(), StartFailure::NotFound);
     let message = error.to_string();
@@ -197,7 +197,7 @@ async fn what_exists_and_cannot_run_is_not_executable() {
     let _serial = serial().await;
     // No exec bit, no `#!` (a C library's execvp would give it to a shell), a directory.
     let cases = [script(b"#!/bin/sh\nexit 3\n", 0o644), script(b"exit 3\n", 0o755)];
-    for (_folder, path) in &cases {
+    for (_directory, path) in &cases {
         let error = failure(&image(path, &["x"], &[])).await;
         assert_eq!(error.reason(), StartFailure::NotExecutable, "{error}");
     }
@@ -209,7 +209,7 @@ async fn what_exists_and_cannot_run_is_not_executable() {
 #[tokio::test]
 async fn a_script_with_an_interpreter_runs() {
     let _serial = serial().await;
-    let (_folder, path) = script(b"#!/bin/sh\nexit 3\n", 0o755);
+    let (_directory, path) = script(b"#!/bin/sh\nexit 3\n", 0o755);
     assert_eq!(output(&image(&path, &["x"], &[])).await.2, Status::Exited(3));
 }
 
@@ -254,10 +254,10 @@ async fn the_user_and_exactly_its_groups_are_assumed() {
 async fn root_enters_a_directory_that_the_user_may_not() {
     let _serial = serial().await;
     assert!(nix::unistd::geteuid().is_root(), "this test needs root");
-    let folder = tempfile::tempdir().unwrap();
-    std::fs::set_permissions(folder.path(), Permissions::from_mode(0o700)).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(directory.path(), Permissions::from_mode(0o700)).unwrap();
     let mut other = shell("exit 5");
-    other.cwd = CString::new(folder.path().as_os_str().as_bytes()).unwrap();
+    other.cwd = CString::new(directory.path().as_os_str().as_bytes()).unwrap();
     other.credentials = Some(kernel::Credentials { uid: 1234, gid: 2345, groups: vec![] });
     assert_eq!(output(&other).await.2, Status::Exited(5));
 }

@@ -196,7 +196,7 @@ async fn large_output_arrives_whole_and_is_counted() {
 #[tokio::test]
 async fn orphans_are_reaped_while_the_workload_runs() {
     let _serial = serial().await;
-    // Each subshell leaves a child to this process. A zombie would keep its folder in /proc.
+    // Each subshell leaves a child to this process. A zombie would keep its directory in /proc.
     let script = "for i in 1 2 3; do (sh -c 'echo $$' & ); done; sleep 0.5; echo done; read x < /proc/self/fd/9 || sleep 30";
     let mut shim = Shim::running(script);
     let mut stdout = shim.stdout.take().unwrap();

@@ -32,7 +32,7 @@ const ATTEMPTS: [(&str, Attempt); 58] = [
     ("open-drop-caches", || open("/proc/sys/vm/drop_caches", libc::O_WRONLY)),
     ("open-core-pattern", || open("/proc/sys/kernel/core_pattern", libc::O_WRONLY)),
     ("open-sys", || open("/sys/kernel/uevent_seqnum", libc::O_RDONLY)),
-    ("open-fds", read_through_open_folders),
+    ("open-fds", read_through_open_directories),
     ("write-root", || open("/a3s-box-probe", libc::O_WRONLY | libc::O_CREAT)),
     ("share-dotdot", || open(&in_share(true, "../../../../../../etc/passwd")?, libc::O_RDONLY)),
     ("share-symlink", || open(&in_share(false, "to-passwd")?, libc::O_RDONLY)),
@@ -113,10 +113,10 @@ fn open(path: &str, flags: i32) -> io::Result<()> {
     result(i64::from(unsafe { libc::open(path.as_ptr(), flags, 0o600) }))
 }
 
-fn open_at(folder: i32, path: &str, flags: i32) -> io::Result<i32> {
+fn open_at(directory: i32, path: &str, flags: i32) -> io::Result<i32> {
     let path = CString::new(path)?;
-    // SAFETY: the path ends in NUL and outlives the call; a folder that is none is an error.
-    let fd = unsafe { libc::openat(folder, path.as_ptr(), flags, 0o600) };
+    // SAFETY: the path ends in NUL and outlives the call; a directory that is none is an error.
+    let fd = unsafe { libc::openat(directory, path.as_ptr(), flags, 0o600) };
     result(i64::from(fd)).map(|()| fd)
 }
 
@@ -126,8 +126,8 @@ fn read_through_path_fd() -> io::Result<()> {
     open(&format!("/proc/self/fd/{fd}"), libc::O_RDONLY)
 }
 
-/// Folders that were left open lead to their parents.
-fn read_through_open_folders() -> io::Result<()> {
+/// Directories that were left open lead to their parents.
+fn read_through_open_directories() -> io::Result<()> {
     let mut last = io::Error::from_raw_os_error(libc::ENOENT);
     for fd in 0..256 {
         for up in ["etc/passwd", "../../../../../../../../etc/passwd"] {
@@ -141,7 +141,7 @@ fn read_through_open_folders() -> io::Result<()> {
     Err(last)
 }
 
-/// A handle of an ext4 needs no path: this one is of its root folder.
+/// A handle of an ext4 needs no path: this one is of its root directory.
 fn open_by_handle() -> io::Result<()> {
     // Bytes, type (inode and generation), inode, generation.
     let mut handle = [8_u32, 1, 2, 0];
@@ -153,16 +153,18 @@ fn open_by_handle() -> io::Result<()> {
     result(opened)
 }
 
-/// A new path in the box's folder, where everything may be made.
+/// A new path in the box's directory, where everything may be made.
 fn own_file() -> io::Result<String> {
-    Ok(format!("{}/probe-{}", own_folder()?, std::process::id()))
+    Ok(format!("{}/probe-{}", own_directory()?, std::process::id()))
 }
 
-fn own_folder() -> io::Result<String> {
+fn own_directory() -> io::Result<String> {
     let recorded = super::RECORDED.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let socket = recorded.as_ref().and_then(|recorded| recorded.ports.first());
-    let folder = socket.and_then(|(_, path)| path.rsplit_once('/'));
-    folder.map(|(folder, _)| folder.to_owned()).ok_or_else(|| io::ErrorKind::NotFound.into())
+    let directory = socket.and_then(|(_, path)| path.rsplit_once('/'));
+    directory
+        .map(|(directory, _)| directory.to_owned())
+        .ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 
 /// A path in the share that is only read, or in the one that is written.
@@ -195,7 +197,7 @@ fn link_host_file() -> io::Result<()> {
 fn rename_out() -> io::Result<()> {
     let name = own_file()?;
     std::fs::write(&name, "")?;
-    std::fs::rename(&name, format!("{}/../../probe", own_folder()?))
+    std::fs::rename(&name, format!("{}/../../probe", own_directory()?))
 }
 
 fn mknod_device() -> io::Result<()> {

@@ -33,7 +33,7 @@ impl Bench {
         self.0.path().join(name)
     }
 
-    /// Mounts a new file system at the folder `name`.
+    /// Mounts a new file system at the directory `name`.
     fn file_system(&self, name: &str, kind: &str) -> PathBuf {
         let target = self.path(name);
         fs::create_dir(&target).unwrap();
@@ -144,15 +144,15 @@ fn grow_layer(root: &Path, dice: &mut Dice) {
 }
 
 /// Gives files and directories times of their own, deepest first.
-fn set_times(folder: &Path, dice: &mut Dice) {
-    for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
+fn set_times(directory: &Path, dice: &mut Dice) {
+    for entry in fs::read_dir(directory).unwrap().map(Result::unwrap) {
         if entry.file_type().unwrap().is_dir() {
             set_times(&entry.path(), dice);
         } else if entry.file_type().unwrap().is_file() {
             set_time(&entry.path(), dice);
         }
     }
-    set_time(folder, dice);
+    set_time(directory, dice);
 }
 
 fn set_time(path: &Path, dice: &mut Dice) {
@@ -161,7 +161,7 @@ fn set_time(path: &Path, dice: &mut Dice) {
     File::open(path).unwrap().set_times(times).unwrap();
 }
 
-fn folder(path: &Path) -> OwnedFd {
+fn directory(path: &Path) -> OwnedFd {
     fs::create_dir_all(path).unwrap();
     File::open(path).unwrap().into()
 }
@@ -170,8 +170,8 @@ fn folder(path: &Path) -> OwnedFd {
 fn described(root: &Path) -> BTreeMap<PathBuf, String> {
     let mut pending = vec![root.to_owned()];
     let mut found = BTreeMap::new();
-    while let Some(folder) = pending.pop() {
-        for path in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+    while let Some(directory) = pending.pop() {
+        for path in fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()) {
             // A whiteout in a directory of one layer only is listed by overlayfs, and is not there.
             let Ok(metadata) = path.symlink_metadata() else { continue };
             if metadata.is_dir() {
@@ -230,14 +230,14 @@ fn check(layers: &Path, target: &Path, seed: u64) -> Method {
     for number in 0..4 {
         grow_layer(&name(number), &mut dice);
     }
-    let trees: Vec<OwnedFd> = (0..4).map(|number| folder(&name(number))).collect();
+    let trees: Vec<OwnedFd> = (0..4).map(|number| directory(&name(number))).collect();
     let clone = target.join(format!("clone{seed}"));
-    let method = flatten(&trees, &folder(&clone), Flavour::Trusted).unwrap();
-    let upper = folder(&layers.join(format!("upper{seed}")));
-    let work = folder(&layers.join(format!("work{seed}")));
+    let method = flatten(&trees, &directory(&clone), OverlayXattrs::Trusted).unwrap();
+    let upper = directory(&layers.join(format!("upper{seed}")));
+    let work = directory(&layers.join(format!("work{seed}")));
     let view = layers.join(format!("view{seed}"));
     fs::create_dir(&view).unwrap();
-    attach(&overlay(&trees, &upper, &work, Flavour::Trusted).unwrap(), &view).unwrap();
+    attach(&overlay(&trees, &upper, &work, OverlayXattrs::Trusted).unwrap(), &view).unwrap();
     let (expected, found) = (described(&view), described(&clone));
     for (name, expected) in &expected {
         assert_eq!(found.get(name), Some(expected), "{} of seed {seed}", name.display());
@@ -287,12 +287,13 @@ fn reflinks_share_blocks_and_are_no_way_into_the_layer() {
     let bench = Bench::new();
     for kind in ["xfs", "btrfs"] {
         let own = bench.file_system(kind, kind);
-        let layer = folder(&own.join("layer"));
+        let layer = directory(&own.join("layer"));
         fs::write(own.join("layer/big"), vec![b'x'; 64 << 20]).unwrap();
         rustix::fs::syncfs(&layer).unwrap();
         let free = || rustix::fs::statvfs(&own).map(|found| found.f_bfree * found.f_bsize).unwrap();
         let before = free();
-        let method = flatten(&[layer], &folder(&own.join("clone")), Flavour::Trusted).unwrap();
+        let method =
+            flatten(&[layer], &directory(&own.join("clone")), OverlayXattrs::Trusted).unwrap();
         let clone = File::options().write(true).open(own.join("clone/big")).unwrap();
         rustix::fs::syncfs(&clone).unwrap();
         assert_eq!(method, Method::Reflink);
@@ -305,7 +306,7 @@ fn reflinks_share_blocks_and_are_no_way_into_the_layer() {
 #[test]
 fn tree_deeper_than_a_path_is_copied() {
     let bench = Bench::new();
-    let layer = folder(&bench.path("layer"));
+    let layer = directory(&bench.path("layer"));
     let name = "n".repeat(200);
     let mut deep = openat(&layer, ".", OPEN_DIR, Mode::empty()).unwrap();
     for _ in 0..60 {
@@ -315,8 +316,8 @@ fn tree_deeper_than_a_path_is_copied() {
     let flags = OFlag::O_CREAT | OFlag::O_WRONLY | OFlag::O_CLOEXEC;
     drop(openat(&deep, "one", flags, Mode::S_IRWXU).unwrap());
     linkat(&deep, "one", &deep, "two", AtFlags::empty()).unwrap();
-    let target = folder(&bench.path("target"));
-    flatten(&[layer], &target, Flavour::Trusted).unwrap();
+    let target = directory(&bench.path("target"));
+    flatten(&[layer], &target, OverlayXattrs::Trusted).unwrap();
     let path = vec![name.as_bytes(); 60].join(&b'/');
     assert_eq!(
         fstatat(
@@ -333,17 +334,18 @@ fn tree_deeper_than_a_path_is_copied() {
 #[test]
 fn failure_names_the_path() {
     let bench = Bench::new();
-    let layer = folder(&bench.path("layer"));
+    let layer = directory(&bench.path("layer"));
     fs::create_dir(bench.path("layer/d")).unwrap();
     mknod(&bench.path("layer/d/n\u{1b}"), SFlag::S_IFCHR, Mode::empty(), 0x103).unwrap();
-    let error = flatten(&[layer], &folder(&bench.path("target")), Flavour::Trusted).unwrap_err();
+    let error =
+        flatten(&[layer], &directory(&bench.path("target")), OverlayXattrs::Trusted).unwrap_err();
     assert_eq!(error.to_string(), r"cannot copy `/d/n\x1b`");
     // A target that is not empty is not overwritten.
-    let layer = folder(&bench.path("layer2"));
+    let layer = directory(&bench.path("layer2"));
     fs::write(bench.path("layer2/file"), "new").unwrap();
     fs::write(bench.path("target/file"), "old").unwrap();
-    let target = folder(&bench.path("target"));
-    let error = flatten(&[layer], &target, Flavour::Trusted).unwrap_err();
+    let target = directory(&bench.path("target"));
+    let error = flatten(&[layer], &target, OverlayXattrs::Trusted).unwrap_err();
     assert_eq!(error.to_string(), "cannot copy `/file`");
     assert_eq!(fs::read_to_string(bench.path("target/file")).unwrap(), "old");
 }
@@ -351,15 +353,15 @@ fn failure_names_the_path() {
 #[test]
 fn user_flavour_has_marks_of_its_own_that_are_not_copied() {
     let bench = Bench::new();
-    let trees = [folder(&bench.path("top")), folder(&bench.path("bottom"))];
+    let trees = [directory(&bench.path("top")), directory(&bench.path("bottom"))];
     fs::create_dir(bench.path("top/d")).unwrap();
     setxattr(bench.path("top/d"), "user.overlay.opaque", b"y", XattrFlags::empty()).unwrap();
     fs::create_dir(bench.path("bottom/d")).unwrap();
     fs::write(bench.path("bottom/d/hidden"), "").unwrap();
-    for (flavour, hidden) in [(Flavour::User, true), (Flavour::Trusted, false)] {
-        let target = bench.path(&format!("{flavour:?}"));
-        flatten(&trees, &folder(&target), flavour).unwrap();
-        assert_eq!(!target.join("d/hidden").exists(), hidden, "{flavour:?}");
+    for (overlay_xattrs, hidden) in [(OverlayXattrs::User, true), (OverlayXattrs::Trusted, false)] {
+        let target = bench.path(&format!("{overlay_xattrs:?}"));
+        flatten(&trees, &directory(&target), overlay_xattrs).unwrap();
+        assert_eq!(!target.join("d/hidden").exists(), hidden, "{overlay_xattrs:?}");
         assert_eq!(xattrs(&target.join("d")), BTreeMap::new());
     }
 }

@@ -22,7 +22,7 @@ fn known_ways() -> &'static [Handover] {
     }
 }
 
-/// Folders for mounts, in a mount namespace of the test's own.
+/// Directories for mounts, in a mount namespace of the test's own.
 struct Bench(TempDir);
 
 impl Bench {
@@ -38,8 +38,8 @@ impl Bench {
         self.0.path().join(name)
     }
 
-    /// Opens a folder, and makes it if it is missing.
-    fn folder(&self, name: &str) -> OwnedFd {
+    /// Opens a directory, and makes it if it is missing.
+    fn directory(&self, name: &str) -> OwnedFd {
         fs::create_dir_all(self.path(name)).unwrap();
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         open(&self.path(name), flags, Mode::empty()).unwrap()
@@ -59,7 +59,7 @@ impl Bench {
         let layer = |number: usize| {
             self.write(&format!("layer{number}/of-{number}"), "");
             self.write(&format!("layer{number}/of-all"), &number.to_string());
-            self.folder(&format!("layer{number}"))
+            self.directory(&format!("layer{number}"))
         };
         (0..count).map(layer).collect()
     }
@@ -76,8 +76,8 @@ fn tree(root: &OwnedFd) -> BTreeMap<PathBuf, String> {
     let root = PathBuf::from(format!("/proc/thread-self/fd/{}/", root.as_raw_fd()));
     let mut found = BTreeMap::new();
     let mut pending = vec![root.clone()];
-    while let Some(folder) = pending.pop() {
-        for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
+    while let Some(directory) = pending.pop() {
+        for entry in fs::read_dir(directory).unwrap().map(Result::unwrap) {
             let kind = entry.file_type().unwrap();
             let text = if kind.is_dir() {
                 pending.push(entry.path());
@@ -97,21 +97,26 @@ fn tree(root: &OwnedFd) -> BTreeMap<PathBuf, String> {
 fn each_way_of_handing_layers_over_makes_the_same_tree_and_leaves_nothing() {
     let bench = Bench::new();
     let before = visible_overlays();
-    for flavour in [Flavour::Trusted, Flavour::User] {
+    for overlay_xattrs in [OverlayXattrs::Trusted, OverlayXattrs::User] {
         for handover in known_ways().iter().copied() {
-            let at = |name: &str| format!("{flavour:?} {handover:?}/{name}");
+            let at = |name: &str| format!("{overlay_xattrs:?} {handover:?}/{name}");
             bench.write(&at("bottom/gone"), "1");
             bench.write(&at("bottom/below/hidden"), "1");
             bench.write(&at("bottom/both/one"), "1");
             bench.write(&at("top/below/shown"), "2");
             bench.write(&at("top/both/two"), "2");
-            bench.set(&at("top/below"), flavour.opaque_xattr(), "y");
+            bench.set(&at("top/below"), overlay_xattrs.opaque_xattr(), "y");
             mknod(&bench.path(&at("top/gone")), SFlag::S_IFCHR, Mode::empty(), 0).unwrap();
             symlink("both", bench.path(&at("top/link"))).unwrap();
-            let lower = [bench.folder(&at("top")), bench.folder(&at("bottom"))];
-            let (upper, work) = (bench.folder(&at("upper")), bench.folder(&at("work")));
-            let overlay =
-                Overlay { lower: &lower, upper: &upper, work: &work, flavour, volatile: true };
+            let lower = [bench.directory(&at("top")), bench.directory(&at("bottom"))];
+            let (upper, work) = (bench.directory(&at("upper")), bench.directory(&at("work")));
+            let overlay = Overlay {
+                lower: &lower,
+                upper: &upper,
+                work: &work,
+                overlay_xattrs,
+                volatile: true,
+            };
             let root = overlay.mount_by(handover).unwrap();
             let expected = [
                 ("below", "dir"),
@@ -122,7 +127,7 @@ fn each_way_of_handing_layers_over_makes_the_same_tree_and_leaves_nothing() {
                 ("link", "both"),
             ];
             let expected = expected.map(|(name, text)| (PathBuf::from(name), text.to_owned()));
-            assert_eq!(tree(&root), BTreeMap::from(expected), "{flavour:?} {handover:?}");
+            assert_eq!(tree(&root), BTreeMap::from(expected), "{overlay_xattrs:?} {handover:?}");
             let how = OpenHow::new()
                 .flags(OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_CLOEXEC)
                 .mode(Mode::S_IRWXU)
@@ -130,7 +135,7 @@ fn each_way_of_handing_layers_over_makes_the_same_tree_and_leaves_nothing() {
             let made = openat2(&root, "/link/../new", how).unwrap();
             nix::unistd::write(&made, b"3").unwrap();
             assert_eq!(fs::read_to_string(bench.path(&at("upper/new"))).unwrap(), "3");
-            assert_eq!(visible_overlays(), before, "{flavour:?} {handover:?}");
+            assert_eq!(visible_overlays(), before, "{overlay_xattrs:?} {handover:?}");
             assert!(!bench.path(&at("work/mount")).exists());
             let options = {
                 let target = bench.path(&at("target"));
@@ -139,7 +144,7 @@ fn each_way_of_handing_layers_over_makes_the_same_tree_and_leaves_nothing() {
                 visible_overlays().pop().unwrap()
             };
             let user = options.contains(",userxattr");
-            assert_eq!(user, flavour == Flavour::User, "{options}");
+            assert_eq!(user, overlay_xattrs == OverlayXattrs::User, "{options}");
             for option in ["nosuid", "nodev", "volatile"] {
                 assert!(options.contains(option), "{option}: {options}");
             }
@@ -154,18 +159,19 @@ fn five_hundred_layers_are_mounted_in_each_way_and_one_more_is_refused() {
     let layers = bench.layers(501);
     for (number, handover) in known_ways().iter().copied().enumerate() {
         for count in [128, 499, 500] {
-            let at = |name: &str| bench.folder(&format!("{name}{number}-{count}"));
+            let at = |name: &str| bench.directory(&format!("{name}{number}-{count}"));
             let (upper, work) = (at("upper"), at("work"));
             let lower = layers.get(..count).unwrap();
-            let flavour = Flavour::Trusted;
-            let overlay = Overlay { lower, upper: &upper, work: &work, flavour, volatile: false };
+            let overlay_xattrs = OverlayXattrs::Trusted;
+            let overlay =
+                Overlay { lower, upper: &upper, work: &work, overlay_xattrs, volatile: false };
             let found = tree(&overlay.mount_by(handover).unwrap());
             assert_eq!(found.len(), count + 1, "{handover:?}");
             assert_eq!(found[&PathBuf::from("of-all")], "0");
         }
     }
-    let (upper, work) = (bench.folder("upper"), bench.folder("work"));
-    let error = overlay(&layers, &upper, &work, Flavour::Trusted).unwrap_err();
+    let (upper, work) = (bench.directory("upper"), bench.directory("work"));
+    let error = overlay(&layers, &upper, &work, OverlayXattrs::Trusted).unwrap_err();
     let expected = "501 layers are too many for one overlay mount: expected at most 500";
     assert_eq!(error.to_string(), expected);
 }
@@ -173,11 +179,12 @@ fn five_hundred_layers_are_mounted_in_each_way_and_one_more_is_refused() {
 #[test]
 fn refusal_has_the_kernels_own_explanation() {
     let bench = Bench::new();
-    let (upper, work) = (bench.folder("upper"), bench.folder("work"));
-    let lower = [bench.folder("layer")];
+    let (upper, work) = (bench.directory("upper"), bench.directory("work"));
+    let lower = [bench.directory("layer")];
     let read_only = MsFlags::MS_RDONLY;
     mount(None::<&str>, &bench.path("work"), Some("tmpfs"), read_only, None::<&str>).unwrap();
-    let error = overlay(&lower, &upper, &bench.folder("work"), Flavour::Trusted).unwrap_err();
+    let error =
+        overlay(&lower, &upper, &bench.directory("work"), OverlayXattrs::Trusted).unwrap_err();
     // Older kernels explain nothing.
     let explains = known_ways().contains(&Handover::Paths);
     assert_eq!(errno(&error), Some(if explains { Errno::EINVAL } else { Errno::EROFS }));
@@ -185,8 +192,8 @@ fn refusal_has_the_kernels_own_explanation() {
     let (begin, end) = ("(it says: overlay: filesystem on ", " is read-only)");
     assert_eq!(text.contains(begin) && text.ends_with(end), explains, "{text}");
     // Of what it tells nobody about, its error number is left.
-    let twice = [bench.folder("layer"), bench.folder("layer")];
-    let error = overlay(&twice, &upper, &work, Flavour::Trusted).unwrap_err();
+    let twice = [bench.directory("layer"), bench.directory("layer")];
+    let error = overlay(&twice, &upper, &work, OverlayXattrs::Trusted).unwrap_err();
     assert_eq!(errno(&error), Some(Errno::ELOOP));
     assert_eq!(error.to_string(), "the kernel refused to make the overlay");
 }
@@ -197,12 +204,12 @@ fn layer_cannot_redirect_lookups() {
     bench.write("bottom/secret/file", "");
     bench.write("top/shown/own", "");
     bench.set("top/shown", "trusted.overlay.redirect", "/secret");
-    let lower = [bench.folder("top"), bench.folder("bottom")];
-    let (upper, work) = (bench.folder("upper"), bench.folder("work"));
+    let lower = [bench.directory("top"), bench.directory("bottom")];
+    let (upper, work) = (bench.directory("upper"), bench.directory("work"));
     for handover in known_ways().iter().copied() {
-        let flavour = Flavour::Trusted;
+        let overlay_xattrs = OverlayXattrs::Trusted;
         let overlay =
-            Overlay { lower: &lower, upper: &upper, work: &work, flavour, volatile: false };
+            Overlay { lower: &lower, upper: &upper, work: &work, overlay_xattrs, volatile: false };
         let root = overlay.mount_by(handover).unwrap();
         let shown = format!("/proc/thread-self/fd/{}/shown", root.as_raw_fd());
         let names: Vec<_> = match fs::read_dir(shown) {
@@ -217,7 +224,7 @@ fn layer_cannot_redirect_lookups() {
 
 /// What a kernel of each age answers in each way, and what comes of it.
 #[test]
-fn kernels_of_each_age_are_asked_in_a_way_they_know_and_errors_explain_the_folders() {
+fn kernels_of_each_age_are_asked_in_a_way_they_know_and_errors_explain_the_directories() {
     let refusal = |errno: Errno, explanation: Option<&str>| {
         let explanation = explanation.map(str::to_owned);
         Err(Refusal { step: Step::Create, explanation, source: errno.into() })
@@ -237,7 +244,7 @@ fn kernels_of_each_age_are_asked_in_a_way_they_know_and_errors_explain_the_folde
         ([legacy(), Ok(2), Ok(3)], Ok(3), "Fds Classic"),
         // No new system calls at all.
         ([refusal(Errno::ENOSYS, None), Ok(2), Ok(3)], Ok(3), "Fds Classic"),
-        // Each kernel with folders that overlayfs does not take.
+        // Each kernel with directories that overlayfs does not take.
         (
             [weird(), weird(), silent()],
             Err((Errno::EINVAL, Some("not supported"))),
@@ -275,11 +282,11 @@ fn kernels_of_each_age_are_asked_in_a_way_they_know_and_errors_explain_the_folde
 
 #[test]
 fn the_flavour_is_found_by_many_at_once() {
-    let folder = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     let find = || {
-        let folder = fs::File::open(folder.path()).unwrap();
+        let directory = fs::File::open(directory.path()).unwrap();
         for _ in 0..500 {
-            Flavour::of_process(&folder).unwrap();
+            OverlayXattrs::of_process(&directory).unwrap();
         }
     };
     std::thread::scope(|scope| {

@@ -7,7 +7,7 @@
 //! tree      the file system       place      one name in it       links    hard links
 //! mapped    the owners that there can be
 //! remove    undoing a tree
-//! seams     what a layer leaves to those below it
+//! dependencies     what a layer leaves to those below it
 //! ```
 //!
 //! What is written is not to be used before [`unpack`] has returned: only then has the layer been
@@ -15,6 +15,7 @@
 //! owners and whiteouts.
 
 mod archive;
+mod cross_layer;
 mod gzip;
 mod limits;
 mod links;
@@ -23,7 +24,6 @@ mod path;
 mod pax;
 mod place;
 mod remove;
-mod seams;
 mod sparse;
 mod stream;
 mod tree;
@@ -36,6 +36,7 @@ use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
 
 pub use archive::ArchiveError;
+pub(crate) use cross_layer::{Base, CrossLayerDependencies};
 pub use limits::Limits;
 pub use mapped::MappedIds;
 pub use path::PathError;
@@ -43,7 +44,6 @@ pub use pax::PaxError;
 pub(crate) use place::is_opaque;
 pub use remove::remove_path;
 pub(crate) use remove::remove_tree;
-pub(crate) use seams::{Ground, Seams};
 pub use sparse::SparseError;
 pub use tree::EntryError;
 
@@ -58,7 +58,7 @@ use whiteout::{Hides, Meaning, Whiteouts};
 use crate::blob::{Blob, BlobError};
 use crate::digest::Digest;
 use crate::image::Layer;
-use crate::mount::Flavour;
+use crate::mount::OverlayXattrs;
 
 /// Uncompressed bytes between two calls of the progress function: some milliseconds of work.
 const REPORT_BYTES: u64 = 4 << 20;
@@ -174,9 +174,9 @@ pub(crate) struct Job<'a> {
     /// The layer.
     pub(crate) layer: &'a Layer,
     /// On what.
-    pub(crate) ground: Ground<'a>,
+    pub(crate) base: Base<'a>,
     /// Where overlayfs looks for marks.
-    pub(crate) flavour: Flavour,
+    pub(crate) overlay_xattrs: OverlayXattrs,
     /// Bounds on what it may cost.
     pub(crate) limits: &'a Limits,
 }
@@ -190,11 +190,12 @@ pub(crate) fn unpack(
     job: Job<'_>,
     root: OwnedFd,
     progress: &mut OnProgress<'_>,
-) -> Result<(LayerFacts, Seams), LayerError> {
-    let Job { layer, ground, flavour, limits } = job;
-    let mut tree = Tree::new(root, ground, flavour).map_err(|source| entry_error(b"/", source))?;
-    if let Ground::Lower(seams) = ground {
-        whiteout::clear(&mut tree, seams, limits)
+) -> Result<(LayerFacts, CrossLayerDependencies), LayerError> {
+    let Job { layer, base, overlay_xattrs, limits } = job;
+    let mut tree =
+        Tree::new(root, base, overlay_xattrs).map_err(|source| entry_error(b"/", source))?;
+    if let Base::Lower(dependencies) = base {
+        whiteout::clear(&mut tree, dependencies, limits)
             .map_err(|(path, source)| entry_error(path.as_bytes(), source))?;
     }
     let shared = Shared::default();
@@ -243,7 +244,7 @@ impl Unpacker<'_> {
         mut self,
         stages: Stages<'_, '_>,
         job: Job<'_>,
-    ) -> Result<(LayerFacts, Seams), LayerError> {
+    ) -> Result<(LayerFacts, CrossLayerDependencies), LayerError> {
         let outcome = self.read_all();
         // An archive that makes no sense is more often a damaged blob than a bad image: then the rest
         // of the blob is read, to say so. Of other errors the blob knows nothing.
@@ -262,14 +263,21 @@ impl Unpacker<'_> {
         }
         let error = |(path, source): (EntryPath, EntryError)| entry_error(path.as_bytes(), source);
         tree.make_late_links().map_err(error)?;
-        let hides = match job.ground {
-            Ground::Empty => whiteouts.apply(&mut tree).map_err(error)?,
-            Ground::Lower(_) => Hides::default(),
+        let hides = match job.base {
+            Base::Empty => whiteouts.apply(&mut tree).map_err(error)?,
+            Base::Lower(_) => Hides::default(),
         };
         facts.opaque_root = hides.root;
-        let seams = tree.finish().map_err(|source| entry_error(b"/", source))?;
+        let dependencies = tree.finish().map_err(|source| entry_error(b"/", source))?;
         let paths = |set: BTreeSet<EntryPath>| set.iter().map(EntryPath::to_path).collect();
-        Ok((facts, Seams { hidden: paths(hides.hidden), opaque: paths(hides.opaque), ..seams }))
+        Ok((
+            facts,
+            CrossLayerDependencies {
+                hidden: paths(hides.hidden),
+                opaque: paths(hides.opaque),
+                ..dependencies
+            },
+        ))
     }
 
     /// Unpacks all entries, and reads what follows them.

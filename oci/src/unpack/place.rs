@@ -22,7 +22,7 @@ use super::mapped::MappedIds;
 use super::path::PATH_BYTES;
 use super::remove::remove_tree;
 use super::tree::{EntryError, failed};
-use crate::mount::Flavour;
+use crate::mount::OverlayXattrs;
 use crate::xattr::{is_kept, kept_names_of};
 
 /// A name in an open directory.
@@ -148,8 +148,8 @@ impl Place<'_> {
         openat(&self.parent, self.name, flags, Mode::empty()).map_err(failed("open a directory"))
     }
 
-    pub(super) fn mark_opaque(&self, flavour: Flavour) -> Result<(), EntryError> {
-        fsetxattr(self.open_dir()?, flavour.opaque_xattr(), b"y", XattrFlags::empty())
+    pub(super) fn mark_opaque(&self, overlay_xattrs: OverlayXattrs) -> Result<(), EntryError> {
+        fsetxattr(self.open_dir()?, overlay_xattrs.opaque_xattr(), b"y", XattrFlags::empty())
             .map_err(failed("mark a directory as opaque"))
     }
 
@@ -168,9 +168,9 @@ pub(super) fn plain(directory: OwnedFd) -> Result<OwnedFd, EntryError> {
 }
 
 /// Says whether overlayfs hides what lower layers have in a directory.
-pub(crate) fn is_opaque(directory: &OwnedFd, flavour: Flavour) -> nix::Result<bool> {
+pub(crate) fn is_opaque(directory: &OwnedFd, overlay_xattrs: OverlayXattrs) -> nix::Result<bool> {
     let mut value = [0_u8; 1];
-    match fgetxattr(directory, flavour.opaque_xattr(), &mut value) {
+    match fgetxattr(directory, overlay_xattrs.opaque_xattr(), &mut value) {
         Ok(length) => Ok(value[..length] == *b"y"),
         // Nothing but `y` is ever set, and a longer value is none of ours.
         Err(rustix::io::Errno::NODATA | rustix::io::Errno::RANGE | rustix::io::Errno::NOTSUP) => {

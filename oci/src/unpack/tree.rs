@@ -8,7 +8,7 @@
 //!
 //! # Invariants
 //!
-//! - Nobody else works in the tree: it is in a private folder, under a lock.
+//! - Nobody else works in the tree: it is in a private directory, under a lock.
 //! - A path is resolved anew for each entry. A remembered directory could have been replaced by a later entry
 //!   (CVE-2025-47290).
 
@@ -27,13 +27,13 @@ use nix::sys::stat::{Mode, SFlag, UtimensatFlags, fstat, utimensat};
 use nix::sys::time::TimeSpec;
 
 use super::archive::Metadata;
+use super::cross_layer::{Base, CrossLayerDependencies};
 use super::links::LateLink;
 use super::mapped::MappedIds;
 use super::path::{EntryPath, PATH_BYTES, PathError, components};
 use super::place::{Place, plain, set_owner_and_mode, time};
-use super::seams::{Ground, Seams};
 use crate::metadata::UNDESCRIBED_DIR_MODE;
-use crate::mount::Flavour;
+use crate::mount::OverlayXattrs;
 
 /// Bound on symbolic links in one path: the kernel's own.
 const SYMLINK_HOPS: usize = 40;
@@ -175,14 +175,14 @@ struct LowerDir {
 #[derive(Debug)]
 pub(super) struct Tree {
     root: OwnedFd,
-    pub(super) flavour: Flavour,
+    pub(super) overlay_xattrs: OverlayXattrs,
     /// Whether the tree is the view of lower layers, and what is written a layer on top of them.
     pub(super) has_lower: bool,
     times: Vec<DirTime>,
-    /// As in [`Seams`].
+    /// As in [`CrossLayerDependencies`].
     cleared: BTreeSet<PathBuf>,
     pub(super) late_links: Vec<LateLink>,
-    /// As in [`Seams`].
+    /// As in [`CrossLayerDependencies`].
     pub(super) undecided: u64,
     /// The last directory that something was put into, on top of lower layers.
     touched: Option<LowerDir>,
@@ -193,13 +193,13 @@ impl Tree {
     /// Takes the directory `root`: an empty one, or the view of lower layers.
     pub(super) fn new(
         root: OwnedFd,
-        ground: Ground<'_>,
-        flavour: Flavour,
+        base: Base<'_>,
+        overlay_xattrs: OverlayXattrs,
     ) -> Result<Self, EntryError> {
         let mut this = Self {
             root,
-            flavour,
-            has_lower: matches!(ground, Ground::Lower(_)),
+            overlay_xattrs,
+            has_lower: matches!(base, Base::Lower(_)),
             times: Vec::new(),
             cleared: BTreeSet::new(),
             late_links: Vec::new(),
@@ -428,7 +428,7 @@ impl Tree {
 
     /// Restores the times of directories, and says where the tree depends on lower layers; nothing
     /// may be made afterwards.
-    pub(super) fn finish(mut self) -> Result<Seams, EntryError> {
+    pub(super) fn finish(mut self) -> Result<CrossLayerDependencies, EntryError> {
         self.restore_touched()?;
         // A directory can be described more than once; the last time counts.
         let last: HashMap<u64, &DirTime> =
@@ -454,13 +454,13 @@ impl Tree {
         used_early.retain(|path| !undescribed.contains(path));
         let root = PathBuf::new();
         used_early.remove(&root);
-        Ok(Seams {
+        Ok(CrossLayerDependencies {
             undescribed_root: undescribed.remove(&root),
             undescribed,
             used_early,
             cleared: self.cleared,
             undecided: self.undecided,
-            ..Seams::default()
+            ..CrossLayerDependencies::default()
         })
     }
 }

@@ -17,11 +17,11 @@ use std::os::unix::ffi::OsStrExt;
 use nix::errno::Errno;
 use nix::sys::stat::SFlag;
 
+use super::cross_layer::CrossLayerDependencies;
 use super::limits::Limits;
 use super::path::EntryPath;
 use super::place::Place;
 use super::remove::remove_tree;
-use super::seams::Seams;
 use super::tree::{EntryError, Missing, Tree, Walked, failed, path_error};
 use crate::directory::names_in;
 
@@ -139,9 +139,9 @@ impl Whiteouts {
 pub(super) struct Hides {
     /// All that is below the layer.
     pub(super) root: bool,
-    /// As in [`Seams`].
+    /// As in [`CrossLayerDependencies`].
     pub(super) hidden: BTreeSet<EntryPath>,
-    /// As in [`Seams`]; the root as well.
+    /// As in [`CrossLayerDependencies`]; the root as well.
     pub(super) opaque: BTreeSet<EntryPath>,
 }
 
@@ -153,18 +153,18 @@ impl Hides {
 }
 
 /// Removes from the view of lower layers what the whiteouts of the layer above hide. These were
-/// found when that layer was unpacked alone, with its other `seams`.
+/// found when that layer was unpacked alone, with its other `dependencies`.
 ///
 /// What the layer has an entry for replaces what is below: then what a lower layer's symbolic link
 /// of that name leads to is not meant.
 pub(super) fn clear(
     tree: &mut Tree,
-    seams: &Seams,
+    dependencies: &CrossLayerDependencies,
     limits: &Limits,
 ) -> Result<(), (EntryPath, EntryError)> {
-    let is_followed = |link: &EntryPath| seams.undescribed.contains(&link.to_path());
-    let hidden = seams.hidden.iter().map(|path| (path, false));
-    let opaque = seams.opaque.iter().map(|path| (path, true));
+    let is_followed = |link: &EntryPath| dependencies.undescribed.contains(&link.to_path());
+    let hidden = dependencies.hidden.iter().map(|path| (path, false));
+    let opaque = dependencies.opaque.iter().map(|path| (path, true));
     // All are found before any is removed, as one may lead through another.
     let mut found = Vec::new();
     for (path, is_opaque) in hidden.chain(opaque) {
@@ -204,7 +204,7 @@ impl Tree {
                 self.set_implicit(&place.path(), made)?;
             }
         }
-        place.mark_opaque(self.flavour).map(|()| true)
+        place.mark_opaque(self.overlay_xattrs).map(|()| true)
     }
 
     /// Hides what lower layers have at `path`; `false` when something else takes the place of its
@@ -212,7 +212,7 @@ impl Tree {
     fn hide(&mut self, path: &EntryPath) -> Result<bool, EntryError> {
         let Some(place) = self.place_to_hide(path)? else { return Ok(false) };
         match place.kind()? {
-            Some(SFlag::S_IFDIR) => place.mark_opaque(self.flavour)?,
+            Some(SFlag::S_IFDIR) => place.mark_opaque(self.overlay_xattrs)?,
             Some(_) => {}
             None => place.make_whiteout()?,
         }

@@ -243,7 +243,7 @@ fn odd_files() -> Vec<Case> {
     let outside = |path: &Path| symlink("/mnt/canary/secret", path).unwrap();
     let inside = |path: &Path| symlink("moved", path).unwrap();
     let fifo = |path: &Path| mkfifo(path, Mode::S_IRUSR).unwrap();
-    let folder = |path: &Path| fs::create_dir(path).unwrap();
+    let directory = |path: &Path| fs::create_dir(path).unwrap();
     let layer = |honest: &Honest| honest.bench.blob_path(honest.layer.digest);
     let manifest = |honest: &Honest| honest.bench.blob_path(honest.manifest.digest);
     let index = |honest: &Honest| honest.bench.path("layout/index.json");
@@ -251,15 +251,15 @@ fn odd_files() -> Vec<Case> {
         case("layer-is-symlink.tar", |honest| replace(layer(honest), &outside)),
         case("layer-is-inner-symlink.tar", |honest| replace(layer(honest), &inside)),
         case("layer-is-fifo.tar", |honest| replace(layer(honest), &fifo)),
-        case("layer-is-directory.tar", |honest| replace(layer(honest), &folder)),
+        case("layer-is-directory.tar", |honest| replace(layer(honest), &directory)),
         case("manifest-is-symlink.tar", |honest| replace(manifest(honest), &outside)),
         case("manifest-is-inner-symlink.tar", |honest| replace(manifest(honest), &inside)),
         case("manifest-is-fifo.tar", |honest| replace(manifest(honest), &fifo)),
-        case("manifest-is-directory.tar", |honest| replace(manifest(honest), &folder)),
+        case("manifest-is-directory.tar", |honest| replace(manifest(honest), &directory)),
         case("index-is-symlink.tar", |honest| replace(index(honest), &outside)),
         case("index-is-inner-symlink.tar", |honest| replace(index(honest), &inside)),
         case("index-is-fifo.tar", |honest| replace(index(honest), &fifo)),
-        case("index-is-directory.tar", |honest| replace(index(honest), &folder)),
+        case("index-is-directory.tar", |honest| replace(index(honest), &directory)),
         case("blobs-are-elsewhere.tar", |honest| {
             replace(honest.bench.path("layout/blobs"), &inside);
         }),

@@ -92,19 +92,19 @@ fn layouts_that_mean_harm_are_refused_or_confined() {
     });
 }
 
-/// Checks all files of a folder of the corpus, and lists those that fail.
-fn check_all(folder: &str, table: &str, cases: Vec<Case>, arrange: impl Fn(&Bench, &[u8])) {
+/// Checks all files of a directory of the corpus, and lists those that fail.
+fn check_all(directory: &str, table: &str, cases: Vec<Case>, arrange: impl Fn(&Bench, &[u8])) {
     let expected = parse(table);
     let canary = Canary::build();
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus").join(folder);
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus").join(directory);
     if std::env::var("A3S_BOX_CORPUS").is_ok_and(|what| what == "write") {
-        fs::remove_dir_all(&folder).unwrap_or_default();
-        fs::create_dir(&folder).unwrap();
+        fs::remove_dir_all(&directory).unwrap_or_default();
+        fs::create_dir(&directory).unwrap();
         for case in &cases {
-            fs::write(folder.join(case.file), &case.bytes).unwrap();
+            fs::write(directory.join(case.file), &case.bytes).unwrap();
         }
     }
-    let files: BTreeSet<String> = fs::read_dir(&folder)
+    let files: BTreeSet<String> = fs::read_dir(&directory)
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect();
@@ -117,7 +117,7 @@ fn check_all(folder: &str, table: &str, cases: Vec<Case>, arrange: impl Fn(&Benc
     assert_eq!(expected.len(), named.len(), "the table names files that are not there");
     let mut failures = String::new();
     for case in cases {
-        let bytes = fs::read(folder.join(case.file)).unwrap();
+        let bytes = fs::read(directory.join(case.file)).unwrap();
         let check = || {
             if bytes != case.bytes {
                 return Err(
@@ -161,10 +161,10 @@ fn check(expected: &str, arrange: impl FnOnce(&Bench)) -> Result<(), String> {
         }
         Err(text) => (format!("refused: {text}\n"), true),
     };
-    for folder in ["ready", "staging"] {
-        let left = fs::read_dir(cache_folder(&bench, folder)).map_or(0, Iterator::count);
-        if left > 0 && (is_refused || folder == "staging") {
-            return Err(format!("`{folder}` has {left} layers, expected none"));
+    for directory in ["ready", "staging"] {
+        let left = fs::read_dir(cache_directory(&bench, directory)).map_or(0, Iterator::count);
+        if left > 0 && (is_refused || directory == "staging") {
+            return Err(format!("`{directory}` has {left} layers, expected none"));
         }
     }
     match found == expected {
@@ -189,8 +189,8 @@ fn unpack(bench: &Bench) -> Result<Vec<CachedLayer>, String> {
     image.layers.iter().map(unpack).collect::<Result<_, _>>().map_err(failed)
 }
 
-/// Returns a folder of the cache.
-fn cache_folder(bench: &Bench, name: &str) -> PathBuf {
+/// Returns a directory of the cache.
+fn cache_directory(bench: &Bench, name: &str) -> PathBuf {
     bench.path("cache/layers-v2").join(name)
 }
 

@@ -1,4 +1,4 @@
-//! A folder in one archive: what a layout of the corpus is kept as.
+//! A directory in one archive: what a layout of the corpus is kept as.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -13,12 +13,12 @@ use tar::{Archive, EntryType};
 
 use crate::archive::{Tar, header};
 
-/// Packs all that is in `folder`, in the order of the names.
-pub(crate) fn pack(folder: &Path) -> Vec<u8> {
+/// Packs all that is in `directory`, in the order of the names.
+pub(crate) fn pack(directory: &Path) -> Vec<u8> {
     let mut tar = Tar::new();
-    let mut pending = vec![folder.to_owned()];
+    let mut pending = vec![directory.to_owned()];
     while let Some(path) = pending.pop() {
-        let name = path.strip_prefix(folder).unwrap().to_str().unwrap();
+        let name = path.strip_prefix(directory).unwrap().to_str().unwrap();
         let kind = fs::symlink_metadata(&path).unwrap().file_type();
         tar = if kind.is_dir() {
             let mut inside: Vec<_> =
@@ -40,11 +40,11 @@ pub(crate) fn pack(folder: &Path) -> Vec<u8> {
     tar.bytes()
 }
 
-/// Unpacks what `pack` has made into a folder that is missing.
-pub(crate) fn unpack(bytes: &[u8], folder: &Path) {
+/// Unpacks what `pack` has made into a directory that is missing.
+pub(crate) fn unpack(bytes: &[u8], directory: &Path) {
     for entry in Archive::new(bytes).entries().unwrap() {
         let mut entry = entry.unwrap();
-        let path = folder.join(OsStr::from_bytes(&entry.path_bytes()));
+        let path = directory.join(OsStr::from_bytes(&entry.path_bytes()));
         // `./` cannot be made.
         let path: PathBuf = path.components().collect();
         match entry.header().entry_type() {

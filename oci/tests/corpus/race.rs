@@ -14,7 +14,7 @@ use tar::EntryType;
 
 use crate::archive::Tar;
 use crate::bench::{Bench, names};
-use crate::{CANARY, Canary, cache_folder, unpack};
+use crate::{CANARY, Canary, cache_directory, unpack};
 
 /// Attempts of each race; each is lost somewhere else.
 const ATTEMPTS: usize = 200;
@@ -104,11 +104,11 @@ fn layout_that_changes_while_it_is_read_is_what_its_digests_say_or_refused() {
 }
 
 /// Makes links that lead out, anew where one was swapped for something that stayed.
-fn make_twins(folder: &Path) {
+fn make_twins(directory: &Path) {
     for (name, target) in
         [("d", CANARY), ("dir", "/mnt/canary/dir"), ("file", "/mnt/canary/secret")]
     {
-        let twin = folder.join(name);
+        let twin = directory.join(name);
         if twin.is_dir() && !twin.is_symlink() {
             // The other side may still be writing to it; then the next time will do.
             let _left = fs::remove_dir_all(&twin);
@@ -136,8 +136,8 @@ fn tree_that_changes_while_it_is_made_leads_nowhere_else() {
             .file("d/.wh.gone", "")
     });
     bench.resolved(&[tar.file("", "refused")]);
-    let staging = cache_folder(&bench, "staging");
-    // The directory that is written to, and links that lead out, in the folder beside the tree.
+    let staging = cache_directory(&bench, "staging");
+    // The directory that is written to, and links that lead out, in the directory beside the tree.
     let twins = bench.path("twins");
     fs::create_dir(&twins).unwrap();
     let swapper = Swapper::start(move || {

@@ -1,4 +1,4 @@
-//! The bench of these tests: a folder, private mounts, and programs that say what went wrong.
+//! The bench of these tests: a directory, private mounts, and programs that say what went wrong.
 
 use std::error::Error;
 use std::path::PathBuf;
@@ -18,37 +18,37 @@ const PROGRAMS: [(&str, &str); 4] = [
     ("setpriv", "util-linux"),
 ];
 
-/// An empty folder, on a file system in memory that only this process sees.
+/// An empty directory, on a file system in memory that only this process sees.
 pub(crate) struct Bench {
-    folder: TempDir,
+    directory: TempDir,
 }
 
 impl Bench {
-    /// Makes the folder, and checks that all programs are there.
+    /// Makes the directory, and checks that all programs are there.
     pub(crate) fn new() -> Self {
         for (program, package) in PROGRAMS {
             need(program, package);
         }
-        let folder = tempfile::tempdir().unwrap();
+        let directory = tempfile::tempdir().unwrap();
         unshare(CloneFlags::CLONE_NEWNS).unwrap();
         let none = None::<&str>;
         mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
-        // Fast, and it can hold the upper folders of overlays wherever the temporary folder is.
-        mount(Some("tmpfs"), folder.path(), Some("tmpfs"), MsFlags::empty(), Some("mode=755"))
+        // Fast, and it can hold the upper directories of overlays wherever the temporary directory is.
+        mount(Some("tmpfs"), directory.path(), Some("tmpfs"), MsFlags::empty(), Some("mode=755"))
             .unwrap();
         tree::start();
-        Self { folder }
+        Self { directory }
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
+        self.directory.path().join(name)
     }
 }
 
 impl Drop for Bench {
-    /// The folder can be removed only when nothing is mounted on it.
+    /// The directory can be removed only when nothing is mounted on it.
     fn drop(&mut self) {
-        umount2(self.folder.path(), MntFlags::MNT_DETACH).unwrap();
+        umount2(self.directory.path(), MntFlags::MNT_DETACH).unwrap();
     }
 }
 

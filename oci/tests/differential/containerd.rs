@@ -1,4 +1,4 @@
-//! containerd, started for one test, with folders of its own.
+//! containerd, started for one test, with directories of its own.
 //!
 //! Its overlayfs snapshotter unpacks each layer alone, as this crate does. Its native snapshotter
 //! copies the tree below and applies the layer to the copy: layers applied in order, to the letter.
@@ -14,7 +14,7 @@ use a3s_box_oci::Digest;
 use crate::bench::run;
 use crate::layout::pack;
 
-/// What the tests do without: plugins that need other services, or write outside of our folders.
+/// What the tests do without: plugins that need other services, or write outside of our directories.
 const DISABLED: [&str; 4] = [
     "io.containerd.grpc.v1.cri",
     "io.containerd.internal.v1.opt",
@@ -45,24 +45,24 @@ pub(crate) struct Import<'a> {
 /// A running containerd; it ends with the value, and with the thread that started it.
 pub(crate) struct Containerd {
     daemon: Child,
-    folder: PathBuf,
+    directory: PathBuf,
 }
 
 impl Containerd {
-    /// Starts containerd in a new folder.
-    pub(crate) fn start(folder: &Path) -> Self {
-        fs::create_dir(folder).unwrap();
+    /// Starts containerd in a new directory.
+    pub(crate) fn start(directory: &Path) -> Self {
+        fs::create_dir(directory).unwrap();
         let (root, state, socket) =
-            (folder.join("root"), folder.join("state"), folder.join("sock"));
+            (directory.join("root"), directory.join("state"), directory.join("sock"));
         let config = format!(
             "version = 2\nroot = {root:?}\nstate = {state:?}\ndisabled_plugins = {DISABLED:?}\n\
              [grpc]\naddress = {socket:?}\n{NO_COLLECTION}"
         );
-        fs::write(folder.join("config.toml"), config).unwrap();
-        let log = File::create(folder.join("log")).unwrap();
+        fs::write(directory.join("config.toml"), config).unwrap();
+        let log = File::create(directory.join("log")).unwrap();
         let daemon = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "containerd", "--config"])
-            .arg(folder.join("config.toml"))
+            .arg(directory.join("config.toml"))
             // Whether `unpigz` is installed is not to make a difference.
             .env("CONTAINERD_DISABLE_PIGZ", "1")
             .stdin(Stdio::null())
@@ -70,10 +70,10 @@ impl Containerd {
             .stderr(log)
             .spawn()
             .unwrap();
-        let this = Self { daemon, folder: folder.to_owned() };
+        let this = Self { daemon, directory: directory.to_owned() };
         let started = Instant::now();
         while let Err(error) = run(this.ctr().arg("version")) {
-            let log = fs::read_to_string(folder.join("log")).unwrap();
+            let log = fs::read_to_string(directory.join("log")).unwrap();
             assert!(started.elapsed() < START_TIMEOUT, "containerd does not start: {error}\n{log}");
             thread::sleep(Duration::from_millis(20));
         }
@@ -82,13 +82,13 @@ impl Containerd {
 
     fn ctr(&self) -> Command {
         let mut command = Command::new("ctr");
-        command.arg("--address").arg(self.folder.join("sock"));
+        command.arg("--address").arg(self.directory.join("sock"));
         command
     }
 
     /// Mounts an image with the overlayfs snapshotter, and returns where.
     pub(crate) fn mount(&self, image: &Import<'_>) -> Result<PathBuf, String> {
-        let target = self.folder.join(format!("{}.root", image.name));
+        let target = self.directory.join(format!("{}.root", image.name));
         fs::create_dir(&target).unwrap();
         self.import(image, &["--no-unpack"])?;
         let reference = format!("{}:{}", image.name, image.reference);
@@ -96,20 +96,20 @@ impl Containerd {
         Ok(target)
     }
 
-    /// Unpacks an image with the native snapshotter, and returns its folder.
+    /// Unpacks an image with the native snapshotter, and returns its directory.
     pub(crate) fn apply(&self, image: &Import<'_>) -> Result<PathBuf, String> {
         const SNAPSHOTTER: [&str; 2] = ["--snapshotter", "native"];
         self.import(image, &SNAPSHOTTER)?;
         let snapshots =
             |arguments: &[&str]| run(self.ctr().arg("snapshots").args(SNAPSHOTTER).args(arguments));
         snapshots(&["view", image.name, &image.chain_id()])?;
-        // It prints `mount -t bind <folder> <target> -o …`.
+        // It prints `mount -t bind <directory> <target> -o …`.
         let printed = snapshots(&["mounts", "/nowhere", image.name])?;
         Ok(PathBuf::from(printed.split_whitespace().nth(3).unwrap()))
     }
 
     fn import(&self, image: &Import<'_>, options: &[&str]) -> Result<(), String> {
-        let archive = self.folder.join("import.tar");
+        let archive = self.directory.join("import.tar");
         pack(image.layout, &archive);
         let import = ["images", "import", "--base-name", image.name];
         run(self.ctr().args(import).args(options).arg(&archive)).map(drop)

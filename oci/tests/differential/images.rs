@@ -7,17 +7,17 @@ use std::process::Command;
 use crate::case::{Case, check};
 use crate::verdict::Verdict::{self, Differs, Refuses};
 
-/// Builds the images unless that has been done, and returns their folder.
+/// Builds the images unless that has been done, and returns their directory.
 ///
 /// Packages are fetched for it; `tests/run` does it before the tests, as a test has no such time.
 fn built() -> PathBuf {
     let cache = env::var_os("XDG_CACHE_HOME").filter(|cache| !cache.is_empty()).map(PathBuf::from);
     let cache = cache.unwrap_or_else(|| PathBuf::from(env::var_os("HOME").unwrap()).join(".cache"));
-    let folder = cache.join("a3s-box/differential");
+    let directory = cache.join("a3s-box/differential");
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/differential/build");
-    let output = Command::new(script).arg(&folder).output().unwrap();
+    let output = Command::new(script).arg(&directory).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    folder
+    directory
 }
 
 /// Takes images of a layout.
@@ -31,7 +31,7 @@ fn images<const COUNT: usize>(layout: &str, references: [&'static str; COUNT]) -
 const CHANGED: Verdict =
     Differs(&[("bin", "mtime now"), ("home", "mtime now"), ("usr", "mtime now")]);
 
-/// The same with the opaque folder that is inserted above.
+/// The same with the opaque directory that is inserted above.
 const OPAQUE: Verdict = Differs(&[
     ("bin", "mtime now"),
     ("home", "mtime now"),

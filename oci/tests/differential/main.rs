@@ -4,7 +4,7 @@
 //! images, build     real images, made by umoci, buildah and skopeo out of packages
 //! edges             images of a few entries, one for each thing that unpackers disagree about
 //! ours              resolve, unpack into the cache, overlay mount
-//! umoci             flat: one layer after the other into one folder
+//! umoci             flat: one layer after the other into one directory
 //! containerd        twice: by its overlayfs snapshotter, and flat by its native one
 //! tree              what can be compared of a tree
 //! case              an image, and the run of all tools on it

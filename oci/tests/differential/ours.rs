@@ -14,19 +14,20 @@ pub(crate) struct Mounted {
     _stack: Stack,
 }
 
-/// Resolves `reference`, unpacks it into an empty cache and mounts it, all in the new folder `folder`.
+/// Resolves `reference`, unpacks it into an empty cache and mounts it, all in the new directory `directory`.
 ///
 /// The cache is a new one, as a layer that is in it is not unpacked again, whatever its blob is.
-pub(crate) fn mount(layout: &Path, reference: &str, folder: &Path) -> Result<Mounted, String> {
+pub(crate) fn mount(layout: &Path, reference: &str, directory: &Path) -> Result<Mounted, String> {
     let layout = Layout::open(layout).map_err(|error| chain(&error))?;
     let image =
         layout.resolve(Some(reference), &Platform::host()).map_err(|error| chain(&error))?;
-    fs::create_dir(folder).unwrap();
-    let cache = LayerCache::open(&folder.join("cache")).map_err(|error| chain(&error))?;
+    fs::create_dir(directory).unwrap();
+    let cache = LayerCache::open(&directory.join("cache")).map_err(|error| chain(&error))?;
     let stack = cache
         .compose(&layout, &image.layers, &mut |_, _| ControlFlow::Continue(()))
         .map_err(|error| chain(&error))?;
-    let (root, upper, work) = (folder.join("root"), folder.join("upper"), folder.join("work"));
+    let (root, upper, work) =
+        (directory.join("root"), directory.join("upper"), directory.join("work"));
     fs::create_dir(&root).unwrap();
     let spec = OverlaySpec { stack: &stack, upper, work, target: root.clone() };
     spec.mount().map_err(|error| chain(&error))?;

@@ -1,4 +1,4 @@
-//! umoci, which applies one layer after the other to one folder.
+//! umoci, which applies one layer after the other to one directory.
 
 use std::path::Path;
 use std::process::Command;

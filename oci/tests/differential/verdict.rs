@@ -186,9 +186,9 @@ mod tests {
     /// Judges a tool that makes the file `theirs`, where this crate makes the file `a`.
     fn judged(name: &str, verdict: Verdict, theirs: &str, reason: &str) -> Vec<String> {
         let tree = |file: &str| {
-            let folder = tempfile::tempdir().unwrap();
-            fs::write(folder.path().join(file), "").unwrap();
-            Tree::read(folder.path()).without_root()
+            let directory = tempfile::tempdir().unwrap();
+            fs::write(directory.path().join(file), "").unwrap();
+            Tree::read(directory.path()).without_root()
         };
         let (outcome, skill) = (Ok(tree(theirs)), Skill::NoRootNoDirTimes);
         let witness = Witness { tool: "tool", verdict, outcome, skill };

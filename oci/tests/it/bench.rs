@@ -23,7 +23,7 @@ pub(crate) const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 pub(crate) const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 pub(crate) const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 
-/// A folder with a layout and a cache in it.
+/// A directory with a layout and a cache in it.
 pub(crate) struct Bench {
     pub(crate) root: PathBuf,
     /// What names the blobs that are written from now on, and the `DiffID`s of `image`.
@@ -47,14 +47,14 @@ impl Bench {
         bench
     }
 
-    /// Makes a layout in a folder that the caller removes.
+    /// Makes a layout in a directory that the caller removes.
     pub(crate) fn make_at(root: &Path) -> Self {
         fs::create_dir_all(root.join("layout/blobs")).unwrap();
         fs::write(root.join("layout/oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
         Self::at(root)
     }
 
-    /// Takes the folder of another process, which removes it.
+    /// Takes the directory of another process, which removes it.
     pub(crate) fn at(root: &Path) -> Self {
         Self { root: root.to_owned(), algorithm: Algorithm::Sha256, guard: None }
     }
@@ -156,19 +156,19 @@ impl Bench {
 
     /// Asserts that nothing can be seen of a layer that was not unpacked.
     pub(crate) fn assert_cache_is_empty(&self) {
-        for folder in ["ready", "staging"] {
-            let names = fs::read_dir(self.path("cache/layers-v2").join(folder)).unwrap();
-            assert_eq!(names.count(), 0, "{folder}");
+        for directory in ["ready", "staging"] {
+            let names = fs::read_dir(self.path("cache/layers-v2").join(directory)).unwrap();
+            assert_eq!(names.count(), 0, "{directory}");
         }
     }
 }
 
 impl Drop for Bench {
-    /// Unmounts what a test may have mounted, or its folder could not be removed.
+    /// Unmounts what a test may have mounted, or its directory could not be removed.
     fn drop(&mut self) {
-        for folder in ["root", "cache"] {
+        for directory in ["root", "cache"] {
             // Most tests mount nothing.
-            let _ = nix::mount::umount2(&self.path(folder), nix::mount::MntFlags::MNT_DETACH);
+            let _ = nix::mount::umount2(&self.path(directory), nix::mount::MntFlags::MNT_DETACH);
         }
     }
 }

@@ -15,7 +15,7 @@ use crate::archive::Tar;
 use crate::bench::{Bench, amd64, chain, names};
 use a3s_box_oci::{CacheError, Layer, LayerCache, Progress, StoreError};
 
-/// Tells the child of a test in which folder to unpack.
+/// Tells the child of a test in which directory to unpack.
 const HANG_IN: &str = "A3S_OCI_TEST_HANG_IN";
 
 fn big_layer() -> Tar {
@@ -219,7 +219,8 @@ fn cache_that_others_can_change_is_refused() {
     };
     for mode in [0o755, 0o1777, 0o710] {
         chmod("cache", mode);
-        let expected = format!("with mode {mode:04o}, expected a folder of user 0 with mode 0700");
+        let expected =
+            format!("with mode {mode:04o}, expected a directory of user 0 with mode 0700");
         refused("cache", &expected);
     }
     chmod("cache", 0o700);
@@ -230,27 +231,27 @@ fn cache_that_others_can_change_is_refused() {
         chmod(&inner, 0o700);
     }
     chown(bench.path("cache/layers-v2"), Some(1), None).unwrap();
-    refused("cache/layers-v2", "found a folder of user 1 with mode 0700");
+    refused("cache/layers-v2", "found a directory of user 1 with mode 0700");
     chown(bench.path("cache/layers-v2"), Some(0), None).unwrap();
     drop(open().unwrap());
-    // A link in place of a folder of the cache.
+    // A link in place of a directory of the cache.
     fs::rename(bench.path("cache/layers-v2/ready"), bench.path("elsewhere")).unwrap();
     symlink(bench.path("elsewhere"), bench.path("cache/layers-v2/ready")).unwrap();
     refused("cache/layers-v2/ready", "a symbolic link or a file");
     // Others could put a cache of theirs in its place.
     chmod("", 0o777);
-    refused("", "a parent folder of user 0 with mode 0777");
+    refused("", "a parent directory of user 0 with mode 0777");
 }
 
-/// Ways to damage a layer in the cache, given its folder.
+/// Ways to damage a layer in the cache, given its directory.
 const DAMAGES: [fn(&Path); 4] = [
-    |folder| fs::write(folder.join("facts.json"), "{}").unwrap(),
-    |folder| fs::remove_file(folder.join("seams")).unwrap(),
-    |folder| fs::remove_dir_all(folder.join("tree")).unwrap(),
-    |folder| {
+    |directory| fs::write(directory.join("facts.json"), "{}").unwrap(),
+    |directory| fs::remove_file(directory.join("seams")).unwrap(),
+    |directory| fs::remove_dir_all(directory.join("tree")).unwrap(),
+    |directory| {
         // As after a crash of the machine before the layer was on the disk.
-        fs::remove_file(folder.join("boot")).unwrap();
-        symlink("another-boot", folder.join("boot")).unwrap();
+        fs::remove_file(directory.join("boot")).unwrap();
+        symlink("another-boot", directory.join("boot")).unwrap();
     },
 ];
 
@@ -260,8 +261,8 @@ fn damaged_layer_is_unpacked_again_unless_it_is_in_use() {
         let bench = Bench::new();
         let image = bench.resolved(&[Tar::new().dir("a")]);
         let layer = bench.unpack(&image.layers[0]).unwrap();
-        let folder = layer.path.parent().unwrap().to_owned();
-        damage(&folder);
+        let directory = layer.path.parent().unwrap().to_owned();
+        damage(&directory);
         let text = chain(&bench.unpack(&image.layers[0]).unwrap_err());
         assert!(text.starts_with("the cached layer `") && text.contains("in use"), "{text}");
         drop(layer.lease);

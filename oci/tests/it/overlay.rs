@@ -115,7 +115,7 @@ fn opaque_root_and_repeated_layers_are_left_to_the_list() {
 }
 
 #[test]
-fn image_without_layers_is_its_upper_folder() {
+fn image_without_layers_is_its_upper_directory() {
     private_mounts();
     let bench = Bench::new();
     let root = mounted(&bench, &Stack::empty());
@@ -235,15 +235,15 @@ fn stack_is_remembered_and_shared_only_by_images_with_the_same_lower_layers() {
     assert_eq!(names, ["", "lib", "two", "two/f"]);
 }
 
-/// Mounts an overlay at the folder `name`, as containers have it for a root; overlayfs takes none for
-/// an upper folder.
+/// Mounts an overlay at the directory `name`, as containers have it for a root; overlayfs takes none for
+/// an upper directory.
 fn on_overlay(bench: &Bench, name: &str) -> PathBuf {
-    let folder = |part: &str| {
+    let directory = |part: &str| {
         let path = bench.path(&format!("{name}-{part}"));
         fs::create_dir(&path).unwrap();
         path
     };
-    let (lower, upper, work) = (folder("lower"), folder("upper"), folder("work"));
+    let (lower, upper, work) = (directory("lower"), directory("upper"), directory("work"));
     let options = [("lowerdir", lower), ("upperdir", upper), ("workdir", work)]
         .map(|(option, path)| format!("{option}={}", path.display()))
         .join(",");
@@ -317,7 +317,7 @@ fn as_many_layers_as_the_kernel_takes_are_mounted_and_one_more_is_refused() {
 }
 
 #[test]
-fn missing_folder_is_an_error_that_names_it() {
+fn missing_directory_is_an_error_that_names_it() {
     private_mounts();
     let bench = Bench::new();
     let layers = unpacked(&bench, &[Tar::new().dir("a")]);
@@ -327,5 +327,8 @@ fn missing_folder_is_an_error_that_names_it() {
     assert!(chain(&upper.mount().unwrap_err()).contains("where`: No such file or directory"));
     fs::remove_dir_all(layers.trees().next().unwrap()).unwrap();
     let text = chain(&spec(&bench, &layers).mount().unwrap_err());
-    assert!(text.starts_with("cannot open folder `") && text.ends_with("(os error 2)"), "{text}");
+    assert!(
+        text.starts_with("cannot open directory `") && text.ends_with("(os error 2)"),
+        "{text}"
+    );
 }

@@ -25,8 +25,8 @@ fn age(bench: &Bench, image: &Image, layer: usize, age: Duration) {
     lock.unwrap().set_modified(SystemTime::now() - age).unwrap();
 }
 
-fn count(bench: &Bench, folder: &str) -> usize {
-    fs::read_dir(bench.path("cache/layers-v2").join(folder)).unwrap().count()
+fn count(bench: &Bench, directory: &str) -> usize {
+    fs::read_dir(bench.path("cache/layers-v2").join(directory)).unwrap().count()
 }
 
 #[test]

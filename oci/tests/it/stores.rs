@@ -1,16 +1,16 @@
-//! Folders that no other user may reach or replace, and the ways to them.
+//! Directories that no other user may reach or replace, and the ways to them.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, chown, lchown, symlink};
 use std::path::{Path, PathBuf};
 
-use a3s_box_oci::{StoreError, check_parents, private_folder};
+use a3s_box_oci::{StoreError, check_parents, private_directory};
 use nix::unistd::{Uid, seteuid};
 
 /// Some other user.
 const STRANGER: u32 = 1;
 
-/// A folder with the folder `way` in it, and a function that makes paths in the first.
+/// A directory with the directory `way` in it, and a function that makes paths in the first.
 fn way() -> (tempfile::TempDir, impl Fn(&str) -> PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().canonicalize().unwrap();
@@ -31,31 +31,31 @@ fn exposed<T: std::fmt::Debug>(result: Result<T, StoreError>) -> (PathBuf, Strin
 }
 
 #[test]
-fn private_folder_is_made_for_its_owner_only_and_nothing_else_counts_as_one() {
+fn private_directory_is_made_for_its_owner_only_and_nothing_else_counts_as_one() {
     let (_dir, at) = way();
     let path = at("store");
-    private_folder(&path).unwrap();
+    private_directory(&path).unwrap();
     assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o700);
-    private_folder(&path).unwrap();
+    private_directory(&path).unwrap();
     for mode in [0o755, 0o750, 0o701, 0o740, 0o720, 0o702, 0o1777] {
         chmod(&path, mode);
-        let found = format!("a folder of user 0 with mode {mode:04o}");
-        assert_eq!(exposed(private_folder(&path)), (path.clone(), found));
+        let found = format!("a directory of user 0 with mode {mode:04o}");
+        assert_eq!(exposed(private_directory(&path)), (path.clone(), found));
     }
     chmod(&path, 0o700);
     chown(&path, Some(STRANGER), None).unwrap();
-    let found = format!("a folder of user {STRANGER} with mode 0700");
-    assert_eq!(exposed(private_folder(&path)), (path, found));
+    let found = format!("a directory of user {STRANGER} with mode 0700");
+    assert_eq!(exposed(private_directory(&path)), (path, found));
     symlink(at("way"), at("link")).unwrap();
     symlink(at("nowhere"), at("dangling")).unwrap();
     fs::write(at("file"), "").unwrap();
     chmod(&at("way"), 0o700);
     for name in ["link", "dangling", "file"] {
         let found = "a symbolic link or a file".to_owned();
-        assert_eq!(exposed(private_folder(&at(name))), (at(name), found));
+        assert_eq!(exposed(private_directory(&at(name))), (at(name), found));
     }
     assert!(!at("nowhere").exists());
-    let error = private_folder(&at("missing/store")).unwrap_err();
+    let error = private_directory(&at("missing/store")).unwrap_err();
     assert!(matches!(error, StoreError::System { operation: "make", .. }), "{error}");
 }
 
@@ -66,7 +66,7 @@ fn parent_that_others_can_write_to_is_refused_unless_it_is_sticky() {
     for path in ["way/a/store", "way/a", "way/missing", "way/missing/store", "way/a/../a/store"] {
         for mode in [0o777, 0o775, 0o702, 0o2770] {
             chmod(&at("way"), mode);
-            let found = format!("a parent folder of user 0 with mode {mode:04o}");
+            let found = format!("a parent directory of user 0 with mode {mode:04o}");
             assert_eq!(exposed(check_parents(&at(path))), (at("way"), found), "{path}");
         }
         for mode in [0o755, 0o1777, 0o700] {
@@ -74,7 +74,7 @@ fn parent_that_others_can_write_to_is_refused_unless_it_is_sticky() {
             check_parents(&at(path)).unwrap();
         }
     }
-    // What is said of the folder itself is for `private_folder`.
+    // What is said of the directory itself is for `private_directory`.
     chmod(&at("way"), 0o777);
     check_parents(&at("way")).unwrap();
     check_parents(Path::new("/")).unwrap();
@@ -87,10 +87,10 @@ fn parent_of_another_user_is_refused_and_one_of_root_is_not() {
     chown(at("way"), Some(STRANGER), None).unwrap();
     for mode in [0o755, 0o1777] {
         chmod(&at("way"), mode);
-        let found = format!("a parent folder of user {STRANGER} with mode {mode:04o}");
+        let found = format!("a parent directory of user {STRANGER} with mode {mode:04o}");
         assert_eq!(exposed(check_parents(&at("way/store"))), (at("way"), found));
     }
-    // For that user it is the own one, in folders of root.
+    // For that user it is the own one, in directories of root.
     chmod(&at(""), 0o755);
     chmod(&at("way"), 0o755);
     seteuid(Uid::from_raw(STRANGER)).unwrap();
@@ -107,8 +107,8 @@ fn parent_of_another_user_is_refused_and_one_of_root_is_not() {
 #[test]
 fn symlinks_on_the_way_are_followed_if_nobody_else_made_them_and_all_they_lead_through_counts() {
     let (_dir, at) = way();
-    for folder in ["real/store", "open/store"] {
-        fs::create_dir_all(at(folder)).unwrap();
+    for directory in ["real/store", "open/store"] {
+        fs::create_dir_all(at(directory)).unwrap();
     }
     symlink(at("real"), at("way/absolute")).unwrap();
     symlink("../real/.", at("way/relative")).unwrap();
@@ -120,7 +120,10 @@ fn symlinks_on_the_way_are_followed_if_nobody_else_made_them_and_all_they_lead_t
         check_parents(&at(path)).unwrap();
     }
     for path in ["way/to-open", "way/to-open/new", "way/absolute/../open/store"] {
-        assert_eq!(exposed(check_parents(&at(path))).1, "a parent folder of user 0 with mode 0777");
+        assert_eq!(
+            exposed(check_parents(&at(path))).1,
+            "a parent directory of user 0 with mode 0777"
+        );
     }
     let error = check_parents(&at("way/loop/store")).unwrap_err();
     assert!(matches!(error, StoreError::System { operation: "follow", .. }), "{error}");

@@ -65,9 +65,9 @@ fn image_looks_as_if_its_layers_were_applied_in_order() {
     let seed = number("A3S_BOX_PROPERTY_SEED")
         .unwrap_or_else(|| RandomState::new().hash_one(0) % 1_000_000_000);
     println!("{cases} images, A3S_BOX_PROPERTY_SEED={seed}");
-    let folder = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     private_mounts();
-    mount_memory(folder.path());
+    mount_memory(directory.path());
     let (next, count, failure) =
         (AtomicU64::new(0), Mutex::new(Count::default()), Mutex::new(None));
     let work = |thread: usize| {
@@ -77,7 +77,8 @@ fn image_looks_as_if_its_layers_were_applied_in_order() {
                 return;
             }
             let seed = seed.wrapping_add(case);
-            if let Err(text) = check_case(seed, &folder.path().join(thread.to_string()), &count) {
+            if let Err(text) = check_case(seed, &directory.path().join(thread.to_string()), &count)
+            {
                 *failure.lock().unwrap() = Some((seed, text));
             }
         }
@@ -86,8 +87,8 @@ fn image_looks_as_if_its_layers_were_applied_in_order() {
         let threads = thread::available_parallelism().map_or(1, usize::from);
         (0..threads).for_each(|thread| drop(scope.spawn(move || work(thread))));
     });
-    // What is left is in memory, or removed with the folder.
-    let _ = umount2(folder.path(), MntFlags::MNT_DETACH);
+    // What is left is in memory, or removed with the directory.
+    let _ = umount2(directory.path(), MntFlags::MNT_DETACH);
     if let Some((seed, text)) = failure.into_inner().unwrap() {
         panic!(
             "{text}\nto run it again: A3S_BOX_PROPERTY_SEED={seed} A3S_BOX_PROPERTY_CASES=1 \
@@ -101,14 +102,14 @@ fn image_looks_as_if_its_layers_were_applied_in_order() {
 }
 
 /// Makes the image of a seed and checks it; what fails is made smaller and described.
-fn check_case(seed: u64, folder: &Path, count: &Mutex<Count>) -> Result<(), String> {
+fn check_case(seed: u64, directory: &Path, count: &Mutex<Count>) -> Result<(), String> {
     let mut bytes = [0; 32];
     bytes[..8].copy_from_slice(&seed.to_le_bytes());
     let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
     let config = Config { failure_persistence: None, ..Config::default() };
     let mut runner = TestRunner::new_with_rng(config, rng);
     let case = generator::images().new_tree(&mut runner).unwrap();
-    let check = |image| check(folder, &image, count).map_err(TestCaseError::fail);
+    let check = |image| check(directory, &image, count).map_err(TestCaseError::fail);
     match runner.run_one(case, check) {
         Ok(_) => Ok(()),
         Err(TestError::Fail(reason, image)) => Err(format!("{reason}\nimage:\n{image}")),
@@ -116,11 +117,11 @@ fn check_case(seed: u64, folder: &Path, count: &Mutex<Count>) -> Result<(), Stri
     }
 }
 
-fn check(folder: &Path, image: &Image, count: &Mutex<Count>) -> Result<(), String> {
+fn check(directory: &Path, image: &Image, count: &Mutex<Count>) -> Result<(), String> {
     let expected = expectation(image);
-    fs::create_dir(folder).unwrap();
-    let found = outcome(folder, image);
-    fs::remove_dir_all(folder).unwrap();
+    fs::create_dir(directory).unwrap();
+    let found = outcome(directory, image);
+    fs::remove_dir_all(directory).unwrap();
     match (expected.outcome, found) {
         (Ok(expected), Outcome::Tree(found)) => {
             count.lock().unwrap().accepted += 1;

@@ -15,10 +15,10 @@ pub(crate) fn private_mounts() {
 }
 
 /// Mounts a file system in memory, if the kernel has one that can hold a tree.
-pub(crate) fn mount_memory(folder: &Path) {
-    mount(Some("tmpfs"), folder, Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
-    if setxattr(folder, "user.test", b"", XattrFlags::empty()).is_err() {
+pub(crate) fn mount_memory(directory: &Path) {
+    mount(Some("tmpfs"), directory, Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
+    if setxattr(directory, "user.test", b"", XattrFlags::empty()).is_err() {
         // Before Linux 6.6 a tmpfs takes no such attributes, and the disk must do.
-        umount2(folder, MntFlags::empty()).unwrap();
+        umount2(directory, MntFlags::empty()).unwrap();
     }
 }

@@ -24,9 +24,9 @@ pub(crate) enum Outcome {
     Failed(String),
 }
 
-/// Writes, unpacks and mounts an image in the empty folder `folder`.
-pub(crate) fn outcome(folder: &Path, image: &Image) -> Outcome {
-    let bench = Bench::make_at(folder);
+/// Writes, unpacks and mounts an image in the empty directory `directory`.
+pub(crate) fn outcome(directory: &Path, image: &Image) -> Outcome {
+    let bench = Bench::make_at(directory);
     let archives: Vec<Vec<u8>> = image.0.iter().map(|layer| archive(layer)).collect();
     let blobs: Vec<_> = archives.iter().map(|tar| bench.blob(PLAIN, tar)).collect();
     let diff_ids: Vec<_> = archives.iter().map(|tar| Digest::of(tar)).collect();
@@ -69,7 +69,7 @@ fn refusal(bench: &Bench, error: &CacheError) -> Outcome {
         {
             Outcome::Refused(chain(error))
         }
-        _ => Outcome::Failed(format!("{} ({staging} staging folders are left)", chain(error))),
+        _ => Outcome::Failed(format!("{} ({staging} staging directories are left)", chain(error))),
     }
 }
 

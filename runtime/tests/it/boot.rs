@@ -12,7 +12,7 @@ use crate::harness::{ScriptedBox, soon};
 #[tokio::test]
 async fn box_is_ready_when_the_shim_says_so_and_stops_on_term() {
     let demo = ScriptedBox::new("trap 'stopped stopped 143' TERM; started; ready; nap");
-    let folder = demo.state_folder();
+    let directory = demo.state_directory();
     assert_eq!(demo.vm.id(), "demo");
     assert_eq!(demo.vm.state(), BoxState::Created);
     soon(demo.vm.boot()).await.unwrap();
@@ -24,8 +24,8 @@ async fn box_is_ready_when_the_shim_says_so_and_stops_on_term() {
     assert_eq!(demo.vm.state(), BoxState::Stopped);
     let outcome = soon(demo.vm.wait()).await;
     assert_eq!((outcome.reason, outcome.exit_code), (StopReason::Stopped, Some(143)));
-    assert!(!folder.exists());
-    assert!(folder.parent().unwrap().exists());
+    assert!(!directory.exists());
+    assert!(directory.parent().unwrap().exists());
     assert_eq!(kill(Pid::from_raw(demo.shim_pid()), None), Err(Errno::ESRCH));
     soon(demo.vm.destroy()).await.unwrap();
     assert_eq!(demo.numbers(), [0, 1, 2]);

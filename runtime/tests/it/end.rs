@@ -136,9 +136,9 @@ fn runtime_that_ends_kills_the_shim_and_nobody_waits_for_ever() {
 
 #[tokio::test]
 async fn cgroup_that_the_shim_has_made_goes_with_the_box() {
-    // What counts for it is that it is a folder with nothing in it.
-    let folder = tempfile::tempdir().unwrap();
-    let cgroup = folder.path().join("demo");
+    // What counts for it is that it is a directory with nothing in it.
+    let directory = tempfile::tempdir().unwrap();
+    let cgroup = directory.path().join("demo");
     let demo = ScriptedBox::with_config("started; ready; nap", |config| {
         config.resources.cgroup = Some(cgroup.clone());
     });

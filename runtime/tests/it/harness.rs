@@ -16,7 +16,7 @@ use tempfile::TempDir;
 /// No test waits longer for anything.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A box, the folder of its shim and state, and its events so far.
+/// A box, the directory of its shim and state, and its events so far.
 pub(crate) struct ScriptedBox {
     pub(crate) vm: VmManager,
     events: Arc<Mutex<Vec<Event>>>,
@@ -46,11 +46,11 @@ impl ScriptedBox {
         Self { vm, events, dir }
     }
 
-    /// Makes the state folder, as the shim does.
-    pub(crate) fn state_folder(&self) -> PathBuf {
-        let folder = self.dir.path().join("state/demo");
-        fs::create_dir_all(&folder).unwrap();
-        folder
+    /// Makes the state directory, as the shim does.
+    pub(crate) fn state_directory(&self) -> PathBuf {
+        let directory = self.dir.path().join("state/demo");
+        fs::create_dir_all(&directory).unwrap();
+        directory
     }
 
     /// What the shim has read.
@@ -75,7 +75,7 @@ impl ScriptedBox {
         i32::try_from(started.unwrap()).unwrap()
     }
 
-    /// Drops the box, but not the folder in which its shim runs.
+    /// Drops the box, but not the directory in which its shim runs.
     pub(crate) fn drop_manager(self) -> TempDir {
         self.dir
     }

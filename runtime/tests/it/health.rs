@@ -10,7 +10,7 @@ use crate::harness::{ScriptedBox, soon};
 #[tokio::test]
 async fn health_is_what_the_agent_answers() {
     let demo = ScriptedBox::new("trap 'stopped stopped 143' TERM; started; ready; nap");
-    let agent = FakeAgent::serve(demo.state_folder().join("agent.sock"));
+    let agent = FakeAgent::serve(demo.state_directory().join("agent.sock"));
     let error = soon(demo.vm.health_check()).await.unwrap_err();
     assert!(matches!(error, VmError::NotBooted), "{error}");
     soon(demo.vm.boot()).await.unwrap();
@@ -32,7 +32,7 @@ async fn health_is_what_the_agent_answers() {
     assert!(!soon(demo.vm.health_check()).await.unwrap());
     assert_eq!(demo.vm.state(), BoxState::Ready);
 
-    let agent = FakeAgent::serve(demo.state_folder().join("agent.sock"));
+    let agent = FakeAgent::serve(demo.state_directory().join("agent.sock"));
     assert!(soon(demo.vm.health_check()).await.unwrap(), "the connection is made again");
     soon(demo.vm.destroy()).await.unwrap();
     assert!(!soon(demo.vm.health_check()).await.unwrap());
@@ -42,7 +42,7 @@ async fn health_is_what_the_agent_answers() {
 #[tokio::test]
 async fn agent_that_never_answers_is_not_healthy() {
     let demo = ScriptedBox::new("started; ready; nap");
-    let socket = demo.state_folder().join("agent.sock");
+    let socket = demo.state_directory().join("agent.sock");
     let silent = tokio::net::UnixListener::bind(socket).unwrap();
     soon(demo.vm.boot()).await.unwrap();
     assert!(!soon(demo.vm.health_check()).await.unwrap());

@@ -1,4 +1,4 @@
-//! What a box's folder says, and what a manager makes of it.
+//! What a box's directory says, and what a manager makes of it.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails here")]
 
@@ -17,7 +17,7 @@ use tempfile::TempDir;
 
 use crate::harness::{ScriptedBox, soon};
 
-/// The folder of the box `demo`, as a shim leaves it.
+/// The directory of the box `demo`, as a shim leaves it.
 struct Left {
     dir: TempDir,
 }
@@ -98,7 +98,7 @@ fn box_without_a_record_is_absent() {
 }
 
 #[test]
-fn locked_folder_is_live_whatever_its_exit_record_says() {
+fn locked_directory_is_live_whatever_its_exit_record_says() {
     let left = Left::new();
     left.write(RUN_FILE, json(&run()));
     left.write(EXIT_FILE, json(&exit()));

@@ -93,11 +93,11 @@ pub enum RlimitName {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(tag = "type", rename_all = "lowercase", deny_unknown_fields)]
 pub enum MountConfig {
-    /// A folder of the host.
+    /// A directory of the host.
     Virtiofs {
-        /// Folder of the host. Absolute; must exist.
+        /// Directory of the host. Absolute; must exist.
         source: PathBuf,
-        /// Folder in the guest. Absolute; made if missing.
+        /// Directory in the guest. Absolute; made if missing.
         target: String,
         /// Whether writes are refused, by the device.
         #[serde(default)]
@@ -105,7 +105,7 @@ pub enum MountConfig {
     },
     /// Memory of the guest.
     Tmpfs {
-        /// Folder in the guest. Absolute; made if missing.
+        /// Directory in the guest. Absolute; made if missing.
         target: String,
         /// Size limit in MiB; absent: half of the guest's memory.
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -119,7 +119,7 @@ pub enum MountConfig {
 #[serde(deny_unknown_fields, default)]
 pub struct ConsoleConfig {
     /// File that standard output and error are appended to. Absolute. Absent: `console.log` in the
-    /// box's state folder.
+    /// box's state directory.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<PathBuf>,
     /// Most MiB that the file and the one before it (the same name with `.1` at its end) take

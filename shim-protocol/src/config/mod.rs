@@ -74,7 +74,7 @@ pub struct BoxConfig {
     pub events: EventsConfig,
     /// What stays in the layer cache.
     pub cache: CacheConfig,
-    /// Folders and files of the host.
+    /// Directories and files of the host.
     pub paths: PathsConfig,
 }
 
@@ -180,12 +180,12 @@ pub struct CacheConfig {
     pub max_age_hours: Option<u64>,
 }
 
-/// Folders and files of the host.
+/// Directories and files of the host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct PathsConfig {
-    /// Holds a folder for each box: its sockets, console and writable layer. Absolute. Keep it
+    /// Holds a directory for each box: its sockets, console and writable layer. Absolute. Keep it
     /// short: the path of a socket in it may have 107 bytes.
     pub state_dir: PathBuf,
     /// Holds unpacked layers, shared by all boxes. Absolute.

@@ -11,7 +11,7 @@ use super::Environment;
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct ImageConfig {
-    /// Folder with `oci-layout`, `index.json` and `blobs`. Absolute.
+    /// Directory with `oci-layout`, `index.json` and `blobs`. Absolute.
     pub layout: PathBuf,
     /// Tag (`org.opencontainers.image.ref.name`) or manifest digest. May be absent when the layout
     /// holds one image only.

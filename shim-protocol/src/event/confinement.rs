@@ -33,14 +33,14 @@ pub enum Layer {
     UtsNamespace,
     /// A network of its own, with nothing in it.
     NetNamespace,
-    /// A root file system of its own, with nothing in it but the box's folder, its shares and
+    /// A root file system of its own, with nothing in it but the box's directory, its shares and
     /// `/dev/kvm`.
     Root,
     /// No core file, nothing of the supervisor's environment and files, and nothing that a child could gain.
     Process,
     /// The capabilities that the guest's files need, and no others.
     Capabilities,
-    /// Files and folders of the box, and no others (`landlock(7)`).
+    /// Files and directories of the box, and no others (`landlock(7)`).
     Landlock,
     /// The system calls that the VM needs, and no others (seccomp(2)).
     Seccomp,

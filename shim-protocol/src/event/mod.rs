@@ -364,7 +364,7 @@ pub struct DamagedLayer {
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum RootMethod {
-    /// There is nothing in the image, or no image: an empty folder.
+    /// There is nothing in the image, or no image: an empty directory.
     Empty,
     /// An overlay of the shared layers.
     Overlay,
@@ -380,10 +380,10 @@ pub enum RootMethod {
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum UpperPlace {
-    /// In the box's state folder.
+    /// In the box's state directory.
     StateDir,
     /// In the host's memory.
     Memory,
-    /// In an image file in the box's state folder.
+    /// In an image file in the box's state directory.
     Image,
 }

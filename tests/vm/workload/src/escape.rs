@@ -1,4 +1,4 @@
-//! What a guest with an honest kernel can try from a folder that it may write: to reach by links, races
+//! What a guest with an honest kernel can try from a directory that it may write: to reach by links, races
 //! and odd files what is outside of it on the host.
 
 use std::ffi::OsStr;
@@ -22,10 +22,10 @@ use crate::attempts::{attempt, say};
 /// How long two threads race.
 const RACE: Duration = Duration::from_secs(3);
 
-/// Folders in one another.
+/// Directories in one another.
 const DEPTH: usize = 64;
 
-/// From the shared folders `own` and `other`; `canary` is a file's path on the host.
+/// From the shared directories `own` and `other`; `canary` is a file's path on the host.
 pub(crate) fn try_all(own: &Path, other: &Path, canary: &Path) -> Result<()> {
     fs::write(own.join("file"), "of the guest")?;
     follow_links(own, canary)?;
@@ -52,7 +52,7 @@ fn follow_links(own: &Path, canary: &Path) -> Result<()> {
         let link = own.join(name);
         symlink(&target, &link)?;
         attempt(&format!("symlink-{name}"), fs::read(&link));
-        // A link to a link, in a folder that is reached through another one.
+        // A link to a link, in a directory that is reached through another one.
         symlink(&link, own.join(format!("{name}-again")))?;
         attempt(&format!("symlink-{name}-again"), fs::read(own.join(format!("{name}-again"))));
         attempt(&format!("path-{name}"), fs::read(own.join(target)));
@@ -60,12 +60,12 @@ fn follow_links(own: &Path, canary: &Path) -> Result<()> {
     Ok(())
 }
 
-/// One thread swaps a folder and a link to the canary's folder, another opens what is below.
+/// One thread swaps a directory and a link to the canary's directory, another opens what is below.
 fn race(own: &Path, canary: &Path) -> Result<()> {
-    let (folder, link) = (own.join("swapped"), own.join("swapping"));
+    let (directory, link) = (own.join("swapped"), own.join("swapping"));
     let (parent, name) = canary.parent().zip(canary.file_name()).context("a path of a file")?;
-    fs::create_dir(&folder)?;
-    fs::write(folder.join(name), "of the guest")?;
+    fs::create_dir(&directory)?;
+    fs::write(directory.join(name), "of the guest")?;
     symlink(parent, &link)?;
     let is_over = AtomicBool::new(false);
     let (mut opened, mut missed, mut reached) = (0_u32, 0_u32, 0_u32);
@@ -73,14 +73,14 @@ fn race(own: &Path, canary: &Path) -> Result<()> {
         let swapper = scope.spawn(|| {
             let mut swaps = 0_u32;
             while !is_over.load(Ordering::Relaxed) {
-                let swap = renameat_with(CWD, &folder, CWD, &link, RenameFlags::EXCHANGE);
+                let swap = renameat_with(CWD, &directory, CWD, &link, RenameFlags::EXCHANGE);
                 swaps += u32::from(swap.is_ok());
             }
             swaps
         });
         let start = Instant::now();
         while start.elapsed() < RACE {
-            match fs::read(folder.join(name)) {
+            match fs::read(directory.join(name)) {
                 Ok(content) if content == b"of the guest" => opened += 1,
                 Ok(_) => reached += 1,
                 Err(_) => missed += 1,
@@ -120,12 +120,12 @@ fn leave_odd_files(own: &Path) -> Result<()> {
     File::create(own.join("n".repeat(255)))?;
     attempt("name-of-256", File::create(own.join("n".repeat(256))));
     attempt("path-of-5000", File::open(own.join("x/".repeat(2500))));
-    let mut folder = openat(CWD, own, OFlags::DIRECTORY, Mode::empty())?;
+    let mut directory = openat(CWD, own, OFlags::DIRECTORY, Mode::empty())?;
     for _ in 0..DEPTH {
-        mkdirat(&folder, "deep", Mode::RWXU)?;
-        folder = openat(&folder, "deep", OFlags::DIRECTORY, Mode::empty())?;
+        mkdirat(&directory, "deep", Mode::RWXU)?;
+        directory = openat(&directory, "deep", OFlags::DIRECTORY, Mode::empty())?;
     }
-    drop(openat(&folder, "deepest", OFlags::CREATE | OFlags::WRONLY, Mode::RWXU)?);
+    drop(openat(&directory, "deepest", OFlags::CREATE | OFlags::WRONLY, Mode::RWXU)?);
     say("odd files are made");
     Ok(())
 }

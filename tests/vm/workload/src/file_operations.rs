@@ -1,4 +1,4 @@
-//! Every operation on files that a program can ask for, in a folder of the box: what the virtio-fs server
+//! Every operation on files that a program can ask for, in a directory of the box: what the virtio-fs server
 //! then calls on the host is what its filter must allow. Each must succeed.
 
 use std::fs::{self, File, OpenOptions};
@@ -19,22 +19,22 @@ use rustix::thread::{set_thread_res_gid, set_thread_res_uid};
 
 use crate::attempts::say;
 
-/// Entries of a folder: more than one answer holds.
+/// Entries of a directory: more than one answer holds.
 const ENTRIES: usize = 50;
 
-pub(crate) fn use_all(folder: &Path) -> Result<()> {
-    fs::create_dir(folder).context("mkdir")?;
-    contents(folder).context("contents")?;
-    attributes(folder).context("attributes")?;
-    links(folder).context("links")?;
-    names(folder).context("names")?;
-    as_another_user(folder).context("as another user")?;
+pub(crate) fn use_all(directory: &Path) -> Result<()> {
+    fs::create_dir(directory).context("mkdir")?;
+    contents(directory).context("contents")?;
+    attributes(directory).context("attributes")?;
+    links(directory).context("links")?;
+    names(directory).context("names")?;
+    as_another_user(directory).context("as another user")?;
     say("all operations are done");
     Ok(())
 }
 
-fn contents(folder: &Path) -> Result<()> {
-    let path = folder.join("file");
+fn contents(directory: &Path) -> Result<()> {
+    let path = directory.join("file");
     let mut file =
         OpenOptions::new().create(true).truncate(true).read(true).write(true).open(&path)?;
     file.write_all(&[1; 300_000])?;
@@ -46,14 +46,14 @@ fn contents(folder: &Path) -> Result<()> {
     seek(&file, SeekFrom::Data(0))?;
     seek(&file, SeekFrom::Hole(0))?;
     file.rewind()?;
-    let copy = File::create(folder.join("copy"))?;
+    let copy = File::create(directory.join("copy"))?;
     // What the file system cannot do itself, the guest's kernel does.
     ensure!(copy_file_range(&file, None, &copy, None, 4096)? == 4096, "copy_file_range");
     ftruncate(&file, 1000)?;
-    OpenOptions::new().write(true).truncate(true).open(folder.join("copy"))?;
+    OpenOptions::new().write(true).truncate(true).open(directory.join("copy"))?;
     fsync(&file)?;
     fdatasync(&file)?;
-    fsync(File::open(folder)?)?;
+    fsync(File::open(directory)?)?;
     syncfs(&file)?;
     flock(&file, FlockOperation::LockExclusive)?;
     flock(&file, FlockOperation::Unlock)?;
@@ -78,8 +78,8 @@ impl CustomFlags for OpenOptions {
     }
 }
 
-fn attributes(folder: &Path) -> Result<()> {
-    let path = folder.join("attributes");
+fn attributes(directory: &Path) -> Result<()> {
+    let path = directory.join("attributes");
     let file = File::create(&path)?;
     let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
     let times = Timestamps { last_access: now, last_modification: now };
@@ -95,7 +95,7 @@ fn attributes(folder: &Path) -> Result<()> {
     fremovexattr(&file, c"user.a")?;
     accessat(CWD, &path, Access::READ_OK, AtFlags::empty())?;
     statx(CWD, &path, AtFlags::empty(), StatxFlags::ALL)?;
-    statfs(folder)?;
+    statfs(directory)?;
     Ok(())
 }
 
@@ -110,11 +110,11 @@ impl FromModeBits for fs::Permissions {
     }
 }
 
-fn links(folder: &Path) -> Result<()> {
-    let (file, link) = (folder.join("file"), folder.join("link"));
+fn links(directory: &Path) -> Result<()> {
+    let (file, link) = (directory.join("file"), directory.join("link"));
     symlink("file", &link)?;
     readlinkat(CWD, &link, Vec::new())?;
-    fs::hard_link(&file, folder.join("hard"))?;
+    fs::hard_link(&file, directory.join("hard"))?;
     let nofollow = AtFlags::SYMLINK_NOFOLLOW;
     chownat(CWD, &link, Some(Uid::from_raw(1000)), None, nofollow)?;
     // What a symbolic link can have of them depends on the host's file system.
@@ -129,13 +129,13 @@ fn links(folder: &Path) -> Result<()> {
 }
 
 /// What a user may do: the server acts as the owner of what is made, and takes a setuid bit away.
-fn as_another_user(folder: &Path) -> Result<()> {
+fn as_another_user(directory: &Path) -> Result<()> {
     let open = Mode::from_raw_mode(0o777);
-    chmodat(CWD, folder, open, AtFlags::empty())?;
-    let setuid = folder.join("setuid");
+    chmodat(CWD, directory, open, AtFlags::empty())?;
+    let setuid = directory.join("setuid");
     File::create(&setuid)?;
     chmodat(CWD, &setuid, Mode::from_raw_mode(0o4777), AtFlags::empty())?;
-    let own = folder.join("of-a-user");
+    let own = directory.join("of-a-user");
     let as_user = || -> Result<()> {
         let (user, group) = (Uid::from_raw(1000), Gid::from_raw(1000));
         set_thread_res_gid(group, group, group)?;
@@ -153,14 +153,14 @@ fn as_another_user(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-fn names(folder: &Path) -> Result<()> {
-    let many = folder.join("many");
+fn names(directory: &Path) -> Result<()> {
+    let many = directory.join("many");
     fs::create_dir(&many)?;
     for i in 0..ENTRIES {
         File::create(many.join(format!("{i:0200}")))?;
     }
     ensure!(fs::read_dir(&many)?.count() == ENTRIES, "readdir");
-    let (one, other) = (folder.join("one"), folder.join("other"));
+    let (one, other) = (directory.join("one"), directory.join("other"));
     mknodat(CWD, &one, FileType::Fifo, Mode::RUSR, 0)?;
     mknodat(CWD, &other, FileType::Socket, Mode::RUSR, 0)?;
     renameat_with(CWD, &one, CWD, &other, RenameFlags::EXCHANGE)?;
@@ -169,8 +169,8 @@ fn names(folder: &Path) -> Result<()> {
     fs::rename(&one, &other)?;
     // An overlay keeps whiteouts to itself.
     let _refused = mknodat(CWD, &one, FileType::CharacterDevice, Mode::RUSR, makedev(0, 0));
-    let open = openat(CWD, folder.join("gone"), OFlags::CREATE | OFlags::RDWR, Mode::RWXU)?;
-    fs::remove_file(folder.join("gone"))?;
+    let open = openat(CWD, directory.join("gone"), OFlags::CREATE | OFlags::RDWR, Mode::RWXU)?;
+    fs::remove_file(directory.join("gone"))?;
     drop(open);
     fs::remove_dir_all(&many)?;
     Ok(())

@@ -70,8 +70,8 @@ async fn play(step: &str, reporter: &mut Option<HealthReporter>) -> Result<()> {
         "another-control" => another_control().await?,
         "reach" => reach(value).await?,
         "change-read-only" => {
-            let (folder, tag) = value.split_once(',').context("FOLDER,TAG")?;
-            read_only::try_all(Path::new(folder), tag)?;
+            let (directory, tag) = value.split_once(',').context("DIRECTORY,TAG")?;
+            read_only::try_all(Path::new(directory), tag)?;
         }
         "escape" => match value.split(',').collect::<Vec<_>>()[..] {
             [own, other, canary] => {

@@ -77,7 +77,7 @@ struct Device {
 }
 
 /// `value` is the tag of the device, whose file system is not mounted any more, and the path of the
-/// canary on the host, which lies beside the shared folder.
+/// canary on the host, which lies beside the shared directory.
 pub(crate) fn try_all(value: &str) -> Result<()> {
     let (tag, canary) = value.split_once(',').context("TAG,CANARY")?;
     let mut device = Device::take(tag)?;
@@ -99,7 +99,7 @@ pub(crate) fn try_all(value: &str) -> Result<()> {
     for name in ["/etc/passwd", "/proc/1/environ", "/proc/self/root/etc/passwd"] {
         device.reach(&format!("{tag}{name}"), name);
     }
-    let beside = canary.strip_suffix("canary").context("the canary's folder")?;
+    let beside = canary.strip_suffix("canary").context("the canary's directory")?;
     device.change_beside(tag, &format!("{up}{beside}"));
     Ok(())
 }
@@ -234,13 +234,13 @@ impl Device {
         attempt(&format!("raw-link/{label}"), self.request(LINK, ROOT, &link));
     }
 
-    /// Makes, moves and removes files in the folder that the shared one is in.
-    fn change_beside(&mut self, tag: &str, folder: &str) {
-        let beside = |name: &str| text(&format!("{folder}{name}"));
+    /// Makes, moves and removes files in the directory that the shared one is in.
+    fn change_beside(&mut self, tag: &str, directory: &str) {
+        let beside = |name: &str| text(&format!("{directory}{name}"));
         // Flags: write only, and create.
         let create = [numbers(&[0o101, 0o644, 0, 0]), beside("planted")].concat();
         attempt(&format!("raw-create/{tag}"), self.request(CREATE, ROOT, &create));
-        let mkdir = [numbers(&[0o755, 0]), beside("planted-folder")].concat();
+        let mkdir = [numbers(&[0o755, 0]), beside("planted-directory")].concat();
         attempt(&format!("raw-mkdir/{tag}"), self.request(MKDIR, ROOT, &mkdir));
         let symlink = [beside("planted-link"), text("/etc")].concat();
         attempt(&format!("raw-symlink/{tag}"), self.request(SYMLINK, ROOT, &symlink));

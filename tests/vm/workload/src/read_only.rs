@@ -1,6 +1,6 @@
-//! Everything that changes a folder, tried on one that may not be changed.
+//! Everything that changes a directory, tried on one that may not be changed.
 //!
-//! Expects in it `file` with a `user.kept` attribute, an empty folder `empty`, a symbolic link `link`
+//! Expects in it `file` with a `user.kept` attribute, an empty directory `empty`, a symbolic link `link`
 //! and a file `other`.
 
 use std::fs::{self, File, OpenOptions};
@@ -20,12 +20,12 @@ use crate::attempts::{attempt, say};
 
 /// Tries on the mount itself, on one that was mounted again to be written, and on a second mount of the
 /// device `tag`.
-pub(crate) fn try_all(folder: &Path, tag: &str) -> Result<()> {
-    change("as-mounted", folder);
-    let remounted = mount_remount(folder, MountFlags::empty(), c"");
+pub(crate) fn try_all(directory: &Path, tag: &str) -> Result<()> {
+    change("as-mounted", directory);
+    let remounted = mount_remount(directory, MountFlags::empty(), c"");
     // A guest may do what it likes with its own mounts; what counts is what it can then change.
     say(&format!("remount {remounted:?}"));
-    change("remounted", folder);
+    change("remounted", directory);
     let elsewhere = Path::new("/mounted-again");
     fs::create_dir(elsewhere)?;
     mount(tag, elsewhere, "virtiofs", MountFlags::empty(), None)?;
@@ -33,9 +33,10 @@ pub(crate) fn try_all(folder: &Path, tag: &str) -> Result<()> {
     Ok(())
 }
 
-fn change(how: &str, folder: &Path) {
-    let (file, other, new) = (folder.join("file"), folder.join("other"), folder.join("new"));
-    let link = folder.join("link");
+fn change(how: &str, directory: &Path) {
+    let (file, other, new) =
+        (directory.join("file"), directory.join("other"), directory.join("new"));
+    let link = directory.join("link");
     let named = |what: &str| format!("{how}/{what}");
     let open = |options: &mut OpenOptions| options.open(&file).map(drop);
     attempt(&named("write"), open(OpenOptions::new().write(true)));
@@ -48,10 +49,10 @@ fn change(how: &str, folder: &Path) {
         open(OpenOptions::new().read(true).custom_flags(truncate_read)),
     );
     attempt(&named("create"), File::create(&new));
-    let unnamed = openat(CWD, folder, OFlags::TMPFILE | OFlags::RDWR, Mode::RUSR);
+    let unnamed = openat(CWD, directory, OFlags::TMPFILE | OFlags::RDWR, Mode::RUSR);
     attempt(&named("create-unnamed"), unnamed.map_err(io::Error::from));
     attempt(&named("mkdir"), fs::create_dir(&new));
-    attempt(&named("rmdir"), fs::remove_dir(folder.join("empty")));
+    attempt(&named("rmdir"), fs::remove_dir(directory.join("empty")));
     attempt(&named("unlink"), fs::remove_file(&file));
     attempt(&named("rename"), fs::rename(&file, &new));
     attempt(&named("rename-over"), fs::rename(&file, &other));
@@ -64,15 +65,15 @@ fn change(how: &str, folder: &Path) {
     }
     let whiteout = mknodat(CWD, &new, FileType::CharacterDevice, Mode::RUSR, makedev(0, 0));
     attempt(&named("whiteout"), whiteout.map_err(io::Error::from));
-    change_metadata(&named, [folder, &file, &link]);
+    change_metadata(&named, [directory, &file, &link]);
 }
 
-fn change_metadata(named: &impl Fn(&str) -> String, [folder, file, link]: [&Path; 3]) {
+fn change_metadata(named: &impl Fn(&str) -> String, [directory, file, link]: [&Path; 3]) {
     let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
     let times = Timestamps { last_access: now, last_modification: now };
     let (owner, group) = (Some(Uid::from_raw(1000)), Some(Gid::from_raw(1000)));
     let nofollow = AtFlags::SYMLINK_NOFOLLOW;
-    for (what, path) in [("folder", folder), ("file", file)] {
+    for (what, path) in [("directory", directory), ("file", file)] {
         let outcomes = [
             ("chmod", chmodat(CWD, path, Mode::RWXU, AtFlags::empty())),
             ("chown", chownat(CWD, path, owner, group, nofollow)),

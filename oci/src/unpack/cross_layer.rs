@@ -1,4 +1,4 @@
-//! Seams: what a layer that was unpacked alone leaves to the layers below it.
+//! The dependencies of a layer that was unpacked alone on the layers below it.
 //!
 //! Layers are unpacked apart and stacked later, which is nearly always the same as applying one
 //! after the other. Where it may not be, the paths are noted here while unpacking, so that the stack
@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 /// What a layer leaves to the layers below it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Seams {
+pub(crate) struct CrossLayerDependencies {
     /// No entry describes the root.
     pub(crate) undescribed_root: bool,
     /// Directories, other than the root, that were made to put something into them and that no entry
@@ -30,7 +30,7 @@ pub(crate) struct Seams {
     pub(crate) undecided: u64,
 }
 
-impl Seams {
+impl CrossLayerDependencies {
     /// Whether the metadata of a directory of the layer is a lower layer's affair.
     pub(crate) fn leaves_open(&self, directory: &Path) -> bool {
         match directory.as_os_str().is_empty() {
@@ -42,10 +42,10 @@ impl Seams {
 
 /// On what a layer is unpacked.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Ground<'a> {
+pub(crate) enum Base<'a> {
     /// An empty directory, to be stacked on others by overlayfs: whiteouts become its nodes.
     Empty,
-    /// What the layers below make together, whose seams with the layer were found when it was
+    /// What the layers below make together, whose dependencies with the layer were found when it was
     /// unpacked alone: what whiteouts name is removed.
-    Lower(&'a Seams),
+    Lower(&'a CrossLayerDependencies),
 }

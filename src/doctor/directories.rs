@@ -1,4 +1,4 @@
-//! The state folder and the layer cache: whether they are usable, on what, and how much room is left.
+//! The state directory and the layer cache: whether they are usable, on what, and how much room is left.
 
 use std::fs;
 use std::io;
@@ -37,7 +37,7 @@ enum Upper {
     Refused,
 }
 
-/// What is needed of a folder.
+/// What is needed of a directory.
 struct Need {
     name: &'static str,
     setting: &'static str,
@@ -47,7 +47,7 @@ struct Need {
     holds_upper: bool,
 }
 
-/// Examines the folder of the boxes. `unusable` is what it counts when it cannot be used.
+/// Examines the directory of the boxes. `unusable` is what it counts when it cannot be used.
 pub(super) fn state(path: &Path, unusable: DoctorStatus) -> DoctorCheck {
     let need = Need {
         name: "state_dir",
@@ -59,12 +59,12 @@ pub(super) fn state(path: &Path, unusable: DoctorStatus) -> DoctorCheck {
     examine(path, &need, unusable)
 }
 
-/// Examines the folder of the layers.
+/// Examines the directory of the layers.
 pub(super) fn cache(path: &Path, unusable: DoctorStatus) -> DoctorCheck {
     let need = Need {
         name: "cache_dir",
         setting: "paths.cache_dir",
-        // Its own folders inside are closed to everybody else.
+        // Its own directories inside are closed to everybody else.
         forbidden: 0o022,
         room_bytes: ROOM_FOR_LAYERS,
         holds_upper: false,
@@ -74,7 +74,7 @@ pub(super) fn cache(path: &Path, unusable: DoctorStatus) -> DoctorCheck {
 
 fn examine(path: &Path, need: &Need, unusable: DoctorStatus) -> DoctorCheck {
     let Need { name, setting, .. } = need;
-    let remedy = format!("set `{setting}` in the config to a folder of this user");
+    let remedy = format!("set `{setting}` in the config to a directory of this user");
     let existing = match usable_part(path, need.forbidden) {
         Ok(existing) => existing,
         Err(complaint) => {
@@ -110,7 +110,7 @@ fn examine(path: &Path, need: &Need, unusable: DoctorStatus) -> DoctorCheck {
     }
 }
 
-/// The folder, or the nearest one above it in which it can be made; else what is wrong.
+/// The directory, or the nearest one above it in which it can be made; else what is wrong.
 fn usable_part(path: &Path, forbidden: u32) -> Result<&Path, String> {
     let complain =
         |path: &Path, what: &dyn std::fmt::Display| format!("`{}`: {what}", path.display());
@@ -121,7 +121,7 @@ fn usable_part(path: &Path, forbidden: u32) -> Result<&Path, String> {
             Err(error) => return Err(complain(part, &error)),
         };
         if !found.is_dir() {
-            return Err(complain(part, &"not a folder"));
+            return Err(complain(part, &"not a directory"));
         }
         let (user, mode) = (geteuid().as_raw(), found.mode() & 0o7777);
         if part == path && (found.uid() != user || mode & forbidden != 0) {
@@ -160,7 +160,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_folder_is_used_or_made_in_the_nearest_one_that_exists() {
+    fn a_directory_is_used_or_made_in_the_nearest_one_that_exists() {
         let dir = tempfile::tempdir().unwrap();
         let own = dir.path().join("own");
         assert_eq!(usable_part(&own.join("a/b"), 0o077), Ok(dir.path()));
@@ -169,7 +169,7 @@ mod tests {
         assert_eq!(usable_part(&own, 0o022), Ok(own.as_path()));
         let complaint = usable_part(&own, 0o077).unwrap_err();
         assert!(complaint.contains("mode 0755, expected user"), "{complaint}");
-        // Not the folder itself, but one above it: no matter.
+        // Not the directory itself, but one above it: no matter.
         assert_eq!(usable_part(&own.join("a"), 0o077), Ok(own.as_path()));
         fs::write(own.join("file"), "").unwrap();
         for path in ["file", "file/a"] {
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn room_and_file_system_decide_over_a_usable_folder() {
+    fn room_and_file_system_decide_over_a_usable_directory() {
         let dir = tempfile::tempdir().unwrap();
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700)).unwrap();
         let need = |room_bytes| Need {

@@ -1,4 +1,4 @@
-//! The state folder of a box, which `destroy` removes.
+//! The state directory of a box, which `destroy` removes.
 //!
 //! ```text
 //! <paths.state_dir>/
@@ -9,9 +9,9 @@
 //!     └── …             the shim's own
 //! ```
 //!
-//! Only a folder that no live shim holds is removed: two boxes of the same id are one box after
-//! the other, and the second `VmManager` of a live id must not take the first one's folder away. The
-//! lock goes last, so that a shim which starts meanwhile finds it held, or a folder of its own.
+//! Only a directory that no live shim holds is removed: two boxes of the same id are one box after
+//! the other, and the second `VmManager` of a live id must not take the first one's directory away. The
+//! lock goes last, so that a shim which starts meanwhile finds it held, or a directory of its own.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
@@ -34,13 +34,13 @@ const LOCK_PATIENCE: Duration = Duration::from_millis(200);
 /// How often the lock is tried meanwhile.
 const LOCK_RETRY: Duration = Duration::from_millis(1);
 
-/// The state folder of a box could not be removed.
+/// The state directory of a box could not be removed.
 #[derive(Debug, thiserror::Error)]
-pub enum StateFolderError {
-    /// Something else, perhaps a symlink, stands where the folder should be. It was left alone.
-    #[error("`{}` is not a folder; it was not removed", path.display())]
-    NotAFolder {
-        /// Where the folder should be.
+pub enum StateDirectoryError {
+    /// Something else, perhaps a symlink, stands where the directory should be. It was left alone.
+    #[error("`{}` is not a directory; it was not removed", path.display())]
+    NotADirectory {
+        /// Where the directory should be.
         path: PathBuf,
     },
     /// The system refused.
@@ -56,7 +56,7 @@ pub enum StateFolderError {
     /// The tokio runtime ended meanwhile.
     #[error("`{}` was not removed", path.display())]
     Interrupted {
-        /// The folder.
+        /// The directory.
         path: PathBuf,
         /// What the runtime says.
         source: tokio::task::JoinError,
@@ -65,13 +65,13 @@ pub enum StateFolderError {
 
 /// Where the state of a box is, if the shim ever made it.
 #[derive(Clone, Debug)]
-pub(crate) struct StateFolder {
+pub(crate) struct StateDirectory {
     path: PathBuf,
     /// The shim refuses other names, so there is nothing of it to remove behind them.
     is_possible: bool,
 }
 
-impl StateFolder {
+impl StateDirectory {
     pub(crate) fn new(state_dir: &Path, id: &str) -> Self {
         Self { path: state_dir.join(id), is_possible: state_dir.is_absolute() && is_legal(id) }
     }
@@ -85,15 +85,15 @@ impl StateFolder {
         self.is_possible
     }
 
-    /// Removes the folder with all in it, unless a live shim holds it. Never follows a symlink.
-    pub(crate) async fn remove(self) -> Result<(), StateFolderError> {
+    /// Removes the directory with all in it, unless a live shim holds it. Never follows a symlink.
+    pub(crate) async fn remove(self) -> Result<(), StateDirectoryError> {
         let path = self.path.clone();
         // The writable layer in it may be large.
         let removal = tokio::task::spawn_blocking(move || self.remove_now());
-        removal.await.map_err(|source| StateFolderError::Interrupted { path, source })?
+        removal.await.map_err(|source| StateDirectoryError::Interrupted { path, source })?
     }
 
-    fn remove_now(&self) -> Result<(), StateFolderError> {
+    fn remove_now(&self) -> Result<(), StateDirectoryError> {
         if !self.is_possible {
             return Ok(());
         }
@@ -101,7 +101,9 @@ impl StateFolder {
         loop {
             match fs::symlink_metadata(&self.path) {
                 Ok(found) if found.is_dir() => {}
-                Ok(_) => return Err(StateFolderError::NotAFolder { path: self.path.clone() }),
+                Ok(_) => {
+                    return Err(StateDirectoryError::NotADirectory { path: self.path.clone() });
+                }
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
                 Err(error) => return Err(system("look at", &self.path)(error)),
             }
@@ -109,14 +111,14 @@ impl StateFolder {
                 Ok(Some(lock)) => return self.remove_locked(&lock),
                 Ok(None) if Instant::now() >= deadline => return Ok(()),
                 Ok(None) => thread::sleep(LOCK_RETRY),
-                // Somebody else removes the folder.
+                // Somebody else removes the directory.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(system("lock", &self.path.join(RUN_FILE))(error)),
             }
         }
     }
 
-    /// The lock of the folder that is there; none if somebody else holds it, or had it and removed it.
+    /// The lock of the directory that is there; none if somebody else holds it, or had it and removed it.
     fn try_lock(&self) -> io::Result<Option<File>> {
         let path = self.path.join(RUN_FILE);
         // As a shim does: it is made when it does not exist.
@@ -137,7 +139,7 @@ impl StateFolder {
         Ok(is_same.then_some(lock))
     }
 
-    fn remove_locked(&self, lock: &File) -> Result<(), StateFolderError> {
+    fn remove_locked(&self, lock: &File) -> Result<(), StateDirectoryError> {
         let lock_path = self.path.join(RUN_FILE);
         // Whoever sees the lock held from here on must not take it for the box's.
         lock.set_len(0).map_err(system("empty", &lock_path))?;
@@ -164,8 +166,8 @@ fn is_legal(id: &str) -> bool {
     begins && id.len() <= MAX_ID_BYTES && id.bytes().all(legal)
 }
 
-fn system(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StateFolderError {
-    move |source| StateFolderError::System { action, path: path.to_owned(), source }
+fn system(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StateDirectoryError {
+    move |source| StateDirectoryError::System { action, path: path.to_owned(), source }
 }
 
 #[cfg(test)]
@@ -177,13 +179,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn folder_is_removed_alone() {
+    fn directory_is_removed_alone() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir_all(dir.path().join("demo/upper")).unwrap();
         fs::create_dir(dir.path().join("other")).unwrap();
-        let folder = StateFolder::new(dir.path(), "demo");
-        folder.remove_now().unwrap();
-        folder.remove_now().unwrap();
+        let directory = StateDirectory::new(dir.path(), "demo");
+        directory.remove_now().unwrap();
+        directory.remove_now().unwrap();
         assert!(!dir.path().join("demo").exists());
         assert!(dir.path().join("other").exists());
     }
@@ -194,24 +196,24 @@ mod tests {
         let precious = dir.path().join("precious");
         fs::create_dir(&precious).unwrap();
         symlink(&precious, dir.path().join("demo")).unwrap();
-        let error = StateFolder::new(dir.path(), "demo").remove_now().unwrap_err();
-        assert!(matches!(error, StateFolderError::NotAFolder { .. }), "{error}");
+        let error = StateDirectory::new(dir.path(), "demo").remove_now().unwrap_err();
+        assert!(matches!(error, StateDirectoryError::NotADirectory { .. }), "{error}");
         assert!(precious.exists());
     }
 
     #[test]
-    fn folder_of_a_live_shim_is_left_alone() {
+    fn directory_of_a_live_shim_is_left_alone() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("demo")).unwrap();
         let mut lock = File::create(dir.path().join("demo/run.json")).unwrap();
         lock.try_lock().unwrap();
         lock.write_all(b"x").unwrap();
-        StateFolder::new(dir.path(), "demo").remove_now().unwrap();
+        StateDirectory::new(dir.path(), "demo").remove_now().unwrap();
         assert_eq!(fs::read(dir.path().join("demo/run.json")).unwrap(), b"x");
     }
 
     #[test]
-    fn reader_of_the_records_does_not_keep_the_folder() {
+    fn reader_of_the_records_does_not_keep_the_directory() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("demo")).unwrap();
         let reader = File::create(dir.path().join("demo/run.json")).unwrap();
@@ -220,15 +222,15 @@ mod tests {
             thread::sleep(LOCK_PATIENCE / 2);
             drop(reader);
         });
-        StateFolder::new(dir.path(), "demo").remove_now().unwrap();
+        StateDirectory::new(dir.path(), "demo").remove_now().unwrap();
         reading.join().unwrap();
         assert!(!dir.path().join("demo").exists());
     }
 
     #[test]
-    fn folder_that_a_start_makes_meanwhile_is_never_touched() {
+    fn directory_that_a_start_makes_meanwhile_is_never_touched() {
         let dir = tempfile::tempdir().unwrap();
-        let folder = StateFolder::new(dir.path(), "demo");
+        let directory = StateDirectory::new(dir.path(), "demo");
         let is_over = AtomicBool::new(false);
         let mut intact = 0;
         thread::scope(|scope| {
@@ -236,24 +238,24 @@ mod tests {
                 scope.spawn(|| {
                     while !is_over.load(Ordering::Relaxed) {
                         // Without its patience, to meet the start more often.
-                        if let Ok(Some(lock)) = folder.try_lock() {
+                        if let Ok(Some(lock)) = directory.try_lock() {
                             // The other one's removal, where a change of the code lets both in.
-                            let _failed = folder.remove_locked(&lock);
+                            let _failed = directory.remove_locked(&lock);
                         }
                     }
                 });
             }
             for _ in 0..300 {
-                // As a shim does: the folder, the lock, then what is in it.
+                // As a shim does: the directory, the lock, then what is in it.
                 let lock = loop {
                     // It exists, or is removed again before the lock is opened.
-                    let _exists = fs::create_dir(folder.path());
-                    if let Ok(Some(lock)) = folder.try_lock() {
+                    let _exists = fs::create_dir(directory.path());
+                    if let Ok(Some(lock)) = directory.try_lock() {
                         break lock;
                     }
                 };
                 let files: Vec<PathBuf> =
-                    (0..20).map(|i| folder.path().join(i.to_string())).collect();
+                    (0..20).map(|i| directory.path().join(i.to_string())).collect();
                 let written = files.iter().all(|file| fs::write(file, "").is_ok());
                 thread::yield_now();
                 intact += u32::from(written && files.iter().all(|file| file.exists()));
@@ -269,7 +271,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir_all(dir.path().join("state/demo")).unwrap();
         for id in ["", ".", "..", "demo/", "../state", "/", "a/b"] {
-            StateFolder::new(&dir.path().join("state"), id).remove_now().unwrap();
+            StateDirectory::new(&dir.path().join("state"), id).remove_now().unwrap();
         }
         assert!(dir.path().join("state/demo").exists());
     }

@@ -15,14 +15,13 @@
 mod capabilities;
 mod jail;
 mod landlock;
-mod mount_attributes;
 mod seccomp;
 
 use std::error::Error;
 
 use a3s_box_core::config::ConfinementLevel;
 use a3s_box_core::event::{EventKind, Layer, LayerReport, LayerStatus};
-use a3s_box_krun::environment;
+use a3s_box_sys::environment;
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl::{set_dumpable, set_no_new_privs};

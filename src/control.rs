@@ -131,7 +131,7 @@ impl Control {
     /// Tells that libkrun refused the machine, and ends the process.
     pub(crate) fn finish(self, report: ErrorReport) -> ! {
         hand_over(&self.vm_news, VmNews::Refused(report));
-        a3s_box_krun::exit::now(exit::FAILED)
+        a3s_box_sys::exit::now(exit::FAILED)
     }
 }
 

@@ -21,19 +21,11 @@ pub fn intercept(hook: impl Fn(i32) -> u8 + Send + Sync + 'static) {
     let _first_wins = HOOK.set(Box::new(hook));
 }
 
-/// Ends the process at once, with all its threads: no destructor, no handler, no hook.
-pub fn now(status: u8) -> ! {
-    loop {
-        // SAFETY: takes a number and does not return; the loop is for the compiler.
-        unsafe { libc::syscall(libc::SYS_exit_group, c_int::from(status)) };
-    }
-}
-
 /// Stands in front of libc's.
 // SAFETY: same signature and contract as the function of libc that it replaces: it does not
 // return. It may be called by any thread and reads only a `OnceLock`.
 #[unsafe(no_mangle)]
 extern "C" fn _exit(code: c_int) -> ! {
     let low_byte = code.to_le_bytes()[0];
-    now(HOOK.get().map_or(low_byte, |hook| hook(code)))
+    a3s_box_sys::exit::now(HOOK.get().map_or(low_byte, |hook| hook(code)))
 }

@@ -1,4 +1,4 @@
-//! Safe wrapper of libkrun, and the only unsafe code on the host's side.
+//! Safe wrapper of libkrun.
 //!
 //! A [`Machine`] says what the VM is; [`Vm::configure`] checks everything that libkrun does not
 //! report usefully and makes the calls; [`Vm::enter`] becomes the VM and does not come back.
@@ -22,7 +22,6 @@
 
 #![expect(unsafe_code, reason = "this crate is the boundary to libkrun")]
 
-pub mod environment;
 mod error;
 pub mod exit;
 #[cfg(feature = "fake")]

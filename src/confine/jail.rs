@@ -21,6 +21,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use a3s_box_krun::Access;
+use a3s_box_sys::mount_setattr;
 use nix::mount::{MntFlags, umount2};
 use nix::unistd::{chdir, fchdir, pivot_root};
 use rustix::fs::CWD;
@@ -29,7 +30,6 @@ use rustix::mount::{
     fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
 };
 
-use super::mount_attributes;
 use crate::guest::PinnedShare;
 use crate::log;
 use crate::state_dir::StateDir;
@@ -77,7 +77,7 @@ pub(super) fn enter(state: &StateDir, shares: &mut [PinnedShare]) -> Result<(), 
     let pieces = pieces()?;
     let root = tmpfs().map_err(step("make a tmpfs"))?;
     let own = open_mount(directory, OpenTreeFlags::empty()).map_err(at("open", directory))?;
-    mount_attributes::set(&own, OF_FILES, true).map_err(at("restrict", directory))?;
+    mount_setattr::set(&own, OF_FILES, true).map_err(at("restrict", directory))?;
     // The new root has to hang somewhere first, and hides what is there.
     let hidden = open_mount(parent, OpenTreeFlags::empty()).map_err(at("open", parent))?;
     attach(&root, parent).map_err(at("mount a tmpfs on", parent))?;
@@ -107,7 +107,7 @@ fn pieces() -> Result<Vec<Piece>, JailError> {
 
 fn fill(root: &OwnedFd, own: &Piece, pieces: &[Piece]) -> Result<(), JailError> {
     [own].into_iter().chain(pieces).try_for_each(|piece| piece.hang(&through(root)))?;
-    mount_attributes::set(root, OF_ROOT, false).map_err(step("restrict the new root"))
+    mount_setattr::set(root, OF_ROOT, false).map_err(step("restrict the new root"))
 }
 
 /// The old root is put on top of the new one, and taken away (`pivot_root(2)`).
@@ -141,7 +141,7 @@ fn detach(directory: impl AsFd, access: Access) -> io::Result<OwnedFd> {
         Access::ReadOnly => MountAttrFlags::MOUNT_ATTR_RDONLY,
         Access::ReadWrite => MountAttrFlags::empty(),
     };
-    mount_attributes::set(&mount, OF_FILES | access, true)?;
+    mount_setattr::set(&mount, OF_FILES | access, true)?;
     Ok(mount)
 }
 
@@ -162,7 +162,7 @@ fn open_mount(path: &Path, flags: OpenTreeFlags) -> io::Result<OwnedFd> {
 fn clone(path: &Path, attributes: MountAttrFlags) -> Result<OwnedFd, JailError> {
     let mount = open_mount(path, OpenTreeFlags::OPEN_TREE_CLONE).map_err(at("clone", path))?;
     let attributes = attributes | OF_PIECES;
-    mount_attributes::set(&mount, attributes, false).map_err(at("restrict", path))?;
+    mount_setattr::set(&mount, attributes, false).map_err(at("restrict", path))?;
     Ok(mount)
 }
 

@@ -120,6 +120,6 @@ impl Monitor {
         self.box_end.exit_file.settle();
         // Last, as it may take its time: a guest may have written a million files.
         self.box_end.remove_transient();
-        a3s_box_krun::exit::now(ending.exit_code)
+        a3s_box_sys::exit::now(ending.exit_code)
     }
 }

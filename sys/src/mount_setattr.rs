@@ -1,7 +1,7 @@
-//! `mount_setattr(2)`, which no crate that we use wraps: the only system call that the shim makes by
-//! itself. It changes a whole tree of mounts at once, also one that hangs nowhere yet.
-
-#![expect(unsafe_code, reason = "a system call without a safe wrapper")]
+//! `mount_setattr(2)`, which neither `nix` nor `rustix` wraps.
+//!
+//! The call changes the attributes of a whole tree of mounts at once. The tree may be detached: it
+//! need not be attached to the mount namespace yet.
 
 use std::ffi::c_uint;
 use std::io;
@@ -19,14 +19,20 @@ struct MountAttr {
     userns_fd: u64,
 }
 
-/// Sets `flags` for the mount that `mount` is open on, and for those below it if `recursive`.
-pub(super) fn set(mount: impl AsFd, flags: MountAttrFlags, recursive: bool) -> io::Result<()> {
+/// Sets `flags` on the mount that the fd `mount` refers to, and on all mounts below it if
+/// `recursive`.
+///
+/// # Errors
+///
+/// Those of `mount_setattr(2)`: `EPERM` without `CAP_SYS_ADMIN` in the user namespace that owns the
+/// mount, `EINVAL` if `mount` is not the root of a mount, `ENOSYS` before Linux 5.12.
+pub fn set(mount: impl AsFd, flags: MountAttrFlags, recursive: bool) -> io::Result<()> {
     let attributes = MountAttr { attr_set: flags.bits().into(), ..MountAttr::default() };
     let below = if recursive { libc::AT_RECURSIVE } else { 0 };
     let at: c_uint = libc::AT_EMPTY_PATH.unsigned_abs() | below.unsigned_abs();
     let fd = mount.as_fd().as_raw_fd();
-    // SAFETY: the path is an empty string that ends in NUL, and the kernel only reads the structure, of
-    // which it is told the size; both outlive the call.
+    // SAFETY: the path is an empty string that ends in NUL. The kernel only reads the structure, and
+    // no more than the size that is passed. Both outlive the call.
     let result = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,

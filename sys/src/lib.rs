@@ -1,0 +1,21 @@
+//! The host's operating system, as far as no other crate covers it.
+//!
+//! Each of the first three modules owns one operation that needs `unsafe` code and is no part of
+//! libkrun, so that all other crates of the host's side except `krun` are free of it:
+//!
+//! | module | operation |
+//! |---|---|
+//! | [`mount_setattr`] | `mount_setattr(2)`, which neither `nix` nor `rustix` wraps |
+//! | [`environment`] | overwrites the process's environment in memory |
+//! | [`exit`] | `exit_group(2)`, which ends all threads without running a handler |
+//!
+//! [`HostError`] is the one error type of a call that the host refused.
+
+#![expect(unsafe_code, reason = "this crate holds the unsafe code that is no part of libkrun")]
+
+pub mod environment;
+pub mod exit;
+mod host_error;
+pub mod mount_setattr;
+
+pub use host_error::HostError;

@@ -14,6 +14,7 @@
 //!
 //! Gate and passt end when the socket to the VM closes, and so when the shim ends, however that happens.
 
+mod addresses;
 mod frames;
 mod gate;
 mod loopback;
@@ -39,6 +40,9 @@ use nix::sched::{CloneFlags, unshare};
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 
+use self::addresses::{
+    GATEWAY_ADDRESS, GUEST_ADDRESS, GUEST_MAC, MTU, PLACEHOLDER_ADDRESS, PREFIX_LENGTH,
+};
 use self::gate::GateConfig;
 pub(crate) use self::gate::run_if_asked;
 pub(crate) use self::passt::{find as find_passt, searched as searched_for_passt};
@@ -46,22 +50,6 @@ use crate::host::command::{self, Ended};
 use crate::input::arguments::Mode;
 use crate::report::events::EventWriter;
 use crate::spec::{NetworkSpec, PasstSpec, VmSpec};
-
-/// Address of the guest, and of its gateway, in a network that exists between guest and passt only: those
-/// of QEMU's own user network, which people know.
-const GUEST_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
-const GATEWAY_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
-const PREFIX_LENGTH: u32 = 24;
-
-/// Of a network that is for documentation, and nowhere else (RFC 5737).
-const PLACEHOLDER_ADDRESS: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
-
-/// Locally administered. Every box has an Ethernet of its own.
-const GUEST_MAC: [u8; 6] = [0x02, 0xa3, 0x53, 0, 0, 0x0f];
-const GATEWAY_MAC: [u8; 6] = [0x02, 0xa3, 0x53, 0, 0, 0x02];
-
-/// passt's own default: the largest IPv4 packet in a frame, in words of 32 bits.
-const MTU: u32 = 65_520;
 
 /// How long gate and passt may take until they answer: they take 20 ms; longer takes a machine that is busy
 /// with other things.

@@ -6,6 +6,7 @@ use a3s_box_core::config::{ImageConfig, PathsConfig};
 use a3s_box_core::doctor::DoctorCheck;
 use a3s_box_core::event::{EventKind, RootMethod, StopReason};
 use a3s_box_core::{BoxConfig, ErrorCode};
+use a3s_box_sys::HostError;
 
 use super::trial::{Directory, Trial, TrialError, chain};
 use super::{kernel, sample};
@@ -31,8 +32,7 @@ pub(super) fn root(signals: &Signals) -> Result<[DoctorCheck; 2], StopRequest> {
 fn make_root(signals: &Signals) -> Result<RootMethod, TrialError> {
     let directory = Directory::make()?;
     let layout = directory.path().join("image");
-    sample::write(&layout)
-        .map_err(|source| TrialError::System { action: "write an image", source })?;
+    sample::write(&layout).map_err(HostError::of("write an image"))?;
     let mut config = config(&directory);
     config.image = Some(ImageConfig { layout, reference: None, platform: None });
     // Nothing is run; whether there is a guest program is another check.

@@ -28,6 +28,7 @@ use std::time::{Duration, Instant};
 
 use a3s_box_core::record::{EXIT_FILE, RUN_FILE};
 use a3s_box_oci::{StoreError, check_parents, private_directory, remove_path};
+use a3s_box_sys::HostError;
 use nix::fcntl::OFlag;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
@@ -69,8 +70,8 @@ pub(crate) enum StateDirError {
 impl From<StoreError> for StateDirError {
     fn from(error: StoreError) -> Self {
         match error {
-            StoreError::System { operation: action, path, source } => {
-                Self::System { action, path, source }
+            StoreError::Host(HostError { action, path, source }) => {
+                Self::System { action, path: path.unwrap_or_default(), source }
             }
             exposed @ StoreError::Exposed { .. } => Self::NotPrivate(exposed),
         }

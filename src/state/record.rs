@@ -22,8 +22,8 @@ use a3s_box_core::record::{EXIT_FILE, MAX_RECORD_BYTES, RECORD_VERSION};
 use a3s_box_core::{ErrorReport, ExitRecord, RunRecord};
 use nix::fcntl::{FallocateFlags, OFlag, fallocate, renameat};
 
-use crate::Ending;
-use crate::process::stat_field;
+use crate::ending::Ending;
+use crate::host::process::stat_field;
 
 /// What `exit.json` is until it is whole.
 pub(crate) const DRAFT_FILE: &str = "exit.json.new";

@@ -32,8 +32,8 @@ use a3s_box_sys::HostError;
 use nix::fcntl::OFlag;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-use crate::record::{self, DRAFT_FILE, ExitFile, Process};
 use crate::spec::VmSpec;
+use crate::state::record::{self, DRAFT_FILE, ExitFile, Process};
 
 const AGENT_SOCKET: &str = "agent.sock";
 const CONTROL_SOCKET: &str = "control.sock";
@@ -124,9 +124,9 @@ impl StateDir {
     }
 
     /// What the end of this box has to do here.
-    pub(crate) fn box_end(&self) -> BoxEnd {
+    pub(crate) fn cleanup(&self) -> BoxCleanup {
         let transient = TRANSIENT.iter().map(|name| self.path.join(name)).collect();
-        BoxEnd { exit_file: self.exit_file.clone(), transient }
+        BoxCleanup { exit_file: self.exit_file.clone(), transient }
     }
 
     pub(crate) fn agent_socket(&self) -> PathBuf {
@@ -231,13 +231,13 @@ fn try_lock(path: &Path) -> Result<Option<File>, StateDirError> {
 
 /// What is left to do in the directory at the end of a box, for whoever ends it. Clones do the same.
 #[derive(Clone, Debug)]
-pub(crate) struct BoxEnd {
+pub(crate) struct BoxCleanup {
     /// Where the end is recorded.
     pub(crate) exit_file: ExitFile,
     transient: Vec<PathBuf>,
 }
 
-impl BoxEnd {
+impl BoxCleanup {
     /// Removes what only a live box has. The mounts keep `root` and `disk` busy until this process has
     /// ended: these empty directories stay.
     pub(crate) fn remove_transient(&self) {

@@ -28,10 +28,11 @@ use nix::sys::prctl::{set_dumpable, set_no_new_privs};
 use nix::sys::resource::{Resource, setrlimit};
 
 use crate::error::in_one_line;
-use crate::guest::PinnedShare;
-use crate::process::{self, InheritedFiles};
+use crate::host::inherited::InheritedFiles;
+use crate::host::process;
+use crate::share::PinnedShare;
 use crate::spec::{NetworkSpec, VmSpec};
-use crate::state_dir::StateDir;
+use crate::state::dir::StateDir;
 
 /// The box must not start.
 #[derive(Debug, thiserror::Error)]

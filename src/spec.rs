@@ -26,7 +26,7 @@ use nix::sys::signal::Signal;
 pub(crate) use self::mounts::{MountSource, MountSpec};
 pub(crate) use self::network::{MAX_NAME_SERVERS, NetworkSpec, PasstSpec, is_reachable};
 use self::places::Places;
-use crate::state_dir;
+use crate::state::dir;
 
 /// Longest id of a box: a component of short socket paths.
 const MAX_ID_BYTES: usize = 64;
@@ -418,7 +418,7 @@ fn check_paths(paths: &PathsConfig, id: &str) -> Result<(), ConfigError> {
     for (path, file) in [("paths.libkrunfw", &paths.libkrunfw), ("paths.guest", &paths.guest)] {
         file.as_deref().map_or(Ok(()), |file| absolute(path, file))?;
     }
-    let longest = state_dir::longest_socket_path(&paths.state_dir, id);
+    let longest = dir::longest_socket_path(&paths.state_dir, id);
     let bytes = longest.as_os_str().len();
     if bytes > MAX_SOCKET_PATH_BYTES {
         let found = format!("a socket path of {bytes} bytes (`{}`)", longest.display());

@@ -1,0 +1,133 @@
+//! Programs of the system that the shim runs while it sets a box up: each has a minute, and what it
+//! complains about is bounded.
+
+use std::io::{self, Read};
+use std::os::fd::AsFd;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+/// How long a program may take: they take milliseconds, `mkfs.ext4` on the largest sparse file
+/// seconds; longer takes a disk that hangs.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Time between two looks at a program that has closed its standard error: it is about to end.
+const STEP: Duration = Duration::from_millis(1);
+
+/// Bound on what is kept of a complaint: some lines.
+const COMPLAINT_BYTES: usize = 500;
+
+/// How a program ended.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    pub(crate) status: ExitStatus,
+    /// The beginning of what it wrote to standard error, as text.
+    pub(crate) complaint: String,
+}
+
+/// A program, with nothing of the shim's environment but the search path: `$NOTIFY_SOCKET` and the
+/// watchdog's variables are for the shim alone, and what else is there may be a secret.
+pub(crate) fn new(program: &str) -> Command {
+    let mut command = Command::new(program);
+    command.env_clear();
+    if let Some(path) = std::env::var_os("PATH") {
+        command.env("PATH", path);
+    }
+    command
+}
+
+/// Runs a program to its end.
+pub(crate) fn run(mut command: Command) -> io::Result<Ended> {
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    finish(command.spawn()?)
+}
+
+/// Waits for a program, whose standard error is a pipe. One that does not end is killed, and is an
+/// error of the kind `TimedOut`.
+pub(crate) fn finish(mut child: Child) -> io::Result<Ended> {
+    let deadline = Instant::now() + PATIENCE;
+    let complaint = complaint(&mut child, deadline)?;
+    let complaint = String::from_utf8_lossy(&complaint).trim().to_owned();
+    Ok(Ended { status: wait(child, deadline)?, complaint })
+}
+
+fn wait(mut child: Child, deadline: Instant) -> io::Result<ExitStatus> {
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(status);
+        }
+        if Instant::now() >= deadline {
+            child.kill()?;
+            let text = format!("the program did not end within {} s", PATIENCE.as_secs());
+            return Err(io::Error::new(io::ErrorKind::TimedOut, text));
+        }
+        std::thread::sleep(STEP);
+    }
+}
+
+/// Reads standard error to its end, or until the deadline; returns its beginning.
+fn complaint(child: &mut Child, deadline: Instant) -> io::Result<Vec<u8>> {
+    let mut kept = Vec::new();
+    let Some(mut stderr) = child.stderr.take() else { return Ok(kept) };
+    let mut buffer = [0; COMPLAINT_BYTES];
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        let ready = poll(&mut [PollFd::new(stderr.as_fd(), PollFlags::POLLIN)], timeout)?;
+        let count = if ready == 0 { 0 } else { stderr.read(&mut buffer)? };
+        if count == 0 {
+            return Ok(kept);
+        }
+        let room = COMPLAINT_BYTES - kept.len();
+        kept.extend(&buffer[..count.min(room)]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str) -> Ended {
+        let mut command = new("/bin/sh");
+        command.args(["-c", script]);
+        run(command).unwrap()
+    }
+
+    #[test]
+    fn a_program_gets_the_search_path_and_nothing_else_of_the_environment() {
+        assert!(std::env::vars_os().any(|(name, _)| name != "PATH"), "something to leave out");
+        // What the shell sets by itself.
+        let own = "unset PWD OLDPWD SHLVL _; env >&2";
+        let path = std::env::var("PATH").unwrap();
+        assert_eq!(shell(own).complaint, format!("PATH={path}"));
+    }
+
+    #[test]
+    fn a_complaint_is_cut_and_does_not_stop_the_program() {
+        let ended = shell("head -c 1000000 /dev/zero | tr '\\0' x >&2; exit 3");
+        assert_eq!((ended.status.code(), ended.complaint.len()), (Some(3), COMPLAINT_BYTES));
+        let ended = shell("echo ' why ' >&2");
+        assert_eq!((ended.status.success(), ended.complaint.as_str()), (true, "why"));
+    }
+
+    #[test]
+    fn a_program_that_closes_its_standard_error_is_waited_for() {
+        assert_eq!(shell("exec 2>&-; sleep 0.1; exit 4").status.code(), Some(4));
+    }
+
+    #[test]
+    fn a_program_that_does_not_end_is_killed() {
+        let mut command = Command::new("/bin/sleep");
+        command.arg("60").stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let id = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
+        let past = Instant::now();
+        assert_eq!(complaint(&mut child, past).unwrap(), b"");
+        let error = wait(child, past).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        let status = nix::sys::wait::waitpid(id, None).unwrap();
+        let killed = nix::sys::signal::Signal::SIGKILL;
+        assert_eq!(status, nix::sys::wait::WaitStatus::Signaled(id, killed, false));
+    }
+}

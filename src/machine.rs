@@ -1,0 +1,156 @@
+//! What runs in the guest: the program that is PID 1, its config, and the machine around it.
+
+use a3s_box_core::config::AgentProvider;
+use a3s_box_krun::{Access, Connect, Machine, OverlayFile, Share, VsockPort};
+use a3s_box_oci::Image;
+use a3s_box_proto::control::{
+    EnvironmentVariable, GuestConfig, Mount, TmpfsMount, VirtiofsMount, Workload, mount,
+};
+use a3s_box_proto::{CONTROL_PORT, GUEST_CONFIG_FILE, encode};
+use nix::sys::signal::Signal;
+
+use crate::console::Ports;
+use crate::network::Network;
+use crate::share::{PinnedShare, ShareError};
+use crate::spec::{MountSource, MountSpec, NetworkSpec, VmSpec};
+use crate::state::dir::StateDir;
+use crate::workload::{RunSpec, parse_signal};
+
+/// libkrun starts `/init.krun` as PID 1 (`INIT_PATH`, libkrun 1.19.7, lib.rs).
+const INIT: &str = "init.krun";
+
+/// The guest cannot be described.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum GuestError {
+    #[error(
+        "nothing to run: the image has neither entrypoint nor command, and `process.args` is empty"
+    )]
+    NothingToRun,
+    #[error("the image's stop signal `{found}` is unknown")]
+    StopSignal { found: String },
+    #[error("cannot share a directory with the guest")]
+    Share(#[from] ShareError),
+}
+
+/// A guest: what PID 1 is told, and what the control thread must know of it.
+#[derive(Debug)]
+pub(crate) struct Guest {
+    config: GuestConfig,
+    pub(crate) shares: Vec<PinnedShare>,
+    /// First signal of a stop.
+    pub(crate) stop_signal: Signal,
+}
+
+/// Merges image and config into what PID 1 is told, and opens what it gets of the host. To be called in
+/// the mount namespace that the VM will have.
+pub(crate) fn describe(
+    spec: &VmSpec,
+    image: Option<&Image>,
+    network: &Network,
+) -> Result<Guest, GuestError> {
+    let run = RunSpec::merge(spec, image.map(|image| &image.config));
+    let found = run.stop_signal.clone();
+    let stop_signal = parse_signal(&found).ok_or(GuestError::StopSignal { found })?;
+    let config = GuestConfig {
+        workload: workload(spec, run, image.is_some())?,
+        mounts: spec.mounts.iter().map(guest_mount).collect(),
+        hostname: spec.hostname.clone(),
+        agent_port: (spec.agent.provider == AgentProvider::Builtin).then_some(spec.agent.port),
+        interface: network.interface.clone(),
+        name_servers: network.name_servers.clone(),
+    };
+    let shares = pin_shares(spec)?;
+    Ok(Guest { config, shares, stop_signal })
+}
+
+fn pin_shares(spec: &VmSpec) -> Result<Vec<PinnedShare>, ShareError> {
+    let pin = |mount: &MountSpec| match &mount.source {
+        MountSource::Virtiofs { tag, directory, access } => {
+            let pinned = directory.pin();
+            Some(pinned.map(|directory| PinnedShare {
+                tag: tag.clone(),
+                directory,
+                access: *access,
+            }))
+        }
+        MountSource::Tmpfs { .. } => None,
+    };
+    spec.mounts.iter().filter_map(pin).collect()
+}
+
+fn workload(spec: &VmSpec, run: RunSpec, has_image: bool) -> Result<Option<Workload>, GuestError> {
+    let args: Vec<String> = run.entrypoint.into_iter().chain(run.args).collect();
+    if args.is_empty() {
+        return if has_image { Err(GuestError::NothingToRun) } else { Ok(None) };
+    }
+    let variable = |(name, value)| EnvironmentVariable { name, value };
+    Ok(Some(Workload {
+        args,
+        env: run.env.into_iter().map(variable).collect(),
+        cwd: run.cwd,
+        user: run.user,
+        rlimits: spec.rlimits.clone(),
+    }))
+}
+
+fn guest_mount(spec: &MountSpec) -> Mount {
+    let source = match &spec.source {
+        MountSource::Virtiofs { tag, access, .. } => mount::Source::Virtiofs(VirtiofsMount {
+            tag: tag.clone(),
+            read_only: *access == Access::ReadOnly,
+        }),
+        MountSource::Tmpfs { size_mib } => mount::Source::Tmpfs(TmpfsMount { size_mib: *size_mib }),
+    };
+    Mount { target: spec.target.clone(), source: Some(source) }
+}
+
+/// Everything that libkrun is told. The guest must outlive the VM: it holds the directories open.
+pub(crate) fn machine(
+    spec: &VmSpec,
+    state: &StateDir,
+    guest: &Guest,
+    program: Vec<u8>,
+    console: Ports,
+) -> Machine {
+    let shares = guest.shares.iter().map(|PinnedShare { tag, directory, access }| Share {
+        tag: tag.clone(),
+        path: directory.path(),
+        access: *access,
+    });
+    Machine {
+        vcpus: spec.vcpus,
+        memory_mib: spec.memory_mib,
+        root: state.root(),
+        overlay_files: vec![
+            OverlayFile {
+                name: INIT.into(),
+                content: program,
+                permissions: 0o700,
+                one_shot: false,
+            },
+            OverlayFile {
+                name: GUEST_CONFIG_FILE.into(),
+                content: encode(&guest.config),
+                permissions: 0o600,
+                one_shot: true,
+            },
+        ],
+        shares: shares.collect(),
+        vsock_ports: vec![
+            VsockPort {
+                port: CONTROL_PORT,
+                socket: state.control_socket(),
+                connect: Connect::FromGuest,
+            },
+            VsockPort {
+                port: spec.agent.port,
+                socket: state.agent_socket(),
+                connect: Connect::FromHost,
+            },
+        ],
+        net: None,
+        tsi: spec.network == NetworkSpec::Tsi,
+        stdout: console.stdout,
+        stderr: console.stderr,
+    }
+}

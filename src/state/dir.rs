@@ -1,0 +1,380 @@
+//! The directory of a box: everything that it leaves on this host while it lives.
+//!
+//! ```text
+//! <paths.state_dir>/           0700, in directories where nobody else can replace it
+//! └── <id>/                    0700
+//!     ├── run.json             which process this is; locked (flock) for as long as the shim lives
+//!     ├── exit.json            how it ended, once it has; until then exit.json.new
+//!     ├── agent.sock           libkrun listens; leads to the agent in the guest
+//!     ├── control.sock         the shim listens until PID 1 of the guest has connected
+//!     ├── root/                mount point; the mount is seen by the shim only
+//!     ├── upper/, work/        writable layer of the root, unless it is in
+//!     ├── disk/                mount point of a tmpfs or of
+//!     ├── disk.img             a file system in a file
+//!     └── console.log          output of the workload, unless `console.path` says otherwise;
+//!                              what was before it is in console.log.1
+//! ```
+//!
+//! Liveness is the lock: it ends with the process, however that ends. The next start of the same
+//! id takes the directory over and removes what is stale. `exit.json` goes first: nobody may find a new
+//! run with an old end.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use a3s_box_core::record::{EXIT_FILE, RUN_FILE};
+use a3s_box_oci::{StoreError, check_parents, private_directory, remove_path};
+use a3s_box_sys::HostError;
+use nix::fcntl::OFlag;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+use crate::spec::VmSpec;
+use crate::state::record::{self, DRAFT_FILE, ExitFile, Process};
+
+const AGENT_SOCKET: &str = "agent.sock";
+const CONTROL_SOCKET: &str = "control.sock";
+const ROOT: &str = "root";
+pub(crate) const UPPER: &str = "upper";
+pub(crate) const WORK: &str = "work";
+const DISK: &str = "disk";
+const DISK_IMAGE: &str = "disk.img";
+const CONSOLE: &str = "console.log";
+
+/// How long the lock may be taken before the box counts as in use. Readers of its records hold it for
+/// some microseconds, a fork of a killed shim until its exec, a `destroy` for as long as it removes.
+const LOCK_PATIENCE: Duration = Duration::from_millis(200);
+
+/// How often the lock is tried meanwhile.
+const LOCK_RETRY: Duration = Duration::from_millis(1);
+
+/// What is removed at the start, if a killed shim left it, and at the end.
+const TRANSIENT: [&str; 7] = [AGENT_SOCKET, CONTROL_SOCKET, ROOT, UPPER, WORK, DISK, DISK_IMAGE];
+
+/// The state directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StateDirError {
+    #[error("box `{id}` is in use: another shim holds `{}`", lock.display())]
+    InUse { id: String, lock: PathBuf },
+    #[error("other users could reach the box")]
+    NotPrivate(#[source] StoreError),
+    #[error("`{}` is not a regular file", path.display())]
+    NotAFile { path: PathBuf },
+    #[error("cannot {action} `{}`", path.display())]
+    System { action: &'static str, path: PathBuf, source: io::Error },
+}
+
+impl From<StoreError> for StateDirError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Host(HostError { action, path, source }) => {
+                Self::System { action, path: path.unwrap_or_default(), source }
+            }
+            exposed @ StoreError::Exposed { .. } => Self::NotPrivate(exposed),
+        }
+    }
+}
+
+/// The directory of this box, locked.
+#[derive(Debug)]
+pub(crate) struct StateDir {
+    path: PathBuf,
+    /// `run.json`, held until the process ends.
+    _lock: File,
+    exit_file: ExitFile,
+}
+
+/// The longest path of a socket in the directory of box `id`.
+pub(crate) fn longest_socket_path(state_dir: &Path, id: &str) -> PathBuf {
+    state_dir.join(id).join(CONTROL_SOCKET)
+}
+
+impl StateDir {
+    /// Makes the directory or takes it over, locks it, makes it a mount of its own, says in it which
+    /// process this is, and removes what a killed shim left. To be called in private mounts.
+    pub(crate) fn acquire(spec: &VmSpec) -> Result<Self, StateDirError> {
+        let parent = &spec.paths.state_dir;
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(parent);
+        made.map_err(system("make", parent))?;
+        check_parents(parent)?;
+        private_directory(parent)?;
+        let path = parent.join(&spec.id);
+        let lock = lock(&path, &spec.id)?;
+        let remove_stale = |name| {
+            let stale = path.join(name);
+            remove_path(&stale).map_err(system("remove the stale", &stale))
+        };
+        own_mount(&path).map_err(system("mount", &path))?;
+        remove_stale(EXIT_FILE)?;
+        let process = Process::this().map_err(system("read", Path::new("/proc/self/stat")))?;
+        record::write_run(&lock, &process.run_record(&spec.id))
+            .map_err(system("write", &path.join(RUN_FILE)))?;
+        [DRAFT_FILE].into_iter().chain(TRANSIENT).try_for_each(remove_stale)?;
+        let exit_file = ExitFile::prepare(&path, &spec.id, process)
+            .map_err(system("make", &path.join(DRAFT_FILE)))?;
+        let state = Self { path, _lock: lock, exit_file };
+        DirBuilder::new()
+            .mode(0o700)
+            .create(state.root())
+            .map_err(system("make", &state.root()))?;
+        Ok(state)
+    }
+
+    /// What the end of this box has to do here.
+    pub(crate) fn cleanup(&self) -> BoxCleanup {
+        let transient = TRANSIENT.iter().map(|name| self.path.join(name)).collect();
+        BoxCleanup { exit_file: self.exit_file.clone(), transient }
+    }
+
+    pub(crate) fn agent_socket(&self) -> PathBuf {
+        self.path.join(AGENT_SOCKET)
+    }
+
+    pub(crate) fn control_socket(&self) -> PathBuf {
+        self.path.join(CONTROL_SOCKET)
+    }
+
+    pub(crate) fn root(&self) -> PathBuf {
+        self.path.join(ROOT)
+    }
+
+    pub(crate) fn directory(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn disk(&self) -> PathBuf {
+        self.path.join(DISK)
+    }
+
+    pub(crate) fn disk_image(&self) -> PathBuf {
+        self.path.join(DISK_IMAGE)
+    }
+
+    pub(crate) fn console(&self) -> PathBuf {
+        self.path.join(CONSOLE)
+    }
+
+    /// Removes the directory. Only for a box that was never started: its console is lost.
+    pub(crate) fn remove(&self) {
+        // What cannot be removed now is removed by the next start of this id.
+        let _best_effort = self.remove_all();
+    }
+
+    /// The lock goes last: whoever waits for it then finds a directory of its own, or makes one.
+    fn remove_all(&self) -> io::Result<()> {
+        umount2(&self.path, MntFlags::MNT_DETACH)?;
+        let lock = self.path.join(RUN_FILE);
+        for entry in fs::read_dir(&self.path)? {
+            let path = entry?.path();
+            if path != lock {
+                remove_path(&path)?;
+            }
+        }
+        fs::remove_file(lock)?;
+        fs::remove_dir(&self.path)
+    }
+}
+
+/// What is opened in the directory from now on leads nowhere else once the mount is all that is left.
+fn own_mount(path: &Path) -> nix::Result<()> {
+    mount(Some(path), path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+}
+
+/// Locks `run.json` in the directory at `path`, and makes both if need be. Tries for a while: what holds
+/// the lock may be a reader, and whoever removes the directory takes the lock with it.
+fn lock(path: &Path, id: &str) -> Result<File, StateDirError> {
+    let run_file = path.join(RUN_FILE);
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match private_directory(path).map_err(Into::into).and_then(|_| try_lock(&run_file)) {
+            Ok(Some(lock)) => return Ok(lock),
+            // Removed after it was made or found.
+            Err(StateDirError::System { source, .. })
+                if source.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+            Ok(None) => {}
+        }
+        if Instant::now() >= deadline {
+            return Err(StateDirError::InUse { id: id.to_owned(), lock: run_file });
+        }
+        thread::sleep(LOCK_RETRY);
+    }
+}
+
+/// The file at `path`, locked; none if somebody else holds the lock, or had it and removed the file.
+fn try_lock(path: &Path) -> Result<Option<File>, StateDirError> {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits())
+        .open(path)
+        .map_err(system("open", path))?;
+    let opened = file.metadata().map_err(system("look at", path))?;
+    if !opened.is_file() {
+        return Err(StateDirError::NotAFile { path: path.to_owned() });
+    }
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(fs::TryLockError::WouldBlock) => return Ok(None),
+        Err(fs::TryLockError::Error(error)) => return Err(system("lock", path)(error)),
+    }
+    let found = fs::symlink_metadata(path).map_err(system("look at", path))?;
+    let is_same = (found.dev(), found.ino()) == (opened.dev(), opened.ino());
+    Ok(is_same.then_some(file))
+}
+
+/// What is left to do in the directory at the end of a box, for whoever ends it. Clones do the same.
+#[derive(Clone, Debug)]
+pub(crate) struct BoxCleanup {
+    /// Where the end is recorded.
+    pub(crate) exit_file: ExitFile,
+    transient: Vec<PathBuf>,
+}
+
+impl BoxCleanup {
+    /// Removes what only a live box has. The mounts keep `root` and `disk` busy until this process has
+    /// ended: these empty directories stay.
+    pub(crate) fn remove_transient(&self) {
+        let is_mount_point = |path: &PathBuf| path.ends_with(ROOT) || path.ends_with(DISK);
+        for path in self.transient.iter().filter(|path| !is_mount_point(path)) {
+            // What cannot be removed now is removed by the next start of this id.
+            let _best_effort = remove_path(path);
+        }
+    }
+}
+
+fn system<E: Into<io::Error>>(
+    action: &'static str,
+    path: &Path,
+) -> impl FnOnce(E) -> StateDirError {
+    move |error| StateDirError::System { action, path: path.to_owned(), source: error.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use nix::fcntl::openat;
+    use nix::sys::stat::{Mode, mkdirat};
+    use nix::unistd::mkfifo;
+
+    use super::*;
+
+    /// A state directory with the directory of the box `demo`.
+    fn demo() -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let directory = dir.path().join("demo");
+        private_directory(&directory).unwrap();
+        (dir, directory)
+    }
+
+    #[test]
+    fn lock_of_a_live_shim_is_waited_for_and_then_in_use() {
+        let (_dir, directory) = demo();
+        let held = lock(&directory, "demo").unwrap();
+        let start = Instant::now();
+        let error = lock(&directory, "demo").unwrap_err();
+        assert!(matches!(error, StateDirError::InUse { .. }), "{error}");
+        assert!(start.elapsed() >= LOCK_PATIENCE);
+        drop(held);
+        lock(&directory, "demo").unwrap();
+    }
+
+    #[test]
+    fn reader_that_holds_the_lock_does_not_refuse_a_start() {
+        let (_dir, directory) = demo();
+        drop(lock(&directory, "demo").unwrap());
+        let reader = File::open(directory.join(RUN_FILE)).unwrap();
+        reader.try_lock_shared().unwrap();
+        let reading = thread::spawn(move || {
+            // Early enough that a thread which is late on a busy machine is within it, too.
+            thread::sleep(LOCK_PATIENCE / 8);
+            drop(reader);
+        });
+        lock(&directory, "demo").unwrap();
+        reading.join().unwrap();
+    }
+
+    #[test]
+    fn what_is_no_file_is_refused_and_left_alone() {
+        let (dir, directory) = demo();
+        let precious = dir.path().join("precious");
+        fs::write(&precious, "x").unwrap();
+        symlink(&precious, directory.join(RUN_FILE)).unwrap();
+        let error = lock(&directory, "demo").unwrap_err();
+        assert!(matches!(error, StateDirError::System { action: "open", .. }), "{error}");
+        assert_eq!(fs::read_to_string(precious).unwrap(), "x");
+        fs::remove_file(directory.join(RUN_FILE)).unwrap();
+        mkfifo(&directory.join(RUN_FILE), Mode::S_IRWXU).unwrap();
+        let error = lock(&directory, "demo").unwrap_err();
+        assert!(matches!(error, StateDirError::NotAFile { .. }), "{error}");
+    }
+
+    /// A guest makes directories deeper than open files, a path or a stack reach.
+    #[test]
+    fn what_a_guest_has_made_is_removed_however_deep_it_is() {
+        let (_dir, directory) = demo();
+        let mut deep = File::open(&directory).unwrap();
+        for _ in 0..20_000 {
+            mkdirat(&deep, UPPER, Mode::S_IRWXU).unwrap();
+            let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+            deep = File::from(openat(&deep, UPPER, flags, Mode::empty()).unwrap());
+        }
+        remove_path(&directory.join(UPPER)).unwrap();
+        assert!(!directory.join(UPPER).exists());
+    }
+
+    #[test]
+    fn start_goes_on_while_others_remove_the_directory() {
+        let (_dir, directory) = demo();
+        thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    for _ in 0..1000 {
+                        let held = match lock(&directory, "demo") {
+                            Ok(held) => held,
+                            // On a busy machine the other thread may have paused with the lock.
+                            Err(StateDirError::InUse { .. }) => continue,
+                            Err(error) => panic!("{error:?}"),
+                        };
+                        fs::remove_file(directory.join(RUN_FILE)).unwrap();
+                        // The other thread may have made its lock in it.
+                        let _not_empty = fs::remove_dir(&directory);
+                        drop(held);
+                    }
+                });
+            }
+        });
+    }
+
+    #[test]
+    fn lock_is_always_that_of_the_directory_which_is_there() {
+        let (_dir, directory) = demo();
+        let run_file = directory.join(RUN_FILE);
+        thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    let mut locked = 0;
+                    while locked < 1000 {
+                        // The one that fails has met another's removal.
+                        let tried = private_directory(&directory).map_err(Into::into);
+                        let tried = tried.and_then(|_| try_lock(&run_file));
+                        let Ok(Some(held)) = tried else { continue };
+                        locked += 1;
+                        let found = fs::metadata(&run_file).unwrap();
+                        assert_eq!(found.ino(), held.metadata().unwrap().ino());
+                        fs::remove_file(&run_file).unwrap();
+                        // Another thread may have made its lock in it.
+                        let _not_empty = fs::remove_dir(&directory);
+                    }
+                });
+            }
+        });
+    }
+}

@@ -70,9 +70,7 @@ pub(crate) enum StateDirError {
 impl From<StoreError> for StateDirError {
     fn from(error: StoreError) -> Self {
         match error {
-            StoreError::System { operation: action, path, source } => {
-                Self::Host(HostError { action, path: Some(path), source })
-            }
+            StoreError::Host(error) => Self::Host(error),
             exposed @ StoreError::Exposed { .. } => Self::NotPrivate(exposed),
         }
     }

@@ -22,44 +22,37 @@
 //! - Nobody but us and root can reach what is in the cache, or replace it.
 //! - No input makes this crate panic, and no input makes it use memory without a bound.
 
-mod batch;
-mod blob;
 mod cache;
-mod clone;
-mod compose;
-mod digest;
-mod directory;
-mod healthcheck;
+mod host;
 mod image;
 mod layout;
-mod metadata;
-mod mount;
-mod overlay;
-mod platform;
-mod record;
-mod retention;
-mod select;
+mod root;
 mod stack;
-mod store;
-mod text;
+mod tar;
 mod unpack;
-mod verify;
-mod xattr;
 
-pub use blob::BlobError;
-pub use cache::{CacheError, CachedLayer, LayerCache, LayerLease};
-pub use clone::CloneError;
-pub use compose::Stack;
-pub use digest::{Algorithm, Digest, DigestError};
-pub use healthcheck::Healthcheck;
+pub use cache::layer_cache::{CacheError, CachedLayer, LayerCache, LayerLease};
+pub use cache::retention::{Collected, Retention};
+pub use host::private_dir::{StoreError, check_parents, private_directory};
+pub use host::remove::remove_path;
+pub use image::digest::{Algorithm, Digest, DigestError};
+pub use image::healthcheck::Healthcheck;
+pub use image::platform::{Platform, PlatformError};
 pub use image::{Compression, Image, ImageConfig, Layer};
+pub use layout::blob::BlobError;
 pub use layout::{JsonError, Layout, LayoutError};
-pub use overlay::{MountError, OverlaySpec, RootMethod};
-pub use platform::{Platform, PlatformError};
-pub use retention::{Collected, Retention};
-pub use store::{StoreError, check_parents, private_directory};
-pub use unpack::{
-    ArchiveError, EntryError, LayerError, LayerFacts, Limits, MappedIds, PathError, PaxError,
-    Progress, SparseError, remove_path,
-};
-pub use verify::{Damage, Verified};
+pub use root::copy::CloneError;
+pub use root::{MountError, OverlaySpec, RootMethod};
+pub use stack::compose::Stack;
+pub use stack::verify::{Damage, Verified};
+pub use tar::archive::ArchiveError;
+pub use tar::field::FieldError;
+pub use tar::pax::PaxError;
+pub use tar::sparse::SparseError;
+pub use unpack::entry_error::EntryError;
+pub use unpack::error::LayerError;
+pub use unpack::facts::LayerFacts;
+pub use unpack::limits::Limits;
+pub use unpack::mapped::MappedIds;
+pub use unpack::path::PathError;
+pub use unpack::progress::Progress;

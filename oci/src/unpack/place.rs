@@ -15,23 +15,21 @@ use nix::sys::stat::{
 };
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, fchown, fchownat, symlinkat};
-use rustix::fs::{XattrFlags, fgetxattr, fremovexattr, fsetxattr, lsetxattr};
+use rustix::fs::{XattrFlags, fremovexattr, fsetxattr, lsetxattr};
 
-use super::archive::Metadata;
+use super::entry_error::{EntryError, failed};
 use super::mapped::MappedIds;
 use super::path::PATH_BYTES;
-use super::remove::remove_tree;
-use super::tree::{EntryError, failed};
-use crate::mount::OverlayXattrs;
-use crate::xattr::{is_kept, kept_names_of};
+use crate::host::overlay_xattr::OverlayXattrs;
+use crate::host::remove::remove_tree;
+use crate::host::xattr::{is_kept, kept_names_of};
+use crate::tar::archive::Metadata;
 
 /// A name in an open directory.
 #[derive(Debug)]
 pub(super) struct Place<'a> {
     pub(super) parent: OwnedFd,
-    /// Path of `parent` below the root; without symbolic links where it comes from [`Tree::place`].
-    ///
-    /// [`Tree::place`]: super::tree::Tree::place
+    /// Path of `parent` below the root; without symbolic links where it comes from `Tree::place`.
     pub(super) directory: Cow<'a, [u8]>,
     pub(super) name: &'a [u8],
 }
@@ -165,19 +163,6 @@ pub(super) fn plain(directory: OwnedFd) -> Result<OwnedFd, EntryError> {
         fremovexattr(&directory, name).map_err(failed("remove an extended attribute"))?;
     }
     Ok(directory)
-}
-
-/// Says whether overlayfs hides what lower layers have in a directory.
-pub(crate) fn is_opaque(directory: &OwnedFd, overlay_xattrs: OverlayXattrs) -> nix::Result<bool> {
-    let mut value = [0_u8; 1];
-    match fgetxattr(directory, overlay_xattrs.opaque_xattr(), &mut value) {
-        Ok(length) => Ok(value[..length] == *b"y"),
-        // Nothing but `y` is ever set, and a longer value is none of ours.
-        Err(rustix::io::Errno::NODATA | rustix::io::Errno::RANGE | rustix::io::Errno::NOTSUP) => {
-            Ok(false)
-        }
-        Err(errno) => Err(Errno::from_raw(errno.raw_os_error())),
-    }
 }
 
 /// Gives a file its metadata, in the order in which nothing is cleared again: owner, attributes,

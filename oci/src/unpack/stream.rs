@@ -19,9 +19,9 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{Builder, Scope, ScopedJoinHandle};
 
 use super::gzip::Members;
-use crate::blob::{Blob, BlobError};
-use crate::digest::{Digest, Hasher};
+use crate::image::digest::{Digest, Hasher};
 use crate::image::{Compression, Layer};
+use crate::layout::blob::{Blob, BlobError};
 
 /// Read size of a blob: large enough to make the call cheap, small enough for the L2 cache.
 const READ_BYTES: usize = 128 * 1024;

@@ -18,12 +18,13 @@ use nix::errno::Errno;
 use nix::sys::stat::SFlag;
 
 use super::cross_layer::CrossLayerDependencies;
+use super::entry_error::{EntryError, failed, path_error};
 use super::limits::Limits;
 use super::path::EntryPath;
 use super::place::Place;
-use super::remove::remove_tree;
-use super::tree::{EntryError, Missing, Tree, Walked, failed, path_error};
-use crate::directory::names_in;
+use super::tree::{Missing, Tree, Walked};
+use crate::host::directory::names_in;
+use crate::host::remove::remove_tree;
 
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";

@@ -1,0 +1,122 @@
+//! What the cache keeps about a layer beside its tree.
+//!
+//! ```text
+//! facts.json   {"bytes": 12, "entries": 3, "skipped_devices": 0, "opaque_root": false,
+//!               "undescribed_root": true, "undecided": 0}
+//! seams        paths below the root, each with a letter before it and a NUL behind it, as a path
+//!              may hold any other byte:  d undescribed, e used early, c cleared,
+//!              h hidden, o opaque
+//! ```
+//!
+//! Both are written before the layer is published, in a directory that only we can enter, and never
+//! again.
+
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::Mode;
+use serde_json::{Value, json};
+
+use crate::unpack::cross_layer::CrossLayerDependencies;
+use crate::unpack::facts::LayerFacts;
+
+const FACTS: &str = "facts.json";
+const CROSS_LAYER_FILE: &str = "seams";
+
+/// Bound on `facts.json`, which has six values.
+const FACTS_LIMIT_BYTES: u64 = 4096;
+
+/// What is known about a layer.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Record {
+    pub(crate) facts: LayerFacts,
+    pub(crate) dependencies: CrossLayerDependencies,
+}
+
+impl Record {
+    /// Writes the record of a layer into its directory.
+    pub(crate) fn write(&self, directory: &OwnedFd) -> io::Result<()> {
+        let Self { facts, dependencies } = self;
+        let record = json!({
+            "bytes": facts.bytes,
+            "entries": facts.entries,
+            "skipped_devices": facts.skipped_devices,
+            "opaque_root": facts.opaque_root,
+            "undescribed_root": dependencies.undescribed_root,
+            "undecided": dependencies.undecided,
+        });
+        write_file(directory, FACTS, format!("{record}\n").as_bytes())?;
+        let sets = [
+            (b"d", &dependencies.undescribed),
+            (b"e", &dependencies.used_early),
+            (b"c", &dependencies.cleared),
+            (b"h", &dependencies.hidden),
+            (b"o", &dependencies.opaque),
+        ];
+        let mut bytes = Vec::new();
+        for (letter, paths) in sets {
+            for path in paths {
+                bytes.extend([&letter[..], path.as_os_str().as_bytes(), b"\0"].concat());
+            }
+        }
+        write_file(directory, CROSS_LAYER_FILE, &bytes)
+    }
+
+    /// Reads the record of a layer from its directory; `None` when it is not what `write` has written.
+    pub(crate) fn read(directory: &OwnedFd) -> io::Result<Option<Self>> {
+        let mut bytes = Vec::new();
+        open(directory, FACTS)?.take(FACTS_LIMIT_BYTES).read_to_end(&mut bytes)?;
+        let facts: Value = serde_json::from_slice(&bytes).unwrap_or_default();
+        // Bounded by the limits under which the layer was unpacked.
+        let mut bytes = Vec::new();
+        open(directory, CROSS_LAYER_FILE)?.read_to_end(&mut bytes)?;
+        Ok(Self::parse(&facts, &bytes))
+    }
+
+    fn parse(facts: &Value, dependencies: &[u8]) -> Option<Self> {
+        let number = |key: &str| facts.get(key)?.as_u64();
+        let flag = |key: &str| facts.get(key)?.as_bool();
+        let mut sets: [BTreeSet<PathBuf>; 5] = Default::default();
+        for line in dependencies.split_inclusive(|byte| *byte == 0) {
+            let [letter, path @ ..] = line.strip_suffix(b"\0")? else { return None };
+            let set = b"decho".iter().position(|known| known == letter)?;
+            sets[set].insert(PathBuf::from(OsStr::from_bytes(path)));
+        }
+        let [undescribed, used_early, cleared, hidden, opaque] = sets;
+        Some(Self {
+            facts: LayerFacts {
+                bytes: number("bytes")?,
+                entries: number("entries")?,
+                skipped_devices: number("skipped_devices")?,
+                opaque_root: flag("opaque_root")?,
+            },
+            dependencies: CrossLayerDependencies {
+                undescribed_root: flag("undescribed_root")?,
+                undecided: number("undecided")?,
+                undescribed,
+                used_early,
+                cleared,
+                hidden,
+                opaque,
+            },
+        })
+    }
+}
+
+fn write_file(directory: &OwnedFd, name: &str, content: &[u8]) -> io::Result<()> {
+    let flags =
+        OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let file = openat(directory, name, flags, Mode::S_IRUSR | Mode::S_IWUSR)?;
+    File::from(file).write_all(content)
+}
+
+fn open(directory: &OwnedFd, name: &str) -> io::Result<File> {
+    let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    Ok(File::from(openat(directory, name, flags, Mode::empty())?))
+}

@@ -1,0 +1,21 @@
+//! Operations on the host's file systems that several modules of this crate share.
+//!
+//! ```text
+//! directory      opens directories by paths that an image has shaped, and lists them
+//! remove         removes trees of any depth
+//! private_dir    directories that no other user can reach or replace
+//! metadata       copies owner, mode, times and extended attributes from one inode to another
+//! xattr          reads extended attributes, and decides which of them are kept
+//! overlay_xattr  the extended attributes in which overlayfs stores its marks
+//! overlay_mount  overlay mounts
+//! text           prints text of an image without control characters
+//! ```
+
+pub(crate) mod directory;
+pub(crate) mod metadata;
+pub(crate) mod overlay_mount;
+pub(crate) mod overlay_xattr;
+pub(crate) mod private_dir;
+pub(crate) mod remove;
+pub(crate) mod text;
+pub(crate) mod xattr;

@@ -1,0 +1,133 @@
+//! A blob of a layout, read once, and verified by the same pass.
+//!
+//! The bytes that are hashed are the bytes that were handed out, so a file that changes while it is
+//! read is found out.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::BorrowedFd;
+
+use crate::image::digest::{Digest, Hasher};
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+
+/// Buffer for draining what nobody wants to see: big enough that the call does not matter.
+const DRAIN_BYTES: usize = 64 * 1024;
+
+/// A blob that is not what its descriptor says.
+#[derive(Debug, thiserror::Error)]
+pub enum BlobError {
+    /// The layout has no such file.
+    #[error("blob `{digest}` is missing from the layout")]
+    Missing {
+        /// Digest by which the blob was looked up.
+        digest: Digest,
+    },
+    /// The file is there but cannot be opened or read.
+    #[error("cannot read blob `{digest}`")]
+    Read {
+        /// Digest by which the blob was looked up.
+        digest: Digest,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The name is taken by something else than a regular file.
+    #[error("blob `{digest}` is not a regular file")]
+    NotAFile {
+        /// Digest by which the blob was looked up.
+        digest: Digest,
+    },
+    /// The size differs from the descriptor's.
+    #[error("size mismatch of blob `{digest}`: expected {expected} bytes, found {found}")]
+    Size {
+        /// Digest by which the blob was looked up.
+        digest: Digest,
+        /// Size in the descriptor.
+        expected: u64,
+        /// Size of the file.
+        found: u64,
+    },
+    /// The content has another digest.
+    #[error("digest mismatch of a blob: expected `{expected}`, found `{found}`")]
+    Digest {
+        /// Digest in the descriptor.
+        expected: Digest,
+        /// Digest of the content.
+        found: Digest,
+    },
+}
+
+/// An open blob; reads end at the size of its descriptor.
+#[derive(Debug)]
+pub(crate) struct Blob {
+    file: File,
+    digest: Digest,
+    size: u64,
+    read: u64,
+    hasher: Hasher,
+}
+
+impl Blob {
+    /// Opens the blob `digest` of the layout at `dir`, which must be a regular file of `size`
+    /// bytes.
+    ///
+    /// Symbolic links are not followed: a layout has none, and one could lead to a device or out of
+    /// the layout.
+    pub(crate) fn open(dir: BorrowedFd<'_>, digest: Digest, size: u64) -> Result<Self, BlobError> {
+        let how = OpenHow::new()
+            .flags(OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY)
+            .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
+        let path = format!("blobs/{}/{}", digest.algorithm().name(), digest.hex());
+        let file = match openat2(dir, path.as_str(), how) {
+            Ok(fd) => File::from(fd),
+            Err(Errno::ENOENT) => return Err(BlobError::Missing { digest }),
+            Err(errno) => return Err(BlobError::Read { digest, source: errno.into() }),
+        };
+        let metadata = file.metadata().map_err(|source| BlobError::Read { digest, source })?;
+        if !metadata.is_file() {
+            return Err(BlobError::NotAFile { digest });
+        }
+        if metadata.len() != size {
+            return Err(BlobError::Size { digest, expected: size, found: metadata.len() });
+        }
+        Ok(Self { file, digest, size, read: 0, hasher: Hasher::for_digest(digest) })
+    }
+
+    /// Returns how many bytes have been handed out.
+    pub(crate) fn position(&self) -> u64 {
+        self.read
+    }
+
+    /// Reads what is left, and says whether the blob as a whole is the one that was asked for.
+    pub(crate) fn finish(mut self) -> Result<(), BlobError> {
+        let digest = self.digest;
+        let mut rest = [0; DRAIN_BYTES];
+        while self.read(&mut rest).map_err(|source| BlobError::Read { digest, source })? > 0 {}
+        if self.read != self.size {
+            return Err(BlobError::Size { digest, expected: self.size, found: self.read });
+        }
+        let found = self.hasher.finish();
+        if found == digest { Ok(()) } else { Err(BlobError::Digest { expected: digest, found }) }
+    }
+
+    /// Reads the whole blob, and returns it only when it is the one that was asked for.
+    ///
+    /// The caller has bounded the size.
+    pub(crate) fn read_verified(mut self) -> Result<Vec<u8>, BlobError> {
+        let digest = self.digest;
+        let mut bytes = Vec::new();
+        self.read_to_end(&mut bytes).map_err(|source| BlobError::Read { digest, source })?;
+        self.finish().map(|()| bytes)
+    }
+}
+
+impl Read for Blob {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let left = usize::try_from(self.size - self.read).unwrap_or(usize::MAX);
+        let wanted = buffer.len().min(left);
+        let count = self.file.read(&mut buffer[..wanted])?;
+        self.hasher.update(&buffer[..count]);
+        self.read += count as u64;
+        Ok(count)
+    }
+}

@@ -1,0 +1,253 @@
+//! A root made by copying, where overlayfs cannot be had: layer trees, merged into a plain directory.
+//!
+//! The trees are in the form of overlayfs (see [`whiteout`](crate::unpack)), and are understood here
+//! as overlayfs does: the topmost tree that has a name decides about it, directories are merged down
+//! to one that is opaque or to something else in between, and whiteouts hide. Contents are shared by
+//! reflinks where the file system has them, else copied; never by hard links, through which a box
+//! would write into the cache.
+//!
+//! # Invariants
+//!
+//! - Nobody else changes the trees or the target meanwhile.
+//! - No link is followed; directories are found by their names from the root, in steps that the
+//!   kernel takes, so that no depth of a tree matters. What is open at once is a directory of each
+//!   tree.
+
+use std::collections::{HashMap, HashSet};
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
+use nix::sys::stat::{
+    FchmodatFlags, FileStat, Mode, SFlag, UtimensatFlags, fchmodat, fstatat, mkdirat, mknodat,
+    utimensat,
+};
+use nix::sys::time::TimeSpec;
+use nix::unistd::{Gid, Uid, fchownat, linkat, symlinkat};
+
+use super::contents::{Contents, Method};
+use crate::host::directory::{OPEN_DIR, names_in, open_below};
+use crate::host::metadata::copy_metadata;
+use crate::host::overlay_xattr::{OverlayXattrs, is_opaque};
+
+/// A root that cannot be made by copying.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {operation} `/{}`", path.escape_ascii())]
+pub struct CloneError {
+    operation: &'static str,
+    /// Path from the root.
+    path: Vec<u8>,
+    source: io::Error,
+}
+
+/// A directory to be made: where it is, and the trees whose directories of that name it merges,
+/// topmost first.
+struct Merged {
+    path: Vec<u8>,
+    trees: Vec<usize>,
+}
+
+/// The copy that is being made.
+struct Cloning<'a> {
+    trees: &'a [OwnedFd],
+    target: &'a OwnedFd,
+    overlay_xattrs: OverlayXattrs,
+    contents: Contents,
+    /// Where each file with more than one name was made first.
+    links: HashMap<(u64, u64), Vec<u8>>,
+}
+
+/// Copies the merged view of `trees`, which has the topmost first, into the empty directory `target`.
+///
+/// The target gets the metadata of the topmost tree's root. Marks of overlayfs are not copied, nor
+/// what the host's security modules added.
+pub(crate) fn flatten(
+    trees: &[OwnedFd],
+    target: &OwnedFd,
+    overlay_xattrs: OverlayXattrs,
+) -> Result<Method, CloneError> {
+    let contents = Contents::default();
+    let mut cloning = Cloning { trees, target, overlay_xattrs, contents, links: HashMap::new() };
+    let mut pending = vec![Merged { path: Vec::new(), trees: (0..trees.len()).collect() }];
+    while let Some(directory) = pending.pop() {
+        cloning.fill(&directory, &mut pending)?;
+    }
+    Ok(cloning.contents.method())
+}
+
+impl Cloning<'_> {
+    /// Makes all that is in a directory, and its metadata; directories in it are made empty, to be
+    /// filled later, which does not change the times of this one.
+    fn fill(&mut self, merged: &Merged, pending: &mut Vec<Merged>) -> Result<(), CloneError> {
+        let failed = at("open the directory", &merged.path);
+        let path = Path::new(OsStr::from_bytes(&merged.path));
+        let open = |root: &OwnedFd| open_below(root, path);
+        let roots = merged.trees.iter().filter_map(|tree| self.trees.get(*tree));
+        let sources = roots.map(open).collect::<nix::Result<Vec<_>>>().map_err(&failed)?;
+        let target = open(self.target).map_err(&failed)?;
+        let mut decided = HashSet::new();
+        for (i, source) in sources.iter().enumerate() {
+            for name in names_in(source).map_err(at("list the directory", &merged.path))? {
+                if !decided.insert(name.clone()) {
+                    continue;
+                }
+                let path = join(&merged.path, &name);
+                let found = fstatat(source, name.as_slice(), AtFlags::AT_SYMLINK_NOFOLLOW)
+                    .map_err(at("look at", &path))?;
+                if is_whiteout(&found) {
+                    continue;
+                }
+                if kind(&found) == SFlag::S_IFDIR {
+                    mkdirat(&target, name.as_slice(), Mode::S_IRWXU).map_err(at("make", &path))?;
+                    let trees = merged.trees.get(i..).unwrap_or_default();
+                    let below = trees.iter().copied().zip(sources.get(i..).unwrap_or_default());
+                    let trees = self.merge(below, &name).map_err(at("look at", &path))?;
+                    pending.push(Merged { path, trees });
+                } else {
+                    let entry = Entry { source, target: &target, name: &name, found: &found };
+                    self.make(&entry, path)?;
+                }
+            }
+        }
+        let Some(top) = sources.first() else { return Ok(()) };
+        copy_metadata(top, &target).map_err(at("set the metadata of", &merged.path))
+    }
+
+    /// Finds the trees whose directories of a name are merged; the first has one.
+    fn merge<'a>(
+        &self,
+        below: impl Iterator<Item = (usize, &'a OwnedFd)>,
+        name: &[u8],
+    ) -> nix::Result<Vec<usize>> {
+        let mut trees = Vec::new();
+        for (tree, source) in below {
+            match fstatat(source, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
+                Ok(found) if kind(&found) == SFlag::S_IFDIR => {}
+                Err(Errno::ENOENT) => continue,
+                Ok(_) => break,
+                Err(errno) => return Err(errno),
+            }
+            trees.push(tree);
+            if is_opaque(&openat(source, name, OPEN_DIR, Mode::empty())?, self.overlay_xattrs)? {
+                break;
+            }
+        }
+        Ok(trees)
+    }
+
+    /// Makes what is no directory.
+    fn make(&mut self, entry: &Entry<'_>, path: Vec<u8>) -> Result<(), CloneError> {
+        // More names than one; not all of them need to be visible.
+        let inode = (entry.found.st_nlink > 1).then_some((entry.found.st_dev, entry.found.st_ino));
+        if let Some(first) = inode.and_then(|inode| self.links.get(&inode)) {
+            return self.link(first, entry).map_err(at("make a hard link", &path));
+        }
+        let made = match kind(entry.found) {
+            SFlag::S_IFREG => entry.make_file(&mut self.contents),
+            SFlag::S_IFLNK => entry.make_symlink(),
+            SFlag::S_IFIFO => entry.make_fifo(),
+            // Unpacking makes nothing else.
+            _ => Err(Errno::EOPNOTSUPP.into()),
+        };
+        made.map_err(at("copy", &path))?;
+        if let Some(inode) = inode {
+            self.links.insert(inode, path);
+        }
+        Ok(())
+    }
+
+    fn link(&self, first: &[u8], entry: &Entry<'_>) -> nix::Result<()> {
+        let (parent, name) = match first.iter().rposition(|byte| *byte == b'/') {
+            Some(slash) => (first.get(..slash), first.get(slash + 1..)),
+            None => (Some(&b""[..]), Some(first)),
+        };
+        let parent = Path::new(OsStr::from_bytes(parent.unwrap_or_default()));
+        let parent = open_below(self.target, parent)?;
+        let name = name.unwrap_or_default();
+        linkat(&parent, name, entry.target, entry.name, AtFlags::empty())
+    }
+}
+
+/// A name in a directory of a tree, and the directory it is to be made in.
+struct Entry<'a> {
+    source: &'a OwnedFd,
+    target: &'a OwnedFd,
+    name: &'a [u8],
+    found: &'a FileStat,
+}
+
+impl Entry<'_> {
+    fn make_file(&self, contents: &mut Contents) -> io::Result<()> {
+        let source = openat(
+            self.source,
+            self.name,
+            OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC,
+            Mode::empty(),
+        )?;
+        let flags =
+            OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let target = openat(self.target, self.name, flags, Mode::S_IRUSR | Mode::S_IWUSR)?;
+        contents.copy(source.as_fd(), target.as_fd(), self.found.st_size)?;
+        copy_metadata(&source, &target)
+    }
+
+    fn make_symlink(&self) -> io::Result<()> {
+        let text = readlinkat(self.source, self.name)?;
+        symlinkat(text.as_os_str(), self.target, self.name)?;
+        self.set_owner()?;
+        self.set_times()
+    }
+
+    fn make_fifo(&self) -> io::Result<()> {
+        mknodat(self.target, self.name, SFlag::S_IFIFO, Mode::S_IRUSR, 0)?;
+        self.set_owner()?;
+        fchmodat(self.target, self.name, mode(self.found), FchmodatFlags::NoFollowSymlink)?;
+        self.set_times()
+    }
+
+    fn set_owner(&self) -> io::Result<()> {
+        let (uid, gid) = owner(self.found);
+        Ok(fchownat(self.target, self.name, uid, gid, AtFlags::AT_SYMLINK_NOFOLLOW)?)
+    }
+
+    fn set_times(&self) -> io::Result<()> {
+        let atime = TimeSpec::new(self.found.st_atime, self.found.st_atime_nsec);
+        let mtime = TimeSpec::new(self.found.st_mtime, self.found.st_mtime_nsec);
+        let flags = UtimensatFlags::NoFollowSymlink;
+        Ok(utimensat(self.target, self.name, &atime, &mtime, flags)?)
+    }
+}
+
+/// Overlayfs' form of a whiteout: a character device 0:0.
+fn is_whiteout(found: &FileStat) -> bool {
+    kind(found) == SFlag::S_IFCHR && found.st_rdev == 0
+}
+
+fn kind(found: &FileStat) -> SFlag {
+    SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT
+}
+
+fn mode(found: &FileStat) -> Mode {
+    Mode::from_bits_truncate(found.st_mode & 0o7777)
+}
+
+fn owner(found: &FileStat) -> (Option<Uid>, Option<Gid>) {
+    (Some(Uid::from_raw(found.st_uid)), Some(Gid::from_raw(found.st_gid)))
+}
+
+fn join(path: &[u8], name: &[u8]) -> Vec<u8> {
+    if path.is_empty() { name.to_vec() } else { [path, name].join(&b'/') }
+}
+
+/// Makes an error of what an operation on `path` returned.
+fn at<E: Into<io::Error>>(operation: &'static str, path: &[u8]) -> impl Fn(E) -> CloneError {
+    let path = path.to_vec();
+    move |error| CloneError { operation, path: path.clone(), source: error.into() }
+}
+
+#[cfg(test)]
+mod tests;

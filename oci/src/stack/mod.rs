@@ -1,0 +1,4 @@
+pub(crate) mod batch;
+pub(crate) mod compose;
+pub(crate) mod overlap;
+pub(crate) mod verify;

@@ -1,0 +1,499 @@
+//! Sparse files: which parts of a file an archive holds, and how large the file is.
+//!
+//! GNU tar has written four formats, and Go's `archive/tar` reads them all:
+//!
+//! ```text
+//! old GNU   type `S`; four extents in the header, 21 in each block that follows it
+//! PAX 0.0   records GNU.sparse.{size,numblocks}, then offset and numbytes in turn
+//! PAX 0.1   records GNU.sparse.{size,numblocks,map,name}
+//! PAX 1.0   records GNU.sparse.{major,minor,name,realsize}; the map is text at the body's start
+//! ```
+//!
+//! The data of all extents follows in one piece, and must be exactly what the map says: a map that
+//! overlaps, goes back, leaves the file or fits another body is refused, as readers differ about it.
+
+use tar::{EntryType, GnuExtSparseHeader, GnuSparseHeader, Header};
+
+use super::field::{BLOCK, FieldError, decimal, number};
+use crate::host::text::Shown;
+
+/// Bound on the extents of one file: what a file of 8 GiB has whose every other block of 4 KiB is a
+/// hole. They take 16 MiB.
+const EXTENTS: usize = 1 << 20;
+
+/// Digits of the largest 64-bit number.
+const DIGITS: usize = 20;
+
+/// A sparse file that cannot be understood.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum SparseError {
+    /// A record speaks of sparse files in a way that no tool writes.
+    #[error("unknown PAX record `{}` of a sparse file", Shown(key))]
+    Key {
+        /// The key.
+        key: String,
+    },
+    /// A number in a record does not parse.
+    #[error("malformed value of PAX record `{key}`")]
+    Value {
+        /// The key.
+        key: &'static str,
+    },
+    /// The format is of a version that nobody has defined yet.
+    #[error("unknown version `{}` of sparse files: expected 0.0, 0.1 or 1.0", Shown(found))]
+    Version {
+        /// Major and minor number, as they were found.
+        found: String,
+    },
+    /// There are records about a sparse file, but not those that it takes.
+    #[error("incomplete description of a sparse file: PAX record `{missing}` is missing")]
+    Incomplete {
+        /// The key, or what stands for it.
+        missing: &'static str,
+    },
+    /// Offsets and lengths do not come in turn.
+    #[error("PAX records `GNU.sparse.offset` and `GNU.sparse.numbytes` do not come in turn")]
+    Order,
+    /// The file is described twice.
+    #[error("ambiguous sparse file: two descriptions of its `{what}`")]
+    Ambiguous {
+        /// What is said twice.
+        what: &'static str,
+    },
+    /// The type `S` is used in an archive that is not GNU's.
+    #[error("the header of a sparse file is not in the GNU format")]
+    NotGnu,
+    /// The entry is of a type that has no content.
+    #[error("only a regular file can be sparse")]
+    NotAFile,
+    /// The map at the start of the body is no list of numbers.
+    #[error("malformed map of a sparse file: expected decimal numbers, each on a line of its own")]
+    Map,
+    /// The map is longer or shorter than it says.
+    #[error("the map of a sparse file has {found} extents, but its head says {expected}")]
+    Count {
+        /// Extents, as the archive says.
+        expected: u64,
+        /// Extents in the map.
+        found: u64,
+    },
+    /// There are more extents than any real file has.
+    #[error("a sparse file has too many extents: expected at most {EXTENTS}")]
+    TooMany,
+    /// An extent begins before the last one's end, or ends beyond the file.
+    #[error(
+        "bad extent of a sparse file: {length} bytes at {offset}, in a file of {size_bytes} bytes, \
+         behind an extent that ends at {after}"
+    )]
+    Extent {
+        /// Where the extent begins.
+        offset: u64,
+        /// Bytes of the extent.
+        length: u64,
+        /// End of the extent before it.
+        after: u64,
+        /// Size of the file.
+        size_bytes: u64,
+    },
+    /// The extents are not the data that the entry has.
+    #[error("the map of a sparse file has {expected} bytes of data, but the entry holds {found}")]
+    DataSize {
+        /// Sum of all extents.
+        expected: u64,
+        /// Bytes of the entry's body behind the map.
+        found: u64,
+    },
+}
+
+/// A part of a file that is not a hole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Extent {
+    pub(crate) offset: u64,
+    pub(crate) length: u64,
+}
+
+/// The extents of a file in ascending order, checked against its size and its data.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct SparseMap {
+    /// Size of the file, holes included.
+    pub(crate) size_bytes: u64,
+    pub(crate) extents: Vec<Extent>,
+}
+
+/// A map as the archive has it, of which nothing has been checked.
+#[derive(Debug)]
+pub(crate) struct RawMap {
+    size_bytes: u64,
+    extents: Vec<Extent>,
+}
+
+/// What PAX records say about a sparse file; an empty value takes an earlier one back.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct SparseRecords {
+    /// Whether there was any record, also one that was taken back.
+    any: bool,
+    major: Vec<u8>,
+    minor: Vec<u8>,
+    /// The file's name; the entry itself has a made-up one, for readers that know no sparse files.
+    pub(crate) name: Vec<u8>,
+    size: Vec<u8>,
+    real_size: Vec<u8>,
+    count: Vec<u8>,
+    map: Vec<u8>,
+    /// Offsets and lengths in turn (0.0).
+    pairs: Vec<u64>,
+}
+
+/// Where the map of a sparse file is.
+#[derive(Debug)]
+pub(crate) enum Location {
+    /// It was in the headers.
+    Headers(RawMap),
+    /// It is at the start of the body.
+    Body {
+        /// Size of the file.
+        size_bytes: u64,
+    },
+}
+
+impl SparseRecords {
+    /// Takes the record `GNU.sparse.<key>`.
+    pub(crate) fn set(&mut self, key: &[u8], value: &[u8]) -> Result<(), SparseError> {
+        self.any = true;
+        let slot = match key {
+            b"major" => &mut self.major,
+            b"minor" => &mut self.minor,
+            b"name" => &mut self.name,
+            b"size" => &mut self.size,
+            b"realsize" => &mut self.real_size,
+            b"numblocks" => &mut self.count,
+            b"map" => &mut self.map,
+            b"offset" => return self.push(value, 0, "GNU.sparse.offset"),
+            b"numbytes" => return self.push(value, 1, "GNU.sparse.numbytes"),
+            _ => {
+                let key = format!("GNU.sparse.{}", String::from_utf8_lossy(key));
+                return Err(SparseError::Key { key });
+            }
+        };
+        value.clone_into(slot);
+        Ok(())
+    }
+
+    fn push(&mut self, value: &[u8], turn: usize, key: &'static str) -> Result<(), SparseError> {
+        if self.pairs.len() % 2 != turn {
+            return Err(SparseError::Order);
+        }
+        self.pairs.push(decimal(value).ok_or(SparseError::Value { key })?);
+        Ok(())
+    }
+
+    /// Says where the map is; `None` when the records speak of no sparse file.
+    pub(crate) fn location(&self) -> Result<Option<Location>, SparseError> {
+        if !self.any {
+            return Ok(None);
+        }
+        let is_listed = !self.map.is_empty() || !self.pairs.is_empty();
+        match (&self.major[..], &self.minor[..]) {
+            (b"1", b"0") if is_listed => Err(SparseError::Ambiguous { what: "map" }),
+            (b"1", b"0") => Ok(Some(Location::Body { size_bytes: self.size_bytes()? })),
+            // The first two versions had no numbers yet.
+            (b"" | b"0", b"" | b"0" | b"1") => {
+                let (size_bytes, extents) = (self.size_bytes()?, self.extents(is_listed)?);
+                Ok(Some(Location::Headers(RawMap { size_bytes, extents })))
+            }
+            (major, minor) => {
+                let found = format!("{}.{}", major.escape_ascii(), minor.escape_ascii());
+                Err(SparseError::Version { found })
+            }
+        }
+    }
+
+    fn size_bytes(&self) -> Result<u64, SparseError> {
+        let (text, key) = match (&self.size[..], &self.real_size[..]) {
+            (b"", b"") => return Err(SparseError::Incomplete { missing: "GNU.sparse.size" }),
+            (b"", real_size) => (real_size, "GNU.sparse.realsize"),
+            (size, real_size) if real_size.is_empty() || size == real_size => {
+                (size, "GNU.sparse.size")
+            }
+            _ => return Err(SparseError::Ambiguous { what: "size" }),
+        };
+        decimal(text).ok_or(SparseError::Value { key })
+    }
+
+    /// Reads the extents that records list.
+    fn extents(&self, is_listed: bool) -> Result<Vec<Extent>, SparseError> {
+        if !is_listed {
+            return Err(SparseError::Incomplete { missing: "GNU.sparse.map" });
+        }
+        let from_map = || -> Result<Vec<u64>, SparseError> {
+            let numbers = self.map.split(|byte| *byte == b',').map(decimal);
+            numbers.collect::<Option<_>>().ok_or(SparseError::Value { key: "GNU.sparse.map" })
+        };
+        let numbers = match (self.map.is_empty(), self.pairs.is_empty()) {
+            (false, false) => return Err(SparseError::Ambiguous { what: "map" }),
+            (true, _) => self.pairs.clone(),
+            (false, true) => from_map()?,
+        };
+        let key = "GNU.sparse.numblocks";
+        let expected = decimal(&self.count).ok_or(SparseError::Value { key })?;
+        let (pairs, odd) = numbers.as_chunks();
+        if !odd.is_empty() || pairs.len() as u64 != expected {
+            return Err(SparseError::Count { expected, found: pairs.len() as u64 });
+        }
+        Ok(pairs
+            .iter()
+            .map(|[offset, length]| Extent { offset: *offset, length: *length })
+            .collect())
+    }
+}
+
+impl RawMap {
+    /// Reads the map of an entry of type `S`: from its header, and from the blocks behind it.
+    ///
+    /// `E` is the error of the reader that `next_block` reads from, so that this module does not
+    /// depend on it.
+    pub(crate) fn of_header<E: From<SparseError> + From<FieldError>>(
+        header: &Header,
+        mut next_block: impl FnMut() -> Result<[u8; BLOCK], E>,
+    ) -> Result<Self, E> {
+        // star uses the same type for headers of another shape.
+        let gnu = header.as_gnu().ok_or(SparseError::NotGnu)?;
+        let size_bytes = number("realsize", &gnu.realsize)?;
+        let mut this = Self { size_bytes, extents: Vec::new() };
+        this.take::<E>(&gnu.sparse)?;
+        let mut is_extended = gnu.isextended[0] != 0;
+        while is_extended {
+            let mut block = GnuExtSparseHeader::new();
+            block.as_mut_bytes().copy_from_slice(&next_block()?);
+            this.take::<E>(&block.sparse)?;
+            is_extended = block.isextended[0] != 0;
+        }
+        Ok(this)
+    }
+
+    /// Reads the map at the start of a body.
+    pub(crate) fn of_body<E: From<SparseError>>(
+        size_bytes: u64,
+        next_block: impl FnMut() -> Result<[u8; BLOCK], E>,
+    ) -> Result<Self, E> {
+        let mut text = Text { next_block, block: [0; BLOCK], used: BLOCK };
+        let mut this = Self { size_bytes, extents: Vec::new() };
+        for _ in 0..text.number()? {
+            let (offset, length) = (text.number()?, text.number()?);
+            this.push(Extent { offset, length })?;
+        }
+        Ok(this)
+    }
+
+    /// Takes the extents of one block, up to the first that is not used.
+    fn take<E: From<SparseError> + From<FieldError>>(
+        &mut self,
+        extents: &[GnuSparseHeader],
+    ) -> Result<(), E> {
+        for extent in extents.iter().take_while(|extent| extent.offset[0] != 0) {
+            let offset = number("sparse offset", &extent.offset)?;
+            self.push(Extent { offset, length: number("sparse numbytes", &extent.numbytes)? })?;
+        }
+        Ok(())
+    }
+
+    fn push(&mut self, extent: Extent) -> Result<(), SparseError> {
+        if self.extents.len() == EXTENTS {
+            return Err(SparseError::TooMany);
+        }
+        self.extents.push(extent);
+        Ok(())
+    }
+
+    /// Checks the map against the size of the data behind it.
+    pub(crate) fn check(self, data_bytes: u64) -> Result<SparseMap, SparseError> {
+        let Self { size_bytes, extents } = self;
+        let (mut after, mut expected) = (0, 0);
+        for Extent { offset, length } in &extents {
+            let (offset, length) = (*offset, *length);
+            match offset.checked_add(length) {
+                Some(end) if offset >= after && end <= size_bytes => after = end,
+                _ => return Err(SparseError::Extent { offset, length, after, size_bytes }),
+            }
+            // Extents that do not overlap are together no larger than the file.
+            expected += length;
+        }
+        match expected == data_bytes {
+            true => Ok(SparseMap { size_bytes, extents }),
+            false => Err(SparseError::DataSize { expected, found: data_bytes }),
+        }
+    }
+}
+
+impl SparseMap {
+    /// Returns how much of the file is holes.
+    pub(crate) fn hole_bytes(&self) -> u64 {
+        self.size_bytes - self.extents.iter().map(|extent| extent.length).sum::<u64>()
+    }
+}
+
+/// Says whether an entry has the type of sparse files.
+pub(crate) fn is_old_gnu(header: &Header) -> bool {
+    header.entry_type() == EntryType::GNUSparse
+}
+
+/// Numbers on lines, in blocks.
+struct Text<F> {
+    next_block: F,
+    block: [u8; BLOCK],
+    used: usize,
+}
+
+impl<E: From<SparseError>, F: FnMut() -> Result<[u8; BLOCK], E>> Text<F> {
+    fn number(&mut self) -> Result<u64, E> {
+        let mut digits = Vec::with_capacity(DIGITS);
+        loop {
+            match self.byte()? {
+                b'\n' => return Ok(decimal(&digits).ok_or(SparseError::Map)?),
+                _ if digits.len() == DIGITS => return Err(SparseError::Map.into()),
+                digit => digits.push(digit),
+            }
+        }
+    }
+
+    fn byte(&mut self) -> Result<u8, E> {
+        if self.used == BLOCK {
+            (self.block, self.used) = ((self.next_block)()?, 0);
+        }
+        self.used += 1;
+        Ok(self.block[self.used - 1])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The error of a reader of blocks.
+    #[derive(Debug, PartialEq, Eq)]
+    enum BlockError {
+        Sparse(SparseError),
+        EndOfBlocks,
+    }
+
+    impl From<SparseError> for BlockError {
+        fn from(error: SparseError) -> Self {
+            Self::Sparse(error)
+        }
+    }
+
+    fn extents(pairs: &[(u64, u64)]) -> Vec<Extent> {
+        pairs.iter().map(|(offset, length)| Extent { offset: *offset, length: *length }).collect()
+    }
+
+    #[test]
+    fn map_must_ascend_within_the_file_and_fit_the_data() {
+        let check = |pairs: &[(u64, u64)], size_bytes, data| {
+            RawMap { size_bytes, extents: extents(pairs) }.check(data)
+        };
+        for (pairs, size, data, holes) in [
+            (&[][..], 0, 0, 0),
+            (&[][..], 9, 0, 9),
+            (&[(0, 9)][..], 9, 9, 0),
+            (&[(1, 2), (3, 1), (9, 0)][..], 9, 3, 6),
+            (&[(4, 0), (4, 0)][..], 9, 0, 9),
+            (&[][..], u64::MAX, 0, u64::MAX),
+        ] {
+            let map = check(pairs, size, data).unwrap();
+            assert_eq!((map.hole_bytes(), map.extents), (holes, extents(pairs)));
+        }
+        for (pairs, size) in [
+            (&[(0, 10)][..], 9),
+            (&[(10, 0)][..], 9),
+            (&[(0, 4), (3, 1)][..], 9),
+            (&[(4, 1), (0, 1)][..], 9),
+            (&[(u64::MAX, 2)][..], u64::MAX),
+            (&[(1, u64::MAX)][..], u64::MAX),
+        ] {
+            let error = check(pairs, size, 0).unwrap_err();
+            assert!(matches!(error, SparseError::Extent { .. }), "{pairs:?}: {error}");
+        }
+        for data in [0, 1, 3] {
+            let found = SparseError::DataSize { expected: 2, found: data };
+            assert_eq!(check(&[(0, 1), (5, 1)], 9, data).unwrap_err(), found);
+        }
+    }
+
+    #[test]
+    fn text_map_is_read_over_the_edges_of_blocks_and_bounded() {
+        let of_body = |text: &[u8]| {
+            let mut blocks = text.chunks(BLOCK);
+            RawMap::of_body(1 << 40, || {
+                let mut block = [0; BLOCK];
+                let Some(part) = blocks.next() else { return Err(BlockError::EndOfBlocks) };
+                block[..part.len()].copy_from_slice(part);
+                Ok(block)
+            })
+        };
+        let pairs: Vec<(u64, u64)> = (0..100).map(|i| (1_000_000 * i, 7)).collect();
+        let lines: Vec<String> =
+            pairs.iter().map(|(at, length)| format!("{at}\n{length}\n")).collect();
+        let text = format!("100\n{}", lines.concat());
+        assert_eq!(of_body(text.as_bytes()).unwrap().extents, extents(&pairs));
+        for bad in ["\n", "x\n", "1\n-1\n0\n", "1\n0\n\n", "123456789012345678901\n", "1\n0 \n0\n"]
+        {
+            let error = of_body(bad.as_bytes()).unwrap_err();
+            assert_eq!(error, BlockError::Sparse(SparseError::Map), "{bad:?}");
+        }
+        let padding = of_body(b"9\n0\n").unwrap_err();
+        assert_eq!(padding, BlockError::Sparse(SparseError::Map));
+        let endless = [b"18446744073709551615\n".to_vec(), b"0\n0\n".repeat(EXTENTS + 1)].concat();
+        let error = of_body(&endless).unwrap_err();
+        assert_eq!(error, BlockError::Sparse(SparseError::TooMany));
+    }
+
+    #[test]
+    fn records_that_do_not_describe_a_file_are_refused() {
+        let location = |records: &[(&str, &str)]| {
+            let mut all = SparseRecords::default();
+            for (key, value) in records {
+                all.set(key.as_bytes(), value.as_bytes())?;
+            }
+            all.location()
+        };
+        assert!(location(&[]).unwrap().is_none());
+        let one = [("size", "9"), ("numblocks", "1"), ("map", "1,2")];
+        assert!(matches!(location(&one), Ok(Some(Location::Headers(_)))));
+        let incomplete = |missing| SparseError::Incomplete { missing };
+        let cases: [(&[(&str, &str)], SparseError); 17] = [
+            (&[("major", "1")], SparseError::Version { found: "1.".into() }),
+            (&[("major", "1"), ("minor", "1")], SparseError::Version { found: "1.1".into() }),
+            (&[("major", "1"), ("minor", "0")], incomplete("GNU.sparse.size")),
+            (&[("name", "a")], incomplete("GNU.sparse.size")),
+            (&[("realsize", "1")], incomplete("GNU.sparse.map")),
+            (&[("size", "1"), ("numblocks", "0")], incomplete("GNU.sparse.map")),
+            (&[("size", "1"), ("size", "")], incomplete("GNU.sparse.size")),
+            (&[("size", "-1"), ("map", "0,0")], SparseError::Value { key: "GNU.sparse.size" }),
+            (&[("size", "1"), ("map", "0,0")], SparseError::Value { key: "GNU.sparse.numblocks" }),
+            (
+                &[("size", "1"), ("numblocks", "1"), ("map", "0,0,")],
+                SparseError::Value { key: "GNU.sparse.map" },
+            ),
+            (
+                &[("size", "1"), ("numblocks", "1"), ("map", "0,0,1")],
+                SparseError::Count { expected: 1, found: 1 },
+            ),
+            (
+                &[("size", "1"), ("numblocks", "2"), ("map", "0,0")],
+                SparseError::Count { expected: 2, found: 1 },
+            ),
+            (&[("numbytes", "1")], SparseError::Order),
+            (&[("offset", "1"), ("offset", "2")], SparseError::Order),
+            (&[("offset", "1,2")], SparseError::Value { key: "GNU.sparse.offset" }),
+            (&[("mystery", "1")], SparseError::Key { key: "GNU.sparse.mystery".into() }),
+            (&[("size", "1"), ("realsize", "2")], SparseError::Ambiguous { what: "size" }),
+        ];
+        for (records, expected) in cases {
+            assert_eq!(location(records).unwrap_err(), expected, "{records:?}");
+        }
+        let both = [&one[..], &[("offset", "1"), ("numbytes", "2")]].concat();
+        assert_eq!(location(&both).unwrap_err(), SparseError::Ambiguous { what: "map" });
+        let versioned = [&one[..], &[("major", "1"), ("minor", "0")]].concat();
+        assert_eq!(location(&versioned).unwrap_err(), SparseError::Ambiguous { what: "map" });
+    }
+}

@@ -27,11 +27,11 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl::{set_dumpable, set_no_new_privs};
 use nix::sys::resource::{Resource, setrlimit};
 
-use crate::error::in_one_line;
 use crate::guest::PinnedShare;
 use crate::process::{self, InheritedFiles};
 use crate::spec::{NetworkSpec, VmSpec};
 use crate::state_dir::StateDir;
+use a3s_box_core::one_line;
 
 /// The box must not start.
 #[derive(Debug, thiserror::Error)]
@@ -121,7 +121,7 @@ impl Confinement {
         match take_on().map(Into::into) {
             Ok(Held::Whole) => self.report(layer, LayerStatus::Applied, None),
             Ok(Held::Part(lack)) => self.report(layer, LayerStatus::Partial, Some(lack.to_owned())),
-            Err(error) => self.report(layer, LayerStatus::Missing, Some(in_one_line(&error))),
+            Err(error) => self.report(layer, LayerStatus::Missing, Some(one_line(&error))),
         }
     }
 

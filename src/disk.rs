@@ -15,13 +15,14 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 
+use a3s_box_core::box_dir::{UPPER, WORK};
 use a3s_box_core::config::DiskPlace;
 use a3s_box_core::event::UpperPlace;
 use nix::mount::{MsFlags, mount};
 
 use crate::program::{self, Ended};
 use crate::spec::VmSpec;
-use crate::state_dir::{StateDir, UPPER, WORK};
+use crate::state_dir::StateDir;
 
 /// Inodes for each MiB of memory: a file without content costs about as much memory as one page,
 /// which a limit on bytes does not see.

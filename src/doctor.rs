@@ -22,7 +22,6 @@ mod sample;
 mod trial;
 mod trials;
 
-use std::error::Error;
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{self, Read};
@@ -30,7 +29,7 @@ use std::process::ExitCode;
 
 use a3s_box_core::config::{ConfinementLevel, PathsConfig};
 use a3s_box_core::doctor::{DoctorCheck, DoctorReport, DoctorStatus};
-use a3s_box_core::{BoxConfig, ErrorCode, ErrorReport, exit};
+use a3s_box_core::{BoxConfig, exit, one_line};
 
 use crate::arguments::Arguments;
 use crate::error::ShimError;
@@ -69,7 +68,7 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
                 DoctorError::Interrupted(request) => exit::for_signal(request.signal_number()),
                 _ => exit::FAILED,
             };
-            crate::say(io::stderr(), &chain(&error), status)
+            crate::say(io::stderr(), &one_line(&error), status)
         }
     }
 }
@@ -139,11 +138,6 @@ fn read(path: &str) -> Option<String> {
     let mut bytes = Vec::new();
     File::open(path).ok()?.take(MAX_FILE_BYTES).read_to_end(&mut bytes).ok()?;
     Some(String::from_utf8_lossy(&bytes).into_owned())
-}
-
-/// An error and its causes, in one line.
-fn chain(error: &(dyn Error + 'static)) -> String {
-    trial::told(&ErrorReport::new(ErrorCode::Internal, error))
 }
 
 #[cfg(test)]

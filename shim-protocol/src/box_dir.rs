@@ -211,7 +211,9 @@ impl BoxDir {
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Ok(None),
-            Err(TryLockError::Error(error)) => return Err(HostError::at("lock", &path)(error).into()),
+            Err(TryLockError::Error(error)) => {
+                return Err(HostError::at("lock", &path)(error).into());
+            }
         }
         let found = unless_removed(fs::symlink_metadata(&path));
         let found = found.map_err(HostError::at("look at", &path))?;

@@ -11,7 +11,8 @@ use crate::ConfigError;
 const MAX_BYTES: usize = 64;
 
 /// The rule for an id, in the words of a config error.
-const EXPECTED: &str = "1 to 64 letters, digits, `.`, `_` and `-`, beginning with a letter or digit";
+const EXPECTED: &str =
+    "1 to 64 letters, digits, `.`, `_` and `-`, beginning with a letter or digit";
 
 /// The id of a box: 1 to 64 ASCII letters, digits, `.`, `_` and `-`, beginning with a letter or a
 /// digit.

@@ -4,9 +4,9 @@
 use std::path::Path;
 
 use a3s_box_core::doctor::DoctorCheck;
+use a3s_box_core::one_line;
 use a3s_box_krun::kernel::Kernel;
 
-use super::chain;
 use crate::error::ShimError;
 use crate::guest;
 use crate::network;
@@ -19,8 +19,8 @@ pub(super) fn kernel(spec: &VmSpec) -> DoctorCheck {
         Ok(kernel) => DoctorCheck::ok(NAME, place(&kernel)),
         Err(error) => {
             let (found, hint) = match &error {
-                ShimError::Vm(error) => (chain(error), error.hint()),
-                error => (chain(error), None),
+                ShimError::Vm(error) => (one_line(error), error.hint()),
+                error => (one_line(error), None),
             };
             let remedy = hint.unwrap_or("install libkrunfw 5 for this architecture");
             DoctorCheck::failed(NAME, found, remedy)
@@ -46,7 +46,7 @@ pub(super) fn guest_program(spec: &VmSpec) -> DoctorCheck {
         }
         Err(error) => {
             let remedy = "install a3s-box-guest beside the shim, or set `paths.guest`";
-            DoctorCheck::failed(NAME, chain(&error), remedy)
+            DoctorCheck::failed(NAME, one_line(&error), remedy)
         }
     }
 }

@@ -28,9 +28,9 @@ use super::frames::{carry, may_leave};
 use super::loopback;
 use super::passt::{self, NOBODY};
 use super::relay::{self, ListenError};
-use crate::error::in_one_line;
 use crate::process::{self, InheritedFiles, ProcessError};
 use crate::spec::{NetworkSpec, PasstSpec};
+use a3s_box_core::one_line;
 
 /// What makes this executable the gate: then come the path of passt, and the gate's config as JSON.
 pub(super) const ARGUMENT: &str = "--network-gate";
@@ -79,7 +79,7 @@ pub(crate) fn run_if_asked() -> Option<ExitCode> {
     let ended = called.ok_or(GateError::Arguments).and_then(|(passt, config)| run(&passt, &config));
     Some(match ended {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => crate::say(io::stderr(), &in_one_line(&error), a3s_box_core::exit::FAILED),
+        Err(error) => crate::say(io::stderr(), &one_line(&error), a3s_box_core::exit::FAILED),
     })
 }
 

@@ -21,17 +21,18 @@ use std::error::Error;
 
 use a3s_box_core::config::ConfinementLevel;
 use a3s_box_core::event::{EventKind, Layer, LayerReport, LayerStatus};
+use a3s_box_core::one_line;
 use a3s_box_sys::environment;
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl::{set_dumpable, set_no_new_privs};
 use nix::sys::resource::{Resource, setrlimit};
 
-use crate::guest::PinnedShare;
-use crate::process::{self, InheritedFiles};
+use crate::host::inherited::InheritedFiles;
+use crate::host::process;
+use crate::share::PinnedShare;
 use crate::spec::{NetworkSpec, VmSpec};
-use crate::state_dir::StateDir;
-use a3s_box_core::one_line;
+use crate::state::dir::StateDir;
 
 /// The box must not start.
 #[derive(Debug, thiserror::Error)]

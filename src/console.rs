@@ -23,9 +23,9 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use tokio::sync::watch;
 
 use self::device::Device;
-use crate::rotated_file::{RotatedFile, RotatedFileError, Rotation};
+use crate::report::rotated_file::{RotatedFile, RotatedFileError, Rotation};
 use crate::spec::{ConsoleSpec, VmSpec};
-use crate::state_dir::StateDir;
+use crate::state::dir::StateDir;
 
 /// The console cannot be opened.
 #[derive(Debug, thiserror::Error)]

@@ -41,13 +41,13 @@ use tokio::sync::mpsc;
 use self::monitor::Monitor;
 pub(crate) use self::stopping::Stopping;
 use crate::console::Relay;
-use crate::events::EventWriter;
-use crate::guest::Guest;
+use crate::host::process::Signals;
+use crate::machine::Guest;
 use crate::network::Carrier;
-use crate::process::Signals;
+use crate::report::events::EventWriter;
+use crate::report::service_manager::ServiceManager;
 use crate::spec::VmSpec;
-use crate::state_dir::StateDir;
-use crate::supervisor::Supervisor;
+use crate::state::dir::StateDir;
 
 /// How long the `_exit` hook waits for the control thread, which itself waits for the console (2 s)
 /// and for the reader of events (2 s).
@@ -82,7 +82,7 @@ pub(crate) struct Setup<'a> {
     pub(crate) console: Relay,
     pub(crate) carrier: Option<Carrier>,
     pub(crate) signals: Signals,
-    pub(crate) supervisor: Supervisor,
+    pub(crate) supervisor: ServiceManager,
     pub(crate) events: Arc<EventWriter>,
     pub(crate) configured_ms: u64,
 }

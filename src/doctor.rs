@@ -30,11 +30,13 @@ use std::process::ExitCode;
 use a3s_box_core::config::{ConfinementLevel, PathsConfig};
 use a3s_box_core::doctor::{DoctorCheck, DoctorReport, DoctorStatus};
 use a3s_box_core::{BoxConfig, exit, one_line};
+use a3s_box_sys::HostError;
 
-use crate::arguments::Arguments;
-use crate::error::ShimError;
-use crate::printable::{MESSAGE_CHARS, printable};
-use crate::process::{self, Signals, StopRequest};
+use crate::host::process::{self, Signals, StopRequest};
+use crate::input::arguments::Arguments;
+use crate::input::config::{self, InputError};
+use crate::report::printable::{MESSAGE_CHARS, printable};
+use crate::report::terminal;
 use crate::spec::VmSpec;
 
 /// Most that is read of a file of the kernel: /proc/cpuinfo, the longest, repeats itself for each CPU.
@@ -44,7 +46,9 @@ const MAX_FILE_BYTES: u64 = 64 * 1024;
 #[derive(Debug, thiserror::Error)]
 enum DoctorError {
     #[error("cannot begin")]
-    Shim(#[from] ShimError),
+    Input(#[from] InputError),
+    #[error("cannot set the process up")]
+    Host(#[from] HostError),
     #[error("cannot write the report")]
     Json(#[from] serde_json::Error),
     #[error("interrupted by {0}")]
@@ -61,28 +65,26 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
         Ok((text, report.exit_status()))
     });
     match written {
-        Ok((text, status)) => crate::say(process::stdout(), &text, status),
+        Ok((text, status)) => terminal::print(process::stdout(), &text, status),
         Err(error) => {
             let status = match &error {
                 // Linux has 64 signals.
                 DoctorError::Interrupted(request) => exit::for_signal(request.signal_number()),
                 _ => exit::FAILED,
             };
-            crate::say(io::stderr(), &one_line(&error), status)
+            terminal::print(io::stderr(), &one_line(&error), status)
         }
     }
 }
 
 fn examine(arguments: &Arguments) -> Result<DoctorReport, DoctorError> {
     let config = match &arguments.config {
-        Some(_) => {
-            BoxConfig::from_json(&crate::read_config(arguments)?).map_err(ShimError::from)?
-        }
+        Some(path) => config::read(Some(path))?,
         // A person at a terminal gives none.
         None => BoxConfig::default(),
     };
-    let spec = VmSpec::try_from(config).map_err(ShimError::from)?;
-    let signals = Signals::block(None).map_err(ShimError::from)?;
+    let spec = VmSpec::try_from(config).map_err(InputError::from)?;
+    let signals = Signals::block(None)?;
     let kernel = kernel::Version::of_host();
     let mut checks = vec![kernel::version(kernel), hardware::kvm()];
     checks.extend([parts::kernel(&spec), parts::guest_program(&spec)]);

@@ -3,33 +3,36 @@
 use std::error::Error;
 use std::io;
 
-use a3s_box_core::event::{StopReason, StopReport};
-use a3s_box_core::{ConfigError, ErrorCode, ErrorReport, exit};
+use a3s_box_core::event::StopReport;
+use a3s_box_core::{ConfigError, ErrorCode, ErrorReport};
 use a3s_box_krun::KrunError;
 use a3s_box_oci::{CacheError, EntryError};
+use a3s_box_sys::HostError;
 use nix::errno::Errno;
 
-use crate::Ending;
-use crate::cgroup::CgroupError;
 use crate::confine::ConfinementError;
 use crate::console::ConsoleError;
 use crate::control::{ControlError, Stopping};
-use crate::events::EventFileError;
-use crate::guest::GuestError;
+use crate::ending::Ending;
+use crate::guest_program::GuestProgramError;
+use crate::host::cgroup::CgroupError;
+use crate::host::process::StopRequest;
+use crate::input::config::InputError;
+use crate::machine::GuestError;
+use crate::maintenance::MaintenanceError;
 use crate::network::NetworkError;
-use crate::process::{ProcessError, StopRequest};
+use crate::report::events::EventFileError;
 use crate::rootfs::RootfsError;
-use crate::state_dir::StateDirError;
+use crate::state::dir::StateDirError;
 
 /// Why a phase failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ShimError {
-    #[error("cannot read the config from {source_name}")]
-    ReadConfig { source_name: String, source: io::Error },
-    #[error("the config is not valid")]
-    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Input(#[from] InputError),
+    /// Only functions of `host` return this error as it is. All other phases wrap it.
     #[error("cannot set the process up")]
-    Process(#[from] ProcessError),
+    Process(#[from] HostError),
     #[error("cannot limit what the box takes")]
     Cgroup(#[from] CgroupError),
     #[error("cannot use the state directory")]
@@ -41,6 +44,8 @@ pub(crate) enum ShimError {
     #[error("cannot make the root file system")]
     Rootfs(#[from] RootfsError),
     #[error("cannot prepare the guest")]
+    GuestProgram(#[from] GuestProgramError),
+    #[error("cannot prepare the guest")]
     Guest(#[from] GuestError),
     #[error("cannot prepare the console")]
     Console(#[from] ConsoleError),
@@ -50,6 +55,15 @@ pub(crate) enum ShimError {
     Control(#[from] ControlError),
     #[error("cannot start the virtual machine")]
     Vm(#[from] KrunError),
+}
+
+impl From<MaintenanceError> for ShimError {
+    fn from(error: MaintenanceError) -> Self {
+        match error {
+            MaintenanceError::Input(error) => Self::Input(error),
+            MaintenanceError::Rootfs(error) => Self::Rootfs(error),
+        }
+    }
 }
 
 impl ShimError {
@@ -63,8 +77,7 @@ impl ShimError {
 
     /// How the box ended by it.
     pub(crate) fn ending(&self) -> Ending {
-        let failed = Ending { reason: StopReason::Failed, exit_code: exit::FAILED, signal: None };
-        self.stop_request().map_or(failed, Ending::stopped)
+        self.stop_request().map_or_else(Ending::failed, Ending::stopped)
     }
 
     /// How the stop went, if the box was asked to before there was a workload.
@@ -81,9 +94,10 @@ impl ShimError {
 
     fn code(&self) -> ErrorCode {
         match self {
-            Self::ReadConfig { .. } => ErrorCode::ConfigInvalid,
-            Self::Config(ConfigError::Unsupported { .. }) => ErrorCode::ConfigUnsupported,
-            Self::Config(_) => ErrorCode::ConfigInvalid,
+            Self::Input(InputError::Invalid(ConfigError::Unsupported { .. })) => {
+                ErrorCode::ConfigUnsupported
+            }
+            Self::Input(_) => ErrorCode::ConfigInvalid,
             Self::Process(_) | Self::Cgroup(_) => ErrorCode::ProcessSetup,
             Self::State(StateDirError::InUse { .. }) => ErrorCode::IdInUse,
             Self::State(_) | Self::Console(_) | Self::EventFile(_) => ErrorCode::StateDir,
@@ -100,7 +114,7 @@ impl ShimError {
                 ErrorCode::ConfigInvalid
             }
             Self::Guest(GuestError::StopSignal { .. }) => ErrorCode::ImageInvalid,
-            Self::Guest(_) => ErrorCode::HostUnsupported,
+            Self::GuestProgram(_) => ErrorCode::HostUnsupported,
             Self::Confinement(_) => ErrorCode::Confinement,
             Self::Control(_) => ErrorCode::Internal,
             Self::Vm(error) if error.is_of_host() => ErrorCode::HostUnsupported,
@@ -112,7 +126,7 @@ impl ShimError {
         match self {
             Self::Vm(error) => error.hint().map(str::to_owned),
             Self::Network(error) => error.hint().map(str::to_owned),
-            Self::Guest(GuestError::ProgramMissing { .. }) => {
+            Self::GuestProgram(GuestProgramError::Missing { .. }) => {
                 Some("install a3s-box-guest beside the shim, or set `paths.guest`".to_owned())
             }
             Self::Rootfs(error) if has_unmapped_owner(error) => Some(

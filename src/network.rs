@@ -42,9 +42,9 @@ use tokio::net::unix::pipe;
 use self::gate::GateConfig;
 pub(crate) use self::gate::run_if_asked;
 pub(crate) use self::passt::{find as find_passt, searched as searched_for_passt};
-use crate::arguments::Mode;
-use crate::events::EventWriter;
-use crate::program::{self, Ended};
+use crate::host::command::{self, Ended};
+use crate::input::arguments::Mode;
+use crate::report::events::EventWriter;
 use crate::spec::{NetworkSpec, PasstSpec, VmSpec};
 
 /// Address of the guest, and of its gateway, in a network that exists between guest and passt only: those
@@ -224,7 +224,7 @@ impl Carrier {
         let theirs = OwnedFd::from(theirs);
         let spare = theirs.try_clone().map_err(system("duplicate a socket"))?;
         // Whatever has become of the executable's path; and no signal of a terminal.
-        let mut command = program::command("/proc/self/exe");
+        let mut command = command::new("/proc/self/exe");
         command.env_clear().arg0("a3s-box-shim").process_group(0);
         command.arg(gate::ARGUMENT).arg(passt).arg(config);
         command.stdin(theirs).stdout(Stdio::null()).stderr(Stdio::piped());
@@ -313,7 +313,7 @@ fn ask_for_gateway(wire: &mut UnixStream, gate: &mut Child) -> Result<bool, Netw
 
 /// Why gate and passt have ended.
 fn refused(gate: Child) -> NetworkError {
-    match program::finish(gate) {
+    match command::finish(gate) {
         Ok(Ended { status, complaint: said }) => {
             let complaint = complaint(&said).unwrap_or_else(|| ended_with(status));
             NetworkError::Refused { complaint }
@@ -333,5 +333,5 @@ fn complaint(said: &str) -> Option<String> {
     let is_noise = |line: &&str| !line.is_empty() && !line.ends_with(" to syslog");
     let lines: Vec<&str> = said.lines().map(str::trim).filter(is_noise).collect();
     let has_words = !lines.is_empty();
-    has_words.then(|| crate::printable::printable(&lines.join("; "), LAST_WORDS_BYTES))
+    has_words.then(|| crate::report::printable::printable(&lines.join("; "), LAST_WORDS_BYTES))
 }

@@ -15,13 +15,13 @@ use a3s_box_oci::{
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
 
-use crate::disk::{Disk, DiskError};
-use crate::events::EventWriter;
-use crate::process::{Signals, StopRequest};
-use crate::run;
+use crate::host::process::{Signals, StopRequest};
+use crate::report::events::EventWriter;
+use crate::report::service_manager::ServiceManager;
 use crate::spec::{ImageSpec, VmSpec};
-use crate::state_dir::StateDir;
-use crate::supervisor::Supervisor;
+use crate::state::dir::StateDir;
+use crate::state::disk::{Disk, DiskError};
+use crate::workload;
 
 /// At most ten progress events a second: enough for a bar that moves.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
@@ -53,7 +53,7 @@ const PROGRESS_MARGIN: Duration = Duration::from_secs(90);
 pub(crate) struct Observers<'a> {
     pub(crate) events: &'a EventWriter,
     pub(crate) signals: &'a Signals,
-    pub(crate) supervisor: &'a Supervisor,
+    pub(crate) service_manager: &'a ServiceManager,
 }
 
 /// A mounted root.
@@ -92,7 +92,7 @@ pub(crate) fn mount(
     let start = Instant::now();
     let image = spec.image.as_ref().map(resolve).transpose()?;
     if let Some((_, image)) = &image {
-        events.emit(run::image_resolved(spec, image));
+        events.emit(workload::image_resolved(spec, image));
     }
     let layers = match &image {
         None => None,
@@ -235,7 +235,7 @@ impl Meter<'_> {
             return;
         }
         self.last = Some(Instant::now());
-        self.observers.supervisor.extend_timeout(PROGRESS_MARGIN);
+        self.observers.service_manager.extend_timeout(PROGRESS_MARGIN);
         self.observers.events.emit(EventKind::RootfsProgress {
             layer: layer.digest.to_string(),
             layer_number: count(index + 1),

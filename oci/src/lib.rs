@@ -41,7 +41,6 @@ pub use image::platform::{Platform, PlatformError};
 pub use image::{Compression, Image, ImageConfig, Layer};
 pub use layout::blob::BlobError;
 pub use layout::{JsonError, Layout, LayoutError};
-pub use root::copy::CloneError;
 pub use root::{MountError, OverlaySpec, RootMethod};
 pub use stack::compose::Stack;
 pub use stack::verify::{Damage, Verified};

@@ -30,9 +30,9 @@ use rustix::mount::{
     fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
 };
 
-use crate::guest::PinnedShare;
-use crate::log;
-use crate::state_dir::StateDir;
+use crate::report::log;
+use crate::share::PinnedShare;
+use crate::state::dir::StateDir;
 
 /// What holds on every mount that the guest's files are on.
 const OF_FILES: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOSUID

@@ -10,9 +10,9 @@ use landlock::{
 };
 
 use super::Held;
-use crate::guest::PinnedShare;
+use crate::share::PinnedShare;
 use crate::spec::{NetworkSpec, VmSpec};
-use crate::state_dir::StateDir;
+use crate::state::dir::StateDir;
 
 /// The newest that is asked for; an older kernel gives what it has (`landlock(7)`): ABI 2 rename between
 /// directories, 3 truncation, 4 TCP, 5 ioctl, 6 signals and abstract sockets.

@@ -27,7 +27,7 @@ use libc::{
 };
 
 use super::Held;
-use crate::filter::{Filter, bits, equal, hide_clone3, not_executable};
+use crate::host::seccomp::{Filter, bits, equal, hide_clone3, not_executable};
 use crate::spec::NetworkSpec;
 
 /// Memory: the allocator, stacks of threads, the guest's memory. None of it is ever executable.

@@ -22,7 +22,7 @@ use tonic_health::pb::health_client::HealthClient;
 use tower::service_fn;
 
 use super::line::{Cutter, Line};
-use crate::printable::{MESSAGE_CHARS, printable};
+use crate::report::printable::{MESSAGE_CHARS, printable};
 
 /// The longest answer that is decoded. A real one has some tens of bytes.
 const MAX_ANSWER_BYTES: usize = 64 * 1024;

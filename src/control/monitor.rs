@@ -35,14 +35,14 @@ use super::throttle::Throttle;
 use super::verdict::{Facts, Stop, failure};
 use super::{Setup, VmNews, usage};
 use crate::console::{Relay, Truncation};
-use crate::events::EventWriter;
-use crate::log::{self, Phase};
+use crate::host::process::{Signals, StopRequest};
 use crate::network::{self, Carrier};
-use crate::process::{Signals, StopRequest};
+use crate::report::events::EventWriter;
+use crate::report::log::{self, Phase};
 
+use crate::report::service_manager::ServiceManager;
 use crate::spec::AgentSpec;
-use crate::state_dir::BoxEnd;
-use crate::supervisor::Supervisor;
+use crate::state::dir::BoxCleanup;
 
 /// How often something is looked at that cannot wake us: a slow reader, the console.
 const TICK: Duration = Duration::from_millis(5);
@@ -81,7 +81,7 @@ pub(super) struct Monitor {
     events: Arc<EventWriter>,
     listener: Option<UnixListener>,
     signals: Option<Signals>,
-    supervisor: Supervisor,
+    supervisor: ServiceManager,
     vm_news: mpsc::UnboundedReceiver<VmNews>,
     /// What the `_exit` hook ends the process with, should this thread take too long.
     exit_status: Arc<AtomicU8>,
@@ -94,7 +94,7 @@ pub(super) struct Monitor {
     stop_signal: Signal,
     stop_grace: Duration,
     metrics_interval: Option<Duration>,
-    box_end: BoxEnd,
+    box_end: BoxCleanup,
     deadlines: Deadlines,
     checks: Option<Checks>,
     liveness: Option<JoinHandle<()>>,
@@ -146,7 +146,7 @@ impl Monitor {
             stop_signal: setup.guest.stop_signal,
             stop_grace: setup.spec.stop_grace,
             metrics_interval: setup.spec.events.metrics_interval,
-            box_end: setup.state.box_end(),
+            box_end: setup.state.cleanup(),
             deadlines,
             checks: None,
             liveness: None,

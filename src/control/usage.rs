@@ -5,7 +5,7 @@ use std::fs;
 use a3s_box_core::event::ProcessMetrics;
 use nix::unistd::{SysconfVar, sysconf};
 
-use crate::process::stat_field;
+use crate::host::process::stat_field;
 
 /// Writable memory of at least this much in one piece is the guest's: libkrun maps 16 MiB below its
 /// kernel, and the rest, 112 MiB at least, above it (`kernel_guest_addr`, libkrunfw 5). What else a

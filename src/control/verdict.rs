@@ -17,8 +17,8 @@ use a3s_box_core::event::{StopCause, StopReason};
 use a3s_box_core::{ErrorCode, ErrorReport, exit};
 use a3s_box_proto::control::StartFailure;
 
-use crate::Ending;
-use crate::process::StopRequest;
+use crate::ending::Ending;
+use crate::host::process::StopRequest;
 
 /// What the guest said about the end of the workload.
 #[derive(Clone, Debug, PartialEq, Eq)]

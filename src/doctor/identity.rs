@@ -7,7 +7,7 @@ use a3s_box_core::doctor::DoctorCheck;
 use nix::unistd::geteuid;
 
 use super::{kernel, read};
-use crate::process::{SubIds, has_programs};
+use crate::host::user_namespace::{SubIds, has_programs};
 
 /// How many ids the usual image has: those of 16 bits, root being the user.
 const USUAL_IDS: u64 = 65535;

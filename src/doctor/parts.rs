@@ -7,23 +7,24 @@ use a3s_box_core::doctor::DoctorCheck;
 use a3s_box_core::one_line;
 use a3s_box_krun::kernel::Kernel;
 
-use crate::error::ShimError;
-use crate::guest;
+use crate::guest_program;
+use crate::host::process;
 use crate::network;
 use crate::spec::{NetworkSpec, VmSpec};
 
 /// Whether the guest kernel is found and is one, as it is for a box.
 pub(super) fn kernel(spec: &VmSpec) -> DoctorCheck {
     const NAME: &str = "libkrunfw";
-    match crate::load_kernel(spec) {
+    let general_remedy = "install libkrunfw 5 for this architecture";
+    let executable = match process::executable() {
+        Ok(executable) => executable,
+        Err(error) => return DoctorCheck::failed(NAME, one_line(&error), general_remedy),
+    };
+    match Kernel::load(spec.paths.libkrunfw.as_deref(), &executable) {
         Ok(kernel) => DoctorCheck::ok(NAME, place(&kernel)),
         Err(error) => {
-            let (found, hint) = match &error {
-                ShimError::Vm(error) => (one_line(error), error.hint()),
-                error => (one_line(error), None),
-            };
-            let remedy = hint.unwrap_or("install libkrunfw 5 for this architecture");
-            DoctorCheck::failed(NAME, found, remedy)
+            let remedy = error.hint().unwrap_or(general_remedy);
+            DoctorCheck::failed(NAME, one_line(&error), remedy)
         }
     }
 }
@@ -40,7 +41,7 @@ fn place(kernel: &Kernel) -> String {
 /// Whether the program that is PID 1 in a box is found.
 pub(super) fn guest_program(spec: &VmSpec) -> DoctorCheck {
     const NAME: &str = "guest_program";
-    match guest::find_program(spec) {
+    match guest_program::find(spec) {
         Ok((path, program)) => {
             DoctorCheck::ok(NAME, format!("`{}`, {} KiB", path.display(), program.len() >> 10))
         }

@@ -14,7 +14,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, mkdtemp};
 
-use crate::process::{self, Signals, StopRequest};
+use crate::host::process::{self, Signals, StopRequest};
 
 /// Longest event, as every reader takes it.
 const MAX_LINE_BYTES: usize = 1 << 20;

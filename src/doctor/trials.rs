@@ -9,7 +9,7 @@ use a3s_box_core::{BoxConfig, ErrorCode, one_line};
 
 use super::trial::{Directory, Trial, TrialError};
 use super::{DoctorError, kernel, sample};
-use crate::process::Signals;
+use crate::host::process::Signals;
 
 /// How long the root may take: it takes milliseconds, seconds on an emulated host.
 const ROOT_LIMIT: Duration = Duration::from_secs(20);

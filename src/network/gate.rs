@@ -16,6 +16,8 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::Duration;
 
 use a3s_box_core::config::{ConfigError, Egress, NetworkConfig, SeccompMode};
+use a3s_box_core::one_line;
+use a3s_box_sys::HostError;
 use caps::CapSet;
 use landlock::{ABI, Access, AccessFs, CompatLevel, Compatible, Ruleset, RulesetAttr};
 use nix::sched::{CloneFlags, unshare};
@@ -28,9 +30,10 @@ use super::frames::{carry, may_leave};
 use super::loopback;
 use super::passt::{self, NOBODY};
 use super::relay::{self, ListenError};
-use crate::process::{self, InheritedFiles, ProcessError};
+use crate::host::inherited::InheritedFiles;
+use crate::host::process;
+use crate::report::terminal;
 use crate::spec::{NetworkSpec, PasstSpec};
-use a3s_box_core::one_line;
 
 /// What makes this executable the gate: then come the path of passt, and the gate's config as JSON.
 pub(super) const ARGUMENT: &str = "--network-gate";
@@ -60,7 +63,7 @@ enum GateError {
     #[error(transparent)]
     Listen(#[from] ListenError),
     #[error(transparent)]
-    Process(#[from] ProcessError),
+    Process(#[from] HostError),
     #[error("cannot {action}")]
     System { action: &'static str, source: io::Error },
     #[error("passt ended: {0}")]
@@ -79,7 +82,7 @@ pub(crate) fn run_if_asked() -> Option<ExitCode> {
     let ended = called.ok_or(GateError::Arguments).and_then(|(passt, config)| run(&passt, &config));
     Some(match ended {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => crate::say(io::stderr(), &one_line(&error), a3s_box_core::exit::FAILED),
+        Err(error) => terminal::print(io::stderr(), &one_line(&error), a3s_box_core::exit::FAILED),
     })
 }
 

@@ -8,7 +8,7 @@ use a3s_box_krun::{Access, MAX_SHARES};
 use super::absolute;
 use super::network::NetworkSpec;
 use super::places::{Place, Places};
-use crate::guest::SharedDirectory;
+use crate::share::SharedDirectory;
 
 /// A file system that the guest mounts besides its root.
 #[derive(Debug)]

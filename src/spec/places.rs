@@ -139,7 +139,7 @@ fn check_parents(field: &str, path: &Path) -> Result<(), ConfigError> {
             let found = format!("`{}` in `{}`, {found}", path.display(), parent.display());
             Err(ConfigError::invalid(field, found, expected))
         }
-        Err(StoreError::System { source, .. }) => Err(unusable(field, path, &source)),
+        Err(StoreError::Host(error)) => Err(unusable(field, path, &error.source)),
     }
 }
 

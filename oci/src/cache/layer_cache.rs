@@ -35,6 +35,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use a3s_box_sys::HostError;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, readlinkat, renameat};
 use nix::sys::stat::{Mode, fstatat, mkdirat};
@@ -82,16 +83,9 @@ pub enum CacheError {
     /// Other users could reach or replace a directory of the cache, or it cannot be opened.
     #[error("cannot use the cache directory")]
     Store(#[from] StoreError),
-    /// The system refused an operation on the cache itself.
-    #[error("cannot {operation} `{}`", path.display())]
-    System {
-        /// What was tried.
-        operation: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
+    /// A system call on the cache itself failed.
+    #[error(transparent)]
+    Host(#[from] HostError),
     /// A layer in the cache is damaged, and cannot be unpacked anew because boxes use it.
     #[error("the cached layer `{}` is damaged and in use: stop the boxes that use it", path.display())]
     Damaged {
@@ -198,29 +192,26 @@ impl LayerCache {
     /// When the directory belongs to another user, others can enter it, or somebody else could put another
     /// one in its place.
     pub fn open(dir: &Path) -> Result<Self, CacheError> {
-        let error = |operation| {
-            move |source| CacheError::System { operation, path: dir.to_owned(), source }
-        };
         DirBuilder::new()
             .recursive(true)
             .mode(0o700)
             .create(dir)
-            .map_err(error("make the cache directory"))?;
+            .map_err(HostError::at("make the cache directory", dir))?;
         check_parents(dir)?;
-        let path = dir.canonicalize().map_err(error("find the cache directory"))?;
+        let path = dir.canonicalize().map_err(HostError::at("find the cache directory", dir))?;
         let outer = private_directory(&path)?;
         let overlay_xattrs =
-            OverlayXattrs::of_process(&outer).map_err(error("set an attribute on"))?;
-        let name =
-            format_dir(overlay_xattrs).map_err(error("read the id maps of this process for"))?;
+            OverlayXattrs::of_process(&outer).map_err(HostError::at("set an attribute on", dir))?;
+        let name = format_dir(overlay_xattrs)
+            .map_err(HostError::at("read the id maps of this process for", dir))?;
         let path = path.join(&name);
         let format = private_directory_in(outer.as_fd(), Path::new(&name), &path)?;
         let inner =
             |name: &str| private_directory_in(format.as_fd(), Path::new(name), &path.join(name));
         let (ready, stacks, staging, locks) =
             (inner("ready")?, inner("stacks")?, inner("staging")?, inner("locks")?);
-        let boot =
-            std::fs::read_to_string(BOOT_ID).map_err(error("read the id of the boot for"))?;
+        let boot = std::fs::read_to_string(BOOT_ID)
+            .map_err(HostError::at("read the id of the boot for", dir))?;
         let boot = OsString::from(boot.trim_end());
         Ok(Self {
             path,
@@ -339,9 +330,9 @@ impl LayerCache {
             Ok((directory, root))
         };
         let (staged, tree) =
-            make().map_err(|errno: Errno| self.error("make", &directory)(errno.into()))?;
+            make().map_err(|errno: Errno| self.error("make", &directory)(errno))?;
         let record = recipe.make(&staged, tree)?;
-        let write = || {
+        let write = || -> io::Result<()> {
             record.write(&staged)?;
             Ok(symlinkat(self.boot.as_os_str(), &staged, BOOT)?)
         };
@@ -355,13 +346,13 @@ impl LayerCache {
     /// Publishes the staging directory `staged`; the caller holds the exclusive lock of `name`.
     pub(crate) fn publish_as(&self, staged: &str, name: &str) -> Result<(), CacheError> {
         renameat(&self.staging, staged, &self.ready, name)
-            .map_err(|errno| self.error("publish", &format!("ready/{name}"))(errno.into()))
+            .map_err(|errno: Errno| self.error("publish", &format!("ready/{name}"))(errno))
     }
 
     /// Removes what stands under `name`, by way of its staging directory; the caller holds the exclusive
     /// lock. Returns whether there was something.
     pub(crate) fn discard(&self, name: &str) -> Result<bool, CacheError> {
-        let error = |errno: Errno| self.error("remove", &format!("ready/{name}"))(errno.into());
+        let error = |errno: Errno| self.error("remove", &format!("ready/{name}"))(errno);
         // A process that died may have left one.
         remove_tree(self.staging.as_fd(), name.as_bytes()).map_err(error)?;
         match renameat(&self.ready, name, &self.staging, name) {
@@ -384,7 +375,7 @@ impl LayerCache {
     /// Removes staging directories whose process is gone: ours by `name`, whose lock we hold, and those
     /// with a free lock.
     pub(crate) fn sweep(&self, name: &str) -> Result<(), CacheError> {
-        let error = |errno: Errno| self.error("sweep", "staging")(errno.into());
+        let error = |errno: Errno| self.error("sweep", "staging")(errno);
         for stale in list(&self.staging).map_err(error)? {
             let lock = if stale == name { None } else { self.try_lock(&stale)? };
             if lock.is_some() || stale == name {
@@ -404,7 +395,7 @@ impl LayerCache {
     pub fn sync(&self, stack: &Stack) -> Result<bool, CacheError> {
         let open = |name: &'_ str| {
             let directory = openat(&self.ready, name, OPEN_DIR, Mode::empty());
-            directory.map_err(|errno| self.error("open", &format!("ready/{name}"))(errno.into()))
+            directory.map_err(|errno: Errno| self.error("open", &format!("ready/{name}"))(errno))
         };
         let names = stack.members.iter().map(|member| member.name.as_str());
         let mut directories =
@@ -427,7 +418,7 @@ impl LayerCache {
         }
         match failure {
             None => Ok(true),
-            Some((name, errno)) => Err(self.error("sync", &format!("ready/{name}"))(errno.into())),
+            Some((name, errno)) => Err(self.error("sync", &format!("ready/{name}"))(errno)),
         }
     }
 
@@ -465,7 +456,7 @@ impl LayerCache {
         let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         openat(&self.locks, name, flags, Mode::S_IRUSR | Mode::S_IWUSR)
             .map(File::from)
-            .map_err(|errno| self.error("open lock", &format!("locks/{name}"))(errno.into()))
+            .map_err(|errno: Errno| self.error("open lock", &format!("locks/{name}"))(errno))
     }
 
     /// Reads the record of what stands under `name`; `None` when it is damaged.
@@ -495,7 +486,7 @@ impl LayerCache {
     }
 
     fn standing(&self, name: &str) -> Result<Standing, CacheError> {
-        let error = |errno: Errno| self.error("look at", &format!("ready/{name}"))(errno.into());
+        let error = |errno: Errno| self.error("look at", &format!("ready/{name}"))(errno);
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let directory = match openat(&self.ready, name, flags, Mode::empty()) {
             Ok(directory) => directory,
@@ -517,13 +508,14 @@ impl LayerCache {
         self.path.join("ready").join(name).join(TREE)
     }
 
-    pub(crate) fn error(
+    /// Returns a function that makes the error of `action` on `name`, a path in this cache.
+    pub(crate) fn error<E: Into<io::Error>>(
         &self,
-        operation: &'static str,
-        what: &str,
-    ) -> impl FnOnce(io::Error) -> CacheError + use<> {
-        let path = self.path.join(what);
-        move |source| CacheError::System { operation, path, source }
+        action: &'static str,
+        name: &str,
+    ) -> impl FnOnce(E) -> CacheError + use<E> {
+        let path = self.path.join(name);
+        move |error| HostError::at(action, &path)(error).into()
     }
 }
 

@@ -88,7 +88,7 @@ impl LayerCache {
     }
 
     fn candidates(&self) -> Result<Vec<Candidate>, CacheError> {
-        let names = list(&self.ready).map_err(|errno| self.error("list", "ready")(errno.into()))?;
+        let names = list(&self.ready).map_err(|errno: Errno| self.error("list", "ready")(errno))?;
         let candidate = |name: String| {
             let record = self.record(&name)?;
             let is_usable = record.is_some() && self.is_ready(&name)?;
@@ -125,7 +125,7 @@ impl LayerCache {
     }
 
     fn remove_stale_locks(&self) -> Result<(), CacheError> {
-        let error = |errno: Errno| self.error("list", "locks")(errno.into());
+        let error = |errno: Errno| self.error("list", "locks")(errno);
         for name in list(&self.locks).map_err(error)? {
             let is_needed =
                 |directory| fstatat(directory, name.as_str(), AtFlags::AT_SYMLINK_NOFOLLOW).is_ok();
@@ -144,7 +144,7 @@ impl LayerCache {
 
     /// Removes lists of layers of which one is missing: they are composed again.
     fn remove_stale_stacks(&self, now: SystemTime) -> Result<(), CacheError> {
-        let error = |errno: Errno| self.error("list", "stacks")(errno.into());
+        let error = |errno: Errno| self.error("list", "stacks")(errno);
         for name in list(&self.stacks).map_err(error)? {
             let is_stale = match name.ends_with(".new") {
                 true => self

@@ -9,10 +9,10 @@
 //! Everything is looked at through an open fd, never twice by a path.
 
 use std::ffi::OsString;
-use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
+use a3s_box_sys::HostError;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, open, openat, readlinkat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, mkdirat};
@@ -43,16 +43,9 @@ pub enum StoreError {
         /// What they have to be, and what to do.
         expected: String,
     },
-    /// The system refused.
-    #[error("cannot {operation} `{}`", path.display())]
-    System {
-        /// What was tried.
-        operation: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
+    /// A system call failed.
+    #[error(transparent)]
+    Host(#[from] HostError),
 }
 
 /// Opens a directory that only we can enter, and makes it if only that is missing. The way to it is not
@@ -73,7 +66,7 @@ pub(crate) fn private_directory_in(
 ) -> Result<OwnedFd, StoreError> {
     match mkdirat(parent, name, Mode::S_IRWXU) {
         Ok(()) | Err(Errno::EEXIST) => {}
-        Err(errno) => return Err(system("make", path)(errno)),
+        Err(errno) => return Err(HostError::at("make", path)(errno).into()),
     }
     let user = Uid::effective().as_raw();
     let exposed = |found| StoreError::Exposed {
@@ -85,9 +78,9 @@ pub(crate) fn private_directory_in(
         Err(Errno::ENOTDIR | Errno::ELOOP) => {
             return Err(exposed("a symbolic link or a file".to_owned()));
         }
-        opened => opened.map_err(system("open", path))?,
+        opened => opened.map_err(HostError::at("open", path))?,
     };
-    let found = fstat(&directory).map_err(system("look at", path))?;
+    let found = fstat(&directory).map_err(HostError::at("look at", path))?;
     if found.st_uid == user && found.st_mode & 0o077 == 0 {
         return Ok(directory);
     }
@@ -105,11 +98,7 @@ pub(crate) fn private_directory_in(
 ///
 /// Names the directory or link on the way to it that makes that possible.
 pub fn check_parents(path: &Path) -> Result<(), StoreError> {
-    let path = std::path::absolute(path).map_err(|source| StoreError::System {
-        operation: "find",
-        path: path.to_owned(),
-        source,
-    })?;
+    let path = std::path::absolute(path).map_err(HostError::at("find", path))?;
     let trusted = Trusted::of_process();
     let mut at = PathBuf::from("/");
     let mut directory = open_root(&at)?;
@@ -121,9 +110,9 @@ pub fn check_parents(path: &Path) -> Result<(), StoreError> {
         let found = match openat(&directory, step.as_os_str(), LOOK, Mode::empty()) {
             // It will be made in a directory that is in order.
             Err(Errno::ENOENT) => return Ok(()),
-            found => found.map_err(system("open", &here))?,
+            found => found.map_err(HostError::at("open", &here))?,
         };
-        let stat = fstat(&found).map_err(system("look at", &here))?;
+        let stat = fstat(&found).map_err(HostError::at("look at", &here))?;
         if !is(&stat, SFlag::S_IFLNK) {
             (directory, at) = (found, here);
             continue;
@@ -131,9 +120,9 @@ pub fn check_parents(path: &Path) -> Result<(), StoreError> {
         trusted.check_symlink(&stat, &here)?;
         symlinks += 1;
         if symlinks > SYMLINKS_LIMIT {
-            return Err(system("follow", &here)(Errno::ELOOP));
+            return Err(HostError::at("follow", &here)(Errno::ELOOP).into());
         }
-        let target = PathBuf::from(readlinkat(&found, "").map_err(system("read", &here))?);
+        let target = PathBuf::from(readlinkat(&found, "").map_err(HostError::at("read", &here))?);
         if target.is_absolute() {
             at = PathBuf::from("/");
             directory = open_root(&at)?;
@@ -167,7 +156,7 @@ impl Trusted {
     }
 
     fn check_directory(&self, directory: &OwnedFd, path: &Path) -> Result<(), StoreError> {
-        let stat = fstat(directory).map_err(system("look at", path))?;
+        let stat = fstat(directory).map_err(HostError::at("look at", path))?;
         let mode = permissions(&stat);
         // What is in a sticky directory can be renamed by the owners of both only.
         let is_kept = mode & 0o022 == 0 || mode & 0o1000 != 0;
@@ -198,7 +187,7 @@ impl Trusted {
 }
 
 fn open_root(path: &Path) -> Result<OwnedFd, StoreError> {
-    open(path, LOOK, Mode::empty()).map_err(system("open", path))
+    Ok(open(path, LOOK, Mode::empty()).map_err(HostError::at("open", path))?)
 }
 
 /// The names on a path, the last one first. Where it begins is not among them.
@@ -215,9 +204,4 @@ fn is(stat: &FileStat, kind: SFlag) -> bool {
 
 fn permissions(stat: &FileStat) -> u32 {
     stat.st_mode & 0o7777
-}
-
-fn system(operation: &'static str, path: &Path) -> impl FnOnce(Errno) -> StoreError {
-    let path = path.to_owned();
-    move |errno| StoreError::System { operation, path, source: errno.into() }
 }

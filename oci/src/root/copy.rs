@@ -18,8 +18,9 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use a3s_box_sys::HostError;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
 use nix::sys::stat::{
@@ -33,16 +34,6 @@ use super::contents::{Contents, Method};
 use crate::host::directory::{OPEN_DIR, names_in, open_below};
 use crate::host::metadata::copy_metadata;
 use crate::host::overlay_xattr::{OverlayXattrs, is_opaque};
-
-/// A root that cannot be made by copying.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot {operation} `/{}`", path.escape_ascii())]
-pub struct CloneError {
-    operation: &'static str,
-    /// Path from the root.
-    path: Vec<u8>,
-    source: io::Error,
-}
 
 /// A directory to be made: where it is, and the trees whose directories of that name it merges,
 /// topmost first.
@@ -69,7 +60,7 @@ pub(crate) fn flatten(
     trees: &[OwnedFd],
     target: &OwnedFd,
     overlay_xattrs: OverlayXattrs,
-) -> Result<Method, CloneError> {
+) -> Result<Method, HostError> {
     let contents = Contents::default();
     let mut cloning = Cloning { trees, target, overlay_xattrs, contents, links: HashMap::new() };
     let mut pending = vec![Merged { path: Vec::new(), trees: (0..trees.len()).collect() }];
@@ -82,7 +73,7 @@ pub(crate) fn flatten(
 impl Cloning<'_> {
     /// Makes all that is in a directory, and its metadata; directories in it are made empty, to be
     /// filled later, which does not change the times of this one.
-    fn fill(&mut self, merged: &Merged, pending: &mut Vec<Merged>) -> Result<(), CloneError> {
+    fn fill(&mut self, merged: &Merged, pending: &mut Vec<Merged>) -> Result<(), HostError> {
         let failed = at("open the directory", &merged.path);
         let path = Path::new(OsStr::from_bytes(&merged.path));
         let open = |root: &OwnedFd| open_below(root, path);
@@ -140,7 +131,7 @@ impl Cloning<'_> {
     }
 
     /// Makes what is no directory.
-    fn make(&mut self, entry: &Entry<'_>, path: Vec<u8>) -> Result<(), CloneError> {
+    fn make(&mut self, entry: &Entry<'_>, path: Vec<u8>) -> Result<(), HostError> {
         // More names than one; not all of them need to be visible.
         let inode = (entry.found.st_nlink > 1).then_some((entry.found.st_dev, entry.found.st_ino));
         if let Some(first) = inode.and_then(|inode| self.links.get(&inode)) {
@@ -243,10 +234,11 @@ fn join(path: &[u8], name: &[u8]) -> Vec<u8> {
     if path.is_empty() { name.to_vec() } else { [path, name].join(&b'/') }
 }
 
-/// Makes an error of what an operation on `path` returned.
-fn at<E: Into<io::Error>>(operation: &'static str, path: &[u8]) -> impl Fn(E) -> CloneError {
-    let path = path.to_vec();
-    move |error| CloneError { operation, path: path.clone(), source: error.into() }
+/// Returns a function that makes the error of `action` on `path`, a path below the root. The path is
+/// escaped, because an image chose it.
+fn at<E: Into<io::Error>>(action: &'static str, path: &[u8]) -> impl Fn(E) -> HostError {
+    let path = PathBuf::from(format!("/{}", path.escape_ascii()));
+    move |error| HostError::at(action, &path)(error)
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@
 //! the root is a copy of the layers.
 
 mod contents;
-pub(crate) mod copy;
+mod copy;
 
 use std::fs::{DirBuilder, Permissions};
 use std::io;
@@ -15,6 +15,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use a3s_box_sys::HostError;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::mount::{MsFlags, mount};
@@ -22,7 +23,7 @@ use nix::sys::stat::Mode;
 use nix::sys::statvfs::{FsFlags, fstatvfs};
 
 use self::contents::Method;
-use self::copy::{CloneError, flatten};
+use self::copy::flatten;
 use crate::host::directory::open_dir;
 use crate::host::metadata::{UNDESCRIBED_DIR_MODE, copy_metadata, reset_metadata};
 use crate::host::overlay_mount::{LAYERS_LIMIT, Overlay, attach, errno};
@@ -39,15 +40,8 @@ const OPEN_PATH: OFlag = OFlag::O_PATH.union(OFlag::O_DIRECTORY).union(OFlag::O_
 #[derive(Debug, thiserror::Error)]
 pub enum MountError {
     /// A directory cannot be made, opened or looked at.
-    #[error("cannot {operation} `{}`", path.display())]
-    Directory {
-        /// What was tried.
-        operation: &'static str,
-        /// The directory.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Host(#[from] HostError),
     /// There are more layers than one mount can have.
     #[error("the image has {found} layers: one overlay mount can have at most {LAYERS_LIMIT}")]
     TooManyLayers {
@@ -70,7 +64,7 @@ pub enum MountError {
         /// Why it was to be a copy.
         refusal: String,
         /// What is wrong.
-        source: CloneError,
+        source: HostError,
     },
 }
 
@@ -85,12 +79,6 @@ pub enum RootMethod {
     Reflink,
     /// A copy.
     Copy,
-}
-
-impl MountError {
-    pub(crate) fn directory(operation: &'static str, path: &Path, source: io::Error) -> Self {
-        Self::Directory { operation, path: path.to_owned(), source }
-    }
 }
 
 /// A root file system to be mounted.
@@ -164,9 +152,7 @@ impl OverlaySpec<'_> {
             Some(model) => copy_metadata(&open_dir(model)?, &open_dir(&self.upper)?),
             None => reset_metadata(&open_dir(&self.upper)?),
         };
-        inherit().map_err(|source| {
-            MountError::directory("set the metadata of directory", &self.upper, source)
-        })
+        Ok(inherit().map_err(HostError::at("set the metadata of directory", &self.upper))?)
     }
 
     /// Makes the root by copying into the upper directory.
@@ -194,7 +180,8 @@ impl OverlaySpec<'_> {
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         open(parent, flags, Mode::empty())
             .and_then(|parent| remove_tree(parent.as_fd(), name.as_bytes()))
-            .map_err(|errno| MountError::directory("remove directory", &self.work, errno.into()))
+            .map_err(HostError::at("remove directory", &self.work))?;
+        Ok(())
     }
 
     fn mount_stack(&self, lower: &[OwnedFd]) -> io::Result<OwnedFd> {
@@ -239,18 +226,18 @@ fn is_without_overlay(refusal: &io::Error, overlay_xattrs: OverlayXattrs) -> boo
 }
 
 /// Makes a directory that is missing; one that is there stays as it is.
-fn make_directory(path: &Path, mode: u32) -> Result<Directory, MountError> {
-    let failed = |source| MountError::directory("make directory", path, source);
+fn make_directory(path: &Path, mode: u32) -> Result<Directory, HostError> {
+    let failed = HostError::at("make directory", path);
     match DirBuilder::new().mode(mode).create(path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(Directory::Old),
         made => made.map_err(failed)?,
     }
     // Set again, as making it heeds the umask.
-    std::fs::set_permissions(path, Permissions::from_mode(mode)).map_err(failed)?;
+    std::fs::set_permissions(path, Permissions::from_mode(mode))
+        .map_err(HostError::at("make directory", path))?;
     Ok(Directory::New)
 }
 
-fn open_directory(path: &Path) -> Result<OwnedFd, MountError> {
-    open(path, OPEN_PATH, Mode::empty())
-        .map_err(|errno| MountError::directory("open directory", path, errno.into()))
+fn open_directory(path: &Path) -> Result<OwnedFd, HostError> {
+    open(path, OPEN_PATH, Mode::empty()).map_err(HostError::at("open directory", path))
 }

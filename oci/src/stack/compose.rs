@@ -198,7 +198,7 @@ impl LayerCache {
                 read.unwrap_or_default();
             }
             Err(Errno::ENOENT) => return Ok(None),
-            Err(errno) => return Err(self.error("read", &format!("stacks/{name}"))(errno.into())),
+            Err(errno) => return Err(self.error("read", &format!("stacks/{name}"))(errno)),
         }
         let Some(mut lines) = text.strip_suffix("\nend\n").map(|text| text.split('\n')) else {
             return Ok(None);
@@ -222,7 +222,7 @@ impl LayerCache {
             text.push('\n');
         }
         text.push_str("\nend\n");
-        let write = || {
+        let write = || -> io::Result<()> {
             let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_TRUNC | OFlag::O_CLOEXEC;
             let file = openat(&self.stacks, new.as_str(), flags, Mode::S_IRUSR | Mode::S_IWUSR)?;
             File::from(file).write_all(text.as_bytes())?;

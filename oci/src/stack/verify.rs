@@ -110,7 +110,7 @@ impl LayerCache {
             }
         });
         let removed = remove_tree(self.staging.as_fd(), fresh.as_bytes());
-        removed.map_err(|errno| self.error("remove", &format!("staging/{fresh}"))(errno.into()))?;
+        removed.map_err(self.error("remove", &format!("staging/{fresh}")))?;
         self.remove_lock(&fresh, lock)?;
         compared
     }

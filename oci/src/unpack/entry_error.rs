@@ -2,6 +2,7 @@
 
 use std::io;
 
+use a3s_box_sys::HostError;
 use nix::errno::Errno;
 
 use super::mapped::MappedIds;
@@ -61,38 +62,33 @@ pub enum EntryError {
     },
     /// The process lacks a capability.
     #[error(
-        "not permitted to {operation}: layers can be unpacked by root only, or in a user namespace"
+        "not permitted to {action}: layers can be unpacked by root only, or in a user namespace"
     )]
     Privilege {
         /// What was tried.
-        operation: &'static str,
+        action: &'static str,
         /// What the system said.
         source: io::Error,
     },
-    /// The system refused.
-    #[error("cannot {operation}")]
-    System {
-        /// What was tried.
-        operation: &'static str,
-        /// What the system said.
-        source: io::Error,
-    },
+    /// A system call failed. `failed` makes it, so that a missing capability becomes `Privilege`.
+    #[error(transparent)]
+    Host(HostError),
 }
 
 impl EntryError {
     /// Whether it says something about the host rather than about the layer.
     pub(super) fn is_of_host(&self) -> bool {
-        matches!(self, Self::System { .. } | Self::Privilege { .. } | Self::Unmapped { .. })
+        matches!(self, Self::Host(_) | Self::Privilege { .. } | Self::Unmapped { .. })
     }
 }
 
-/// Makes an error of what `operation` returned.
-pub(super) fn failed<E: Into<io::Error>>(operation: &'static str) -> impl Fn(E) -> EntryError {
+/// Makes an error of what `action` returned.
+pub(super) fn failed<E: Into<io::Error>>(action: &'static str) -> impl Fn(E) -> EntryError {
     move |error| {
         let source: io::Error = error.into();
         match source.kind() {
-            io::ErrorKind::PermissionDenied => EntryError::Privilege { operation, source },
-            _ => EntryError::System { operation, source },
+            io::ErrorKind::PermissionDenied => EntryError::Privilege { action, source },
+            _ => EntryError::Host(HostError::of(action)(source)),
         }
     }
 }

@@ -92,7 +92,7 @@ fn link(tree: &mut Tree, path: &EntryPath, target: &EntryPath) -> Result<bool, E
         return Err(missing());
     }
     match place.create("make a hard link", link) {
-        Err(EntryError::System { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+        Err(EntryError::Host(error)) if error.source.kind() == io::ErrorKind::NotFound => {
             Err(missing())
         }
         made => made.map(|()| true),

@@ -65,7 +65,7 @@ impl Place<'_> {
     /// Makes something, in place of what is there.
     pub(super) fn create<T>(
         &self,
-        operation: &'static str,
+        action: &'static str,
         make: impl Fn() -> nix::Result<T>,
     ) -> Result<T, EntryError> {
         match make() {
@@ -75,7 +75,7 @@ impl Place<'_> {
             }
             made => made,
         }
-        .map_err(failed(operation))
+        .map_err(failed(action))
     }
 
     /// Makes a file to be written; `set_file` gives it its metadata.

@@ -5,6 +5,8 @@ use std::fs::File;
 use std::io::{self, BufRead, Seek, SeekFrom, Write};
 use std::os::fd::OwnedFd;
 
+use a3s_box_sys::HostError;
+
 use super::cross_layer::{Base, CrossLayerDependencies};
 use super::entry_error::EntryError;
 use super::error::LayerError;
@@ -190,7 +192,8 @@ impl Unpacker<'_> {
 
     fn unpack_file(&mut self, entry: &Entry, path: &EntryPath) -> Result<(), LayerError> {
         let error = |source| entry_error(&entry.path, source);
-        let failed = |source| error(EntryError::System { operation: "write a file", source });
+        let failed =
+            |source: io::Error| error(EntryError::Host(HostError::of("write a file")(source)));
         self.reserve(entry)?;
         let mut file =
             self.tree.place(path).and_then(|place| place.create_file()).map_err(error)?;

@@ -5,6 +5,7 @@ use std::os::unix::fs::{PermissionsExt, chown, lchown, symlink};
 use std::path::{Path, PathBuf};
 
 use a3s_box_oci::{StoreError, check_parents, private_directory};
+use a3s_box_sys::HostError;
 use nix::unistd::{Uid, seteuid};
 
 /// Some other user.
@@ -56,7 +57,7 @@ fn private_directory_is_made_for_its_owner_only_and_nothing_else_counts_as_one()
     }
     assert!(!at("nowhere").exists());
     let error = private_directory(&at("missing/store")).unwrap_err();
-    assert!(matches!(error, StoreError::System { operation: "make", .. }), "{error}");
+    assert!(matches!(error, StoreError::Host(HostError { action: "make", .. })), "{error}");
 }
 
 #[test]
@@ -126,7 +127,7 @@ fn symlinks_on_the_way_are_followed_if_nobody_else_made_them_and_all_they_lead_t
         );
     }
     let error = check_parents(&at("way/loop/store")).unwrap_err();
-    assert!(matches!(error, StoreError::System { operation: "follow", .. }), "{error}");
+    assert!(matches!(error, StoreError::Host(HostError { action: "follow", .. })), "{error}");
     // As in `/tmp`, where anybody can make one.
     chmod(&at("way"), 0o1777);
     lchown(at("way/relative"), Some(STRANGER), None).unwrap();

@@ -59,7 +59,7 @@ fn refusal(bench: &Bench, error: &CacheError) -> Outcome {
     let staging = fs::read_dir(bench.path("cache/layers-v2/staging")).unwrap().count();
     let is_refusal = |error: &EntryError| match error {
         // A link whose target goes when its place is cleared.
-        EntryError::System { operation, .. } => *operation == "make a hard link",
+        EntryError::Host(error) => error.action == "make a hard link",
         EntryError::Privilege { .. } => false,
         _ => true,
     };

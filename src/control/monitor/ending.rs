@@ -13,8 +13,8 @@ use super::super::link::Link;
 use super::super::stopping::Stopping;
 use super::super::verdict::{Stop, failure};
 use super::{Monitor, TICK};
-use crate::log::{self, Phase};
-use crate::process::{StopRequest, signal_number};
+use crate::host::process::{StopRequest, signal_number};
+use crate::report::log::{self, Phase};
 
 /// From the workload's end (or the kill) to the end of the VM: the guest kills what is left, drains
 /// its output (5 s at most), waits for our word (5 s at most), syncs and reboots.

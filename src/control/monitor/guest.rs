@@ -16,8 +16,8 @@ use super::super::link::{Link, LinkEvent};
 use super::super::verdict::{Report, failure};
 use super::Monitor;
 use super::ending::{LAST_WORD_TIMEOUT, SHUTDOWN_TIMEOUT};
-use crate::log::{self, Phase};
-use crate::printable::{MESSAGE_CHARS, printable};
+use crate::report::log::{self, Phase};
+use crate::report::printable::{MESSAGE_CHARS, printable};
 
 /// Longest status of a workload that is told.
 const MAX_STATUS_CHARS: usize = 256;

@@ -10,7 +10,7 @@ use libc::{
     SYS_sendto, SYS_setsockopt, SYS_shutdown, SYS_sigaltstack, SYS_socket, SYS_wait4, SYS_write,
 };
 
-use crate::filter::{Filter, equal, not_executable};
+use crate::host::seccomp::{Filter, equal, not_executable};
 
 /// Memory, as the allocator takes it and gives it back.
 const MEMORY: [i64; 3] = [SYS_brk, SYS_mremap, SYS_munmap];

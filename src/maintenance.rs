@@ -1,4 +1,4 @@
-//! `--gc` and `--verify`: the upkeep of the layer cache, for people and timers.
+//! Maintenance of the layer cache, which people or timers start: `--gc` and `--verify`.
 
 use std::ops::ControlFlow;
 
@@ -6,30 +6,25 @@ use a3s_box_core::ConfigError;
 use a3s_box_core::event::{DamagedLayer, EventKind};
 use a3s_box_oci::{Damage, LayerCache};
 
-use crate::arguments::Mode;
-use crate::error::ShimError;
-use crate::events::EventWriter;
-use crate::process::Signals;
+use crate::host::process::Signals;
+use crate::input::config::InputError;
+use crate::report::events::EventWriter;
 use crate::rootfs::{RootfsError, resolve};
 use crate::spec::VmSpec;
 
-/// Does what `mode` asks for, and says what came of it.
-pub(crate) fn run(
-    mode: Mode,
-    spec: &VmSpec,
-    events: &EventWriter,
-    signals: &Signals,
-) -> Result<(), ShimError> {
-    let cache = LayerCache::open(&spec.paths.cache_dir).map_err(RootfsError::from)?;
-    match mode {
-        Mode::Verify => verify(spec, &cache, events, signals),
-        _ => Ok(collect(spec, &cache, events)?),
-    }
+/// Why the cache could not be maintained.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum MaintenanceError {
+    #[error(transparent)]
+    Input(#[from] InputError),
+    #[error(transparent)]
+    Rootfs(#[from] RootfsError),
 }
 
-/// Brings the cache within its limits.
-fn collect(spec: &VmSpec, cache: &LayerCache, events: &EventWriter) -> Result<(), RootfsError> {
-    let collected = cache.collect(&spec.retention)?;
+/// `--gc`: removes layers until the cache is within its limits.
+pub(crate) fn collect(spec: &VmSpec, events: &EventWriter) -> Result<(), MaintenanceError> {
+    let cache = LayerCache::open(&spec.paths.cache_dir).map_err(RootfsError::from)?;
+    let collected = cache.collect(&spec.retention).map_err(RootfsError::from)?;
     events.emit(EventKind::CacheCollected {
         removed: collected.removed,
         freed_bytes: collected.freed_bytes,
@@ -39,15 +34,17 @@ fn collect(spec: &VmSpec, cache: &LayerCache, events: &EventWriter) -> Result<()
     Ok(())
 }
 
-/// Compares the layers of the config's image with its blobs.
-fn verify(
+/// `--verify`: compares the layers of the config's image with its blobs, and unpacks damaged layers
+/// again. A damaged layer that a box is using is an error, because it cannot be replaced.
+pub(crate) fn verify(
     spec: &VmSpec,
-    cache: &LayerCache,
     events: &EventWriter,
     signals: &Signals,
-) -> Result<(), ShimError> {
+) -> Result<(), MaintenanceError> {
+    let cache = LayerCache::open(&spec.paths.cache_dir).map_err(RootfsError::from)?;
     let image = spec.image.as_ref().ok_or_else(|| {
-        ConfigError::invalid("image", "nothing", "the image whose layers are to be verified")
+        let expected = "the image whose layers are to be verified";
+        InputError::from(ConfigError::invalid("image", "nothing", expected))
     })?;
     let (layout, image) = resolve(image).map_err(RootfsError::from)?;
     let mut stopped = None;
@@ -56,6 +53,7 @@ fn verify(
         if stopped.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
     let verified = cache.verify(&layout, &image.layers, &mut progress);
+    // The cache reports a break as an error of its own, which must not hide the stop request.
     if let Some(request) = stopped {
         return Err(RootfsError::Stopped(request).into());
     }

@@ -5,7 +5,7 @@
 //! datagram that is sent at once or not at all: a manager that is behind must not stop the VM.
 //!
 //! `$NOTIFY_SOCKET` and the watchdog's variables are the shim's own: the programs that it starts do
-//! not get them (`program::command`).
+//! not get them (`host::command::new`).
 
 use std::env;
 use std::ffi::{OsStr, OsString};
@@ -15,7 +15,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
 
-use crate::printable::printable;
+use super::printable::printable;
 
 /// Bound on a status line, in which a line break would begin another assignment: people read it, and the manager takes datagrams of 4096 bytes
 /// (`PIPE_BUF`, systemd's `manager.c`), of which a character takes four at most.
@@ -23,7 +23,7 @@ const MAX_STATUS_CHARACTERS: usize = 500;
 
 /// The service manager, or nobody.
 #[derive(Debug, Default)]
-pub(crate) struct Supervisor {
+pub(crate) struct ServiceManager {
     socket: Option<UnixDatagram>,
     watchdog_interval: Option<Duration>,
 }
@@ -36,7 +36,7 @@ struct Environment {
     watchdog_pid: Option<OsString>,
 }
 
-impl Supervisor {
+impl ServiceManager {
     /// Connects to the manager that the environment names. One that cannot be understood or reached
     /// is warned of, and is nobody.
     pub(crate) fn from_environment() -> Self {
@@ -147,9 +147,9 @@ mod tests {
         String::from_utf8(buffer[..count].to_vec()).unwrap()
     }
 
-    fn notifying(address: impl Into<OsString>) -> Supervisor {
+    fn notifying(address: impl Into<OsString>) -> ServiceManager {
         let notify_socket = Some(address.into());
-        Supervisor::new(&Environment { notify_socket, ..Environment::default() })
+        ServiceManager::new(&Environment { notify_socket, ..Environment::default() })
     }
 
     #[test]
@@ -157,14 +157,14 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("notify");
         let manager = UnixDatagram::bind(&path).unwrap();
-        let supervisor = notifying(&path);
+        let service_manager = notifying(&path);
         // A confined process no longer finds the path.
         std::fs::remove_file(&path).unwrap();
-        supervisor.status("unpacking layer 1 of 6");
-        supervisor.extend_timeout(Duration::from_secs(90));
-        supervisor.ready("box `demo` is ready\nMAINPID=1\u{1b}");
-        supervisor.watchdog();
-        supervisor.stopping();
+        service_manager.status("unpacking layer 1 of 6");
+        service_manager.extend_timeout(Duration::from_secs(90));
+        service_manager.ready("box `demo` is ready\nMAINPID=1\u{1b}");
+        service_manager.watchdog();
+        service_manager.stopping();
         let expected = [
             "STATUS=unpacking layer 1 of 6",
             "EXTEND_TIMEOUT_USEC=90000000",
@@ -175,7 +175,7 @@ mod tests {
         for message in expected {
             assert_eq!(received(&manager), message);
         }
-        supervisor.ready(&"😀".repeat(5000));
+        service_manager.ready(&"😀".repeat(5000));
         assert!(received(&manager).len() <= 4096);
     }
 
@@ -193,24 +193,24 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("notify");
         let manager = UnixDatagram::bind(&path).unwrap();
-        let supervisor = notifying(&path);
+        let service_manager = notifying(&path);
         // More than any queue takes (net.unix.max_dgram_qlen).
         for _ in 0..10_000 {
-            supervisor.watchdog();
+            service_manager.watchdog();
         }
         assert_eq!(received(&manager), "WATCHDOG=1");
         drop(manager);
-        supervisor.watchdog();
+        service_manager.watchdog();
     }
 
     #[test]
     fn what_is_not_a_socket_is_nobody() {
         for address in ["", "relative", "vsock:2:1234", "/nowhere/at/all", "@nobody-listens-here"] {
-            let supervisor = notifying(address);
-            assert!(supervisor.socket.is_none(), "{address}");
-            supervisor.ready("to nobody");
+            let service_manager = notifying(address);
+            assert!(service_manager.socket.is_none(), "{address}");
+            service_manager.ready("to nobody");
         }
-        assert!(Supervisor::new(&Environment::default()).socket.is_none());
+        assert!(ServiceManager::new(&Environment::default()).socket.is_none());
     }
 
     #[test]
@@ -224,7 +224,7 @@ mod tests {
                 watchdog_usec: usec.map(OsString::from),
                 watchdog_pid: pid.map(OsString::from),
             };
-            Supervisor::new(&environment).watchdog_interval()
+            ServiceManager::new(&environment).watchdog_interval()
         };
         let ours = std::process::id().to_string();
         let half = Some(Duration::from_secs(15));

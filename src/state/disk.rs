@@ -20,9 +20,9 @@ use a3s_box_core::config::DiskPlace;
 use a3s_box_core::event::UpperPlace;
 use nix::mount::{MsFlags, mount};
 
-use crate::program::{self, Ended};
+use crate::host::command::{self, Ended};
 use crate::spec::VmSpec;
-use crate::state_dir::StateDir;
+use crate::state::dir::StateDir;
 
 /// Inodes for each MiB of memory: a file without content costs about as much memory as one page,
 /// which a limit on bytes does not see.
@@ -116,20 +116,20 @@ fn mount_memory(target: &Path, limit_mib: Option<u32>) -> Result<(), DiskError> 
 fn make_image(path: &Path, mib: u32) -> Result<(), DiskError> {
     let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
     file.and_then(|file| file.set_len(u64::from(mib) << 20)).map_err(system("make", path))?;
-    let mut program = program::command("mkfs.ext4");
-    program.args(["-q", "-F", "-m", "0", "-O", "^has_journal"]);
-    program.args(["-E", "lazy_itable_init=1,nodiscard,root_owner=0:0"]).arg(path);
-    run("mkfs.ext4", "e2fsprogs", program)
+    let mut command = command::new("mkfs.ext4");
+    command.args(["-q", "-F", "-m", "0", "-O", "^has_journal"]);
+    command.args(["-E", "lazy_itable_init=1,nodiscard,root_owner=0:0"]).arg(path);
+    run("mkfs.ext4", "e2fsprogs", command)
 }
 
 fn mount_image(image: &Path, target: &Path) -> Result<(), DiskError> {
-    let mut program = program::command("mount");
-    program.args(["-t", "ext4", "-o", "loop,nosuid,nodev"]).arg(image).arg(target);
-    run("mount", "mount", program)
+    let mut command = command::new("mount");
+    command.args(["-t", "ext4", "-o", "loop,nosuid,nodev"]).arg(image).arg(target);
+    run("mount", "mount", command)
 }
 
 fn run(name: &'static str, package: &'static str, command: Command) -> Result<(), DiskError> {
-    match program::run(command) {
+    match command::run(command) {
         Ok(Ended { status, .. }) if status.success() => Ok(()),
         Ok(Ended { status, complaint }) => {
             Err(DiskError::ProgramFailed { program: name, status, complaint })

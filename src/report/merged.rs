@@ -4,8 +4,14 @@
 //! and where it came from and what is now are kept.
 
 use a3s_box_core::event::EventKind;
+use jiff::Timestamp;
 
-use super::Moment;
+/// When something happened, on both clocks.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Moment {
+    pub(super) time: Timestamp,
+    pub(super) elapsed_ms: u64,
+}
 
 /// At most two changes, the latest last.
 #[derive(Debug, Default)]

@@ -17,8 +17,6 @@
 //! has a few dozen. Those are short but for one `image.resolved` (under 1 MiB) and an error (under
 //! half of one, see [`MAX_ERROR_TEXT_BYTES`]).
 
-mod merged;
-
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -33,8 +31,8 @@ use nix::fcntl::{OFlag, open};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::{Mode, SFlag, fstat};
 
-use self::merged::Merged;
-use crate::rotated_file::{RotatedFile, RotatedFileError, Rotation};
+use super::merged::{Merged, Moment};
+use super::rotated_file::{RotatedFile, RotatedFileError, Rotation};
 
 /// Lines that may wait before progress, metrics and the like are dropped. The other events of a box
 /// are a few dozen.
@@ -94,13 +92,6 @@ struct Stream {
     /// Bytes of the first line that are written already.
     written: usize,
     reader_gone: bool,
-}
-
-/// When something happened, on both clocks.
-#[derive(Clone, Copy, Debug)]
-struct Moment {
-    time: Timestamp,
-    elapsed_ms: u64,
 }
 
 impl EventWriter {

@@ -28,7 +28,7 @@ pub(crate) struct Ended {
 
 /// A program, with nothing of the shim's environment but the search path: `$NOTIFY_SOCKET` and the
 /// watchdog's variables are for the shim alone, and what else is there may be a secret.
-pub(crate) fn command(program: &str) -> Command {
+pub(crate) fn new(program: &str) -> Command {
     let mut command = Command::new(program);
     command.env_clear();
     if let Some(path) = std::env::var_os("PATH") {
@@ -89,7 +89,7 @@ mod tests {
     use super::*;
 
     fn shell(script: &str) -> Ended {
-        let mut command = command("/bin/sh");
+        let mut command = new("/bin/sh");
         command.args(["-c", script]);
         run(command).unwrap()
     }

@@ -3,9 +3,8 @@
 
 use std::os::fd::RawFd;
 
+use a3s_box_sys::HostError;
 use nix::libc::STDERR_FILENO;
-
-use super::{ProcessError, step};
 
 /// What was open before the shim opened anything.
 #[derive(Debug, Default)]
@@ -13,11 +12,12 @@ pub(crate) struct InheritedFiles(Vec<RawFd>);
 
 impl InheritedFiles {
     /// To be called first of all.
-    pub(crate) fn find() -> Result<Self, ProcessError> {
+    pub(crate) fn find() -> Result<Self, HostError> {
         let mut found = Vec::new();
-        let listed = std::fs::read_dir("/proc/self/fd").map_err(step("list the open files"))?;
+        let listed =
+            std::fs::read_dir("/proc/self/fd").map_err(HostError::of("list the open files"))?;
         for entry in listed {
-            let name = entry.map_err(step("list the open files"))?.file_name();
+            let name = entry.map_err(HostError::of("list the open files"))?.file_name();
             found.extend(name.to_str().and_then(|name| name.parse::<RawFd>().ok()));
         }
         // The listing's own fd was the last to be opened, and so is the first that is free now.

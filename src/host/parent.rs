@@ -7,11 +7,10 @@
 //! Between the fork and the first call here the parent may have ended already. A parent that says
 //! its own pid (`--parent`) closes that gap.
 
+use a3s_box_sys::HostError;
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
 use nix::unistd::{Pid, getppid};
-
-use super::{ProcessError, step};
 
 /// What the kernel sends. Nobody else has a reason to send it, and it changes nothing if they do.
 pub(super) const PARENT_SIGNAL: Signal = Signal::SIGUSR2;
@@ -23,23 +22,25 @@ pub(crate) struct Parent(Pid);
 impl Parent {
     /// Asks for the signal, and blocks it. To be called first of all, before any thread exists.
     /// `expected` is the pid that the parent says it has.
-    pub(crate) fn watch(expected: Option<u32>) -> Result<Self, ProcessError> {
+    pub(crate) fn watch(expected: Option<u32>) -> Result<Self, HostError> {
         let set: SigSet = [PARENT_SIGNAL].into_iter().collect();
-        sigprocmask(SigmaskHow::SIG_BLOCK, Some(&set), None).map_err(step("block a signal"))?;
-        set_pdeathsig(PARENT_SIGNAL).map_err(step("ask for a signal at the parent's end"))?;
+        sigprocmask(SigmaskHow::SIG_BLOCK, Some(&set), None)
+            .map_err(HostError::of("block a signal"))?;
+        set_pdeathsig(PARENT_SIGNAL)
+            .map_err(HostError::of("ask for a signal at the parent's end"))?;
         // A pid that is none is nobody's parent.
         let expected = expected.map(|pid| Pid::from_raw(i32::try_from(pid).unwrap_or(-1)));
         let parent = Self(expected.unwrap_or_else(getppid));
         if parent.is_gone() {
             // To the process: another thread than this one may read it.
-            kill(Pid::this(), PARENT_SIGNAL).map_err(step("signal the parent's end"))?;
+            kill(Pid::this(), PARENT_SIGNAL).map_err(HostError::of("signal the parent's end"))?;
         }
         Ok(parent)
     }
 
     /// Takes the wish for the signal back.
-    pub(super) fn ignore() -> Result<(), ProcessError> {
-        set_pdeathsig(None).map_err(step("take a signal at the parent's end back"))
+    pub(super) fn ignore() -> Result<(), HostError> {
+        set_pdeathsig(None).map_err(HostError::of("take a signal at the parent's end back"))
     }
 
     /// Whether another process has adopted this one.

@@ -11,11 +11,11 @@ use std::io::Write;
 use std::path::Path;
 use std::process::{Child, Stdio};
 
+use a3s_box_sys::HostError;
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{User, getegid, geteuid};
 
-use super::{ProcessError, step};
-use crate::program;
+use super::command;
 
 /// Most ranges of sub-ids: the kernel takes 340 lines (`user_namespaces(7)`), one is for root.
 const MAX_RANGES: usize = 339;
@@ -57,7 +57,7 @@ impl SubIds {
 
 /// Enters a new user namespace with a mount namespace of its own. To be called before any thread
 /// exists.
-pub(super) fn enter() -> Result<(), ProcessError> {
+pub(super) fn enter() -> Result<(), HostError> {
     let (uid, gid) = (geteuid(), getegid());
     let SubIds { uids, gids } = SubIds::of_this_user();
     let delegated = !uids.is_empty() && !gids.is_empty() && has_programs();
@@ -71,7 +71,7 @@ pub(super) fn enter() -> Result<(), ProcessError> {
         })
         .transpose()?;
     unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS)
-        .map_err(step("make a user namespace"))?;
+        .map_err(HostError::of("make a user namespace"))?;
     match helpers {
         Some(helpers) => helpers.into_iter().try_for_each(Mapper::finish),
         None => map_own_ids(uid.as_raw(), gid.as_raw()),
@@ -79,37 +79,38 @@ pub(super) fn enter() -> Result<(), ProcessError> {
 }
 
 /// Maps the user's own ids, which needs no privilege once setgroups(2) is given up.
-fn map_own_ids(uid: u32, gid: u32) -> Result<(), ProcessError> {
-    fs::write("/proc/self/setgroups", "deny").map_err(step("give up setgroups"))?;
-    fs::write("/proc/self/uid_map", format!("0 {uid} 1")).map_err(step("map the user id"))?;
-    fs::write("/proc/self/gid_map", format!("0 {gid} 1")).map_err(step("map the group id"))
+fn map_own_ids(uid: u32, gid: u32) -> Result<(), HostError> {
+    fs::write("/proc/self/setgroups", "deny").map_err(HostError::of("give up setgroups"))?;
+    fs::write("/proc/self/uid_map", format!("0 {uid} 1"))
+        .map_err(HostError::of("map the user id"))?;
+    fs::write("/proc/self/gid_map", format!("0 {gid} 1")).map_err(HostError::of("map the group id"))
 }
 
 /// A child that waits to write a map of this process.
 struct Mapper(Child);
 
 impl Mapper {
-    fn start(program: &str, own: u32, ranges: &[Range]) -> Result<Self, ProcessError> {
-        let mut shell = program::command("/bin/sh");
+    fn start(program: &str, own: u32, ranges: &[Range]) -> Result<Self, HostError> {
+        let mut shell = command::new("/bin/sh");
         shell.args(["-c", WAIT_AND_MAP, program, &std::process::id().to_string()]);
         for (inside, range) in map(own, ranges) {
             shell.args([inside, range.first, range.count].map(|number| number.to_string()));
         }
         shell.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
-        shell.spawn().map(Self).map_err(step("start the program that maps sub-ids"))
+        shell.spawn().map(Self).map_err(HostError::of("start the program that maps sub-ids"))
     }
 
-    fn finish(mut self) -> Result<(), ProcessError> {
+    fn finish(mut self) -> Result<(), HostError> {
         const STEP: &str = "map the user's sub-ids";
         if let Some(mut stdin) = self.0.stdin.take() {
-            stdin.write_all(b"\n").map_err(step(STEP))?;
+            stdin.write_all(b"\n").map_err(HostError::of(STEP))?;
         }
-        let ended = program::finish(self.0).map_err(step(STEP))?;
+        let ended = command::finish(self.0).map_err(HostError::of(STEP))?;
         match ended.status.success() {
             true => Ok(()),
             false => {
                 let complaint = ended.complaint.escape_debug().to_string();
-                Err(step(STEP)(std::io::Error::other(complaint)))
+                Err(HostError::of(STEP)(std::io::Error::other(complaint)))
             }
         }
     }

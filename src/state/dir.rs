@@ -33,8 +33,8 @@ use a3s_box_oci::{StoreError, check_parents, private_directory, remove_path};
 use a3s_box_sys::HostError;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-use crate::record::{self, ExitFile, Process};
 use crate::spec::VmSpec;
+use crate::state::record::{self, ExitFile, Process};
 
 /// What is removed at the start, if a killed shim left it, and at the end.
 const TRANSIENT: [&str; 7] = [AGENT_SOCKET, CONTROL_SOCKET, ROOT, UPPER, WORK, DISK, DISK_IMAGE];
@@ -55,8 +55,8 @@ pub(crate) enum StateDirError {
 impl From<StoreError> for StateDirError {
     fn from(error: StoreError) -> Self {
         match error {
-            StoreError::System { operation: action, path, source } => {
-                Self::System { action, path, source }
+            StoreError::Host(HostError { action, path, source }) => {
+                Self::System { action, path: path.unwrap_or_default(), source }
             }
             exposed @ StoreError::Exposed { .. } => Self::NotPrivate(exposed),
         }
@@ -116,9 +116,9 @@ impl StateDir {
     }
 
     /// What the end of this box has to do here.
-    pub(crate) fn box_end(&self) -> BoxEnd {
+    pub(crate) fn cleanup(&self) -> BoxCleanup {
         let transient = TRANSIENT.iter().map(|name| self.directory.path().join(name)).collect();
-        BoxEnd { exit_file: self.exit_file.clone(), transient }
+        BoxCleanup { exit_file: self.exit_file.clone(), transient }
     }
 
     pub(crate) fn agent_socket(&self) -> PathBuf {
@@ -181,7 +181,9 @@ fn own_mount(path: &Path) -> nix::Result<()> {
 fn lock(directory: &BoxDir, id: &str) -> Result<File, StateDirError> {
     let attempt = || match private_directory(directory.path()) {
         Ok(_) => directory.try_lock().map_err(StateDirError::from),
-        Err(StoreError::System { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+        Err(StoreError::Host(HostError { source, .. }))
+            if source.kind() == io::ErrorKind::NotFound =>
+        {
             Ok(None)
         }
         Err(error) => Err(error.into()),
@@ -192,13 +194,13 @@ fn lock(directory: &BoxDir, id: &str) -> Result<File, StateDirError> {
 
 /// What is left to do in the directory at the end of a box, for whoever ends it. Clones do the same.
 #[derive(Clone, Debug)]
-pub(crate) struct BoxEnd {
+pub(crate) struct BoxCleanup {
     /// Where the end is recorded.
     pub(crate) exit_file: ExitFile,
     transient: Vec<PathBuf>,
 }
 
-impl BoxEnd {
+impl BoxCleanup {
     /// Removes what only a live box has. The mounts keep `root` and `disk` busy until this process has
     /// ended: these empty directories stay.
     pub(crate) fn remove_transient(&self) {

@@ -21,7 +21,7 @@ use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 use tracing_journald::{Layer, Priority, PriorityMappings};
 
-use super::Phase;
+use super::phase::Phase;
 
 /// Where systemd-journald(8) listens; the crate has the same path built in.
 pub(super) const SOCKET: &str = "/run/systemd/journal/socket";

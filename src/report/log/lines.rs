@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use tracing::Event;
 use tracing::field::{Field, Visit};
 
-use super::Phase;
+use super::phase::Phase;
 
 /// What a pipe takes at once and without blocking when it polls as writable (`PIPE_BUF`, pipe(7)).
 const MAX_LINE_BYTES: usize = 4096;

@@ -15,6 +15,7 @@
 
 mod journal;
 mod lines;
+mod phase;
 
 use std::env;
 use std::os::fd::AsFd;
@@ -34,6 +35,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use self::journal::Journal;
 use self::lines::{Form, Lines};
+pub(crate) use self::phase::Phase;
 
 /// Target of libkrun's records that hold the guest's console (`port_io.rs`, libkrun 1.19.7).
 const GUEST_KERNEL: &str = "init_or_kernel";
@@ -46,51 +48,9 @@ static BOX_ID: OnceLock<String> = OnceLock::new();
 static PHASE: AtomicUsize = AtomicUsize::new(Phase::Config as usize);
 static JOURNAL: OnceLock<Journal> = OnceLock::new();
 
-/// What a shim is doing, in this order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Phase {
-    /// Reads and checks its config, and sets the process up.
-    Config,
-    /// Unpacks and mounts the root file system.
-    Rootfs,
-    /// Configures libkrun.
-    Vm,
-    /// The guest's kernel boots.
-    Kernel,
-    /// The guest prepares itself, until the box is ready.
-    Agent,
-    /// The box is ready.
-    Running,
-    /// The box ends.
-    Stopping,
-}
-
-impl Phase {
-    const ALL: [Self; 7] = [
-        Self::Config,
-        Self::Rootfs,
-        Self::Vm,
-        Self::Kernel,
-        Self::Agent,
-        Self::Running,
-        Self::Stopping,
-    ];
-
-    fn now() -> Self {
-        Self::ALL.get(PHASE.load(Ordering::Relaxed)).copied().unwrap_or(Self::Stopping)
-    }
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Config => "config",
-            Self::Rootfs => "rootfs",
-            Self::Vm => "vm",
-            Self::Kernel => "kernel",
-            Self::Agent => "agent",
-            Self::Running => "running",
-            Self::Stopping => "stopping",
-        }
-    }
+/// The phase that the process is in.
+fn phase() -> Phase {
+    Phase::ALL.get(PHASE.load(Ordering::Relaxed)).copied().unwrap_or(Phase::Stopping)
 }
 
 /// Sets the log up for the whole process; to be called before any thread exists. A setting that is
@@ -203,7 +163,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Sink {
     }
 
     fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
-        let phase = Phase::now();
+        let phase = phase();
         match JOURNAL.get().and_then(|journal| journal.for_events(phase)) {
             Some(journal) => journal.on_event(event, context),
             None => self.0.write(event, BOX_ID.get().map_or("", String::as_str), phase),

@@ -23,8 +23,8 @@ use a3s_box_core::record::{MAX_RECORD_BYTES, RECORD_VERSION};
 use a3s_box_core::{ErrorReport, ExitRecord, RunRecord};
 use nix::fcntl::{FallocateFlags, OFlag, fallocate, renameat};
 
-use crate::Ending;
-use crate::process::stat_field;
+use crate::ending::Ending;
+use crate::host::process::stat_field;
 
 /// Room on the disk for the last record: a block, which holds any without an error's causes.
 const RESERVED_BYTES: i64 = 4096;

@@ -1,9 +1,5 @@
 //! The process itself: its standard fds, signals, limits and namespaces.
 
-mod inherited;
-mod parent;
-mod user_namespace;
-
 use std::fmt;
 use std::fs::File;
 use std::io;
@@ -11,6 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
 use a3s_box_core::event::StopCause;
+use a3s_box_sys::HostError;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -20,21 +17,8 @@ use nix::sys::stat::{Mode, umask};
 use nix::unistd::{dup2_stdin, dup2_stdout, geteuid};
 use rustix::thread::{CapabilitiesSecureBits, set_capabilities_secure_bits};
 
-pub(crate) use self::inherited::InheritedFiles;
-pub(crate) use self::parent::Parent;
-pub(crate) use self::user_namespace::{SubIds, has_programs};
-
-/// A step of setting the process up that failed.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot {step}")]
-pub(crate) struct ProcessError {
-    step: &'static str,
-    source: io::Error,
-}
-
-fn step<E: Into<io::Error>>(step: &'static str) -> impl FnOnce(E) -> ProcessError {
-    move |error| ProcessError { step, source: error.into() }
-}
+use super::parent::{PARENT_SIGNAL, Parent};
+use super::user_namespace;
 
 /// Standard output, for what people ask on the command line.
 #[expect(clippy::disallowed_methods, reason = "used instead of the event stream, never beside it")]
@@ -44,41 +28,44 @@ pub(crate) fn stdout() -> io::Stdout {
 
 /// Takes the original standard output away for the event writer. Fd 1 then is standard error, so
 /// that no library can write into the event stream.
-pub(crate) fn take_stdout() -> Result<OwnedFd, ProcessError> {
-    let original =
-        stdout().as_fd().try_clone_to_owned().map_err(step("duplicate standard output"))?;
-    dup2_stdout(io::stderr()).map_err(step("point standard output at the log"))?;
+pub(crate) fn take_stdout() -> Result<OwnedFd, HostError> {
+    let original = stdout()
+        .as_fd()
+        .try_clone_to_owned()
+        .map_err(HostError::of("duplicate standard output"))?;
+    dup2_stdout(io::stderr()).map_err(HostError::of("point standard output at the log"))?;
     Ok(original)
 }
 
 /// Path of this executable.
-pub(crate) fn executable() -> Result<PathBuf, ProcessError> {
-    std::env::current_exe().map_err(step("find the path of this executable"))
+pub(crate) fn executable() -> Result<PathBuf, HostError> {
+    std::env::current_exe().map_err(HostError::of("find the path of this executable"))
 }
 
 /// Raises the limit of open files to its maximum: libkrun holds an fd for every inode that the
 /// guest knows. New files are for the owner only. Standard input was read and is closed.
-pub(crate) fn raise_limits() -> Result<(), ProcessError> {
-    let (_, hard) =
-        getrlimit(Resource::RLIMIT_NOFILE).map_err(step("read the limit of open files"))?;
+pub(crate) fn raise_limits() -> Result<(), HostError> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)
+        .map_err(HostError::of("read the limit of open files"))?;
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
-        .map_err(step("raise the limit of open files"))?;
+        .map_err(HostError::of("raise the limit of open files"))?;
     umask(Mode::S_IRWXG | Mode::S_IRWXO);
-    let null = File::open("/dev/null").map_err(step("open `/dev/null`"))?;
-    dup2_stdin(null).map_err(step("close standard input"))
+    let null = File::open("/dev/null").map_err(HostError::of("open `/dev/null`"))?;
+    dup2_stdin(null).map_err(HostError::of("close standard input"))
 }
 
 /// Gives this process mounts of its own: what it mounts vanishes with it, however it ends. Without
 /// root that takes a user namespace, where it is root. To be called before any thread exists.
-pub(crate) fn enter_private_mounts() -> Result<(), ProcessError> {
+pub(crate) fn enter_private_mounts() -> Result<(), HostError> {
     if geteuid().is_root() {
-        unshare(CloneFlags::CLONE_NEWNS).map_err(step("make a mount namespace (CAP_SYS_ADMIN)"))?;
+        unshare(CloneFlags::CLONE_NEWNS)
+            .map_err(HostError::of("make a mount namespace (CAP_SYS_ADMIN)"))?;
     } else {
         user_namespace::enter()?;
     }
     let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
     mount(None::<&str>, "/", None::<&str>, private, None::<&str>)
-        .map_err(step("make all mounts private"))?;
+        .map_err(HostError::of("make all mounts private"))?;
     keep_capabilities()
 }
 
@@ -86,9 +73,9 @@ pub(crate) fn enter_private_mounts() -> Result<(), ProcessError> {
 /// each file as its owner, with that owner's first group and no other (`set_creds`, 1.19.7): a program in
 /// the guest could not write into a directory of its other groups. What the guest's kernel has allowed is
 /// so not judged a second time, by less than it knows.
-fn keep_capabilities() -> Result<(), ProcessError> {
+fn keep_capabilities() -> Result<(), HostError> {
     set_capabilities_secure_bits(CapabilitiesSecureBits::NO_SETUID_FIXUP)
-        .map_err(step("keep capabilities (CAP_SETPCAP)"))
+        .map_err(HostError::of("keep capabilities (CAP_SETPCAP)"))
 }
 
 /// Whether this process is root, and not only in a user namespace.
@@ -160,12 +147,13 @@ pub(crate) struct Signals {
 
 impl Signals {
     /// Blocks the signals. The end of `parent` is one of them. To be called before any thread exists.
-    pub(crate) fn block(parent: Option<Parent>) -> Result<Self, ProcessError> {
-        let signals = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, parent::PARENT_SIGNAL];
+    pub(crate) fn block(parent: Option<Parent>) -> Result<Self, HostError> {
+        let signals = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, PARENT_SIGNAL];
         let set: SigSet = signals.into_iter().collect();
-        sigprocmask(SigmaskHow::SIG_BLOCK, Some(&set), None).map_err(step("block signals"))?;
+        sigprocmask(SigmaskHow::SIG_BLOCK, Some(&set), None)
+            .map_err(HostError::of("block signals"))?;
         let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
-        let fd = SignalFd::with_flags(&set, flags).map_err(step("open a signalfd"))?;
+        let fd = SignalFd::with_flags(&set, flags).map_err(HostError::of("open a signalfd"))?;
         if parent.is_none() {
             Parent::ignore()?;
         }
@@ -179,10 +167,10 @@ impl Signals {
             let info = self.fd.read_signal().ok().flatten()?;
             let number = i32::try_from(info.ssi_signo).ok();
             match number.and_then(|number| Signal::try_from(number).ok())? {
-                parent::PARENT_SIGNAL if self.parent.is_some_and(Parent::is_gone) => {
+                PARENT_SIGNAL if self.parent.is_some_and(Parent::is_gone) => {
                     return Some(StopRequest::ParentDied);
                 }
-                parent::PARENT_SIGNAL => {}
+                PARENT_SIGNAL => {}
                 signal => return Some(StopRequest::Signal(signal)),
             }
         }

@@ -11,6 +11,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
+use a3s_box_krun::Access;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat2};
 
@@ -35,6 +36,14 @@ pub(crate) struct SharedDirectory {
 /// A directory that stays the same.
 #[derive(Debug)]
 pub(crate) struct PinnedDirectory(OwnedFd);
+
+/// A directory of the host for the guest.
+#[derive(Debug)]
+pub(crate) struct PinnedShare {
+    pub(crate) tag: String,
+    pub(crate) directory: PinnedDirectory,
+    pub(crate) access: Access,
+}
 
 impl SharedDirectory {
     /// Opens the directory. To be called in the mount namespace where it is used: the kernel makes no

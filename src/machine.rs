@@ -1,10 +1,5 @@
 //! What runs in the guest: the program that is PID 1, its config, and the machine around it.
 
-mod share;
-
-use std::io;
-use std::path::{Path, PathBuf};
-
 use a3s_box_core::config::AgentProvider;
 use a3s_box_krun::{Access, Connect, Machine, OverlayFile, Share, VsockPort};
 use a3s_box_oci::Image;
@@ -14,17 +9,12 @@ use a3s_box_proto::control::{
 use a3s_box_proto::{CONTROL_PORT, GUEST_CONFIG_FILE, encode};
 use nix::sys::signal::Signal;
 
-use self::share::PinnedDirectory;
-pub(crate) use self::share::{ShareError, SharedDirectory};
 use crate::console::Ports;
 use crate::network::Network;
-use crate::process;
-use crate::run::{RunSpec, parse_signal};
-use crate::spec::{MountSource, NetworkSpec, VmSpec};
-use crate::state_dir::StateDir;
-
-/// Name of the program, beside the shim or in `../lib/a3s-box`.
-const PROGRAM: &str = "a3s-box-guest";
+use crate::share::{PinnedShare, ShareError};
+use crate::spec::{MountSource, MountSpec, NetworkSpec, VmSpec};
+use crate::state::dir::StateDir;
+use crate::workload::{RunSpec, parse_signal};
 
 /// libkrun starts `/init.krun` as PID 1 (`INIT_PATH`, libkrun 1.19.7, lib.rs).
 const INIT: &str = "init.krun";
@@ -32,10 +22,6 @@ const INIT: &str = "init.krun";
 /// The guest cannot be described.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum GuestError {
-    #[error("guest program `{PROGRAM}` not found, looked at: {searched}")]
-    ProgramMissing { searched: String },
-    #[error("cannot read the guest program `{}`", path.display())]
-    ProgramUnreadable { path: PathBuf, source: io::Error },
     #[error(
         "nothing to run: the image has neither entrypoint nor command, and `process.args` is empty"
     )]
@@ -44,8 +30,6 @@ pub(crate) enum GuestError {
     StopSignal { found: String },
     #[error("cannot share a directory with the guest")]
     Share(#[from] ShareError),
-    #[error("cannot look for the guest program")]
-    Process(#[from] process::ProcessError),
 }
 
 /// A guest: what PID 1 is told, and what the control thread must know of it.
@@ -55,45 +39,6 @@ pub(crate) struct Guest {
     pub(crate) shares: Vec<PinnedShare>,
     /// First signal of a stop.
     pub(crate) stop_signal: Signal,
-}
-
-/// A directory of the host for the guest.
-#[derive(Debug)]
-pub(crate) struct PinnedShare {
-    tag: String,
-    pub(crate) directory: PinnedDirectory,
-    pub(crate) access: Access,
-}
-
-/// Reads the program that will be PID 1.
-pub(crate) fn load_program(spec: &VmSpec) -> Result<Vec<u8>, GuestError> {
-    find_program(spec).map(|(_, program)| program)
-}
-
-/// Finds the program that will be PID 1, and reads it.
-pub(crate) fn find_program(spec: &VmSpec) -> Result<(PathBuf, Vec<u8>), GuestError> {
-    let candidates = match &spec.paths.guest {
-        Some(path) => vec![path.clone()],
-        None => beside(&process::executable()?),
-    };
-    for path in &candidates {
-        match std::fs::read(path) {
-            Ok(program) => return Ok((path.clone(), program)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(source) => {
-                return Err(GuestError::ProgramUnreadable { path: path.clone(), source });
-            }
-        }
-    }
-    let searched: Vec<String> =
-        candidates.iter().map(|path| format!("`{}`", path.display())).collect();
-    Err(GuestError::ProgramMissing { searched: searched.join(", ") })
-}
-
-fn beside(executable: &Path) -> Vec<PathBuf> {
-    let Some(directory) = executable.parent() else { return Vec::new() };
-    let library = directory.parent().map(|prefix| prefix.join("lib/a3s-box").join(PROGRAM));
-    [Some(directory.join(PROGRAM)), library].into_iter().flatten().collect()
 }
 
 /// Merges image and config into what PID 1 is told, and opens what it gets of the host. To be called in
@@ -119,7 +64,7 @@ pub(crate) fn describe(
 }
 
 fn pin_shares(spec: &VmSpec) -> Result<Vec<PinnedShare>, ShareError> {
-    let pin = |mount: &crate::spec::MountSpec| match &mount.source {
+    let pin = |mount: &MountSpec| match &mount.source {
         MountSource::Virtiofs { tag, directory, access } => {
             let pinned = directory.pin();
             Some(pinned.map(|directory| PinnedShare {
@@ -148,7 +93,7 @@ fn workload(spec: &VmSpec, run: RunSpec, has_image: bool) -> Result<Option<Workl
     }))
 }
 
-fn guest_mount(spec: &crate::spec::MountSpec) -> Mount {
+fn guest_mount(spec: &MountSpec) -> Mount {
     let source = match &spec.source {
         MountSource::Virtiofs { tag, access, .. } => mount::Source::Virtiofs(VirtiofsMount {
             tag: tag.clone(),

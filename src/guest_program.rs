@@ -1,0 +1,54 @@
+//! Finds and reads the guest program, the executable `a3s-box-guest` that is PID 1 of a box.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use a3s_box_sys::HostError;
+
+use crate::host::process;
+use crate::spec::VmSpec;
+
+/// File name of the guest program.
+const PROGRAM: &str = "a3s-box-guest";
+
+/// Why the guest program cannot be loaded.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum GuestProgramError {
+    #[error("guest program `{PROGRAM}` not found, looked at: {searched}")]
+    Missing { searched: String },
+    #[error("cannot read the guest program `{}`", path.display())]
+    Unreadable { path: PathBuf, source: io::Error },
+    #[error("cannot look for the guest program")]
+    Host(#[from] HostError),
+}
+
+/// Reads the program that will be PID 1.
+pub(crate) fn load(spec: &VmSpec) -> Result<Vec<u8>, GuestProgramError> {
+    find(spec).map(|(_, program)| program)
+}
+
+/// Finds the program that will be PID 1, and reads it.
+pub(crate) fn find(spec: &VmSpec) -> Result<(PathBuf, Vec<u8>), GuestProgramError> {
+    let candidates = match &spec.paths.guest {
+        Some(path) => vec![path.clone()],
+        None => beside(&process::executable()?),
+    };
+    for path in &candidates {
+        match std::fs::read(path) {
+            Ok(program) => return Ok((path.clone(), program)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(source) => {
+                return Err(GuestProgramError::Unreadable { path: path.clone(), source });
+            }
+        }
+    }
+    let searched: Vec<String> =
+        candidates.iter().map(|path| format!("`{}`", path.display())).collect();
+    Err(GuestProgramError::Missing { searched: searched.join(", ") })
+}
+
+fn beside(executable: &Path) -> Vec<PathBuf> {
+    let Some(directory) = executable.parent() else { return Vec::new() };
+    let library = directory.parent().map(|prefix| prefix.join("lib/a3s-box").join(PROGRAM));
+    [Some(directory.join(PROGRAM)), library].into_iter().flatten().collect()
+}

@@ -1,0 +1,10 @@
+//! The host's operating system as the shim uses it: its own process, helper programs, the cgroup and
+//! filters of system calls.
+
+pub(crate) mod cgroup;
+pub(crate) mod command;
+pub(crate) mod inherited;
+pub(crate) mod parent;
+pub(crate) mod process;
+pub(crate) mod seccomp;
+pub(crate) mod user_namespace;

@@ -1,0 +1,6 @@
+//! The state of a box on this host: its directory, the two records in it, and the disk for what the
+//! box writes.
+
+pub(crate) mod dir;
+pub(crate) mod disk;
+pub(crate) mod record;

@@ -13,6 +13,7 @@
 //! told in `shim.confined`, and the others hold; with `required` the box does not start without it.
 
 mod capabilities;
+mod held;
 mod jail;
 mod landlock;
 mod seccomp;
@@ -28,6 +29,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl::{set_dumpable, set_no_new_privs};
 use nix::sys::resource::{Resource, setrlimit};
 
+use self::held::Held;
 use crate::host::inherited::InheritedFiles;
 use crate::host::process;
 use crate::share::PinnedShare;
@@ -128,20 +130,6 @@ impl Confinement {
 
     fn report(&mut self, layer: Layer, status: LayerStatus, detail: Option<String>) {
         self.layers.push(LayerReport { layer, status, detail });
-    }
-}
-
-/// How much of a layer holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Held {
-    Whole,
-    /// What it lacks.
-    Part(&'static str),
-}
-
-impl From<()> for Held {
-    fn from((): ()) -> Self {
-        Self::Whole
     }
 }
 

@@ -14,6 +14,7 @@
 //!
 //! Gate and passt end when the socket to the VM closes, and so when the shim ends, however that happens.
 
+mod addresses;
 mod frames;
 mod gate;
 mod loopback;
@@ -21,7 +22,7 @@ mod passt;
 mod relay;
 mod resolver;
 
-use std::io::{self, Write};
+use std::io::Write;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -34,34 +35,21 @@ use a3s_box_core::config::{Egress, NetworkConfig, NetworkMode, SeccompMode};
 use a3s_box_core::event::{EventKind, WarningCode};
 use a3s_box_krun::NetDevice;
 use a3s_box_proto::control::{Interface, NameServers};
+use a3s_box_sys::HostError;
 use nix::poll::{PollFd, PollFlags, poll};
 use nix::sched::{CloneFlags, unshare};
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 
+use self::addresses::{
+    GATEWAY_ADDRESS, GUEST_ADDRESS, GUEST_MAC, MTU, PLACEHOLDER_ADDRESS, PREFIX_LENGTH,
+};
 use self::gate::GateConfig;
 pub(crate) use self::gate::run_if_asked;
 pub(crate) use self::passt::{find as find_passt, searched as searched_for_passt};
 use crate::host::command::{self, Ended};
-use crate::input::arguments::Mode;
 use crate::report::events::EventWriter;
 use crate::spec::{NetworkSpec, PasstSpec, VmSpec};
-
-/// Address of the guest, and of its gateway, in a network that exists between guest and passt only: those
-/// of QEMU's own user network, which people know.
-const GUEST_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
-const GATEWAY_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
-const PREFIX_LENGTH: u32 = 24;
-
-/// Of a network that is for documentation, and nowhere else (RFC 5737).
-const PLACEHOLDER_ADDRESS: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
-
-/// Locally administered. Every box has an Ethernet of its own.
-const GUEST_MAC: [u8; 6] = [0x02, 0xa3, 0x53, 0, 0, 0x0f];
-const GATEWAY_MAC: [u8; 6] = [0x02, 0xa3, 0x53, 0, 0, 0x02];
-
-/// passt's own default: the largest IPv4 packet in a frame, in words of 32 bits.
-const MTU: u32 = 65_520;
 
 /// How long gate and passt may take until they answer: they take 20 ms; longer takes a machine that is busy
 /// with other things.
@@ -85,8 +73,8 @@ pub(crate) enum NetworkError {
     Refused { complaint: String },
     #[error("passt did not answer within {} s", PATIENCE.as_secs())]
     NoAnswer,
-    #[error("cannot {action}")]
-    System { action: &'static str, source: io::Error },
+    #[error(transparent)]
+    Host(#[from] HostError),
 }
 
 impl NetworkError {
@@ -97,13 +85,9 @@ impl NetworkError {
             Self::Refused { .. } => Some(
                 "is an address of `network.publish` not this host's, or its port in use? Ports below 1024 take root",
             ),
-            Self::NoAnswer | Self::System { .. } => None,
+            Self::NoAnswer | Self::Host(_) => None,
         }
     }
-}
-
-fn system<E: Into<io::Error>>(action: &'static str) -> impl FnOnce(E) -> NetworkError {
-    move |error| NetworkError::System { action, source: error.into() }
 }
 
 /// What the guest has, and who carries it.
@@ -121,12 +105,11 @@ pub(crate) struct Network {
 impl Network {
     /// Starts what carries the guest's network, and enters an empty one, if a guest is to have one. To be
     /// called before any thread exists, in the host's network.
-    pub(crate) fn start(mode: Mode, spec: &VmSpec) -> Result<Self, NetworkError> {
+    pub(crate) fn start(spec: &VmSpec) -> Result<Self, NetworkError> {
         let name_servers = |addresses: &[Ipv4Addr]| {
             Some(NameServers { addresses: addresses.iter().copied().map(u32::from).collect() })
         };
         match &spec.network {
-            _ if mode != Mode::Run => Ok(Self::default()),
             NetworkSpec::None => Ok(Self::default()),
             NetworkSpec::Tsi => Ok(Self {
                 name_servers: name_servers(&resolver::of_host()),
@@ -142,7 +125,8 @@ impl Network {
                 };
                 let passt = PasstSpec { dns, ..passt.clone() };
                 let (carrier, wire) = Carrier::start(&passt, spec.seccomp)?;
-                unshare(CloneFlags::CLONE_NEWNET).map_err(system("make a network namespace"))?;
+                unshare(CloneFlags::CLONE_NEWNET)
+                    .map_err(HostError::of("make a network namespace"))?;
                 Ok(Self {
                     carrier: Some(carrier),
                     device: Some(NetDevice { socket: wire.into(), mac: GUEST_MAC }),
@@ -219,16 +203,17 @@ impl Carrier {
             dns: spec.dns.clone(),
         };
         let config = serde_json::to_string(&GateConfig { network, seccomp })
-            .map_err(system("write the gate's config"))?;
-        let (mut wire, theirs) = UnixStream::pair().map_err(system("make a pair of sockets"))?;
+            .map_err(HostError::of("write the gate's config"))?;
+        let (mut wire, theirs) =
+            UnixStream::pair().map_err(HostError::of("make a pair of sockets"))?;
         let theirs = OwnedFd::from(theirs);
-        let spare = theirs.try_clone().map_err(system("duplicate a socket"))?;
+        let spare = theirs.try_clone().map_err(HostError::of("duplicate a socket"))?;
         // Whatever has become of the executable's path; and no signal of a terminal.
         let mut command = command::new("/proc/self/exe");
         command.env_clear().arg0("a3s-box-shim").process_group(0);
         command.arg(gate::ARGUMENT).arg(passt).arg(config);
         command.stdin(theirs).stdout(Stdio::null()).stderr(Stdio::piped());
-        let mut gate = command.spawn().map_err(system("start the network's gate"))?;
+        let mut gate = command.spawn().map_err(HostError::of("start the network's gate"))?;
         // The command holds the gate's end, too.
         drop(command);
         match ask_for_gateway(&mut wire, &mut gate) {
@@ -289,18 +274,23 @@ pub(crate) fn lost(last_words: &str) -> EventKind {
 fn ask_for_gateway(wire: &mut UnixStream, gate: &mut Child) -> Result<bool, NetworkError> {
     let deadline = Instant::now() + PATIENCE;
     // Also in the middle of a frame; libkrun's reads know no timeout.
-    wire.set_read_timeout(Some(PATIENCE)).map_err(system("limit a wait for the network"))?;
-    wire.write_all(&frames::arp_request()).map_err(system("write to the network"))?;
+    wire.set_read_timeout(Some(PATIENCE)).map_err(HostError::of("limit a wait for the network"))?;
+    wire.write_all(&frames::arp_request()).map_err(HostError::of("write to the network"))?;
     while Instant::now() < deadline {
         let ready = poll(&mut [PollFd::new(wire.as_fd(), PollFlags::POLLIN)], LOOK_STEP)
-            .map_err(system("wait for the network"))?;
+            .map_err(HostError::of("wait for the network"))?;
         match (ready > 0).then(|| frames::read(&mut *wire)) {
             Some(Ok(frame)) if frames::is_arp_reply(&frame) => {
                 let unlimited = wire.set_read_timeout(None);
-                return unlimited.map(|()| true).map_err(system("unlimit the network"));
+                unlimited.map_err(HostError::of("unlimit the network"))?;
+                return Ok(true);
             }
             Some(Ok(_)) => {}
-            _ if gate.try_wait().map_err(system("wait for the network's gate"))?.is_some() => {
+            _ if gate
+                .try_wait()
+                .map_err(HostError::of("wait for the network's gate"))?
+                .is_some() =>
+            {
                 return Ok(false);
             }
             // What it left unread resets the wire before it has ended.
@@ -318,7 +308,7 @@ fn refused(gate: Child) -> NetworkError {
             let complaint = complaint(&said).unwrap_or_else(|| ended_with(status));
             NetworkError::Refused { complaint }
         }
-        Err(source) => NetworkError::System { action: "wait for the network's gate", source },
+        Err(error) => HostError::of("wait for the network's gate")(error).into(),
     }
 }
 

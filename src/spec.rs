@@ -25,7 +25,7 @@ use nix::sys::signal::Signal;
 
 pub(crate) use self::mounts::{MountSource, MountSpec};
 pub(crate) use self::network::{MAX_NAME_SERVERS, NetworkSpec, PasstSpec, is_reachable};
-use self::places::Places;
+use self::places::{Places, absolute};
 
 /// Longest wait of any kind: nobody means a day.
 const MAX_WAIT_MS: u64 = 3_600_000;
@@ -411,14 +411,6 @@ fn check_paths(paths: &PathsConfig, id: &BoxId) -> Result<(), ConfigError> {
         return Err(ConfigError::invalid("paths.state_dir", found, expected));
     }
     Ok(())
-}
-
-fn absolute(path: &str, found: &Path) -> Result<(), ConfigError> {
-    if found.is_absolute() && !found.as_os_str().as_encoded_bytes().contains(&0) {
-        return Ok(());
-    }
-    let found = format!("`{}`", found.display());
-    Err(ConfigError::invalid(path, found, "an absolute path"))
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use a3s_box_krun::Access;
-use a3s_box_sys::mount_setattr;
+use a3s_box_sys::{HostError, mount_setattr};
 use nix::mount::{MntFlags, umount2};
 use nix::unistd::{chdir, fchdir, pivot_root};
 use rustix::fs::CWD;
@@ -50,13 +50,6 @@ const OF_ROOT: MountAttrFlags =
 /// Room for the few directories and files that mounts hang on.
 const LIMITS: [(&str, &str); 3] = [("size", "1m"), ("nr_inodes", "512"), ("mode", "0700")];
 
-/// The root cannot be changed.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum JailError {
-    #[error("cannot {action}{}", path.as_deref().map(|path| format!(" `{}`", path.display())).unwrap_or_default())]
-    Step { action: &'static str, path: Option<PathBuf>, source: io::Error },
-}
-
 /// Something of the old root for the new one, whose path stays the same.
 struct Piece {
     /// Without the first slash.
@@ -66,21 +59,23 @@ struct Piece {
 }
 
 /// Makes the root and enters it. After an error this process is where it was.
-pub(super) fn enter(state: &StateDir, shares: &mut [PinnedShare]) -> Result<(), JailError> {
+pub(super) fn enter(state: &StateDir, shares: &mut [PinnedShare]) -> Result<(), HostError> {
     for share in shares {
-        let mount =
-            detach(&share.directory, share.access).map_err(step("detach a shared directory"))?;
+        let mount = detach(&share.directory, share.access)
+            .map_err(HostError::of("detach a shared directory"))?;
         share.directory.replace(mount);
     }
     let directory = state.directory();
     let parent = directory.parent().unwrap_or(directory);
     let pieces = pieces()?;
-    let root = tmpfs().map_err(step("make a tmpfs"))?;
-    let own = open_mount(directory, OpenTreeFlags::empty()).map_err(at("open", directory))?;
-    mount_setattr::set(&own, OF_FILES, true).map_err(at("restrict", directory))?;
+    let root = tmpfs().map_err(HostError::of("make a tmpfs"))?;
+    let own =
+        open_mount(directory, OpenTreeFlags::empty()).map_err(HostError::at("open", directory))?;
+    mount_setattr::set(&own, OF_FILES, true).map_err(HostError::at("restrict", directory))?;
     // The new root has to hang somewhere first, and hides what is there.
-    let hidden = open_mount(parent, OpenTreeFlags::empty()).map_err(at("open", parent))?;
-    attach(&root, parent).map_err(at("mount a tmpfs on", parent))?;
+    let hidden =
+        open_mount(parent, OpenTreeFlags::empty()).map_err(HostError::at("open", parent))?;
+    attach(&root, parent).map_err(HostError::at("mount a tmpfs on", parent))?;
     let own = Piece { path: relative(directory), mount: own, is_directory: true };
     let entered = fill(&root, &own, &pieces).and_then(|()| change_to(&root));
     if entered.is_err() {
@@ -93,7 +88,7 @@ pub(super) fn enter(state: &StateDir, shares: &mut [PinnedShare]) -> Result<(), 
 
 /// What is there beside the box's directory. What this host does not have is missing in the new root as
 /// well, and whoever needs it says so.
-fn pieces() -> Result<Vec<Piece>, JailError> {
+fn pieces() -> Result<Vec<Piece>, HostError> {
     let own_process = PathBuf::from(format!("/proc/{}", std::process::id()));
     let mount = clone(&own_process, MountAttrFlags::MOUNT_ATTR_RDONLY)?;
     let mut pieces = vec![Piece { path: "proc/self".into(), mount, is_directory: true }];
@@ -105,30 +100,30 @@ fn pieces() -> Result<Vec<Piece>, JailError> {
     Ok(pieces)
 }
 
-fn fill(root: &OwnedFd, own: &Piece, pieces: &[Piece]) -> Result<(), JailError> {
+fn fill(root: &OwnedFd, own: &Piece, pieces: &[Piece]) -> Result<(), HostError> {
     [own].into_iter().chain(pieces).try_for_each(|piece| piece.hang(&through(root)))?;
-    mount_setattr::set(root, OF_ROOT, false).map_err(step("restrict the new root"))
+    mount_setattr::set(root, OF_ROOT, false).map_err(HostError::of("restrict the new root"))
 }
 
 /// The old root is put on top of the new one, and taken away (`pivot_root(2)`).
-fn change_to(root: &OwnedFd) -> Result<(), JailError> {
-    fchdir(root).map_err(step("enter the new root"))?;
-    pivot_root(".", ".").map_err(step("change the root"))?;
-    umount2(".", MntFlags::MNT_DETACH).map_err(step("leave the old root"))?;
-    chdir("/").map_err(step("enter the new root"))
+fn change_to(root: &OwnedFd) -> Result<(), HostError> {
+    fchdir(root).map_err(HostError::of("enter the new root"))?;
+    pivot_root(".", ".").map_err(HostError::of("change the root"))?;
+    umount2(".", MntFlags::MNT_DETACH).map_err(HostError::of("leave the old root"))?;
+    chdir("/").map_err(HostError::of("enter the new root"))
 }
 
 impl Piece {
     /// Mounts it in the new root, and makes what it hangs on.
-    fn hang(&self, root: &Path) -> Result<(), JailError> {
+    fn hang(&self, root: &Path) -> Result<(), HostError> {
         let target = root.join(&self.path);
         let directory = if self.is_directory { Some(target.as_path()) } else { target.parent() };
         let make = || {
             DirBuilder::new().recursive(true).mode(0o700).create(directory.unwrap_or(root))?;
             if self.is_directory { Ok(()) } else { File::create(&target).map(drop) }
         };
-        make().map_err(at("make a place for", &self.path))?;
-        attach(&self.mount, &target).map_err(at("mount", &self.path))
+        make().map_err(HostError::at("make a place for", &self.path))?;
+        attach(&self.mount, &target).map_err(HostError::at("mount", &self.path))
     }
 }
 
@@ -159,10 +154,11 @@ fn open_mount(path: &Path, flags: OpenTreeFlags) -> io::Result<OwnedFd> {
 }
 
 /// A mount of `path` that hangs nowhere yet.
-fn clone(path: &Path, attributes: MountAttrFlags) -> Result<OwnedFd, JailError> {
-    let mount = open_mount(path, OpenTreeFlags::OPEN_TREE_CLONE).map_err(at("clone", path))?;
+fn clone(path: &Path, attributes: MountAttrFlags) -> Result<OwnedFd, HostError> {
+    let mount =
+        open_mount(path, OpenTreeFlags::OPEN_TREE_CLONE).map_err(HostError::at("clone", path))?;
     let attributes = attributes | OF_PIECES;
-    mount_setattr::set(&mount, attributes, false).map_err(at("restrict", path))?;
+    mount_setattr::set(&mount, attributes, false).map_err(HostError::at("restrict", path))?;
     Ok(mount)
 }
 
@@ -178,12 +174,4 @@ fn through(fd: &OwnedFd) -> PathBuf {
 fn attach(mount: &OwnedFd, target: &Path) -> io::Result<()> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_SYMLINKS;
     Ok(move_mount(mount, "", CWD, target, flags)?)
-}
-
-fn step<E: Into<io::Error>>(action: &'static str) -> impl FnOnce(E) -> JailError {
-    move |error| JailError::Step { action, path: None, source: error.into() }
-}
-
-fn at(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> JailError {
-    move |source| JailError::Step { action, path: Some(path.to_owned()), source }
 }

@@ -9,7 +9,7 @@ use landlock::{
     Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
 };
 
-use super::Held;
+use super::held::Held;
 use crate::share::PinnedShare;
 use crate::spec::{NetworkSpec, VmSpec};
 use crate::state::dir::StateDir;

@@ -26,7 +26,7 @@ use libc::{
     SYS_write, SYS_writev,
 };
 
-use super::Held;
+use super::held::Held;
 use crate::host::seccomp::{Filter, bits, equal, hide_clone3, not_executable};
 use crate::spec::NetworkSpec;
 

@@ -8,7 +8,7 @@ use a3s_box_core::doctor::{DoctorCheck, DoctorStatus};
 use a3s_box_core::one_line;
 use a3s_box_krun::{KrunError, check_kvm};
 
-use super::read;
+use super::kernel_file::read;
 
 /// The device of KVM.
 const KVM: &str = "/dev/kvm";

@@ -9,7 +9,7 @@ use std::net::Ipv4Addr;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 
-use super::{GATEWAY_ADDRESS, GUEST_ADDRESS, GUEST_MAC};
+use super::addresses::{GATEWAY_ADDRESS, GUEST_ADDRESS, GUEST_MAC};
 use crate::spec::is_reachable;
 
 /// Longest frame: libkrun's buffer (65562) without the header that it puts before it (12). It does not

@@ -63,15 +63,9 @@ enum GateError {
     #[error(transparent)]
     Listen(#[from] ListenError),
     #[error(transparent)]
-    Process(#[from] HostError),
-    #[error("cannot {action}")]
-    System { action: &'static str, source: io::Error },
+    Host(#[from] HostError),
     #[error("passt ended: {0}")]
     PasstEnded(String),
-}
-
-fn system<E: Into<io::Error>>(action: &'static str) -> impl FnOnce(E) -> GateError {
-    move |error| GateError::System { action, source: error.into() }
 }
 
 /// Is the gate, if that is what this process was started as. To be called first.
@@ -88,29 +82,29 @@ pub(crate) fn run_if_asked() -> Option<ExitCode> {
 
 fn run(program: &OsStr, config: &OsStr) -> Result<(), GateError> {
     // Else it has that of the link that it was started by.
-    set_name(NAME).map_err(system("take a name"))?;
+    set_name(NAME).map_err(HostError::of("take a name"))?;
     // Whoever started the shim may have left some open.
     InheritedFiles::find()?.close();
     let config: GateConfig = serde_json::from_str(&config.to_string_lossy())?;
     let NetworkSpec::Passt(spec) = NetworkSpec::try_from(config.network)? else {
         return Err(GateError::Arguments);
     };
-    let wire = io::stdin().as_fd().try_clone_to_owned().map_err(system("take the wire"))?;
+    let wire = io::stdin().as_fd().try_clone_to_owned().map_err(HostError::of("take the wire"))?;
     let is_root = process::is_root_of_host();
     let published = match spec.egress {
         Egress::Allow => Vec::new(),
         Egress::Deny => {
             let published = relay::listen(&spec.publish)?;
             enter_empty_network()?;
-            loopback::set_up().map_err(system("bring the loopback interface up"))?;
+            loopback::set_up().map_err(HostError::of("bring the loopback interface up"))?;
             published
         }
     };
-    let (to_passt, theirs) = UnixStream::pair().map_err(system("make a pair of sockets"))?;
+    let (to_passt, theirs) = UnixStream::pair().map_err(HostError::of("make a pair of sockets"))?;
     let mut command = Command::new(program);
     command.args(passt::arguments(&spec, is_root)).env_clear();
     command.stdin(std::os::fd::OwnedFd::from(theirs)).stdout(Stdio::null());
-    let passt = command.spawn().map_err(system("start passt"))?;
+    let passt = command.spawn().map_err(HostError::of("start passt"))?;
     // It holds passt's end, too.
     drop(command);
     if spec.egress == Egress::Allow {
@@ -120,34 +114,36 @@ fn run(program: &OsStr, config: &OsStr) -> Result<(), GateError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(system("make the event loop"))?;
+        .map_err(HostError::of("make the event loop"))?;
     calls::restrict(config.seccomp, passt.id(), !published.is_empty())
         .map_err(io::Error::other)
-        .map_err(system("give up system calls"))?;
+        .map_err(HostError::of("give up system calls"))?;
     runtime.block_on(serve([UnixStream::from(wire), to_passt], passt, published, &spec))
 }
 
-fn enter_empty_network() -> Result<(), GateError> {
-    unshare(CloneFlags::CLONE_NEWNET).map_err(system("make a network namespace"))
+fn enter_empty_network() -> Result<(), HostError> {
+    unshare(CloneFlags::CLONE_NEWNET).map_err(HostError::of("make a network namespace"))
 }
 
 /// Gives everything up but what is open: user, capabilities, files. passt has a jail of its own (passt(1)).
-fn confine(is_root: bool) -> Result<(), GateError> {
+fn confine(is_root: bool) -> Result<(), HostError> {
     if is_root {
         let (user, group) = (Uid::from_raw(NOBODY), Gid::from_raw(NOBODY));
         setgroups(&[])
             .and_then(|()| setresgid(group, group, group))
             .and_then(|()| setresuid(user, user, user))
-            .map_err(system("become nobody"))?;
+            .map_err(HostError::of("become nobody"))?;
     }
     for set in [CapSet::Ambient, CapSet::Inheritable, CapSet::Effective, CapSet::Permitted] {
-        caps::clear(None, set).map_err(io::Error::other).map_err(system("drop capabilities"))?;
+        caps::clear(None, set)
+            .map_err(io::Error::other)
+            .map_err(HostError::of("drop capabilities"))?;
     }
     set_no_new_privs()
         .and_then(|()| set_dumpable(false))
         // A second way to end: a shim that is confined may not signal it, and the wire closes.
         .and_then(|()| set_pdeathsig(Signal::SIGKILL))
-        .map_err(system("confine the gate"))?;
+        .map_err(HostError::of("confine the gate"))?;
     let no_files = || {
         Ruleset::default()
             .set_compatibility(CompatLevel::BestEffort)
@@ -155,7 +151,7 @@ fn confine(is_root: bool) -> Result<(), GateError> {
             .create()?
             .restrict_self()
     };
-    no_files().map(drop).map_err(io::Error::other).map_err(system("give up all files"))
+    no_files().map(drop).map_err(io::Error::other).map_err(HostError::of("give up all files"))
 }
 
 /// Carries frames, until one of both ends.
@@ -168,9 +164,9 @@ async fn serve(
     let [vm, to_passt] = wires.map(|wire| {
         wire.set_nonblocking(true).and_then(|()| tokio::net::UnixStream::from_std(wire))
     });
-    let vm = vm.map_err(system("use the wire"))?;
-    let to_passt = to_passt.map_err(system("use the wire"))?;
-    relay::serve(published).map_err(system("serve published ports"))?;
+    let vm = vm.map_err(HostError::of("use the wire"))?;
+    let to_passt = to_passt.map_err(HostError::of("use the wire"))?;
+    relay::serve(published).map_err(HostError::of("serve published ports"))?;
     let (from_vm, to_vm) = vm.into_split();
     let (from_passt, to_passt) = to_passt.into_split();
     tokio::select! {
@@ -182,12 +178,12 @@ async fn serve(
                 if passt.kill().is_ok() {
                     let _reaped = passt.wait();
                 }
-                end.map_err(system("carry the guest's frames"))
+                Ok(end.map_err(HostError::of("carry the guest's frames"))?)
             }
         },
         end = carry(from_passt, to_vm, |_| true) => match end {
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                Err(system("carry frames to the guest")(error))
+                Err(HostError::of("carry frames to the guest")(error).into())
             }
             // However it has closed its wire.
             _ => Err(ended(&mut passt)),

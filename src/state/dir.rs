@@ -48,16 +48,14 @@ pub(crate) enum StateDirError {
     NotPrivate(#[source] StoreError),
     #[error("`{}` is not a regular file", path.display())]
     NotAFile { path: PathBuf },
-    #[error("cannot {action} `{}`", path.display())]
-    System { action: &'static str, path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Host(#[from] HostError),
 }
 
 impl From<StoreError> for StateDirError {
     fn from(error: StoreError) -> Self {
         match error {
-            StoreError::Host(HostError { action, path, source }) => {
-                Self::System { action, path: path.unwrap_or_default(), source }
-            }
+            StoreError::Host(error) => Self::Host(error),
             exposed @ StoreError::Exposed { .. } => Self::NotPrivate(exposed),
         }
     }
@@ -67,9 +65,7 @@ impl From<LockError> for StateDirError {
     fn from(error: LockError) -> Self {
         match error {
             LockError::NotAFile { path } => Self::NotAFile { path },
-            LockError::Host(HostError { action, path, source }) => {
-                Self::System { action, path: path.unwrap_or_default(), source }
-            }
+            LockError::Host(error) => Self::Host(error),
         }
     }
 }
@@ -89,7 +85,7 @@ impl StateDir {
     pub(crate) fn acquire(spec: &VmSpec) -> Result<Self, StateDirError> {
         let parent = &spec.paths.state_dir;
         let made = DirBuilder::new().recursive(true).mode(0o700).create(parent);
-        made.map_err(system("make", parent))?;
+        made.map_err(HostError::at("make", parent))?;
         check_parents(parent)?;
         private_directory(parent)?;
         let directory = BoxDir::new(parent, &spec.id);
@@ -97,21 +93,22 @@ impl StateDir {
         let lock = lock(&directory, &spec.id)?;
         let remove_stale = |name| {
             let stale = path.join(name);
-            remove_path(&stale).map_err(system("remove the stale", &stale))
+            remove_path(&stale).map_err(HostError::at("remove the stale", &stale))
         };
-        own_mount(path).map_err(system("mount", path))?;
+        own_mount(path).map_err(HostError::at("mount", path))?;
         remove_stale(EXIT_FILE)?;
-        let process = Process::this().map_err(system("read", Path::new("/proc/self/stat")))?;
+        let process =
+            Process::this().map_err(HostError::at("read", Path::new("/proc/self/stat")))?;
         record::write_run(&lock, &process.run_record(&spec.id))
-            .map_err(system("write", &directory.run_file()))?;
+            .map_err(HostError::at("write", &directory.run_file()))?;
         [EXIT_DRAFT].into_iter().chain(TRANSIENT).try_for_each(remove_stale)?;
         let exit_file = ExitFile::prepare(path, &spec.id, process)
-            .map_err(system("make", &directory.exit_draft()))?;
+            .map_err(HostError::at("make", &directory.exit_draft()))?;
         let state = Self { directory, _lock: lock, exit_file };
         DirBuilder::new()
             .mode(0o700)
             .create(state.root())
-            .map_err(system("make", &state.root()))?;
+            .map_err(HostError::at("make", &state.root()))?;
         Ok(state)
     }
 
@@ -212,13 +209,6 @@ impl BoxCleanup {
     }
 }
 
-fn system<E: Into<io::Error>>(
-    action: &'static str,
-    path: &Path,
-) -> impl FnOnce(E) -> StateDirError {
-    move |error| StateDirError::System { action, path: path.to_owned(), source: error.into() }
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::{MetadataExt, symlink};
@@ -274,7 +264,7 @@ mod tests {
         fs::write(&precious, "x").unwrap();
         symlink(&precious, directory.run_file()).unwrap();
         let error = lock(&directory, "demo").unwrap_err();
-        assert!(matches!(error, StateDirError::System { action: "open", .. }), "{error}");
+        assert!(matches!(error, StateDirError::Host(HostError { action: "open", .. })), "{error}");
         assert_eq!(fs::read_to_string(precious).unwrap(), "x");
         fs::remove_file(directory.run_file()).unwrap();
         mkfifo(&directory.run_file(), Mode::S_IRWXU).unwrap();

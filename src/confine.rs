@@ -17,9 +17,9 @@
 //! box does not start without it.
 
 mod capabilities;
+mod extent;
 mod jail;
 mod landlock;
-mod layer;
 mod process;
 mod seccomp;
 
@@ -29,7 +29,7 @@ use a3s_box_core::config::ConfinementLevel;
 use a3s_box_core::event::{EventKind, Layer, LayerReport, LayerStatus};
 use nix::sched::{CloneFlags, unshare};
 
-use self::layer::Extent;
+use self::extent::Extent;
 use crate::error::in_one_line;
 use crate::host::inherited::InheritedFiles;
 use crate::host::process::is_in_user_namespace;

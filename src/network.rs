@@ -19,7 +19,7 @@
 //! Gate and passt exit when the socket to the VM closes, which the kernel does however the shim
 //! ends.
 
-mod address;
+mod addresses;
 mod carrier;
 mod error;
 mod frames;
@@ -38,12 +38,11 @@ use a3s_box_proto::control::{Interface, NameServers};
 use a3s_box_sys::HostError;
 use nix::sched::{CloneFlags, unshare};
 
-use self::address::{GATEWAY_ADDRESS, GUEST_ADDRESS, GUEST_MAC, MTU, PREFIX_LENGTH};
+use self::addresses::{GATEWAY_ADDRESS, GUEST_ADDRESS, GUEST_MAC, MTU, PREFIX_LENGTH};
 pub(crate) use self::carrier::{Carrier, lost};
 pub(crate) use self::error::NetworkError;
 pub(crate) use self::gate::run_if_asked;
 pub(crate) use self::passt::{find as find_passt, searched as searched_for_passt};
-use crate::input::arguments::Mode;
 use crate::report::events::EventWriter;
 use crate::spec::{NetworkSpec, PasstSpec, VmSpec};
 
@@ -69,9 +68,8 @@ impl Network {
     /// Callers must be in the host's network, where passt opens its sockets, and must have one
     /// thread only: `unshare(2)` moves just the calling thread, and later threads inherit the
     /// namespace.
-    pub(crate) fn start(mode: Mode, spec: &VmSpec) -> Result<Self, NetworkError> {
+    pub(crate) fn start(spec: &VmSpec) -> Result<Self, NetworkError> {
         match &spec.network {
-            _ if mode != Mode::Run => Ok(Self::default()),
             NetworkSpec::None => Ok(Self::default()),
             NetworkSpec::Tsi => Ok(Self {
                 name_servers: name_servers(&resolver::servers_of_host()),

@@ -25,7 +25,7 @@ use nix::sys::signal::Signal;
 
 pub(crate) use self::mounts::{MountSource, MountSpec};
 pub(crate) use self::network::{MAX_NAME_SERVERS, NetworkSpec, PasstSpec, is_reachable};
-use self::places::Places;
+use self::places::{Places, absolute};
 use crate::state::dir;
 
 /// Longest id of a box: a component of short socket paths.
@@ -426,14 +426,6 @@ fn check_paths(paths: &PathsConfig, id: &str) -> Result<(), ConfigError> {
         return Err(ConfigError::invalid("paths.state_dir", found, expected));
     }
     Ok(())
-}
-
-fn absolute(path: &str, found: &Path) -> Result<(), ConfigError> {
-    if found.is_absolute() && !found.as_os_str().as_encoded_bytes().contains(&0) {
-        return Ok(());
-    }
-    let found = format!("`{}`", found.display());
-    Err(ConfigError::invalid(path, found, "an absolute path"))
 }
 
 #[cfg(test)]

@@ -10,8 +10,8 @@ use ground::pieces::Pieces;
 use libfuzzer_sys::fuzz_target;
 
 #[expect(dead_code, reason = "the rest is for the shim itself")]
-#[path = "../../src/network/address.rs"]
-mod address;
+#[path = "../../src/network/addresses.rs"]
+mod addresses;
 #[expect(dead_code, reason = "the rest is for the shim's own question")]
 #[path = "../../src/network/frames.rs"]
 mod frames;
@@ -19,7 +19,7 @@ mod frames;
 #[path = "../../src/spec/network.rs"]
 mod spec;
 
-use self::address::GUEST_ADDRESS;
+use self::addresses::GUEST_ADDRESS;
 
 /// A name server with a link-local address.
 const SERVER: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 253);

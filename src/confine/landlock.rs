@@ -11,7 +11,7 @@ use landlock::{
     Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
 };
 
-use super::layer::Extent;
+use super::extent::Extent;
 use crate::share::PinnedShare;
 use crate::spec::{NetworkSpec, VmSpec};
 use crate::state::dir::StateDir;

@@ -28,7 +28,7 @@ use libc::{
     SYS_write, SYS_writev,
 };
 
-use super::layer::Extent;
+use super::extent::Extent;
 use crate::host::seccomp::{Filter, bits, equal, hide_clone3, not_executable};
 use crate::spec::NetworkSpec;
 

@@ -7,7 +7,8 @@ use std::path::Path;
 use a3s_box_core::doctor::{DoctorCheck, DoctorStatus};
 use a3s_box_krun::{KrunError, check_kvm};
 
-use super::{chain, read};
+use super::kernel_file::read;
+use super::trial::chain;
 
 /// The device of KVM.
 const KVM: &str = "/dev/kvm";

@@ -6,7 +6,7 @@ use std::path::Path;
 use a3s_box_core::doctor::DoctorCheck;
 use a3s_box_krun::kernel::Kernel;
 
-use super::chain;
+use super::trial::chain;
 use crate::guest_program;
 use crate::host::process;
 use crate::network;

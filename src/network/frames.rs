@@ -10,7 +10,7 @@ use std::net::Ipv4Addr;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 
-use super::address::{GATEWAY_ADDRESS, GUEST_ADDRESS, GUEST_MAC};
+use super::addresses::{GATEWAY_ADDRESS, GUEST_ADDRESS, GUEST_MAC};
 use crate::spec::is_reachable;
 
 /// Longest frame. libkrun reads a frame into a buffer of 65562 bytes, behind a header of 12 bytes,

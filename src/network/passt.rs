@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use a3s_box_core::config::{Egress, Protocol, PublishConfig};
 
-use super::address::{GATEWAY_ADDRESS, GATEWAY_MAC, GUEST_ADDRESS, MTU, PREFIX_LENGTH};
+use super::addresses::{GATEWAY_ADDRESS, GATEWAY_MAC, GUEST_ADDRESS, MTU, PREFIX_LENGTH};
 use crate::spec::PasstSpec;
 
 const NAME: &str = "passt";

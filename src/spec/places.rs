@@ -146,3 +146,12 @@ fn unusable(field: &str, path: &Path, error: &io::Error) -> ConfigError {
     let found = format!("`{}` ({error})", path.display());
     ConfigError::invalid(field, found, "a directory that exists or can be made")
 }
+
+/// Refuses a path that is not absolute, or that no system call takes.
+pub(super) fn absolute(path: &str, found: &Path) -> Result<(), ConfigError> {
+    if found.is_absolute() && !found.as_os_str().as_encoded_bytes().contains(&0) {
+        return Ok(());
+    }
+    let found = format!("`{}`", found.display());
+    Err(ConfigError::invalid(path, found, "an absolute path"))
+}

@@ -63,16 +63,14 @@ pub(crate) enum StateDirError {
     NotPrivate(#[source] StoreError),
     #[error("`{}` is not a regular file", path.display())]
     NotAFile { path: PathBuf },
-    #[error("cannot {action} `{}`", path.display())]
-    System { action: &'static str, path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Host(#[from] HostError),
 }
 
 impl From<StoreError> for StateDirError {
     fn from(error: StoreError) -> Self {
         match error {
-            StoreError::Host(HostError { action, path, source }) => {
-                Self::System { action, path: path.unwrap_or_default(), source }
-            }
+            StoreError::Host(error) => Self::Host(error),
             exposed @ StoreError::Exposed { .. } => Self::NotPrivate(exposed),
         }
     }
@@ -98,28 +96,29 @@ impl StateDir {
     pub(crate) fn acquire(spec: &VmSpec) -> Result<Self, StateDirError> {
         let parent = &spec.paths.state_dir;
         let made = DirBuilder::new().recursive(true).mode(0o700).create(parent);
-        made.map_err(system("make", parent))?;
+        made.map_err(HostError::at("make", parent))?;
         check_parents(parent)?;
         private_directory(parent)?;
         let path = parent.join(&spec.id);
         let lock = lock(&path, &spec.id)?;
         let remove_stale = |name| {
             let stale = path.join(name);
-            remove_path(&stale).map_err(system("remove the stale", &stale))
+            remove_path(&stale).map_err(HostError::at("remove the stale", &stale))
         };
-        own_mount(&path).map_err(system("mount", &path))?;
+        own_mount(&path).map_err(HostError::at("mount", &path))?;
         remove_stale(EXIT_FILE)?;
-        let process = Process::this().map_err(system("read", Path::new("/proc/self/stat")))?;
+        let process =
+            Process::this().map_err(HostError::at("read", Path::new("/proc/self/stat")))?;
         record::write_run(&lock, &process.run_record(&spec.id))
-            .map_err(system("write", &path.join(RUN_FILE)))?;
+            .map_err(HostError::at("write", &path.join(RUN_FILE)))?;
         [DRAFT_FILE].into_iter().chain(TRANSIENT).try_for_each(remove_stale)?;
         let exit_file = ExitFile::prepare(&path, &spec.id, process)
-            .map_err(system("make", &path.join(DRAFT_FILE)))?;
+            .map_err(HostError::at("make", &path.join(DRAFT_FILE)))?;
         let state = Self { path, _lock: lock, exit_file };
         DirBuilder::new()
             .mode(0o700)
             .create(state.root())
-            .map_err(system("make", &state.root()))?;
+            .map_err(HostError::at("make", &state.root()))?;
         Ok(state)
     }
 
@@ -192,7 +191,7 @@ fn lock(path: &Path, id: &str) -> Result<File, StateDirError> {
         match private_directory(path).map_err(Into::into).and_then(|_| try_lock(&run_file)) {
             Ok(Some(lock)) => return Ok(lock),
             // Removed after it was made or found.
-            Err(StateDirError::System { source, .. })
+            Err(StateDirError::Host(HostError { source, .. }))
                 if source.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
             Ok(None) => {}
@@ -214,17 +213,19 @@ fn try_lock(path: &Path) -> Result<Option<File>, StateDirError> {
         .mode(0o600)
         .custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits())
         .open(path)
-        .map_err(system("open", path))?;
-    let opened = file.metadata().map_err(system("look at", path))?;
+        .map_err(HostError::at("open", path))?;
+    let opened = file.metadata().map_err(HostError::at("look at", path))?;
     if !opened.is_file() {
         return Err(StateDirError::NotAFile { path: path.to_owned() });
     }
     match file.try_lock() {
         Ok(()) => {}
         Err(fs::TryLockError::WouldBlock) => return Ok(None),
-        Err(fs::TryLockError::Error(error)) => return Err(system("lock", path)(error)),
+        Err(fs::TryLockError::Error(error)) => {
+            return Err(HostError::at("lock", path)(error).into());
+        }
     }
-    let found = fs::symlink_metadata(path).map_err(system("look at", path))?;
+    let found = fs::symlink_metadata(path).map_err(HostError::at("look at", path))?;
     let is_same = (found.dev(), found.ino()) == (opened.dev(), opened.ino());
     Ok(is_same.then_some(file))
 }
@@ -247,13 +248,6 @@ impl BoxCleanup {
             let _best_effort = remove_path(path);
         }
     }
-}
-
-fn system<E: Into<io::Error>>(
-    action: &'static str,
-    path: &Path,
-) -> impl FnOnce(E) -> StateDirError {
-    move |error| StateDirError::System { action, path: path.to_owned(), source: error.into() }
 }
 
 #[cfg(test)]
@@ -308,7 +302,7 @@ mod tests {
         fs::write(&precious, "x").unwrap();
         symlink(&precious, directory.join(RUN_FILE)).unwrap();
         let error = lock(&directory, "demo").unwrap_err();
-        assert!(matches!(error, StateDirError::System { action: "open", .. }), "{error}");
+        assert!(matches!(error, StateDirError::Host(HostError { action: "open", .. })), "{error}");
         assert_eq!(fs::read_to_string(precious).unwrap(), "x");
         fs::remove_file(directory.join(RUN_FILE)).unwrap();
         mkfifo(&directory.join(RUN_FILE), Mode::S_IRWXU).unwrap();

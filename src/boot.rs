@@ -41,7 +41,7 @@ use crate::host::cgroup;
 use crate::host::inherited::InheritedFiles;
 use crate::host::parent::Parent;
 use crate::host::process::{self, Signals};
-use crate::input::arguments::{Arguments, Mode};
+use crate::input::arguments::Arguments;
 use crate::input::config::{self, InputError};
 use crate::network::Network;
 use crate::report::events::{EventFileError, EventWriter};
@@ -104,7 +104,7 @@ pub(crate) fn run(shim: &mut Shim<'_>) -> Result<(), ShimError> {
     process::enter_private_mounts()?;
     let mut confinement = Confinement::begin(&spec);
     let state = shim.acquire_state(&spec, event_file)?;
-    let mut network = Network::start(Mode::Run, &spec)?;
+    let mut network = Network::start(&spec)?;
     let configured_ms = shim.events.elapsed_ms();
 
     log::enter(Phase::Rootfs);

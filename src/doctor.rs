@@ -16,21 +16,20 @@ mod directories;
 mod hardware;
 mod identity;
 mod kernel;
+mod kernel_file;
 mod limits;
 mod parts;
 mod sample;
 mod trial;
 mod trials;
 
-use std::error::Error;
 use std::fmt::Write as _;
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::process::ExitCode;
 
 use a3s_box_core::config::{ConfinementLevel, PathsConfig};
 use a3s_box_core::doctor::{DoctorCheck, DoctorReport, DoctorStatus};
-use a3s_box_core::{BoxConfig, ErrorCode, ErrorReport, exit};
+use a3s_box_core::{BoxConfig, exit, one_line};
 use a3s_box_sys::HostError;
 
 use crate::host::process::{self, Signals, StopRequest};
@@ -39,9 +38,6 @@ use crate::input::config::{self, InputError};
 use crate::report::printable::{MESSAGE_CHARS, printable};
 use crate::report::terminal;
 use crate::spec::VmSpec;
-
-/// Most that is read of a file of the kernel: /proc/cpuinfo, the longest, repeats itself for each CPU.
-const MAX_FILE_BYTES: u64 = 64 * 1024;
 
 /// Why there is no report.
 #[derive(Debug, thiserror::Error)]
@@ -73,7 +69,7 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
                 DoctorError::Interrupted(request) => exit::for_signal(request.signal_number()),
                 _ => exit::FAILED,
             };
-            terminal::print(io::stderr(), &chain(&error), status)
+            terminal::print(io::stderr(), &one_line(&error), status)
         }
     }
 }
@@ -91,7 +87,7 @@ fn examine(arguments: &Arguments) -> Result<DoctorReport, DoctorError> {
     checks.extend([parts::kernel(&spec), parts::guest_program(&spec)]);
     let may_boot = checks.iter().skip(1).all(|check| check.status != DoctorStatus::Failed);
     checks.extend([identity::user_namespaces(), identity::sub_ids()]);
-    checks.extend(trials::root(&signals)?);
+    checks.extend(trials::root(&signals).map_err(DoctorError::Interrupted)?);
     let missing = match spec.confinement {
         ConfinementLevel::Required => DoctorStatus::Failed,
         ConfinementLevel::BestEffort | ConfinementLevel::None => DoctorStatus::Degraded,
@@ -101,7 +97,7 @@ fn examine(arguments: &Arguments) -> Result<DoctorReport, DoctorError> {
     checks.extend(directories(&spec.paths, arguments));
     checks.extend([parts::passt(&spec), parts::service_manager()]);
     let boot = match may_boot {
-        true => trials::boot(&spec.paths, &signals)?,
+        true => trials::boot(&spec.paths, &signals).map_err(DoctorError::Interrupted)?,
         false => trials::not_booted(),
     };
     checks.insert(2, hardware::virtualization(&boot));
@@ -136,18 +132,6 @@ fn to_text(report: &DoctorReport) -> String {
     text
 }
 
-/// The beginning of a file in which the kernel says something; none if there is no such file.
-fn read(path: &str) -> Option<String> {
-    let mut bytes = Vec::new();
-    File::open(path).ok()?.take(MAX_FILE_BYTES).read_to_end(&mut bytes).ok()?;
-    Some(String::from_utf8_lossy(&bytes).into_owned())
-}
-
-/// An error and its causes, in one line.
-fn chain(error: &(dyn Error + 'static)) -> String {
-    trial::told(&ErrorReport::new(ErrorCode::Internal, error))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -163,13 +147,5 @@ mod tests {
                         degraded  long  less; remedy: more\n\
                         failed    b     none; remedy: one\n";
         assert_eq!(to_text(&report), expected);
-    }
-
-    #[test]
-    fn what_is_read_is_bounded_and_may_be_missing() {
-        assert_eq!(read("/nowhere/at/all"), None);
-        assert_eq!(read("/"), None);
-        let length = read("/dev/zero").map(|text| text.len() as u64);
-        assert_eq!(length, Some(MAX_FILE_BYTES));
     }
 }

@@ -1,13 +1,35 @@
-//! Keeps what ARCHITECTURE.md says about the code true.
+//! Keeps true what ARCHITECTURE.md says about the code.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails here")]
+
+#[path = "architecture/documents.rs"]
+mod documents;
+#[path = "architecture/examples.rs"]
+mod examples;
+#[path = "architecture/imports.rs"]
+mod imports;
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Longest file without its tests.
+use syn::visit::{self, Visit};
+
+use crate::imports::{Crate, circles};
+
+/// Most lines of a file, without its tests. A longer file cannot be read in one go.
 const MAX_LINES: usize = 600;
+
+/// Most lines of code of `src/main.rs`, which maps arguments to a mode and a mode to a function.
+const MAX_MAIN_LINES: usize = 100;
+
+/// Most fields of the control loop, and lines of its file: its parts own the rest.
+const MAX_MONITOR_FIELDS: usize = 12;
+const MAX_MONITOR_LINES: usize = 300;
+
+/// Most lines and columns of the README.
+const MAX_README_LINES: usize = 130;
+const MAX_README_COLUMNS: usize = 120;
 
 /// Crates of the workspace that each crate may depend on, in every kind of dependency.
 const ALLOWED: [(&str, &[&str]); 9] = [
@@ -17,18 +39,54 @@ const ALLOWED: [(&str, &[&str]); 9] = [
     ("krun", &["a3s-box-sys"]),
     ("oci", &["a3s-box-sys"]),
     ("proto", &[]),
-    ("runtime", &["a3s-box-core", "a3s-box-oci", "a3s-box-proto"]),
+    ("runtime", &["a3s-box-core", "a3s-box-oci", "a3s-box-proto", "a3s-box-sys"]),
     ("sys", &[]),
-    // For its own tests, with its schemas.
-    ("shim-protocol", &["a3s-box-core"]),
+    // Its own tests use it with the feature that derives JSON Schemas.
+    ("shim-protocol", &["a3s-box-core", "a3s-box-sys"]),
 ];
 
-/// What only the tests of a crate may depend on: those of the shim drive it as a supervisor does.
+/// Dependencies for tests alone: the tests of the shim drive it as a supervisor does.
 const ALLOWED_IN_TESTS: [(&str, &str); 1] = [(".", "a3s-box-runtime")];
 
-/// Crates whose libraries are ours to keep without `unsafe`.
-const WITHOUT_UNSAFE: [&str; 6] =
-    ["src", "shim-protocol/src", "proto/src", "oci/src", "runtime/src", "cli/src"];
+/// Root files of all crates.
+const ROOTS: [&str; 9] = [
+    "src/main.rs",
+    "cli/src/main.rs",
+    "guest/src/main.rs",
+    "krun/src/lib.rs",
+    "oci/src/lib.rs",
+    "proto/src/lib.rs",
+    "runtime/src/lib.rs",
+    "shim-protocol/src/lib.rs",
+    "sys/src/lib.rs",
+];
+
+/// Files and directories with `unsafe` code.
+const UNSAFE: [&str; 3] = ["krun/src/", "sys/src/", "guest/src/kernel.rs"];
+
+/// The one file that knows the names in the directory of a box.
+const BOX_DIR: &str = "shim-protocol/src/box_dir.rs";
+
+/// Names in the directory of a box that mean nothing else anywhere.
+const NAMES_OF_BOX_DIR: [&str; 7] = [
+    "run.json",
+    "exit.json",
+    "exit.json.new",
+    "agent.sock",
+    "control.sock",
+    "console.log",
+    "disk.img",
+];
+
+/// Words that the glossary of ARCHITECTURE.md replaces, and the words to use.
+const REPLACED: [(&str, &str); 6] = [
+    ("folder", "directory"),
+    ("Flavour", "OverlayXattrs"),
+    ("Seams", "CrossLayerDependencies"),
+    ("BoxEnd", "BoxCleanup"),
+    ("StopOrder", "Termination"),
+    ("Cutter", "AbortHandle"),
+];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -46,10 +104,10 @@ fn rust_files(directory: &Path, found: &mut Vec<PathBuf>) {
 }
 
 fn all_rust_files() -> Vec<PathBuf> {
-    let mut found = Vec::new();
     let directories = [
         "src",
         "tests",
+        "benches",
         "shim-protocol",
         "proto",
         "oci",
@@ -60,6 +118,7 @@ fn all_rust_files() -> Vec<PathBuf> {
         "sys",
         "fuzz",
     ];
+    let mut found = Vec::new();
     for directory in directories {
         rust_files(&root().join(directory), &mut found);
     }
@@ -67,13 +126,37 @@ fn all_rust_files() -> Vec<PathBuf> {
     found
 }
 
+/// Files of all crates that are not tests.
+fn sources() -> impl Iterator<Item = PathBuf> {
+    let directories = ROOTS.iter().map(|file| root().join(file).parent().unwrap().to_owned());
+    let mut found = Vec::new();
+    directories.for_each(|directory| rust_files(&directory, &mut found));
+    found.into_iter().filter(|path| !path.ends_with("tests.rs") && !has_part(path, "tests"))
+}
+
+fn has_part(path: &Path, name: &str) -> bool {
+    path.strip_prefix(root()).unwrap().components().any(|part| part.as_os_str() == name)
+}
+
+fn relative(path: &Path) -> String {
+    path.strip_prefix(root()).unwrap().to_str().unwrap().to_owned()
+}
+
+/// Lines that are neither blank nor comments.
+fn lines_of_code(text: &str) -> usize {
+    let is_code = |line: &&str| !line.trim().is_empty() && !line.trim_start().starts_with("//");
+    text.lines().filter(is_code).count()
+}
+
+fn without_tests(text: &str) -> &str {
+    text.split("#[cfg(test)]").next().unwrap()
+}
+
 #[test]
 fn dependencies_point_one_way() {
     for (directory, allowed) in ALLOWED {
         let manifest = fs::read_to_string(root().join(directory).join("Cargo.toml")).unwrap();
-        let package = manifest.split("[workspace.dependencies]").next().unwrap();
         let rest = manifest.split("[package]").nth(1).unwrap();
-        assert!(!package.is_empty());
         let used: BTreeSet<&str> = rest
             .lines()
             .filter_map(|line| line.split(['=', '.', ' ']).next())
@@ -93,9 +176,128 @@ fn dependencies_point_one_way() {
 }
 
 #[test]
+fn imports_make_no_circle() {
+    let found: String = ROOTS.into_iter().map(circles_in).collect();
+    assert!(found.is_empty(), "{found}");
+}
+
+/// The circles of the crate with this root file, and their arrows.
+fn circles_in(file: &str) -> String {
+    let arrows = Crate::read(&root().join(file)).arrows();
+    let mut text = String::new();
+    for circle in circles(&arrows) {
+        text.push_str(&format!("\n{file}: a circle of imports between {} files\n", circle.len()));
+        for from in &circle {
+            for to in arrows[from].intersection(&circle) {
+                text.push_str(&format!("  {} -> {}\n", from.display(), to.display()));
+            }
+        }
+    }
+    text
+}
+
+#[test]
+fn circles_of_imports_are_found() {
+    let fixture = root().join("tests/architecture/fixtures/circles/lib.rs");
+    let found = circles(&Crate::read(&fixture).arrows());
+    let circle = |files: [&str; 2]| files.map(PathBuf::from).into_iter().collect();
+    assert_eq!(
+        found,
+        [circle(["area.rs", "volume.rs"]), circle(["shapes.rs", "shapes/square.rs"])]
+    );
+}
+
+#[test]
+fn only_boot_knows_the_error_of_the_shim() {
+    let arrows = Crate::read(&root().join("src/main.rs")).arrows();
+    for (from, targets) in arrows {
+        let is_above =
+            ["main.rs", "boot.rs", "error.rs"].iter().any(|name| from == Path::new(name));
+        for upper in ["error.rs", "boot.rs", "main.rs"] {
+            let is_allowed = is_above || !targets.contains(Path::new(upper));
+            assert!(is_allowed, "src/{} imports from src/{upper}", from.display());
+        }
+    }
+}
+
+#[test]
+fn main_only_chooses_a_mode() {
+    let lines = lines_of_code(&fs::read_to_string(root().join("src/main.rs")).unwrap());
+    assert!(
+        lines <= MAX_MAIN_LINES,
+        "src/main.rs: {lines} lines of code, at most {MAX_MAIN_LINES}"
+    );
+}
+
+#[test]
+fn control_loop_leaves_the_work_to_its_parts() {
+    let text = fs::read_to_string(root().join("src/control/monitor.rs")).unwrap();
+    let lines = without_tests(&text).lines().count();
+    assert!(lines <= MAX_MONITOR_LINES, "{lines} lines, at most {MAX_MONITOR_LINES}");
+    let monitor = syn::parse_file(&text).unwrap().items.into_iter().find_map(|item| match item {
+        syn::Item::Struct(item) if item.ident == "Monitor" => Some(item.fields.len()),
+        _ => None,
+    });
+    let fields = monitor.expect("a struct Monitor");
+    assert!(fields <= MAX_MONITOR_FIELDS, "{fields} fields, at most {MAX_MONITOR_FIELDS}");
+}
+
+/// Types and texts of a file, without its tests.
+#[derive(Default)]
+struct Declared {
+    types: Vec<String>,
+    texts: Vec<String>,
+}
+
+impl Declared {
+    fn of(path: &Path) -> Self {
+        let text = fs::read_to_string(path).unwrap();
+        let mut declared = Self::default();
+        declared.visit_file(&syn::parse_file(without_tests(&text)).unwrap());
+        declared
+    }
+}
+
+impl<'ast> Visit<'ast> for Declared {
+    fn visit_item_struct(&mut self, item: &'ast syn::ItemStruct) {
+        self.types.push(item.ident.to_string());
+        visit::visit_item_struct(self, item);
+    }
+
+    fn visit_item_enum(&mut self, item: &'ast syn::ItemEnum) {
+        self.types.push(item.ident.to_string());
+        visit::visit_item_enum(self, item);
+    }
+
+    fn visit_lit_str(&mut self, text: &'ast syn::LitStr) {
+        self.texts.push(text.value());
+    }
+}
+
+#[test]
+fn ending_of_a_box_is_one_type() {
+    let declares = |path: &PathBuf| Declared::of(path).types.iter().any(|name| name == "Ending");
+    let found: Vec<String> = sources().filter(declares).map(|path| relative(&path)).collect();
+    assert_eq!(found, ["src/ending.rs"]);
+}
+
+#[test]
+fn directory_of_a_box_has_one_owner() {
+    let mut owned = BTreeSet::new();
+    for path in sources() {
+        let texts = Declared::of(&path).texts;
+        for name in NAMES_OF_BOX_DIR.iter().filter(|name| texts.iter().any(|text| text == *name)) {
+            assert_eq!(relative(&path), BOX_DIR, "`{name}` belongs to {BOX_DIR}");
+            owned.insert(*name);
+        }
+    }
+    assert_eq!(owned, BTreeSet::from(NAMES_OF_BOX_DIR));
+}
+
+#[test]
 fn every_file_says_what_it_owns() {
     for path in all_rust_files() {
-        // A module's tests say it in their names.
+        // The tests of a module are described by their names.
         if path.ends_with("tests.rs") {
             continue;
         }
@@ -108,21 +310,25 @@ fn every_file_says_what_it_owns() {
 fn no_file_is_longer_than_one_can_read() {
     for path in all_rust_files() {
         let text = fs::read_to_string(&path).unwrap();
-        let code = text.split("#[cfg(test)]").next().unwrap().lines().count();
-        assert!(code <= MAX_LINES, "{}: {code} lines, at most {MAX_LINES}", path.display());
+        let lines = without_tests(&text).lines().count();
+        assert!(lines <= MAX_LINES, "{}: {lines} lines, at most {MAX_LINES}", path.display());
     }
 }
 
 #[test]
 fn unsafe_stays_where_it_belongs() {
-    let mut found = Vec::new();
-    for directory in WITHOUT_UNSAFE {
-        rust_files(&root().join(directory), &mut found);
-    }
-    for path in found {
+    let mut holders = BTreeSet::new();
+    for path in sources() {
         let text = fs::read_to_string(&path).unwrap();
-        assert!(!text.contains("unsafe {") && !text.contains("unsafe fn"), "{}", path.display());
+        if !text.contains("unsafe {") && !text.contains("unsafe fn") {
+            continue;
+        }
+        let name = relative(&path);
+        let holder = UNSAFE.into_iter().find(|holder| name.starts_with(holder));
+        assert!(holder.is_some(), "{name} has unsafe code");
+        holders.extend(holder);
     }
+    assert_eq!(holders, BTreeSet::from(UNSAFE), "each of these has unsafe code");
 }
 
 #[test]
@@ -131,5 +337,50 @@ fn modules_are_nouns_that_own_something() {
         let name = path.file_stem().unwrap().to_str().unwrap();
         let drawers = ["utils", "util", "helpers", "helper", "common", "misc", "types"];
         assert!(!drawers.contains(&name), "{} is a junk drawer", path.display());
+    }
+}
+
+#[test]
+fn words_that_the_glossary_replaces_are_gone() {
+    let documents = documents::markdown_files(root());
+    for path in all_rust_files().into_iter().chain(documents) {
+        // This file lists them, and so does the glossary.
+        let name = relative(&path);
+        if name == "tests/architecture.rs" || name == "ARCHITECTURE.md" {
+            continue;
+        }
+        let text = fs::read_to_string(&path).unwrap();
+        for (word, instead) in REPLACED {
+            assert!(!text.contains(word), "{name}: `{instead}` instead of `{word}`");
+        }
+    }
+}
+
+#[test]
+fn links_of_documents_lead_somewhere() {
+    for file in documents::markdown_files(root()) {
+        let dead = documents::dead_links(&file);
+        assert!(dead.is_empty(), "{}: dead links {dead:?}", file.display());
+    }
+}
+
+#[test]
+fn readme_can_be_read_in_some_minutes() {
+    let text = fs::read_to_string(root().join("README.md")).unwrap();
+    let lines = text.lines().count();
+    assert!(lines <= MAX_README_LINES, "{lines} lines, at most {MAX_README_LINES}");
+    for (number, line) in (1..).zip(text.lines()) {
+        let columns = line.chars().count();
+        assert!(columns <= MAX_README_COLUMNS, "line {number} has {columns} columns");
+    }
+}
+
+#[test]
+fn decisions_are_listed() {
+    let directory = root().join("docs/decisions");
+    let index = fs::read_to_string(directory.join("README.md")).unwrap();
+    for entry in fs::read_dir(directory).unwrap().map(Result::unwrap) {
+        let name = entry.file_name().into_string().unwrap();
+        assert!(name == "README.md" || index.contains(&name), "the index has no {name}");
     }
 }

@@ -6,7 +6,8 @@
 use a3s_box_core::doctor::DoctorCheck;
 use nix::unistd::geteuid;
 
-use super::{kernel, read};
+use super::kernel;
+use super::kernel_file::read;
 use crate::host::user_namespace::{SubIds, has_programs};
 
 /// How many ids the usual image has: those of 16 bits, root being the user.

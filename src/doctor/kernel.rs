@@ -6,7 +6,7 @@ use a3s_box_core::doctor::{DoctorCheck, DoctorStatus};
 use landlock::{AccessFs, LandlockStatus, Ruleset, RulesetAttr};
 use nix::unistd::geteuid;
 
-use super::read;
+use super::kernel_file::read;
 
 /// `openat2(2)`, by which nothing in an image leads out of its directory.
 const OLDEST: Version = Version { major: 5, minor: 6 };

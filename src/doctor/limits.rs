@@ -6,7 +6,7 @@ use a3s_box_core::doctor::DoctorCheck;
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 use rustix::fs::{Access, AtFlags, CWD, accessat};
 
-use super::read;
+use super::kernel_file::read;
 
 /// libkrun holds an open file for each inode that the guest knows: a walk of the tree of a large image
 /// (Debian with a compiler) has some 50,000. systemd gives 524288.

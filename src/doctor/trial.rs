@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use a3s_box_core::event::EventKind;
 use a3s_box_core::{BoxConfig, ErrorReport, Event};
+use a3s_box_sys::HostError;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, mkdtemp};
@@ -25,8 +26,8 @@ const STEP: Duration = Duration::from_millis(1);
 /// Why a box did not do what was waited for.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum TrialError {
-    #[error("cannot {action}")]
-    System { action: &'static str, source: io::Error },
+    #[error(transparent)]
+    Host(#[from] HostError),
     #[error("{}", told(.0))]
     Told(ErrorReport),
     #[error("the shim ended ({0}) without saying why")]
@@ -39,13 +40,9 @@ pub(super) enum TrialError {
     Interrupted(StopRequest),
 }
 
-pub(super) fn told(report: &ErrorReport) -> String {
+fn told(report: &ErrorReport) -> String {
     let causes = report.causes.iter().map(|cause| format!(": {cause}"));
     std::iter::once(report.message.clone()).chain(causes).collect()
-}
-
-fn system<E: Into<io::Error>>(action: &'static str) -> impl FnOnce(E) -> TrialError {
-    move |error| TrialError::System { action, source: error.into() }
 }
 
 /// A directory in the system's directory for temporary files, removed with all in it.
@@ -57,9 +54,9 @@ impl Directory {
         // A short name: paths of sockets are in it.
         let directory = mkdtemp(&std::env::temp_dir().join("a3s-doctor-XXXXXX"))
             .map(Self)
-            .map_err(system("make a temporary directory"))?;
+            .map_err(HostError::of("make a temporary directory"))?;
         let made = DirBuilder::new().mode(0o700).create(directory.state_dir());
-        made.map_err(system("make a directory in a temporary one"))?;
+        made.map_err(HostError::of("make a directory in a temporary one"))?;
         Ok(directory)
     }
 
@@ -101,7 +98,7 @@ impl Trial {
         limit: Duration,
     ) -> Result<Self, TrialError> {
         let executable = process::executable().map_err(io::Error::other);
-        let mut command = Command::new(executable.map_err(system("find this executable"))?);
+        let mut command = Command::new(executable.map_err(HostError::of("find this executable"))?);
         command.args(arguments).args(["--parent", &std::process::id().to_string()]);
         // The box is not the service that this process may be, and its events say enough.
         for name in ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"] {
@@ -109,8 +106,8 @@ impl Trial {
         }
         command.env("A3S_BOX_LOG", "off");
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
-        let json = config.to_json().map_err(system("write a config"))?;
-        let mut child = command.spawn().map_err(system("start the shim"))?;
+        let json = config.to_json().map_err(HostError::of("write a config"))?;
+        let mut child = command.spawn().map_err(HostError::of("start the shim"))?;
         if let Some(mut stdin) = child.stdin.take() {
             // The pipe takes a config of ours at once; a shim that is gone already has said why.
             let _gone = stdin.write_all(&json);
@@ -121,7 +118,7 @@ impl Trial {
     /// Watches a child whose standard output is a pipe.
     fn watch(mut child: Child, limit: Duration) -> Result<Self, TrialError> {
         let Some(stdout) = child.stdout.take() else {
-            return Err(system("read from the shim")(io::Error::other("no pipe")));
+            return Err(HostError::of("read from the shim")(io::Error::other("no pipe")).into());
         };
         let deadline = Instant::now() + limit;
         Ok(Self { child, stdout, received: Vec::new(), limit, deadline })
@@ -148,13 +145,15 @@ impl Trial {
     pub(super) fn stop(&self) -> Result<(), TrialError> {
         // It was not waited for yet, so the id is its own. Process ids are below 2^22.
         let pid = Pid::from_raw(i32::try_from(self.child.id()).unwrap_or(i32::MAX));
-        kill(pid, Signal::SIGTERM).map_err(system("stop the shim"))
+        Ok(kill(pid, Signal::SIGTERM).map_err(HostError::of("stop the shim"))?)
     }
 
     /// Waits for the end of the process.
     pub(super) fn wait(&mut self) -> Result<ExitStatus, TrialError> {
         loop {
-            if let Some(status) = self.child.try_wait().map_err(system("wait for the shim"))? {
+            if let Some(status) =
+                self.child.try_wait().map_err(HostError::of("wait for the shim"))?
+            {
                 return Ok(status);
             }
             if Instant::now() >= self.deadline {
@@ -188,7 +187,7 @@ impl Trial {
         let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
         let mut fds =
             [self.stdout.as_fd(), signals.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
-        if poll(&mut fds, timeout).map_err(system("wait for events"))? == 0 {
+        if poll(&mut fds, timeout).map_err(HostError::of("wait for events"))? == 0 {
             return Err(TrialError::TooLate(self.limit));
         }
         if let Some(request) = signals.next() {
@@ -198,7 +197,7 @@ impl Trial {
             return Ok(true);
         }
         let mut buffer = [0; 16 * 1024];
-        let count = self.stdout.read(&mut buffer).map_err(system("read events"))?;
+        let count = self.stdout.read(&mut buffer).map_err(HostError::of("read events"))?;
         self.received.extend(buffer.iter().take(count));
         Ok(count > 0)
     }

@@ -5,11 +5,12 @@ use std::time::{Duration, Instant};
 use a3s_box_core::config::{ImageConfig, PathsConfig};
 use a3s_box_core::doctor::DoctorCheck;
 use a3s_box_core::event::{EventKind, RootMethod, StopReason};
-use a3s_box_core::{BoxConfig, ErrorCode};
+use a3s_box_core::{BoxConfig, ErrorCode, one_line};
+use a3s_box_sys::HostError;
 
 use super::trial::{Directory, Trial, TrialError};
-use super::{DoctorError, chain, kernel, sample};
-use crate::host::process::Signals;
+use super::{kernel, sample};
+use crate::host::process::{Signals, StopRequest};
 
 /// How long the root may take: it takes milliseconds, seconds on an emulated host.
 const ROOT_LIMIT: Duration = Duration::from_secs(20);
@@ -21,9 +22,9 @@ const BOOT_TIMEOUT: Duration = Duration::from_secs(20);
 const AROUND_BOOT: Duration = Duration::from_secs(25);
 
 /// Makes the root of a tiny image, in namespaces as those of a box.
-pub(super) fn root(signals: &Signals) -> Result<[DoctorCheck; 2], DoctorError> {
+pub(super) fn root(signals: &Signals) -> Result<[DoctorCheck; 2], StopRequest> {
     match make_root(signals) {
-        Err(TrialError::Interrupted(request)) => Err(DoctorError::Interrupted(request)),
+        Err(TrialError::Interrupted(request)) => Err(request),
         tried => Ok(judge_root(tried)),
     }
 }
@@ -31,8 +32,7 @@ pub(super) fn root(signals: &Signals) -> Result<[DoctorCheck; 2], DoctorError> {
 fn make_root(signals: &Signals) -> Result<RootMethod, TrialError> {
     let directory = Directory::make()?;
     let layout = directory.path().join("image");
-    sample::write(&layout)
-        .map_err(|source| TrialError::System { action: "write an image", source })?;
+    sample::write(&layout).map_err(HostError::of("write an image"))?;
     let mut config = config(&directory);
     config.image = Some(ImageConfig { layout, reference: None, platform: None });
     // Nothing is run; whether there is a guest program is another check.
@@ -65,7 +65,7 @@ fn judge_root(tried: Result<RootMethod, TrialError>) -> [DoctorCheck; 2] {
         }
         Err(TrialError::Told(report)) if report.code == ErrorCode::ProcessSetup => {
             let remedy = report.hint.clone().unwrap_or_else(|| "run as root".to_owned());
-            let found = chain(&TrialError::Told(report));
+            let found = one_line(&TrialError::Told(report));
             let untried = DoctorCheck::failed(OVERLAYFS, "not tried, without namespaces", untried);
             [DoctorCheck::failed(NAMESPACES, found, remedy), untried]
         }
@@ -75,16 +75,16 @@ fn judge_root(tried: Result<RootMethod, TrialError>) -> [DoctorCheck; 2] {
                 _ => None,
             };
             let remedy = remedy.unwrap_or_else(|| untried.to_owned());
-            let found = format!("no root: {}", chain(&error));
+            let found = format!("no root: {}", one_line(&error));
             [namespaces, DoctorCheck::failed(OVERLAYFS, found, remedy)]
         }
     }
 }
 
 /// Boots an agent-only box and stops it.
-pub(super) fn boot(paths: &PathsConfig, signals: &Signals) -> Result<DoctorCheck, DoctorError> {
+pub(super) fn boot(paths: &PathsConfig, signals: &Signals) -> Result<DoctorCheck, StopRequest> {
     match boot_and_stop(paths, signals) {
-        Err(TrialError::Interrupted(request)) => Err(DoctorError::Interrupted(request)),
+        Err(TrialError::Interrupted(request)) => Err(request),
         tried => Ok(judge_boot(tried)),
     }
 }
@@ -141,7 +141,7 @@ fn judge_boot(tried: Result<Booted, TrialError>) -> DoctorCheck {
                  shows what its kernel says"
                     .to_owned()
             });
-            DoctorCheck::failed(BOOT, chain(&error), remedy)
+            DoctorCheck::failed(BOOT, one_line(&error), remedy)
         }
     }
 }

@@ -10,6 +10,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use a3s_box_core::config::DiskPlace;
+use a3s_box_sys::HostError;
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 
 use crate::spec::VmSpec;
@@ -32,8 +33,8 @@ pub(crate) enum CgroupError {
     NotACgroup { path: PathBuf },
     #[error("`{}` has no controller `{controller}` to pass on", parent.display())]
     NotDelegated { controller: &'static str, parent: PathBuf },
-    #[error("cannot {action} `{}`", path.display())]
-    System { action: &'static str, path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Host(#[from] HostError),
 }
 
 impl CgroupError {
@@ -42,7 +43,7 @@ impl CgroupError {
             Self::NotACgroup { .. } => {
                 "name a directory below one that is delegated in `/sys/fs/cgroup`"
             }
-            Self::NotDelegated { .. } | Self::System { .. } => {
+            Self::NotDelegated { .. } | Self::Host(_) => {
                 "delegate the directory above to the shim's user, with memory, pids and cpu in its \
                  `cgroup.subtree_control`, and no process in it (systemd: `Delegate=memory pids cpu`)"
             }
@@ -55,13 +56,13 @@ impl CgroupError {
 pub(crate) fn join(spec: &VmSpec) -> Result<(), CgroupError> {
     let Some(directory) = &spec.cgroup else { return Ok(()) };
     let parent = directory.parent().unwrap_or(directory);
-    let found = statfs(parent).map_err(|errno| system("look at", parent)(errno.into()))?;
+    let found = statfs(parent).map_err(HostError::at("look at", parent))?;
     if found.filesystem_type() != CGROUP2_SUPER_MAGIC {
         return Err(CgroupError::NotACgroup { path: directory.clone() });
     }
     match fs::create_dir(directory) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-            return Err(system("make", directory)(error));
+            return Err(HostError::at("make", directory)(error).into());
         }
         _ => {}
     }
@@ -75,7 +76,8 @@ pub(crate) fn join(spec: &VmSpec) -> Result<(), CgroupError> {
     set(directory, "cpu", "cpu.max", &format!("{cpu_us} {CPU_PERIOD_US}"))?;
     let members = directory.join("cgroup.procs");
     write(&members, &std::process::id().to_string())
-        .map_err(system("move the shim into", directory))
+        .map_err(HostError::at("move the shim into", directory))?;
+    Ok(())
 }
 
 /// What a box may take: its guest's memory, the shim's, and what its disk holds, if that is in memory.
@@ -103,16 +105,12 @@ fn set(
             |_refusal| CgroupError::NotDelegated { controller, parent: parent.to_owned() };
         write(&control, &format!("+{controller}")).map_err(not_delegated)?;
     }
-    write(&file, value).map_err(system("set", &file))
+    Ok(write(&file, value).map_err(HostError::at("set", &file))?)
 }
 
 /// Writes to a file of the kernel's, which is never made.
 fn write(path: &Path, text: &str) -> io::Result<()> {
     OpenOptions::new().write(true).open(path)?.write_all(text.as_bytes())
-}
-
-fn system(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> CgroupError {
-    move |source| CgroupError::System { action, path: path.to_owned(), source }
 }
 
 #[cfg(test)]

@@ -5,9 +5,8 @@ use std::path::{Component, Path};
 use a3s_box_core::config::{ConfigError, MountConfig};
 use a3s_box_krun::{Access, MAX_SHARES};
 
-use super::absolute;
 use super::network::NetworkSpec;
-use super::places::{Place, Places};
+use super::places::{Place, Places, absolute};
 use crate::share::SharedDirectory;
 
 /// A file system that the guest mounts besides its root.

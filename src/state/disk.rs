@@ -15,13 +15,15 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 
+use a3s_box_core::box_dir::{UPPER, WORK};
 use a3s_box_core::config::DiskPlace;
 use a3s_box_core::event::UpperPlace;
+use a3s_box_sys::HostError;
 use nix::mount::{MsFlags, mount};
 
 use crate::host::command::{self, Ended};
 use crate::spec::VmSpec;
-use crate::state::dir::{StateDir, UPPER, WORK};
+use crate::state::dir::StateDir;
 
 /// Inodes for each MiB of memory: a file without content costs about as much memory as one page,
 /// which a limit on bytes does not see.
@@ -30,8 +32,8 @@ const MEMORY_INODES_PER_MIB: u64 = 256;
 /// The place for what a box writes cannot be had.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DiskError {
-    #[error("cannot {action} `{}`", path.display())]
-    System { action: &'static str, path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Host(#[from] HostError),
     #[error(
         "`{program}`, which `resources.disk_mib` needs, was not found: install the package `{package}`"
     )]
@@ -84,7 +86,7 @@ impl Disk {
 
 fn make_directory(state: &StateDir) -> Result<PathBuf, DiskError> {
     let path = state.disk();
-    DirBuilder::new().mode(0o700).create(&path).map_err(system("make", &path))?;
+    DirBuilder::new().mode(0o700).create(&path).map_err(HostError::at("make", &path))?;
     Ok(path)
 }
 
@@ -107,14 +109,16 @@ fn mount_memory(target: &Path, limit_mib: Option<u32>) -> Result<(), DiskError> 
     }
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     mount(Some("tmpfs"), target, Some("tmpfs"), flags, Some(options.as_str()))
-        .map_err(|errno| system("mount a tmpfs at", target)(errno.into()))
+        .map_err(HostError::at("mount a tmpfs at", target))?;
+    Ok(())
 }
 
 /// Makes a file with an empty ext4: without a journal and with lazy tables, as nothing of it is
 /// needed after a crash, and without blocks kept for root, which is who writes.
 fn make_image(path: &Path, mib: u32) -> Result<(), DiskError> {
     let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
-    file.and_then(|file| file.set_len(u64::from(mib) << 20)).map_err(system("make", path))?;
+    file.and_then(|file| file.set_len(u64::from(mib) << 20))
+        .map_err(HostError::at("make", path))?;
     let mut command = command::new("mkfs.ext4");
     command.args(["-q", "-F", "-m", "0", "-O", "^has_journal"]);
     command.args(["-E", "lazy_itable_init=1,nodiscard,root_owner=0:0"]).arg(path);
@@ -136,11 +140,6 @@ fn run(name: &'static str, package: &'static str, command: Command) -> Result<()
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             Err(DiskError::ProgramMissing { program: name, package })
         }
-        Err(error) => Err(system("run", Path::new(name))(error)),
+        Err(error) => Err(HostError::at("run", Path::new(name))(error).into()),
     }
-}
-
-fn system(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DiskError {
-    let path = path.to_owned();
-    move |source| DiskError::System { action, path, source }
 }

@@ -168,7 +168,7 @@ fn each_record_in_the_journal_names_the_box_and_its_phase() {
     // A thread of the VM's, that no span of ours has ever seen, and the crate `log`.
     assert_eq!(record("a worker logs"), ["golden", "kernel", "6"]);
     assert_eq!(only(&records, "MESSAGE", "a worker logs")["F_LOG_TARGET"], "krun_devices::fake");
-    assert_eq!(only(&records, "MESSAGE", "phase vm")["TARGET"], "a3s_box_shim::log");
+    assert_eq!(only(&records, "MESSAGE", "phase vm")["TARGET"], "a3s_box_shim::report::log");
     for record in &records {
         assert!(record["PHASE"].is_string(), "{record}");
         assert_eq!(record["BOX_ID"] == "golden", record["PHASE"] != "config", "{record}");
@@ -193,10 +193,10 @@ fn standard_error_that_is_the_journal_is_recognized() {
     let mut inherited = logging("info", "");
     inherited.env("JOURNAL_STREAM", "1:1");
     let output = run(journal.inside(&inherited));
-    assert!(stderr(&output).contains(" INFO golden vm a3s_box_shim::log: phase vm\n"));
+    assert!(stderr(&output).contains(" INFO golden vm a3s_box_shim::report::log: phase vm\n"));
     // Asked to stay away.
     let output = run(journal.inside(&logging("info", "stderr")));
-    assert!(stderr(&output).contains(" INFO golden vm a3s_box_shim::log: phase vm\n"));
+    assert!(stderr(&output).contains(" INFO golden vm a3s_box_shim::report::log: phase vm\n"));
     assert_eq!(journal.records().iter().filter(|it| it["MESSAGE"] == "phase vm").count(), 1);
 }
 
@@ -220,7 +220,7 @@ fn a_journal_that_is_not_there_or_full_is_said_and_standard_error_is_used() {
     let check = |output: &Output, reason: &str| {
         let text = stderr(output);
         let warning = format!(
-            " WARN - config a3s_box_shim::log: no journal, so the log is on standard error: {reason}"
+            " WARN - config a3s_box_shim::report::log: no journal, so the log is on standard error: {reason}"
         );
         assert!(text.contains(&warning), "{text}");
         assert!(text.contains(" INFO golden kernel krun_devices::fake: a worker logs\n"), "{text}");

@@ -1,5 +1,7 @@
-//! Filters of system calls, as seccomp(2) takes them on: a call that is not allowed ends the process. A
-//! killed thread alone would leave one that hangs.
+//! Filters of system calls (`seccomp(2)`).
+//!
+//! A call that is not allowed kills the whole process. Killing only the thread would leave a
+//! process that hangs, because other threads wait for it.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +12,8 @@ use seccompiler::{
     SeccompFilter, SeccompRule,
 };
 
-/// What is allowed, call by call: always, or if one of the rules holds.
+/// Rules by the number of the call. A call without rules always matches; otherwise one rule must
+/// hold.
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
 /// The calls that a process may make.
@@ -18,12 +21,12 @@ type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 pub(crate) struct Filter(Rules);
 
 impl Filter {
-    /// Allows these calls.
+    /// Makes a filter that allows these calls with any arguments.
     pub(crate) fn allowing(calls: &[i64]) -> Self {
         Self(calls.iter().map(|call| (*call, Vec::new())).collect())
     }
 
-    /// Allows one more call.
+    /// Allows one more call with any arguments.
     pub(crate) fn allow(&mut self, call: i64) {
         self.allow_if(call, Vec::new());
     }
@@ -33,17 +36,22 @@ impl Filter {
         self.0.insert(call, conditions);
     }
 
-    /// Takes the filter on, with no way back, for this thread and those that it will start.
-    pub(crate) fn take_on(self, mode: SeccompMode) -> Result<(), seccompiler::Error> {
-        let refusal = match mode {
+    /// Installs the filter for this thread and for all threads that it starts later. A filter
+    /// cannot be removed again.
+    pub(crate) fn install(self, mode: SeccompMode) -> Result<(), seccompiler::Error> {
+        let mismatch = match mode {
             SeccompMode::Enforce => SeccompAction::KillProcess,
             SeccompMode::Log => SeccompAction::Log,
         };
-        apply(self.0, refusal, SeccompAction::Allow)
+        apply(self.0, mismatch, SeccompAction::Allow)
     }
 }
 
-/// Has glibc start threads with clone(2), whose flags a filter can see: clone3(2) is not there.
+/// Installs a filter that makes clone3(2) fail with ENOSYS. glibc then starts threads with
+/// clone(2).
+///
+/// clone3(2) takes its flags in memory, which a filter cannot read. clone(2) takes them in a
+/// register, so that a later filter can allow threads and refuse processes and namespaces.
 pub(crate) fn hide_clone3() -> Result<(), seccompiler::Error> {
     let missing = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
     apply(BTreeMap::from([(SYS_clone3, Vec::new())]), SeccompAction::Allow, missing)
@@ -60,23 +68,25 @@ fn apply(
     seccompiler::apply_filter(&program)
 }
 
-/// Of mmap(2) and mprotect(2): the memory is not executable.
+/// Returns the rule of mmap(2) and mprotect(2) that the memory is not executable.
 pub(crate) fn not_executable() -> Result<SeccompRule, BackendError> {
     bits(2, u64::from(libc::PROT_EXEC.unsigned_abs()), 0)
 }
 
-/// The argument with this index has this value.
+/// Returns the rule that the argument at `index` is `value`.
 pub(crate) fn equal(index: u8, value: u64) -> Result<SeccompRule, BackendError> {
     condition(index, SeccompCmpOp::Eq, value)
 }
 
-/// Of the argument with this index the bits of `mask` are those of `value`.
+/// Returns the rule that the argument at `index` has the bits of `value` among those of `mask`.
 pub(crate) fn bits(index: u8, mask: u64, value: u64) -> Result<SeccompRule, BackendError> {
     condition(index, SeccompCmpOp::MaskedEq(mask), value)
 }
 
 fn condition(index: u8, operator: SeccompCmpOp, value: u64) -> Result<SeccompRule, BackendError> {
-    // The kernel looks at 32 bits of each of these arguments.
+    // All arguments that are compared here are of 32 bits in the kernel, which ignores the upper
+    // half of the register. A comparison of 64 bits would refuse a call whose upper half is not
+    // zero.
     let condition = SeccompCondition::new(index, SeccompCmpArgLen::Dword, operator, value)?;
     SeccompRule::new(vec![condition])
 }

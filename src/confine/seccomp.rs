@@ -174,7 +174,7 @@ pub(super) fn install(
     let filter = filter(network)?;
     // The last one allows no further filter.
     hide_clone3()?;
-    filter.take_on(mode)?;
+    filter.install(mode)?;
     Ok(match mode {
         SeccompMode::Enforce => Held::Whole,
         SeccompMode::Log => Held::Part("calls are logged, not refused"),

@@ -1,5 +1,5 @@
-//! Filters of system calls, as seccomp(2) takes them on: a call that is not allowed ends the process. A
-//! killed thread alone would leave one that hangs.
+//! Filters of system calls for seccomp(2). A call that a filter does not allow kills the whole process,
+//! because a process that loses one thread may hang.
 
 use std::collections::BTreeMap;
 
@@ -10,15 +10,15 @@ use seccompiler::{
     SeccompFilter, SeccompRule,
 };
 
-/// What is allowed, call by call: always, or if one of the rules holds.
+/// The allowed calls. A call without rules is always allowed, others if one of their rules matches.
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
-/// The calls that a process may make.
+/// A filter, by the calls that it allows.
 #[derive(Debug)]
 pub(crate) struct Filter(Rules);
 
 impl Filter {
-    /// Allows these calls.
+    /// Makes a filter that allows `calls`.
     pub(crate) fn allowing(calls: &[i64]) -> Self {
         Self(calls.iter().map(|call| (*call, Vec::new())).collect())
     }
@@ -33,8 +33,9 @@ impl Filter {
         self.0.insert(call, conditions);
     }
 
-    /// Takes the filter on, with no way back, for this thread and those that it will start.
-    pub(crate) fn take_on(self, mode: SeccompMode) -> Result<(), seccompiler::Error> {
+    /// Installs the filter for this thread and the threads that it starts later. A filter cannot be
+    /// removed.
+    pub(crate) fn install(self, mode: SeccompMode) -> Result<(), seccompiler::Error> {
         let refusal = match mode {
             SeccompMode::Enforce => SeccompAction::KillProcess,
             SeccompMode::Log => SeccompAction::Log,
@@ -43,7 +44,8 @@ impl Filter {
     }
 }
 
-/// Has glibc start threads with clone(2), whose flags a filter can see: clone3(2) is not there.
+/// Makes clone3(2) fail with ENOSYS, so that glibc starts threads with clone(2) instead. The flags of
+/// clone3 are in memory, where a filter cannot check them. The flags of clone are an argument.
 pub(crate) fn hide_clone3() -> Result<(), seccompiler::Error> {
     let missing = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
     apply(BTreeMap::from([(SYS_clone3, Vec::new())]), SeccompAction::Allow, missing)
@@ -60,23 +62,24 @@ fn apply(
     seccompiler::apply_filter(&program)
 }
 
-/// Of mmap(2) and mprotect(2): the memory is not executable.
+/// Returns the rule for mmap(2) and mprotect(2) that the memory is not executable.
 pub(crate) fn not_executable() -> Result<SeccompRule, BackendError> {
     bits(2, u64::from(libc::PROT_EXEC.unsigned_abs()), 0)
 }
 
-/// The argument with this index has this value.
+/// Returns the rule that the argument `index` is `value`.
 pub(crate) fn equal(index: u8, value: u64) -> Result<SeccompRule, BackendError> {
     condition(index, SeccompCmpOp::Eq, value)
 }
 
-/// Of the argument with this index the bits of `mask` are those of `value`.
+/// Returns the rule that the argument `index` has the bits of `value` in the bits of `mask`.
 pub(crate) fn bits(index: u8, mask: u64, value: u64) -> Result<SeccompRule, BackendError> {
     condition(index, SeccompCmpOp::MaskedEq(mask), value)
 }
 
 fn condition(index: u8, operator: SeccompCmpOp, value: u64) -> Result<SeccompRule, BackendError> {
-    // The kernel looks at 32 bits of each of these arguments.
+    // The kernel uses only the lower 32 bits of each argument that has a rule, so the filter must
+    // ignore the upper half of the register, too.
     let condition = SeccompCondition::new(index, SeccompCmpArgLen::Dword, operator, value)?;
     SeccompRule::new(vec![condition])
 }

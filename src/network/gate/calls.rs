@@ -57,5 +57,5 @@ pub(super) fn restrict(
     // tokio looks whether a socket blocks; Rust, in debug builds, whether one that is closed is open.
     let questions = [libc::F_GETFL, libc::F_GETFD].map(|word| equal(1, word.unsigned_abs().into()));
     filter.allow_if(SYS_fcntl, questions.into_iter().collect::<Result<_, _>>()?);
-    filter.take_on(mode)
+    filter.install(mode)
 }

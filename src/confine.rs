@@ -1,49 +1,50 @@
-//! Confines the shim: guest and VMM are one security context, so what a guest that breaks out could do
-//! is decided here.
+//! The confinement of the shim, which limits what a guest can do that has broken out of its VM.
+//!
+//! Guest and VMM are one security context: a guest that exploits a bug of libkrun runs code with
+//! the rights of the shim. The shim therefore gives up its rights in layers, before the guest
+//! starts:
 //!
 //! ```text
-//!   namespaces ──► root ──► process ──► capabilities ──► Landlock ──► seccomp ──► threads, libkrun
-//!   (before the    the box's  no core,   what guest       the box's    what the
-//!    box's root    own files  no gain    files need       own files    VM calls
-//!    is made)
+//!   namespaces ──► root ──────► process ──► capabilities ──► Landlock ──► seccomp ──► threads, libkrun
+//!   (before the    the box's    no core,    those for the    the box's    the calls
+//!    box's root    own files    no gain of  guest's files    own files    of a VM
+//!    is made)                   privileges
 //! ```
 //!
-//! Each layer but the first two binds the thread that takes it on and those that it starts: there is one
-//! thread so far, and all others come from it. With `best_effort` a layer that this host does not have is
-//! told in `shim.confined`, and the others hold; with `required` the box does not start without it.
+//! Most layers apply only to the calling thread and to the threads that it starts later. They are
+//! applied while there is only one thread, and therefore apply to all. With `best_effort`, a layer
+//! that the host lacks is reported in `shim.confined`, and the others apply. With `required`, the
+//! box does not start without it.
 
 mod capabilities;
-mod held;
+mod extent;
 mod jail;
 mod landlock;
+mod process;
 mod seccomp;
 
 use std::error::Error;
 
 use a3s_box_core::config::ConfinementLevel;
 use a3s_box_core::event::{EventKind, Layer, LayerReport, LayerStatus};
-use a3s_box_sys::environment;
-use nix::errno::Errno;
+use a3s_box_core::one_line;
 use nix::sched::{CloneFlags, unshare};
-use nix::sys::prctl::{set_dumpable, set_no_new_privs};
-use nix::sys::resource::{Resource, setrlimit};
 
-use self::held::Held;
-use crate::error::in_one_line;
+use self::extent::Extent;
 use crate::host::inherited::InheritedFiles;
-use crate::host::process;
+use crate::host::process::is_in_user_namespace;
 use crate::share::PinnedShare;
 use crate::spec::{NetworkSpec, VmSpec};
 use crate::state::dir::StateDir;
 
-/// The box must not start.
+/// The box must not start, because a layer that the config requires cannot be applied.
 #[derive(Debug, thiserror::Error)]
 #[error("not all of the confinement can be had: {missing}")]
 pub(crate) struct ConfinementError {
     missing: String,
 }
 
-/// What holds so far.
+/// The layers that have been applied so far.
 #[derive(Debug)]
 pub(crate) struct Confinement {
     level: ConfinementLevel,
@@ -51,15 +52,19 @@ pub(crate) struct Confinement {
 }
 
 impl Confinement {
-    /// Takes the namespaces on that no mount depends on. To be called before any thread exists, in the
-    /// shim's own user namespace if it has one.
+    /// Enters the namespaces that no mount depends on.
+    ///
+    /// Callers must have one thread only, and must have entered the shim's user namespace if it has
+    /// one.
     pub(crate) fn begin(spec: &VmSpec) -> Self {
         let mut confinement = Self { level: spec.confinement, layers: Vec::new() };
         if spec.confinement == ConfinementLevel::None {
             return confinement;
         }
+        // Every box has a mount namespace, and without root a user namespace, because its root
+        // could not be made without them. Here they are only reported.
         confinement.report(Layer::MountNamespace, LayerStatus::Applied, None);
-        if process::is_in_user_namespace() {
+        if is_in_user_namespace() {
             confinement.report(Layer::UserNamespace, LayerStatus::Applied, None);
         }
         confinement.add(Layer::IpcNamespace, || unshare(CloneFlags::CLONE_NEWIPC));
@@ -68,17 +73,21 @@ impl Confinement {
             NetworkSpec::None => {
                 confinement.add(Layer::NetNamespace, || unshare(CloneFlags::CLONE_NEWNET));
             }
-            // Entered when passt runs, or the box does not start.
+            // `Network::start` enters it later, after passt has started in the host's network. If
+            // it cannot, the box does not start.
             NetworkSpec::Passt(_) => {
                 confinement.report(Layer::NetNamespace, LayerStatus::Applied, None);
             }
-            // Asked for: sockets of the guest are the shim's.
+            // The shim opens the guest's sockets in the host's network, as the config asks for.
             NetworkSpec::Tsi => {}
         }
         confinement
     }
 
-    /// Takes the other layers on. To be called when the box's files are there, and before any thread is.
+    /// Applies the other layers.
+    ///
+    /// Callers must have made all files of the box, because the root changes. They must still have
+    /// one thread only.
     pub(crate) fn complete(
         &mut self,
         spec: &VmSpec,
@@ -89,20 +98,23 @@ impl Confinement {
         if self.level == ConfinementLevel::None {
             return;
         }
+        // The order is fixed: the root needs CAP_SYS_ADMIN, Landlock opens paths in the new root
+        // and needs `no_new_privs`, and the filter refuses the calls that the other layers make.
         self.add(Layer::Root, || jail::enter(state, shares));
-        self.add(Layer::Process, || confine_process(inherited));
+        self.add(Layer::Process, || process::restrict(inherited));
         self.add(Layer::Capabilities, capabilities::drop_all_but_files);
         self.add(Layer::Landlock, || landlock::restrict(spec, state, shares));
         self.add(Layer::Seccomp, || seccomp::install(spec.seccomp, &spec.network));
     }
 
-    /// What was achieved; nothing if nothing was asked for.
+    /// Returns the event that reports the layers, or none with `confinement.level` `none`.
     pub(crate) fn event(&self) -> Option<EventKind> {
-        let asked = self.level != ConfinementLevel::None;
-        asked.then(|| EventKind::ShimConfined { level: self.level, layers: self.layers.clone() })
+        let is_confined = self.level != ConfinementLevel::None;
+        is_confined
+            .then(|| EventKind::ShimConfined { level: self.level, layers: self.layers.clone() })
     }
 
-    /// Refuses less than is required.
+    /// Fails if the config requires all layers and one is missing.
     pub(crate) fn check(&self) -> Result<(), ConfinementError> {
         let missing = self.layers.iter().filter(|report| report.status == LayerStatus::Missing);
         let missing: Vec<String> = missing.map(LayerReport::to_string).collect();
@@ -112,19 +124,21 @@ impl Confinement {
         Err(ConfinementError { missing: missing.join("; ") })
     }
 
-    /// Takes a layer on, and says what came of it.
-    fn add<H: Into<Held>, E: Error + 'static>(
+    /// Applies a layer and records the result.
+    fn add<E: Into<Extent>, F: Error + 'static>(
         &mut self,
         layer: Layer,
-        take_on: impl FnOnce() -> Result<H, E>,
+        apply: impl FnOnce() -> Result<E, F>,
     ) {
-        if !is_wanted(layer) {
+        if !is_selected(layer) {
             return;
         }
-        match take_on().map(Into::into) {
-            Ok(Held::Whole) => self.report(layer, LayerStatus::Applied, None),
-            Ok(Held::Part(lack)) => self.report(layer, LayerStatus::Partial, Some(lack.to_owned())),
-            Err(error) => self.report(layer, LayerStatus::Missing, Some(in_one_line(&error))),
+        match apply().map(Into::into) {
+            Ok(Extent::Full) => self.report(layer, LayerStatus::Applied, None),
+            Ok(Extent::Partial(lack)) => {
+                self.report(layer, LayerStatus::Partial, Some(lack.to_owned()));
+            }
+            Err(error) => self.report(layer, LayerStatus::Missing, Some(one_line(&error))),
         }
     }
 
@@ -133,33 +147,11 @@ impl Confinement {
     }
 }
 
-/// Tests take on one layer, and see what it stops by itself.
-fn is_wanted(layer: Layer) -> bool {
+/// Returns whether a layer is to be applied. Tests with the fake VM select one layer, to see what
+/// it prevents without the others.
+fn is_selected(layer: Layer) -> bool {
     if !cfg!(feature = "fake-vm") {
         return true;
     }
     std::env::var("A3S_BOX_FAKE_LAYER").map_or(true, |only| only == layer.as_str())
-}
-
-/// A core file would hold the guest's memory, and secrets; a process that is not dumpable cannot be
-/// traced by others of its user, nor read through `/proc`. What a supervisor has left in its environment
-/// or open is not for a guest either.
-fn confine_process(inherited: InheritedFiles) -> Result<(), ProcessLayerError> {
-    inherited.close();
-    // What the shim reads later: its own settings, and how it is to panic.
-    let kept: [&[u8]; 2] = [b"A3S_BOX_", b"RUST_"];
-    if !environment::forget(|name| kept.iter().any(|prefix| name.starts_with(prefix))) {
-        return Err(ProcessLayerError::Threads);
-    }
-    setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
-    set_no_new_privs()?;
-    Ok(set_dumpable(false)?)
-}
-
-#[derive(Debug, thiserror::Error)]
-enum ProcessLayerError {
-    #[error("the environment is in use by another thread")]
-    Threads,
-    #[error(transparent)]
-    System(#[from] Errno),
 }

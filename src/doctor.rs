@@ -29,10 +29,9 @@ use std::process::ExitCode;
 
 use a3s_box_core::config::{ConfinementLevel, PathsConfig};
 use a3s_box_core::doctor::{DoctorCheck, DoctorReport, DoctorStatus};
-use a3s_box_core::{BoxConfig, exit};
+use a3s_box_core::{BoxConfig, exit, one_line};
 use a3s_box_sys::HostError;
 
-use self::trial::chain;
 use crate::host::process::{self, Signals, StopRequest};
 use crate::input::arguments::Arguments;
 use crate::input::config::{self, InputError};
@@ -70,7 +69,7 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
                 DoctorError::Interrupted(request) => exit::for_signal(request.signal_number()),
                 _ => exit::FAILED,
             };
-            terminal::print(io::stderr(), &chain(&error), status)
+            terminal::print(io::stderr(), &one_line(&error), status)
         }
     }
 }

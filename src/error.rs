@@ -168,12 +168,6 @@ fn root_of(error: &RootfsError) -> Option<&(dyn Error + 'static)> {
     std::iter::successors(Some(error as &dyn Error), |&error| error.source()).last()
 }
 
-/// An error and its causes, for a place that has room for a line only.
-pub(crate) fn in_one_line(error: &(dyn Error + 'static)) -> String {
-    let chain = std::iter::successors(Some(error), |&error| error.source());
-    chain.map(ToString::to_string).collect::<Vec<_>>().join(": ")
-}
-
 /// What the system said at the root of `error`, if no image can be the reason for it: a disk or quota
 /// that is full, fails or is read-only, and no memory or files left.
 fn failure_of_host(error: &RootfsError) -> Option<Errno> {

@@ -12,12 +12,12 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use a3s_box_core::BoxConfig;
 use a3s_box_core::config::{
     AgentConfig, AgentProvider, CacheConfig, ConfigError, ConfinementConfig, ConfinementLevel,
     ConsoleConfig, DiskPlace, EventsConfig, HealthConfig, ImageConfig, OnUnhealthy, PathsConfig,
     ProcessConfig, Readiness, ResourcesConfig, RlimitName, SeccompMode, StopConfig,
 };
+use a3s_box_core::{BoxConfig, BoxDir, BoxId};
 use a3s_box_krun::{MAX_SOCKET_PATH_BYTES, MAX_VCPUS, MIN_MEMORY_MIB};
 use a3s_box_oci::{Platform, Retention};
 use a3s_box_proto::{CONTROL_PORT, control};
@@ -26,10 +26,6 @@ use nix::sys::signal::Signal;
 pub(crate) use self::mounts::{MountSource, MountSpec};
 pub(crate) use self::network::{MAX_NAME_SERVERS, NetworkSpec, PasstSpec, is_reachable};
 use self::places::{Places, absolute};
-use crate::state::dir;
-
-/// Longest id of a box: a component of short socket paths.
-const MAX_ID_BYTES: usize = 64;
 
 /// Longest wait of any kind: nobody means a day.
 const MAX_WAIT_MS: u64 = 3_600_000;
@@ -51,7 +47,7 @@ const DISK_MIB: RangeInclusive<u32> = 16..=8 * 1024 * 1024;
 /// A box that can be started, as far as the config tells.
 #[derive(Debug)]
 pub(crate) struct VmSpec {
-    pub(crate) id: String,
+    pub(crate) id: BoxId,
     pub(crate) hostname: String,
     pub(crate) image: Option<ImageSpec>,
     pub(crate) process: ProcessConfig,
@@ -129,8 +125,7 @@ impl TryFrom<BoxConfig> for VmSpec {
     type Error = ConfigError;
 
     fn try_from(config: BoxConfig) -> Result<Self, ConfigError> {
-        let id = config.id.unwrap_or_else(made_up_id);
-        check_id(&id)?;
+        let id = BoxId::try_from(config.id.unwrap_or_else(made_up_id))?;
         check_process(&config.process)?;
         check_resources(&config.resources)?;
         check_paths(&config.paths, &id)?;
@@ -293,16 +288,6 @@ fn made_up_id() -> String {
     format!("box-{}-{}", std::process::id(), jiff::Timestamp::now().as_millisecond())
 }
 
-fn check_id(id: &str) -> Result<(), ConfigError> {
-    let legal = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-    let begins = id.as_bytes().first().is_some_and(u8::is_ascii_alphanumeric);
-    if begins && id.len() <= MAX_ID_BYTES && id.bytes().all(legal) {
-        return Ok(());
-    }
-    let expected = "1 to 64 letters, digits, `.`, `_` and `-`, beginning with a letter or digit";
-    Err(ConfigError::invalid("id", format!("`{id}`"), expected))
-}
-
 fn check_process(process: &ProcessConfig) -> Result<(), ConfigError> {
     let lists = [
         ("process.entrypoint", process.entrypoint.as_deref()),
@@ -412,13 +397,13 @@ fn within(path: &str, found: u64, allowed: RangeInclusive<u64>) -> Result<(), Co
     Err(ConfigError::invalid(path, found.to_string(), expected))
 }
 
-fn check_paths(paths: &PathsConfig, id: &str) -> Result<(), ConfigError> {
+fn check_paths(paths: &PathsConfig, id: &BoxId) -> Result<(), ConfigError> {
     absolute("paths.state_dir", &paths.state_dir)?;
     absolute("paths.cache_dir", &paths.cache_dir)?;
     for (path, file) in [("paths.libkrunfw", &paths.libkrunfw), ("paths.guest", &paths.guest)] {
         file.as_deref().map_or(Ok(()), |file| absolute(path, file))?;
     }
-    let longest = dir::longest_socket_path(&paths.state_dir, id);
+    let longest = BoxDir::new(&paths.state_dir, id).longest_socket_path();
     let bytes = longest.as_os_str().len();
     if bytes > MAX_SOCKET_PATH_BYTES {
         let found = format!("a socket path of {bytes} bytes (`{}`)", longest.display());

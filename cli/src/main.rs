@@ -5,10 +5,10 @@
 
 mod timeline;
 
-use std::error::Error;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
+use a3s_box_core::one_line;
 use clap::{Parser, Subcommand};
 
 /// Runs and explains a3s boxes.
@@ -36,7 +36,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Nobody to tell when that fails.
-            let _written = writeln!(io::stderr(), "a3s-box: {}", chain(&error));
+            let _written = writeln!(io::stderr(), "a3s-box: {}", one_line(&error));
             ExitCode::FAILURE
         }
     }
@@ -57,14 +57,4 @@ fn usage(error: &clap::Error) -> ExitCode {
     }
     let _written = write!(stdout(), "{text}");
     ExitCode::SUCCESS
-}
-
-/// An error and its causes, in one line.
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    for cause in std::iter::successors(error.source(), |&cause| cause.source()) {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-    }
-    text
 }

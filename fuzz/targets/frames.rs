@@ -9,6 +9,9 @@ use etherparse::{Ethernet2HeaderSlice, Ipv4HeaderSlice, ether_type, ip_number};
 use ground::pieces::Pieces;
 use libfuzzer_sys::fuzz_target;
 
+#[expect(dead_code, reason = "the rest is for the shim itself")]
+#[path = "../../src/network/addresses.rs"]
+mod addresses;
 #[expect(dead_code, reason = "the rest is for the shim's own question")]
 #[path = "../../src/network/frames.rs"]
 mod frames;
@@ -16,10 +19,7 @@ mod frames;
 #[path = "../../src/spec/network.rs"]
 mod spec;
 
-/// Those of `src/network.rs`.
-const GUEST_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
-const GATEWAY_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
-const GUEST_MAC: [u8; 6] = [0x02, 0xa3, 0x53, 0, 0, 0x0f];
+use self::addresses::GUEST_ADDRESS;
 
 /// A name server with a link-local address.
 const SERVER: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 253);

@@ -1,7 +1,7 @@
 //! Asks the agent in a box how it is, over the socket that libkrun bridges to the guest.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use a3s_box_core::BoxState;
@@ -56,11 +56,6 @@ impl Agent {
         };
         Some(Health { is_serving: answer.status() == Status::Serving, state })
     }
-}
-
-/// Where the shim makes libkrun listen for the agent's clients.
-pub(crate) fn socket(state_directory: &Path) -> PathBuf {
-    state_directory.join("agent.sock")
 }
 
 async fn connect(socket: PathBuf) -> io::Result<TokioIo<UnixStream>> {

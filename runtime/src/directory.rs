@@ -1,173 +1,102 @@
-//! The state directory of a box, which `destroy` removes.
+//! The removal of a box directory, which is the last step of `destroy`.
 //!
-//! ```text
-//! <paths.state_dir>/
-//! └── <id>/
-//!     ├── run.json      locked (flock) by a shim for as long as it lives
-//!     ├── exit.json     how the shim ended
-//!     ├── agent.sock    leads to the agent in the guest
-//!     └── …             the shim's own
-//! ```
-//!
-//! Only a directory that no live shim holds is removed: two boxes of the same id are one box after
-//! the other, and the second `VmManager` of a live id must not take the first one's directory away. The
-//! lock goes last, so that a shim which starts meanwhile finds it held, or a directory of its own.
+//! [`BoxDir`] describes the directory and its lock. Only a directory that no live shim has locked is
+//! removed: a second `VmManager` with the id of a live box must not remove the first one's directory.
+//! `run.json`, which holds the lock, is removed last. A shim that starts meanwhile therefore finds the
+//! lock held, or makes a new directory.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::thread;
-use std::time::{Duration, Instant};
 
-use a3s_box_core::record::RUN_FILE;
+use a3s_box_core::box_dir::{LockError, lock_patiently};
+use a3s_box_core::{BoxDir, BoxId};
 use a3s_box_oci::remove_path;
-use nix::fcntl::OFlag;
+use a3s_box_sys::HostError;
 
-/// Longest id that the shim accepts.
-const MAX_ID_BYTES: usize = 64;
-
-/// How long the lock may be taken before the box counts as live, as the shim has it: readers of the
-/// records hold it for some microseconds.
-const LOCK_PATIENCE: Duration = Duration::from_millis(200);
-
-/// How often the lock is tried meanwhile.
-const LOCK_RETRY: Duration = Duration::from_millis(1);
-
-/// The state directory of a box could not be removed.
+/// The directory of a box could not be removed.
 #[derive(Debug, thiserror::Error)]
-pub enum StateDirectoryError {
-    /// Something else, perhaps a symlink, stands where the directory should be. It was left alone.
+pub enum BoxDirectoryError {
+    /// Another kind of file, perhaps a symlink, has the name of the directory. It was left alone.
     #[error("`{}` is not a directory; it was not removed", path.display())]
     NotADirectory {
-        /// Where the directory should be.
+        /// Path of the directory.
         path: PathBuf,
     },
-    /// The system refused.
-    #[error("cannot {action} `{}`", path.display())]
-    System {
-        /// What was tried.
-        action: &'static str,
-        /// With which file.
-        path: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
-    /// The tokio runtime ended meanwhile.
+    /// The lock of the box could not be tried.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// The host refused a call.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// The tokio runtime ended before the removal did.
     #[error("`{}` was not removed", path.display())]
     Interrupted {
-        /// The directory.
+        /// Path of the directory.
         path: PathBuf,
-        /// What the runtime says.
+        /// The runtime's reason.
         source: tokio::task::JoinError,
     },
 }
 
-/// Where the state of a box is, if the shim ever made it.
-#[derive(Clone, Debug)]
-pub(crate) struct StateDirectory {
-    path: PathBuf,
-    /// The shim refuses other names, so there is nothing of it to remove behind them.
-    is_possible: bool,
+/// Returns the directory of box `id`. Returns `None` if no shim can have made it, because the shim
+/// refuses such an id, and a state directory that is not absolute. Such an id may contain `..`, so a
+/// path must not be made from it.
+pub(crate) fn find(state_dir: &Path, id: &str) -> Option<BoxDir> {
+    let id: BoxId = id.parse().ok()?;
+    state_dir.is_absolute().then(|| BoxDir::new(state_dir, &id))
 }
 
-impl StateDirectory {
-    pub(crate) fn new(state_dir: &Path, id: &str) -> Self {
-        Self { path: state_dir.join(id), is_possible: state_dir.is_absolute() && is_legal(id) }
-    }
+/// Removes `directory` and everything in it, unless a live shim has locked it. Follows no symlink.
+pub(crate) async fn remove(directory: BoxDir) -> Result<(), BoxDirectoryError> {
+    let path = directory.path().to_owned();
+    // The writable layer in it may be large, and a removal blocks its thread.
+    let removal = tokio::task::spawn_blocking(move || remove_now(&directory));
+    removal.await.map_err(|source| BoxDirectoryError::Interrupted { path, source })?
+}
 
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
+/// Result of an attempt to lock the directory.
+enum Attempt {
+    Absent,
+    Locked(File),
+}
 
-    /// Whether a shim may have made it.
-    pub(crate) fn is_possible(&self) -> bool {
-        self.is_possible
-    }
-
-    /// Removes the directory with all in it, unless a live shim holds it. Never follows a symlink.
-    pub(crate) async fn remove(self) -> Result<(), StateDirectoryError> {
-        let path = self.path.clone();
-        // The writable layer in it may be large.
-        let removal = tokio::task::spawn_blocking(move || self.remove_now());
-        removal.await.map_err(|source| StateDirectoryError::Interrupted { path, source })?
-    }
-
-    fn remove_now(&self) -> Result<(), StateDirectoryError> {
-        if !self.is_possible {
-            return Ok(());
-        }
-        let deadline = Instant::now() + LOCK_PATIENCE;
-        loop {
-            match fs::symlink_metadata(&self.path) {
-                Ok(found) if found.is_dir() => {}
-                Ok(_) => {
-                    return Err(StateDirectoryError::NotADirectory { path: self.path.clone() });
-                }
-                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-                Err(error) => return Err(system("look at", &self.path)(error)),
-            }
-            match self.try_lock() {
-                Ok(Some(lock)) => return self.remove_locked(&lock),
-                Ok(None) if Instant::now() >= deadline => return Ok(()),
-                Ok(None) => thread::sleep(LOCK_RETRY),
-                // Somebody else removes the directory.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(system("lock", &self.path.join(RUN_FILE))(error)),
-            }
-        }
-    }
-
-    /// The lock of the directory that is there; none if somebody else holds it, or had it and removed it.
-    fn try_lock(&self) -> io::Result<Option<File>> {
-        let path = self.path.join(RUN_FILE);
-        // As a shim does: it is made when it does not exist.
-        let lock = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits())
-            .open(&path)?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Ok(None),
-            Err(TryLockError::Error(error)) => return Err(error),
-        }
-        let (found, locked) = (fs::symlink_metadata(&path)?, lock.metadata()?);
-        let is_same = (found.dev(), found.ino()) == (locked.dev(), locked.ino());
-        Ok(is_same.then_some(lock))
-    }
-
-    fn remove_locked(&self, lock: &File) -> Result<(), StateDirectoryError> {
-        let lock_path = self.path.join(RUN_FILE);
-        // Whoever sees the lock held from here on must not take it for the box's.
-        lock.set_len(0).map_err(system("empty", &lock_path))?;
-        for entry in fs::read_dir(&self.path).map_err(system("read", &self.path))? {
-            let path = entry.map_err(system("read", &self.path))?.path();
-            if path != lock_path {
-                remove_path(&path).map_err(system("remove", &path))?;
-            }
-        }
-        remove_path(&lock_path).map_err(system("remove", &lock_path))?;
-        match fs::remove_dir(&self.path) {
-            // A shim has started in it.
-            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            other => other.map_err(system("remove", &self.path)),
-        }
+fn remove_now(directory: &BoxDir) -> Result<(), BoxDirectoryError> {
+    match lock_patiently(|| attempt(directory))? {
+        Some(Attempt::Locked(lock)) => remove_locked(directory, &lock),
+        // Without a lock after all attempts, the directory belongs to a live shim.
+        Some(Attempt::Absent) | None => Ok(()),
     }
 }
 
-/// The shim's rule for `id`.
-fn is_legal(id: &str) -> bool {
-    let legal = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-    let begins = id.as_bytes().first().is_some_and(u8::is_ascii_alphanumeric);
-    begins && id.len() <= MAX_ID_BYTES && id.bytes().all(legal)
+fn attempt(directory: &BoxDir) -> Result<Option<Attempt>, BoxDirectoryError> {
+    let path = directory.path();
+    match fs::symlink_metadata(path) {
+        Ok(found) if found.is_dir() => {}
+        Ok(_) => return Err(BoxDirectoryError::NotADirectory { path: path.to_owned() }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Some(Attempt::Absent)),
+        Err(error) => return Err(HostError::at("look at", path)(error).into()),
+    }
+    Ok(directory.try_lock()?.map(Attempt::Locked))
 }
 
-fn system(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StateDirectoryError {
-    move |source| StateDirectoryError::System { action, path: path.to_owned(), source }
+fn remove_locked(directory: &BoxDir, lock: &File) -> Result<(), BoxDirectoryError> {
+    let (path, run_file) = (directory.path(), directory.run_file());
+    // A reader that finds the lock held takes the record for the record of a live box.
+    lock.set_len(0).map_err(HostError::at("empty", &run_file))?;
+    for entry in fs::read_dir(path).map_err(HostError::at("read", path))? {
+        let entry = entry.map_err(HostError::at("read", path))?.path();
+        if entry != run_file {
+            remove_path(&entry).map_err(HostError::at("remove", &entry))?;
+        }
+    }
+    remove_path(&run_file).map_err(HostError::at("remove", &run_file))?;
+    match fs::remove_dir(path) {
+        // A shim has started in the directory.
+        Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => Ok(other.map_err(HostError::at("remove", path))?),
+    }
 }
 
 #[cfg(test)]
@@ -175,6 +104,9 @@ mod tests {
     use std::io::Write;
     use std::os::unix::fs::symlink;
     use std::sync::atomic::{AtomicBool, Ordering};
+    use std::thread;
+
+    use a3s_box_core::box_dir::LOCK_PATIENCE;
 
     use super::*;
 
@@ -183,9 +115,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir_all(dir.path().join("demo/upper")).unwrap();
         fs::create_dir(dir.path().join("other")).unwrap();
-        let directory = StateDirectory::new(dir.path(), "demo");
-        directory.remove_now().unwrap();
-        directory.remove_now().unwrap();
+        let directory = find(dir.path(), "demo").unwrap();
+        remove_now(&directory).unwrap();
+        remove_now(&directory).unwrap();
         assert!(!dir.path().join("demo").exists());
         assert!(dir.path().join("other").exists());
     }
@@ -196,8 +128,8 @@ mod tests {
         let precious = dir.path().join("precious");
         fs::create_dir(&precious).unwrap();
         symlink(&precious, dir.path().join("demo")).unwrap();
-        let error = StateDirectory::new(dir.path(), "demo").remove_now().unwrap_err();
-        assert!(matches!(error, StateDirectoryError::NotADirectory { .. }), "{error}");
+        let error = remove_now(&find(dir.path(), "demo").unwrap()).unwrap_err();
+        assert!(matches!(error, BoxDirectoryError::NotADirectory { .. }), "{error}");
         assert!(precious.exists());
     }
 
@@ -208,7 +140,7 @@ mod tests {
         let mut lock = File::create(dir.path().join("demo/run.json")).unwrap();
         lock.try_lock().unwrap();
         lock.write_all(b"x").unwrap();
-        StateDirectory::new(dir.path(), "demo").remove_now().unwrap();
+        remove_now(&find(dir.path(), "demo").unwrap()).unwrap();
         assert_eq!(fs::read(dir.path().join("demo/run.json")).unwrap(), b"x");
     }
 
@@ -222,7 +154,7 @@ mod tests {
             thread::sleep(LOCK_PATIENCE / 2);
             drop(reader);
         });
-        StateDirectory::new(dir.path(), "demo").remove_now().unwrap();
+        remove_now(&find(dir.path(), "demo").unwrap()).unwrap();
         reading.join().unwrap();
         assert!(!dir.path().join("demo").exists());
     }
@@ -230,7 +162,7 @@ mod tests {
     #[test]
     fn directory_that_a_start_makes_meanwhile_is_never_touched() {
         let dir = tempfile::tempdir().unwrap();
-        let directory = StateDirectory::new(dir.path(), "demo");
+        let directory = find(dir.path(), "demo").unwrap();
         let is_over = AtomicBool::new(false);
         let mut intact = 0;
         thread::scope(|scope| {
@@ -240,7 +172,7 @@ mod tests {
                         // Without its patience, to meet the start more often.
                         if let Ok(Some(lock)) = directory.try_lock() {
                             // The other one's removal, where a change of the code lets both in.
-                            let _failed = directory.remove_locked(&lock);
+                            let _failed = remove_locked(&directory, &lock);
                         }
                     }
                 });
@@ -267,12 +199,10 @@ mod tests {
     }
 
     #[test]
-    fn names_that_lead_elsewhere_remove_nothing() {
-        let dir = tempfile::tempdir().unwrap();
-        fs::create_dir_all(dir.path().join("state/demo")).unwrap();
+    fn id_or_state_directory_that_a_shim_refuses_has_no_directory() {
         for id in ["", ".", "..", "demo/", "../state", "/", "a/b"] {
-            StateDirectory::new(&dir.path().join("state"), id).remove_now().unwrap();
+            assert!(find(Path::new("/state"), id).is_none(), "{id}");
         }
-        assert!(dir.path().join("state/demo").exists());
+        assert!(find(Path::new("relative"), "demo").is_none());
     }
 }

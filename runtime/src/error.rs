@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use a3s_box_core::{BoxState, ErrorReport};
 
-use crate::{Outcome, ShimStartError, StateDirectoryError};
+use crate::{BoxDirectoryError, Outcome, ShimStartError};
 
 /// A box could not do what its [`VmManager`](crate::VmManager) was asked for.
 #[derive(Debug, thiserror::Error)]
@@ -51,7 +51,7 @@ pub enum VmError {
         /// Why not.
         source: io::Error,
     },
-    /// The box has ended, and its state directory is still there.
+    /// The box has ended, and its directory still exists.
     #[error(transparent)]
-    StateDirectory(#[from] StateDirectoryError),
+    BoxDirectory(#[from] BoxDirectoryError),
 }

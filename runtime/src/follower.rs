@@ -13,7 +13,7 @@ use std::io;
 use std::process::ExitStatus;
 use std::time::Duration;
 
-use a3s_box_core::Event;
+use a3s_box_core::{BoxDir, Event};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::process::{Child, ChildStdout};
@@ -22,7 +22,6 @@ use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::chronicle::{Chronicle, ShimLost};
-use crate::directory::StateDirectory;
 use crate::lines::{EventLines, StreamError};
 use crate::record;
 
@@ -45,7 +44,7 @@ pub(crate) struct StopOrder {
 pub(crate) struct Follower {
     child: Child,
     pid: u32,
-    directory: StateDirectory,
+    directory: Option<BoxDir>,
     /// Until the last event was read.
     lines: Option<EventLines<ChildStdout>>,
     /// Until the manager was dropped.
@@ -68,7 +67,7 @@ enum Input {
 impl Follower {
     pub(crate) fn new(
         mut child: Child,
-        directory: StateDirectory,
+        directory: Option<BoxDir>,
         orders: mpsc::Receiver<StopOrder>,
         chronicle: Chronicle,
     ) -> Self {
@@ -98,7 +97,7 @@ impl Follower {
         if !self.chronicle.is_told() {
             let (directory, id, pid) =
                 (self.directory, self.chronicle.box_id().to_owned(), self.pid);
-            let reading = spawn_blocking(move || record::left_by(&directory, &id, pid));
+            let reading = spawn_blocking(move || record::left_by(&directory?, &id, pid));
             // Not read when the runtime ends, and then this task ends, too.
             if let Ok(Some(record)) = reading.await {
                 self.chronicle.recall(record);

@@ -51,7 +51,7 @@ mod record;
 mod shim;
 mod status;
 
-pub use directory::StateDirectoryError;
+pub use directory::BoxDirectoryError;
 pub use error::VmError;
 pub use manager::VmManager;
 pub use record::{BoxRecord, RecordError, inspect};

@@ -16,13 +16,13 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use a3s_box_core::event::StopReason;
-use a3s_box_core::{BoxConfig, BoxState, EventEmitter};
+use a3s_box_core::{BoxConfig, BoxDir, BoxState, EventEmitter};
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
-use crate::agent::{self, Agent};
+use crate::agent::Agent;
 use crate::chronicle::Chronicle;
-use crate::directory::StateDirectory;
+use crate::directory;
 use crate::error::VmError;
 use crate::follower::{Follower, StopOrder};
 use crate::shim;
@@ -50,7 +50,8 @@ pub struct VmManager {
     id: String,
     emitter: EventEmitter,
     shim: Option<PathBuf>,
-    directory: StateDirectory,
+    /// Absent if the shim refuses the id or `paths.state_dir`.
+    directory: Option<BoxDir>,
     phase: Mutex<Phase>,
     status: watch::Sender<Status>,
 }
@@ -67,7 +68,8 @@ enum Phase {
 struct Shim {
     pid: u32,
     orders: mpsc::Sender<StopOrder>,
-    agent: Agent,
+    /// Absent if the shim refuses the config.
+    agent: Option<Agent>,
 }
 
 impl VmManager {
@@ -76,7 +78,7 @@ impl VmManager {
     #[must_use]
     pub fn new(mut config: BoxConfig, emitter: EventEmitter) -> Self {
         let id = config.id.get_or_insert_with(made_up_id).clone();
-        let directory = StateDirectory::new(&config.paths.state_dir, &id);
+        let directory = directory::find(&config.paths.state_dir, &id);
         let (status, _) = watch::channel(Status::CREATED);
         let phase = Mutex::new(Phase::Created);
         Self { config, id, emitter, shim: None, directory, phase, status }
@@ -143,6 +145,7 @@ impl VmManager {
         if self.state() == BoxState::Stopped {
             return Ok(false);
         }
+        let Some(agent) = agent else { return Ok(false) };
         let Some(health) = agent.health().await else { return Ok(false) };
         self.status.send_if_modified(|status| {
             // Until the shim says that the box is ready, an answer says only that the agent is.
@@ -161,14 +164,16 @@ impl VmManager {
     ///
     /// # Errors
     ///
-    /// [`VmError::StillRunning`], [`VmError::StateDirectory`], [`VmError::Cgroup`]; each may be tried again.
+    /// [`VmError::StillRunning`], [`VmError::BoxDirectory`], [`VmError::Cgroup`]; each may be tried again.
     pub async fn destroy(&self) -> Result<(), VmError> {
         let patience = self.patience();
         if let Some(pid) = self.ask_to_stop(patience) {
             let ended = timeout(patience + KILL_TIMEOUT, self.wait()).await;
             ended.map_err(|_elapsed| VmError::StillRunning { pid })?;
         }
-        self.directory.clone().remove().await?;
+        if let Some(directory) = self.directory.clone() {
+            directory::remove(directory).await?;
+        }
         self.config.resources.cgroup.as_deref().map_or(Ok(()), remove_cgroup)
     }
 
@@ -196,7 +201,7 @@ impl VmManager {
         let (emitter, status) = (self.emitter.clone(), self.status.clone());
         let chronicle = Chronicle::new(emitter, status, self.id.clone(), start);
         tokio::spawn(Follower::new(child, self.directory.clone(), receiver, chronicle).run());
-        let agent = Agent::new(agent::socket(self.directory.path()));
+        let agent = self.directory.as_ref().map(|directory| Agent::new(directory.agent_socket()));
         *phase = Phase::Booted(Shim { pid, orders, agent });
         Ok(())
     }

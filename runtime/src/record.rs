@@ -18,13 +18,15 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use a3s_box_core::record::{EXIT_FILE, MAX_RECORD_BYTES, RECORD_VERSION, RUN_FILE};
-use a3s_box_core::{ExitRecord, RunRecord};
+use a3s_box_core::box_dir::{EXIT_FILE, RUN_FILE};
+use a3s_box_core::record::{MAX_RECORD_BYTES, RECORD_VERSION};
+use a3s_box_core::{BoxDir, ExitRecord, RunRecord};
+use a3s_box_sys::HostError;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat};
 use nix::sys::stat::Mode;
 
-use crate::directory::StateDirectory;
+use crate::directory;
 
 /// How long a record may be in the making. A shim writes it some microseconds after it has the lock;
 /// the rest is for a busy host.
@@ -62,16 +64,9 @@ pub enum RecordError {
         /// Id of the box.
         id: String,
     },
-    /// The system refused.
-    #[error("cannot {action} `{}`", path.display())]
-    System {
-        /// What was tried.
-        action: &'static str,
-        /// With which file.
-        path: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
+    /// The host refused a call.
+    #[error(transparent)]
+    Host(#[from] HostError),
 }
 
 /// Says how box `id` is, from its directory in `state_dir`. Takes some microseconds, and up to 100 ms
@@ -81,7 +76,7 @@ pub enum RecordError {
 ///
 /// [`RecordError`]. A record that is torn, or is none, is no error: it counts as none.
 pub fn inspect(state_dir: &Path, id: &str) -> Result<BoxRecord, RecordError> {
-    let directory = StateDirectory::new(state_dir, id);
+    let Some(directory) = directory::find(state_dir, id) else { return Ok(BoxRecord::Absent) };
     let deadline = Instant::now() + SETTLE_TIMEOUT;
     loop {
         let look = look(&directory, id)?;
@@ -93,7 +88,7 @@ pub fn inspect(state_dir: &Path, id: &str) -> Result<BoxRecord, RecordError> {
 }
 
 /// The `exit.json` that process `pid` left in `directory` during this boot of the host, if it is whole.
-pub(crate) fn left_by(directory: &StateDirectory, id: &str, pid: u32) -> Option<ExitRecord> {
+pub(crate) fn left_by(directory: &BoxDir, id: &str, pid: u32) -> Option<ExitRecord> {
     let opened = Opened::new(directory).ok()??;
     let record = opened.exit(id).ok()??;
     (record.pid == pid && record.boot_id == boot_id()?).then_some(record)
@@ -112,7 +107,7 @@ impl Look {
     }
 }
 
-fn look(directory: &StateDirectory, id: &str) -> Result<Look, RecordError> {
+fn look(directory: &BoxDir, id: &str) -> Result<Look, RecordError> {
     let Some(opened) = Opened::new(directory)? else { return Ok(Look::settled(BoxRecord::Absent)) };
     let Some(mut run_file) = opened.file(RUN_FILE)? else {
         return Ok(Look::settled(BoxRecord::Absent));
@@ -152,19 +147,13 @@ struct Opened<'a> {
 }
 
 impl<'a> Opened<'a> {
-    fn new(directory: &'a StateDirectory) -> Result<Option<Self>, RecordError> {
+    fn new(directory: &'a BoxDir) -> Result<Option<Self>, RecordError> {
         let path = directory.path();
-        if !directory.is_possible() {
-            return Ok(None);
-        }
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         match open(path, flags, Mode::empty()) {
             Ok(fd) => Ok(Some(Self { path, fd })),
             Err(Errno::ENOENT) => Ok(None),
-            Err(errno) => {
-                let source = errno.into();
-                Err(RecordError::System { action: "open", path: path.to_owned(), source })
-            }
+            Err(errno) => Err(HostError::at("open", path)(errno).into()),
         }
     }
 
@@ -189,7 +178,7 @@ impl<'a> Opened<'a> {
 
     fn failed(&self, action: &'static str, name: &str) -> impl FnOnce(io::Error) -> RecordError {
         let path = self.path.join(name);
-        move |source| RecordError::System { action, path, source }
+        move |error| HostError::at(action, &path)(error).into()
     }
 }
 

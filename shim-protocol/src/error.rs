@@ -1,4 +1,4 @@
-//! What an `error` event says.
+//! [`ErrorReport`], the content of an `error` event, and [`one_line`]: an error with its causes as text.
 
 use std::error::Error;
 
@@ -76,14 +76,13 @@ pub struct ErrorReport {
 }
 
 impl ErrorReport {
-    /// Flattens `error` and its sources. This is the only place where a chain is flattened.
+    /// Makes the report of `error` and its causes.
     #[must_use]
-    pub fn new(code: ErrorCode, error: &(dyn Error + 'static)) -> Self {
-        let causes = std::iter::successors(error.source(), |&cause| cause.source());
+    pub fn new(code: ErrorCode, error: &dyn Error) -> Self {
         Self {
             code,
             message: error.to_string(),
-            causes: causes.map(ToString::to_string).collect(),
+            causes: causes(error).map(ToString::to_string).collect(),
             hint: None,
             retryable: false,
         }
@@ -100,4 +99,28 @@ impl ErrorReport {
     pub fn retryable(self) -> Self {
         Self { retryable: true, ..self }
     }
+}
+
+/// Writes `error` and its causes in one line, from the error to the root cause.
+///
+/// ```
+/// use std::io;
+///
+/// use a3s_box_core::one_line;
+///
+/// #[derive(Debug, thiserror::Error)]
+/// #[error("cannot read the config")]
+/// struct ReadError(#[source] io::Error);
+///
+/// let error = ReadError(io::ErrorKind::NotFound.into());
+/// assert_eq!(one_line(&error), "cannot read the config: entity not found");
+/// ```
+#[must_use]
+pub fn one_line(error: &dyn Error) -> String {
+    causes(error).fold(error.to_string(), |line, cause| format!("{line}: {cause}"))
+}
+
+/// Returns the causes of `error`, from the nearest to the root.
+fn causes(error: &dyn Error) -> impl Iterator<Item = &(dyn Error + 'static)> {
+    std::iter::successors(error.source(), |&cause| cause.source())
 }

@@ -9,9 +9,12 @@
 //! | `--doctor --json` | [`DoctorReport`](doctor::DoctorReport) | [`doctor`] |
 //! | exit status | constants and [`for_signal`](exit::for_signal) | [`exit`] |
 //!
-//! JSON Schemas for other languages are in `schema/` ([`schema`]). This crate holds data
-//! only: no input or output, no clock, no system call.
+//! JSON Schemas for other languages are in `schema/` ([`schema`]). All serializable types of the
+//! contract are in this crate, without input and output. Only [`box_dir`] makes system calls: it owns
+//! the lock of a box, because the shim and its supervisors must follow the same rule.
 
+pub mod box_dir;
+mod box_id;
 pub mod config;
 pub mod doctor;
 mod emitter;
@@ -22,9 +25,11 @@ pub mod record;
 pub mod schema;
 mod state;
 
+pub use box_dir::BoxDir;
+pub use box_id::{BoxId, BoxIdError};
 pub use config::{BoxConfig, ConfigError};
 pub use emitter::EventEmitter;
-pub use error::{ErrorCode, ErrorReport};
+pub use error::{ErrorCode, ErrorReport, one_line};
 pub use event::{Event, EventKind};
 pub use record::{ExitRecord, RunRecord};
 pub use state::{BoxState, HealthState};

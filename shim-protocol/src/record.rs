@@ -17,12 +17,6 @@ use crate::event::{StopReason, StopReport};
 /// Version of both records (`v`).
 pub const RECORD_VERSION: u32 = 1;
 
-/// Name of the file that holds a [`RunRecord`].
-pub const RUN_FILE: &str = "run.json";
-
-/// Name of the file that holds an [`ExitRecord`].
-pub const EXIT_FILE: &str = "exit.json";
-
 /// Longest record. A real one has some hundred bytes, and an error's causes.
 pub const MAX_RECORD_BYTES: usize = 256 * 1024;
 

@@ -1,12 +1,16 @@
-//! The capabilities that are left: what libkrun's virtio-fs server needs to give files the owners and
-//! modes that the guest's kernel says.
+//! The capabilities that the shim keeps: those with which libkrun's virtio-fs server sets the
+//! owners and modes that the guest kernel requests.
 
 use caps::errors::CapsError;
 use caps::{CapSet, Capability};
 
-/// What is kept. `CAP_SETUID` and `CAP_SETGID` are there because the server acts as the owner of each
-/// request (`passthrough.rs`, libkrun 1.19.7). Not kept: `CAP_MKNOD`, as the guest's devices are not the
-/// host's, and `CAP_DAC_READ_SEARCH`, which opens files by handle, past every directory.
+/// The capabilities that are kept.
+///
+/// `CAP_SETUID` and `CAP_SETGID` are among them because the server acts as the owner of each
+/// request (`passthrough.rs`, libkrun 1.19.7). Two capabilities of file servers are left out. The
+/// guest needs no `CAP_MKNOD`, because its device nodes are not those of the host.
+/// `CAP_DAC_READ_SEARCH` would allow `open_by_handle_at(2)`, which opens any file of a file system
+/// without a path.
 const KEPT: [Capability; 7] = [
     Capability::CAP_CHOWN,
     Capability::CAP_DAC_OVERRIDE,
@@ -17,9 +21,9 @@ const KEPT: [Capability; 7] = [
     Capability::CAP_SETUID,
 ];
 
-/// Drops all others, for good.
+/// Drops all other capabilities from all sets. They cannot be regained.
 pub(super) fn drop_all_but_files() -> Result<(), CapsError> {
-    // The bounding set first: dropping from it is a capability of its own.
+    // The bounding set comes first, because dropping from it requires CAP_SETPCAP.
     for capability in caps::runtime::thread_all_supported() {
         if !KEPT.contains(&capability) {
             caps::drop(None, CapSet::Bounding, capability)?;
@@ -27,8 +31,11 @@ pub(super) fn drop_all_but_files() -> Result<(), CapsError> {
     }
     caps::clear(None, CapSet::Ambient)?;
     caps::clear(None, CapSet::Inheritable)?;
+    // The kernel refuses to add a capability to the permitted set, so only those that are held
+    // stay.
     let held = caps::read(None, CapSet::Permitted)?;
     let kept = KEPT.into_iter().filter(|capability| held.contains(capability)).collect();
+    // The effective set must stay within the permitted set at any time.
     caps::set(None, CapSet::Effective, &kept)?;
     caps::set(None, CapSet::Permitted, &kept)
 }

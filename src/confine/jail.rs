@@ -1,18 +1,20 @@
-//! A root of its own: all that can be named by a path once the VM runs.
+//! The root layer: a file system root with everything that a path can name once the VM runs.
 //!
 //! ```text
 //! /                            tmpfs, read-only
-//! ├── <paths.state_dir>/<id>   the box's directory, at the path that it has outside
+//! ├── <paths.state_dir>/<id>   the box's directory, at the same path as outside
 //! ├── dev/kvm
-//! ├── proc/self                this process's own part of /proc, and no other's
-//! └── run/systemd/journal/     socket, where the log is the journal
+//! ├── proc/self                this process's own directory of /proc
+//! └── run/systemd/journal/     socket, if the log goes to the journal
 //! ```
 //!
-//! Shares hang nowhere: each is a mount that only an fd leads to, and above which there is nothing
-//! ([`detach`]). The box's directory is a mount of its own from the start (`StateDir::acquire`), which is
-//! moved here, so that what is open in it leads nowhere else either.
+//! Shares are not attached anywhere in it. Each is a detached mount that only an fd refers to, so
+//! that `..` at its top leads nowhere ([`detach`]). The box's directory is a mount of its own from
+//! the start (`StateDir::acquire`) and is moved here. Fds that were opened in it before therefore
+//! cannot leave it either.
 //!
-//! On no mount a device node is one, nor a set-user-id bit, and no symbolic link is followed.
+//! All mounts are nosuid. The root, the box's directory and the shares are also nodev. The box's
+//! directory and the shares, which contain files of the guest, are nosymfollow as well.
 
 use std::fs::{DirBuilder, File};
 use std::io;
@@ -34,32 +36,36 @@ use crate::report::log;
 use crate::share::PinnedShare;
 use crate::state::dir::StateDir;
 
-/// What holds on every mount that the guest's files are on.
-const OF_FILES: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOSUID
+/// Attributes of each mount that contains files of the guest. The guest can create set-user-id
+/// files, device nodes and symbolic links there, and the host must not act on them.
+const FILES_ATTRIBUTES: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOSUID
     .union(MountAttrFlags::MOUNT_ATTR_NODEV)
     .union(MountAttrFlags::MOUNT_ATTR_NOSYMFOLLOW);
 
-/// What holds on the others: one of them is a device.
-const OF_PIECES: MountAttrFlags =
+/// Attributes of the mounts from the host. They are not nodev, because one of them is `/dev/kvm`.
+const HOST_ATTRIBUTES: MountAttrFlags =
     MountAttrFlags::MOUNT_ATTR_NOSUID.union(MountAttrFlags::MOUNT_ATTR_NOEXEC);
 
-/// What holds on the root itself, which has nothing in it but what mounts hang on.
-const OF_ROOT: MountAttrFlags =
-    OF_PIECES.union(MountAttrFlags::MOUNT_ATTR_NODEV).union(MountAttrFlags::MOUNT_ATTR_RDONLY);
+/// Attributes of the root itself, which contains only mount points.
+const ROOT_ATTRIBUTES: MountAttrFlags = HOST_ATTRIBUTES
+    .union(MountAttrFlags::MOUNT_ATTR_NODEV)
+    .union(MountAttrFlags::MOUNT_ATTR_RDONLY);
 
-/// Room for the few directories and files that mounts hang on.
-const LIMITS: [(&str, &str); 3] = [("size", "1m"), ("nr_inodes", "512"), ("mode", "0700")];
+/// Options of the root's tmpfs. The limits are generous for a few mount points.
+const TMPFS_OPTIONS: [(&str, &str); 3] = [("size", "1m"), ("nr_inodes", "512"), ("mode", "0700")];
 
-/// Something of the old root for the new one, whose path stays the same.
-struct Piece {
-    /// Without the first slash.
+/// A detached mount with its path in the new root, which is the same as in the old one.
+struct Entry {
+    /// Path without the leading slash.
     path: PathBuf,
     mount: OwnedFd,
     is_directory: bool,
 }
 
-/// Makes the root and enters it. After an error this process is where it was.
+/// Makes the root and enters it. After an error, this process is in its old root, as before.
 pub(super) fn enter(state: &StateDir, shares: &mut [PinnedShare]) -> Result<(), HostError> {
+    // Clones are made before the old root is gone, because `open_tree` clones only mounts of the
+    // current mount namespace.
     for share in shares {
         let mount = detach(&share.directory, share.access)
             .map_err(HostError::of("detach a shared directory"))?;
@@ -67,45 +73,53 @@ pub(super) fn enter(state: &StateDir, shares: &mut [PinnedShare]) -> Result<(), 
     }
     let directory = state.directory();
     let parent = directory.parent().unwrap_or(directory);
-    let pieces = pieces()?;
+    let entries = host_entries()?;
     let root = tmpfs().map_err(HostError::of("make a tmpfs"))?;
     let own =
         open_mount(directory, OpenTreeFlags::empty()).map_err(HostError::at("open", directory))?;
-    mount_setattr::set(&own, OF_FILES, true).map_err(HostError::at("restrict", directory))?;
-    // The new root has to hang somewhere first, and hides what is there.
+    mount_setattr::set(&own, FILES_ATTRIBUTES, true)
+        .map_err(HostError::at("restrict", directory))?;
+    // pivot_root(2) requires the new root to be attached. The state directory serves as its mount
+    // point. It is then hidden below the new root, and is reachable only through this fd.
     let hidden =
         open_mount(parent, OpenTreeFlags::empty()).map_err(HostError::at("open", parent))?;
     attach(&root, parent).map_err(HostError::at("mount a tmpfs on", parent))?;
-    let own = Piece { path: relative(directory), mount: own, is_directory: true };
-    let entered = fill(&root, &own, &pieces).and_then(|()| change_to(&root));
+    let own = Entry { path: relative(directory), mount: own, is_directory: true };
+    let entered = fill(&root, &own, &entries).and_then(|()| change_to(&root));
     if entered.is_err() {
+        // The box's directory may have been moved into the new root. It must be back in its place,
+        // because the shim goes on without this layer if `confinement.level` is `best_effort`.
         let id = directory.file_name().unwrap_or_default();
-        let _moved_back = attach(&own.mount, &through(&hidden).join(id));
-        let _gone = umount2(parent, MntFlags::MNT_DETACH);
+        let _moved_back = attach(&own.mount, &fd_path(&hidden).join(id));
+        let _unmounted = umount2(parent, MntFlags::MNT_DETACH);
     }
     entered
 }
 
-/// What is there beside the box's directory. What this host does not have is missing in the new root as
-/// well, and whoever needs it says so.
-fn pieces() -> Result<Vec<Piece>, HostError> {
+/// Clones the mounts of everything in the new root except for the box's directory.
+///
+/// A file that the host lacks is left out. The code that needs it fails later and reports it.
+fn host_entries() -> Result<Vec<Entry>, HostError> {
     let own_process = PathBuf::from(format!("/proc/{}", std::process::id()));
     let mount = clone(&own_process, MountAttrFlags::MOUNT_ATTR_RDONLY)?;
-    let mut pieces = vec![Piece { path: "proc/self".into(), mount, is_directory: true }];
+    let mut entries = vec![Entry { path: "proc/self".into(), mount, is_directory: true }];
     let files = [Some(Path::new("/dev/kvm")), log::journal_socket()];
     for file in files.into_iter().flatten().filter(|file| file.exists()) {
         let mount = clone(file, MountAttrFlags::empty())?;
-        pieces.push(Piece { path: relative(file), mount, is_directory: false });
+        entries.push(Entry { path: relative(file), mount, is_directory: false });
     }
-    Ok(pieces)
+    Ok(entries)
 }
 
-fn fill(root: &OwnedFd, own: &Piece, pieces: &[Piece]) -> Result<(), HostError> {
-    [own].into_iter().chain(pieces).try_for_each(|piece| piece.hang(&through(root)))?;
-    mount_setattr::set(root, OF_ROOT, false).map_err(HostError::of("restrict the new root"))
+fn fill(root: &OwnedFd, own: &Entry, entries: &[Entry]) -> Result<(), HostError> {
+    [own].into_iter().chain(entries).try_for_each(|entry| entry.attach_in(&fd_path(root)))?;
+    // The root becomes read-only only now, because mount points had to be made in it.
+    mount_setattr::set(root, ROOT_ATTRIBUTES, false).map_err(HostError::of("restrict the new root"))
 }
 
-/// The old root is put on top of the new one, and taken away (`pivot_root(2)`).
+/// Makes `root` the root of this process. `pivot_root(".", ".")` stacks the old root on top of the
+/// new one, so that the unmount of `.` removes the old root and needs no directory for it
+/// (pivot_root(2)).
 fn change_to(root: &OwnedFd) -> Result<(), HostError> {
     fchdir(root).map_err(HostError::of("enter the new root"))?;
     pivot_root(".", ".").map_err(HostError::of("change the root"))?;
@@ -113,13 +127,14 @@ fn change_to(root: &OwnedFd) -> Result<(), HostError> {
     chdir("/").map_err(HostError::of("enter the new root"))
 }
 
-impl Piece {
-    /// Mounts it in the new root, and makes what it hangs on.
-    fn hang(&self, root: &Path) -> Result<(), HostError> {
+impl Entry {
+    /// Makes the mount point below `root` and attaches the mount to it.
+    fn attach_in(&self, root: &Path) -> Result<(), HostError> {
         let target = root.join(&self.path);
         let directory = if self.is_directory { Some(target.as_path()) } else { target.parent() };
         let make = || {
             DirBuilder::new().recursive(true).mode(0o700).create(directory.unwrap_or(root))?;
+            // The mount point of a file must be a file.
             if self.is_directory { Ok(()) } else { File::create(&target).map(drop) }
         };
         make().map_err(HostError::at("make a place for", &self.path))?;
@@ -127,7 +142,7 @@ impl Piece {
     }
 }
 
-/// A mount of `directory` and of what is mounted below it, which hangs nowhere.
+/// Returns a detached mount of `directory` and of all mounts below it.
 fn detach(directory: impl AsFd, access: Access) -> io::Result<OwnedFd> {
     let flags = OpenTreeFlags::AT_EMPTY_PATH | OpenTreeFlags::AT_RECURSIVE;
     let flags = flags | OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
@@ -136,13 +151,13 @@ fn detach(directory: impl AsFd, access: Access) -> io::Result<OwnedFd> {
         Access::ReadOnly => MountAttrFlags::MOUNT_ATTR_RDONLY,
         Access::ReadWrite => MountAttrFlags::empty(),
     };
-    mount_setattr::set(&mount, OF_FILES | access, true)?;
+    mount_setattr::set(&mount, FILES_ATTRIBUTES | access, true)?;
     Ok(mount)
 }
 
 fn tmpfs() -> io::Result<OwnedFd> {
     let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
-    for (name, value) in LIMITS {
+    for (name, value) in TMPFS_OPTIONS {
         fsconfig_set_string(&context, name, value)?;
     }
     fsconfig_create(&context)?;
@@ -153,11 +168,11 @@ fn open_mount(path: &Path, flags: OpenTreeFlags) -> io::Result<OwnedFd> {
     Ok(open_tree(CWD, path, flags | OpenTreeFlags::OPEN_TREE_CLOEXEC)?)
 }
 
-/// A mount of `path` that hangs nowhere yet.
+/// Returns a detached mount of `path`, without the mounts below it.
 fn clone(path: &Path, attributes: MountAttrFlags) -> Result<OwnedFd, HostError> {
     let mount =
         open_mount(path, OpenTreeFlags::OPEN_TREE_CLONE).map_err(HostError::at("clone", path))?;
-    let attributes = attributes | OF_PIECES;
+    let attributes = attributes | HOST_ATTRIBUTES;
     mount_setattr::set(&mount, attributes, false).map_err(HostError::at("restrict", path))?;
     Ok(mount)
 }
@@ -166,12 +181,13 @@ fn relative(path: &Path) -> PathBuf {
     path.strip_prefix("/").unwrap_or(path).to_owned()
 }
 
-/// A path to what is open.
-fn through(fd: &OwnedFd) -> PathBuf {
+/// Returns a path to the file that `fd` refers to.
+fn fd_path(fd: &OwnedFd) -> PathBuf {
     format!("/proc/self/fd/{}", fd.as_raw_fd()).into()
 }
 
 fn attach(mount: &OwnedFd, target: &Path) -> io::Result<()> {
+    // MOVE_MOUNT_T_SYMLINKS follows the magic link of `fd_path`.
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_SYMLINKS;
     Ok(move_mount(mount, "", CWD, target, flags)?)
 }

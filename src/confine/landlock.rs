@@ -1,5 +1,7 @@
-//! Which files can be reached: the box's own directory, its shares, `/dev/kvm` and the process's own part
-//! of `/proc`. Whatever is open already stays open.
+//! The Landlock layer (`landlock(7)`): which files the shim can open.
+//!
+//! They are the box's own directory, its shares, `/dev/kvm`, and this process's directory in
+//! `/proc`. Landlock does not restrict fds that are already open.
 
 use std::path::Path;
 
@@ -9,16 +11,18 @@ use landlock::{
     Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
 };
 
-use super::held::Held;
+use super::extent::Extent;
 use crate::share::PinnedShare;
 use crate::spec::{NetworkSpec, VmSpec};
 use crate::state::dir::StateDir;
 
-/// The newest that is asked for; an older kernel gives what it has (`landlock(7)`): ABI 2 rename between
-/// directories, 3 truncation, 4 TCP, 5 ioctl, 6 signals and abstract sockets.
+/// The newest ABI whose restrictions are requested.
+///
+/// An older host kernel applies those that it knows: ABI 2 adds renames between directories, 3
+/// truncation, 4 TCP, 5 ioctl on devices, 6 signals and abstract Unix sockets.
 const NEWEST: ABI = ABI::V6;
 
-/// The kernel does not restrict.
+/// Why the layer cannot be applied.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum LandlockError {
     #[error("this kernel has no Landlock (Linux 5.13, with `landlock` among its security modules)")]
@@ -27,32 +31,35 @@ pub(super) enum LandlockError {
     Ruleset(#[from] RulesetError),
 }
 
-/// Restricts this thread, and those that it starts.
+/// Restricts this thread and the threads that it starts later.
 pub(super) fn restrict(
     spec: &VmSpec,
     state: &StateDir,
     shares: &[PinnedShare],
-) -> Result<Held, LandlockError> {
+) -> Result<Extent, LandlockError> {
     let all = AccessFs::from_all(NEWEST);
     let mut ruleset = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(all)?
         .scope(Scope::from_all(NEWEST))?;
+    // A ruleset denies each access that it handles and no rule allows. With TSI, the shim binds and
+    // connects the guest's TCP sockets, so TCP is not handled.
     if spec.network != NetworkSpec::Tsi {
         ruleset = ruleset.handle_access(AccessNet::from_all(NEWEST))?;
     }
     let mut ruleset = ruleset.create()?;
-    // No program is run from anywhere.
+    // No rule contains `Execute`: the shim runs no executable after this point.
     let write = all & !BitFlags::from(AccessFs::Execute);
     let read = AccessFs::from_read(NEWEST) & !BitFlags::from(AccessFs::Execute);
     let device = AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::IoctlDev;
-    let places = [
+    let rules = [
         (state.directory(), write),
         (Path::new("/dev/kvm"), device),
         (Path::new("/proc/self"), read),
     ];
-    for (path, access) in places {
-        // One that is not there is not to be reached either: without KVM there is no VM.
+    for (path, access) in rules {
+        // A path that cannot be opened needs no rule. Without `/dev/kvm`, libkrun fails later and
+        // reports the reason.
         if let Ok(fd) = PathFd::new(path) {
             ruleset = ruleset.add_rule(PathBeneath::new(fd, access))?;
         }
@@ -62,9 +69,9 @@ pub(super) fn restrict(
         ruleset = ruleset.add_rule(PathBeneath::new(directory, access))?;
     }
     match ruleset.restrict_self().map_err(LandlockError::from)?.ruleset {
-        RulesetStatus::FullyEnforced => Ok(Held::Whole),
+        RulesetStatus::FullyEnforced => Ok(Extent::Full),
         RulesetStatus::PartiallyEnforced => {
-            Ok(Held::Part("this kernel's Landlock is older than ABI 6 (Linux 6.12)"))
+            Ok(Extent::Partial("this kernel's Landlock is older than ABI 6 (Linux 6.12)"))
         }
         RulesetStatus::NotEnforced => Err(LandlockError::Missing),
     }

@@ -1,9 +1,11 @@
-//! Which system calls are left. Any other one ends the process.
+//! The seccomp layer: the system calls that are left to the VMM. Any other call kills the process.
 //!
-//! `tests/vm/calls.rs` compares the lists with what real boxes make, and has a reason for each of the rest.
+//! `tests/vm/calls.rs` compares these lists with the calls that real boxes make, and gives a reason
+//! for each call that it does not see.
 //!
-//! The filter is taken on before any thread exists, so it is every thread's: libkrun starts threads and
-//! opens files long after the guest runs (libkrun 1.19.7: devices are activated by the guest).
+//! The filter is installed while there is only one thread, so that all threads inherit it. It must
+//! allow what libkrun does long after the guest has started: libkrun starts threads and opens files
+//! when the guest activates a device (libkrun 1.19.7).
 
 use a3s_box_core::config::SeccompMode;
 use libc::{
@@ -26,15 +28,19 @@ use libc::{
     SYS_write, SYS_writev,
 };
 
-use super::held::Held;
+use super::extent::Extent;
 use crate::host::seccomp::{Filter, bits, equal, hide_clone3, not_executable};
 use crate::spec::NetworkSpec;
 
-/// Memory: the allocator, stacks of threads, the guest's memory. None of it is ever executable.
+/// Calls that manage memory: glibc's allocator, stacks of threads, and the guest's memory. None of
+/// them can make memory executable; mmap(2) and mprotect(2), which can, are allowed below with a
+/// condition.
 const MEMORY: [i64; 4] = [SYS_brk, SYS_madvise, SYS_mremap, SYS_munmap];
 
-/// Threads: libkrun's (one for each CPU and device), tokio's, and what glibc does when they begin and end.
-/// glibc asks for clone3 first, which the filter before this one refuses.
+/// Calls that start, synchronise and end threads: libkrun's (one for each virtual CPU and device)
+/// and tokio's. glibc tries clone3(2) first, which `hide_clone3` makes fail. It is in this list
+/// because the kernel applies the strictest result of all filters, and that would otherwise kill
+/// the process.
 const THREADS: [i64; 14] = [
     SYS_clone3,
     SYS_exit,
@@ -52,8 +58,8 @@ const THREADS: [i64; 14] = [
     SYS_sigaltstack,
 ];
 
-/// Waiting, and telling others: event loops of libkrun and tokio, timers, the clock where the vDSO
-/// has none.
+/// Calls that wait for events and wake other threads: the event loops of libkrun and tokio, and
+/// timers. `clock_gettime` is a system call only where the vDSO cannot read the clock.
 const EVENTS: [i64; 7] = [
     SYS_clock_gettime,
     SYS_clock_nanosleep,
@@ -64,7 +70,8 @@ const EVENTS: [i64; 7] = [
     SYS_ppoll,
 ];
 
-/// Reading and writing what is open: console, events, sockets, the guest's files (libkrun's `file_traits.rs`).
+/// Calls that read and write open files: console, events, sockets, and the guest's files (libkrun's
+/// `file_traits.rs`).
 const DATA: [i64; 13] = [
     SYS_close,
     SYS_copy_file_range,
@@ -81,8 +88,12 @@ const DATA: [i64; 13] = [
     SYS_writev,
 ];
 
-/// The guest's files, through libkrun's virtio-fs server (`passthrough.rs`, which changes none by a path of the
-/// guest's); and the box's own directory: `exit.json`, the console, the event file.
+/// Calls on files by name or fd.
+///
+/// libkrun's virtio-fs server makes most of them for the guest (`passthrough.rs`). The guest names
+/// a file by its inode, or by a single component in a directory, and never by a path. The shim
+/// makes some of the calls in the box's own directory: for `exit.json`, the console file and the
+/// event file.
 const FILES: [i64; 36] = [
     SYS_fallocate,
     SYS_fchmod,
@@ -116,15 +127,15 @@ const FILES: [i64; 36] = [
     SYS_umask,
     SYS_unlinkat,
     SYS_utimensat,
-    // The server acts as the owner of each request.
+    // The server acts as the user that made a request, so that new files get the right owner.
     SYS_capget,
     SYS_capset,
     SYS_setresgid,
     SYS_setresuid,
 ];
 
-/// Sockets that are open, or are made for the control stream, the agent (libkrun's `vsock/unix.rs`) and the
-/// journal.
+/// Calls on sockets: those of the control connection and of the agent (libkrun's `vsock/unix.rs`),
+/// and the journal's.
 const SOCKETS: [i64; 11] = [
     SYS_accept,
     SYS_accept4,
@@ -132,7 +143,8 @@ const SOCKETS: [i64; 11] = [
     SYS_connect,
     SYS_getsockopt,
     SYS_listen,
-    // A record that is too long for a datagram goes to the journal as a file (`tracing-journald` 0.3.2).
+    // A log record that is too long for a datagram is sent as a file in memory (`tracing-journald`
+    // 0.3.2).
     SYS_memfd_create,
     SYS_recvfrom,
     SYS_sendmsg,
@@ -140,8 +152,8 @@ const SOCKETS: [i64; 11] = [
     SYS_setsockopt,
 ];
 
-/// What the process asks about itself: identity, limits, randomness for hash tables, and where it is for
-/// a panic's backtrace.
+/// Calls by which the process reads its own state: user and process ids, limits, random numbers for
+/// hash tables, and the working directory for a panic's backtrace.
 const SELF: [i64; 9] = [
     SYS_getcwd,
     SYS_getegid,
@@ -154,30 +166,31 @@ const SELF: [i64; 9] = [
     SYS_prlimit64,
 ];
 
-/// The fake VM waits for the process that plays its guest.
+/// Calls of the fake VM, which waits for the process that plays the guest.
 #[cfg(feature = "fake-vm")]
 const FAKE: [i64; 2] = [libc::SYS_wait4, libc::SYS_waitid];
 #[cfg(not(feature = "fake-vm"))]
 const FAKE: [i64; 0] = [];
 
-/// What only x86-64 has, for newer calls in the lists above, and glibc still uses.
+/// Old calls that glibc still makes on x86-64, in place of newer ones in the lists above. aarch64
+/// does not have them.
 #[cfg(target_arch = "x86_64")]
 const OLD: [i64; 4] = [libc::SYS_epoll_wait, libc::SYS_poll, libc::SYS_readlink, libc::SYS_unlink];
 #[cfg(not(target_arch = "x86_64"))]
 const OLD: [i64; 0] = [];
 
-/// Takes the filter on, with no way back.
+/// Installs the filter, which cannot be removed again.
 pub(super) fn install(
     mode: SeccompMode,
     network: &NetworkSpec,
-) -> Result<Held, seccompiler::Error> {
+) -> Result<Extent, seccompiler::Error> {
     let filter = filter(network)?;
-    // The last one allows no further filter.
+    // The order is fixed: the second filter does not allow the call that installs another one.
     hide_clone3()?;
     filter.install(mode)?;
     Ok(match mode {
-        SeccompMode::Enforce => Held::Whole,
-        SeccompMode::Log => Held::Part("calls are logged, not refused"),
+        SeccompMode::Enforce => Extent::Full,
+        SeccompMode::Log => Extent::Partial("calls are logged, not refused"),
     })
 }
 
@@ -187,37 +200,42 @@ fn filter(network: &NetworkSpec) -> Result<Filter, seccompiler::BackendError> {
     let mut filter = Filter::allowing(&lists.concat());
     filter.allow_if(SYS_mmap, vec![not_executable()?]);
     filter.allow_if(SYS_mprotect, vec![not_executable()?]);
-    // A thread, and no process; no namespace either.
+    // CLONE_THREAD allows threads and excludes processes. It also excludes most namespaces, because
+    // the kernel refuses to make them for a thread.
     let thread = u64::from(libc::CLONE_THREAD.unsigned_abs());
     filter.allow_if(SYS_clone, vec![bits(0, thread, thread)?]);
-    // Unix sockets: not even netlink, which configures a network. With TSI the guest's sockets, too.
+    // Only Unix sockets are allowed. That excludes netlink, which configures networks. With TSI,
+    // the shim also makes the guest's own TCP and UDP sockets.
     let unix = u64::from(libc::AF_UNIX.unsigned_abs());
     let mut sockets = vec![equal(0, unix)?];
     if *network == NetworkSpec::Tsi {
         for family in [libc::AF_INET, libc::AF_INET6] {
             sockets.push(equal(0, u64::from(family.unsigned_abs()))?);
         }
-        // libkrun tells the guest who is at the other end (`vsock/tsi_stream.rs`).
+        // libkrun sends the address of the peer to the guest (`vsock/tsi_stream.rs`).
         filter.allow(libc::SYS_getpeername);
     }
     filter.allow_if(SYS_socket, sockets);
     if matches!(network, NetworkSpec::Passt(_)) {
-        // The gate is a child, whose end is looked for.
+        // The gate is a child process, whose exit status the control thread reads.
         filter.allow(libc::SYS_wait4);
     }
-    // tokio's runtime makes a pair where another crate of the same build asks for its feature `signal`.
+    // tokio's runtime makes a socket pair if a crate of the same build enables its feature
+    // `signal`.
     filter.allow_if(SYS_socketpair, vec![equal(0, unix)?]);
     filter.allow(SYS_shutdown);
-    // KVM's requests are those of type 0xAE; the other is a file's question whether it is a terminal.
+    // All requests of KVM have the type 0xAE (`KVMIO`). TCGETS asks whether an fd is a terminal,
+    // and FIONBIO makes a socket non-blocking.
     filter.allow_if(
         SYS_ioctl,
         vec![bits(1, 0xff00, 0xae00)?, equal(1, libc::TCGETS)?, equal(1, libc::FIONBIO)?],
     );
-    // Signals to threads of this process: libkrun interrupts its CPUs.
+    // libkrun interrupts a virtual CPU by a signal to its thread. Signals to other processes are
+    // excluded.
     let own = u64::from(std::process::id());
     filter.allow_if(SYS_tgkill, vec![equal(0, own)?]);
-    let pr_set_vma = 0x5356_4d41;
-    let options = [libc::PR_SET_NAME, libc::PR_GET_NAME, libc::PR_CAPBSET_READ, pr_set_vma];
+    // The options read and set names of threads and of memory, and test for a capability.
+    let options = [libc::PR_SET_NAME, libc::PR_GET_NAME, libc::PR_CAPBSET_READ, libc::PR_SET_VMA];
     let options = options.into_iter().map(|option| equal(0, u64::from(option.unsigned_abs())));
     filter.allow_if(SYS_prctl, options.collect::<Result<_, _>>()?);
     Ok(filter)

@@ -5,10 +5,10 @@ use std::io;
 use std::path::Path;
 
 use a3s_box_core::doctor::{DoctorCheck, DoctorStatus};
+use a3s_box_core::one_line;
 use a3s_box_krun::{KrunError, check_kvm};
 
 use super::kernel_file::read;
-use super::trial::chain;
 
 /// The device of KVM.
 const KVM: &str = "/dev/kvm";
@@ -24,7 +24,7 @@ pub(super) fn kvm() -> DoctorCheck {
         Ok(()) => DoctorCheck::ok("kvm", format!("`{KVM}` can be used")),
         Err(error) => {
             let remedy = error.hint().unwrap_or("look into the kernel's log (dmesg)");
-            DoctorCheck::failed("kvm", chain(&error), remedy)
+            DoctorCheck::failed("kvm", one_line(&error), remedy)
         }
     }
 }

@@ -4,9 +4,9 @@
 use std::path::Path;
 
 use a3s_box_core::doctor::DoctorCheck;
+use a3s_box_core::one_line;
 use a3s_box_krun::kernel::Kernel;
 
-use super::trial::chain;
 use crate::guest_program;
 use crate::host::process;
 use crate::network;
@@ -18,13 +18,13 @@ pub(super) fn kernel(spec: &VmSpec) -> DoctorCheck {
     let general_remedy = "install libkrunfw 5 for this architecture";
     let executable = match process::executable() {
         Ok(executable) => executable,
-        Err(error) => return DoctorCheck::failed(NAME, chain(&error), general_remedy),
+        Err(error) => return DoctorCheck::failed(NAME, one_line(&error), general_remedy),
     };
     match Kernel::load(spec.paths.libkrunfw.as_deref(), &executable) {
         Ok(kernel) => DoctorCheck::ok(NAME, place(&kernel)),
         Err(error) => {
             let remedy = error.hint().unwrap_or(general_remedy);
-            DoctorCheck::failed(NAME, chain(&error), remedy)
+            DoctorCheck::failed(NAME, one_line(&error), remedy)
         }
     }
 }
@@ -47,7 +47,7 @@ pub(super) fn guest_program(spec: &VmSpec) -> DoctorCheck {
         }
         Err(error) => {
             let remedy = "install a3s-box-guest beside the shim, or set `paths.guest`";
-            DoctorCheck::failed(NAME, chain(&error), remedy)
+            DoctorCheck::failed(NAME, one_line(&error), remedy)
         }
     }
 }

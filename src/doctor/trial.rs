@@ -1,6 +1,5 @@
 //! A box on trial: this executable as a child, with a directory of its own, whose events are read.
 
-use std::error::Error;
 use std::fs::DirBuilder;
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
@@ -10,7 +9,7 @@ use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use a3s_box_core::event::EventKind;
-use a3s_box_core::{BoxConfig, ErrorCode, ErrorReport, Event};
+use a3s_box_core::{BoxConfig, ErrorReport, Event};
 use a3s_box_sys::HostError;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
@@ -44,11 +43,6 @@ pub(super) enum TrialError {
 fn told(report: &ErrorReport) -> String {
     let causes = report.causes.iter().map(|cause| format!(": {cause}"));
     std::iter::once(report.message.clone()).chain(causes).collect()
-}
-
-/// An error and its causes, in one line.
-pub(super) fn chain(error: &(dyn Error + 'static)) -> String {
-    told(&ErrorReport::new(ErrorCode::Internal, error))
 }
 
 /// A directory in the system's directory for temporary files, removed with all in it.

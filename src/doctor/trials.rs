@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 use a3s_box_core::config::{ImageConfig, PathsConfig};
 use a3s_box_core::doctor::DoctorCheck;
 use a3s_box_core::event::{EventKind, RootMethod, StopReason};
-use a3s_box_core::{BoxConfig, ErrorCode};
+use a3s_box_core::{BoxConfig, ErrorCode, one_line};
 use a3s_box_sys::HostError;
 
-use super::trial::{Directory, Trial, TrialError, chain};
+use super::trial::{Directory, Trial, TrialError};
 use super::{kernel, sample};
 use crate::host::process::{Signals, StopRequest};
 
@@ -65,7 +65,7 @@ fn judge_root(tried: Result<RootMethod, TrialError>) -> [DoctorCheck; 2] {
         }
         Err(TrialError::Told(report)) if report.code == ErrorCode::ProcessSetup => {
             let remedy = report.hint.clone().unwrap_or_else(|| "run as root".to_owned());
-            let found = chain(&TrialError::Told(report));
+            let found = one_line(&TrialError::Told(report));
             let untried = DoctorCheck::failed(OVERLAYFS, "not tried, without namespaces", untried);
             [DoctorCheck::failed(NAMESPACES, found, remedy), untried]
         }
@@ -75,7 +75,7 @@ fn judge_root(tried: Result<RootMethod, TrialError>) -> [DoctorCheck; 2] {
                 _ => None,
             };
             let remedy = remedy.unwrap_or_else(|| untried.to_owned());
-            let found = format!("no root: {}", chain(&error));
+            let found = format!("no root: {}", one_line(&error));
             [namespaces, DoctorCheck::failed(OVERLAYFS, found, remedy)]
         }
     }
@@ -141,7 +141,7 @@ fn judge_boot(tried: Result<Booted, TrialError>) -> DoctorCheck {
                  shows what its kernel says"
                     .to_owned()
             });
-            DoctorCheck::failed(BOOT, chain(&error), remedy)
+            DoctorCheck::failed(BOOT, one_line(&error), remedy)
         }
     }
 }

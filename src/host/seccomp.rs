@@ -1,5 +1,7 @@
-//! Filters of system calls for seccomp(2). A call that a filter does not allow kills the whole process,
-//! because a process that loses one thread may hang.
+//! Filters of system calls (`seccomp(2)`).
+//!
+//! A call that is not allowed kills the whole process. Killing only the thread would leave a
+//! process that hangs, because other threads wait for it.
 
 use std::collections::BTreeMap;
 
@@ -10,20 +12,21 @@ use seccompiler::{
     SeccompFilter, SeccompRule,
 };
 
-/// The allowed calls. A call without rules is always allowed, others if one of their rules matches.
+/// Rules by the number of the call. A call without rules always matches; otherwise one rule must
+/// hold.
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
-/// A filter, by the calls that it allows.
+/// The calls that a process may make.
 #[derive(Debug)]
 pub(crate) struct Filter(Rules);
 
 impl Filter {
-    /// Makes a filter that allows `calls`.
+    /// Makes a filter that allows these calls with any arguments.
     pub(crate) fn allowing(calls: &[i64]) -> Self {
         Self(calls.iter().map(|call| (*call, Vec::new())).collect())
     }
 
-    /// Allows one more call.
+    /// Allows one more call with any arguments.
     pub(crate) fn allow(&mut self, call: i64) {
         self.allow_if(call, Vec::new());
     }
@@ -33,19 +36,22 @@ impl Filter {
         self.0.insert(call, conditions);
     }
 
-    /// Installs the filter for this thread and the threads that it starts later. A filter cannot be
-    /// removed.
+    /// Installs the filter for this thread and for all threads that it starts later. A filter
+    /// cannot be removed again.
     pub(crate) fn install(self, mode: SeccompMode) -> Result<(), seccompiler::Error> {
-        let refusal = match mode {
+        let mismatch = match mode {
             SeccompMode::Enforce => SeccompAction::KillProcess,
             SeccompMode::Log => SeccompAction::Log,
         };
-        apply(self.0, refusal, SeccompAction::Allow)
+        apply(self.0, mismatch, SeccompAction::Allow)
     }
 }
 
-/// Makes clone3(2) fail with ENOSYS, so that glibc starts threads with clone(2) instead. The flags of
-/// clone3 are in memory, where a filter cannot check them. The flags of clone are an argument.
+/// Installs a filter that makes clone3(2) fail with ENOSYS. glibc then starts threads with
+/// clone(2).
+///
+/// clone3(2) takes its flags in memory, which a filter cannot read. clone(2) takes them in a
+/// register, so that a later filter can allow threads and refuse processes and namespaces.
 pub(crate) fn hide_clone3() -> Result<(), seccompiler::Error> {
     let missing = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
     apply(BTreeMap::from([(SYS_clone3, Vec::new())]), SeccompAction::Allow, missing)
@@ -62,24 +68,25 @@ fn apply(
     seccompiler::apply_filter(&program)
 }
 
-/// Returns the rule for mmap(2) and mprotect(2) that the memory is not executable.
+/// Returns the rule of mmap(2) and mprotect(2) that the memory is not executable.
 pub(crate) fn not_executable() -> Result<SeccompRule, BackendError> {
     bits(2, u64::from(libc::PROT_EXEC.unsigned_abs()), 0)
 }
 
-/// Returns the rule that the argument `index` is `value`.
+/// Returns the rule that the argument at `index` is `value`.
 pub(crate) fn equal(index: u8, value: u64) -> Result<SeccompRule, BackendError> {
     condition(index, SeccompCmpOp::Eq, value)
 }
 
-/// Returns the rule that the argument `index` has the bits of `value` in the bits of `mask`.
+/// Returns the rule that the argument at `index` has the bits of `value` among those of `mask`.
 pub(crate) fn bits(index: u8, mask: u64, value: u64) -> Result<SeccompRule, BackendError> {
     condition(index, SeccompCmpOp::MaskedEq(mask), value)
 }
 
 fn condition(index: u8, operator: SeccompCmpOp, value: u64) -> Result<SeccompRule, BackendError> {
-    // The kernel uses only the lower 32 bits of each argument that has a rule, so the filter must
-    // ignore the upper half of the register, too.
+    // All arguments that are compared here are of 32 bits in the kernel, which ignores the upper
+    // half of the register. A comparison of 64 bits would refuse a call whose upper half is not
+    // zero.
     let condition = SeccompCondition::new(index, SeccompCmpArgLen::Dword, operator, value)?;
     SeccompRule::new(vec![condition])
 }

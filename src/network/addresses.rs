@@ -1,19 +1,26 @@
-//! Addresses in the network between guest and passt.
+//! Addresses and sizes of the network between the guest and passt.
+//!
+//! Only the guest and passt see this network. Every box has one of its own, so all boxes use the
+//! same addresses.
 
 use std::net::Ipv4Addr;
 
-/// Address of the guest, and of its gateway, in a network that exists between guest and passt only: those
-/// of QEMU's own user network, which people know.
+/// Address of the guest. It and [`GATEWAY_ADDRESS`] are the addresses of QEMU's user-mode network,
+/// which users recognise.
 pub(super) const GUEST_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
+
+/// Address of the gateway, for which passt answers.
 pub(super) const GATEWAY_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
+
+/// Prefix length of the guest's address.
 pub(super) const PREFIX_LENGTH: u32 = 24;
 
-/// Of a network that is for documentation, and nowhere else (RFC 5737).
-pub(super) const PLACEHOLDER_ADDRESS: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
-
-/// Locally administered. Every box has an Ethernet of its own.
+/// Hardware address of the guest's Ethernet device. The second bit of the first byte marks it as
+/// locally administered.
 pub(super) const GUEST_MAC: [u8; 6] = [0x02, 0xa3, 0x53, 0, 0, 0x0f];
+
+/// Hardware address of the gateway, locally administered as well.
 pub(super) const GATEWAY_MAC: [u8; 6] = [0x02, 0xa3, 0x53, 0, 0, 0x02];
 
-/// passt's own default: the largest IPv4 packet in a frame, in words of 32 bits.
+/// passt's own default: 65535 bytes without the Ethernet header, rounded down to a multiple of 4.
 pub(super) const MTU: u32 = 65_520;

@@ -1,21 +1,28 @@
-//! The gate: a process between VM and passt, whose parent it is. Frames of the guest pass it, and published
-//! ports of a guest that reaches nothing.
+//! The gate: the process between the VM's Ethernet device and passt, and the parent of passt.
+//!
+//! All frames of the guest pass through it. With egress `deny` it also relays the published ports
+//! into the empty network namespace of passt. Its phases, in order:
 //!
 //! ```text
-//!   open published ports ─► (deny: empty network) ─► start passt ─► (allow: empty network) ─► nobody,
-//!   no files, few system calls ─► carry frames, until the VM's end of the wire closes or passt ends
+//!   open the published ports ─► (deny: empty network) ─► start passt ─► (allow: empty network)
+//!   ─► become `nobody`, give up files and most system calls
+//!   ─► carry frames until the VM's end of the wire closes or passt ends
 //! ```
+//!
+//! passt starts in the network in which it is to open its sockets, which is why the empty network
+//! comes before it or after it.
 
 mod calls;
 
 use std::ffi::{CStr, OsStr};
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::Duration;
 
 use a3s_box_core::config::{ConfigError, Egress, NetworkConfig, SeccompMode};
+use a3s_box_core::one_line;
 use a3s_box_sys::HostError;
 use caps::CapSet;
 use landlock::{ABI, Access, AccessFs, CompatLevel, Compatible, Ruleset, RulesetAttr};
@@ -28,33 +35,33 @@ use serde::{Deserialize, Serialize};
 use super::frames::{carry, may_leave};
 use super::loopback;
 use super::passt::{self, NOBODY};
-use super::relay::{self, ListenError};
-use crate::error::in_one_line;
+use super::relay::{self, ListenError, PublishedPort};
 use crate::host::inherited::InheritedFiles;
 use crate::host::process;
 use crate::report::terminal;
 use crate::spec::{NetworkSpec, PasstSpec};
 
-/// What makes this executable the gate: then come the path of passt, and the gate's config as JSON.
+/// First argument of this executable when it is to be the gate. The path of passt and the
+/// [`GateConfig`] as JSON follow.
 pub(super) const ARGUMENT: &str = "--network-gate";
 
-/// What the shim tells its gate.
+/// What the shim passes to its gate.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct GateConfig {
     pub(super) network: NetworkConfig,
     pub(super) seccomp: SeccompMode,
 }
 
-/// What it is called in lists of processes.
+/// Name of the process in `ps`.
 const NAME: &CStr = c"a3s-box-gate";
 
-/// How long passt may take to end after it has closed its wire.
-const LAST_MOMENT: Duration = Duration::from_millis(50);
+/// Time that passt gets to exit by itself after it has closed its end of the wire.
+const EXIT_GRACE: Duration = Duration::from_millis(50);
 
 /// Why the gate ended.
 #[derive(Debug, thiserror::Error)]
 enum GateError {
-    #[error("the gate was called without a config and a program")]
+    #[error("the gate was called without the path of passt and a config")]
     Arguments,
     #[error("the gate's config is not valid")]
     Json(#[from] serde_json::Error),
@@ -68,51 +75,50 @@ enum GateError {
     PasstEnded(String),
 }
 
-/// Is the gate, if that is what this process was started as. To be called first.
+/// Runs the gate to its end if the arguments of this process ask for it, and returns its exit
+/// status.
+///
+/// Callers must do this before anything else, because the gate closes every inherited fd.
 pub(crate) fn run_if_asked() -> Option<ExitCode> {
-    let mut words = std::env::args_os().skip(1);
-    words.next().filter(|word| word == ARGUMENT)?;
-    let called = words.next().zip(words.next());
-    let ended = called.ok_or(GateError::Arguments).and_then(|(passt, config)| run(&passt, &config));
-    Some(match ended {
+    let mut arguments = std::env::args_os().skip(1);
+    arguments.next().filter(|argument| argument == ARGUMENT)?;
+    let given = arguments.next().zip(arguments.next());
+    let result = given.ok_or(GateError::Arguments).and_then(|(passt, config)| run(&passt, &config));
+    Some(match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            terminal::print(io::stderr(), &in_one_line(&error), a3s_box_core::exit::FAILED)
-        }
+        // The shim reads the gate's standard error and reports it.
+        Err(error) => terminal::print(io::stderr(), &one_line(&error), a3s_box_core::exit::FAILED),
     })
 }
 
 fn run(program: &OsStr, config: &OsStr) -> Result<(), GateError> {
-    // Else it has that of the link that it was started by.
-    set_name(NAME).map_err(HostError::of("take a name"))?;
-    // Whoever started the shim may have left some open.
+    // Without this, ps shows `exe`, from /proc/self/exe.
+    set_name(NAME).map_err(HostError::of("set the name of the process"))?;
+    // The supervisor may have left fds open that the shim passed on.
     InheritedFiles::find()?.close();
     let config: GateConfig = serde_json::from_str(&config.to_string_lossy())?;
     let NetworkSpec::Passt(spec) = NetworkSpec::try_from(config.network)? else {
         return Err(GateError::Arguments);
     };
-    let wire = io::stdin().as_fd().try_clone_to_owned().map_err(HostError::of("take the wire"))?;
+    let vm = io::stdin().as_fd().try_clone_to_owned().map_err(HostError::of("take the wire"))?;
     let is_root = process::is_root_of_host();
     let published = match spec.egress {
+        // passt itself listens on the published ports.
         Egress::Allow => Vec::new(),
         Egress::Deny => {
+            // The host's ports must be opened before the host's network is left.
             let published = relay::listen(&spec.publish)?;
             enter_empty_network()?;
-            loopback::set_up().map_err(HostError::of("bring the loopback interface up"))?;
+            loopback::bring_up().map_err(HostError::of("bring the loopback interface up"))?;
             published
         }
     };
-    let (to_passt, theirs) = UnixStream::pair().map_err(HostError::of("make a pair of sockets"))?;
-    let mut command = Command::new(program);
-    command.args(passt::arguments(&spec, is_root)).env_clear();
-    command.stdin(std::os::fd::OwnedFd::from(theirs)).stdout(Stdio::null());
-    let passt = command.spawn().map_err(HostError::of("start passt"))?;
-    // It holds passt's end, too.
-    drop(command);
+    let (passt, to_passt) = start_passt(program, &spec, is_root)?;
     if spec.egress == Egress::Allow {
         enter_empty_network()?;
     }
     confine(is_root)?;
+    // The event loop comes before the filter, which does not allow the calls that make one.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -120,22 +126,41 @@ fn run(program: &OsStr, config: &OsStr) -> Result<(), GateError> {
     calls::restrict(config.seccomp, passt.id(), !published.is_empty())
         .map_err(io::Error::other)
         .map_err(HostError::of("give up system calls"))?;
-    runtime.block_on(serve([UnixStream::from(wire), to_passt], passt, published, &spec))
+    runtime.block_on(serve([UnixStream::from(vm), to_passt], passt, published, &spec))
+}
+
+fn start_passt(
+    program: &OsStr,
+    spec: &PasstSpec,
+    is_root: bool,
+) -> Result<(Child, UnixStream), HostError> {
+    let (to_passt, passts_end) =
+        UnixStream::pair().map_err(HostError::of("make a pair of sockets"))?;
+    let mut command = Command::new(program);
+    command.args(passt::arguments(spec, is_root)).env_clear();
+    command.stdin(OwnedFd::from(passts_end)).stdout(Stdio::null());
+    // The command also owns an fd of passt's end. It is dropped on return, because the gate sees an
+    // end of file only when no other process or fd holds that end.
+    Ok((command.spawn().map_err(HostError::of("start passt"))?, to_passt))
 }
 
 fn enter_empty_network() -> Result<(), HostError> {
     unshare(CloneFlags::CLONE_NEWNET).map_err(HostError::of("make a network namespace"))
 }
 
-/// Gives everything up but what is open: user, capabilities, files. passt has a jail of its own (passt(1)).
+/// Gives up the user, all capabilities and all files, except for the fds that are open.
+///
+/// passt is already running, so none of this applies to it. It confines itself (passt(1)).
 fn confine(is_root: bool) -> Result<(), HostError> {
     if is_root {
         let (user, group) = (Uid::from_raw(NOBODY), Gid::from_raw(NOBODY));
+        // The user id comes last: without it, setgroups(2) and setresgid(2) are not permitted.
         setgroups(&[])
             .and_then(|()| setresgid(group, group, group))
             .and_then(|()| setresuid(user, user, user))
-            .map_err(HostError::of("become nobody"))?;
+            .map_err(HostError::of("become the user `nobody`"))?;
     }
+    // Without root, the gate has all capabilities in the shim's user namespace.
     for set in [CapSet::Ambient, CapSet::Inheritable, CapSet::Effective, CapSet::Permitted] {
         caps::clear(None, set)
             .map_err(io::Error::other)
@@ -143,24 +168,27 @@ fn confine(is_root: bool) -> Result<(), HostError> {
     }
     set_no_new_privs()
         .and_then(|()| set_dumpable(false))
-        // A second way to end: a shim that is confined may not signal it, and the wire closes.
+        // The kernel clears the parent-death signal when the user changes, so it is set after that.
+        // The signal is only a second way to end. The kernel checks it like a kill(2) by the dying
+        // shim, and a confined shim may lack the permission. The end of the wire covers that case.
         .and_then(|()| set_pdeathsig(Signal::SIGKILL))
         .map_err(HostError::of("confine the gate"))?;
-    let no_files = || {
+    // A Landlock ruleset without any rule denies every access that it handles.
+    let deny_files = || {
         Ruleset::default()
             .set_compatibility(CompatLevel::BestEffort)
             .handle_access(AccessFs::from_all(ABI::V5))?
             .create()?
             .restrict_self()
     };
-    no_files().map(drop).map_err(io::Error::other).map_err(HostError::of("give up all files"))
+    deny_files().map(drop).map_err(io::Error::other).map_err(HostError::of("give up all files"))
 }
 
-/// Carries frames, until one of both ends.
+/// Carries frames between the VM and passt until one of them closes its end.
 async fn serve(
     wires: [UnixStream; 2],
     mut passt: Child,
-    published: Vec<relay::Published>,
+    published: Vec<PublishedPort>,
     spec: &PasstSpec,
 ) -> Result<(), GateError> {
     let [vm, to_passt] = wires.map(|wire| {
@@ -173,30 +201,32 @@ async fn serve(
     let (from_passt, to_passt) = to_passt.into_split();
     tokio::select! {
         end = carry(from_vm, to_passt, |frame| may_leave(frame, &spec.dns)) => match end {
-            // Its end of the wire is closed already.
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(ended(&mut passt)),
+            // EPIPE on a write means that passt has closed its end before the VM closed its own.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(passt_ended(&mut passt)),
             end => {
-                // A passt that has ended cannot be killed, nor one that is not nobody yet: it sees its wire close.
+                // `kill` fails if passt has exited (ESRCH) or has not yet dropped to the user
+                // `nobody` (EPERM). In both cases passt ends by itself when its socket closes, and
+                // must not be waited for.
                 if passt.kill().is_ok() {
                     let _reaped = passt.wait();
                 }
-                Ok(end.map_err(HostError::of("carry the guest's frames"))?)
+                end.map_err(|error| HostError::of("carry the guest's frames")(error).into())
             }
         },
         end = carry(from_passt, to_vm, |_| true) => match end {
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {
                 Err(HostError::of("carry frames to the guest")(error).into())
             }
-            // However it has closed its wire.
-            _ => Err(ended(&mut passt)),
+            // passt has closed its end, be it with an end of file or with a reset.
+            _ => Err(passt_ended(&mut passt)),
         },
     }
 }
 
-/// passt has closed its wire: it has ended, or is about to.
-fn ended(passt: &mut Child) -> GateError {
-    std::thread::sleep(LAST_MOMENT);
-    // One that has ended keeps its own status.
+/// Reports the exit status of passt, which has closed its end of the wire.
+fn passt_ended(passt: &mut Child) -> GateError {
+    std::thread::sleep(EXIT_GRACE);
+    // A process that has already exited keeps its status, so this only ends a passt that hangs.
     let _killed = passt.kill();
     GateError::PasstEnded(match passt.wait() {
         Ok(status) => status.to_string(),

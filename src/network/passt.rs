@@ -1,4 +1,4 @@
-//! The program passt: where it is, and how it is called.
+//! The helper program passt: its path and its arguments.
 
 use std::env;
 use std::ffi::OsString;
@@ -13,29 +13,33 @@ use crate::spec::PasstSpec;
 
 const NAME: &str = "passt";
 
-/// Where programs are looked for without `$PATH`.
+/// Search path if `$PATH` is not set.
 const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 
-/// Ports on the loopback address of an empty network, from this one on, lead into the guest: without
-/// privileges, and whatever the guest's own numbers are.
+/// First port on the loopback address of an empty network that passt forwards into the guest.
+///
+/// Each published port gets one such port, counted from here. They are above 1024, because passt
+/// has no privileges, and independent of the guest's port numbers, which may be below.
 const FIRST_INNER_PORT: u16 = 10_000;
 
-/// The user and group that nobody is, as numbers, which every host has (`DEFAULT_OVERFLOWUID`, Linux).
+/// User and group id of `nobody`. The number is used, because every host has it
+/// (`DEFAULT_OVERFLOWUID`, Linux) and the name of the group differs between distributions.
 pub(super) const NOBODY: u32 = 65_534;
 
-/// The program in the search path.
+/// Returns the path of passt in the search path.
 pub(crate) fn find() -> Option<PathBuf> {
-    let is_program = |path: &PathBuf| {
-        // Not one beside whoever is in a directory that others write to.
+    let is_executable = |path: &PathBuf| {
+        // A relative entry of `$PATH` depends on the working directory, in which another user may
+        // have put a file of this name.
         path.is_absolute()
             && path
                 .metadata()
                 .is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0)
     };
-    directories().into_iter().map(|directory| directory.join(NAME)).find(is_program)
+    directories().into_iter().map(|directory| directory.join(NAME)).find(is_executable)
 }
 
-/// Where it is looked for, for people.
+/// Returns the directories in which passt is looked for, as text for a user.
 pub(crate) fn searched() -> String {
     let named = |directory: PathBuf| format!("`{}`", directory.display());
     directories().into_iter().map(named).collect::<Vec<_>>().join(", ")
@@ -46,14 +50,16 @@ fn directories() -> Vec<PathBuf> {
     env::split_paths(&path).collect()
 }
 
-/// The port of the empty network's loopback address for a published port.
+/// Returns the port on the empty network's loopback address for the published port at `position`.
 pub(super) fn inner_port(position: usize) -> u16 {
-    // There are far fewer published ports than ports.
+    // The config has at most 64 published ports, so neither the conversion nor the sum overflows.
     FIRST_INNER_PORT + u16::try_from(position).unwrap_or_default()
 }
 
-/// Its arguments, with the wire as its standard input. Everything is said, so that nothing is taken from the
-/// host: interface, addresses, name servers. It configures no guest by itself.
+/// Returns the arguments of passt, whose standard input is the wire.
+///
+/// By default passt copies interface, addresses and name servers from the host, so each of them is
+/// given. DHCP and its IPv6 counterparts are off, because PID 1 configures the guest's interface.
 pub(super) fn arguments(spec: &PasstSpec, drops_root: bool) -> Vec<OsString> {
     let mut arguments: Vec<String> = [
         "--foreground",
@@ -61,7 +67,7 @@ pub(super) fn arguments(spec: &PasstSpec, drops_root: bool) -> Vec<OsString> {
         "--fd",
         "0",
         "--ipv4-only",
-        // Any interface: nothing is read from it.
+        // passt requires an interface to exist, but takes nothing from it with the options below.
         "--interface",
         "lo",
         "--no-map-gw",
@@ -106,9 +112,10 @@ fn forwarded(spec: &PasstSpec) -> Vec<String> {
         [option.to_owned(), format!("{address}/{number}:{}", port.guest_port)]
     };
     let mut forwarded: Vec<String> = spec.publish.iter().enumerate().flat_map(forward).collect();
-    // Else it forwards UDP ports with the numbers of the TCP ports (passt(1)).
+    // Without the option for UDP, passt forwards the UDP ports that have the same numbers as the
+    // TCP ports (passt(1)).
     for option in ["--tcp-ports", "--udp-ports"] {
-        if !forwarded.iter().any(|word| word == option) {
+        if !forwarded.iter().any(|argument| argument == option) {
             forwarded.extend([option.to_owned(), "none".to_owned()]);
         }
     }
@@ -131,14 +138,14 @@ mod tests {
     }
 
     #[test]
-    fn ports_are_forwarded_from_the_host_or_from_the_empty_network() {
-        let words = |egress, protocol| forwarded(&spec(egress, protocol)).join(" ");
+    fn ports_are_forwarded_from_the_host_with_egress_and_else_from_the_empty_network() {
+        let arguments = |egress, protocol| forwarded(&spec(egress, protocol)).join(" ");
         assert_eq!(
-            words(Egress::Allow, Protocol::Udp),
+            arguments(Egress::Allow, Protocol::Udp),
             "--tcp-ports 192.0.2.1/8080:80 --udp-ports 192.0.2.1/8081:80"
         );
         assert_eq!(
-            words(Egress::Deny, Protocol::Tcp),
+            arguments(Egress::Deny, Protocol::Tcp),
             "--tcp-ports 127.0.0.1/10000:80 --tcp-ports 127.0.0.1/10001:80 --udp-ports none"
         );
         let none = PasstSpec { publish: Vec::new(), ..spec(Egress::Deny, Protocol::Tcp) };
@@ -146,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn root_is_dropped_where_there_is_one() {
+    fn user_is_changed_only_if_passt_starts_as_root() {
         let has = |drops| {
             arguments(&spec(Egress::Deny, Protocol::Tcp), drops).contains(&"--runas".into())
         };

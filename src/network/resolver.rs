@@ -1,4 +1,5 @@
-//! The host's name servers, as a guest can use them: never one that listens on the host itself.
+//! The host's name servers that a guest can use. A name server on the host's loopback address is
+//! left out, because a guest cannot reach it.
 
 use std::fs::File;
 use std::io::Read;
@@ -6,14 +7,17 @@ use std::net::Ipv4Addr;
 
 use crate::spec::{MAX_NAME_SERVERS, is_reachable};
 
-/// Where they are told; the second is systemd-resolved's list of those behind it (systemd-resolved(8)).
+/// Files that list name servers, in the order in which they are tried.
+///
+/// With systemd-resolved, the first file names only its stub on the loopback address. The second
+/// file lists the servers that it forwards to (systemd-resolved(8)).
 const FILES: [&str; 2] = ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"];
 
-/// Most that is read of such a file.
+/// Bound on the bytes that are read of such a file.
 const MAX_BYTES: u64 = 64 * 1024;
 
-/// The name servers of the first file that has any for a guest; none without one.
-pub(super) fn of_host() -> Vec<Ipv4Addr> {
+/// Returns the name servers of the first file that lists one for a guest, or none if no file does.
+pub(super) fn servers_of_host() -> Vec<Ipv4Addr> {
     let read = |path| {
         let mut text = Vec::new();
         File::open(path).and_then(|file| file.take(MAX_BYTES).read_to_end(&mut text)).ok()?;
@@ -22,7 +26,7 @@ pub(super) fn of_host() -> Vec<Ipv4Addr> {
     FILES.into_iter().filter_map(read).find(|servers| !servers.is_empty()).unwrap_or_default()
 }
 
-/// Those of a resolv.conf(5) that a guest can reach.
+/// Returns the name servers in the text of a resolv.conf(5) that a guest can reach.
 fn usable(text: &str) -> Vec<Ipv4Addr> {
     let server = |line: &str| {
         let mut words = line.split_ascii_whitespace();
@@ -37,7 +41,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn servers_that_a_guest_can_reach_are_taken_in_their_order() {
+    fn reachable_servers_are_taken_in_their_order() {
         let text = "# nameserver 9.9.9.9\nnameserver 127.0.0.53\n nameserver\t192.0.2.1 \nnameserver ::1\n\
                     nameserver fe80::1%eth0\nnameserver 0.0.0.0\nsearch example.org\nnameserver\n\
                     nameserver 10.0.0.1\noptions edns0\nnameserver 1.1.1.1\nnameserver 8.8.8.8\n";

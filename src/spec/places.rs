@@ -6,6 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
 use a3s_box_core::config::{ConfigError, PathsConfig};
+use a3s_box_core::{BoxDir, BoxId};
 use a3s_box_oci::StoreError;
 
 /// Device and number of a file.
@@ -66,7 +67,7 @@ pub(super) struct Places {
 
 impl Places {
     /// Finds the directories, and checks that nobody else can replace them.
-    pub(super) fn find(paths: &PathsConfig, id: &str) -> Result<Self, ConfigError> {
+    pub(super) fn find(paths: &PathsConfig, id: &BoxId) -> Result<Self, ConfigError> {
         let find = |field, path: &Path| {
             check_parents(field, path)?;
             Place::find(path).map_err(|error| unusable(field, path, &error))
@@ -74,7 +75,7 @@ impl Places {
         Ok(Self {
             state: find("paths.state_dir", &paths.state_dir)?,
             cache: find("paths.cache_dir", &paths.cache_dir)?,
-            own: find("paths.state_dir", &paths.state_dir.join(id))?,
+            own: find("paths.state_dir", BoxDir::new(&paths.state_dir, id).path())?,
         })
     }
 

@@ -19,37 +19,22 @@
 //! id takes the directory over and removes what is stale. `exit.json` goes first: nobody may find a new
 //! run with an old end.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::thread;
-use std::time::{Duration, Instant};
 
-use a3s_box_core::record::{EXIT_FILE, RUN_FILE};
+use a3s_box_core::BoxDir;
+use a3s_box_core::box_dir::{
+    self, AGENT_SOCKET, CONTROL_SOCKET, DISK, DISK_IMAGE, EXIT_DRAFT, EXIT_FILE, LockError, ROOT,
+    UPPER, WORK,
+};
 use a3s_box_oci::{StoreError, check_parents, private_directory, remove_path};
 use a3s_box_sys::HostError;
-use nix::fcntl::OFlag;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use crate::spec::VmSpec;
-use crate::state::record::{self, DRAFT_FILE, ExitFile, Process};
-
-const AGENT_SOCKET: &str = "agent.sock";
-const CONTROL_SOCKET: &str = "control.sock";
-const ROOT: &str = "root";
-pub(crate) const UPPER: &str = "upper";
-pub(crate) const WORK: &str = "work";
-const DISK: &str = "disk";
-const DISK_IMAGE: &str = "disk.img";
-const CONSOLE: &str = "console.log";
-
-/// How long the lock may be taken before the box counts as in use. Readers of its records hold it for
-/// some microseconds, a fork of a killed shim until its exec, a `destroy` for as long as it removes.
-const LOCK_PATIENCE: Duration = Duration::from_millis(200);
-
-/// How often the lock is tried meanwhile.
-const LOCK_RETRY: Duration = Duration::from_millis(1);
+use crate::state::record::{self, ExitFile, Process};
 
 /// What is removed at the start, if a killed shim left it, and at the end.
 const TRANSIENT: [&str; 7] = [AGENT_SOCKET, CONTROL_SOCKET, ROOT, UPPER, WORK, DISK, DISK_IMAGE];
@@ -76,18 +61,22 @@ impl From<StoreError> for StateDirError {
     }
 }
 
+impl From<LockError> for StateDirError {
+    fn from(error: LockError) -> Self {
+        match error {
+            LockError::NotAFile { path } => Self::NotAFile { path },
+            LockError::Host(error) => Self::Host(error),
+        }
+    }
+}
+
 /// The directory of this box, locked.
 #[derive(Debug)]
 pub(crate) struct StateDir {
-    path: PathBuf,
+    directory: BoxDir,
     /// `run.json`, held until the process ends.
     _lock: File,
     exit_file: ExitFile,
-}
-
-/// The longest path of a socket in the directory of box `id`.
-pub(crate) fn longest_socket_path(state_dir: &Path, id: &str) -> PathBuf {
-    state_dir.join(id).join(CONTROL_SOCKET)
 }
 
 impl StateDir {
@@ -99,22 +88,23 @@ impl StateDir {
         made.map_err(HostError::at("make", parent))?;
         check_parents(parent)?;
         private_directory(parent)?;
-        let path = parent.join(&spec.id);
-        let lock = lock(&path, &spec.id)?;
+        let directory = BoxDir::new(parent, &spec.id);
+        let path = directory.path();
+        let lock = lock(&directory, &spec.id)?;
         let remove_stale = |name| {
             let stale = path.join(name);
             remove_path(&stale).map_err(HostError::at("remove the stale", &stale))
         };
-        own_mount(&path).map_err(HostError::at("mount", &path))?;
+        own_mount(path).map_err(HostError::at("mount", path))?;
         remove_stale(EXIT_FILE)?;
         let process =
             Process::this().map_err(HostError::at("read", Path::new("/proc/self/stat")))?;
         record::write_run(&lock, &process.run_record(&spec.id))
-            .map_err(HostError::at("write", &path.join(RUN_FILE)))?;
-        [DRAFT_FILE].into_iter().chain(TRANSIENT).try_for_each(remove_stale)?;
-        let exit_file = ExitFile::prepare(&path, &spec.id, process)
-            .map_err(HostError::at("make", &path.join(DRAFT_FILE)))?;
-        let state = Self { path, _lock: lock, exit_file };
+            .map_err(HostError::at("write", &directory.run_file()))?;
+        [EXIT_DRAFT].into_iter().chain(TRANSIENT).try_for_each(remove_stale)?;
+        let exit_file = ExitFile::prepare(path, &spec.id, process)
+            .map_err(HostError::at("make", &directory.exit_draft()))?;
+        let state = Self { directory, _lock: lock, exit_file };
         DirBuilder::new()
             .mode(0o700)
             .create(state.root())
@@ -124,36 +114,36 @@ impl StateDir {
 
     /// What the end of this box has to do here.
     pub(crate) fn cleanup(&self) -> BoxCleanup {
-        let transient = TRANSIENT.iter().map(|name| self.path.join(name)).collect();
+        let transient = TRANSIENT.iter().map(|name| self.directory.path().join(name)).collect();
         BoxCleanup { exit_file: self.exit_file.clone(), transient }
     }
 
     pub(crate) fn agent_socket(&self) -> PathBuf {
-        self.path.join(AGENT_SOCKET)
+        self.directory.agent_socket()
     }
 
     pub(crate) fn control_socket(&self) -> PathBuf {
-        self.path.join(CONTROL_SOCKET)
+        self.directory.control_socket()
     }
 
     pub(crate) fn root(&self) -> PathBuf {
-        self.path.join(ROOT)
+        self.directory.root()
     }
 
     pub(crate) fn directory(&self) -> &Path {
-        &self.path
+        self.directory.path()
     }
 
     pub(crate) fn disk(&self) -> PathBuf {
-        self.path.join(DISK)
+        self.directory.disk()
     }
 
     pub(crate) fn disk_image(&self) -> PathBuf {
-        self.path.join(DISK_IMAGE)
+        self.directory.disk_image()
     }
 
     pub(crate) fn console(&self) -> PathBuf {
-        self.path.join(CONSOLE)
+        self.directory.console()
     }
 
     /// Removes the directory. Only for a box that was never started: its console is lost.
@@ -164,16 +154,17 @@ impl StateDir {
 
     /// The lock goes last: whoever waits for it then finds a directory of its own, or makes one.
     fn remove_all(&self) -> io::Result<()> {
-        umount2(&self.path, MntFlags::MNT_DETACH)?;
-        let lock = self.path.join(RUN_FILE);
-        for entry in fs::read_dir(&self.path)? {
+        let directory = self.directory.path();
+        umount2(directory, MntFlags::MNT_DETACH)?;
+        let lock = self.directory.run_file();
+        for entry in fs::read_dir(directory)? {
             let path = entry?.path();
             if path != lock {
                 remove_path(&path)?;
             }
         }
         fs::remove_file(lock)?;
-        fs::remove_dir(&self.path)
+        fs::remove_dir(directory)
     }
 }
 
@@ -182,52 +173,20 @@ fn own_mount(path: &Path) -> nix::Result<()> {
     mount(Some(path), path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
 }
 
-/// Locks `run.json` in the directory at `path`, and makes both if need be. Tries for a while: what holds
-/// the lock may be a reader, and whoever removes the directory takes the lock with it.
-fn lock(path: &Path, id: &str) -> Result<File, StateDirError> {
-    let run_file = path.join(RUN_FILE);
-    let deadline = Instant::now() + LOCK_PATIENCE;
-    loop {
-        match private_directory(path).map_err(Into::into).and_then(|_| try_lock(&run_file)) {
-            Ok(Some(lock)) => return Ok(lock),
-            // Removed after it was made or found.
-            Err(StateDirError::Host(HostError { source, .. }))
-                if source.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
-            Ok(None) => {}
+/// Locks the box directory, and makes it if need be. Another process may remove the directory after
+/// it was made or found here, so each attempt makes it again.
+fn lock(directory: &BoxDir, id: &str) -> Result<File, StateDirError> {
+    let attempt = || match private_directory(directory.path()) {
+        Ok(_) => directory.try_lock().map_err(StateDirError::from),
+        Err(StoreError::Host(HostError { source, .. }))
+            if source.kind() == io::ErrorKind::NotFound =>
+        {
+            Ok(None)
         }
-        if Instant::now() >= deadline {
-            return Err(StateDirError::InUse { id: id.to_owned(), lock: run_file });
-        }
-        thread::sleep(LOCK_RETRY);
-    }
-}
-
-/// The file at `path`, locked; none if somebody else holds the lock, or had it and removed the file.
-fn try_lock(path: &Path) -> Result<Option<File>, StateDirError> {
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits())
-        .open(path)
-        .map_err(HostError::at("open", path))?;
-    let opened = file.metadata().map_err(HostError::at("look at", path))?;
-    if !opened.is_file() {
-        return Err(StateDirError::NotAFile { path: path.to_owned() });
-    }
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(fs::TryLockError::WouldBlock) => return Ok(None),
-        Err(fs::TryLockError::Error(error)) => {
-            return Err(HostError::at("lock", path)(error).into());
-        }
-    }
-    let found = fs::symlink_metadata(path).map_err(HostError::at("look at", path))?;
-    let is_same = (found.dev(), found.ino()) == (opened.dev(), opened.ino());
-    Ok(is_same.then_some(file))
+        Err(error) => Err(error.into()),
+    };
+    let in_use = || StateDirError::InUse { id: id.to_owned(), lock: directory.run_file() };
+    box_dir::lock_patiently(attempt)?.ok_or_else(in_use)
 }
 
 /// What is left to do in the directory at the end of a box, for whoever ends it. Clones do the same.
@@ -252,19 +211,22 @@ impl BoxCleanup {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::symlink;
+    use std::os::unix::fs::{MetadataExt, symlink};
+    use std::thread;
+    use std::time::Instant;
 
-    use nix::fcntl::openat;
+    use a3s_box_core::box_dir::LOCK_PATIENCE;
+    use nix::fcntl::{OFlag, openat};
     use nix::sys::stat::{Mode, mkdirat};
     use nix::unistd::mkfifo;
 
     use super::*;
 
     /// A state directory with the directory of the box `demo`.
-    fn demo() -> (tempfile::TempDir, PathBuf) {
+    fn demo() -> (tempfile::TempDir, BoxDir) {
         let dir = tempfile::tempdir().unwrap();
-        let directory = dir.path().join("demo");
-        private_directory(&directory).unwrap();
+        let directory = BoxDir::new(dir.path(), &"demo".parse().unwrap());
+        private_directory(directory.path()).unwrap();
         (dir, directory)
     }
 
@@ -284,7 +246,7 @@ mod tests {
     fn reader_that_holds_the_lock_does_not_refuse_a_start() {
         let (_dir, directory) = demo();
         drop(lock(&directory, "demo").unwrap());
-        let reader = File::open(directory.join(RUN_FILE)).unwrap();
+        let reader = File::open(directory.run_file()).unwrap();
         reader.try_lock_shared().unwrap();
         let reading = thread::spawn(move || {
             // Early enough that a thread which is late on a busy machine is within it, too.
@@ -300,12 +262,12 @@ mod tests {
         let (dir, directory) = demo();
         let precious = dir.path().join("precious");
         fs::write(&precious, "x").unwrap();
-        symlink(&precious, directory.join(RUN_FILE)).unwrap();
+        symlink(&precious, directory.run_file()).unwrap();
         let error = lock(&directory, "demo").unwrap_err();
         assert!(matches!(error, StateDirError::Host(HostError { action: "open", .. })), "{error}");
         assert_eq!(fs::read_to_string(precious).unwrap(), "x");
-        fs::remove_file(directory.join(RUN_FILE)).unwrap();
-        mkfifo(&directory.join(RUN_FILE), Mode::S_IRWXU).unwrap();
+        fs::remove_file(directory.run_file()).unwrap();
+        mkfifo(&directory.run_file(), Mode::S_IRWXU).unwrap();
         let error = lock(&directory, "demo").unwrap_err();
         assert!(matches!(error, StateDirError::NotAFile { .. }), "{error}");
     }
@@ -314,14 +276,14 @@ mod tests {
     #[test]
     fn what_a_guest_has_made_is_removed_however_deep_it_is() {
         let (_dir, directory) = demo();
-        let mut deep = File::open(&directory).unwrap();
+        let mut deep = File::open(directory.path()).unwrap();
         for _ in 0..20_000 {
             mkdirat(&deep, UPPER, Mode::S_IRWXU).unwrap();
             let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
             deep = File::from(openat(&deep, UPPER, flags, Mode::empty()).unwrap());
         }
-        remove_path(&directory.join(UPPER)).unwrap();
-        assert!(!directory.join(UPPER).exists());
+        remove_path(&directory.path().join(UPPER)).unwrap();
+        assert!(!directory.path().join(UPPER).exists());
     }
 
     #[test]
@@ -337,9 +299,9 @@ mod tests {
                             Err(StateDirError::InUse { .. }) => continue,
                             Err(error) => panic!("{error:?}"),
                         };
-                        fs::remove_file(directory.join(RUN_FILE)).unwrap();
+                        fs::remove_file(directory.run_file()).unwrap();
                         // The other thread may have made its lock in it.
-                        let _not_empty = fs::remove_dir(&directory);
+                        let _not_empty = fs::remove_dir(directory.path());
                         drop(held);
                     }
                 });
@@ -350,22 +312,23 @@ mod tests {
     #[test]
     fn lock_is_always_that_of_the_directory_which_is_there() {
         let (_dir, directory) = demo();
-        let run_file = directory.join(RUN_FILE);
+        let run_file = directory.run_file();
         thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
                     let mut locked = 0;
                     while locked < 1000 {
                         // The one that fails has met another's removal.
-                        let tried = private_directory(&directory).map_err(Into::into);
-                        let tried = tried.and_then(|_| try_lock(&run_file));
+                        let tried =
+                            private_directory(directory.path()).map_err(StateDirError::from);
+                        let tried = tried.and_then(|_| Ok(directory.try_lock()?));
                         let Ok(Some(held)) = tried else { continue };
                         locked += 1;
                         let found = fs::metadata(&run_file).unwrap();
                         assert_eq!(found.ino(), held.metadata().unwrap().ino());
                         fs::remove_file(&run_file).unwrap();
                         // Another thread may have made its lock in it.
-                        let _not_empty = fs::remove_dir(&directory);
+                        let _not_empty = fs::remove_dir(directory.path());
                     }
                 });
             }

@@ -15,6 +15,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 
+use a3s_box_core::box_dir::{UPPER, WORK};
 use a3s_box_core::config::DiskPlace;
 use a3s_box_core::event::UpperPlace;
 use a3s_box_sys::HostError;
@@ -22,7 +23,7 @@ use nix::mount::{MsFlags, mount};
 
 use crate::host::command::{self, Ended};
 use crate::spec::VmSpec;
-use crate::state::dir::{StateDir, UPPER, WORK};
+use crate::state::dir::StateDir;
 
 /// Inodes for each MiB of memory: a file without content costs about as much memory as one page,
 /// which a limit on bytes does not see.

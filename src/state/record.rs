@@ -17,16 +17,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use a3s_box_core::box_dir::{EXIT_DRAFT, EXIT_FILE};
 use a3s_box_core::event::StopReport;
-use a3s_box_core::record::{EXIT_FILE, MAX_RECORD_BYTES, RECORD_VERSION};
+use a3s_box_core::record::{MAX_RECORD_BYTES, RECORD_VERSION};
 use a3s_box_core::{ErrorReport, ExitRecord, RunRecord};
 use nix::fcntl::{FallocateFlags, OFlag, fallocate, renameat};
 
 use crate::ending::Ending;
 use crate::host::process::stat_field;
-
-/// What `exit.json` is until it is whole.
-pub(crate) const DRAFT_FILE: &str = "exit.json.new";
 
 /// Room on the disk for the last record: a block, which holds any without an error's causes.
 const RESERVED_BYTES: i64 = 4096;
@@ -94,7 +92,7 @@ impl ExitFile {
             .write(true)
             .create_new(true)
             .mode(0o600)
-            .open(directory.join(DRAFT_FILE))?;
+            .open(directory.join(EXIT_DRAFT))?;
         // A file system that cannot reserve may have room at the end all the same.
         let _best_effort = fallocate(&draft, FallocateFlags::empty(), 0, RESERVED_BYTES);
         let directory = OpenOptions::new()
@@ -158,7 +156,7 @@ impl ExitFile {
         draft.write_all_at(&bytes, 0)?;
         // What was reserved and is not needed, or an earlier attempt wrote.
         draft.set_len(bytes.len() as u64)?;
-        Ok(renameat(directory, DRAFT_FILE, directory, EXIT_FILE)?)
+        Ok(renameat(directory, EXIT_DRAFT, directory, EXIT_FILE)?)
     }
 }
 
@@ -220,7 +218,7 @@ mod tests {
         assert_eq!((record.exit_code, record.signal, record.uptime_ms), (125, Some(9), 1500));
         assert_eq!((record.box_id.as_str(), record.pid), ("demo", std::process::id()));
         assert_eq!(record.error, Some(error));
-        assert!(!directory.path().join(DRAFT_FILE).exists());
+        assert!(!directory.path().join(EXIT_DRAFT).exists());
     }
 
     #[test]
@@ -235,7 +233,7 @@ mod tests {
     fn record_that_cannot_be_written_is_no_failure() {
         let directory = tempfile::tempdir().unwrap();
         let exit_file = prepared(directory.path());
-        fs::remove_file(directory.path().join(DRAFT_FILE)).unwrap();
+        fs::remove_file(directory.path().join(EXIT_DRAFT)).unwrap();
         exit_file.publish(&ENDING, Duration::ZERO, None, None);
         exit_file.settle();
         assert!(!directory.path().join(EXIT_FILE).exists());

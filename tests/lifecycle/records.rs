@@ -5,8 +5,8 @@ use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use a3s_box_core::box_dir::{EXIT_FILE, RUN_FILE};
 use a3s_box_core::event::{EventKind, StopReason};
-use a3s_box_core::record::{EXIT_FILE, RUN_FILE};
 use a3s_box_core::{ErrorCode, ExitRecord, RunRecord};
 use a3s_box_runtime::{BoxRecord, RecordError, VmError, inspect};
 use nix::mount::{MsFlags, mount};

@@ -7,8 +7,9 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use a3s_box_core::box_dir::{EXIT_FILE, RUN_FILE};
 use a3s_box_core::event::{EventKind, StopReason};
-use a3s_box_core::record::{EXIT_FILE, MAX_RECORD_BYTES, RUN_FILE};
+use a3s_box_core::record::MAX_RECORD_BYTES;
 use a3s_box_core::{BoxState, ErrorCode, ExitRecord, RunRecord};
 use a3s_box_runtime::{BoxRecord, RecordError, VmError, inspect};
 use nix::sys::stat::Mode;
@@ -171,7 +172,7 @@ fn what_is_no_file_is_an_error_and_not_followed() {
     let dir = tempfile::tempdir().unwrap();
     let left = Left::new();
     symlink(left.dir.path().join("demo"), dir.path().join("demo")).unwrap();
-    assert!(matches!(inspect(dir.path(), "demo"), Err(RecordError::System { .. })));
+    assert!(matches!(inspect(dir.path(), "demo"), Err(RecordError::Host(_))));
 }
 
 #[test]

@@ -1,8 +1,10 @@
+//! What the gate passes on and drops.
+
 use super::*;
 
 const SERVER: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 253);
 
-/// A frame of the guest with an IPv4 packet, to this port.
+/// Returns a frame of the guest with an IPv4 packet to `port`. The packet ends after the port.
 fn frame(to: [u8; 4], protocol: u8, port: u16) -> Vec<u8> {
     let mut header = [0; IPV4_BYTES];
     header[0] = 0x45;
@@ -14,14 +16,14 @@ fn frame(to: [u8; 4], protocol: u8, port: u16) -> Vec<u8> {
     parts.concat()
 }
 
-fn leaves(frame: &[u8]) -> bool {
+fn passes(frame: &[u8]) -> bool {
     may_leave(frame, &[SERVER])
 }
 
 #[test]
-fn a_guest_speaks_to_others_and_not_to_the_host_itself() {
+fn frames_to_other_hosts_pass_and_frames_to_the_host_itself_are_dropped() {
     for to in [[1, 1, 1, 1], [10, 0, 2, 2], [192, 168, 0, 1], [169, 253, 0, 1], [223, 255, 0, 1]] {
-        assert!(leaves(&frame(to, PROTOCOL_TCP, 80)), "{to:?}");
+        assert!(passes(&frame(to, PROTOCOL_TCP, 80)), "{to:?}");
     }
     for to in [
         [127, 0, 0, 1],
@@ -34,58 +36,59 @@ fn a_guest_speaks_to_others_and_not_to_the_host_itself() {
         [169, 254, 169, 254],
     ] {
         for protocol in [PROTOCOL_TCP, PROTOCOL_UDP, 1] {
-            assert!(!leaves(&frame(to, protocol, 53)), "{to:?} {protocol}");
+            assert!(!passes(&frame(to, protocol, 53)), "{to:?} {protocol}");
         }
     }
 }
 
 #[test]
-fn a_link_local_name_server_answers_questions_and_nothing_else() {
+fn only_questions_pass_to_a_link_local_name_server() {
     let to = SERVER.octets();
-    assert!(leaves(&frame(to, PROTOCOL_UDP, 53)) && leaves(&frame(to, PROTOCOL_TCP, 53)));
-    assert!(!leaves(&frame(to, PROTOCOL_TCP, 80)) && !leaves(&frame(to, 1, 53)));
-    // A later fragment has no port; an earlier one could be put together with another.
+    assert!(passes(&frame(to, PROTOCOL_UDP, 53)) && passes(&frame(to, PROTOCOL_TCP, 53)));
+    assert!(!passes(&frame(to, PROTOCOL_TCP, 80)) && !passes(&frame(to, 1, 53)));
+    // A later fragment has no port, and the first one could be combined with an overlapping one.
     for (at, byte) in [(20, 0x20), (20, 0x01), (21, 0x01)] {
         let mut fragment = frame(to, PROTOCOL_UDP, 53);
         fragment[at] = byte;
-        assert!(!leaves(&fragment), "{at}");
+        assert!(!passes(&fragment), "{at}");
     }
-    // Options in the header move the port, and a header cannot be shorter than it is.
+    // The header length decides where the port is. Lengths below 20 bytes are not valid, and larger
+    // ones move the port behind the options, past the end of this packet.
     for length in [0x40, 0x44, 0x46, 0x4f] {
         let mut other = frame(to, PROTOCOL_UDP, 53);
         other[ETHERNET_BYTES] = length;
-        assert!(!leaves(&other), "{length:x}");
+        assert!(!passes(&other), "{length:x}");
     }
 }
 
 #[test]
-fn what_is_not_the_guests_does_not_leave() {
+fn short_spoofed_and_foreign_frames_are_dropped() {
     let good = frame([1, 1, 1, 1], PROTOCOL_TCP, 80);
     for length in 0..ETHERNET_BYTES + IPV4_BYTES {
-        assert!(!leaves(&good[..length]), "{length}");
+        assert!(!passes(&good[..length]), "{length}");
     }
     let mut spoofed = good.clone();
     spoofed[ETHERNET_BYTES + 12] = 127;
-    assert!(!leaves(&spoofed));
-    // IPv6, VLAN.
+    assert!(!passes(&spoofed));
+    // The types of IPv6 and of a VLAN tag.
     for kind in [[0x86, 0xdd], [0x81, 0x00]] {
         let mut other = good.clone();
         other[12..14].copy_from_slice(&kind);
-        assert!(!leaves(&other), "{kind:x?}");
+        assert!(!passes(&other), "{kind:x?}");
     }
-    assert!(leaves(&arp_request()[LENGTH_BYTES..]));
+    assert!(passes(&arp_request()[LENGTH_BYTES..]));
 }
 
 #[test]
-fn the_answer_for_the_gateway_is_known() {
-    let mut answer = arp_request()[LENGTH_BYTES..].to_vec();
-    assert!(!is_arp_reply(&answer));
-    answer[ETHERNET_BYTES + 7] = ARP_REPLY;
-    assert!(!is_arp_reply(&answer), "it is of the guest");
-    answer[ETHERNET_BYTES + 14..ETHERNET_BYTES + 18].copy_from_slice(&GATEWAY_ADDRESS.octets());
-    assert!(is_arp_reply(&answer));
+fn only_an_arp_reply_of_the_gateway_is_recognised() {
+    let mut reply = arp_request()[LENGTH_BYTES..].to_vec();
+    assert!(!is_arp_reply(&reply));
+    reply[ETHERNET_BYTES + 7] = ARP_REPLY;
+    assert!(!is_arp_reply(&reply), "its sender is the guest");
+    reply[ETHERNET_BYTES + 14..ETHERNET_BYTES + 18].copy_from_slice(&GATEWAY_ADDRESS.octets());
+    assert!(is_arp_reply(&reply));
     for length in 0..ETHERNET_BYTES + 18 {
-        assert!(!is_arp_reply(&answer[..length]), "{length}");
+        assert!(!is_arp_reply(&reply[..length]), "{length}");
     }
 }
 
@@ -95,12 +98,12 @@ fn with_length(frame: &[u8]) -> Vec<u8> {
 
 async fn carried(bytes: &[u8]) -> (io::Result<()>, Vec<u8>) {
     let mut to = Vec::new();
-    let end = carry(bytes, &mut to, leaves).await;
+    let end = carry(bytes, &mut to, passes).await;
     (end, to)
 }
 
 #[tokio::test]
-async fn frames_arrive_whole_and_in_order_without_those_that_must_not() {
+async fn allowed_frames_arrive_whole_and_in_order() {
     let (a, b) = (frame([1, 1, 1, 1], 6, 80), frame([9, 9, 9, 9], 17, 53));
     let loopback = frame([127, 0, 0, 1], 6, 80);
     let mut largest = a.clone();
@@ -113,7 +116,7 @@ async fn frames_arrive_whole_and_in_order_without_those_that_must_not() {
 }
 
 #[tokio::test]
-async fn what_is_no_frame_ends_it() {
+async fn invalid_length_and_incomplete_frame_end_the_stream() {
     for length in [0, 13, 65_551, u32::MAX] {
         let error = carried(&length.to_be_bytes()).await.0.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{length}");

@@ -1,6 +1,8 @@
-//! Which system calls are left to the gate, once all that it needs is open. Any other one ends it.
+//! The system calls that are left to the gate once everything that it needs is open. Any other call
+//! kills the gate.
 //!
-//! `tests/wire/network.rs` compares the lists with what a gate makes, and has a reason for each of the rest.
+//! `tests/wire/network.rs` compares these lists with the calls that a gate makes, and gives a
+//! reason for each call that it does not see.
 
 use a3s_box_core::config::SeccompMode;
 use libc::{
@@ -12,41 +14,45 @@ use libc::{
 
 use crate::host::seccomp::{Filter, equal, not_executable};
 
-/// Memory, as the allocator takes it and gives it back.
+/// Calls by which glibc's allocator takes memory and gives it back.
 const MEMORY: [i64; 3] = [SYS_brk, SYS_mremap, SYS_munmap];
 
-/// tokio's event loop.
+/// Calls of tokio's event loop.
 const EVENTS: [i64; 5] =
     [SYS_clock_gettime, SYS_epoll_ctl, SYS_epoll_pwait, SYS_futex, SYS_restart_syscall];
 
-/// Frames, on sockets that are open.
+/// Calls that carry frames, on sockets that are already open.
 const FRAMES: [i64; 4] = [SYS_close, SYS_recvfrom, SYS_sendto, SYS_shutdown];
 
-/// The end, with words about it.
-const END: [i64; 4] = [SYS_clock_nanosleep, SYS_exit_group, SYS_sigaltstack, SYS_write];
+/// Calls of an exit: the wait for passt, the report on standard error, and Rust's runtime, which
+/// removes its signal stack.
+const EXIT: [i64; 4] = [SYS_clock_nanosleep, SYS_exit_group, SYS_sigaltstack, SYS_write];
 
-/// The end of passt.
-const PASSTS_END: [i64; 2] = [SYS_kill, SYS_wait4];
+/// Calls that end passt. They are allowed with the process id of passt only.
+const PASST_EXIT: [i64; 2] = [SYS_kill, SYS_wait4];
 
-/// Published ports, which are open: their connections, and those into the empty network.
+/// Calls that accept connections to published ports and connect to the empty network.
 const CONNECTIONS: [i64; 4] = [SYS_accept4, SYS_connect, SYS_getsockopt, SYS_setsockopt];
 
-/// What only x86-64 has, for newer calls in the lists above.
+/// Old calls that glibc still makes on x86-64, in place of newer ones in the lists above. aarch64
+/// does not have them.
 #[cfg(target_arch = "x86_64")]
 const OLD: [i64; 1] = [libc::SYS_epoll_wait];
 #[cfg(not(target_arch = "x86_64"))]
 const OLD: [i64; 0] = [];
 
-/// Takes the filter on, with no way back.
+/// Installs the filter, which cannot be removed again.
+///
+/// `passt` is the process id of passt. `has_ports` adds the calls that serve published ports.
 pub(super) fn restrict(
     mode: SeccompMode,
     passt: u32,
     has_ports: bool,
 ) -> Result<(), seccompiler::Error> {
-    let mut filter = Filter::allowing(&[&MEMORY[..], &EVENTS, &FRAMES, &END, &OLD].concat());
+    let mut filter = Filter::allowing(&[&MEMORY[..], &EVENTS, &FRAMES, &EXIT, &OLD].concat());
     filter.allow_if(SYS_mmap, vec![not_executable()?]);
-    // Of all that are nobody's processes, this one only.
-    for call in PASSTS_END {
+    // Other processes of the host may run as `nobody` too, and the gate must not signal them.
+    for call in PASST_EXIT {
         filter.allow_if(call, vec![equal(0, passt.into())?]);
     }
     if has_ports {
@@ -54,8 +60,10 @@ pub(super) fn restrict(
         filter.allow_if(SYS_socket, vec![equal(0, u64::from(libc::AF_INET.unsigned_abs()))?]);
     }
     filter.allow_if(SYS_ioctl, vec![equal(1, libc::FIONBIO)?]);
-    // tokio looks whether a socket blocks; Rust, in debug builds, whether one that is closed is open.
-    let questions = [libc::F_GETFL, libc::F_GETFD].map(|word| equal(1, word.unsigned_abs().into()));
-    filter.allow_if(SYS_fcntl, questions.into_iter().collect::<Result<_, _>>()?);
+    // tokio asks whether a socket is non-blocking (F_GETFL). Rust's debug builds ask whether an fd
+    // is open before they close it (F_GETFD).
+    let commands =
+        [libc::F_GETFL, libc::F_GETFD].map(|command| equal(1, command.unsigned_abs().into()));
+    filter.allow_if(SYS_fcntl, commands.into_iter().collect::<Result<_, _>>()?);
     filter.install(mode)
 }

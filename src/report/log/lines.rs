@@ -173,9 +173,7 @@ impl Visit for Record<'_> {
     }
 
     fn record_error(&mut self, field: &Field, value: &(dyn Error + 'static)) {
-        let chain = std::iter::successors(Some(value), |&error| error.source());
-        let chain: Vec<String> = chain.map(ToString::to_string).collect();
-        self.add(field, chain.join(": ").into());
+        self.add(field, a3s_box_core::one_line(value).into());
     }
 }
 

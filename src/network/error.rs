@@ -1,0 +1,40 @@
+//! [`NetworkError`]: why a box gets no network.
+
+use std::time::Duration;
+
+use a3s_box_sys::HostError;
+
+/// Longest wait for the first answer of gate and passt. They need 20 ms; a wait of seconds happens
+/// only on an overloaded host.
+pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Why the guest's network could not be started.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NetworkError {
+    /// passt is not in the search path.
+    #[error("`passt`, which `network.mode` `passt` needs, was not found in {searched}")]
+    PasstMissing { searched: String },
+    /// The gate or passt exited before it carried a frame.
+    #[error("the network was refused: {complaint}")]
+    Refused { complaint: String },
+    /// passt did not answer in time.
+    #[error("passt did not answer within {} s", ANSWER_TIMEOUT.as_secs())]
+    NoAnswer,
+    /// The host refused a call.
+    #[error(transparent)]
+    Host(#[from] HostError),
+}
+
+impl NetworkError {
+    /// Returns what a user can do about the error, where that is known.
+    pub(crate) fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::PasstMissing { .. } => Some("install the package `passt`"),
+            Self::Refused { .. } => Some(
+                "check that each address of `network.publish` is this host's and that its port is \
+                 free; ports below 1024 require root",
+            ),
+            Self::NoAnswer | Self::Host(_) => None,
+        }
+    }
+}

@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn words_of_the_command_are_the_configs_else_the_images() {
+    fn config_overrides_command_of_the_image() {
         let (of_image, none): (&[&str], &[&str]) = (&["/entry", "-x"], &[]);
         let cases: [(&str, &[&str], &[&str]); 6] = [
             ("{}", of_image, &["serve"]),

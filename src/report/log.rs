@@ -50,7 +50,7 @@ static PHASE: AtomicUsize = AtomicUsize::new(Phase::Config as usize);
 static JOURNAL: OnceLock<Journal> = OnceLock::new();
 
 /// Returns the current phase.
-fn phase() -> Phase {
+fn current_phase() -> Phase {
     Phase::ALL.get(PHASE.load(Ordering::Relaxed)).copied().unwrap_or(Phase::Stopping)
 }
 
@@ -167,7 +167,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Sink {
     }
 
     fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
-        let phase = phase();
+        let phase = current_phase();
         match JOURNAL.get().and_then(|journal| journal.for_events(phase)) {
             Some(journal) => journal.on_event(event, context),
             None => self.0.write(event, BOX_ID.get().map_or("", String::as_str), phase),

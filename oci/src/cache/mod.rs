@@ -1,5 +1,44 @@
-//! The layer cache: each layer is unpacked once, for all boxes, under the name of its content.
+//! The layer cache: each layer is unpacked once, for all boxes, and named by its content.
+//!
+//! ```text
+//! <dir>/                       mode 0700, because trees hold setuid files; see `host/private_dir`
+//! └── layers-v2[-user-<map>]/  one directory for each format and, by its id maps, each user
+//!     │                        namespace; mode 0700, like all directories in it
+//!     ├── ready/<name>/        a verified layer; no file of it is written again
+//!     │   ├── tree/            the lower directory of overlayfs, with whiteouts in its form
+//!     │   ├── facts.json, seams   see `record`
+//!     │   ├── boot             symbolic link to the id of the boot that wrote the layer
+//!     │   └── synced           empty file, made when all of the layer is on the disk
+//!     ├── stacks/<chain>       the layers that make the root of an image; see `list`
+//!     ├── staging/<name>/      a layer that the holder of the exclusive lock is writing
+//!     └── locks/<name>         flock(2): exclusive to write or remove the layer, shared to use
+//!                              it; the modification time is the time of the last use
+//!
+//! names:  sha256-<hex>         a layer that was unpacked alone, by its DiffID
+//!         on-sha256-<hex>      a layer that was unpacked on top of those below it, by its ChainID
+//!         meta-sha256-<hex>    directories with the metadata of lower layers, by the ChainID
+//! ```
+//!
+//! This module contains no stacks of layers. `stack` decides which layers an image needs and makes
+//! them by a [`Recipe`](publish::Recipe).
+//!
+//! # State after a crash
+//!
+//! One rename publishes a layer. A process that dies therefore leaves a staging directory without a
+//! lock, and the next process that unpacks a layer removes it.
+//!
+//! A crash of the machine can leave the rename on the disk without the content of the files. A
+//! layer therefore counts as ready in two cases only. In the boot that wrote it, all processes see
+//! the same page cache. In later boots, the layer must have been marked as `synced` after
+//! `syncfs(2)`, which runs after the box has started, because it can take seconds. Any other layer
+//! is unpacked again.
 
+pub(crate) mod error;
 pub(crate) mod layer_cache;
+pub(crate) mod list;
+pub(crate) mod lock;
+pub(crate) mod lookup;
+pub(crate) mod name;
+pub(crate) mod publish;
 pub(crate) mod record;
 pub(crate) mod retention;

@@ -1,15 +1,15 @@
-//! What the cache keeps about a layer beside its tree.
+//! The record of a layer: facts about it, and its dependencies on the layers below it.
 //!
 //! ```text
 //! facts.json   {"bytes": 12, "entries": 3, "skipped_devices": 0, "opaque_root": false,
 //!               "undescribed_root": true, "undecided": 0}
-//! seams        paths below the root, each with a letter before it and a NUL behind it, as a path
-//!              may hold any other byte:  d undescribed, e used early, c cleared,
-//!              h hidden, o opaque
+//! seams        the paths of the cross-layer dependencies. Before each path is a letter, which
+//!              names its set. After it is a NUL byte, because a path can contain any other byte.
+//!              d undescribed, e used early, c cleared, h hidden, o opaque
 //! ```
 //!
-//! Both are written before the layer is published, in a directory that only we can enter, and never
-//! again.
+//! Both files are written once, before the layer is published, in a directory that only this user
+//! can enter.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -29,10 +29,10 @@ use crate::unpack::facts::LayerFacts;
 const FACTS: &str = "facts.json";
 const CROSS_LAYER_FILE: &str = "seams";
 
-/// Bound on `facts.json`, which has six values.
+/// Upper bound on the size of `facts.json`, which has six values.
 const FACTS_LIMIT_BYTES: u64 = 4096;
 
-/// What is known about a layer.
+/// The record of a layer.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Record {
     pub(crate) facts: LayerFacts,
@@ -68,12 +68,13 @@ impl Record {
         write_file(directory, CROSS_LAYER_FILE, &bytes)
     }
 
-    /// Reads the record of a layer from its directory; `None` when it is not what `write` has written.
+    /// Reads the record of a layer from its directory. Returns `None` if a file is not in the
+    /// format that [`write`](Self::write) uses.
     pub(crate) fn read(directory: &OwnedFd) -> io::Result<Option<Self>> {
         let mut bytes = Vec::new();
         open(directory, FACTS)?.take(FACTS_LIMIT_BYTES).read_to_end(&mut bytes)?;
         let facts: Value = serde_json::from_slice(&bytes).unwrap_or_default();
-        // Bounded by the limits under which the layer was unpacked.
+        // The limits under which the layer was unpacked bound the size of this file.
         let mut bytes = Vec::new();
         open(directory, CROSS_LAYER_FILE)?.read_to_end(&mut bytes)?;
         Ok(Self::parse(&facts, &bytes))

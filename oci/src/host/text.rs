@@ -31,6 +31,17 @@ pub(crate) fn shown_name(name: &[u8]) -> String {
     if text.chars().nth(SHOWN).is_some() { shown + "…" } else { shown }
 }
 
+/// Joins texts of an image for an error, and names only the number of those beyond the twentieth.
+pub(crate) fn shown_list(found: &[String]) -> String {
+    const SHOWN: usize = 20;
+    let shown: Vec<String> = found.iter().take(SHOWN).map(|text| Shown(text).to_string()).collect();
+    match found.len() {
+        0 => "nothing".to_owned(),
+        count if count > SHOWN => format!("{} and {} more", shown.join(", "), count - SHOWN),
+        _ => shown.join(", "),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,8 +1,7 @@
-//! The digest, the only name that content has in this crate: SHA-256 or SHA-512.
+//! Digests, the only names of content in this crate: SHA-256 or SHA-512.
 //!
-//! A digest is parsed before it is used, so that text of an image can never become a file name by
-//! accident. Which algorithm content is hashed with is up to whoever names it: each blob and each
-//! `DiffID` of an image may have another one.
+//! A digest is parsed before it is used, so that no text of an image becomes a file name by
+//! accident. Each blob and each `DiffID` of an image can use another algorithm.
 
 use std::fmt;
 use std::str::FromStr;
@@ -11,37 +10,49 @@ use sha2::{Digest as _, Sha256, Sha512};
 
 use crate::host::text::Shown;
 
-/// Bytes of the longest digest.
+/// Size of the longest digest.
 const MAX_BYTES: usize = 64;
 
-/// A hash function that this crate computes: the two that the image specification registers and
-/// that tools write.
+/// A hash function. The image specification registers these two, and tools use no other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Algorithm {
-    /// `sha256`, which practically all images use.
+    /// `sha256`, which nearly all images use.
     Sha256,
-    /// `sha512`, which the specification lets images use.
+    /// `sha512`, which the image specification also allows.
     Sha512,
 }
 
-/// A digest; its text is the algorithm, a colon, and two lower-case hexadecimal digits a byte.
+/// A digest. Its text is the algorithm, a colon, and two lower-case hexadecimal digits for each
+/// byte.
+///
+/// ```
+/// use a3s_box_oci::{Algorithm, Digest};
+///
+/// let digest: Digest =
+///     "sha256:2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824".parse()?;
+/// assert_eq!(digest, Digest::of(b"hello"));
+/// assert_eq!(digest.algorithm(), Algorithm::Sha256);
+/// assert!("sha256:../../etc/passwd".parse::<Digest>().is_err());
+/// # Ok::<(), a3s_box_oci::DigestError>(())
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Digest {
     algorithm: Algorithm,
-    /// What the algorithm does not use is zero, so that equal digests are equal values.
+    /// Bytes that the algorithm does not use are zero, so that equal digests are equal values.
     bytes: [u8; MAX_BYTES],
 }
 
-/// A text that is not a digest which this crate can check.
+/// A text that is not a digest of a supported algorithm.
 #[derive(Debug, thiserror::Error)]
 pub enum DigestError {
-    /// The algorithm is one that this crate does not compute.
+    /// The algorithm is missing or not supported.
     #[error("digest `{}` is not supported: expected `sha256:…` or `sha512:…`", Shown(found))]
     Algorithm {
-        /// The text, as it was found.
+        /// The text.
         found: String,
     },
-    /// The part behind the algorithm is not what the algorithm makes.
+    /// The part after the colon has the wrong length, or a character that is not a lower-case
+    /// hexadecimal digit.
     #[error(
         "malformed digest `{}`: expected `{}:` and {} lower-case hexadecimal digits",
         Shown(found),
@@ -49,9 +60,9 @@ pub enum DigestError {
         2 * algorithm.bytes()
     )]
     Malformed {
-        /// The text, as it was found.
+        /// The text.
         found: String,
-        /// The algorithm that the text names.
+        /// The algorithm in the text.
         algorithm: Algorithm,
     },
 }
@@ -59,7 +70,8 @@ pub enum DigestError {
 impl Algorithm {
     const ALL: [Self; 2] = [Self::Sha256, Self::Sha512];
 
-    /// Returns the name by which digests and directories of a layout begin.
+    /// Returns the name of the algorithm, which digests start with. It is also the name of a
+    /// directory in a layout.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -84,7 +96,7 @@ impl Algorithm {
     }
 }
 
-/// The computation of a digest, piece by piece.
+/// The computation of a digest from pieces of the content.
 #[derive(Debug, Clone)]
 pub(crate) enum Hasher {
     Sha256(Sha256),
@@ -99,7 +111,7 @@ impl Hasher {
         }
     }
 
-    /// Starts the computation that can confirm `expected`.
+    /// Starts a computation by the algorithm of `expected`, so that the results can be compared.
     pub(crate) fn for_digest(expected: Digest) -> Self {
         Self::new(expected.algorithm)
     }
@@ -111,7 +123,7 @@ impl Hasher {
         }
     }
 
-    /// Returns the digest of all that was fed in.
+    /// Returns the digest of all pieces.
     pub(crate) fn finish(self) -> Digest {
         match self {
             Self::Sha256(hasher) => Digest::new(Algorithm::Sha256, &hasher.finalize()),
@@ -133,7 +145,8 @@ impl Digest {
         self.algorithm
     }
 
-    /// Returns the hexadecimal digits, the name of a blob in the directory of its algorithm.
+    /// Returns the hexadecimal digits. They are the name of the blob in the directory of its
+    /// algorithm.
     #[must_use]
     pub fn hex(&self) -> String {
         self.to_string().split_off(self.algorithm.name().len() + 1)
@@ -197,12 +210,12 @@ mod tests {
 
     const EMPTY: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
-    /// What `sha512sum </dev/null` says.
+    /// The output of `sha512sum </dev/null`.
     const EMPTY_512: &str = "sha512:cf83e1357eefb8bdf1542850d66d8007d620e4050b5715dc83f4a921d36ce9ce\
         47d0d13c5d85f2b0ff8318d2877eec2f63b931bd47417a81a538327af927da3e";
 
     #[test]
-    fn digest_of_nothing_is_the_known_one() {
+    fn digest_of_empty_content_is_the_published_one() {
         for (algorithm, text) in [(Algorithm::Sha256, EMPTY), (Algorithm::Sha512, EMPTY_512)] {
             let digest = algorithm.digest(b"");
             assert_eq!(digest.to_string(), text);
@@ -214,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn hasher_is_of_the_expected_digests_algorithm() {
+    fn hasher_uses_the_algorithm_of_the_expected_digest() {
         for algorithm in Algorithm::ALL {
             let expected = algorithm.digest(b"two pieces");
             let mut hasher = Hasher::for_digest(expected);
@@ -225,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn text_that_is_no_digest_is_refused() {
+    fn malformed_digest_is_refused() {
         let upper = EMPTY.to_uppercase().replace("SHA256", "sha256");
         let no_hex = format!("sha256:{}", "é".repeat(32));
         let of_the_other_length = EMPTY.replace("sha256", "sha512");
@@ -249,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn error_says_what_is_supported() {
+    fn error_names_the_supported_format() {
         let unknown = EMPTY.replace("sha256", "blake3").parse::<Digest>().unwrap_err().to_string();
         assert!(
             unknown.ends_with("is not supported: expected `sha256:…` or `sha512:…`"),

@@ -1,35 +1,44 @@
-//! The health check that an image brings along: Docker's extension of the configuration.
+//! The health check of an image: Docker's extension of the image configuration.
 //!
-//! The image specification does not know the field, so it is read from the JSON value itself, and as
-//! Docker reads it: null and zero are the same as nothing.
+//! The image specification does not define the field `config.Healthcheck`, so it is read from the
+//! JSON value. As in Docker, null and zero mean that a field is absent.
 
 use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::layout::LayoutError;
-
-/// First word of a test that takes the one of the base image away.
+/// First word of a test that disables the health check of the base image.
 const NONE: &str = "NONE";
 
-/// How an image wants to be asked whether it is well; what is absent is up to who asks.
+/// A malformed field of a health check.
+#[derive(Debug, thiserror::Error)]
+#[error("`{field}` of the image's health check is malformed: expected {expected}")]
+pub struct HealthcheckError {
+    /// The field.
+    pub field: &'static str,
+    /// The valid values.
+    pub expected: &'static str,
+}
+
+/// The test of whether the workload of an image works. The supervisor chooses values for absent
+/// fields.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Healthcheck {
-    /// `CMD` and a command, or `CMD-SHELL` and a line for the shell.
+    /// `CMD` and the words of a command, or `CMD-SHELL` and one line for the shell.
     pub test: Vec<String>,
     /// Time between two tests.
     pub interval: Option<Duration>,
-    /// Time that a test may take.
+    /// Time after which a test counts as failed.
     pub timeout: Option<Duration>,
-    /// Time after the start in which failures do not count.
+    /// Time after the start of the workload in which failures do not count.
     pub start_period: Option<Duration>,
-    /// Failures in a row that mean that the workload is not well.
+    /// Number of failures in a row after which the workload is unhealthy.
     pub retries: Option<u32>,
 }
 
 impl Healthcheck {
-    /// Reads the field of an image's configuration; `None` when there is no test to run.
-    pub(crate) fn from_value(value: &Value) -> Result<Option<Self>, LayoutError> {
+    /// Reads the field of an image configuration. Returns `None` if there is no test to run.
+    pub(crate) fn from_value(value: &Value) -> Result<Option<Self>, HealthcheckError> {
         if value.is_null() {
             return Ok(None);
         }
@@ -52,7 +61,7 @@ impl Healthcheck {
     }
 }
 
-fn texts(value: &Value) -> Result<Vec<String>, LayoutError> {
+fn texts(value: &Value) -> Result<Vec<String>, HealthcheckError> {
     let malformed = || malformed("Test", "a list of words");
     match value {
         Value::Null => Ok(Vec::new()),
@@ -64,8 +73,8 @@ fn texts(value: &Value) -> Result<Vec<String>, LayoutError> {
     }
 }
 
-/// Reads a number; durations are in nanoseconds, as Go writes them.
-fn number(value: &Value, field: &'static str) -> Result<Option<u64>, LayoutError> {
+/// Reads a number. Durations are in nanoseconds, because Docker writes Go's `time.Duration`.
+fn number(value: &Value, field: &'static str) -> Result<Option<u64>, HealthcheckError> {
     match &value[field] {
         Value::Null => Ok(None),
         found => match found.as_u64() {
@@ -75,8 +84,8 @@ fn number(value: &Value, field: &'static str) -> Result<Option<u64>, LayoutError
     }
 }
 
-fn malformed(field: &'static str, expected: &'static str) -> LayoutError {
-    LayoutError::Healthcheck { field, expected }
+fn malformed(field: &'static str, expected: &'static str) -> HealthcheckError {
+    HealthcheckError { field, expected }
 }
 
 #[cfg(test)]
@@ -101,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_to_run_is_no_health_check() {
+    fn field_without_a_command_is_no_health_check() {
         for value in [
             json!(null),
             json!({}),
@@ -114,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn malformed_health_check_is_refused_by_its_field() {
+    fn malformed_field_is_refused_and_named() {
         for (value, field) in [
             (json!([]), "Healthcheck"),
             (json!({"Test": "CMD"}), "Test"),

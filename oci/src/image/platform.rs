@@ -1,18 +1,27 @@
-//! The platform of an image, and which image runs on which platform.
+//! The platform of an image, and which images run on which platform.
 //!
-//! Names are those of Go (`amd64`, `arm64`), as image indexes have them.
+//! Names are the ones of Go (`amd64`, `arm64`), which image indexes use.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// An operating system and processor, written `linux/amd64` or `linux/arm64/v8`.
+/// An operating system and a processor, written `linux/amd64` or `linux/arm64/v8`.
+///
+/// ```
+/// use a3s_box_oci::Platform;
+///
+/// let platform: Platform = "linux/arm64/v8".parse()?;
+/// assert_eq!(platform.variant.as_deref(), Some("v8"));
+/// assert_eq!(Platform::host().os, "linux");
+/// # Ok::<(), a3s_box_oci::PlatformError>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Platform {
     /// The operating system, as `GOOS` names it.
     pub os: String,
     /// The processor, as `GOARCH` names it.
     pub architecture: String,
-    /// The processor's generation, when it is not the architecture's usual one.
+    /// The generation of the processor, such as `v8`, unless it is the default of the architecture.
     pub variant: Option<String>,
 }
 
@@ -24,7 +33,7 @@ pub struct PlatformError {
 }
 
 impl Platform {
-    /// Returns the platform that a guest of this machine has: Linux on the host's processor.
+    /// Returns the platform of a guest on this machine: Linux on the processor of the host.
     #[must_use]
     pub fn host() -> Self {
         let architecture = match std::env::consts::ARCH {
@@ -40,10 +49,11 @@ impl Platform {
         }
     }
 
-    /// Says how well an image made for `image` suits `self`: `None` not at all, else higher is
-    /// better.
+    /// Returns how well an image for the platform `image` suits this platform. `None` means that it
+    /// does not run, and a higher number is better.
     ///
-    /// A variant is a generation; an older one than asked for runs, a newer one does not.
+    /// A variant is a generation of the processor. An image for an older generation runs, and an
+    /// image for a newer one does not.
     pub(crate) fn suitability(&self, image: &Self) -> Option<u32> {
         if self.os != image.os || self.architecture != image.architecture {
             return None;
@@ -54,8 +64,8 @@ impl Platform {
         }
     }
 
-    /// Returns the variant as a number; a missing one is the architecture's first that images are
-    /// built for.
+    /// Returns the variant as a number. If it is missing, the result is the oldest generation of
+    /// the architecture for which images are built.
     fn generation(&self) -> Option<u32> {
         match (self.variant.as_deref(), self.architecture.as_str()) {
             (Some(variant), _) => variant.strip_prefix('v')?.parse().ok(),
@@ -67,8 +77,8 @@ impl Platform {
     }
 }
 
-/// Returns the level of the x86-64 processor, as the System V ABI (section 3.1.1) defines them; a
-/// guest has the host's instructions.
+/// Returns the micro-architecture level of the x86-64 processor (System V ABI, section 3.1.1). A
+/// guest has the same instructions as the host.
 #[cfg(target_arch = "x86_64")]
 fn host_generation() -> u32 {
     macro_rules! has {
@@ -82,7 +92,7 @@ fn host_generation() -> u32 {
     levels.into_iter().take_while(|has| *has).fold(1, |level, _| level + 1)
 }
 
-/// Images for other architectures are built for the first generation.
+/// Returns the first generation, because images for other architectures are built for it.
 #[cfg(not(target_arch = "x86_64"))]
 fn host_generation() -> u32 {
     1
@@ -148,11 +158,11 @@ mod tests {
 
     #[cfg(target_arch = "x86_64")]
     #[test]
-    fn level_of_the_host_is_what_the_kernel_says() {
+    fn level_of_the_host_matches_the_flags_in_cpuinfo() {
         let info = std::fs::read_to_string("/proc/cpuinfo").unwrap();
         let flags = info.lines().find(|line| line.starts_with("flags")).unwrap();
         let has = |all: &str| all.split(' ').all(|flag| flags.split(' ').any(|has| has == flag));
-        // The kernel's names: pni is SSE3, cx16 CMPXCHG16B, abm LZCNT.
+        // The host kernel calls SSE3 `pni`, CMPXCHG16B `cx16`, and LZCNT `abm`.
         let levels = [
             has("cx16 popcnt pni sse4_1 sse4_2 ssse3"),
             has("avx avx2 bmi1 bmi2 f16c fma abm movbe"),
@@ -163,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn variant_decides_what_runs() {
+    fn image_runs_if_its_variant_is_not_newer() {
         let cases = [
             ("linux/amd64", "linux/amd64", Some(1)),
             ("linux/amd64", "linux/amd64/v3", None),

@@ -1,20 +1,22 @@
-//! A blob of a layout, read once, and verified by the same pass.
+//! A blob of a layout, read and verified in one pass.
 //!
-//! The bytes that are hashed are the bytes that were handed out, so a file that changes while it is
-//! read is found out.
+//! The bytes that are hashed are the bytes that the caller received. A file that another process
+//! changes in the meantime is therefore detected.
 
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::BorrowedFd;
 
-use crate::image::digest::{Digest, Hasher};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 
-/// Buffer for draining what nobody wants to see: big enough that the call does not matter.
+use crate::image::digest::{Digest, Hasher};
+
+/// Size of the buffer for bytes that are only hashed. It makes the cost of a system call small
+/// against the hash.
 const DRAIN_BYTES: usize = 64 * 1024;
 
-/// A blob that is not what its descriptor says.
+/// A blob that does not match its descriptor.
 #[derive(Debug, thiserror::Error)]
 pub enum BlobError {
     /// The layout has no such file.
@@ -23,15 +25,15 @@ pub enum BlobError {
         /// Digest by which the blob was looked up.
         digest: Digest,
     },
-    /// The file is there but cannot be opened or read.
+    /// The file exists but cannot be opened or read.
     #[error("cannot read blob `{digest}`")]
     Read {
         /// Digest by which the blob was looked up.
         digest: Digest,
-        /// What the system said.
+        /// The host's reason.
         source: io::Error,
     },
-    /// The name is taken by something else than a regular file.
+    /// The file is not a regular file.
     #[error("blob `{digest}` is not a regular file")]
     NotAFile {
         /// Digest by which the blob was looked up.
@@ -57,7 +59,7 @@ pub enum BlobError {
     },
 }
 
-/// An open blob; reads end at the size of its descriptor.
+/// An open blob. A reader sees at most as many bytes as the descriptor says.
 #[derive(Debug)]
 pub(crate) struct Blob {
     file: File,
@@ -71,8 +73,8 @@ impl Blob {
     /// Opens the blob `digest` of the layout at `dir`, which must be a regular file of `size`
     /// bytes.
     ///
-    /// Symbolic links are not followed: a layout has none, and one could lead to a device or out of
-    /// the layout.
+    /// Symbolic links are not followed. A layout needs none, and one could lead
+    /// to a device or out of the layout. `O_NONBLOCK` keeps the open from blocking on a FIFO.
     pub(crate) fn open(dir: BorrowedFd<'_>, digest: Digest, size: u64) -> Result<Self, BlobError> {
         let how = OpenHow::new()
             .flags(OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY)
@@ -93,12 +95,12 @@ impl Blob {
         Ok(Self { file, digest, size, read: 0, hasher: Hasher::for_digest(digest) })
     }
 
-    /// Returns how many bytes have been handed out.
+    /// Returns the number of bytes that the caller has received.
     pub(crate) fn position(&self) -> u64 {
         self.read
     }
 
-    /// Reads what is left, and says whether the blob as a whole is the one that was asked for.
+    /// Reads the rest of the blob, and verifies the size and the digest of the whole blob.
     pub(crate) fn finish(mut self) -> Result<(), BlobError> {
         let digest = self.digest;
         let mut rest = [0; DRAIN_BYTES];
@@ -110,9 +112,9 @@ impl Blob {
         if found == digest { Ok(()) } else { Err(BlobError::Digest { expected: digest, found }) }
     }
 
-    /// Reads the whole blob, and returns it only when it is the one that was asked for.
+    /// Reads the whole blob, and returns it only if size and digest match.
     ///
-    /// The caller has bounded the size.
+    /// The caller must bound the size, because the blob is kept in memory.
     pub(crate) fn read_verified(mut self) -> Result<Vec<u8>, BlobError> {
         let digest = self.digest;
         let mut bytes = Vec::new();

@@ -29,7 +29,7 @@ use crate::host::metadata::{UNDESCRIBED_DIR_MODE, copy_metadata, reset_metadata}
 use crate::host::overlay_mount::{LAYERS_LIMIT, Overlay, attach, errno};
 use crate::host::overlay_xattr::OverlayXattrs;
 use crate::host::remove::remove_tree;
-use crate::stack::compose::Stack;
+use crate::stack::members::Stack;
 
 /// Mount flags: setuid bits and device nodes of a box have no power on the host.
 const FLAGS: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV);

@@ -1,35 +1,59 @@
-//! All layers of an image, put into the cache several at once.
+//! Unpacking the layers of an image alone, several at once.
 
 use std::ops::ControlFlow;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::{self, Builder};
 
-use crate::cache::layer_cache::{CacheError, CachedLayer, LayerCache};
+use super::recipe::{Alone, Source};
+use crate::cache::error::CacheError;
+use crate::cache::layer_cache::LayerCache;
+use crate::cache::lookup::CachedLayer;
+use crate::cache::name;
 use crate::image::Layer;
 use crate::layout::Layout;
-use crate::stack::compose::{OnLayerProgress, file_name};
-use crate::unpack::progress::Progress;
+use crate::unpack::progress::{OnProgress, Progress};
 
-/// Most layers that are unpacked at once: each has three stages of its own, so more would only cost
-/// memory, which is 3 MiB for each beside a zstd window.
+/// Largest number of layers that are unpacked at once. Each layer has three threads, so more layers
+/// would not be faster. Each costs 3 MiB of memory, and up to 128 MiB for the window of a zstd
+/// decoder.
 const LAYERS_AT_ONCE: usize = 4;
 
-/// What the threads share.
+/// Receives the progress of a layer, given by its index. `Break` ends the work on all layers.
+pub(crate) type OnLayerProgress<'a> = dyn FnMut(usize, Progress) -> ControlFlow<()> + Send + 'a;
+
+/// The state that the threads share.
 struct Batch<'a> {
-    /// Indexes of layers that nobody works on yet, the largest blob last.
+    /// Indexes of the layers that no thread has taken, sorted by size, the largest last.
     waiting: Vec<usize>,
     done: Vec<(usize, CachedLayer)>,
-    /// The first error; all others follow from it.
+    /// The first error. Later errors are dropped, because the first one causes them.
     failed: Option<CacheError>,
     progress: &'a mut OnLayerProgress<'a>,
 }
 
 impl LayerCache {
-    /// Returns layers, each unpacked alone, in their order, after unpacking those that are not in the
-    /// cache: several at once, the largest first. The first error ends the work on the other layers.
+    /// Returns a layer from the cache, and unpacks it alone from `layout` first if it is not in the
+    /// cache. The tree then has no entries that depend on lower layers. `progress` is called as for
+    /// [`compose`](Self::compose).
     ///
-    /// `progress` is called from several threads, by one at a time.
-    pub(crate) fn unpack_all(
+    /// # Errors
+    ///
+    /// Fails for the same reasons as [`compose`](Self::compose).
+    pub fn get_or_unpack(
+        &self,
+        layout: &Layout,
+        layer: &Layer,
+        progress: &mut OnProgress<'_>,
+    ) -> Result<CachedLayer, CacheError> {
+        self.get_or_make(&mut Alone { source: Source { cache: self, layout, layer }, progress })
+    }
+
+    /// Returns all `layers`, each unpacked alone, in the same order. Layers that are not in the
+    /// cache are unpacked, several at once, the largest first. The first error ends the work on the
+    /// other layers.
+    ///
+    /// Several threads call `progress`, but only one at a time.
+    pub(super) fn unpack_all(
         &self,
         layout: &Layout,
         layers: &[Layer],
@@ -37,10 +61,10 @@ impl LayerCache {
     ) -> Result<Vec<CachedLayer>, CacheError> {
         let (mut waiting, mut done) = (Vec::new(), Vec::with_capacity(layers.len()));
         for (i, layer) in layers.iter().enumerate() {
-            match self.get(&file_name(layer.diff_id))? {
+            match self.get(&name::of_digest(layer.diff_id))? {
                 Some(cached) => {
                     done.push((i, cached));
-                    // There is nothing to end.
+                    // `Break` is ignored, because there is no work on this layer.
                     let _flow = progress(i, Progress::Cached);
                 }
                 None => waiting.push(i),
@@ -51,10 +75,12 @@ impl LayerCache {
         let threads = waiting.len().min(cores).min(LAYERS_AT_ONCE);
         let batch = Mutex::new(Batch { waiting, done, failed: None, progress });
         thread::scope(|scope| {
+            // The calling thread is one of them.
             for _ in 1..threads {
                 let work = || self.work_on(&batch, layout, layers);
                 if Builder::new().name("layer".into()).spawn_scoped(scope, work).is_err() {
-                    break; // With fewer threads it takes longer.
+                    // The work also gets done with fewer threads.
+                    break;
                 }
             }
             self.work_on(&batch, layout, layers);
@@ -89,6 +115,7 @@ impl LayerCache {
     }
 }
 
+/// Locks the state. A panic of another thread does not matter here, because the scope passes it on.
 fn lock<'m, 'a>(batch: &'m Mutex<Batch<'a>>) -> MutexGuard<'m, Batch<'a>> {
     batch.lock().unwrap_or_else(PoisonError::into_inner)
 }

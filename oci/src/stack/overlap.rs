@@ -1,19 +1,26 @@
-//! The layers of an image as overlayfs stacks them, and where that is not what applying them in
-//! order makes.
+//! The layers of an image as overlayfs stacks them, and the cases in which the result differs from
+//! applying one layer after the other.
 //!
-//! Layers are unpacked apart. Only at the paths that a layer's [`CrossLayerDependencies`] name may that matter, and
-//! what lower layers have there decides:
+//! Each layer is first unpacked alone. The result can differ only at the paths in the layer's
+//! [`CrossLayerDependencies`], and only if the lower layers have certain files there:
 //!
-//! | the layer has                        | and below it is      | then                                |
-//! |--------------------------------------|----------------------|-------------------------------------|
-//! | a directory that no entry describes  | a directory          | it gets that one's metadata back    |
-//! | the same, at least for a while       | a symbolic link      | unpacked on top: it goes through it |
-//! | the same                             | a file               | unpacked on top: it is refused      |
-//! | a whiteout                           | no directory to hide it in | unpacked on top: it would be listed |
-//! | a place that one of its entries took | anything             | unpacked on top: it is gone         |
-//! | an entry that makes no sense alone   | anything             | unpacked on top                     |
+//! | the layer has                      | lower layers have | consequence                      |
+//! |------------------------------------|-------------------|----------------------------------|
+//! | a directory without an entry (1)   | a directory       | its metadata is restored         |
+//! | the same, or with a late entry (2) | a symbolic link   | on top: files go behind the link |
+//! | the same                           | another file      | on top: the layer is refused     |
+//! | a whiteout                         | no parent for it  | on top: no whiteout is made (3)  |
+//! | a path that it cleared (4)         | any file          | on top: the file is removed      |
+//! | an entry that is invalid alone     | any file          | on top                           |
 //!
-//! Metadata is given back by one more layer on top of all, which has just those directories.
+//! 1. The layer has files in the directory, but no entry that describes it.
+//! 2. Files were put into the directory before the entry that describes it.
+//! 3. Overlayfs would list a whiteout in a directory that is not merged with a lower one.
+//! 4. An entry made a file that a later entry removed, or a device was skipped.
+//!
+//! "Unpacked on top" means that the layer is unpacked a second time, into an overlay mount of the
+//! layers below it. Metadata is restored by one additional layer on top of the stack, which
+//! contains only these directories.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -24,28 +31,29 @@ use nix::errno::Errno;
 use nix::fcntl::{AtFlags, openat};
 use nix::sys::stat::{Mode, SFlag, fstatat};
 
-use crate::cache::layer_cache::CachedLayer;
+use crate::cache::lookup::CachedLayer;
 use crate::host::directory::{OPEN_DIR, open_dir};
 use crate::host::overlay_xattr::{OverlayXattrs, is_opaque};
 use crate::unpack::cross_layer::CrossLayerDependencies;
 
-/// Layers that are stacked one by one, the bottom first.
+/// A stack of layers that grows from the bottom.
 #[derive(Debug)]
-pub(crate) struct LayerStack {
+pub(super) struct LayerStack {
     overlay_xattrs: OverlayXattrs,
     layers: Vec<StackedLayer>,
-    /// A layer that is hidden but for its root, which no layer above describes.
+    /// The layer that describes the root, if an opaque root above it hides all of its content. It
+    /// is not mounted, but the metadata of the root is copied from it.
     hidden_root: Option<StackedLayer>,
 }
 
-/// A layer, and its tree.
+/// A layer, and an fd of its tree.
 #[derive(Debug)]
-pub(crate) struct StackedLayer {
-    pub(crate) layer: CachedLayer,
-    pub(crate) tree: OwnedFd,
+pub(super) struct StackedLayer {
+    pub(super) layer: CachedLayer,
+    pub(super) tree: OwnedFd,
 }
 
-/// What the layers make of a path.
+/// The file at a path of the merged stack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Found {
     Nothing,
@@ -54,32 +62,34 @@ enum Found {
     Other,
 }
 
-/// What one layer has to say about a path.
-enum Says {
-    /// Nothing: lower layers decide.
-    Nothing,
-    /// Nothing is there, whatever lower layers have.
-    Hidden,
-    /// This is there; `ancestor_hides` lower layers' share of a directory.
-    There { found: Found, ancestor_hides: bool },
+/// The effect of one layer on a path.
+enum Effect {
+    /// The layer has no file at the path, and lower layers decide.
+    None,
+    /// The layer hides the path, so that no file of lower layers is visible there.
+    Hides,
+    /// The layer has a file at the path. With `ancestor_hides`, a directory on the path is opaque,
+    /// so that lower layers do not contribute to it.
+    Has { found: Found, ancestor_hides: bool },
 }
 
 impl LayerStack {
-    pub(crate) fn new(overlay_xattrs: OverlayXattrs) -> Self {
+    pub(super) fn new(overlay_xattrs: OverlayXattrs) -> Self {
         Self { overlay_xattrs, layers: Vec::new(), hidden_root: None }
     }
 
-    /// The layers, bottom first.
-    pub(crate) fn layers(&self) -> &[StackedLayer] {
+    /// Returns the layers, the bottom first.
+    pub(super) fn layers(&self) -> &[StackedLayer] {
         &self.layers
     }
 
-    pub(crate) fn into_layers(self) -> impl Iterator<Item = CachedLayer> {
+    pub(super) fn into_layers(self) -> impl Iterator<Item = CachedLayer> {
         self.layers.into_iter().map(|stacked| stacked.layer)
     }
 
-    /// Removes all layers: the next hides them.
-    pub(crate) fn clear(&mut self) -> io::Result<()> {
+    /// Removes all layers, because the next layer has an opaque root. Overlayfs ignores an opaque
+    /// mark on the root of a layer.
+    pub(super) fn clear(&mut self) -> io::Result<()> {
         if let Some(position) = self.describing(Path::new(""))?.1 {
             self.hidden_root = Some(self.layers.swap_remove(position));
         }
@@ -87,20 +97,21 @@ impl LayerStack {
         Ok(())
     }
 
-    /// Puts a layer on top.
+    /// Adds a layer on top.
     ///
-    /// Of a layer that occurs twice the topmost stays: it decides about all of its paths again, and
-    /// the kernel takes none twice.
-    pub(crate) fn push(&mut self, layer: CachedLayer) -> io::Result<()> {
+    /// If the same layer is in the stack already, the lower one is removed. The upper one
+    /// determines all of its paths anyway, and overlayfs refuses to mount a directory twice
+    /// (`ELOOP`).
+    pub(super) fn push(&mut self, layer: CachedLayer) -> io::Result<()> {
         let tree = open_dir(&layer.path)?;
         self.layers.retain(|below| below.layer.name != layer.name);
         self.layers.push(StackedLayer { layer, tree });
         Ok(())
     }
 
-    /// Says whether `layer` on top of this stack would be something else than `layer` applied to
-    /// what the stack makes.
-    pub(crate) fn differs_under(&self, layer: &CachedLayer) -> io::Result<bool> {
+    /// Returns whether stacking `layer` on top would differ from applying its archive to the merged
+    /// stack.
+    pub(super) fn differs_under(&self, layer: &CachedLayer) -> io::Result<bool> {
         let CrossLayerDependencies {
             undescribed,
             used_early,
@@ -124,7 +135,8 @@ impl LayerStack {
             }
         }
         for directory in opaque.intersection(undescribed) {
-            // It may be there only because of its mark.
+            // The layer may have the directory only to carry the opaque mark. The archive would
+            // then make no directory here.
             if self.find(directory)? != Found::Directory {
                 return Ok(true);
             }
@@ -132,9 +144,9 @@ impl LayerStack {
         let tree = open_dir(&layer.path)?;
         for path in hidden {
             let parent = path.parent().unwrap_or(Path::new(""));
-            // Where the layer itself has something, there is no whiteout.
+            // If the layer itself has a file at the path, its tree contains no whiteout there.
             if self.find(parent)? != Found::Directory
-                && matches!(says(&tree, path, self.overlay_xattrs)?, Says::Hidden)
+                && matches!(effect(&tree, path, self.overlay_xattrs)?, Effect::Hides)
             {
                 return Ok(true);
             }
@@ -142,9 +154,13 @@ impl LayerStack {
         Ok(false)
     }
 
-    /// Lists the directories whose metadata is not that of the topmost layer that has them, and all
-    /// above them; each with the layer, by its position, that describes it, if one does.
-    pub(crate) fn inherited(&self) -> io::Result<BTreeMap<PathBuf, Option<usize>>> {
+    /// Returns the directories whose metadata must be restored, and the ancestors of these. The
+    /// value is the position of the layer that describes the directory, if one does.
+    ///
+    /// The metadata of a directory must be restored if the topmost layer that has the directory
+    /// does not describe it, and a lower layer does: overlayfs takes the metadata from the topmost
+    /// layer.
+    pub(super) fn inherited(&self) -> io::Result<BTreeMap<PathBuf, Option<usize>>> {
         let undescribed: BTreeSet<&PathBuf> =
             self.layers.iter().flat_map(|below| &below.layer.dependencies.undescribed).collect();
         let mut inherited = BTreeMap::new();
@@ -158,7 +174,8 @@ impl LayerStack {
                 }
             }
         }
-        // A layer that is not mounted can only be copied from.
+        // The metadata of the root must also be restored if its layer is not mounted
+        // (`hidden_root`).
         if self
             .root()?
             .is_some_and(|root| !self.layers.iter().any(|layer| std::ptr::eq(layer, root)))
@@ -168,58 +185,62 @@ impl LayerStack {
         Ok(inherited)
     }
 
-    /// Finds the layer that describes the root.
-    pub(crate) fn root(&self) -> io::Result<Option<&StackedLayer>> {
+    /// Returns the layer that describes the root directory.
+    pub(super) fn root(&self) -> io::Result<Option<&StackedLayer>> {
         let describing = self.describing(Path::new(""))?.1;
         Ok(describing.map(|position| &self.layers[position]).or(self.hidden_root.as_ref()))
     }
 
-    /// Finds the topmost layer that has the directory `path`, and the one that describes it.
+    /// Returns the positions of the topmost layer that has the directory `path`, and of the layer
+    /// that describes it.
     fn describing(&self, path: &Path) -> io::Result<(Option<usize>, Option<usize>)> {
         let mut topmost = None;
         for (position, below) in self.layers.iter().enumerate().rev() {
             let dependencies = &below.layer.dependencies;
-            match says(&below.tree, path, self.overlay_xattrs)? {
-                Says::Nothing => {}
-                Says::There { found: Found::Directory, ancestor_hides } => {
+            match effect(&below.tree, path, self.overlay_xattrs)? {
+                Effect::None => {}
+                Effect::Has { found: Found::Directory, ancestor_hides } => {
                     topmost = topmost.or(Some(position));
                     if !dependencies.leaves_open(path) {
                         return Ok((topmost, Some(position)));
                     }
-                    // One that replaces what a whiteout names has nothing of it.
+                    // The layer hides the lower directory and has a new one at the same path, which
+                    // does not get the metadata of the old one.
                     if ancestor_hides || dependencies.hidden.contains(path) {
                         break;
                     }
                 }
-                Says::Hidden | Says::There { .. } => break,
+                Effect::Hides | Effect::Has { .. } => break,
             }
         }
         Ok((topmost, None))
     }
 
+    /// Returns the file that the merged stack has at `path`.
     fn find(&self, path: &Path) -> io::Result<Found> {
         for below in self.layers.iter().rev() {
-            match says(&below.tree, path, self.overlay_xattrs)? {
-                Says::Nothing => {}
-                Says::Hidden => break,
-                Says::There { found, .. } => return Ok(found),
+            match effect(&below.tree, path, self.overlay_xattrs)? {
+                Effect::None => {}
+                Effect::Hides => break,
+                Effect::Has { found, .. } => return Ok(found),
             }
         }
         Ok(Found::Nothing)
     }
 }
 
-/// Follows `path` in a tree, name by name and no symbolic links.
-fn says(root: &OwnedFd, path: &Path, overlay_xattrs: OverlayXattrs) -> io::Result<Says> {
+/// Returns the effect of the layer with the tree `root` on `path`. Symbolic links are not followed,
+/// because overlayfs merges directories name by name.
+fn effect(root: &OwnedFd, path: &Path, overlay_xattrs: OverlayXattrs) -> io::Result<Effect> {
     let mut directory = openat(root, ".", OPEN_DIR, Mode::empty())?;
     let mut ancestor_hides = false;
     let mut components = path.components().peekable();
     while let Some(component) = components.next() {
-        let Component::Normal(name) = component else { return Ok(Says::Hidden) };
+        let Component::Normal(name) = component else { return Ok(Effect::Hides) };
         let found = match fstatat(&directory, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
             Ok(stat) => kind(stat.st_mode, stat.st_rdev),
-            Err(Errno::ENOENT) if ancestor_hides => return Ok(Says::Hidden),
-            Err(Errno::ENOENT) => return Ok(Says::Nothing),
+            Err(Errno::ENOENT) if ancestor_hides => return Ok(Effect::Hides),
+            Err(Errno::ENOENT) => return Ok(Effect::None),
             Err(errno) => return Err(errno.into()),
         };
         match found {
@@ -229,16 +250,16 @@ fn says(root: &OwnedFd, path: &Path, overlay_xattrs: OverlayXattrs) -> io::Resul
                 ancestor_hides |= is_opaque(&directory, overlay_xattrs)?;
             }
             Some(found) if components.peek().is_none() => {
-                return Ok(Says::There { found, ancestor_hides });
+                return Ok(Effect::Has { found, ancestor_hides });
             }
-            // A whiteout, or something that has nothing below it.
-            _ => return Ok(Says::Hidden),
+            // A whiteout, or a file other than a directory, hides all paths below it.
+            _ => return Ok(Effect::Hides),
         }
     }
-    Ok(Says::There { found: Found::Directory, ancestor_hides })
+    Ok(Effect::Has { found: Found::Directory, ancestor_hides })
 }
 
-/// Names a kind of file; a whiteout, a character device 0:0, has none.
+/// Returns the kind of a file, or `None` for a whiteout, a character device with the number 0:0.
 fn kind(mode: u32, device: u64) -> Option<Found> {
     match SFlag::from_bits_truncate(mode) & SFlag::S_IFMT {
         SFlag::S_IFDIR => Some(Found::Directory),

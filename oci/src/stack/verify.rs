@@ -1,62 +1,67 @@
-//! Verification of the layer cache against an image's blobs.
+//! Verification of cached layers against the blobs of an image.
 //!
-//! Nothing about the content of files is kept beside a layer: its blob says what it must be. So a layer
-//! is unpacked afresh, which verifies the blob, and the two trees are compared. What was made of several
-//! layers together, and no box uses, is made again.
+//! The cache keeps no digests of files, because the blob of a layer determines its tree. So each
+//! layer is unpacked again into a staging directory, which verifies the blob, and the two trees are
+//! compared. A layer that depends on lower layers is made again without a comparison, unless a box
+//! uses it.
 
 use std::io::{self, Read};
-use std::ops::ControlFlow;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat};
 
-use crate::cache::layer_cache::{CacheError, LayerCache};
+use super::batch::OnLayerProgress;
+use super::compose::chain_ids;
+use super::recipe::{Alone, Source};
+use crate::cache::error::CacheError;
+use crate::cache::layer_cache::LayerCache;
+use crate::cache::name::{self, TREE};
 use crate::host::directory::{names_in, open_below};
-use crate::host::remove::remove_tree;
 use crate::host::xattr::{names_of, value_of};
 use crate::image::Layer;
 use crate::layout::Layout;
-use crate::stack::compose::{OnLayerProgress, Source, file_name};
+use crate::unpack::progress::OnProgress;
 
-/// Read size of the comparison: large enough to make the calls cheap.
+/// Size of the buffers of the comparison. It makes the cost of a system call small against the
+/// copy.
 const COMPARE_BYTES: usize = 128 * 1024;
 
-/// What was found of an image's layers.
+/// The result of [`LayerCache::verify`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Verified {
-    /// Layers that are what their blobs say.
+    /// Number of layers that match their blobs.
     pub intact: u64,
-    /// Layers that were not, and have been replaced.
+    /// Layers that differed from their blobs and have been replaced.
     pub rebuilt: Vec<Damage>,
-    /// Layers that are not, and that boxes use.
+    /// Layers that differ from their blobs, and that were kept because boxes use them.
     pub in_use: Vec<Damage>,
 }
 
-/// How a layer in the cache differs from its blob.
+/// A difference between a layer in the cache and its blob.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Damage {
     /// The layer's `DiffID`.
     pub layer: String,
     /// The first path that differs.
     pub path: PathBuf,
-    /// What about it.
+    /// The property that differs, such as `content`.
     pub what: &'static str,
 }
 
 impl LayerCache {
-    /// Compares the cached layers of an image with its blobs, and replaces those that differ.
+    /// Compares the cached layers of an image with its blobs, and replaces the layers that differ.
     ///
-    /// What was made of several of them together is not compared but made again, unless a box uses it:
-    /// then it stays as it is.
+    /// A layer that was unpacked on top of others is made again without a comparison, unless a box
+    /// uses it. In that case it is kept.
     ///
-    /// `progress` is as for [`compose`](Self::compose).
+    /// `progress` is called as for [`compose`](Self::compose).
     ///
     /// # Errors
     ///
-    /// As for [`compose`](Self::compose): the blobs have to be there.
+    /// Fails for the same reasons as [`compose`](Self::compose). The layout must contain the blobs.
     pub fn verify(
         &self,
         layout: &Layout,
@@ -65,7 +70,7 @@ impl LayerCache {
     ) -> Result<Verified, CacheError> {
         let mut verified = Verified::default();
         for (i, layer) in layers.iter().enumerate() {
-            let name = file_name(layer.diff_id);
+            let name = name::of_digest(layer.diff_id);
             if !self.is_ready(&name)? {
                 continue;
             }
@@ -81,22 +86,26 @@ impl LayerCache {
         Ok(verified)
     }
 
+    /// Unpacks a layer again, compares it with the cached layer `name`, and replaces that if it
+    /// differs.
     fn compare(
         &self,
         source: Source<'_>,
         name: &str,
-        progress: &mut dyn FnMut(crate::Progress) -> ControlFlow<()>,
+        progress: &mut OnProgress<'_>,
     ) -> Result<Comparison, CacheError> {
         let fresh = format!("verify-{name}");
         let layer = source.layer;
-        let mut recipe = source.alone(progress);
+        let mut recipe = Alone { source, progress };
         let lock = loop {
             match self.try_lock(&fresh)? {
                 Some(lock) => break lock,
                 None => self.wait_for(&mut recipe)?,
             }
         };
-        self.sweep(&fresh)?;
+        self.sweep()?;
+        // A process that died while it verified this layer may have left a directory.
+        self.remove_staged(&fresh)?;
         let compared = self.stage(&mut recipe, &fresh).and_then(|()| {
             let lease = self.lease(name)?;
             let found = self.difference(name, &fresh);
@@ -109,13 +118,12 @@ impl LayerCache {
                 }
             }
         });
-        let removed = remove_tree(self.staging.as_fd(), fresh.as_bytes());
-        removed.map_err(self.error("remove", &format!("staging/{fresh}")))?;
+        self.remove_staged(&fresh)?;
         self.remove_lock(&fresh, lock)?;
         compared
     }
 
-    /// Puts the fresh layer in the place of the damaged one, unless that is in use.
+    /// Replaces the damaged layer by the fresh one, unless a box uses it.
     fn replace(&self, name: &str, fresh: &str, damage: Damage) -> Result<Comparison, CacheError> {
         match self.try_lock(name)? {
             None => Ok(Comparison::InUse(damage)),
@@ -128,26 +136,42 @@ impl LayerCache {
     }
 
     fn difference(&self, name: &str, fresh: &str) -> io::Result<Option<(PathBuf, &'static str)>> {
-        let open = |directory: &OwnedFd, name: &str| {
-            let path = Path::new(name).join(crate::cache::layer_cache::TREE);
-            open_below(directory, &path)
-        };
+        let open =
+            |directory: &OwnedFd, name: &str| open_below(directory, &Path::new(name).join(TREE));
         difference(&open(&self.ready, name)?, &open(&self.staging, fresh)?)
+    }
+
+    /// Removes the layers of an image that depend on lower layers, and that no box uses.
+    fn discard_composed(&self, layers: &[Layer]) -> Result<(), CacheError> {
+        for chain in chain_ids(layers) {
+            for name in [name::on_top(chain), name::metadata(chain)] {
+                if self.is_ready(&name)?
+                    && let Some(_lock) = self.try_lock(&name)?
+                {
+                    self.discard(&name)?;
+                }
+            }
+        }
+        Ok(())
     }
 }
 
+/// The result of comparing one layer.
 enum Comparison {
     Intact,
     Replaced(Damage),
     InUse(Damage),
 }
 
-/// Finds the first path at which two trees differ, and what about it.
+/// Finds the first path at which two trees differ, and the property that differs.
+///
+/// The walk keeps paths on the heap and opens directories from the root, because trees can be
+/// deeper than the stack or the number of open files allows.
 fn difference(ours: &OwnedFd, fresh: &OwnedFd) -> io::Result<Option<(PathBuf, &'static str)>> {
     let mut pending = vec![PathBuf::new()];
     while let Some(path) = pending.pop() {
         let (a, b) = (open_below(ours, &path)?, open_below(fresh, &path)?);
-        // All others have been compared as entries of their directory.
+        // Directories below the root were compared as entries of their parent.
         if path.as_os_str().is_empty()
             && let Some(what) = differs(&fstat(&a)?, &fstat(&b)?)
         {
@@ -189,6 +213,9 @@ fn difference(ours: &OwnedFd, fresh: &OwnedFd) -> io::Result<Option<(PathBuf, &'
     Ok(None)
 }
 
+/// Returns the first property in which two inodes differ.
+///
+/// Sizes and link counts of directories are left out, because they depend on the file system.
 fn differs(a: &FileStat, b: &FileStat) -> Option<&'static str> {
     let is_dir = SFlag::from_bits_truncate(a.st_mode) & SFlag::S_IFMT == SFlag::S_IFDIR;
     let pairs = [
@@ -202,8 +229,10 @@ fn differs(a: &FileStat, b: &FileStat) -> Option<&'static str> {
     pairs.into_iter().find(|(_, is_equal)| !is_equal).map(|(what, _)| what)
 }
 
+/// Returns the first property in which two regular files of the same size differ.
 fn file_differs(a: &OwnedFd, b: &OwnedFd, name: &[u8]) -> io::Result<Option<&'static str>> {
     let open = |directory| {
+        // Verification must not change the access times of cached files.
         let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NOATIME | OFlag::O_CLOEXEC;
         openat(directory, name, flags, Mode::empty())
     };
@@ -215,7 +244,8 @@ fn file_differs(a: &OwnedFd, b: &OwnedFd, name: &[u8]) -> io::Result<Option<&'st
     let (mut left, mut right) = (vec![0; COMPARE_BYTES], vec![0; COMPARE_BYTES]);
     loop {
         let count = a.read(&mut left)?;
-        // Of the same size, unless it changes under our hands: then it is damaged as well.
+        // Both files have the same size. If one ends early, it has changed during the comparison,
+        // which no process may do, so it counts as damaged.
         if b.read_exact(&mut right[..count]).is_err() || left[..count] != right[..count] {
             return Ok(Some("content"));
         }
@@ -225,7 +255,7 @@ fn file_differs(a: &OwnedFd, b: &OwnedFd, name: &[u8]) -> io::Result<Option<&'st
     }
 }
 
-/// Reads all extended attributes of an open file, in the order of their names.
+/// Reads all extended attributes of an open file, sorted by name.
 fn attributes(file: &OwnedFd) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
     let mut names = names_of(file)?;
     names.sort_unstable();

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use a3s_box_oci::{LayoutError, Platform};
+use a3s_box_oci::{LayoutError, Platform, SelectError};
 
 use crate::archive::Tar;
 use crate::bench::{Bench, Blob, CONFIG, INDEX, MANIFEST, amd64, chain};
@@ -120,7 +120,7 @@ fn what_is_asked_for_and_is_no_image_is_named() {
     }
     bench.publish(&[artifact(&bench, helm, "").descriptor("")]);
     let error = bench.layout().resolve(None, &amd64()).unwrap_err();
-    assert!(matches!(error, LayoutError::NotAnImage { .. }), "{error:?}");
+    assert!(matches!(error, LayoutError::Select(SelectError::NotAnImage { .. })), "{error:?}");
     bench.publish(&[]);
     assert_eq!(refusal(&bench, None), "no image for platform `linux/amd64`: found nothing");
 }
@@ -186,5 +186,5 @@ fn indexes_with_too_many_entries_are_refused() {
     let index = bench.index(&vec![app; 64]);
     bench.publish(&vec![index.descriptor(""); 64]);
     let error = bench.layout().resolve(None, &amd64()).unwrap_err();
-    assert!(matches!(error, LayoutError::IndexBounds { .. }), "{error:?}");
+    assert!(matches!(error, LayoutError::Select(SelectError::IndexBounds { .. })), "{error:?}");
 }

@@ -2,7 +2,9 @@
 
 use std::fs;
 
-use a3s_box_oci::{Algorithm, BlobError, CacheError, Image, LayerError, LayoutError};
+use a3s_box_oci::{
+    Algorithm, BlobError, CacheError, DocumentError, Image, LayerError, LayoutError,
+};
 
 use crate::archive::Tar;
 use crate::bench::{Bench, Blob, CONFIG, GZIP, INDEX, MANIFEST, amd64, chain, gzip, names};
@@ -101,7 +103,10 @@ fn damaged_sha512_blob_is_refused() {
     fs::write(&path, fs::read_to_string(&path).unwrap().replace("tar+gzip", "tar+zstd")).unwrap();
     let error = bench.layout().resolve(None, &amd64()).unwrap_err();
     assert!(
-        matches!(error, LayoutError::Blob { source: BlobError::Digest { .. }, .. }),
+        matches!(
+            error,
+            LayoutError::Document(DocumentError::Blob { source: BlobError::Digest { .. }, .. })
+        ),
         "{error:?}"
     );
 }

@@ -2,7 +2,10 @@
 
 use std::fs;
 
-use a3s_box_oci::{BlobError, Digest, Layout, LayoutError, Platform};
+use a3s_box_oci::{
+    BlobError, Digest, DocumentError, HealthcheckError, ImageConfigError, ImageError, Layout,
+    LayoutError, Platform, SelectError,
+};
 
 use crate::archive::Tar;
 use crate::bench::{Bench, CONFIG, GZIP, INDEX, MANIFEST, amd64, chain, gzip, names};
@@ -79,7 +82,7 @@ fn platform_of_a_bare_manifest_is_its_configurations() {
     let bench = Bench::new();
     bench.publish(&[bench.image("linux/arm64", &[]).descriptor("")]);
     let error = bench.layout().resolve(None, &amd64()).unwrap_err();
-    assert!(matches!(error, LayoutError::NoSuchPlatform { .. }), "{error:?}");
+    assert!(matches!(error, LayoutError::Select(SelectError::NoSuchPlatform { .. })), "{error:?}");
 }
 
 #[test]
@@ -90,7 +93,10 @@ fn missing_file_is_an_error_that_names_it() {
     fs::remove_file(bench.blob_path(manifest.digest)).unwrap();
     let error = bench.layout().resolve(None, &amd64()).unwrap_err();
     assert!(
-        matches!(error, LayoutError::Blob { source: BlobError::Missing { .. }, .. }),
+        matches!(
+            error,
+            LayoutError::Document(DocumentError::Blob { source: BlobError::Missing { .. }, .. })
+        ),
         "{error:?}"
     );
     for file in ["index.json", "oci-layout"] {
@@ -99,7 +105,7 @@ fn missing_file_is_an_error_that_names_it() {
             .and_then(|layout| layout.resolve(None, &amd64()))
             .unwrap_err();
         assert!(
-            matches!(error, LayoutError::File { file: found, .. } if found == file),
+            matches!(error, LayoutError::Document(DocumentError::File { file: found, .. }) if found == file),
             "{error:?}"
         );
     }
@@ -114,7 +120,10 @@ fn document_of_two_types_is_refused() {
     );
     bench.publish(&[both.descriptor("")]);
     let error = bench.layout().resolve(None, &amd64()).unwrap_err();
-    assert!(matches!(error, LayoutError::DocumentType { .. }), "{error:?}");
+    assert!(
+        matches!(error, LayoutError::Document(DocumentError::DocumentType { .. })),
+        "{error:?}"
+    );
     let manifest = bench.image("linux/amd64", &[]);
     let text = fs::read_to_string(bench.blob_path(manifest.digest)).unwrap();
     let resolve = |document: String| {
@@ -125,9 +134,15 @@ fn document_of_two_types_is_refused() {
         text.replace(r#""schemaVersion":2"#, &format!(r#""schemaVersion":2,{field}"#))
     };
     let error = resolve(also(r#""manifests":[]"#)).unwrap_err();
-    assert!(matches!(error, LayoutError::DocumentType { .. }), "{error:?}");
+    assert!(
+        matches!(error, LayoutError::Document(DocumentError::DocumentType { .. })),
+        "{error:?}"
+    );
     let error = resolve(also(&format!(r#""mediaType":"{INDEX}""#))).unwrap_err();
-    assert!(matches!(error, LayoutError::DocumentType { .. }), "{error:?}");
+    assert!(
+        matches!(error, LayoutError::Document(DocumentError::DocumentType { .. })),
+        "{error:?}"
+    );
     // Null and empty are what some tools write for nothing.
     for field in [r#""manifests":null"#, r#""mediaType":"""#, r#""subject":null,"mystery":7"#] {
         resolve(also(field)).unwrap_or_else(|error| panic!("{field}: {}", chain(&error)));
@@ -171,7 +186,10 @@ fn layers_that_do_not_fit_are_refused() {
         assert_eq!(text, format!("layers of media type `{refused}` {expected}"));
     }
     let error = resolve(GZIP, &[]).unwrap_err();
-    assert!(matches!(error, LayoutError::LayerCount { layers: 1, diff_ids: 0 }), "{error:?}");
+    assert!(
+        matches!(error, LayoutError::Image(ImageError::LayerCount { layers: 1, diff_ids: 0 })),
+        "{error:?}"
+    );
 }
 
 #[test]
@@ -207,14 +225,38 @@ fn configuration_that_no_process_could_use_is_refused() {
     };
     assert_eq!(resolve(r#"{"Env":null}"#).unwrap().config, a3s_box_oci::ImageConfig::default());
     let error = resolve(r#"{"Env":["A=1","SECRET"]}"#).unwrap_err();
-    assert!(matches!(error, LayoutError::EnvSyntax { position: 1 }), "{error:?}");
+    assert!(
+        matches!(
+            error,
+            LayoutError::Image(ImageError::Config(ImageConfigError::EnvSyntax { position: 1 }))
+        ),
+        "{error:?}"
+    );
     assert!(!chain(&error).contains("SECRET"));
     let error = resolve(r#"{"Cmd":["a\u0000b"]}"#).unwrap_err();
-    assert!(matches!(error, LayoutError::NulInConfig { field: "cmd" }), "{error:?}");
+    assert!(
+        matches!(
+            error,
+            LayoutError::Image(ImageError::Config(ImageConfigError::Nul { field: "cmd" }))
+        ),
+        "{error:?}"
+    );
     let error = resolve(r#"{"Healthcheck":{"Test":["CMD","a\u0000b"]}}"#).unwrap_err();
-    assert!(matches!(error, LayoutError::NulInConfig { field: "healthcheck" }), "{error:?}");
+    assert!(
+        matches!(
+            error,
+            LayoutError::Image(ImageError::Config(ImageConfigError::Nul { field: "healthcheck" }))
+        ),
+        "{error:?}"
+    );
     let error = resolve(r#"{"Healthcheck":{"Test":["CMD"],"Retries":-1}}"#).unwrap_err();
-    assert!(matches!(error, LayoutError::Healthcheck { field: "Retries", .. }), "{error:?}");
+    assert!(
+        matches!(
+            error,
+            LayoutError::Image(ImageError::Healthcheck(HealthcheckError { field: "Retries", .. }))
+        ),
+        "{error:?}"
+    );
     let long = "x".repeat(128 * 1024 + 1);
     for (field, config) in [
         ("cmd", format!(r#"{{"Cmd":["{long}"]}}"#)),
@@ -222,7 +264,9 @@ fn configuration_that_no_process_could_use_is_refused() {
         ("entrypoint", format!(r#"{{"Entrypoint":["a"{}]}}"#, r#","a""#.repeat(4096))),
     ] {
         match resolve(&config).unwrap_err() {
-            LayoutError::ConfigTooLarge { field: found } => assert_eq!(found, field),
+            LayoutError::Image(ImageError::Config(ImageConfigError::TooLarge { field: found })) => {
+                assert_eq!(found, field)
+            }
             other => panic!("{field}: {other:?}"),
         }
     }

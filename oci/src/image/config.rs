@@ -1,0 +1,170 @@
+//! The configuration of an image: how to run its process.
+
+use std::collections::BTreeMap;
+
+use oci_spec::image::{Config, ImageConfiguration};
+use serde_json::Value;
+
+use super::healthcheck::Healthcheck;
+use super::platform::Platform;
+
+/// Largest number of texts in a field of the configuration, where names and values count
+/// separately. Real images have far fewer.
+const FIELD_TEXTS: usize = 4096;
+
+/// Largest size of a text in the configuration: the kernel's limit on one argument or one
+/// environment variable of a process (`MAX_ARG_STRLEN`, execve(2)).
+const TEXT_BYTES: usize = 128 * 1024;
+
+/// A configuration that cannot be given to a process.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageConfigError {
+    /// A variable of the environment has no name or no `=`.
+    #[error("`config.env[{position}]` of the image is malformed: expected `NAME=value`")]
+    EnvSyntax {
+        /// Position in the list.
+        position: usize,
+    },
+    /// A field has more texts than any real image, or a text is longer than the kernel allows.
+    #[error(
+        "`config.{field}` of the image is too large: expected at most {FIELD_TEXTS} texts of \
+         {TEXT_BYTES} bytes"
+    )]
+    TooLarge {
+        /// The field.
+        field: &'static str,
+    },
+    /// A text contains a NUL byte, which ends a string for execve(2).
+    #[error("`config.{field}` of the image holds a NUL byte")]
+    Nul {
+        /// The field.
+        field: &'static str,
+    },
+}
+
+/// The configuration of an image as it was read.
+pub(crate) struct Configuration {
+    /// The fields that the image specification defines.
+    pub(crate) document: ImageConfiguration,
+    /// Docker's field `config.Healthcheck`.
+    pub(crate) healthcheck: Value,
+}
+
+impl Configuration {
+    /// Returns the platform in the configuration.
+    pub(crate) fn platform(&self) -> Platform {
+        let document = &self.document;
+        Platform {
+            os: document.os().to_string(),
+            architecture: document.architecture().to_string(),
+            variant: document.variant().clone().filter(|variant| !variant.is_empty()),
+        }
+    }
+}
+
+/// The process that an image wants to run. An empty value means that the image leaves the field
+/// out.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ImageConfig {
+    /// The first words of the command.
+    pub entrypoint: Vec<String>,
+    /// The last words of the command, which a user can replace.
+    pub cmd: Vec<String>,
+    /// Environment variables, in the order of the image.
+    pub env: Vec<(String, String)>,
+    /// Working directory of the process. Empty means `/`.
+    pub working_dir: String,
+    /// User by name or number, and optionally a colon and a group. Empty means root.
+    pub user: String,
+    /// Signal that asks the process to stop.
+    pub stop_signal: Option<String>,
+    /// The test of whether the process works.
+    pub healthcheck: Option<Healthcheck>,
+    /// Directories for data, sorted. Docker mounts an anonymous volume on each, so that data does
+    /// not go to the image's layers. A box has a private writable layer, so no volume needs to be
+    /// mounted.
+    pub volumes: Vec<String>,
+    /// Ports on which the process listens, such as `80/tcp`, sorted.
+    pub exposed_ports: Vec<String>,
+    /// Metadata of the image, by name.
+    pub labels: BTreeMap<String, String>,
+}
+
+impl ImageConfig {
+    pub(super) fn from_document(
+        config: &Config,
+        healthcheck: Option<Healthcheck>,
+    ) -> Result<Self, ImageConfigError> {
+        let this = Self {
+            entrypoint: config.entrypoint().clone().unwrap_or_default(),
+            cmd: config.cmd().clone().unwrap_or_default(),
+            env: config
+                .env()
+                .iter()
+                .flatten()
+                .enumerate()
+                .map(split_env)
+                .collect::<Result<_, _>>()?,
+            working_dir: config.working_dir().clone().unwrap_or_default(),
+            user: config.user().clone().unwrap_or_default(),
+            stop_signal: config.stop_signal().clone().filter(|signal| !signal.is_empty()),
+            healthcheck,
+            volumes: sorted(config.volumes().as_deref()),
+            exposed_ports: sorted(config.exposed_ports().as_deref()),
+            labels: config.labels().clone().unwrap_or_default().into_iter().collect(),
+        };
+        this.check()?;
+        Ok(this)
+    }
+
+    /// Checks that the texts can be given to a process, and that there are not too many.
+    fn check(&self) -> Result<(), ImageConfigError> {
+        let mut entries = BTreeMap::new();
+        for (field, text) in self.texts() {
+            let count = entries.entry(field).or_insert(0);
+            *count += 1;
+            if *count > FIELD_TEXTS || text.len() > TEXT_BYTES {
+                return Err(ImageConfigError::TooLarge { field });
+            }
+            if text.contains('\0') {
+                return Err(ImageConfigError::Nul { field });
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns all texts, each with the name of its field.
+    fn texts(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        fn of<'a>(
+            field: &'static str,
+            texts: impl IntoIterator<Item = &'a String>,
+        ) -> impl Iterator<Item = (&'static str, &'a str)> {
+            texts.into_iter().map(move |text| (field, text.as_str()))
+        }
+        of("entrypoint", &self.entrypoint)
+            .chain(of("cmd", &self.cmd))
+            .chain(of("env", self.env.iter().flat_map(|(name, value)| [name, value])))
+            .chain(of("working_dir", [&self.working_dir]))
+            .chain(of("user", [&self.user]))
+            .chain(of("stop_signal", &self.stop_signal))
+            .chain(of("healthcheck", self.healthcheck.iter().flat_map(|check| &check.test)))
+            .chain(of("volumes", &self.volumes))
+            .chain(of("exposed_ports", &self.exposed_ports))
+            .chain(of("labels", self.labels.iter().flat_map(|(name, value)| [name, value])))
+    }
+}
+
+/// Sorts the keys of a JSON object, whose order has no meaning.
+fn sorted(keys: Option<&[String]>) -> Vec<String> {
+    let mut keys = keys.unwrap_or_default().to_vec();
+    keys.sort_unstable();
+    keys
+}
+
+/// Splits `NAME=value`. An error contains the position instead of the text, which may be a secret.
+fn split_env((position, variable): (usize, &String)) -> Result<(String, String), ImageConfigError> {
+    match variable.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err(ImageConfigError::EnvSyntax { position }),
+    }
+}

@@ -1,0 +1,293 @@
+//! Reading the JSON documents of a layout: indexes, manifests and image configurations.
+//!
+//! Each document is bounded in size. All but the two files at the top of the layout are verified
+//! against the digest in their descriptor before they are parsed.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use a3s_box_sys::HostError;
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
+use nix::sys::stat::Mode;
+use oci_spec::image::{Descriptor, ImageIndex, ImageManifest};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::blob::{Blob, BlobError};
+use crate::host::text::Shown;
+use crate::image::config::Configuration;
+use crate::image::digest::{Digest, DigestError};
+
+/// Upper bound on the size of a JSON document. The distribution specification requires registries
+/// to accept manifests of 4 MiB, so a larger document cannot be moved between registries.
+const DOCUMENT_LIMIT_BYTES: u64 = 4 << 20;
+
+// Media types (OCI image specification, media-types.md; Docker image manifest version 2, schema 2).
+const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
+const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+const DOCKER_INDEX: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
+const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
+
+/// A document that cannot be read, or that is not what its descriptor says.
+#[derive(Debug, thiserror::Error)]
+pub enum DocumentError {
+    /// One of the two files at the top of the layout cannot be read.
+    #[error("cannot read `{}/{file}`: is this an OCI image layout?", layout.display())]
+    File {
+        /// The directory of the layout.
+        layout: PathBuf,
+        /// Name of the file.
+        file: &'static str,
+        /// The host's reason.
+        source: io::Error,
+    },
+    /// The blob of a document does not match its descriptor.
+    #[error("the {document} cannot be used")]
+    Blob {
+        /// The document.
+        document: String,
+        /// The reason.
+        source: BlobError,
+    },
+    /// A document is larger than any real one.
+    #[error("the {document} is too large: expected at most {limit} bytes, found {found}")]
+    TooLarge {
+        /// The document.
+        document: String,
+        /// Upper bound on the size.
+        limit: u64,
+        /// Size of the document.
+        found: u64,
+    },
+    /// A document is not JSON, or lacks a field of its type.
+    #[error("the {document} is malformed")]
+    Json {
+        /// The document.
+        document: String,
+        /// The message of the parser.
+        source: JsonError,
+    },
+    /// A document declares another type than its descriptor, or could be read as two types.
+    #[error(
+        "the {document} has the wrong type: expected `{}`, found `{}`",
+        Shown(expected),
+        Shown(found)
+    )]
+    DocumentType {
+        /// The document.
+        document: String,
+        /// The media type in the descriptor.
+        expected: String,
+        /// The media type in the document, or its field that belongs to another type.
+        found: String,
+    },
+    /// A document has an unknown schema version, or version 1 of Docker.
+    #[error("the {document} has schema version {}: expected 2", Shown(found))]
+    SchemaVersion {
+        /// The document.
+        document: String,
+        /// The version in the document.
+        found: String,
+    },
+    /// A digest in a document is malformed, or its algorithm is not supported.
+    #[error("a document of the image has an unusable digest")]
+    Digest(#[from] DigestError),
+}
+
+impl DocumentError {
+    /// Returns whether the layout does not contain the document.
+    pub(super) fn is_missing_blob(&self) -> bool {
+        matches!(self, Self::Blob { source: BlobError::Missing { .. }, .. })
+    }
+}
+
+/// The message of a JSON parser, without control characters. It may quote the document.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct JsonError(String);
+
+/// The type of the document that a descriptor points to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum DescriptorKind {
+    Index,
+    Manifest,
+    Other,
+}
+
+impl DescriptorKind {
+    /// Classifies a descriptor by its media type. An unknown type is no error, because the image
+    /// specification requires implementations to ignore unknown types in an index.
+    pub(super) fn of(descriptor: &Descriptor) -> Self {
+        match descriptor.media_type().as_ref() {
+            OCI_INDEX | DOCKER_INDEX => Self::Index,
+            OCI_MANIFEST | DOCKER_MANIFEST => Self::Manifest,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// A reader of the files and blobs of one layout.
+#[derive(Debug)]
+pub(super) struct DocumentReader {
+    /// The directory of the layout, for errors.
+    path: PathBuf,
+    dir: OwnedFd,
+}
+
+impl DocumentReader {
+    /// Opens the directory of a layout.
+    pub(super) fn open(path: &Path) -> Result<Self, HostError> {
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let dir = open(path, flags, Mode::empty())
+            .map_err(HostError::at("open the image layout", path))?;
+        Ok(Self { path: path.to_owned(), dir })
+    }
+
+    /// Opens a blob. It is verified when all of it has been read.
+    pub(super) fn open_blob(&self, digest: Digest, size: u64) -> Result<Blob, BlobError> {
+        Blob::open(self.dir.as_fd(), digest, size)
+    }
+
+    /// Reads `oci-layout`.
+    pub(super) fn marker(&self) -> Result<Value, DocumentError> {
+        parse("file `oci-layout`", &self.read_file("oci-layout")?)
+    }
+
+    /// Reads `index.json`.
+    pub(super) fn top_index(&self) -> Result<ImageIndex, DocumentError> {
+        let bytes = self.read_file("index.json")?;
+        check_type("index `index.json`", &bytes, OCI_INDEX)?;
+        parse("index `index.json`", &bytes)
+    }
+
+    /// Reads an index that an entry of another index points to.
+    pub(super) fn nested_index(
+        &self,
+        descriptor: &Descriptor,
+    ) -> Result<ImageIndex, DocumentError> {
+        self.document("image index", descriptor)
+    }
+
+    /// Reads a manifest.
+    pub(super) fn manifest(&self, descriptor: &Descriptor) -> Result<ImageManifest, DocumentError> {
+        self.document("image manifest", descriptor)
+    }
+
+    /// Reads the image configuration that a manifest points to.
+    pub(super) fn configuration(
+        &self,
+        manifest: &ImageManifest,
+    ) -> Result<Configuration, DocumentError> {
+        if !is_image_configuration(manifest.config()) {
+            let document = format!("image configuration `{}`", manifest.config().digest());
+            let found = manifest.config().media_type().to_string();
+            let expected = OCI_CONFIG.to_owned();
+            return Err(DocumentError::DocumentType { document, expected, found });
+        }
+        let (document, bytes) = self.read_document("image configuration", manifest.config())?;
+        // `oci_spec` drops the field, because the image specification does not define it.
+        let mut value: Value = parse(&document, &bytes)?;
+        let healthcheck = value.pointer_mut("/config/Healthcheck").map(Value::take);
+        Ok(Configuration {
+            document: parse(&document, &bytes)?,
+            healthcheck: healthcheck.unwrap_or_default(),
+        })
+    }
+
+    /// Reads, verifies and parses an index or a manifest.
+    fn document<T: DeserializeOwned>(
+        &self,
+        kind: &str,
+        descriptor: &Descriptor,
+    ) -> Result<T, DocumentError> {
+        let (document, bytes) = self.read_document(kind, descriptor)?;
+        check_type(&document, &bytes, descriptor.media_type().as_ref())?;
+        parse(&document, &bytes)
+    }
+
+    /// Reads and verifies a blob that is a document. Also returns the name of the document for
+    /// errors.
+    fn read_document(
+        &self,
+        kind: &str,
+        descriptor: &Descriptor,
+    ) -> Result<(String, Vec<u8>), DocumentError> {
+        let document = format!("{kind} `{}`", descriptor.digest());
+        let found = descriptor.size();
+        if found > DOCUMENT_LIMIT_BYTES {
+            return Err(DocumentError::TooLarge { document, limit: DOCUMENT_LIMIT_BYTES, found });
+        }
+        let digest = digest_of(descriptor)?;
+        match self.open_blob(digest, found).and_then(Blob::read_verified) {
+            Ok(bytes) => Ok((document, bytes)),
+            Err(source) => Err(DocumentError::Blob { document, source }),
+        }
+    }
+
+    /// Reads one of the two files at the top of the layout, which have no digest.
+    fn read_file(&self, name: &'static str) -> Result<Vec<u8>, DocumentError> {
+        let error = |source| DocumentError::File { layout: self.path.clone(), file: name, source };
+        // A hostile layout may contain a FIFO, on which an open without `O_NONBLOCK` would block,
+        // or a symbolic link to a file of the host.
+        let how = OpenHow::new()
+            .flags(OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY)
+            .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
+        let file = File::from(openat2(&self.dir, name, how).map_err(|errno| error(errno.into()))?);
+        if !file.metadata().map_err(error)?.is_file() {
+            return Err(error(io::Error::other("not a regular file")));
+        }
+        let mut bytes = Vec::new();
+        file.take(DOCUMENT_LIMIT_BYTES + 1).read_to_end(&mut bytes).map_err(error)?;
+        let found = bytes.len() as u64;
+        if found > DOCUMENT_LIMIT_BYTES {
+            let document = format!("file `{name}`");
+            return Err(DocumentError::TooLarge { document, limit: DOCUMENT_LIMIT_BYTES, found });
+        }
+        Ok(bytes)
+    }
+}
+
+/// Returns the digest in a descriptor.
+pub(super) fn digest_of(descriptor: &Descriptor) -> Result<Digest, DocumentError> {
+    Ok(descriptor.digest().to_string().parse()?)
+}
+
+/// Returns whether a descriptor is the one of an image configuration. Other artifacts have a
+/// descriptor of another type in the same field of their manifest.
+pub(super) fn is_image_configuration(descriptor: &Descriptor) -> bool {
+    matches!(descriptor.media_type().as_ref(), OCI_CONFIG | DOCKER_CONFIG)
+}
+
+fn parse<T: DeserializeOwned>(document: &str, bytes: &[u8]) -> Result<T, DocumentError> {
+    serde_json::from_slice(bytes)
+        .map_err(|error| JsonError(Shown(&error.to_string()).to_string()))
+        .map_err(|source| DocumentError::Json { document: document.to_owned(), source })
+}
+
+/// Refuses a document that could be read as another type than `expected`, the type of its
+/// descriptor. Otherwise the same digest could mean different images to different tools
+/// (CVE-2021-41190).
+fn check_type(document: &str, bytes: &[u8], expected: &str) -> Result<(), DocumentError> {
+    let value: Value = parse(document, bytes)?;
+    if let Some(version) = value.get("schemaVersion").filter(|version| **version != 2) {
+        let (document, found) = (document.to_owned(), version.to_string());
+        return Err(DocumentError::SchemaVersion { document, found });
+    }
+    // The field is optional. Some tools write an empty text or null instead of leaving it out.
+    let declared = value.get("mediaType").and_then(Value::as_str).filter(|text| !text.is_empty());
+    let foreign: &[&str] = match expected {
+        OCI_INDEX | DOCKER_INDEX => &["config", "layers"],
+        _ => &["manifests"],
+    };
+    let found = declared
+        .filter(|declared| *declared != expected)
+        .or_else(|| foreign.iter().find(|field| !value[**field].is_null()).copied());
+    found.map_or(Ok(()), |found| {
+        let (document, expected) = (document.to_owned(), expected.to_owned());
+        Err(DocumentError::DocumentType { document, expected, found: found.to_owned() })
+    })
+}

@@ -130,7 +130,7 @@ pub(crate) fn run(shim: &mut Shim<'_>) -> Result<(), ShimError> {
         console: console.relay,
         carrier: network.take_carrier(),
         signals,
-        supervisor: service_manager,
+        service_manager,
         events: Arc::clone(&shim.events),
         configured_ms,
     })?;

@@ -158,8 +158,7 @@ fn usable_ancestor(path: &Path, forbidden_mode: u32) -> Result<&Path, String> {
 fn file_system(magic: u64) -> (String, UpperLayer) {
     match FILE_SYSTEMS.iter().find(|(known, ..)| *known == magic) {
         Some((_, name, upper)) => ((*name).to_owned(), *upper),
-        // Most file systems are accepted. The check `overlayfs` tries it, though in another
-        // directory.
+        // Overlayfs accepts most file systems. If it refuses this one, a box copies its image.
         None => (format!("file system {magic:#x}"), UpperLayer::Accepted),
     }
 }

@@ -16,7 +16,7 @@ const OLDEST: Version = Version { major: 5, minor: 6 };
 /// makes it faster, is in 5.10.
 const OVERLAY: Version = Version { major: 5, minor: 11 };
 
-/// Version of a kernel, without the parts that do not add features.
+/// Major and minor version of a kernel. The other parts of a release do not add features.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Version {
     major: u32,

@@ -78,7 +78,7 @@ impl Directory {
 
 impl Drop for Directory {
     fn drop(&mut self) {
-        // An error is not reported: the host cleans its directory for temporary files.
+        // An error is not reported, because the host cleans its directory for temporary files.
         let _best_effort = a3s_box_oci::remove_path(&self.0);
     }
 }

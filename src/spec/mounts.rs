@@ -77,7 +77,7 @@ fn check_one(
 fn check_target(mount: &str, target: &str) -> Result<String, ConfigError> {
     let field = format!("{mount}.target");
     absolute(&field, Path::new(target))?;
-    // A target with `..` could be outside of the guest's directory that it seems to be in.
+    // A mount point with `..` would depend on the symbolic links of the image.
     let is_plain = |component| matches!(component, Component::RootDir | Component::Normal(_));
     let components = || Path::new(target).components();
     if components().all(is_plain) && components().count() > 1 {

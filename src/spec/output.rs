@@ -1,4 +1,4 @@
-//! The files that a box writes beside its directory: `console` and `events` of the config,
+//! The output files and the `metrics` events of a box: `console` and `events` of the config,
 //! validated.
 
 use std::path::PathBuf;

@@ -1,4 +1,4 @@
-//! Errors of the phases, each with its stable code.
+//! [`ShimError`]: the errors of all phases, each with its stable code and a hint.
 
 use std::error::Error;
 use std::io;
@@ -33,7 +33,7 @@ pub(crate) enum ShimError {
     /// Only functions of `host` return this error as it is. All other phases wrap it.
     #[error("cannot set the process up")]
     Process(#[from] HostError),
-    #[error("cannot limit what the box takes")]
+    #[error("cannot limit the resources of the box")]
     Cgroup(#[from] CgroupError),
     #[error("cannot use the state directory")]
     State(#[from] StateDirError),
@@ -67,7 +67,7 @@ impl From<MaintenanceError> for ShimError {
 }
 
 impl ShimError {
-    /// What to tell about it; nothing if the box was only asked to stop.
+    /// Returns the report for the event `error`, or nothing if the error is a stop request.
     pub(crate) fn report(&self) -> Option<ErrorReport> {
         if self.stop_request().is_some() {
             return None;
@@ -75,16 +75,18 @@ impl ShimError {
         Some(ErrorReport::new(self.code(), self).with_hint(self.hint()))
     }
 
-    /// How the box ended by it.
+    /// Returns the ending of the box that this error causes.
     pub(crate) fn ending(&self) -> Ending {
         self.stop_request().map_or_else(Ending::failed, Ending::stopped)
     }
 
-    /// How the stop went, if the box was asked to before there was a workload.
+    /// Returns the report of the stop if the error is a stop request. The stop is complete at once,
+    /// because there is no workload yet.
     pub(crate) fn stop(&self, now_ms: u64) -> Option<StopReport> {
         self.stop_request().map(|request| Stopping::new(request.cause(), now_ms).report())
     }
 
+    /// Returns the stop request that ended the unpacking, which is the only phase that reads them.
     fn stop_request(&self) -> Option<StopRequest> {
         match self {
             Self::Rootfs(RootfsError::Stopped(request)) => Some(*request),
@@ -143,7 +145,7 @@ impl ShimError {
             },
             Self::Cgroup(error) => Some(error.hint().to_owned()),
             Self::Confinement(_) => Some(
-                "`a3s-box-shim --doctor` says what this host lacks; with `confinement.level: \"best_effort\"` the \
+                "`a3s-box-shim --doctor` shows what this host lacks; with `confinement.level: \"best_effort\"` the \
                  box starts with less"
                     .to_owned(),
             ),
@@ -158,18 +160,19 @@ impl ShimError {
     }
 }
 
-/// Whether an image has files of users that this user cannot make files of.
+/// Returns whether an image has files of owners for whom this user has no sub-ids.
 fn has_unmapped_owner(error: &RootfsError) -> bool {
     let root = root_of(error).and_then(|root| root.downcast_ref::<EntryError>());
     matches!(root, Some(EntryError::Unmapped { .. }))
 }
 
+/// Returns the last cause in the chain of `error`.
 fn root_of(error: &RootfsError) -> Option<&(dyn Error + 'static)> {
     std::iter::successors(Some(error as &dyn Error), |&error| error.source()).last()
 }
 
-/// What the system said at the root of `error`, if no image can be the reason for it: a disk or quota
-/// that is full, fails or is read-only, and no memory or files left.
+/// Returns the errno at the end of the chain of `error` if its reason is the host and never the image: a
+/// disk or quota that is full, fails or is read-only, or a lack of memory or file descriptors.
 fn failure_of_host(error: &RootfsError) -> Option<Errno> {
     let errno = Errno::from_raw(root_of(error)?.downcast_ref::<io::Error>()?.raw_os_error()?);
     match errno {

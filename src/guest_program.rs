@@ -22,12 +22,15 @@ pub(crate) enum GuestProgramError {
     Host(#[from] HostError),
 }
 
-/// Reads the program that will be PID 1.
+/// Reads the guest program.
 pub(crate) fn load(spec: &VmSpec) -> Result<Vec<u8>, GuestProgramError> {
     find(spec).map(|(_, program)| program)
 }
 
-/// Finds the program that will be PID 1, and reads it.
+/// Finds and reads the guest program, and returns its path and content.
+///
+/// The content is read before the shim has private mounts or a new root, because the path is the
+/// host's. libkrun gets the content and serves it to the guest as a file.
 pub(crate) fn find(spec: &VmSpec) -> Result<(PathBuf, Vec<u8>), GuestProgramError> {
     let candidates = match &spec.paths.guest {
         Some(path) => vec![path.clone()],
@@ -47,6 +50,8 @@ pub(crate) fn find(spec: &VmSpec) -> Result<(PathBuf, Vec<u8>), GuestProgramErro
     Err(GuestProgramError::Missing { searched: searched.join(", ") })
 }
 
+/// Returns the paths at which installations have the guest program: beside the shim, as in a build
+/// directory, or in `../lib/a3s-box`, as in a package.
 fn beside(executable: &Path) -> Vec<PathBuf> {
     let Some(directory) = executable.parent() else { return Vec::new() };
     let library = directory.parent().map(|prefix| prefix.join("lib/a3s-box").join(PROGRAM));

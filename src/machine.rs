@@ -1,4 +1,5 @@
-//! What runs in the guest: the program that is PID 1, its config, and the machine around it.
+//! The description of a box for the two that run it: [`GuestConfig`] for the guest program, and
+//! [`Machine`] for libkrun.
 
 use a3s_box_core::config::AgentProvider;
 use a3s_box_krun::{Access, Connect, Machine, OverlayFile, Share, VsockPort};
@@ -19,7 +20,7 @@ use crate::workload::{RunSpec, parse_signal};
 /// libkrun starts `/init.krun` as PID 1 (`INIT_PATH`, libkrun 1.19.7, lib.rs).
 const INIT: &str = "init.krun";
 
-/// The guest cannot be described.
+/// Why the guest cannot be described.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum GuestError {
     #[error(
@@ -32,17 +33,17 @@ pub(crate) enum GuestError {
     Share(#[from] ShareError),
 }
 
-/// A guest: what PID 1 is told, and what the control thread must know of it.
+/// A guest: the config of the guest program, and the properties that the control thread needs.
 #[derive(Debug)]
 pub(crate) struct Guest {
     config: GuestConfig,
     pub(crate) shares: Vec<PinnedShare>,
-    /// First signal of a stop.
+    /// Signal that a stop sends to the workload first.
     pub(crate) stop_signal: Signal,
 }
 
-/// Merges image and config into what PID 1 is told, and opens what it gets of the host. To be called in
-/// the mount namespace that the VM will have.
+/// Merges image and config into the config of the guest program, and opens the shares. Callers must be
+/// in the mount namespace of the VM, see [`SharedDirectory::pin`](crate::share::SharedDirectory::pin).
 pub(crate) fn describe(
     spec: &VmSpec,
     image: Option<&Image>,
@@ -78,6 +79,8 @@ fn pin_shares(spec: &VmSpec) -> Result<Vec<PinnedShare>, ShareError> {
     spec.mounts.iter().filter_map(pin).collect()
 }
 
+/// Returns the workload, or nothing if there is nothing to run. Without an image that is no error: the
+/// box then is an empty machine, which tests and benchmarks use.
 fn workload(spec: &VmSpec, run: RunSpec, has_image: bool) -> Result<Option<Workload>, GuestError> {
     let args: Vec<String> = run.entrypoint.into_iter().chain(run.args).collect();
     if args.is_empty() {
@@ -104,8 +107,9 @@ fn guest_mount(spec: &MountSpec) -> Mount {
     Mount { target: spec.target.clone(), source: Some(source) }
 }
 
-/// Everything that libkrun is told. The guest must outlive the VM: it holds the directories open.
-pub(crate) fn machine(
+/// Returns the complete description of the VM for libkrun. `guest` must outlive the VM, because it keeps
+/// the shares open, whose paths lead through its fds.
+pub(crate) fn assemble(
     spec: &VmSpec,
     state: &StateDir,
     guest: &Guest,

@@ -1,20 +1,27 @@
-//! The root file system: layers from the image, unpacked once, under a writable directory.
+//! The root file system of a box: the layers of its image below a writable directory.
+//!
+//! ```text
+//!  resolve ──► unpack into the layer cache ──► make the disk ──► mount ──► sync
+//!                └─ rootfs/progress              state/disk                └─ rootfs/sync
+//! ```
 
-use std::collections::HashMap;
+mod progress;
+mod sync;
+
 use std::ops::ControlFlow;
 use std::path::Path;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use a3s_box_core::config::ConfinementLevel;
 use a3s_box_core::event::{EventKind, RootMethod};
 use a3s_box_oci::{
-    CacheError, Image, Layer, LayerCache, Layout, LayoutError, MountError, OverlaySpec, Progress,
-    Retention, Stack,
+    CacheError, Image, LayerCache, Layout, LayoutError, MountError, OverlaySpec, Stack,
 };
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
 
+use self::progress::{Meter, count};
+use self::sync::{CachedStack, Layers};
 use crate::host::process::{Signals, StopRequest};
 use crate::report::events::EventWriter;
 use crate::report::service_manager::ServiceManager;
@@ -23,17 +30,14 @@ use crate::state::dir::StateDir;
 use crate::state::disk::{Disk, DiskError};
 use crate::workload;
 
-/// At most ten progress events a second: enough for a bar that moves.
-const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
-
-/// The root file system cannot be had.
+/// Why the root file system cannot be made.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RootfsError {
     #[error("cannot use the image")]
     Layout(#[from] LayoutError),
     #[error("cannot put a layer into the cache")]
     Layer(#[from] CacheError),
-    #[error("cannot make the place for what the box writes")]
+    #[error("cannot make the disk for what the box writes")]
     Disk(#[from] DiskError),
     #[error("cannot mount the root file system")]
     Mount(#[from] MountError),
@@ -45,10 +49,7 @@ pub(crate) enum RootfsError {
     Stopped(StopRequest),
 }
 
-/// How much longer a service manager is asked to wait while something moves.
-const PROGRESS_MARGIN: Duration = Duration::from_secs(90);
-
-/// Who is told of an unpacking, and who may end it.
+/// The receivers of progress, and the source of stop requests.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Observers<'a> {
     pub(crate) events: &'a EventWriter,
@@ -63,26 +64,7 @@ pub(crate) struct Root {
     layers: Layers,
 }
 
-/// What keeps the layers from being removed for as long as the process lives.
-#[derive(Debug)]
-enum Layers {
-    None,
-    Cached(Arc<CachedStack>),
-    /// Without the cache, whose directories lead to the rest of the host.
-    Held {
-        _leases: Stack,
-    },
-}
-
-/// Layers, and the cache that they are in.
-#[derive(Debug)]
-struct CachedStack {
-    cache: LayerCache,
-    stack: Stack,
-    retention: Retention,
-}
-
-/// Makes and mounts the root of the box at `state.root()`. Without an image it is empty.
+/// Makes and mounts the root of the box at `state.root()`. Without an image the root is empty.
 pub(crate) fn mount(
     spec: &VmSpec,
     state: &StateDir,
@@ -112,55 +94,32 @@ pub(crate) fn mount(
         disk_mib: spec.disk_mib,
         duration_ms: u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX),
     });
-    let layers = layers.map_or(Layers::None, |layers| Layers::Cached(Arc::new(layers)));
-    Ok(Root { image: image.map(|(_, image)| image), layers })
+    Ok(Root { image: image.map(|(_, image)| image), layers: Layers::new(layers) })
 }
 
 impl Root {
-    /// Puts the layers on the disk, so that they survive a crash of the machine.
+    /// Writes the layers to the disk, so that they survive a crash of the host.
     pub(crate) fn sync(&self) -> Result<(), RootfsError> {
-        if let Layers::Cached(layers) = &self.layers { layers.sync() } else { Ok(()) }
+        Ok(self.layers.sync()?)
     }
 
-    /// The same, while the VM starts. A confined shim has no thread that is not, so it syncs at once.
+    /// Writes the layers to the disk while the VM starts, where `level` allows it.
+    ///
+    /// All threads of a confined shim are confined, because it is single-threaded when it confines
+    /// itself, and a confined thread cannot reach the cache. Such a shim syncs at once and closes the
+    /// cache.
     pub(crate) fn sync_meanwhile(&mut self, level: ConfinementLevel) -> Result<(), RootfsError> {
-        if level != ConfinementLevel::None {
-            self.sync()?;
-            self.let_go_of_cache();
+        if level == ConfinementLevel::None {
+            self.layers.sync_in_background();
             return Ok(());
         }
-        let Layers::Cached(layers) = &self.layers else { return Ok(()) };
-        let layers = Arc::clone(layers);
-        let sync = move || {
-            if let Err(error) = layers.sync() {
-                tracing::warn!(error = &error as &dyn std::error::Error, "layers are not kept");
-            }
-        };
-        // Without the thread the layers are unpacked again after a crash of the machine.
-        let _handle = std::thread::Builder::new().name("layer sync".into()).spawn(sync);
-        Ok(())
-    }
-
-    fn let_go_of_cache(&mut self) {
-        if let Layers::Cached(layers) = std::mem::replace(&mut self.layers, Layers::None) {
-            let held = Arc::into_inner(layers).map(|layers| Layers::Held { _leases: layers.stack });
-            self.layers = held.unwrap_or(Layers::None);
-        }
-    }
-}
-
-impl CachedStack {
-    /// Syncs the layers, and makes room if that took some.
-    fn sync(&self) -> Result<(), RootfsError> {
-        if self.cache.sync(&self.stack)? && self.retention != Retention::default() {
-            let collected = self.cache.collect(&self.retention)?;
-            tracing::info!(?collected, "the layer cache is within its limits");
-        }
+        self.sync()?;
+        self.layers.close_cache();
         Ok(())
     }
 }
 
-/// Mounts the layers' root, with what is written to it on `disk`.
+/// Mounts the root of the layers, with the writable directory on `disk`.
 fn mount_stack(stack: &Stack, disk: &Disk, state: &StateDir) -> Result<RootMethod, MountError> {
     let overlay =
         OverlaySpec { stack, upper: disk.upper(), work: disk.work(), target: state.root() };
@@ -172,24 +131,26 @@ fn mount_stack(stack: &Stack, disk: &Disk, state: &StateDir) -> Result<RootMetho
     })
 }
 
-/// Undoes [`mount`] for `--prepare`.
+/// Unmounts the root and the disk, which reverts [`mount`] for `--prepare`.
 pub(crate) fn unmount(state: &StateDir) -> Result<(), RootfsError> {
     let unmount = |path: &Path| umount2(path, MntFlags::MNT_DETACH);
     unmount(&state.root()).map_err(|errno| RootfsError::Unmount(errno.into()))?;
     match unmount(&state.disk()) {
-        // Nothing was mounted there.
+        // A disk in the state directory is no mount: its directory is missing (ENOENT), or it is an
+        // ordinary directory (EINVAL).
         Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => Ok(()),
         Err(errno) => Err(RootfsError::Unmount(errno.into())),
     }
 }
 
-/// Finds the image of a config.
+/// Finds the image of a config in its layout.
 pub(crate) fn resolve(image: &ImageSpec) -> Result<(Layout, Image), LayoutError> {
     let layout = Layout::open(&image.layout)?;
     let resolved = layout.resolve(image.reference.as_deref(), &image.platform)?;
     Ok((layout, resolved))
 }
 
+/// Unpacks the layers that the cache lacks, until a stop request arrives.
 fn unpack(
     spec: &VmSpec,
     layout: &Layout,
@@ -198,7 +159,7 @@ fn unpack(
 ) -> Result<CachedStack, RootfsError> {
     let cache = LayerCache::open(&spec.paths.cache_dir)?;
     let mut stopped = None;
-    let mut meter = Meter { observers, layers: &image.layers, done: HashMap::new(), last: None };
+    let mut meter = Meter::new(observers.events, observers.service_manager, &image.layers);
     let mut on_progress = |layer, progress| {
         meter.report(layer, progress);
         stopped = stopped.or_else(|| observers.signals.next());
@@ -206,49 +167,8 @@ fn unpack(
     };
     let composed = cache.compose(layout, &image.layers, &mut on_progress);
     match stopped {
+        // The stop request is the reason for any error that the cache returns after a break.
         Some(request) => Err(RootfsError::Stopped(request)),
         None => Ok(CachedStack { stack: composed?, cache, retention: spec.retention }),
     }
-}
-
-/// Turns the progress on layers into events.
-struct Meter<'a> {
-    observers: Observers<'a>,
-    layers: &'a [Layer],
-    /// Bytes done of each layer, by its index.
-    done: HashMap<usize, u64>,
-    last: Option<Instant>,
-}
-
-impl Meter<'_> {
-    fn report(&mut self, index: usize, progress: Progress) {
-        let Some(layer) = self.layers.get(index) else { return };
-        let bytes_done = match progress {
-            Progress::Waiting => 0,
-            Progress::Unpacking { read_bytes, .. } => read_bytes,
-            Progress::Publishing | Progress::OnTop | Progress::Cached => layer.size_bytes,
-        };
-        self.done.insert(index, bytes_done);
-        if progress == Progress::Cached
-            || self.last.is_some_and(|last| last.elapsed() < PROGRESS_INTERVAL)
-        {
-            return;
-        }
-        self.last = Some(Instant::now());
-        self.observers.service_manager.extend_timeout(PROGRESS_MARGIN);
-        self.observers.events.emit(EventKind::RootfsProgress {
-            layer: layer.digest.to_string(),
-            layer_number: count(index + 1),
-            layers: count(self.layers.len()),
-            bytes_done,
-            bytes_total: layer.size_bytes,
-            image_bytes_done: self.done.values().sum(),
-            image_bytes_total: self.layers.iter().map(|layer| layer.size_bytes).sum(),
-        });
-    }
-}
-
-/// A number of layers: the manifest is bounded far below this.
-fn count(layers: usize) -> u32 {
-    u32::try_from(layers).unwrap_or(u32::MAX)
 }

@@ -1,9 +1,9 @@
-//! Directories of the host that a guest gets.
+//! Shares: directories of the host that a guest can see.
 //!
-//! libkrun opens a directory by its path, late and in the guest's time (`PassthroughFs::init`, 1.19.7):
-//! by then another one may stand there. So the directory is opened here, compared with the one that the
-//! config was validated with, and libkrun is told a path that leads to what is open, whatever has
-//! become of its name.
+//! libkrun opens a share by its path, late, when the guest mounts it (`PassthroughFs::init`, 1.19.7).
+//! Another directory can have this path by then. So this module opens the directory early, compares
+//! its inode with the one that the config was validated with, and gives libkrun a path in
+//! `/proc/self/fd`, which leads to the open directory even if its name has changed.
 
 use std::fs::File;
 use std::io;
@@ -15,7 +15,7 @@ use a3s_box_krun::Access;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat2};
 
-/// A directory cannot be shared.
+/// Why a directory cannot be shared.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ShareError {
     #[error("`{}` was replaced while the box was prepared", path.display())]
@@ -24,20 +24,20 @@ pub(crate) enum ShareError {
     Open { path: PathBuf, source: io::Error },
 }
 
-/// A directory that is to be shared, as it was when the config was validated.
+/// A directory to share, as it was when the config was validated.
 #[derive(Clone, Debug)]
 pub(crate) struct SharedDirectory {
-    /// Without symbolic links.
+    /// Path without symbolic links.
     pub(crate) path: PathBuf,
-    /// Device and number.
+    /// Device and inode number.
     pub(crate) inode: (u64, u64),
 }
 
-/// A directory that stays the same.
+/// An open directory, which cannot be replaced by another one.
 #[derive(Debug)]
 pub(crate) struct PinnedDirectory(OwnedFd);
 
-/// A directory of the host for the guest.
+/// An open share, with the properties of its mount in the guest.
 #[derive(Debug)]
 pub(crate) struct PinnedShare {
     pub(crate) tag: String,
@@ -46,12 +46,15 @@ pub(crate) struct PinnedShare {
 }
 
 impl SharedDirectory {
-    /// Opens the directory. To be called in the mount namespace where it is used: the kernel makes no
-    /// mount from an fd of another one.
+    /// Opens the directory, and refuses it if it is not the one that was validated.
+    ///
+    /// Callers must call it in the mount namespace in which the fd is used, because the kernel refuses
+    /// to clone a mount of another namespace (`open_tree(2)`, EINVAL).
     pub(crate) fn pin(&self) -> Result<PinnedDirectory, ShareError> {
         let replaced = || ShareError::Replaced { path: self.path.clone() };
         let open_error = |source| ShareError::Open { path: self.path.clone(), source };
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        // The validated path has no symbolic link, so a link in it is a replacement.
         let how = OpenHow::new().flags(flags).resolve(ResolveFlag::RESOLVE_NO_SYMLINKS);
         let directory = match openat2(AT_FDCWD, &self.path, how) {
             Err(Errno::ELOOP | Errno::ENOTDIR | Errno::ENOENT) => return Err(replaced()),
@@ -66,13 +69,13 @@ impl SharedDirectory {
 }
 
 impl PinnedDirectory {
-    /// Puts `mount` in the place of the directory, of which it is a mount.
+    /// Replaces the fd by `mount`, which is a detached mount of the same directory.
     pub(crate) fn replace(&mut self, mount: OwnedFd) {
         self.0 = mount;
     }
 
-    /// A path to the directory, for as long as this is open. The dot is for `O_NOFOLLOW`, with which
-    /// libkrun opens it: that is about the last name only.
+    /// Returns a path to the directory that is valid while the fd is open. libkrun opens it with
+    /// `O_NOFOLLOW`, which refuses a link as the last component only, so the path ends in a dot.
     pub(crate) fn path(&self) -> PathBuf {
         format!("/proc/self/fd/{}/.", self.0.as_raw_fd()).into()
     }
@@ -91,7 +94,7 @@ mod tests {
 
     use super::*;
 
-    /// A directory with a file of its name in it.
+    /// Makes a directory that contains a file with the name of the directory.
     fn directory(parent: &std::path::Path, name: &str) -> SharedDirectory {
         let path = parent.join(name);
         fs::create_dir(&path).unwrap();
@@ -100,7 +103,7 @@ mod tests {
         SharedDirectory { inode: (found.dev(), found.ino()), path }
     }
 
-    /// Opens a directory as `PassthroughFs::init` of libkrun does, and lists what it would serve.
+    /// Opens a directory as libkrun's `PassthroughFs::init` does, and lists its entries.
     fn served(path: &std::path::Path) -> Vec<std::ffi::OsString> {
         let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW;
         let opened =
@@ -110,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn directory_that_was_replaced_since_it_was_validated_is_refused() {
+    fn directory_that_was_replaced_after_validation_is_refused() {
         let replacements: [fn(&std::path::Path); 4] = [
             |path| symlink(path.with_file_name("other"), path).unwrap(),
             |path| fs::rename(path.with_file_name("other"), path).unwrap(),
@@ -131,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn symlink_on_the_way_to_the_directory_is_not_followed() {
+    fn symlink_in_the_path_of_the_directory_is_not_followed() {
         let dir = tempfile::tempdir().unwrap();
         let parent = dir.path().canonicalize().unwrap();
         fs::create_dir(parent.join("way")).unwrap();
@@ -143,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn pinned_directory_is_the_one_that_libkrun_opens_whatever_its_name_leads_to() {
+    fn libkrun_opens_the_pinned_directory_even_if_its_name_has_changed() {
         let dir = tempfile::tempdir().unwrap();
         let parent = dir.path().canonicalize().unwrap();
         let shared = directory(&parent, "shared");
@@ -152,6 +155,10 @@ mod tests {
         fs::rename(&shared.path, parent.join("moved")).unwrap();
         symlink(parent.join("other"), &shared.path).unwrap();
         assert_eq!(served(&pinned.path()), ["shared"]);
-        assert_eq!(served(&shared.path.join(".")), ["other"], "its name leads elsewhere");
+        assert_eq!(
+            served(&shared.path.join(".")),
+            ["other"],
+            "the name leads to the other directory"
+        );
     }
 }

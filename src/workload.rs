@@ -1,8 +1,9 @@
-//! What the box runs: the image's config and `process`, merged as container engines do it.
+//! The workload: the image's config and the box's `process`, merged as container engines merge them.
 //!
-//! `args` replace the image's default arguments and follow its entrypoint; an `entrypoint` replaces
-//! the image's and drops its default arguments; the environment is merged name by name. The guest is
-//! told what is here, and so is the reader of events, but for the values of the environment.
+//! `args` replace the image's default arguments and follow its entrypoint. An `entrypoint` replaces the
+//! image's entrypoint and drops its default arguments. The environment is merged name by name. Both the
+//! guest program and the event `image.resolved` get the result, but the event has no values of the
+//! environment, because they can be secrets.
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -13,30 +14,31 @@ use nix::sys::signal::Signal;
 
 use crate::spec::VmSpec;
 
-/// The search path of a workload whose image and config set none.
+/// `$PATH` of a workload if neither image nor config sets one.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Bytes of text in one event: JSON may write each byte as six, and readers take lines of 1 MiB.
+/// Most bytes of text in one event. JSON escapes a byte as at most six, and readers take lines of 1 MiB.
 const EVENT_TEXT_BYTES: usize = 128 * 1024;
 
-/// What a box runs; without `Debug`, as the environment's values are secrets.
+/// The merged workload. It does not implement `Debug`, because the environment can hold secrets.
 pub(crate) struct RunSpec {
     pub(crate) entrypoint: Vec<String>,
     pub(crate) args: Vec<String>,
     pub(crate) env: Vec<(String, String)>,
     pub(crate) cwd: String,
-    /// Empty: root.
+    /// An empty name means root.
     pub(crate) user: String,
-    /// A known signal by its full name, or what the image says.
+    /// Full name of a known signal, or the image's text if it is no signal.
     pub(crate) stop_signal: String,
     healthcheck: Option<Healthcheck>,
-    /// Not mounted: the box's private writable layer is what an anonymous volume would be.
+    /// Volumes of the image. None is mounted, because the box's own writable layer serves the purpose of
+    /// an anonymous volume.
     volumes: Vec<String>,
     exposed_ports: Vec<String>,
 }
 
 impl RunSpec {
-    /// Merges image and config.
+    /// Merges the config of the image with the config of the box.
     pub(crate) fn merge(spec: &VmSpec, image: Option<&ImageConfig>) -> Self {
         let process = &spec.process;
         let image = image.cloned().unwrap_or_default();
@@ -67,7 +69,7 @@ impl RunSpec {
     }
 }
 
-/// The event that tells which image was found, and what the box will run of it.
+/// Returns the event `image.resolved`, with the image that was found and the merged workload.
 pub(crate) fn image_resolved(spec: &VmSpec, image: &Image) -> EventKind {
     let run = RunSpec::merge(spec, Some(&image.config));
     let mut budget = Budget { left: EVENT_TEXT_BYTES, exceeded: false };
@@ -80,7 +82,7 @@ pub(crate) fn image_resolved(spec: &VmSpec, image: &Image) -> EventKind {
             .and_then(|image| image.reference.clone())
             .map(|reference| budget.text(reference)),
         platform: budget.text(image.platform.to_string()),
-        // The manifest is bounded far below this.
+        // The size of a manifest is limited, so the number of its layers is far below this.
         layers: u32::try_from(image.layers.len()).unwrap_or(u32::MAX),
         image_bytes_total: sizes.fold(0, u64::saturating_add),
         run: Box::new(run.into_event(budget)),
@@ -88,7 +90,7 @@ pub(crate) fn image_resolved(spec: &VmSpec, image: &Image) -> EventKind {
 }
 
 impl RunSpec {
-    /// Tells what may be told, within a bound.
+    /// Returns the part of the event about the workload, with texts within `budget`.
     fn into_event(self, mut budget: Budget) -> ResolvedRun {
         let names = self.env.into_iter().map(|(name, _)| name).collect();
         ResolvedRun {
@@ -106,25 +108,26 @@ impl RunSpec {
     }
 }
 
-/// Bytes of text that an event may still hold.
+/// Number of bytes of text that still fit into an event.
 struct Budget {
     left: usize,
     exceeded: bool,
 }
 
 impl Budget {
-    /// Takes a text, or its beginning.
+    /// Returns a text, or its beginning if the rest does not fit.
     fn text(&mut self, mut text: String) -> String {
         if text.len() > self.left {
             self.exceeded = true;
             text.truncate(text.floor_char_boundary(self.left));
         }
-        // In a list a text has two quotes and a comma.
+        // In a list, JSON adds two quotes and a comma to each text. Without counting them, many empty
+        // texts would exceed the limit.
         self.left = self.left.saturating_sub(text.len() + 3);
         text
     }
 
-    /// Takes as many texts as there is room for.
+    /// Returns as many texts as fit.
     fn texts(&mut self, texts: Vec<String>) -> Vec<String> {
         let mut kept = Vec::new();
         for text in texts {
@@ -138,7 +141,7 @@ impl Budget {
     }
 
     fn healthcheck(&mut self, check: Healthcheck) -> ResolvedHealthcheck {
-        // Durations are 64-bit numbers of nanoseconds in the image.
+        // The image has durations as 64-bit numbers of nanoseconds, so milliseconds always fit.
         let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         ResolvedHealthcheck {
             test: self.texts(check.test),
@@ -150,7 +153,7 @@ impl Budget {
     }
 }
 
-/// Images write `SIGTERM`, `TERM` or `15`.
+/// Parses a signal as images write it: `SIGTERM`, `TERM` or `15`.
 pub(crate) fn parse_signal(name: &str) -> Option<Signal> {
     let number = name.parse().ok().and_then(|number: i32| Signal::try_from(number).ok());
     number
@@ -158,6 +161,7 @@ pub(crate) fn parse_signal(name: &str) -> Option<Signal> {
         .or_else(|| Signal::from_str(&format!("SIG{name}")).ok())
 }
 
+/// Merges the environments. The image's order is kept, and the variables of the config follow.
 fn environment(spec: &VmSpec, of_image: Vec<(String, String)>) -> Vec<(String, String)> {
     let configured = &spec.process.env.0;
     let of_image = of_image.into_iter().filter(|(name, _)| !configured.contains_key(name));
@@ -195,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn words_of_the_command_are_the_configs_else_the_images() {
+    fn config_overrides_command_of_the_image() {
         let (of_image, none): (&[&str], &[&str]) = (&["/entry", "-x"], &[]);
         let cases: [(&str, &[&str], &[&str]); 6] = [
             ("{}", of_image, &["serve"]),
@@ -223,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn event_of_an_endless_image_is_one_short_line_and_says_so() {
+    fn event_of_a_huge_image_is_one_short_line_that_is_marked_as_truncated() {
         let spec = VmSpec::try_from(BoxConfig::from_json(b"{}").unwrap()).unwrap();
         let length = |image: ImageConfig| {
             let budget = Budget { left: EVENT_TEXT_BYTES, exceeded: false };
@@ -244,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn environment_is_merged_name_by_name_and_has_a_path() {
+    fn environment_is_merged_by_name_and_always_has_a_path() {
         let run = merge(r#"{"env":{"B":"config","C":"config"}}"#, Some(&image()));
         let all: Vec<String> =
             run.env.iter().map(|(name, value)| format!("{name}={value}")).collect();
@@ -255,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn directory_user_and_signal_are_the_configs_else_the_images() {
+    fn config_overrides_directory_user_and_signal_of_the_image() {
         let run = merge("{}", Some(&image()));
         assert_eq!([&run.cwd, &run.user, &run.stop_signal], ["/srv", "web", "SIGQUIT"]);
         let run = merge(r#"{"cwd":"/tmp","user":"7"}"#, Some(&image()));

@@ -1,9 +1,9 @@
-//! The cgroup of a box (cgroups(7), version 2): what the host's kernel lets a guest take, whatever the VMM
-//! thinks that it does.
+//! The cgroup of a box (cgroups(7), version 2). The host kernel enforces its limits even on a VMM that a
+//! guest has taken over.
 //!
-//! The shim makes `resources.cgroup` if it is not there, sets its limits, and moves itself into it before
-//! it has a thread or a child. It cannot remove what it is in: `VmManager` does, or whoever made the directory
-//! above it, as systemd for a service.
+//! The shim creates the directory `resources.cgroup` if it is missing, sets its limits, and moves itself
+//! into it before it starts a thread or a child. A process cannot remove the cgroup that it is in, so
+//! `VmManager` removes it after the box, or the service manager removes it with the unit's own cgroup.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
@@ -15,18 +15,19 @@ use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 
 use crate::spec::VmSpec;
 
-/// What a shim takes beside the guest's memory: libkrun, the guest's kernel, page tables, and what it has
-/// in flight. Measured: see `docs/benchmarks.md`.
+/// Memory of a shim beside the guest's memory: libkrun, the guest kernel's image, page tables and
+/// buffers of devices. The number is measured, see `docs/benchmarks.md`.
 const OVERHEAD_MIB: u64 = 128;
 
-/// Threads beside those of the virtual CPUs: libkrun has three to a device, of which there are at most
-/// eleven, and the shim some of its own; and the programs that prepare a box.
+/// Threads and processes beside the threads of the virtual CPUs. libkrun starts up to three threads for
+/// each of at most eleven devices. The rest is for the shim's own threads, the gate, passt, and the
+/// helper programs that prepare a box.
 const OTHER_TASKS: u32 = 64;
 
-/// Period of `cpu.max`, and what one CPU has of it.
+/// Period of `cpu.max`, which is also the time of one full CPU in it. It is the kernel's default.
 const CPU_PERIOD_US: u64 = 100_000;
 
-/// The limits cannot be set.
+/// Why the limits cannot be set.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CgroupError {
     #[error("`{}` is not in a file system of cgroups, version 2", path.display())]
@@ -38,6 +39,7 @@ pub(crate) enum CgroupError {
 }
 
 impl CgroupError {
+    /// Returns what a user can do about the error.
     pub(crate) fn hint(&self) -> &'static str {
         match self {
             Self::NotACgroup { .. } => {
@@ -51,8 +53,8 @@ impl CgroupError {
     }
 }
 
-/// Moves this process into the box's cgroup, if it has one. To be called before there is a thread or
-/// a child.
+/// Moves this process into the box's cgroup, if the config names one. Callers must not have started a
+/// thread or a child: a child would stay in the old cgroup.
 pub(crate) fn join(spec: &VmSpec) -> Result<(), CgroupError> {
     let Some(directory) = &spec.cgroup else { return Ok(()) };
     let parent = directory.parent().unwrap_or(directory);
@@ -70,7 +72,8 @@ pub(crate) fn join(spec: &VmSpec) -> Result<(), CgroupError> {
     let cpu_us = u64::from(spec.vcpus) * CPU_PERIOD_US;
     let tasks = u32::from(spec.vcpus) + OTHER_TASKS;
     set(directory, "memory", "memory.max", &memory_bytes.to_string())?;
-    // A box is one process; if it has others, half of it is of no use.
+    // The OOM killer then kills all processes of the box at once, because the VMM, the gate and passt
+    // are of no use without each other.
     set(directory, "memory", "memory.oom.group", "1")?;
     set(directory, "pids", "pids.max", &tasks.to_string())?;
     set(directory, "cpu", "cpu.max", &format!("{cpu_us} {CPU_PERIOD_US}"))?;
@@ -80,17 +83,19 @@ pub(crate) fn join(spec: &VmSpec) -> Result<(), CgroupError> {
     Ok(())
 }
 
-/// What a box may take: its guest's memory, the shim's, and what its disk holds, if that is in memory.
+/// Returns the memory limit of a box: the memory of its guest and of the shim, and the size of its
+/// disk if that is a tmpfs, whose pages count as the cgroup's memory.
 fn memory_mib(guest_mib: u32, disk: DiskPlace, disk_mib: Option<u32>) -> u64 {
     let disk_mib = match disk {
-        // Without a limit of its own it has to do with what the guest leaves.
+        // A disk without a size has no memory of its own, and shares the memory of the guest.
         DiskPlace::Memory => disk_mib.unwrap_or(0),
         DiskPlace::StateDir => 0,
     };
     u64::from(guest_mib) + u64::from(disk_mib) + OVERHEAD_MIB
 }
 
-/// Sets a limit; asks the cgroup above to pass the controller on, if it does not yet.
+/// Writes a limit. If its file is missing, first enables the controller for the children of the parent
+/// cgroup.
 fn set(
     directory: &Path,
     controller: &'static str,
@@ -108,7 +113,7 @@ fn set(
     Ok(write(&file, value).map_err(HostError::at("set", &file))?)
 }
 
-/// Writes to a file of the kernel's, which is never made.
+/// Writes to an interface file. It is not created, because a missing one means a missing controller.
 fn write(path: &Path, text: &str) -> io::Result<()> {
     OpenOptions::new().write(true).open(path)?.write_all(text.as_bytes())
 }
@@ -118,7 +123,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_disk_in_memory_is_not_taken_from_the_guests() {
+    fn disk_in_memory_adds_to_the_limit() {
         let beside_512 = |disk, disk_mib| memory_mib(512, disk, disk_mib) - 512 - OVERHEAD_MIB;
         assert_eq!(beside_512(DiskPlace::Memory, Some(64)), 64);
         assert_eq!(beside_512(DiskPlace::Memory, None), 0);

@@ -1,5 +1,5 @@
-//! Programs of the system that the shim runs while it sets a box up: each has a minute, and what it
-//! complains about is bounded.
+//! Helper programs of the host, which the shim runs while it prepares a box: `newuidmap`, `mkfs.ext4`,
+//! `mount`, and the gate. Their time and the output that is kept are bounded.
 
 use std::io::{self, Read};
 use std::os::fd::AsFd;
@@ -8,26 +8,27 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-/// How long a program may take: they take milliseconds, `mkfs.ext4` on the largest sparse file
-/// seconds; longer takes a disk that hangs.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Longest time of a helper program. They take milliseconds, and `mkfs.ext4` on the largest sparse
+/// file takes seconds. Only a disk that hangs takes longer.
+const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Time between two looks at a program that has closed its standard error: it is about to end.
-const STEP: Duration = Duration::from_millis(1);
+/// Time between two checks whether a program has exited. It is short, because the checks begin when
+/// the program has closed its standard error, which it does when it exits.
+const POLL_INTERVAL: Duration = Duration::from_millis(1);
 
-/// Bound on what is kept of a complaint: some lines.
-const COMPLAINT_BYTES: usize = 500;
+/// Most bytes of standard error that are kept. They are some lines in an error text.
+const MAX_COMPLAINT_BYTES: usize = 500;
 
-/// How a program ended.
+/// Result of a helper program.
 #[derive(Debug)]
 pub(crate) struct Ended {
     pub(crate) status: ExitStatus,
-    /// The beginning of what it wrote to standard error, as text.
+    /// Beginning of its standard error, as text.
     pub(crate) complaint: String,
 }
 
-/// A program, with nothing of the shim's environment but the search path: `$NOTIFY_SOCKET` and the
-/// watchdog's variables are for the shim alone, and what else is there may be a secret.
+/// Returns a command that passes on only `$PATH` of the shim's environment. `$NOTIFY_SOCKET` and the
+/// watchdog's variables are for the shim alone, and other variables may hold secrets.
 pub(crate) fn new(program: &str) -> Command {
     let mut command = Command::new(program);
     command.env_clear();
@@ -37,16 +38,16 @@ pub(crate) fn new(program: &str) -> Command {
     command
 }
 
-/// Runs a program to its end.
+/// Runs a helper program and waits for its end.
 pub(crate) fn run(mut command: Command) -> io::Result<Ended> {
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     finish(command.spawn()?)
 }
 
-/// Waits for a program, whose standard error is a pipe. One that does not end is killed, and is an
-/// error of the kind `TimedOut`.
+/// Waits for a helper program whose standard error is a pipe. A program that exceeds the time is
+/// killed, which returns an error of the kind `TimedOut`.
 pub(crate) fn finish(mut child: Child) -> io::Result<Ended> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     let complaint = complaint(&mut child, deadline)?;
     let complaint = String::from_utf8_lossy(&complaint).trim().to_owned();
     Ok(Ended { status: wait(child, deadline)?, complaint })
@@ -59,18 +60,19 @@ fn wait(mut child: Child, deadline: Instant) -> io::Result<ExitStatus> {
         }
         if Instant::now() >= deadline {
             child.kill()?;
-            let text = format!("the program did not end within {} s", PATIENCE.as_secs());
+            let text = format!("the program did not end within {} s", TIMEOUT.as_secs());
             return Err(io::Error::new(io::ErrorKind::TimedOut, text));
         }
-        std::thread::sleep(STEP);
+        std::thread::sleep(POLL_INTERVAL);
     }
 }
 
-/// Reads standard error to its end, or until the deadline; returns its beginning.
+/// Reads standard error to its end or until the deadline, and returns its beginning. The rest is read
+/// as well, because a full pipe would block the program.
 fn complaint(child: &mut Child, deadline: Instant) -> io::Result<Vec<u8>> {
     let mut kept = Vec::new();
     let Some(mut stderr) = child.stderr.take() else { return Ok(kept) };
-    let mut buffer = [0; COMPLAINT_BYTES];
+    let mut buffer = [0; MAX_COMPLAINT_BYTES];
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
@@ -79,8 +81,8 @@ fn complaint(child: &mut Child, deadline: Instant) -> io::Result<Vec<u8>> {
         if count == 0 {
             return Ok(kept);
         }
-        let room = COMPLAINT_BYTES - kept.len();
-        kept.extend(&buffer[..count.min(room)]);
+        let left = MAX_COMPLAINT_BYTES - kept.len();
+        kept.extend(&buffer[..count.min(left)]);
     }
 }
 
@@ -95,29 +97,32 @@ mod tests {
     }
 
     #[test]
-    fn a_program_gets_the_search_path_and_nothing_else_of_the_environment() {
-        assert!(std::env::vars_os().any(|(name, _)| name != "PATH"), "something to leave out");
-        // What the shell sets by itself.
+    fn program_inherits_only_path_of_the_environment() {
+        assert!(
+            std::env::vars_os().any(|(name, _)| name != "PATH"),
+            "the test needs another variable"
+        );
+        // The shell sets these variables by itself.
         let own = "unset PWD OLDPWD SHLVL _; env >&2";
         let path = std::env::var("PATH").unwrap();
         assert_eq!(shell(own).complaint, format!("PATH={path}"));
     }
 
     #[test]
-    fn a_complaint_is_cut_and_does_not_stop_the_program() {
+    fn long_complaint_is_cut_and_does_not_block_the_program() {
         let ended = shell("head -c 1000000 /dev/zero | tr '\\0' x >&2; exit 3");
-        assert_eq!((ended.status.code(), ended.complaint.len()), (Some(3), COMPLAINT_BYTES));
+        assert_eq!((ended.status.code(), ended.complaint.len()), (Some(3), MAX_COMPLAINT_BYTES));
         let ended = shell("echo ' why ' >&2");
         assert_eq!((ended.status.success(), ended.complaint.as_str()), (true, "why"));
     }
 
     #[test]
-    fn a_program_that_closes_its_standard_error_is_waited_for() {
+    fn program_that_closes_its_standard_error_is_waited_for() {
         assert_eq!(shell("exec 2>&-; sleep 0.1; exit 4").status.code(), Some(4));
     }
 
     #[test]
-    fn a_program_that_does_not_end_is_killed() {
+    fn program_that_does_not_end_is_killed() {
         let mut command = Command::new("/bin/sleep");
         command.arg("60").stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();

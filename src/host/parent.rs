@@ -1,49 +1,55 @@
-//! The process that started the shim, whose end can be the box's.
+//! The parent process, whose death stops the box if `die_with_parent` is set.
 //!
-//! The kernel signals the end of the parent (`PR_SET_PDEATHSIG`, prctl(2)), but also the end of the
-//! thread of it that forked: only a change of the parent's pid counts. A new user namespace keeps the
-//! setting; a change of user would lose it (`commit_creds`, Linux 6.12).
+//! The kernel signals the death of the parent (`PR_SET_PDEATHSIG`, prctl(2)). It also sends that
+//! signal when only the thread of the parent that forked the shim ends, so the shim compares the
+//! parent's pid after each signal. The setting survives a new user namespace, but a change of user
+//! clears it (`commit_creds`, Linux 6.12).
 //!
-//! Between the fork and the first call here the parent may have ended already. A parent that says
-//! its own pid (`--parent`) closes that gap.
+//! The parent can die between its fork and the first call in this module. Then the kernel has no
+//! death left to signal, and `getppid(2)` already returns the pid of the adopting process. A parent
+//! that passes its own pid (`--parent`) closes this gap.
 
 use a3s_box_sys::HostError;
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
 use nix::unistd::{Pid, getppid};
 
-/// What the kernel sends. Nobody else has a reason to send it, and it changes nothing if they do.
+/// Signal that the kernel sends when the parent dies. SIGUSR2 has no other use in the shim. If
+/// another process sends it, the pid of the parent has not changed and nothing happens.
 pub(super) const PARENT_SIGNAL: Signal = Signal::SIGUSR2;
 
-/// The parent, as it was when the shim began.
+/// Pid of the parent at the start of the shim.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Parent(Pid);
 
 impl Parent {
-    /// Asks for the signal, and blocks it. To be called first of all, before any thread exists.
-    /// `expected` is the pid that the parent says it has.
+    /// Blocks the signal, and requests it from the kernel. `expected` is the value of `--parent`.
+    ///
+    /// Callers must call it early, because the shim does not notice a death before this call unless
+    /// there is an `expected` pid, and before they start a thread, because threads inherit the mask.
     pub(crate) fn watch(expected: Option<u32>) -> Result<Self, HostError> {
         let set: SigSet = [PARENT_SIGNAL].into_iter().collect();
         sigprocmask(SigmaskHow::SIG_BLOCK, Some(&set), None)
             .map_err(HostError::of("block a signal"))?;
         set_pdeathsig(PARENT_SIGNAL)
             .map_err(HostError::of("ask for a signal at the parent's end"))?;
-        // A pid that is none is nobody's parent.
+        // A number beyond the range of pids matches no process, so the parent counts as dead.
         let expected = expected.map(|pid| Pid::from_raw(i32::try_from(pid).unwrap_or(-1)));
         let parent = Self(expected.unwrap_or_else(getppid));
         if parent.is_gone() {
-            // To the process: another thread than this one may read it.
+            // The signal goes to the process and not to this thread, so that the control thread can
+            // read it from its signalfd.
             kill(Pid::this(), PARENT_SIGNAL).map_err(HostError::of("signal the parent's end"))?;
         }
         Ok(parent)
     }
 
-    /// Takes the wish for the signal back.
+    /// Revokes the request for the signal.
     pub(super) fn ignore() -> Result<(), HostError> {
         set_pdeathsig(None).map_err(HostError::of("take a signal at the parent's end back"))
     }
 
-    /// Whether another process has adopted this one.
+    /// Returns whether the parent has died: another process has then adopted this one.
     pub(super) fn is_gone(self) -> bool {
         getppid() != self.0
     }

@@ -1,4 +1,4 @@
-//! The process itself: its standard fds, signals, limits and namespaces.
+//! The shim's own process: its standard file descriptors, signals, limits and mount namespace.
 
 use std::fmt;
 use std::fs::File;
@@ -20,14 +20,14 @@ use rustix::thread::{CapabilitiesSecureBits, set_capabilities_secure_bits};
 use super::parent::{PARENT_SIGNAL, Parent};
 use super::user_namespace;
 
-/// Standard output, for what people ask on the command line.
+/// Returns standard output, for the modes that print text for a person and emit no events.
 #[expect(clippy::disallowed_methods, reason = "used instead of the event stream, never beside it")]
 pub(crate) fn stdout() -> io::Stdout {
     io::stdout()
 }
 
-/// Takes the original standard output away for the event writer. Fd 1 then is standard error, so
-/// that no library can write into the event stream.
+/// Takes the original standard output for the event writer, and makes fd 1 a duplicate of standard
+/// error. A library that prints to fd 1 then writes into the log and not between two events.
 pub(crate) fn take_stdout() -> Result<OwnedFd, HostError> {
     let original = stdout()
         .as_fd()
@@ -37,13 +37,17 @@ pub(crate) fn take_stdout() -> Result<OwnedFd, HostError> {
     Ok(original)
 }
 
-/// Path of this executable.
+/// Returns the path of this executable.
 pub(crate) fn executable() -> Result<PathBuf, HostError> {
     std::env::current_exe().map_err(HostError::of("find the path of this executable"))
 }
 
-/// Raises the limit of open files to its maximum: libkrun holds an fd for every inode that the
-/// guest knows. New files are for the owner only. Standard input was read and is closed.
+/// Raises the limit of open files to its hard limit, makes new files accessible to their owner only,
+/// and replaces standard input by `/dev/null`.
+///
+/// libkrun's virtio-fs server keeps an fd open for every inode that the guest kernel has cached, so
+/// the usual soft limit of 1024 files does not suffice. Standard input is of no further use, because
+/// the config was read from it. `/dev/null` keeps its number occupied, so that no other file gets it.
 pub(crate) fn raise_limits() -> Result<(), HostError> {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)
         .map_err(HostError::of("read the limit of open files"))?;
@@ -54,8 +58,12 @@ pub(crate) fn raise_limits() -> Result<(), HostError> {
     dup2_stdin(null).map_err(HostError::of("close standard input"))
 }
 
-/// Gives this process mounts of its own: what it mounts vanishes with it, however it ends. Without
-/// root that takes a user namespace, where it is root. To be called before any thread exists.
+/// Moves this process into a mount namespace of its own, so that the kernel removes all its mounts
+/// when it ends, even after SIGKILL. Without root this requires a user namespace, in which the
+/// process then is root.
+///
+/// Callers must not have started a thread: `unshare(2)` refuses a user namespace to a process with
+/// several threads, and moves only the calling thread into a mount namespace.
 pub(crate) fn enter_private_mounts() -> Result<(), HostError> {
     if geteuid().is_root() {
         unshare(CloneFlags::CLONE_NEWNS)
@@ -63,55 +71,64 @@ pub(crate) fn enter_private_mounts() -> Result<(), HostError> {
     } else {
         user_namespace::enter()?;
     }
+    // The new namespace has copies of the host's mounts in the same peer groups. Without this, the
+    // kernel would propagate each of our mounts to the host.
     let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
     mount(None::<&str>, "/", None::<&str>, private, None::<&str>)
         .map_err(HostError::of("make all mounts private"))?;
     keep_capabilities()
 }
 
-/// Lets a thread keep its capabilities when it takes on another user. libkrun's virtio-fs server makes
-/// each file as its owner, with that owner's first group and no other (`set_creds`, 1.19.7): a program in
-/// the guest could not write into a directory of its other groups. What the guest's kernel has allowed is
-/// so not judged a second time, by less than it knows.
+/// Sets `SECBIT_NO_SETUID_FIXUP`, with which a thread keeps its capabilities when it changes to
+/// another user.
+///
+/// libkrun's virtio-fs server creates a file as the user of the calling program, with that user's
+/// primary group and no supplementary groups (`set_creds`, 1.19.7). Without capabilities the host
+/// kernel would check permissions with these fewer groups, and a program in the guest could not
+/// create files in a directory that it may write to through a supplementary group. The guest kernel
+/// has checked permissions with all groups already, so the host kernel need not check them again.
 fn keep_capabilities() -> Result<(), HostError> {
     set_capabilities_secure_bits(CapabilitiesSecureBits::NO_SETUID_FIXUP)
         .map_err(HostError::of("keep capabilities (CAP_SETPCAP)"))
 }
 
-/// Whether this process is root, and not only in a user namespace.
+/// Returns whether this process is root of the host, and not only of a user namespace.
 pub(crate) fn is_root_of_host() -> bool {
     geteuid().is_root() && !is_in_user_namespace()
 }
 
-/// Whether ids mean others outside, as far as `/proc` tells.
+/// Returns whether this process is in a user namespace that maps ids to other ids. Without `/proc`
+/// it returns false.
 pub(crate) fn is_in_user_namespace() -> bool {
     std::fs::read_to_string("/proc/self/uid_map")
+        // The initial namespace maps all ids to themselves (user_namespaces(7)).
         .is_ok_and(|map| !map.split_whitespace().eq(["0", "0", "4294967295"]))
 }
 
-/// A number of the line `/proc/<pid>/stat` (proc(5)), by its place from 3 on: the second, the name of
-/// the program, may hold spaces and parentheses.
+/// Returns a numeric field of `/proc/<pid>/stat` (proc(5)), counted from 1 as in the manual page.
+/// Only fields from 3 on can be asked for. Field 2 is the name of the executable in parentheses,
+/// which may contain spaces and parentheses, so the search starts behind the last parenthesis.
 pub(crate) fn stat_field(stat: &str, field: usize) -> Option<u64> {
     let (_, from_field_3) = stat.rsplit_once(')')?;
     from_field_3.split_ascii_whitespace().nth(field.checked_sub(3)?)?.parse().ok()
 }
 
-/// Linux has 64 signals.
+/// Returns the number of `signal`. Linux has 64 signals, so it always fits.
 pub(crate) fn signal_number(signal: Signal) -> u8 {
     u8::try_from(signal as i32).unwrap_or(u8::MAX)
 }
 
-/// Why a box is to stop.
+/// A request to stop the box, which reaches the shim as a signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum StopRequest {
-    /// Somebody sent this signal.
+    /// A process sent this signal.
     Signal(Signal),
     /// The process that started the shim has ended.
     ParentDied,
 }
 
 impl StopRequest {
-    /// How events tell it.
+    /// Returns the cause that events name for this request.
     pub(crate) fn cause(self) -> StopCause {
         match self {
             Self::Signal(_) => StopCause::Signal,
@@ -119,7 +136,8 @@ impl StopRequest {
         }
     }
 
-    /// Number of the signal that the exit status tells of: the end of the parent counts as SIGTERM.
+    /// Returns the number of the signal from which the exit status is made. The death of the parent
+    /// counts as SIGTERM.
     pub(crate) fn signal_number(self) -> u8 {
         match self {
             Self::Signal(signal) => signal_number(signal),
@@ -137,8 +155,10 @@ impl fmt::Display for StopRequest {
     }
 }
 
-/// The signals that ask a box to stop, blocked in every thread and read from an fd: libkrun
-/// installs handlers of its own, which so never run.
+/// A signalfd for the signals that request a stop.
+///
+/// The signals are blocked in every thread, because libkrun installs handlers for some of them. A
+/// blocked signal does not run a handler, and can only be read from the fd.
 #[derive(Debug)]
 pub(crate) struct Signals {
     fd: SignalFd,
@@ -146,7 +166,10 @@ pub(crate) struct Signals {
 }
 
 impl Signals {
-    /// Blocks the signals. The end of `parent` is one of them. To be called before any thread exists.
+    /// Blocks the signals and opens the fd. With a `parent`, its death is a stop request, too.
+    ///
+    /// Callers must not have started a thread, because a thread inherits the signal mask of the
+    /// thread that starts it.
     pub(crate) fn block(parent: Option<Parent>) -> Result<Self, HostError> {
         let signals = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, PARENT_SIGNAL];
         let set: SigSet = signals.into_iter().collect();
@@ -160,16 +183,17 @@ impl Signals {
         Ok(Self { fd, parent })
     }
 
-    /// The next request that has arrived, if any.
+    /// Returns the next stop request that is pending. Does not block.
     pub(crate) fn next(&self) -> Option<StopRequest> {
         loop {
-            // Any error is EAGAIN: the fd is ours, open and large enough to read from.
+            // The only error is EAGAIN: the fd is open, and the buffer has the size of one record.
             let info = self.fd.read_signal().ok().flatten()?;
             let number = i32::try_from(info.ssi_signo).ok();
             match number.and_then(|number| Signal::try_from(number).ok())? {
                 PARENT_SIGNAL if self.parent.is_some_and(Parent::is_gone) => {
                     return Some(StopRequest::ParentDied);
                 }
+                // Another process or thread sent it, or the parent's thread ended and the parent lives.
                 PARENT_SIGNAL => {}
                 signal => return Some(StopRequest::Signal(signal)),
             }

@@ -1,10 +1,11 @@
-//! The user namespace of a shim that is not root: what lets an ordinary user mount, and own files
-//! of several owners.
+//! The user namespace of a shim that runs without root. It allows an ordinary user to mount, and to
+//! create files of several owners.
 //!
-//! Root in the namespace is the user; the ids from 1 on are the user's sub-ids, where /etc/subuid
-//! and /etc/subgid give some and the programs `newuidmap` and `newgidmap`, which may write such a
-//! map, are there. Without them the user's own id is the only one, and an image with files of other
-//! owners cannot be unpacked.
+//! Id 0 in the namespace is the user's own id. The ids from 1 on are the user's sub-ids. They exist
+//! if `/etc/subuid` and `/etc/subgid` list some for the user, and if the setuid programs `newuidmap`
+//! and `newgidmap` are installed, because the kernel allows only a privileged process to write a map
+//! of several ids. Without sub-ids only id 0 is mapped, and an image with files of other owners
+//! cannot be unpacked.
 
 use std::fs;
 use std::io::Write;
@@ -17,13 +18,15 @@ use nix::unistd::{User, getegid, geteuid};
 
 use super::command;
 
-/// Most ranges of sub-ids: the kernel takes 340 lines (`user_namespaces(7)`), one is for root.
+/// Most ranges of sub-ids that are used. The kernel accepts 340 lines in a map
+/// (`user_namespaces(7)`), of which one maps root.
 const MAX_RANGES: usize = 339;
 
-/// Waits for the namespace, then becomes the program that writes its map.
+/// Shell script of a [`Mapper`]: waits for a line, which arrives once the namespace exists, and
+/// executes the helper program that writes a map.
 const WAIT_AND_MAP: &str = r#"read -r _ && exec "$0" "$@""#;
 
-/// A range of ids outside: the first, and how many.
+/// A range of ids of the host: the first id and the number of ids.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Range {
     first: u32,
@@ -38,30 +41,32 @@ pub(crate) struct SubIds {
 }
 
 impl SubIds {
+    /// Reads the sub-ids of the user that this process runs as.
     pub(crate) fn of_this_user() -> Self {
         let uid = geteuid();
         let user = User::from_uid(uid).ok().flatten().map(|user| user.name);
         let ranges = |path| {
-            // Where there is no such file, there are no sub-ids.
+            // A file that is missing or cannot be read means that there are no sub-ids.
             sub_ids(&fs::read_to_string(path).unwrap_or_default(), user.as_deref(), uid.as_raw())
         };
         Self { uids: ranges("/etc/subuid"), gids: ranges("/etc/subgid") }
     }
 
-    /// How many user ids and group ids there are.
+    /// Returns the numbers of user ids and of group ids.
     pub(crate) fn counts(&self) -> (u64, u64) {
         let count = |ranges: &[Range]| ranges.iter().map(|range| u64::from(range.count)).sum();
         (count(&self.uids), count(&self.gids))
     }
 }
 
-/// Enters a new user namespace with a mount namespace of its own. To be called before any thread
-/// exists.
+/// Moves this process into a new user namespace with a mount namespace of its own. Callers must not
+/// have started a thread, because `unshare(2)` then fails with EINVAL.
 pub(super) fn enter() -> Result<(), HostError> {
     let (uid, gid) = (geteuid(), getegid());
     let SubIds { uids, gids } = SubIds::of_this_user();
     let delegated = !uids.is_empty() && !gids.is_empty() && has_programs();
-    // A process outside of the namespace has to write the maps, and forking later is not safe.
+    // The maps must be written by a process outside of the namespace, because `newuidmap` has no
+    // privilege inside. The helpers are therefore forked before, and wait.
     let helpers = delegated
         .then(|| {
             Ok([
@@ -78,7 +83,8 @@ pub(super) fn enter() -> Result<(), HostError> {
     }
 }
 
-/// Maps the user's own ids, which needs no privilege once setgroups(2) is given up.
+/// Maps the user's own ids to 0. The kernel allows this without privilege only after setgroups(2) was
+/// denied, because dropping a group could otherwise gain access to a file (user_namespaces(7)).
 fn map_own_ids(uid: u32, gid: u32) -> Result<(), HostError> {
     fs::write("/proc/self/setgroups", "deny").map_err(HostError::of("give up setgroups"))?;
     fs::write("/proc/self/uid_map", format!("0 {uid} 1"))
@@ -86,10 +92,11 @@ fn map_own_ids(uid: u32, gid: u32) -> Result<(), HostError> {
     fs::write("/proc/self/gid_map", format!("0 {gid} 1")).map_err(HostError::of("map the group id"))
 }
 
-/// A child that waits to write a map of this process.
+/// A child process that waits, and then writes one of the maps of this process.
 struct Mapper(Child);
 
 impl Mapper {
+    /// Starts the shell that waits.
     fn start(program: &str, own: u32, ranges: &[Range]) -> Result<Self, HostError> {
         let mut shell = command::new("/bin/sh");
         shell.args(["-c", WAIT_AND_MAP, program, &std::process::id().to_string()]);
@@ -100,6 +107,7 @@ impl Mapper {
         shell.spawn().map(Self).map_err(HostError::of("start the program that maps sub-ids"))
     }
 
+    /// Lets the shell continue, and waits for the end of the helper program.
     fn finish(mut self) -> Result<(), HostError> {
         const STEP: &str = "map the user's sub-ids";
         if let Some(mut stdin) = self.0.stdin.take() {
@@ -116,12 +124,13 @@ impl Mapper {
     }
 }
 
-/// The lines of a map: root is the user, the ids from 1 on are the sub-ids.
+/// Returns the lines of a map, each with the first id inside and a range outside: 0 is the user, and
+/// the ids from 1 on are the sub-ids.
 fn map(own: u32, ranges: &[Range]) -> Vec<(u32, Range)> {
     let mut lines = vec![(0, Range { first: own, count: 1 })];
     let mut inside = 1_u32;
     for range in ranges {
-        // What does not fit into the ids that there are is of no use.
+        // Ids have 32 bits. Ranges beyond the last id are cut or left out.
         let count = range.count.min(u32::MAX - inside);
         if count > 0 {
             lines.push((inside, Range { count, ..*range }));
@@ -131,8 +140,8 @@ fn map(own: u32, ranges: &[Range]) -> Vec<(u32, Range)> {
     lines
 }
 
-/// Reads the ranges of a user from the text of /etc/subuid or /etc/subgid (subuid(5)); both name
-/// users, never groups.
+/// Parses the ranges of a user in the text of `/etc/subuid` or `/etc/subgid` (subuid(5)). Both files
+/// name the user, the second one as well. Lines with an error are skipped.
 fn sub_ids(text: &str, user: Option<&str>, uid: u32) -> Vec<Range> {
     let number = uid.to_string();
     let range = |line: &str| {
@@ -144,7 +153,7 @@ fn sub_ids(text: &str, user: Option<&str>, uid: u32) -> Vec<Range> {
     text.lines().filter_map(range).filter(|range| range.count > 0).take(MAX_RANGES).collect()
 }
 
-/// Whether the programs that map sub-ids are there.
+/// Returns whether the helper programs that map sub-ids are installed.
 pub(crate) fn has_programs() -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let found = |name: &str| {

@@ -1,13 +1,14 @@
-//! The command line: flags for people. Supervisors need none.
+//! The command line. Its flags are for people and for other modes; a supervisor that starts a box needs
+//! none of them.
 
 use std::ffi::OsString;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 
-/// What `--version` prints.
+/// Output of `--version`.
 pub(crate) const VERSION: &str = concat!("a3s-box-shim ", env!("CARGO_PKG_VERSION"));
 
-/// What `--help` prints.
+/// Output of `--help`.
 pub(crate) const USAGE: &str = "\
 usage: a3s-box-shim [--config FILE] [--parent PID] [--check | --prepare | --gc | --verify]
        a3s-box-shim [--config FILE] --doctor [--json]
@@ -17,18 +18,18 @@ Reads a BoxConfig (JSON) on standard input, becomes the microVM that it describe
 writes events (NDJSON) on standard output. The exit status is the workload's.
 
   --config FILE   read the BoxConfig from FILE instead
-  --parent PID    the process that starts this one: if it has ended by now, that is seen too
-  --check         only say whether the BoxConfig is valid
+  --parent PID    the process that starts this one: its death is noticed even if it is early
+  --check         only check whether the BoxConfig is valid
   --prepare       do everything up to the mounted root, undo it and exit; needs no KVM
-  --gc            bring the layer cache within the config's `cache`, and exit
-  --verify        compare the image's layers in the cache with its blobs, mend them, and exit
-  --doctor        examine this host: what boxes need, how it is, what to do about it; with
+  --gc            remove layers until the cache is within the config's `cache`, and exit
+  --verify        compare the image's layers in the cache with its blobs, repair them, and exit
+  --doctor        examine this host: what boxes need, what was found, and what to do; with
                   --config for that box, and with --json as one JSON document. Exit status:
-                  0 all is well, 1 boxes run with less, 2 no box can run, 125 it failed itself
+                  0 all is well, 1 boxes run with less, 2 no box can run, 125 the doctor failed
   --print-schema  print the JSON Schema of BoxConfig
   --version       print the version";
 
-/// What the shim is to do.
+/// Mode of the shim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mode {
     Run,
@@ -42,25 +43,25 @@ pub(crate) enum Mode {
     Help,
 }
 
-/// The command line, read.
+/// The parsed command line.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Arguments {
     pub(crate) mode: Mode,
     pub(crate) config: Option<PathBuf>,
-    /// Process id of whoever started this process, as it says itself. Never 0.
+    /// Pid of the parent, as the parent has passed it. Never 0.
     pub(crate) parent: Option<u32>,
-    /// Whether the doctor reports to a program.
+    /// Whether the doctor writes JSON.
     pub(crate) json: bool,
 }
 
-/// A command line that makes no sense.
+/// Why a command line is refused.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum ArgumentError {
     #[error("unknown argument `{0}`")]
     Unknown(String),
-    #[error("--config needs a file")]
+    #[error("--config requires a file")]
     NoFile,
-    #[error("--parent needs the id of a process")]
+    #[error("--parent requires the id of a process")]
     NoParent,
     #[error(
         "more than one of --check, --prepare, --gc, --verify, --doctor, --print-schema, --version and --help"
@@ -71,6 +72,7 @@ pub(crate) enum ArgumentError {
 }
 
 impl Arguments {
+    /// Parses the arguments behind the name of the executable.
     pub(crate) fn parse(words: impl Iterator<Item = OsString>) -> Result<Self, ArgumentError> {
         let mut words = words;
         let mut arguments = Self { mode: Mode::Run, config: None, parent: None, json: false };
@@ -123,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn flags_are_read_and_nonsense_is_refused() {
+    fn flags_are_parsed_and_invalid_ones_are_refused() {
         let none = Arguments { mode: Mode::Run, config: None, parent: None, json: false };
         assert_eq!(parse(&[]), Ok(none));
         let (config, parent) = (Some("a".into()), Some(17));

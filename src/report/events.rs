@@ -1,21 +1,23 @@
-//! The event stream: numbered, written in order, never a reason to wait.
+//! The event stream: numbered lines in order, written without blocking.
 //!
 //! Only this module writes to the original standard output. `emit` queues an event and writes as
-//! much of the queue as the reader takes at once; the control thread calls [`EventWriter::flush`]
-//! while something is left. When the reader is far behind, events that may be dropped are, before
-//! they get a number, and changes of state and health are merged. How many so vanished is told before
-//! the next event that is not dropped, or once nothing waits any more.
+//! much of the queue as the reader takes without blocking. The control thread calls
+//! [`EventWriter::flush`] while lines are waiting.
+//!
+//! When the reader is far behind, droppable events are dropped before they get a number, and changes
+//! of state and of health are merged. The number of lost events is announced before the next event
+//! that is not dropped, or as soon as no line is waiting.
 //!
 //! ```text
-//!  emit ──► may be dropped ── 256 lines or 4 MiB wait ──► counted
-//!     ├───► state, health ── 1024 lines or 4 MiB wait ──► merged, until there is room
+//!  emit ──► droppable ────── 256 lines or 4 MiB wait ──► counted
+//!     ├───► state, health ── 1024 lines or 4 MiB wait ──► merged, until there is space
 //!     └───► all others ──► numbered ──► waiting lines ──► standard output
 //!                             └───────► `events.file`
 //! ```
 //!
-//! What waits is bounded by some 6 MiB: 4 MiB, one more line, and the other events, of which a box
-//! has a few dozen. Those are short but for one `image.resolved` (under 1 MiB) and an error (under
-//! half of one, see [`MAX_ERROR_TEXT_BYTES`]).
+//! The waiting lines take at most about 6 MiB: 4 MiB, one more line, and the events of which none is
+//! lost. A box has a few dozen of those. They are short, except for one `image.resolved` (below
+//! 1 MiB) and an error (below half a MiB, see [`MAX_ERROR_TEXT_BYTES`]).
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -34,31 +36,32 @@ use nix::sys::stat::{Mode, SFlag, fstat};
 use super::merged::{Merged, Moment};
 use super::rotated_file::{RotatedFile, RotatedFileError, Rotation};
 
-/// Lines that may wait before progress, metrics and the like are dropped. The other events of a box
-/// are a few dozen.
+/// Number of waiting lines from which on droppable events, such as progress and metrics, are dropped.
+/// The other events of a box are a few dozen, so they fit into far less.
 const MAX_WAITING_LINES: usize = 256;
 
-/// Lines that may wait before changes of state and health are merged: four times as many, so that
-/// they are the last to be lost.
+/// Number of waiting lines from which on changes of state and health are merged. It is four times as
+/// high, so that these events are lost last.
 const MAX_WAITING_CHANGES: usize = 1024;
 
-/// Bytes that may wait before the same: 1024 lines of 4 KiB, of which few have more than 300 bytes.
+/// Number of waiting bytes from which on both happens: 1024 lines of 4 KiB. Few lines have more than
+/// 300 bytes, so usually the limits on lines apply first.
 const MAX_WAITING_BYTES: usize = 4 << 20;
 
-/// Longest text of an error: longer than any path or message that a person reads.
+/// Longest text in an error. No path or message that a person reads is as long.
 const MAX_ERROR_TEXT_BYTES: usize = 4096;
 
-/// Causes of an error that are told. With the longest texts, each byte written as six, the line has
+/// Most causes of an error. With the longest texts, and each byte escaped as six by JSON, the line has
 /// 430 KiB.
 const MAX_CAUSES: usize = 16;
 
-/// What a pipe takes without blocking once it polls as writable (`PIPE_BUF`, pipe(7)).
+/// Bytes that a pipe takes without blocking once `poll(2)` reports it as writable (`PIPE_BUF`, pipe(7)).
 const CHUNK_BYTES: usize = 4096;
 
-/// How long the end of the process waits for a reader of the last events.
+/// Longest time that the end of the process waits until the last events are read.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The stream cannot be kept in a file.
+/// Why the event file cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot keep the events in `{}`", path.display())]
 pub(crate) struct EventFileError {
@@ -66,7 +69,7 @@ pub(crate) struct EventFileError {
     source: RotatedFileError,
 }
 
-/// Writes events; shared by the main and the control thread.
+/// Writes events. The main thread and the control thread share it.
 #[derive(Debug)]
 pub(crate) struct EventWriter {
     start: Instant,
@@ -77,25 +80,25 @@ pub(crate) struct EventWriter {
 struct Stream {
     fd: OwnedFd,
     file: Option<RotatedFile>,
-    /// Whether the last line is missing in the file.
+    /// Whether the last line could not be written to the file.
     file_fails: bool,
     box_id: String,
-    /// Its `waiting` is not kept up: that is `lines`.
+    /// Figures of the stream. `waiting` is always 0 here, because `lines` has that number.
     metrics: EventMetrics,
-    /// Dropped events that are not announced yet.
+    /// Number of dropped events that are not announced yet.
     unannounced: u64,
-    /// When the last of them happened.
+    /// Time of the last dropped event.
     last_drop: Option<Moment>,
     merged: Merged,
     lines: VecDeque<Box<[u8]>>,
     waiting_bytes: usize,
-    /// Bytes of the first line that are written already.
+    /// Number of bytes of the first line that are written already.
     written: usize,
     reader_gone: bool,
 }
 
 impl EventWriter {
-    /// A writer on `fd`, with a clock that starts now.
+    /// Makes a writer on `fd`. Its clock of elapsed time starts now.
     pub(crate) fn new(fd: OwnedFd) -> Self {
         let stream = Stream {
             fd: own_description(&fd).unwrap_or(fd),
@@ -114,14 +117,16 @@ impl EventWriter {
         Self { start: Instant::now(), stream: Mutex::new(stream) }
     }
 
-    /// Names the box in all later events.
+    /// Sets the box id of all later events.
     pub(crate) fn name(&self, box_id: &str) {
         box_id.clone_into(&mut self.lock().box_id);
     }
 
-    /// Appends all later events to a file, too, whether or not somebody reads the stream. The file and
-    /// the one before it (`.1`) together stay within `max_bytes`. A line that the disk does not take,
-    /// or that is longer than half of that, is missing in the file: a gap in `seq` shows it.
+    /// Appends all later events to a file, too, whether or not the stream is read. The file and the
+    /// previous one (`.1`) together stay within `max_bytes`.
+    ///
+    /// A line is missing in the file if the disk does not take it, or if it is longer than half of
+    /// `max_bytes`. A gap in `seq` shows this.
     pub(crate) fn keep(
         &self,
         path: &Path,
@@ -138,20 +143,20 @@ impl EventWriter {
     /// Adds an event to the stream.
     pub(crate) fn emit(&self, kind: EventKind) {
         let mut stream = self.lock();
-        // Read under the lock, so that no event is older than the one before it.
+        // The clock is read under the lock, so that times never go back from one event to the next.
         let moment = Moment { time: Timestamp::now(), elapsed_ms: self.elapsed_ms() };
         stream.add(bounded(kind), moment);
         stream.drain(PollTimeout::ZERO);
     }
 
-    /// Writes what the reader takes now; says whether something is left.
+    /// Writes as much as the reader takes now, and returns whether lines are left.
     pub(crate) fn flush(&self) -> bool {
         let mut stream = self.lock();
         stream.drain(PollTimeout::ZERO);
         !stream.lines.is_empty()
     }
 
-    /// Writes all that is left, within a bound.
+    /// Writes all waiting lines, but waits at most [`FINISH_TIMEOUT`] for the reader.
     pub(crate) fn finish(&self) {
         let deadline = Instant::now() + FINISH_TIMEOUT;
         while Instant::now() < deadline && self.flush() {
@@ -159,18 +164,18 @@ impl EventWriter {
         }
     }
 
-    /// What was written, what was dropped, and what waits.
+    /// Returns how many events were written and dropped, and how many are waiting.
     pub(crate) fn metrics(&self) -> EventMetrics {
         let stream = self.lock();
         EventMetrics { waiting: stream.lines.len() as u64, ..stream.metrics }
     }
 
-    /// Time since the shim started.
+    /// Returns the time since the shim started.
     pub(crate) fn elapsed(&self) -> Duration {
         self.start.elapsed()
     }
 
-    /// Time since the shim started, in milliseconds.
+    /// Returns the time since the shim started in milliseconds.
     pub(crate) fn elapsed_ms(&self) -> u64 {
         u64::try_from(self.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
@@ -181,6 +186,7 @@ impl EventWriter {
 }
 
 impl Stream {
+    /// Drops, merges or queues an event, depending on its kind and on the waiting lines.
     fn add(&mut self, kind: EventKind, moment: Moment) {
         if kind.is_droppable() && self.is_behind(MAX_WAITING_LINES) {
             self.drop_events(1);
@@ -188,12 +194,12 @@ impl Stream {
             return;
         }
         if Merged::takes(&kind) && self.is_behind(MAX_WAITING_CHANGES) {
-            let given_up = self.merged.add(kind, moment);
-            self.drop_events(given_up);
+            let replaced = self.merged.add(kind, moment);
+            self.drop_events(replaced);
             self.last_drop = Some(moment);
             return;
         }
-        self.tell_merged();
+        self.push_merged();
         self.announce_drops(moment);
         self.push(kind, moment);
     }
@@ -207,15 +213,17 @@ impl Stream {
         self.metrics.dropped += count;
     }
 
-    fn tell_merged(&mut self) {
-        let (changes, void) = self.merged.take();
-        self.drop_events(void);
+    /// Queues the merged changes. They are older than the next event, so they come before it.
+    fn push_merged(&mut self) {
+        let (changes, dropped) = self.merged.take();
+        self.drop_events(dropped);
         for (kind, moment) in changes {
             self.announce_drops(moment);
             self.push(kind, moment);
         }
     }
 
+    /// Queues the number of dropped events, if there are any that are not announced.
     fn announce_drops(&mut self, moment: Moment) {
         let count = std::mem::take(&mut self.unannounced);
         if count > 0 {
@@ -223,6 +231,7 @@ impl Stream {
         }
     }
 
+    /// Numbers an event, appends it to the file, and queues it.
     fn push(&mut self, kind: EventKind, moment: Moment) {
         let event = Event {
             v: EVENT_VERSION,
@@ -232,7 +241,7 @@ impl Stream {
             box_id: self.box_id.clone(),
             kind,
         };
-        // Events hold strings and numbers only, which serde_json always writes.
+        // Serialization cannot fail, because events consist of strings and numbers.
         let mut line = serde_json::to_vec(&event).unwrap_or_default();
         line.push(b'\n');
         self.metrics.emitted += 1;
@@ -244,12 +253,12 @@ impl Stream {
         }
     }
 
-    /// Appends to the file. A full disk costs lines of the file, and nothing else.
+    /// Appends a line to the file. On a full disk the file lacks lines, and the box continues.
     fn keep(&mut self, line: &[u8]) {
         let Some(file) = &mut self.file else { return };
         match file.append_line(line) {
             Ok(()) => self.file_fails = false,
-            // Once, and not for each line.
+            // The warning is logged once for each series of failures, and not for each line.
             Err(error) if !std::mem::replace(&mut self.file_fails, true) => {
                 tracing::warn!("the file of events lacks a line: {error}");
             }
@@ -257,12 +266,12 @@ impl Stream {
         }
     }
 
-    /// Writes until the reader takes nothing within `timeout`; then what was merged, once there is room,
-    /// and what was dropped, once nothing waits.
+    /// Writes until the reader takes nothing within `timeout`. Then adds the merged changes if there is
+    /// space for them, and the number of dropped events if no line is waiting.
     fn drain(&mut self, timeout: PollTimeout) {
         self.write(timeout);
         if !self.merged.is_empty() && !self.is_behind(MAX_WAITING_CHANGES) {
-            self.tell_merged();
+            self.push_merged();
             self.write(PollTimeout::ZERO);
         }
         if let (true, Some(moment)) = (self.lines.is_empty(), self.last_drop) {
@@ -271,6 +280,8 @@ impl Stream {
         }
     }
 
+    /// Writes lines in pieces of [`CHUNK_BYTES`], each after a poll, because a longer write to a
+    /// blocking pipe could block.
     fn write(&mut self, timeout: PollTimeout) {
         while let Some(line) = self.lines.front() {
             if self.reader_gone {
@@ -299,8 +310,11 @@ impl Stream {
     }
 }
 
-/// Opens a pipe a second time, so that it can be non-blocking for us alone: where the log goes to the
-/// same pipe, another thread may fill it between our poll and our write.
+/// Opens a pipe a second time. `O_NONBLOCK` belongs to the open file description, so the new one can be
+/// non-blocking without changing the supervisor's.
+///
+/// The poll before each write does not suffice: if the log goes to the same pipe, another thread can
+/// fill it between the poll and the write.
 fn own_description(fd: &OwnedFd) -> Option<OwnedFd> {
     let is_pipe = fstat(fd).is_ok_and(|found| {
         SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT == SFlag::S_IFIFO
@@ -310,7 +324,7 @@ fn own_description(fd: &OwnedFd) -> Option<OwnedFd> {
     is_pipe.then(|| open(&*path, flags, Mode::empty()).ok()).flatten()
 }
 
-/// Cuts the only event whose texts come from everywhere.
+/// Cuts the texts of an error. All other events bound their texts where they are made.
 fn bounded(kind: EventKind) -> EventKind {
     let EventKind::Error(report) = kind else { return kind };
     let cut = |mut text: String| {

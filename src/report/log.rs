@@ -1,17 +1,18 @@
-//! The log: `tracing`, and libkrun's `log` records, in the journal or as lines on standard error.
+//! The log: records of `tracing` and of libkrun's `log`, in the journal or as lines on standard error.
 //!
 //! | variable | values |
 //! |---|---|
 //! | `A3S_BOX_LOG` | `off`, `error`, `warn` (default), `info`, `debug`, `trace` |
-//! | `A3S_BOX_LOG_TO` | `journal`, `stderr`; absent: the journal where standard error is connected to it |
+//! | `A3S_BOX_LOG_TO` | `journal`, `stderr`; absent: the journal if standard error is connected to it |
 //! | `A3S_BOX_LOG_FORMAT` | the form on standard error: `text` (default), `json` |
 //!
-//! Every record names the box and the phase that it is in, also one of a thread of libkrun: both are
-//! the process's, not a span's. What the guest's kernel prints is shown from `info` on: its amount is
-//! the guest's to choose.
+//! Every record names the box and its phase. Both are kept for the process and not in a span, so that
+//! records of libkrun's threads have them as well. The output of the guest kernel is logged only from
+//! level `info` on, because a guest can print without limit.
 //!
 //! # Invariants
-//! libkrun logs on threads that the VM waits for: a record that cannot be written at once is lost.
+//! A record that cannot be written without blocking is lost, because libkrun logs on threads that the
+//! VM waits for.
 
 mod journal;
 mod lines;
@@ -40,21 +41,23 @@ pub(crate) use self::phase::Phase;
 /// Target of libkrun's records that hold the guest's console (`port_io.rs`, libkrun 1.19.7).
 const GUEST_KERNEL: &str = "init_or_kernel";
 
-/// Target of libkrun's records about vsock connections: at each end of one it warns that it forgets
-/// the connection a little later (`muxer_thread.rs`, 1.19.7).
+/// Target of libkrun's records about vsock connections. libkrun logs a warning at the end of each
+/// connection, which is no sign of a problem (`muxer_thread.rs`, 1.19.7).
 const VSOCK: &str = "krun_devices::virtio::vsock";
 
 static BOX_ID: OnceLock<String> = OnceLock::new();
 static PHASE: AtomicUsize = AtomicUsize::new(Phase::Config as usize);
 static JOURNAL: OnceLock<Journal> = OnceLock::new();
 
-/// The phase that the process is in.
-fn phase() -> Phase {
+/// Returns the current phase.
+fn current_phase() -> Phase {
     Phase::ALL.get(PHASE.load(Ordering::Relaxed)).copied().unwrap_or(Phase::Stopping)
 }
 
-/// Sets the log up for the whole process; to be called before any thread exists. A setting that is
-/// wrong counts as absent, and is warned of.
+/// Sets up the log of the whole process. An invalid setting counts as absent and is logged as a warning.
+///
+/// Callers must not have started a thread, because [`Journal::open`] finds its socket by comparing the
+/// process's fds before and after, which a thread could change.
 pub(crate) fn install() {
     let level = setting("A3S_BOX_LOG", |text| text.parse().ok());
     let form = setting("A3S_BOX_LOG_FORMAT", |text| match text {
@@ -73,23 +76,24 @@ pub(crate) fn install() {
     };
     let level_filter = level.value.unwrap_or(LevelFilter::WARN);
     let sink = Sink(Lines::new(form.value.unwrap_or(Form::Text)));
-    // Only fails when a logger exists already, which then goes on.
+    // It fails only if a logger is installed already, which then stays.
     let _installed =
         tracing_subscriber::registry().with(targets(level_filter)).with(sink).try_init();
-    for wrong in [level.wrong, form.wrong, place.wrong].into_iter().flatten() {
-        tracing::warn!("unknown {wrong}");
+    for invalid in [level.invalid, form.invalid, place.invalid].into_iter().flatten() {
+        tracing::warn!("unknown {invalid}");
     }
     if let Err(error) = journal {
         tracing::warn!("no journal, so the log is on standard error: {error}");
     }
 }
 
-/// Where the journal's records are sent to, if that is where they go.
+/// Returns the path of the journal's socket if records are sent to the journal. A process that changes
+/// its root must keep this path.
 pub(crate) fn journal_socket() -> Option<&'static Path> {
     JOURNAL.get().map(|_| Path::new(journal::SOCKET))
 }
 
-/// Names the box in all later records. Only the first name counts.
+/// Sets the box id of all later records. Only the first call has an effect.
 pub(crate) fn name(box_id: &str) {
     let named = BOX_ID.set(box_id.to_owned());
     let (Ok(()), Some(journal)) = (named, JOURNAL.get()) else { return };
@@ -98,7 +102,7 @@ pub(crate) fn name(box_id: &str) {
     }
 }
 
-/// Says in all later records that the box is in this phase. It never goes back to an earlier one.
+/// Sets the phase of all later records. A call with an earlier phase has no effect.
 pub(crate) fn enter(phase: Phase) {
     let before = PHASE.fetch_max(phase as usize, Ordering::Relaxed);
     if before < phase as usize {
@@ -106,28 +110,28 @@ pub(crate) fn enter(phase: Phase) {
     }
 }
 
-/// Which records are kept.
+/// Returns the filter of records for a level.
 fn targets(level: LevelFilter) -> Targets {
     let kernel = if level >= LevelFilter::INFO { level } else { LevelFilter::OFF };
     let vsock = if level >= LevelFilter::INFO { level } else { level.min(LevelFilter::ERROR) };
     Targets::new().with_default(level).with_target(GUEST_KERNEL, kernel).with_target(VSOCK, vsock)
 }
 
-/// An environment variable: its value, or what is wrong with it.
+/// The value of an environment variable, or a text that shows its invalid value.
 struct Setting<T> {
     value: Option<T>,
-    wrong: Option<String>,
+    invalid: Option<String>,
 }
 
 fn setting<T>(name: &str, parse: impl FnOnce(&str) -> Option<T>) -> Setting<T> {
     let text = env::var_os(name).filter(|text| !text.is_empty());
     let text = text.map(|text| text.to_string_lossy().into_owned());
     let value = text.as_deref().and_then(parse);
-    let wrong = text.filter(|_| value.is_none()).map(|text| format!("{name}={text}"));
-    Setting { value, wrong }
+    let invalid = text.filter(|_| value.is_none()).map(|text| format!("{name}={text}"));
+    Setting { value, invalid }
 }
 
-/// Where records go.
+/// Where records are written to.
 #[derive(Clone, Copy)]
 enum Place {
     Journal,
@@ -135,8 +139,8 @@ enum Place {
 }
 
 impl Place {
-    /// Where standard error leads: `$JOURNAL_STREAM` names its device and inode where it is the
-    /// journal (systemd.exec(5)).
+    /// Returns the journal if standard error is connected to it: systemd sets `$JOURNAL_STREAM` to the
+    /// device and inode of that connection (systemd.exec(5)).
     fn of_stderr() -> Self {
         let stream = env::var("JOURNAL_STREAM").unwrap_or_default();
         match fstat(std::io::stderr().as_fd()) {
@@ -146,7 +150,7 @@ impl Place {
     }
 }
 
-/// Hands each record to the journal, or to standard error.
+/// Writes each record to the journal or to standard error.
 struct Sink(Lines);
 
 impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Sink {
@@ -163,7 +167,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Sink {
     }
 
     fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
-        let phase = phase();
+        let phase = current_phase();
         match JOURNAL.get().and_then(|journal| journal.for_events(phase)) {
             Some(journal) => journal.on_event(event, context),
             None => self.0.write(event, BOX_ID.get().map_or("", String::as_str), phase),

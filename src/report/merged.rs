@@ -1,12 +1,12 @@
-//! Changes that wait for room: of state and of health at most one each.
+//! Changes of state and of health that wait until the event stream has space: at most one of each.
 //!
-//! A guest may change its state without end while nobody reads. What came in between is given up,
-//! and where it came from and what is now are kept.
+//! A guest can change its state without limit while the supervisor reads nothing. A merged change
+//! keeps the first and the last state, and drops the states in between.
 
 use a3s_box_core::event::EventKind;
 use jiff::Timestamp;
 
-/// When something happened, on both clocks.
+/// A point in time on both clocks.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Moment {
     pub(super) time: Timestamp,
@@ -21,47 +21,48 @@ pub(super) struct Merged(Vec<Change>);
 struct Change {
     kind: EventKind,
     moment: Moment,
-    /// Events that were given up for it.
-    given_up: u64,
+    /// Number of earlier changes that were merged into this one.
+    replaced: u64,
 }
 
 impl Merged {
-    /// Whether an event is of a kind that can be merged.
+    /// Returns whether events of this kind can be merged.
     pub(super) fn takes(kind: &EventKind) -> bool {
         matches!(kind, EventKind::StateChanged { .. } | EventKind::HealthChanged { .. })
     }
 
-    /// Takes a change; says how many events were given up for it.
+    /// Adds a change, and returns how many events were dropped: 1 if it was merged with an earlier one.
     pub(super) fn add(&mut self, kind: EventKind, moment: Moment) -> u64 {
         let is_same =
             |other: &Change| std::mem::discriminant(&other.kind) == std::mem::discriminant(&kind);
         let earlier = self.0.iter().position(is_same).map(|at| self.0.remove(at));
         let change = match earlier {
-            None => Change { kind, moment, given_up: 0 },
+            None => Change { kind, moment, replaced: 0 },
             Some(earlier) => {
-                Change { kind: joined(earlier.kind, kind), moment, given_up: earlier.given_up + 1 }
+                Change { kind: joined(earlier.kind, kind), moment, replaced: earlier.replaced + 1 }
             }
         };
-        let given_up = u64::from(change.given_up > 0);
+        let replaced = u64::from(change.replaced > 0);
         self.0.push(change);
-        given_up
+        replaced
     }
 
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// What is to be told, and how many more were given up because they lead back to where they began.
+    /// Takes the changes out, in order. Merged changes that end where they began are dropped, and their
+    /// number is returned as well.
     pub(super) fn take(&mut self) -> (Vec<(EventKind, Moment)>, u64) {
-        let (told, void): (Vec<_>, Vec<_>) = std::mem::take(&mut self.0)
+        let (kept, dropped): (Vec<_>, Vec<_>) = std::mem::take(&mut self.0)
             .into_iter()
-            .partition(|change| change.given_up == 0 || !is_void(&change.kind));
-        let told = told.into_iter().map(|change| (change.kind, change.moment)).collect();
-        (told, void.len() as u64)
+            .partition(|change| change.replaced == 0 || !is_without_effect(&change.kind));
+        let kept = kept.into_iter().map(|change| (change.kind, change.moment)).collect();
+        (kept, dropped.len() as u64)
     }
 }
 
-/// The second change, as if it had begun where the first did.
+/// Joins two successive changes: the second one, with the start of the first.
 fn joined(first: EventKind, second: EventKind) -> EventKind {
     match (first, second) {
         (EventKind::StateChanged { from, .. }, EventKind::StateChanged { to, .. }) => {
@@ -75,7 +76,7 @@ fn joined(first: EventKind, second: EventKind) -> EventKind {
     }
 }
 
-fn is_void(kind: &EventKind) -> bool {
+fn is_without_effect(kind: &EventKind) -> bool {
     match kind {
         EventKind::StateChanged { from, to } => from == to,
         EventKind::HealthChanged { from, to, .. } => from == to,

@@ -1,16 +1,18 @@
-//! A file that grows up to a bound: it and the one before it.
+//! A file of bounded size that is rotated: the current file and the previous one.
 //!
 //! ```text
-//! name     what was appended last, at most half of the bound
-//! name.1   what came before, renamed when `name` had its half
+//! name     the latest bytes, at most half of the bound
+//! name.1   the bytes before them: `name` is renamed to it when it has reached its half
 //! ```
 //!
-//! Both are reached through the directory's fd, wherever this process changes its root to later. The
-//! file is locked (flock), so that a second writer is refused: each would rename the other's file.
-//! Nobody else may rotate it either. What is appended survives this process, but not the host.
+//! Both are opened relative to an fd of the directory, so that they stay reachable after this process
+//! has changed its root. The file is locked with flock(2), and a second writer is refused, because each
+//! would rename the file of the other. No other program may rotate the file either. Appended bytes
+//! survive this process, but not a crash of the host, because they are not synced.
 //!
-//! A process that is to give up its rights to the directory renames nothing. It opens `name.1`, too, while
-//! it can, lets go of the directory, and copies `name` over `name.1`.
+//! A confined process cannot keep the fd of a directory outside of the box, because it leads out of
+//! every root. Such a process opens `name.1` early, closes the directory, and rotates by copying
+//! `name` over `name.1`.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, TryLockError};
@@ -25,10 +27,10 @@ use nix::fcntl::{AtFlags, OFlag, open, openat, renameat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
-/// Bytes that are copied at once.
+/// Size of the buffer for copies.
 const COPY_BYTES: usize = 256 * 1024;
 
-/// The file cannot be used.
+/// Why the file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RotatedFileError {
     #[error("cannot open `{}`", path.display())]
@@ -39,58 +41,58 @@ pub(crate) enum RotatedFileError {
     InUse { path: PathBuf },
 }
 
-/// A file to append to, and the one before it.
+/// A file to append to, and the previous one.
 #[derive(Debug)]
 pub(crate) struct RotatedFile {
     path: PathBuf,
-    /// Absent for a process that is to reach nothing through it: it copies.
+    /// Absent in a process that may not keep it, and therefore rotates by copying.
     directory: Option<OwnedFd>,
     name: OsString,
     previous_name: OsString,
-    /// Absent after a rotation that could not open the next file.
+    /// Absent if the last rotation could not open a new file.
     file: Option<File>,
     current: Extent,
     previous: Extent,
     max_bytes: u64,
-    /// `name.1`, if it is not to be renamed to.
+    /// `name.1`, if this process rotates by copying.
     open_previous: Option<File>,
 }
 
-/// How a file makes room.
+/// How the current file becomes the previous one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Rotation {
-    /// It is renamed.
+    /// By a rename.
     Rename,
-    /// It is copied, and emptied.
+    /// By a copy, after which the current file is truncated.
     Copy,
 }
 
 impl Rotation {
-    /// What is left to a shim of this level, for a file that is not in the box's own directory.
+    /// Returns the rotation that a shim of this confinement level can do outside of the box directory.
     pub(crate) fn of(level: ConfinementLevel) -> Self {
         if level == ConfinementLevel::None { Self::Rename } else { Self::Copy }
     }
 }
 
-/// What a file holds.
+/// Size of a file.
 #[derive(Clone, Copy, Debug, Default)]
 struct Extent {
     bytes: u64,
-    /// Those of them that were appended here, and not by an earlier process.
+    /// Number of the bytes that this process has appended.
     own_bytes: u64,
 }
 
-/// Bytes that are not in the files, or no longer.
+/// Numbers of bytes that an append has lost.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Loss {
-    /// Appended earlier through the same value, and fallen out since.
+    /// Bytes that this process had appended before, and that were dropped to make space.
     pub(crate) old_bytes: u64,
-    /// Just given, and not taken by the disk.
+    /// Bytes of this append that the disk did not take.
     pub(crate) new_bytes: u64,
 }
 
 impl RotatedFile {
-    /// Continues the file, or begins it. A file that is over the whole bound already is dropped.
+    /// Opens or creates the file, to append to it. Files that exceed the bound already are dropped.
     pub(crate) fn open(path: &Path, max_bytes: u64) -> Result<Self, RotatedFileError> {
         let failed = |source| RotatedFileError::Open { path: path.to_owned(), source };
         let (parent, name) = path
@@ -118,7 +120,7 @@ impl RotatedFile {
         Ok(this)
     }
 
-    /// The same, in the way that is left to this process later.
+    /// Opens the file as [`open`](Self::open) does, and prepares it for `rotation`.
     pub(crate) fn open_for(
         path: &Path,
         max_bytes: u64,
@@ -132,7 +134,7 @@ impl RotatedFile {
             let owner_only = Mode::S_IRUSR | Mode::S_IWUSR;
             let opened =
                 openat(directory, &*this.previous_name, flags | OFlag::O_CLOEXEC, owner_only);
-            // Without it the current file has to do.
+            // If it cannot be opened, a rotation drops the old bytes, and only the current file remains.
             this.open_previous = opened
                 .ok()
                 .map(File::from)
@@ -141,16 +143,16 @@ impl RotatedFile {
         Ok(this)
     }
 
-    /// Begins the file, and drops what an earlier process left in it and in the one before.
+    /// Opens or creates the file, and drops the content of both files.
     pub(crate) fn create(path: &Path, max_bytes: u64) -> Result<Self, RotatedFileError> {
         let mut this = Self::open(path, max_bytes)?;
-        this.empty()
+        this.truncate()
             .and_then(|_own| this.remove_previous())
             .map_err(|source| RotatedFileError::Open { path: path.to_owned(), source })?;
         Ok(this)
     }
 
-    /// Ends the last line, if a process was killed while it wrote it.
+    /// Appends a line feed if the last line has none, because a process was killed while it wrote it.
     pub(crate) fn complete_line(&mut self) -> Result<(), RotatedFileError> {
         let failed = |source| RotatedFileError::Open { path: self.path.clone(), source };
         if self.current.bytes == 0 {
@@ -160,20 +162,20 @@ impl RotatedFile {
         let mut last = [0];
         file.read_exact_at(&mut last, self.current.bytes - 1).map_err(failed)?;
         if last != *b"\n" {
-            // A full disk takes no line either.
+            // On a full disk the write fails, and later lines fail as well.
             let _lost = self.write(b"\n");
         }
         Ok(())
     }
 
-    /// Appends a line, whole or not at all, and never in parts to two files.
+    /// Appends a line as a whole, to one of the files, or not at all.
     pub(crate) fn append_line(&mut self, line: &[u8]) -> io::Result<()> {
         let bytes = line.len() as u64;
         if bytes > self.max_bytes / 2 {
             return Err(io::ErrorKind::FileTooLarge.into());
         }
         self.reopen()?;
-        if bytes > self.room() {
+        if bytes > self.space() {
             self.rotate()?;
         }
         let mut written = 0;
@@ -189,7 +191,7 @@ impl RotatedFile {
         Ok(())
     }
 
-    /// Appends bytes, as many as the disk takes, and makes room for them.
+    /// Appends as many bytes as the disk takes, and rotates the files to make space.
     pub(crate) fn append(&mut self, bytes: &[u8]) -> Loss {
         let mut loss = Loss::default();
         let mut rest = bytes;
@@ -203,17 +205,19 @@ impl RotatedFile {
         loss
     }
 
-    fn append_some(&mut self, bytes: &[u8], fallen_out: &mut u64) -> io::Result<usize> {
+    /// Appends as many bytes as fit into the current file, which is rotated first if it is full. Adds
+    /// the number of own bytes that were dropped for this to `dropped`.
+    fn append_some(&mut self, bytes: &[u8], dropped: &mut u64) -> io::Result<usize> {
         self.reopen()?;
-        if self.room() == 0 {
-            *fallen_out += self.rotate()?;
+        if self.space() == 0 {
+            *dropped += self.rotate()?;
         }
-        let room = usize::try_from(self.room()).unwrap_or(usize::MAX);
-        self.write(bytes.get(..room).unwrap_or(bytes))
+        let space = usize::try_from(self.space()).unwrap_or(usize::MAX);
+        self.write(bytes.get(..space).unwrap_or(bytes))
     }
 
-    /// Bytes that the current file may still take.
-    fn room(&self) -> u64 {
+    /// Returns the number of bytes that still fit into the current file.
+    fn space(&self) -> u64 {
         let half = self.max_bytes / 2;
         let left = self.max_bytes.saturating_sub(self.previous.bytes);
         half.min(left).saturating_sub(self.current.bytes)
@@ -235,10 +239,10 @@ impl RotatedFile {
         }
     }
 
-    /// Takes back the last bytes, which are part of a line.
+    /// Removes the last bytes from the file, because they are a part of a line.
     fn undo(&mut self, bytes: u64) -> io::Result<()> {
         let Some(file) = self.file.as_ref().filter(|_| bytes > 0) else { return Ok(()) };
-        // Asked, as somebody may have emptied the file meanwhile.
+        // The size is read again, because another process may have truncated the file.
         let found = file.metadata()?.len();
         file.set_len(found.saturating_sub(bytes))?;
         self.current.bytes = found.saturating_sub(bytes);
@@ -246,13 +250,12 @@ impl RotatedFile {
         Ok(())
     }
 
-    /// The same as [`rotate`](Self::rotate) without a change of names. Without `name.1` one file has
-    /// to do.
+    /// Rotates as [`rotate`](Self::rotate) does, by copying. Without `name.1` the bytes are dropped.
     fn copy_to_previous(&mut self) -> io::Result<u64> {
         let (Some(file), Some(previous)) = (&self.file, &mut self.open_previous) else {
-            return self.empty();
+            return self.truncate();
         };
-        let fallen_out = std::mem::take(&mut self.previous).own_bytes;
+        let dropped = std::mem::take(&mut self.previous).own_bytes;
         previous.set_len(0)?;
         let (mut from, mut at) = (vec![0; COPY_BYTES], 0);
         loop {
@@ -265,38 +268,41 @@ impl RotatedFile {
         }
         file.set_len(0)?;
         self.previous = std::mem::take(&mut self.current);
-        Ok(fallen_out)
+        Ok(dropped)
     }
 
-    /// Makes the current file the previous one; says how many own bytes fell out.
+    /// Makes the current file the previous one, and returns how many own bytes were dropped with the
+    /// old previous file.
     fn rotate(&mut self) -> io::Result<u64> {
         let Some(directory) = &self.directory else { return self.copy_to_previous() };
-        let fallen_out = match renameat(directory, &*self.name, directory, &*self.previous_name) {
+        let dropped = match renameat(directory, &*self.name, directory, &*self.previous_name) {
             Ok(()) => {
-                let fallen_out = self.previous.own_bytes;
+                let dropped = self.previous.own_bytes;
                 self.previous = self.current;
-                fallen_out
+                dropped
             }
-            // Somebody removed it.
+            // Another process has removed the current file.
             Err(Errno::ENOENT) => self.current.own_bytes,
-            // A directory that is not ours to change, or a directory as `name.1`.
+            // This process may not rename in the directory, or `name.1` is a directory.
             Err(_) => return self.copy_to_previous(),
         };
         self.file = None;
         self.current = Extent::default();
-        // Bytes have fallen out whether or not this succeeds; the next append tries it again.
+        // The bytes are dropped even if this fails, so their number must be returned. The next append
+        // opens the file again.
         let _reopened = self.open_current();
-        Ok(fallen_out)
+        Ok(dropped)
     }
 
-    /// Empties the current file; says how many own bytes fell out.
-    fn empty(&mut self) -> io::Result<u64> {
+    /// Truncates the current file, and returns how many own bytes were dropped.
+    fn truncate(&mut self) -> io::Result<u64> {
         if let Some(file) = &self.file {
             file.set_len(0)?;
         }
         Ok(std::mem::take(&mut self.current).own_bytes)
     }
 
+    /// Rotates or removes files of an earlier process that had a larger bound.
     fn bring_within_bound(&mut self) -> io::Result<()> {
         if self.current.bytes > self.max_bytes / 2 {
             self.rotate()?;
@@ -332,7 +338,7 @@ impl RotatedFile {
         let Some(directory) = &self.directory else {
             return Err(failed(io::ErrorKind::NotFound.into()));
         };
-        // Looked at before it is opened, as opening some devices does something.
+        // The type is checked before the open, because opening a device can have an effect.
         if let Ok(found) = fstatat(directory, &*self.name, AtFlags::AT_SYMLINK_NOFOLLOW) {
             regular(&found)?;
         }
@@ -361,14 +367,14 @@ impl RotatedFile {
     }
 }
 
-/// Size of a regular file; 0 if there is none.
+/// Returns the size of a regular file, or 0 if there is none.
 fn regular_bytes(directory: impl AsFd, name: &OsStr) -> u64 {
     let found = fstatat(directory, name, AtFlags::AT_SYMLINK_NOFOLLOW).ok();
     let found = found.filter(|found| kind(found).is_none());
     found.and_then(|found| u64::try_from(found.st_size).ok()).unwrap_or(0)
 }
 
-/// What it is, if it is not a regular file.
+/// Returns the type of a file that is not a regular file.
 fn kind(found: &FileStat) -> Option<&'static str> {
     match SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT {
         SFlag::S_IFREG => None,

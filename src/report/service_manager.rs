@@ -1,11 +1,12 @@
-//! What the shim tells the service manager that started it, by the protocol of `sd_notify(3)`.
+//! Messages to the service manager that started the shim, in the protocol of `sd_notify(3)`.
 //!
-//! The socket is opened once, early, and connected. The crate `sd-notify` opens it by its path for
-//! each message, which a process that has left the host's root by then cannot. Each message is one
-//! datagram that is sent at once or not at all: a manager that is behind must not stop the VM.
+//! The socket is connected once, early. The crate `sd-notify` is not used, because it opens the socket
+//! by its path for each message, and a confined process has left the root that has this path. Each
+//! message is one datagram, which is lost if it cannot be sent without blocking, because a slow
+//! service manager must not stop the VM.
 //!
-//! `$NOTIFY_SOCKET` and the watchdog's variables are the shim's own: the programs that it starts do
-//! not get them (`host::command::new`).
+//! `$NOTIFY_SOCKET` and the watchdog's variables are meant for the shim alone. Helper programs do not
+//! inherit them (`host::command::new`).
 
 use std::env;
 use std::ffi::{OsStr, OsString};
@@ -17,18 +18,19 @@ use std::time::Duration;
 
 use super::printable::printable;
 
-/// Bound on a status line, in which a line break would begin another assignment: people read it, and the manager takes datagrams of 4096 bytes
-/// (`PIPE_BUF`, systemd's `manager.c`), of which a character takes four at most.
+/// Longest status text. systemd takes datagrams of 4096 bytes (`PIPE_BUF`, `manager.c`), and a character
+/// has at most four bytes. Control characters are replaced, because a line feed would begin another
+/// assignment.
 const MAX_STATUS_CHARACTERS: usize = 500;
 
-/// The service manager, or nobody.
+/// A connection to the service manager. Without one, all messages are dropped.
 #[derive(Debug, Default)]
 pub(crate) struct ServiceManager {
     socket: Option<UnixDatagram>,
     watchdog_interval: Option<Duration>,
 }
 
-/// What the manager put into the environment.
+/// The environment variables that the service manager sets.
 #[derive(Debug, Default)]
 struct Environment {
     notify_socket: Option<OsString>,
@@ -37,8 +39,8 @@ struct Environment {
 }
 
 impl ServiceManager {
-    /// Connects to the manager that the environment names. One that cannot be understood or reached
-    /// is warned of, and is nobody.
+    /// Connects to the service manager that the environment names. If the address is invalid or the
+    /// connection fails, it logs a warning and returns a value that drops all messages.
     pub(crate) fn from_environment() -> Self {
         Self::new(&Environment {
             notify_socket: env::var_os("NOTIFY_SOCKET"),
@@ -55,52 +57,52 @@ impl ServiceManager {
             };
             socket.map_err(warn).ok()
         });
-        // Without a socket there is no way to be alive for a watchdog.
+        // Without a socket no watchdog message can be sent.
         let watchdog_interval = socket.as_ref().and_then(|_| environment.watchdog_interval());
         Self { socket, watchdog_interval }
     }
 
-    /// The service is up; a manager that waits for that goes on.
+    /// Reports that the service has started. Units that are ordered after it can start now.
     pub(crate) fn ready(&self, status: &str) {
         self.send(&format!("READY=1\nSTATUS={}", printable(status, MAX_STATUS_CHARACTERS)));
     }
 
-    /// What the service is doing, for people.
+    /// Reports the current work of the service, which `systemctl status` shows.
     pub(crate) fn status(&self, status: &str) {
         self.send(&format!("STATUS={}", printable(status, MAX_STATUS_CHARACTERS)));
     }
 
-    /// The service has begun to end.
+    /// Reports that the service is stopping.
     pub(crate) fn stopping(&self) {
         self.send("STOPPING=1");
     }
 
-    /// The stop may take this much longer from now on.
+    /// Requests that the start or stop may take `by` from now on before it counts as failed.
     pub(crate) fn extend_timeout(&self, by: Duration) {
         self.send(&format!("EXTEND_TIMEOUT_USEC={}", by.as_micros()));
     }
 
-    /// Time between two calls of [`Self::watchdog`]; none if nobody watches.
+    /// Returns the time between two calls of [`Self::watchdog`], or nothing without a watchdog.
     pub(crate) fn watchdog_interval(&self) -> Option<Duration> {
         self.watchdog_interval
     }
 
-    /// The service is alive.
+    /// Resets the watchdog.
     pub(crate) fn watchdog(&self) {
         self.send("WATCHDOG=1");
     }
 
     fn send(&self, message: &str) {
         if let Some(socket) = &self.socket {
-            // A manager that is behind or gone is not our matter.
+            // A service manager that is slow or has exited loses the message.
             let _sent = socket.send(message.as_bytes());
         }
     }
 }
 
 impl Environment {
-    /// Half of the time after which the manager takes the service for dead, as
-    /// `sd_watchdog_enabled(3)` recommends.
+    /// Returns half of the watchdog's timeout, as `sd_watchdog_enabled(3)` recommends. Returns nothing
+    /// if there is no timeout or if it is for another process.
     fn watchdog_interval(&self) -> Option<Duration> {
         let number = |name: &str, text: &OsStr| {
             let number = text.to_str().and_then(|text| text.parse::<u64>().ok());
@@ -115,12 +117,13 @@ impl Environment {
         {
             return None;
         }
-        // Under a millisecond a timer of ours would do nothing else; the manager gives seconds.
+        // A shorter interval than a millisecond would keep the control thread busy. systemd's unit is
+        // the second, so such a value is a mistake.
         (timeout >= 2000).then(|| Duration::from_micros(timeout / 2))
     }
 }
 
-/// Connects to a path, or to a name in the abstract namespace (`@`).
+/// Connects to a path, or to a name in the abstract namespace (`@`, unix(7)).
 fn connect(address: &OsStr) -> io::Result<UnixDatagram> {
     let address = match address.as_bytes() {
         [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
@@ -158,7 +161,7 @@ mod tests {
         let path = directory.path().join("notify");
         let manager = UnixDatagram::bind(&path).unwrap();
         let service_manager = notifying(&path);
-        // A confined process no longer finds the path.
+        // A confined process cannot reach the path either.
         std::fs::remove_file(&path).unwrap();
         service_manager.status("unpacking layer 1 of 6");
         service_manager.extend_timeout(Duration::from_secs(90));
@@ -180,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn an_abstract_socket_is_one_too() {
+    fn abstract_socket_is_supported() {
         let name = format!("a3s-box-test-{}", std::process::id());
         let address = SocketAddr::from_abstract_name(&name).unwrap();
         let manager = UnixDatagram::bind_addr(&address).unwrap();
@@ -189,12 +192,12 @@ mod tests {
     }
 
     #[test]
-    fn a_manager_that_does_not_read_or_is_gone_is_no_reason_to_wait() {
+    fn manager_that_does_not_read_or_has_exited_does_not_block() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("notify");
         let manager = UnixDatagram::bind(&path).unwrap();
         let service_manager = notifying(&path);
-        // More than any queue takes (net.unix.max_dgram_qlen).
+        // These are more than any queue holds (net.unix.max_dgram_qlen).
         for _ in 0..10_000 {
             service_manager.watchdog();
         }
@@ -204,17 +207,17 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_socket_is_nobody() {
-        for address in ["", "relative", "vsock:2:1234", "/nowhere/at/all", "@nobody-listens-here"] {
+    fn address_without_a_socket_drops_all_messages() {
+        for address in ["", "relative", "vsock:2:1234", "/nowhere/at/all", "@no-listener-here"] {
             let service_manager = notifying(address);
             assert!(service_manager.socket.is_none(), "{address}");
-            service_manager.ready("to nobody");
+            service_manager.ready("dropped");
         }
         assert!(ServiceManager::new(&Environment::default()).socket.is_none());
     }
 
     #[test]
-    fn the_watchdog_is_fed_twice_as_often_as_it_asks_and_only_by_its_process() {
+    fn watchdog_interval_is_half_of_the_timeout_of_this_process() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("notify");
         let _manager = UnixDatagram::bind(&path).unwrap();

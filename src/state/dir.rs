@@ -1,23 +1,13 @@
-//! The directory of a box: everything that it leaves on this host while it lives.
+//! The box directory of this shim: takes it over, locks it, and removes what a dead shim left in it.
 //!
-//! ```text
-//! <paths.state_dir>/           0700, in directories where nobody else can replace it
-//! └── <id>/                    0700
-//!     ├── run.json             which process this is; locked (flock) for as long as the shim lives
-//!     ├── exit.json            how it ended, once it has; until then exit.json.new
-//!     ├── agent.sock           libkrun listens; leads to the agent in the guest
-//!     ├── control.sock         the shim listens until PID 1 of the guest has connected
-//!     ├── root/                mount point; the mount is seen by the shim only
-//!     ├── upper/, work/        writable layer of the root, unless it is in
-//!     ├── disk/                mount point of a tmpfs or of
-//!     ├── disk.img             a file system in a file
-//!     └── console.log          output of the workload, unless `console.path` says otherwise;
-//!                              what was before it is in console.log.1
-//! ```
+//! [`BoxDir`] has the names of the files in it.
 //!
-//! Liveness is the lock: it ends with the process, however that ends. The next start of the same
-//! id takes the directory over and removes what is stale. `exit.json` goes first: nobody may find a new
-//! run with an old end.
+//! # Invariants
+//!
+//! - A box is live as long as its lock is held. The kernel releases the lock when the process ends,
+//!   even after SIGKILL.
+//! - A start removes the old `exit.json` before it writes `run.json`, so that no reader finds a new run
+//!   with an old ending.
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
@@ -36,10 +26,11 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use crate::spec::VmSpec;
 use crate::state::record::{self, ExitFile, Process};
 
-/// What is removed at the start, if a killed shim left it, and at the end.
+/// Files and directories that only a live box needs. They are removed at its end, and at the next start
+/// if a killed shim left them.
 const TRANSIENT: [&str; 7] = [AGENT_SOCKET, CONTROL_SOCKET, ROOT, UPPER, WORK, DISK, DISK_IMAGE];
 
-/// The state directory cannot be used.
+/// Why the box directory cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StateDirError {
     #[error("box `{id}` is in use: another shim holds `{}`", lock.display())]
@@ -70,18 +61,20 @@ impl From<LockError> for StateDirError {
     }
 }
 
-/// The directory of this box, locked.
+/// The locked directory of this box.
 #[derive(Debug)]
 pub(crate) struct StateDir {
     directory: BoxDir,
-    /// `run.json`, held until the process ends.
+    /// `run.json`, whose lock is held until the process ends.
     _lock: File,
     exit_file: ExitFile,
 }
 
 impl StateDir {
-    /// Makes the directory or takes it over, locks it, makes it a mount of its own, says in it which
-    /// process this is, and removes what a killed shim left. To be called in private mounts.
+    /// Creates or takes over the directory, locks it, makes it a mount, writes `run.json`, and removes
+    /// the files that a killed shim left.
+    ///
+    /// Callers must be in a private mount namespace, because the mount must not be visible on the host.
     pub(crate) fn acquire(spec: &VmSpec) -> Result<Self, StateDirError> {
         let parent = &spec.paths.state_dir;
         let made = DirBuilder::new().recursive(true).mode(0o700).create(parent);
@@ -112,7 +105,7 @@ impl StateDir {
         Ok(state)
     }
 
-    /// What the end of this box has to do here.
+    /// Returns the part of the box's end that concerns its directory.
     pub(crate) fn cleanup(&self) -> BoxCleanup {
         let transient = TRANSIENT.iter().map(|name| self.directory.path().join(name)).collect();
         BoxCleanup { exit_file: self.exit_file.clone(), transient }
@@ -146,13 +139,15 @@ impl StateDir {
         self.directory.console()
     }
 
-    /// Removes the directory. Only for a box that was never started: its console is lost.
+    /// Removes the directory. It is for `--prepare` only: a box that has run leaves its exit record and
+    /// its console output.
     pub(crate) fn remove(&self) {
-        // What cannot be removed now is removed by the next start of this id.
+        // The next start of this id removes the files that cannot be removed now.
         let _best_effort = self.remove_all();
     }
 
-    /// The lock goes last: whoever waits for it then finds a directory of its own, or makes one.
+    /// Removes the files, and the lock last. A start of the same id that waits for the lock then creates
+    /// a new directory.
     fn remove_all(&self) -> io::Result<()> {
         let directory = self.directory.path();
         umount2(directory, MntFlags::MNT_DETACH)?;
@@ -168,7 +163,8 @@ impl StateDir {
     }
 }
 
-/// What is opened in the directory from now on leads nowhere else once the mount is all that is left.
+/// Makes the directory a mount, by a bind mount on itself. The fds of files that are opened in it later
+/// refer to this mount. After the confinement has changed the root, they lead to no directory above.
 fn own_mount(path: &Path) -> nix::Result<()> {
     mount(Some(path), path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
 }
@@ -189,21 +185,23 @@ fn lock(directory: &BoxDir, id: &str) -> Result<File, StateDirError> {
     box_dir::lock_patiently(attempt)?.ok_or_else(in_use)
 }
 
-/// What is left to do in the directory at the end of a box, for whoever ends it. Clones do the same.
+/// The part of a box's end that concerns its directory: the exit record, and the removal of files that
+/// only a live box needs. The main thread and the control thread can each end the box; clones share the
+/// exit record.
 #[derive(Clone, Debug)]
 pub(crate) struct BoxCleanup {
-    /// Where the end is recorded.
+    /// The exit record.
     pub(crate) exit_file: ExitFile,
     transient: Vec<PathBuf>,
 }
 
 impl BoxCleanup {
-    /// Removes what only a live box has. The mounts keep `root` and `disk` busy until this process has
-    /// ended: these empty directories stay.
+    /// Removes the files and directories that only a live box needs. The empty mount points `root` and
+    /// `disk` stay, because they are busy until this process has ended.
     pub(crate) fn remove_transient(&self) {
         let is_mount_point = |path: &PathBuf| path.ends_with(ROOT) || path.ends_with(DISK);
         for path in self.transient.iter().filter(|path| !is_mount_point(path)) {
-            // What cannot be removed now is removed by the next start of this id.
+            // The next start of this id removes the files that cannot be removed now.
             let _best_effort = remove_path(path);
         }
     }
@@ -231,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn lock_of_a_live_shim_is_waited_for_and_then_in_use() {
+    fn lock_of_a_live_shim_is_refused_after_a_wait() {
         let (_dir, directory) = demo();
         let held = lock(&directory, "demo").unwrap();
         let start = Instant::now();
@@ -243,13 +241,13 @@ mod tests {
     }
 
     #[test]
-    fn reader_that_holds_the_lock_does_not_refuse_a_start() {
+    fn start_waits_for_a_reader_that_holds_the_lock() {
         let (_dir, directory) = demo();
         drop(lock(&directory, "demo").unwrap());
         let reader = File::open(directory.run_file()).unwrap();
         reader.try_lock_shared().unwrap();
         let reading = thread::spawn(move || {
-            // Early enough that a thread which is late on a busy machine is within it, too.
+            // A busy machine may delay this thread, so it aims at a small part of the time.
             thread::sleep(LOCK_PATIENCE / 8);
             drop(reader);
         });
@@ -258,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_file_is_refused_and_left_alone() {
+    fn lock_that_is_not_a_regular_file_is_refused_and_not_changed() {
         let (dir, directory) = demo();
         let precious = dir.path().join("precious");
         fs::write(&precious, "x").unwrap();
@@ -272,9 +270,9 @@ mod tests {
         assert!(matches!(error, StateDirError::NotAFile { .. }), "{error}");
     }
 
-    /// A guest makes directories deeper than open files, a path or a stack reach.
+    /// A guest can nest directories deeper than the limits on open files, path length and stack allow.
     #[test]
-    fn what_a_guest_has_made_is_removed_however_deep_it_is() {
+    fn directories_of_a_guest_are_removed_at_any_depth() {
         let (_dir, directory) = demo();
         let mut deep = File::open(directory.path()).unwrap();
         for _ in 0..20_000 {
@@ -287,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn start_goes_on_while_others_remove_the_directory() {
+    fn start_succeeds_while_others_remove_the_directory() {
         let (_dir, directory) = demo();
         thread::scope(|scope| {
             for _ in 0..2 {
@@ -295,12 +293,12 @@ mod tests {
                     for _ in 0..1000 {
                         let held = match lock(&directory, "demo") {
                             Ok(held) => held,
-                            // On a busy machine the other thread may have paused with the lock.
+                            // On a busy machine the other thread can pause while it holds the lock.
                             Err(StateDirError::InUse { .. }) => continue,
                             Err(error) => panic!("{error:?}"),
                         };
                         fs::remove_file(directory.run_file()).unwrap();
-                        // The other thread may have made its lock in it.
+                        // The directory is not empty if the other thread has created its lock in it.
                         let _not_empty = fs::remove_dir(directory.path());
                         drop(held);
                     }
@@ -310,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn lock_is_always_that_of_the_directory_which_is_there() {
+    fn lock_is_always_on_the_file_that_exists() {
         let (_dir, directory) = demo();
         let run_file = directory.run_file();
         thread::scope(|scope| {
@@ -318,7 +316,7 @@ mod tests {
                 scope.spawn(|| {
                     let mut locked = 0;
                     while locked < 1000 {
-                        // The one that fails has met another's removal.
+                        // An attempt fails if another thread removes the directory meanwhile.
                         let tried =
                             private_directory(directory.path()).map_err(StateDirError::from);
                         let tried = tried.and_then(|_| Ok(directory.try_lock()?));
@@ -327,7 +325,7 @@ mod tests {
                         let found = fs::metadata(&run_file).unwrap();
                         assert_eq!(found.ino(), held.metadata().unwrap().ino());
                         fs::remove_file(&run_file).unwrap();
-                        // Another thread may have made its lock in it.
+                        // The directory is not empty if another thread has created its lock in it.
                         let _not_empty = fs::remove_dir(directory.path());
                     }
                 });

@@ -1,13 +1,14 @@
-//! Where a box keeps what it writes to its root, and how much that can be.
+//! The disk of a box: the place and the size limit of the files that it writes to its root.
 //!
 //! | `resources.disk` | `resources.disk_mib` | `upper/` and `work/` are in |
 //! |------------------|----------------------|-----------------------------|
-//! | `state_dir`      | absent               | the state directory            |
+//! | `state_dir`      | absent               | the box directory           |
 //! | `state_dir`      | given                | ext4 in the sparse file `disk.img`, mounted at `disk/` |
 //! | `memory`         | either               | a tmpfs at `disk/`          |
 //!
-//! The mounts are in the shim's own mount namespace and end with it, however the process ends; the
-//! loop device of the image is one that the kernel frees with its last mount.
+//! The mounts are in the shim's own mount namespace, so the kernel removes them when the process ends.
+//! `mount(8)` sets up the loop device of the image with `LO_FLAGS_AUTOCLEAR`, so the kernel frees the
+//! device with its last mount.
 
 use std::fs::{DirBuilder, OpenOptions};
 use std::io;
@@ -25,11 +26,11 @@ use crate::host::command::{self, Ended};
 use crate::spec::VmSpec;
 use crate::state::dir::StateDir;
 
-/// Inodes for each MiB of memory: a file without content costs about as much memory as one page,
-/// which a limit on bytes does not see.
+/// Inodes for each MiB of a tmpfs, which is one for each page. An empty file uses kernel memory of about
+/// one page, and the limit on the size of the tmpfs does not count it.
 const MEMORY_INODES_PER_MIB: u64 = 256;
 
-/// The place for what a box writes cannot be had.
+/// Why the disk cannot be made.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DiskError {
     #[error(transparent)]
@@ -47,7 +48,7 @@ pub(crate) enum DiskError {
     ProgramFailed { program: &'static str, status: ExitStatus, complaint: String },
 }
 
-/// The place for what a box writes, ready.
+/// A disk that is ready.
 #[derive(Debug)]
 pub(crate) struct Disk {
     pub(crate) place: UpperPlace,
@@ -55,7 +56,7 @@ pub(crate) struct Disk {
 }
 
 impl Disk {
-    /// Makes the place that the config asks for.
+    /// Makes the disk of the config.
     pub(crate) fn make(spec: &VmSpec, state: &StateDir) -> Result<Self, DiskError> {
         let mounted = |place| Self { place, directory: state.disk() };
         match (spec.disk, spec.disk_mib) {
@@ -90,17 +91,19 @@ fn make_directory(state: &StateDir) -> Result<PathBuf, DiskError> {
     Ok(path)
 }
 
-/// Loop devices are the machine's own, which a user namespace has no power over.
+/// Refuses a shim without access to loop devices. They belong to the initial user namespace, so root of
+/// another user namespace cannot use them.
 fn check_loop_devices() -> Result<(), DiskError> {
     match OpenOptions::new().write(true).open("/dev/loop-control") {
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
             Err(DiskError::NeedsRoot(error))
         }
-        // Whatever else is wrong, `mount` says it better.
+        // Other errors, such as a missing device, are reported by mount(8) in more detail.
         _ => Ok(()),
     }
 }
 
+/// Mounts a tmpfs at `target`.
 fn mount_memory(target: &Path, limit_mib: Option<u32>) -> Result<(), DiskError> {
     let mut options = "mode=0700".to_owned();
     if let Some(mib) = limit_mib {
@@ -113,8 +116,11 @@ fn mount_memory(target: &Path, limit_mib: Option<u32>) -> Result<(), DiskError> 
     Ok(())
 }
 
-/// Makes a file with an empty ext4: without a journal and with lazy tables, as nothing of it is
-/// needed after a crash, and without blocks kept for root, which is who writes.
+/// Creates a sparse file with an empty ext4 file system.
+///
+/// It has no journal, because its content is of no use after a crash, and its inode tables are
+/// initialized later, because that would write to the whole file. No blocks are reserved for root,
+/// because the shim writes as root.
 fn make_image(path: &Path, mib: u32) -> Result<(), DiskError> {
     let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
     file.and_then(|file| file.set_len(u64::from(mib) << 20))
@@ -125,12 +131,14 @@ fn make_image(path: &Path, mib: u32) -> Result<(), DiskError> {
     run("mkfs.ext4", "e2fsprogs", command)
 }
 
+/// Mounts the image at `target`. mount(8) is used because it also sets up the loop device.
 fn mount_image(image: &Path, target: &Path) -> Result<(), DiskError> {
     let mut command = command::new("mount");
     command.args(["-t", "ext4", "-o", "loop,nosuid,nodev"]).arg(image).arg(target);
     run("mount", "mount", command)
 }
 
+/// Runs a helper program, and turns its failure into an error that names its package.
 fn run(name: &'static str, package: &'static str, command: Command) -> Result<(), DiskError> {
     match command::run(command) {
         Ok(Ended { status, .. }) if status.success() => Ok(()),

@@ -1,13 +1,13 @@
-//! The two records of a box in its state directory: which process it is, and how it ended.
+//! The two records in the box directory: the process of the box, and its ending.
 //!
 //! ```text
-//!  run.json        written in place, because its inode is the lock
-//!  exit.json.new   made at the start, with room for a record; becomes
-//!  exit.json       by a rename at the end
+//!  run.json        written in place, because its inode has the lock
+//!  exit.json.new   created at the start, with reserved space; at the end it is renamed to
+//!  exit.json
 //! ```
 //!
-//! The end of a box may find the disk full and no file left to open, for both are in the reach of its
-//! guest. So all that the last record needs is had at the start.
+//! At the end of a box the disk can be full and no fd available, because a guest can cause both. So
+//! the fds and the space for the exit record are acquired at the start.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -26,10 +26,11 @@ use nix::fcntl::{FallocateFlags, OFlag, fallocate, renameat};
 use crate::ending::Ending;
 use crate::host::process::stat_field;
 
-/// Room on the disk for the last record: a block, which holds any without an error's causes.
+/// Space on the disk that is reserved for the exit record. It is one block, which suffices for each
+/// record without the causes of an error.
 const RESERVED_BYTES: i64 = 4096;
 
-/// What tells this process from every other one of this host.
+/// Identity of this process, which no other process of this host has or had.
 #[derive(Clone, Debug)]
 pub(crate) struct Process {
     pid: u32,
@@ -38,7 +39,7 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Reads what the kernel says about this process.
+    /// Reads the identity of this process from `/proc`.
     pub(crate) fn this() -> io::Result<Self> {
         let stat = fs::read_to_string("/proc/self/stat")?;
         let start_time_ticks =
@@ -47,7 +48,7 @@ impl Process {
         Ok(Self { pid: std::process::id(), start_time_ticks, boot_id })
     }
 
-    /// The record of a box that this process is.
+    /// Returns the run record of the box that this process runs.
     pub(crate) fn run_record(&self, box_id: &str) -> RunRecord {
         RunRecord {
             v: RECORD_VERSION,
@@ -65,14 +66,14 @@ fn start_time_ticks(stat: &str) -> Option<u64> {
     stat_field(stat, 22)
 }
 
-/// Writes `record` into the locked `run.json`, over what is there.
+/// Replaces the content of the locked `run.json` by `record`.
 pub(crate) fn write_run(file: &File, record: &RunRecord) -> io::Result<()> {
     let bytes = serde_json::to_vec(record)?;
     file.set_len(0)?;
     file.write_all_at(&bytes, 0)
 }
 
-/// The `exit.json` of this box, which does not exist yet. Clones are the same file.
+/// The prepared exit record of this box. Clones share the file, and the state of its publication.
 #[derive(Clone, Debug)]
 pub(crate) struct ExitFile(Arc<Prepared>);
 
@@ -86,14 +87,14 @@ struct Prepared {
 }
 
 impl ExitFile {
-    /// Makes the draft in the box's locked directory.
+    /// Creates the draft in the locked box directory.
     pub(crate) fn prepare(directory: &Path, box_id: &str, process: Process) -> io::Result<Self> {
         let draft = OpenOptions::new()
             .write(true)
             .create_new(true)
             .mode(0o600)
             .open(directory.join(EXIT_DRAFT))?;
-        // A file system that cannot reserve may have room at the end all the same.
+        // Some file systems cannot reserve space. The record can still be written if the disk has space.
         let _best_effort = fallocate(&draft, FallocateFlags::empty(), 0, RESERVED_BYTES);
         let directory = OpenOptions::new()
             .read(true)
@@ -103,8 +104,11 @@ impl ExitFile {
         Ok(Self(Arc::new(Prepared { box_id, process, directory, draft, is_published })))
     }
 
-    /// Makes the record visible, before the terminal event: whoever sees that finds this. Of two calls
-    /// the first one counts. A failure is logged and costs nothing else.
+    /// Makes the record visible as `exit.json`. Only the first call has an effect. A failure is logged
+    /// and changes nothing else about the end of the box.
+    ///
+    /// Callers must call it before they emit `box.stopped`, because a supervisor that has read this
+    /// event must find the record.
     pub(crate) fn publish(
         &self,
         ending: &Ending,
@@ -129,6 +133,7 @@ impl ExitFile {
             error: error.cloned(),
         };
         let mut written = self.write(&record);
+        // The causes of an error have no limit in a record. Without them it fits into the reserved space.
         if let (Err(_), Some(report)) = (&written, &mut record.error) {
             report.causes.clear();
             written = self.write(&record);
@@ -138,8 +143,8 @@ impl ExitFile {
         }
     }
 
-    /// Makes the record durable, after the terminal event: a slow disk delays the end of the process
-    /// and not the news of it.
+    /// Writes the record to the disk, so that it survives a crash of the host. Callers must call it after
+    /// they have emitted `box.stopped`, so that a slow disk delays the end of the process only.
     pub(crate) fn settle(&self) {
         let synced = self.0.draft.sync_all().and_then(|()| self.0.directory.sync_all());
         if let Err(error) = synced {
@@ -154,7 +159,7 @@ impl ExitFile {
             return Err(io::ErrorKind::FileTooLarge.into());
         }
         draft.write_all_at(&bytes, 0)?;
-        // What was reserved and is not needed, or an earlier attempt wrote.
+        // This drops reserved space behind the record, and the end of an earlier, longer attempt.
         draft.set_len(bytes.len() as u64)?;
         Ok(renameat(directory, EXIT_DRAFT, directory, EXIT_FILE)?)
     }
@@ -190,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn start_time_is_found_behind_any_program_name() {
+    fn start_time_is_found_behind_any_name_of_an_executable() {
         let rest = "S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 4711 20 21";
         for name in ["shim", "a b", "a) S 1 2", "((", ") ) )"] {
             assert_eq!(start_time_ticks(&format!("17 ({name}) {rest}\n")), Some(4711), "{name}");
@@ -206,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn record_is_visible_once_it_is_published_and_the_first_one_counts() {
+    fn record_is_visible_once_published_and_later_calls_have_no_effect() {
         let directory = tempfile::tempdir().unwrap();
         let exit_file = prepared(directory.path());
         assert!(!directory.path().join(EXIT_FILE).exists());
@@ -222,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn causes_that_do_not_fit_are_left_out() {
+    fn causes_are_left_out_of_a_record_that_is_too_long() {
         let directory = tempfile::tempdir().unwrap();
         let error = report(&"x".repeat(MAX_RECORD_BYTES));
         prepared(directory.path()).publish(&ENDING, Duration::ZERO, None, Some(&error));
@@ -230,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn record_that_cannot_be_written_is_no_failure() {
+    fn record_that_cannot_be_written_is_ignored() {
         let directory = tempfile::tempdir().unwrap();
         let exit_file = prepared(directory.path());
         fs::remove_file(directory.path().join(EXIT_DRAFT)).unwrap();

@@ -9,7 +9,7 @@ use nix::fcntl::{FcntlArg, fcntl};
 
 use super::*;
 
-/// Events of the long tests.
+/// Number of events in the long tests.
 const MANY: usize = 100_000;
 
 fn progress(bytes_done: u64) -> EventKind {
@@ -29,13 +29,13 @@ fn health(from: HealthState, to: HealthState, message: String) -> EventKind {
     EventKind::HealthChanged { from, to, cause, message, failures: 3 }
 }
 
-/// An event that must arrive, with a number to tell it by.
+/// An event that is never dropped, with a number that identifies it.
 fn lifecycle(number: usize) -> EventKind {
     EventKind::VmStarting { vcpus: 1, memory_mib: u32::try_from(number).unwrap() }
 }
 
-/// What a box might say that never rests: of each ten, six that may be dropped, three changes of state
-/// and one of health; and each two thousandth is one that must arrive.
+/// The events of a box that never rests. Of each ten, six are droppable, three are changes of state and
+/// one is a change of health. Each two thousandth event is never dropped.
 fn mix(number: usize) -> EventKind {
     const STATES: [BoxState; 3] = [BoxState::Ready, BoxState::Busy, BoxState::Compacting];
     if number % 2000 == 1 {
@@ -61,7 +61,7 @@ fn mix(number: usize) -> EventKind {
     }
 }
 
-/// Emits the mix; the most bytes and lines that waited.
+/// Emits the mix, and returns the highest numbers of waiting bytes and lines.
 fn emit_many(events: &EventWriter) -> (usize, usize) {
     let mut peak = (0, 0);
     for number in 0..MANY {
@@ -78,7 +78,7 @@ fn parse(text: &str) -> Vec<Event> {
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-/// Reads to the end, a page at a time with a pause after each.
+/// Reads to the end in pages, with a pause after each.
 fn read_slowly(mut reader: PipeReader, pause: Duration) -> JoinHandle<String> {
     std::thread::spawn(move || {
         let mut text = Vec::new();
@@ -101,8 +101,8 @@ fn announced(events: &[Event]) -> u64 {
     events.iter().map(count).sum()
 }
 
-/// Checks what arrived of the mix: numbers, what must arrive, what was announced, and that the changes
-/// lead from the first state to the last.
+/// Checks the events of the mix that arrived: their numbers, that none is missing which is never
+/// dropped, the announced drops, and that the changes lead from the first state to the last.
 fn check_mix(events: &[Event]) {
     assert!(events.iter().enumerate().all(|(i, event)| event.seq == i as u64));
     assert!(events.is_sorted_by_key(|event| event.elapsed_ms));
@@ -126,12 +126,12 @@ fn check_mix(events: &[Event]) {
             _ => {}
         }
     }
-    // After 30,000 changes of state and 10,000 of health.
+    // The mix has 30,000 changes of state and 10,000 of health, which lead back to the first ones.
     assert_eq!((state, health_state), (BoxState::Ready, HealthState::Healthy));
 }
 
 #[test]
-fn a_reader_that_does_not_read_costs_progress_only_and_the_count_is_told() {
+fn reader_that_does_not_read_loses_droppable_events_only_and_gets_their_number() {
     let (mut reader, writer) = UnixStream::pair().unwrap();
     let events = EventWriter::new(writer.into());
     for i in 0..5000 {
@@ -158,7 +158,7 @@ fn a_reader_that_does_not_read_costs_progress_only_and_the_count_is_told() {
 }
 
 #[test]
-fn a_slow_reader_of_100_000_events_gets_all_that_must_arrive() {
+fn slow_reader_of_100_000_events_gets_all_that_are_never_dropped() {
     let (reader, writer) = std::io::pipe().unwrap();
     let events = EventWriter::new(writer.into());
     let received = read_slowly(reader, Duration::from_millis(2));
@@ -177,7 +177,7 @@ fn a_slow_reader_of_100_000_events_gets_all_that_must_arrive() {
     );
     check_mix(&events);
     assert!(peak_lines < MAX_WAITING_CHANGES + 4 * (MANY / 2000), "{peak_lines}");
-    // Of these events none is longer than 1300 bytes.
+    // No event of the mix is longer than 1300 bytes.
     assert!(peak_bytes < 1300 * MAX_WAITING_CHANGES, "{peak_bytes}");
     let expected = EventMetrics {
         emitted: events.len() as u64,
@@ -190,7 +190,7 @@ fn a_slow_reader_of_100_000_events_gets_all_that_must_arrive() {
 }
 
 #[test]
-fn a_reader_that_never_reads_costs_bounded_memory_and_time() {
+fn reader_that_never_reads_costs_bounded_memory_and_time() {
     let (mut reader, writer) = std::io::pipe().unwrap();
     let events = EventWriter::new(writer.into());
     let (peak_bytes, peak_lines) = emit_many(&events);
@@ -201,7 +201,7 @@ fn a_reader_that_never_reads_costs_bounded_memory_and_time() {
     events.finish();
     assert!((FINISH_TIMEOUT..FINISH_TIMEOUT * 2).contains(&start.elapsed()));
     assert!(events.metrics().waiting >= MAX_WAITING_CHANGES as u64);
-    // And nothing that must arrive is lost if it does read in the end.
+    // A reader that reads at last still gets all events that are never dropped.
     let received = std::thread::spawn(move || {
         let mut text = String::new();
         reader.read_to_string(&mut text).unwrap();
@@ -215,7 +215,7 @@ fn a_reader_that_never_reads_costs_bounded_memory_and_time() {
 }
 
 #[test]
-fn a_reader_that_is_gone_is_no_error_and_costs_no_memory() {
+fn closed_reader_is_no_error_and_costs_no_memory() {
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     let events = EventWriter::new(writer.into());
@@ -239,8 +239,8 @@ fn changes_with_long_texts_are_bounded_in_bytes() {
     assert!((MAX_WAITING_BYTES..MAX_WAITING_BYTES + long + 1000).contains(&waiting), "{waiting}");
 }
 
-/// A writer whose reader has not read a thing, with as many changes waiting as may, and the number of
-/// the next event.
+/// Returns a reader that has read nothing, its writer with the most lines that can wait before changes
+/// are merged, and the number of the next event.
 fn full() -> (PipeReader, EventWriter, u64) {
     let (reader, writer) = std::io::pipe().unwrap();
     let events = EventWriter::new(writer.into());
@@ -251,7 +251,7 @@ fn full() -> (PipeReader, EventWriter, u64) {
     (reader, events, next)
 }
 
-/// What the reader gets from the event `next` on, when it reads everything.
+/// Reads to the end, and returns the events from number `next` on.
 fn rest(reader: PipeReader, events: EventWriter, next: u64) -> Vec<EventKind> {
     let received = read_slowly(reader, Duration::ZERO);
     while events.flush() {
@@ -263,7 +263,7 @@ fn rest(reader: PipeReader, events: EventWriter, next: u64) -> Vec<EventKind> {
 }
 
 #[test]
-fn changes_that_wait_are_merged_and_precede_what_comes_later() {
+fn waiting_changes_are_merged_and_precede_later_events() {
     use BoxState::{Busy, Compacting, Ready, Stopped};
     use HealthState::{Healthy, Starting, Unhealthy};
     let (reader, events, next) = full();
@@ -286,7 +286,7 @@ fn changes_that_wait_are_merged_and_precede_what_comes_later() {
 }
 
 #[test]
-fn changes_that_lead_back_to_where_they_began_are_not_told() {
+fn merged_changes_that_end_where_they_began_are_dropped() {
     use BoxState::{Busy, Ready};
     let (reader, events, next) = full();
     events.emit(EventKind::StateChanged { from: Ready, to: Busy });
@@ -297,7 +297,7 @@ fn changes_that_lead_back_to_where_they_began_are_not_told() {
 }
 
 #[test]
-fn a_change_that_waits_alone_is_told_as_soon_as_there_is_room() {
+fn waiting_change_is_emitted_as_soon_as_there_is_space() {
     use BoxState::{Busy, Ready};
     let (reader, events, next) = full();
     events.emit(EventKind::StateChanged { from: Ready, to: Busy });
@@ -324,7 +324,7 @@ fn texts_of_an_error_are_cut() {
 }
 
 #[test]
-fn a_pipe_is_made_non_blocking_for_nobody_else() {
+fn pipe_is_made_non_blocking_for_the_writer_alone() {
     let (_reader, writer) = std::io::pipe().unwrap();
     let ours = writer.try_clone().unwrap();
     let events = EventWriter::new(ours.into());
@@ -334,7 +334,7 @@ fn a_pipe_is_made_non_blocking_for_nobody_else() {
 }
 
 #[test]
-fn a_kept_stream_has_the_numbered_lines_whether_or_not_they_are_read() {
+fn event_file_has_all_numbered_lines_whether_or_not_they_are_read() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("events");
     fs::write(&path, r#"{"cut":"#).unwrap();
@@ -362,14 +362,14 @@ fn a_kept_stream_has_the_numbered_lines_whether_or_not_they_are_read() {
 }
 
 #[test]
-fn a_kept_stream_is_bounded_and_its_end_is_kept() {
+fn event_file_is_bounded_and_keeps_the_last_lines() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("events");
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     let events = EventWriter::new(writer.into());
     events.keep(&path, 64 << 10, Rotation::Rename).unwrap();
-    // Nobody reads the stream, so none of these is dropped.
+    // The reader is closed, so no line waits and no event is dropped.
     for number in 0..5000 {
         events.emit(mix(number));
     }

@@ -1,12 +1,15 @@
 //! The journal of systemd, through the crate `tracing-journald`.
 //!
-//! The crate (0.3.2) knows fields that are added to all records, and cannot change them later. So
-//! there is a layer for each phase of a box, each with its socket and its own `BOX_ID` and `PHASE`.
+//! The crate (0.3.2) can add fields to all records, but cannot change them later. Therefore there is a
+//! layer for each phase of a box, each with its own socket, `BOX_ID` and `PHASE`.
 //!
-//! Its socket is a blocking one that it shows to nobody, and sends each record to a path. A journal
-//! that is stopped or behind would then stop the VM, so the socket is found among this process's fds,
-//! and made non-blocking through a duplicate of it, for which `pidfd_getfd(2)` is the safe way. What a
-//! confined shim sees at the path must still be the journal's socket.
+//! The crate's socket is blocking, and the crate gives no access to it. A journal that is stopped or
+//! slow would then stop the VM. So this module finds the socket among the fds of this process, and
+//! makes it non-blocking through a duplicate. `pidfd_getfd(2)` makes the duplicate, because it needs no
+//! `unsafe` code to use the number of an fd.
+//!
+//! The crate sends each record to the path of the journal's socket, so this path must exist in the
+//! root of a confined shim.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -23,31 +26,32 @@ use tracing_journald::{Layer, Priority, PriorityMappings};
 
 use super::phase::Phase;
 
-/// Where systemd-journald(8) listens; the crate has the same path built in.
+/// Path of the socket of systemd-journald(8). The crate has the same path built in.
 pub(super) const SOCKET: &str = "/run/systemd/journal/socket";
 
-/// What `journalctl -t` calls the records.
+/// `SYSLOG_IDENTIFIER` of the records, by which `journalctl -t` selects them.
 const IDENTIFIER: &str = "a3s-box-shim";
 
-/// How long the start of a shim may wait for a journal that is behind: it reads within milliseconds,
-/// or is stopped.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// Longest time that the start of a shim waits for a slow journal. A journal reads within milliseconds,
+/// unless it is stopped.
+const WRITABLE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The journal's layers.
+/// The layers that write to the journal.
 pub(super) struct Journal {
     unnamed: Layer,
-    /// A layer for each phase; none if they could not be made, which counts as a lost journal.
+    /// A layer for each phase, or nothing if they could not be made, which means that the journal is lost.
     named: OnceLock<Option<Vec<Layer>>>,
 }
 
 impl Journal {
-    /// Connects to the journal. To be called before any thread exists, and so [`Self::name`].
+    /// Connects to the journal. Callers of this and of [`Self::name`] must not have started a thread,
+    /// because [`layer`] compares the fds of the process.
     pub(super) fn open() -> io::Result<Self> {
         let fields = [("PHASE", Phase::Config.name())];
         Ok(Self { unnamed: layer(&fields)?, named: OnceLock::new() })
     }
 
-    /// Names the box in all later records. When that fails, the journal is lost.
+    /// Sets the box id of all later records. If this fails, the journal is lost.
     pub(super) fn name(&self, box_id: &str) -> io::Result<()> {
         let fields = |phase: Phase| [("BOX_ID", box_id), ("PHASE", phase.name())];
         let layers = Phase::ALL.into_iter().map(|phase| layer(&fields(phase))).collect();
@@ -55,12 +59,12 @@ impl Journal {
             Ok(layers) => (Some(layers), Ok(())),
             Err(error) => (None, Err(error)),
         };
-        // The name is given once (`log::name`).
+        // `log::name` calls this only once.
         let _first = self.named.set(layers);
         result
     }
 
-    /// The layer for records in this phase; none if the journal is lost.
+    /// Returns the layer for records in this phase, or nothing if the journal is lost.
     pub(super) fn for_events(&self, phase: Phase) -> Option<&Layer> {
         match self.named.get() {
             None => Some(&self.unnamed),
@@ -68,15 +72,17 @@ impl Journal {
         }
     }
 
-    /// The layer that keeps the fields of spans, always the same one: a second one would panic.
+    /// Returns the layer that keeps the fields of spans. It is always the same one, because the crate
+    /// panics if a span has fields of two layers.
     pub(super) fn for_spans(&self) -> &Layer {
         &self.unnamed
     }
 }
 
-/// A layer that adds these fields, and never blocks.
+/// Makes a layer that adds these fields and never blocks.
 fn layer(fields: &[(&str, &str)]) -> io::Result<Layer> {
-    // The layer sends an empty datagram at once, when its socket still is a blocking one.
+    // `Layer::new` sends an empty datagram while its socket is still blocking, so the journal must have
+    // space for it.
     wait_until_writable()?;
     let before = sockets()?;
     let layer = Layer::new()?;
@@ -86,7 +92,7 @@ fn layer(fields: &[(&str, &str)]) -> io::Result<Layer> {
     };
     let this = pidfd_open(getpid(), PidfdFlags::empty())?;
     let duplicate = pidfd_getfd(this, fd, PidfdGetfdFlags::empty())?;
-    // A flag of the open file that both fds mean.
+    // Both fds refer to the same open file description, to which the flag belongs.
     fcntl_setfl(&duplicate, fcntl_getfl(&duplicate)? | OFlags::NONBLOCK)?;
     Ok(layer
         .with_custom_fields(fields.iter().copied())
@@ -99,11 +105,11 @@ fn layer(fields: &[(&str, &str)]) -> io::Result<Layer> {
         }))
 }
 
-/// Waits until the journal's queue has room, within a bound.
+/// Waits until the journal's queue has space, for at most [`WRITABLE_TIMEOUT`].
 fn wait_until_writable() -> io::Result<()> {
     let probe = UnixDatagram::unbound()?;
     probe.connect(SOCKET)?;
-    let timeout = PollTimeout::try_from(PATIENCE).unwrap_or(PollTimeout::ZERO);
+    let timeout = PollTimeout::try_from(WRITABLE_TIMEOUT).unwrap_or(PollTimeout::ZERO);
     let mut fds = [PollFd::new(probe.as_fd(), PollFlags::POLLOUT)];
     match poll(&mut fds, timeout)? {
         0 => Err(io::Error::new(io::ErrorKind::TimedOut, "its queue is full")),
@@ -111,12 +117,12 @@ fn wait_until_writable() -> io::Result<()> {
     }
 }
 
-/// The fds of this process that are sockets.
+/// Returns the fds of this process that are sockets.
 fn sockets() -> io::Result<BTreeSet<RawFd>> {
     let mut found = BTreeSet::new();
     for entry in fs::read_dir("/proc/self/fd")? {
         let entry = entry?;
-        // The listing's own fd is in the list, and closed later.
+        // A link that cannot be read belongs to an fd that was closed meanwhile, and is skipped.
         let target = fs::read_link(entry.path()).unwrap_or_default();
         let number = entry.file_name().to_str().and_then(|name| name.parse::<RawFd>().ok());
         if target.to_string_lossy().starts_with("socket:") {

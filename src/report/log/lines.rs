@@ -1,4 +1,4 @@
-//! Records as lines on standard error: text for people, or JSON for programs.
+//! Records as lines on standard error: as text for people, or as JSON for programs.
 
 use std::error::Error;
 use std::fmt::{Debug, Write};
@@ -13,25 +13,27 @@ use tracing::field::{Field, Visit};
 
 use super::phase::Phase;
 
-/// What a pipe takes at once and without blocking when it polls as writable (`PIPE_BUF`, pipe(7)).
+/// Longest line. A pipe takes as many bytes as one piece and without blocking once `poll(2)` reports it
+/// as writable (`PIPE_BUF`, pipe(7)).
 const MAX_LINE_BYTES: usize = 4096;
 
-/// What is kept of the message and the target of a record that is too long as JSON, which writes a
-/// byte as six at most: seven eighths of a line.
+/// Bytes of message and target that are kept of a record that is too long as JSON. JSON escapes a byte
+/// as at most six, so both together take at most seven eighths of a line.
 const CUT_MESSAGE_BYTES: usize = 512;
 const CUT_TARGET_BYTES: usize = 64;
 
-/// The form of a line.
+/// Format of the lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Form {
     Text,
     Json,
 }
 
-/// Standard error that drops what cannot be written at once.
+/// Writer to standard error that drops lines which cannot be written without blocking.
 pub(super) struct Lines {
     form: Form,
-    /// Between the look whether there is room for a line and its writing, no other thread may write.
+    /// Held from the poll to the write, because another thread could fill the pipe in between and the
+    /// write would block.
     writing: Mutex<()>,
 }
 
@@ -51,13 +53,13 @@ impl Lines {
         let stderr = io::stderr();
         let mut fds = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
         if poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready == 1) {
-            // There is no other place to say that the log cannot be written.
+            // A failure to write the log has no other place to be reported.
             let _lost = nix::unistd::write(stderr.as_fd(), line.as_bytes());
         }
     }
 }
 
-/// A record, taken apart.
+/// The parts of a record.
 struct Record<'a> {
     time: String,
     level: &'static str,
@@ -83,8 +85,8 @@ impl<'a> Record<'a> {
         record
     }
 
-    /// `TIME LEVEL BOX PHASE TARGET: MESSAGE FIELD=VALUE…`, without control characters: a guest's words
-    /// must not look like a record of their own, nor act on a terminal.
+    /// Returns `TIME LEVEL BOX PHASE TARGET: MESSAGE FIELD=VALUE…`. Control characters are escaped, because
+    /// text of a guest must not look like another record or act on a terminal.
     fn text(&self) -> String {
         let Self { time, level, phase, target, message, .. } = self;
         let box_id = if self.box_id.is_empty() { "-" } else { self.box_id };
@@ -111,7 +113,7 @@ impl<'a> Record<'a> {
         line
     }
 
-    /// An object; one that would be too long loses its fields and the end of its message.
+    /// Returns a JSON object. A record that is too long loses its fields and the end of its message.
     fn json(mut self) -> String {
         let fields = Value::Object(std::mem::take(&mut self.fields));
         let whole = self.object([("fields", fields)]);
@@ -140,7 +142,8 @@ impl<'a> Record<'a> {
     fn add(&mut self, field: &Field, value: Value) {
         match (field.name(), value) {
             ("message", Value::String(message)) => self.message = message,
-            // What the bridge from `log` says about a record of that crate.
+            // `tracing-log` adds fields that describe a record of the crate `log`. Its target is the
+            // one of the record, and the other fields are of no use.
             ("log.target", Value::String(target)) => self.target = target,
             (name, _) if name.starts_with("log.") => {}
             (name, value) => self.fields.extend([(name.to_owned(), value)]),
@@ -221,8 +224,8 @@ mod tests {
     }
 
     #[test]
-    fn a_long_record_is_still_a_whole_line() {
-        // A byte that JSON writes as six, and a character of three bytes in the way of the cut.
+    fn long_record_is_cut_and_stays_one_line() {
+        // A byte that JSON escapes as six, and characters of three bytes that a cut could split.
         for message in ["\u{1}".repeat(9000), "x".repeat(5000), "€".repeat(3000)] {
             let text = record(&message).text();
             assert!(text.len() <= MAX_LINE_BYTES && text.ends_with("…\n"), "{text}");

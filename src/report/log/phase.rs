@@ -1,21 +1,21 @@
-//! The phases of a box, of which each record of the log names one.
+//! The phases of a box. Each record of the log names the current one.
 
-/// What a shim is doing, in this order.
+/// The current work of a shim, in order of time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Phase {
-    /// Reads and checks its config, and sets the process up.
+    /// The shim reads and validates its config, and sets up the process.
     Config,
-    /// Unpacks and mounts the root file system.
+    /// The shim unpacks layers and mounts the root file system.
     Rootfs,
-    /// Configures libkrun.
+    /// The shim configures libkrun.
     Vm,
-    /// The guest's kernel boots.
+    /// The guest kernel boots.
     Kernel,
-    /// The guest prepares itself, until the box is ready.
+    /// The guest program prepares the guest, until the box is ready.
     Agent,
     /// The box is ready.
     Running,
-    /// The box ends.
+    /// The box is being stopped, or has ended.
     Stopping,
 }
 

@@ -12,14 +12,14 @@ fn directory() -> (tempfile::TempDir, PathBuf) {
     (directory, path)
 }
 
-/// The file and the one before it; a missing one is empty.
+/// Reads the current and the previous file. A missing file counts as empty.
 fn both(path: &Path) -> (Vec<u8>, Vec<u8>) {
     let previous = path.with_extension("1");
     (fs::read(path).unwrap_or_default(), fs::read(previous).unwrap_or_default())
 }
 
 #[test]
-fn bytes_that_fall_out_are_the_oldest_and_all_are_counted() {
+fn dropped_bytes_are_the_oldest_and_all_are_counted() {
     let (_directory, path) = directory();
     let mut file = RotatedFile::open(&path, 1000).unwrap();
     let mut all = Vec::new();
@@ -41,7 +41,7 @@ fn bytes_that_fall_out_are_the_oldest_and_all_are_counted() {
 }
 
 #[test]
-fn a_chunk_of_many_times_the_bound_leaves_its_end() {
+fn chunk_of_many_times_the_bound_leaves_its_end() {
     let (_directory, path) = directory();
     let mut file = RotatedFile::open(&path, 100).unwrap();
     let chunk: Vec<u8> = (0..=255).cycle().take(10_000).collect();
@@ -53,7 +53,7 @@ fn a_chunk_of_many_times_the_bound_leaves_its_end() {
 }
 
 #[test]
-fn lines_are_whole_in_one_file_and_the_bound_holds() {
+fn lines_are_never_split_between_files_and_the_bound_holds() {
     let (_directory, path) = directory();
     let mut file = RotatedFile::open(&path, 1000).unwrap();
     for i in 0..300_usize {
@@ -73,8 +73,8 @@ fn lines_are_whole_in_one_file_and_the_bound_holds() {
 }
 
 #[test]
-fn a_file_of_an_earlier_process_is_continued_within_the_bound() {
-    // Size of the file and of the one before at the start; both afterwards, with a line of 10 bytes.
+fn file_of_an_earlier_process_is_continued_within_the_bound() {
+    // Sizes of the current and the previous file, before and after a line of 10 bytes is appended.
     let cases = [
         ((0, 0), (10, 0)),
         ((490, 500), (500, 500)),
@@ -107,7 +107,7 @@ fn bytes_of_an_earlier_process_are_not_counted_as_lost() {
 }
 
 #[test]
-fn a_line_that_was_cut_by_a_kill_is_ended() {
+fn line_that_was_cut_by_a_kill_gets_a_line_feed() {
     for (left, expected) in [("", "b\n"), ("a\n", "a\nb\n"), ("a", "a\nb\n")] {
         let (_directory, path) = directory();
         fs::write(&path, left).unwrap();
@@ -119,7 +119,7 @@ fn a_line_that_was_cut_by_a_kill_is_ended() {
 }
 
 #[test]
-fn a_created_file_begins_with_nothing() {
+fn created_file_is_empty_and_has_no_previous_file() {
     let (_directory, path) = directory();
     fs::write(&path, "old").unwrap();
     fs::write(path.with_extension("1"), "older").unwrap();
@@ -130,7 +130,7 @@ fn a_created_file_begins_with_nothing() {
 }
 
 #[test]
-fn what_is_not_a_regular_file_is_named() {
+fn error_names_the_type_of_a_file_that_is_not_regular() {
     let (directory, path) = directory();
     let found = || match RotatedFile::open(&path, 1000) {
         Err(RotatedFileError::NotRegular { found, .. }) => found,
@@ -151,7 +151,7 @@ fn what_is_not_a_regular_file_is_named() {
 }
 
 #[test]
-fn a_second_writer_is_refused_also_after_a_rotation() {
+fn second_writer_is_refused_before_and_after_a_rotation() {
     let (_directory, path) = directory();
     let mut file = RotatedFile::open(&path, 10).unwrap();
     for _ in 0..2 {
@@ -165,7 +165,7 @@ fn a_second_writer_is_refused_also_after_a_rotation() {
 }
 
 #[test]
-fn where_nothing_can_be_renamed_one_file_keeps_the_bound() {
+fn bound_holds_with_one_file_if_it_cannot_be_renamed() {
     let (_directory, path) = directory();
     fs::create_dir(path.with_extension("1")).unwrap();
     let mut file = RotatedFile::open(&path, 100).unwrap();
@@ -175,7 +175,7 @@ fn where_nothing_can_be_renamed_one_file_keeps_the_bound() {
 }
 
 #[test]
-fn a_file_that_was_removed_begins_again() {
+fn removed_file_is_created_again_by_the_next_rotation() {
     let (_directory, path) = directory();
     let mut file = RotatedFile::open(&path, 100).unwrap();
     file.append(&[b'a'; 50]);

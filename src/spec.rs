@@ -82,6 +82,7 @@ impl TryFrom<BoxConfig> for VmSpec {
         process::check(&config.process)?;
         resources::check(&config.resources)?;
         paths::check(&config.paths, &id)?;
+        // Fields whose checks read the file system come after those that only compare values.
         let directories = ShimDirectories::find(&config.paths, &id)?;
         let image = config.image.map(ImageSpec::try_from).transpose()?;
         let console = ConsoleSpec::try_from(config.console)?;

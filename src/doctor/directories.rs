@@ -87,6 +87,7 @@ fn examine(path: &Path, requirements: &Requirements, unusable: DoctorStatus) -> 
             return DoctorCheck { status: unusable, ..check };
         }
     };
+    // A directory that is made later is on the file system of its ancestor.
     let (file_system, upper, free_bytes) = match statfs(existing) {
         Ok(found) => {
             // Both fields are signed in the kernel's structure, but never negative.
@@ -124,6 +125,7 @@ fn usable_ancestor(path: &Path, forbidden_mode: u32) -> Result<&Path, String> {
     for ancestor in path.ancestors() {
         let found = match fs::metadata(ancestor) {
             Ok(found) => found,
+            // The shim makes missing directories, so the next ancestor decides.
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             Err(error) => return Err(complain(ancestor, &error)),
         };
@@ -139,6 +141,7 @@ fn usable_ancestor(path: &Path, forbidden_mode: u32) -> Result<&Path, String> {
             return Err(complain(ancestor, &problem));
         }
         let access = Access::WRITE_OK | Access::EXEC_OK;
+        // EACCESS asks for the effective user, with which the shim makes the directory.
         return match accessat(CWD, ancestor, access, AtFlags::EACCESS) {
             Ok(()) => Ok(ancestor),
             Err(errno) if ancestor == path => Err(complain(ancestor, &io::Error::from(errno))),

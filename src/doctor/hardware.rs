@@ -15,6 +15,7 @@ const KVM: &str = "/dev/kvm";
 
 /// Checks whether the KVM device exists, can be opened and has the expected API.
 pub(super) fn kvm() -> DoctorCheck {
+    // `check_kvm` does nothing in a build with the fake VM, so the device is opened here as well.
     let opened = OpenOptions::new().read(true).write(true).open(KVM);
     let refusal = opened.map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => KrunError::KvmMissing,
@@ -61,6 +62,7 @@ impl Cpu {
             (key.trim() == "flags").then_some(value)
         });
         let Some(flags) = flags else { return Self::default() };
+        // `vmx` is also a part of other words, such as `vmxnet`.
         let has = |flag: &str| flags.split_whitespace().any(|word| word == flag);
         Self {
             extension: ["vmx", "svm"].into_iter().find(|flag| has(flag)),

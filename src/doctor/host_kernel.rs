@@ -47,6 +47,7 @@ impl fmt::Display for Version {
 pub(super) fn version(kernel: Option<Version>) -> DoctorCheck {
     const NAME: &str = "kernel";
     match kernel {
+        // An unknown version is no failure, because the trials show whether a box works.
         None => DoctorCheck::degraded(
             NAME,
             "its version cannot be read",
@@ -87,6 +88,7 @@ fn judge_landlock(found: Option<LandlockStatus>, missing: DoctorStatus) -> Docto
         ..DoctorCheck::degraded(NAME, found, remedy)
     };
     match found {
+        // An older ABI is no problem, because the shim applies what the kernel has.
         Some(LandlockStatus::Available { effective_abi, .. }) => {
             DoctorCheck::ok(NAME, format!("ABI {} (a shim makes use of 6)", effective_abi as i32))
         }
@@ -118,6 +120,7 @@ fn judge_seccomp(actions: Option<&str>, missing: DoctorStatus) -> DoctorCheck {
     };
     let Some(actions) = actions else { return lacking("no filters in this kernel".to_owned()) };
     let has = |action: &&str| actions.split_whitespace().any(|word| word == *action);
+    // The filter uses `kill_process` with `confinement.seccomp` `enforce`, and `log` with `log`.
     match ["kill_process", "log"].iter().find(|action| !has(action)) {
         None => DoctorCheck::ok(NAME, "filters, with `kill_process` and `log`"),
         Some(action) => lacking(format!("filters, without `{action}`")),

@@ -44,6 +44,7 @@ pub(super) fn user_namespaces() -> DoctorCheck {
 
 fn judge_settings(settings: Settings) -> DoctorCheck {
     const NAME: &str = "user_namespaces";
+    // Settings that forbid user namespaces come before one that may only restrict them.
     match settings {
         Settings { max: None, .. } => DoctorCheck::failed(
             NAME,
@@ -88,6 +89,7 @@ enum HelperPrograms {
 fn judge_sub_ids((uids, gids): (u64, u64), helpers: HelperPrograms) -> DoctorCheck {
     const NAME: &str = "sub_ids";
     let found = format!("{uids} user ids and {gids} group ids");
+    // Without the set-user-id helper programs, a user may map only the own id (user_namespaces(7)).
     if helpers == HelperPrograms::Missing {
         let found = format!(
             "{found}, without `newuidmap` and `newgidmap`: images with files of one user only"
@@ -104,6 +106,7 @@ fn judge_sub_ids((uids, gids): (u64, u64), helpers: HelperPrograms) -> DoctorChe
             format!("{found}: images with files of one user only"),
             give_sub_ids(),
         ),
+        // The guest's ids are mapped from 1 on, so that the largest ids have no mapping.
         few if few < USUAL_IDS => DoctorCheck::degraded(
             NAME,
             format!("{found}: images with small ids only"),

@@ -48,6 +48,7 @@ fn make_root(signals: &Signals) -> Result<RootMethod, TrialError> {
         _ => None,
     })?;
     trial.wait_for(signals, |event| matches!(event, EventKind::PrepareDone {}).then_some(()))?;
+    // The child must exit before the temporary directory, which contains its mounts, is removed.
     trial.wait()?;
     Ok(root)
 }
@@ -69,6 +70,7 @@ fn judge_root(tried: Result<RootMethod, TrialError>) -> [DoctorCheck; 2] {
             let remedy = "load the module `overlay`; without root, use Linux 5.11 or later";
             [namespaces, DoctorCheck::degraded(OVERLAYFS, found, remedy)]
         }
+        // This code means that the child could not enter its namespaces.
         Err(TrialError::Reported(report)) if report.code == ErrorCode::ProcessSetup => {
             let remedy = report.hint.clone().unwrap_or_else(|| "run as root".to_owned());
             let found = one_line(&TrialError::Reported(report));
@@ -76,6 +78,7 @@ fn judge_root(tried: Result<RootMethod, TrialError>) -> [DoctorCheck; 2] {
                 DoctorCheck::failed(OVERLAYFS, "not tried, without namespaces", see_others);
             [DoctorCheck::failed(NAMESPACES, found, remedy), untried]
         }
+        // After any other error, the namespaces exist, because they come before the root.
         Err(error) => {
             let remedy = match &error {
                 TrialError::Reported(report) => report.hint.clone(),
@@ -117,6 +120,8 @@ struct Booted {
 fn boot_and_stop(paths: &PathsConfig, signals: &Signals) -> Result<Booted, TrialError> {
     let directory = Directory::make()?;
     let mut config = config(&directory);
+    // Of the given config, only the installation is used. The state and cache directories have
+    // checks of their own, and this box must not leave files in them.
     config.paths.libkrunfw.clone_from(&paths.libkrunfw);
     config.paths.guest.clone_from(&paths.guest);
     config.agent.boot_timeout_ms = 1000 * BOOT_TIMEOUT.as_secs();
@@ -126,6 +131,7 @@ fn boot_and_stop(paths: &PathsConfig, signals: &Signals) -> Result<Booted, Trial
     let ready_after = start.elapsed();
     trial.stop()?;
     let stopped = Instant::now();
+    // A box that stops for another reason, such as an exit of its guest, has not passed the trial.
     trial.wait_for(signals, |event| match event {
         EventKind::BoxStopped { reason: StopReason::Stopped, .. } => Some(()),
         _ => None,

@@ -37,8 +37,8 @@ impl TryFrom<ImageConfig> for ImageSpec {
     }
 }
 
-/// Returns the limits of the layer cache. A limit that overflows saturates, because no cache reaches
-/// it in either case.
+/// Returns the limits of the layer cache. A limit that overflows saturates, because no cache
+/// reaches it in either case.
 pub(super) fn retention(cache: CacheConfig) -> Retention {
     Retention {
         max_bytes: cache.max_mib.map(|mib| mib.saturating_mul(1 << 20)),

@@ -61,6 +61,8 @@ impl Location {
             let lineage = canonical.ancestors().map(inode).collect::<io::Result<Vec<_>>>()?;
             let missing = path.strip_prefix(existing).unwrap_or(Path::new(""));
             let inode = lineage.first().copied().filter(|_| missing.as_os_str().is_empty());
+            // `..` behind a missing directory is resolved in the text, because the shim would
+            // resolve it in the same way once the directory is made.
             let mut path = canonical;
             for component in missing.components() {
                 match component {

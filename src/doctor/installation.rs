@@ -5,7 +5,7 @@ use std::path::Path;
 
 use a3s_box_core::doctor::DoctorCheck;
 use a3s_box_core::one_line;
-use a3s_box_krun::kernel::Kernel;
+use a3s_box_krun::guest_kernel::GuestKernel;
 
 use crate::guest_program;
 use crate::host::process;
@@ -20,7 +20,7 @@ pub(super) fn guest_kernel(spec: &VmSpec) -> DoctorCheck {
         Ok(executable) => executable,
         Err(error) => return DoctorCheck::failed(NAME, one_line(&error), general_remedy),
     };
-    match Kernel::load(spec.paths.libkrunfw.as_deref(), &executable) {
+    match GuestKernel::load(spec.paths.libkrunfw.as_deref(), &executable) {
         Ok(kernel) => DoctorCheck::ok(NAME, place(&kernel)),
         Err(error) => {
             let remedy = error.hint().unwrap_or(general_remedy);
@@ -29,7 +29,7 @@ pub(super) fn guest_kernel(spec: &VmSpec) -> DoctorCheck {
     }
 }
 
-fn place(kernel: &Kernel) -> String {
+fn place(kernel: &GuestKernel) -> String {
     match kernel.path() {
         path if path.is_absolute() => format!("`{}`", path.display()),
         // The fake VM of the tests has no guest kernel.

@@ -31,7 +31,7 @@ use std::sync::Arc;
 
 use a3s_box_core::event::EventKind;
 use a3s_box_core::{ErrorCode, ErrorReport, exit};
-use a3s_box_krun::kernel::Kernel;
+use a3s_box_krun::guest_kernel::GuestKernel;
 use a3s_box_krun::{Machine, Vm};
 
 use crate::confine::Confinement;
@@ -100,7 +100,7 @@ pub(crate) fn run(shim: &mut Shim<'_>) -> Result<(), ShimError> {
     let signals = set_process_up(&spec, parent)?;
     // An incomplete installation is reported before anything is created on the host.
     let program = guest_program::load(&spec)?;
-    let kernel = Kernel::load(spec.paths.libkrunfw.as_deref(), &process::executable()?)?;
+    let kernel = GuestKernel::load(spec.paths.libkrunfw.as_deref(), &process::executable()?)?;
     // The cgroup comes before the first thread and child, which inherit it.
     cgroup::join(&spec)?;
     process::enter_private_mounts()?;
@@ -134,7 +134,7 @@ pub(crate) fn run(shim: &mut Shim<'_>) -> Result<(), ShimError> {
         console: console.relay,
         carrier: network.take_carrier(),
         signals,
-        supervisor: service_manager,
+        service_manager,
         events: Arc::clone(&shim.events),
         configured_ms,
     })?;
@@ -264,7 +264,7 @@ fn set_process_up(spec: &VmSpec, parent: Parent) -> Result<Signals, ShimError> {
 }
 
 /// Enters libkrun. From here on the control thread ends the process.
-fn become_vm(machine: Machine, kernel: &Kernel, control: Control) -> ! {
+fn become_vm(machine: Machine, kernel: &GuestKernel, control: Control) -> ! {
     let failure = match Vm::configure(machine, kernel) {
         Ok(vm) => {
             log::enter(Phase::Kernel);

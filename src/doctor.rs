@@ -1,24 +1,27 @@
-//! `--doctor`: what boxes need of this host, how it is, and what to do about it.
+//! `--doctor`: checks whether this host meets the requirements of boxes, and names a remedy for
+//! each that it does not meet.
 //!
-//! Where a box itself can tell, it is asked: a child of this executable goes through `--prepare`, for
-//! the namespaces and the root, and another boots. What they use is in a directory of their own, which is
-//! removed. The rest is read from where the kernel says it; nothing on the host is changed.
+//! Namespaces, the root and the boot are tried rather than computed, because they depend on too
+//! many settings of the host. Children of this executable prepare and boot a box in a temporary
+//! directory, which is removed afterwards. Everything else is read from files and system calls.
+//! Nothing on the host is changed.
 //!
 //! ```text
-//!   --doctor ─┬─ kernel, hardware, identity, limits, directories, parts: read
+//!   --doctor ─┬─ host kernel, hardware, identity, limits, directories, installation: read
 //!             ├─ trial ──► a3s-box-shim --prepare   a tiny image: namespaces, overlayfs
 //!             └─ trial ──► a3s-box-shim             boots until it is ready, and is stopped
 //! ```
 //!
-//! This process never enters a VM: unlike elsewhere, here `Drop` ends children and removes directories.
+//! Unlike the process of a box, this process never enters a VM. It may therefore rely on `Drop` to
+//! end children and to remove directories.
 
 mod directories;
 mod hardware;
+mod host_kernel;
 mod identity;
-mod kernel;
+mod installation;
 mod kernel_file;
 mod limits;
-mod parts;
 mod sample;
 mod trial;
 mod trials;
@@ -39,7 +42,7 @@ use crate::report::printable::{MESSAGE_CHARS, printable};
 use crate::report::terminal;
 use crate::spec::VmSpec;
 
-/// Why there is no report.
+/// Why the doctor has no report.
 #[derive(Debug, thiserror::Error)]
 enum DoctorError {
     #[error("cannot begin")]
@@ -52,7 +55,7 @@ enum DoctorError {
     Interrupted(StopRequest),
 }
 
-/// Examines this host, reports to whoever asked, and returns the exit status.
+/// Examines this host, prints the report, and returns the exit status.
 pub(crate) fn run(arguments: &Arguments) -> ExitCode {
     let written = examine(arguments).and_then(|report| {
         let text = match arguments.json {
@@ -65,7 +68,7 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
         Ok((text, status)) => terminal::print(process::stdout(), &text, status),
         Err(error) => {
             let status = match &error {
-                // Linux has 64 signals.
+                // 128 plus the number of the signal, as a shell reports it.
                 DoctorError::Interrupted(request) => exit::for_signal(request.signal_number()),
                 _ => exit::FAILED,
             };
@@ -77,35 +80,40 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
 fn examine(arguments: &Arguments) -> Result<DoctorReport, DoctorError> {
     let config = match &arguments.config {
         Some(path) => config::read(Some(path))?,
-        // A person at a terminal gives none.
+        // Without `--config`, the doctor does not wait for a config on standard input, because it
+        // is meant for a user at a terminal.
         None => BoxConfig::default(),
     };
     let spec = VmSpec::try_from(config).map_err(InputError::from)?;
     let signals = Signals::block(None)?;
-    let kernel = kernel::Version::of_host();
-    let mut checks = vec![kernel::version(kernel), hardware::kvm()];
-    checks.extend([parts::kernel(&spec), parts::guest_program(&spec)]);
-    let may_boot = checks.iter().skip(1).all(|check| check.status != DoctorStatus::Failed);
+    let version = host_kernel::Version::of_host();
+    let mut checks = vec![host_kernel::version(version), hardware::kvm()];
+    checks.extend([installation::guest_kernel(&spec), installation::guest_program(&spec)]);
+    // The first check is left out: the version of the host kernel alone does not prevent a boot.
+    let can_boot = checks.iter().skip(1).all(|check| check.status != DoctorStatus::Failed);
     checks.extend([identity::user_namespaces(), identity::sub_ids()]);
     checks.extend(trials::root(&signals).map_err(DoctorError::Interrupted)?);
+    // A layer that is missing prevents a box only if the config requires all layers.
     let missing = match spec.confinement {
         ConfinementLevel::Required => DoctorStatus::Failed,
         ConfinementLevel::BestEffort | ConfinementLevel::None => DoctorStatus::Degraded,
     };
-    checks.extend([kernel::landlock(missing), kernel::seccomp(missing)]);
+    checks.extend([host_kernel::landlock(missing), host_kernel::seccomp(missing)]);
     checks.extend([limits::cgroup(), limits::open_files(), limits::locked_memory()]);
     checks.extend(directories(&spec.paths, arguments));
-    checks.extend([parts::passt(&spec), parts::service_manager()]);
-    let boot = match may_boot {
+    checks.extend([installation::passt(&spec), installation::service_manager()]);
+    let boot = match can_boot {
         true => trials::boot(&spec.paths, &signals).map_err(DoctorError::Interrupted)?,
-        false => trials::not_booted(),
+        false => trials::boot_not_tried(),
     };
+    // This check stands beside `kvm` in the report, but depends on the result of the boot.
     checks.insert(2, hardware::virtualization(&boot));
     checks.push(boot);
     Ok(DoctorReport::new(checks))
 }
 
-/// Without a config, directories that cannot be used are no more than a default to be replaced.
+/// Checks the directories. Without a config, they are only defaults, which a config can replace, so
+/// that a directory that cannot be used does not fail the report.
 fn directories(paths: &PathsConfig, arguments: &Arguments) -> [DoctorCheck; 2] {
     let missing = match &arguments.config {
         Some(_) => DoctorStatus::Failed,
@@ -114,7 +122,7 @@ fn directories(paths: &PathsConfig, arguments: &Arguments) -> [DoctorCheck; 2] {
     [directories::state(&paths.state_dir, missing), directories::cache(&paths.cache_dir, missing)]
 }
 
-/// One line for each check, in columns.
+/// Formats the report as text, with one line for each check.
 fn to_text(report: &DoctorReport) -> String {
     let width = report.checks.iter().map(|check| check.name.len()).max().unwrap_or_default();
     let mut text = String::new();
@@ -126,7 +134,7 @@ fn to_text(report: &DoctorReport) -> String {
         };
         let remedy = remedy.as_ref().map(|remedy| format!("; remedy: {remedy}"));
         let line = format!("{status:8}  {name:width$}  {found}{}", remedy.unwrap_or_default());
-        // A text cannot fail to take more.
+        // Writing to a `String` cannot fail.
         let _written = writeln!(text, "{}", printable(&line, MESSAGE_CHARS));
     }
     text
@@ -137,7 +145,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn text_has_a_line_for_each_check_and_its_remedy_where_one_is_needed() {
+    fn text_has_one_line_for_each_check_with_its_remedy() {
         let report = DoctorReport::new(vec![
             DoctorCheck::ok("a", "fine\nreally\u{1b}"),
             DoctorCheck::degraded("long", "less", "more"),

@@ -12,7 +12,7 @@ use nix::errno::Errno;
 
 use crate::confine::ConfinementError;
 use crate::console::ConsoleError;
-use crate::control::{ControlError, Stopping};
+use crate::control::{ControlError, StopProgress};
 use crate::ending::Ending;
 use crate::guest_program::GuestProgramError;
 use crate::host::cgroup::CgroupError;
@@ -83,7 +83,7 @@ impl ShimError {
     /// Returns the report of the stop if the error is a stop request. The stop is complete at once,
     /// because there is no workload yet.
     pub(crate) fn stop(&self, now_ms: u64) -> Option<StopReport> {
-        self.stop_request().map(|request| Stopping::new(request.cause(), now_ms).report())
+        self.stop_request().map(|request| StopProgress::new(request.cause(), now_ms).report())
     }
 
     /// Returns the stop request that ended the unpacking, which is the only phase that reads them.

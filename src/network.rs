@@ -11,12 +11,12 @@
 //!           one security context│ one process each, confined on its own
 //! ```
 //!
-//! The gate is this same executable. It starts before the shim confines itself, and it starts
-//! passt. It filters the guest's frames ([`frames`]) outside of the VMM, because a guest that has
-//! taken over the VMM could bypass a filter inside it. The shim then enters an empty network
-//! namespace.
+//! The wire is the pair of Unix sockets between libkrun's Ethernet device and the gate. The gate is
+//! this same executable. It starts before the shim confines itself, and it starts passt. It filters
+//! the guest's frames ([`frames`]) outside of the VMM, because a guest that has taken over the VMM
+//! could bypass a filter inside it. The shim then enters an empty network namespace.
 //!
-//! Gate and passt exit when the socket to the VM closes, which the kernel does however the shim
+//! Gate and passt exit when the shim's end of the wire closes. The kernel closes it however the shim
 //! ends.
 
 mod addresses;

@@ -15,7 +15,7 @@ use ground::Ground;
 use ground::memory;
 use ground::peer::{Answer, serve};
 use libfuzzer_sys::fuzz_target;
-use printable::MESSAGE_CHARS;
+use report::printable::MESSAGE_CHARS;
 use prost::Message;
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixListener;
@@ -25,10 +25,13 @@ use tonic_health::pb::health_check_response::ServingStatus;
 #[expect(dead_code, reason = "the rest is for the monitor")]
 #[path = "../../src/control/agent.rs"]
 mod agent;
-#[path = "../../src/control/line.rs"]
-mod line;
-#[path = "../../src/printable.rs"]
-mod printable;
+#[path = "../../src/control/connection.rs"]
+mod connection;
+/// The modules of the shim that the agent's client imports, under the paths that they have there.
+#[path = "../../src/report"]
+mod report {
+    pub(crate) mod printable;
+}
 
 /// Longer than any answer takes: a connection that was closed, or that has answered, is not waited for.
 const PATIENCE: Duration = Duration::from_secs(8);

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use nix::libc;
 
-use crate::kernel::Credentials;
+use crate::syscall::Credentials;
 
 /// Largest file that is read: some ten thousand accounts.
 const MAX_BYTES: u64 = 1024 * 1024;

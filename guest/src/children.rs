@@ -9,7 +9,7 @@ use nix::libc::pid_t;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::yield_now;
 
-use crate::kernel::{self, Reaped, Status};
+use crate::syscall::{self, Reaped, Status};
 
 /// How many are reaped before others get their turn: a box full of processes that start and
 /// end must not keep PID 1 from hearing the shim.
@@ -74,7 +74,7 @@ enum Batch {
 
 fn reap_batch(wanted: Option<pid_t>) -> Batch {
     for _ in 0..BATCH {
-        match kernel::reap_any() {
+        match syscall::reap_any() {
             Reaped::Ended(pid, status) if Some(pid) == wanted => return Batch::Found(status),
             Reaped::Ended(..) => {}
             Reaped::NotYet => return Batch::Waiting,

@@ -19,8 +19,8 @@ use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 use tokio::time::timeout;
 
-use crate::kernel::{self, Descriptors, Failure, Image, Step};
-use crate::program::{self, ProgramError};
+use crate::executable::{self, ExecutableError};
+use crate::syscall::{self, Descriptors, Failure, Image, Step};
 
 /// How long the kernel may take to load a program: it reads it from the host's file system.
 const EXEC_TIMEOUT: Duration = Duration::from_secs(30);
@@ -44,7 +44,7 @@ pub(crate) enum LaunchError {
     },
     /// The program cannot be executed.
     #[error(transparent)]
-    Program(#[from] ProgramError),
+    Program(#[from] ExecutableError),
 }
 
 impl LaunchError {
@@ -87,7 +87,7 @@ pub(crate) async fn launch(image: &Image) -> Result<Launched, LaunchError> {
                 .map_err(|errno| LaunchError::Process(errno.into()))?;
         }
     }
-    let pid = kernel::spawn(image, descriptors).map_err(LaunchError::Process)?;
+    let pid = syscall::spawn(image, descriptors).map_err(LaunchError::Process)?;
     // Only the child may hold these now, or there would never be an end of file.
     drop((stdout_child, stderr_child, report_child));
     match timeout(EXEC_TIMEOUT, read_report(report)).await {
@@ -96,7 +96,7 @@ pub(crate) async fn launch(image: &Image) -> Result<Launched, LaunchError> {
         Ok(Err(source)) => Err(LaunchError::Process(source)),
         Err(_) => {
             // It cannot have been reaped: that is done later, by another part.
-            drop(kernel::send_signal(pid, libc::SIGKILL));
+            drop(syscall::send_signal(pid, libc::SIGKILL));
             Err(LaunchError::Timeout)
         }
     }
@@ -105,7 +105,7 @@ pub(crate) async fn launch(image: &Image) -> Result<Launched, LaunchError> {
 /// A pipe: our end is not blocking, the child's is. `execve` closes both.
 fn pipe() -> io::Result<(pipe::Receiver, OwnedFd)> {
     let (ours, child) = pipe2(OFlag::O_CLOEXEC)?;
-    if !kernel::is_above_standard(&child) {
+    if !syscall::is_above_standard(&child) {
         return Err(io::Error::other("descriptors 0, 1 and 2 are not open"));
     }
     Ok((pipe::Receiver::from_owned_fd(ours)?, child))
@@ -126,7 +126,7 @@ fn explain(image: &Image, failure: Failure) -> LaunchError {
     let what = match failure.step {
         Step::Execute => {
             let program = Path::new(OsStr::from_bytes(image.program.to_bytes()));
-            return program::explain(program, cwd, failure.errno).into();
+            return executable::explain(program, cwd, failure.errno).into();
         }
         Step::Session => "the session".to_owned(),
         Step::Descriptors => "the standard streams".to_owned(),

@@ -33,7 +33,6 @@ use crate::agent::ListenError;
 use crate::children::Children;
 use crate::config::ConfigError;
 use crate::control::{Control, ControlError, Order};
-use crate::kernel::{self, Image, Status};
 use crate::kmsg;
 use crate::launch::{LaunchError, launch};
 use crate::mounts::MountError;
@@ -42,6 +41,7 @@ use crate::notify::{BindError, Notices};
 use crate::plan::PlanError;
 use crate::ports::PortError;
 use crate::relay::Relay;
+use crate::syscall::{self, Image, Status};
 
 /// How long the rest of the output may take after the end: at most a pipe and a buffer a
 /// stream, 96 KiB, unless the host does not read at all.
@@ -193,7 +193,7 @@ where
     Ok(match reason {
         StartFailure::NotFound => 127,
         StartFailure::NotExecutable => 126,
-        StartFailure::Setup | StartFailure::Unspecified => crate::EXIT_CODE_FAILURE,
+        StartFailure::Setup | StartFailure::Unspecified => crate::power::EXIT_CODE_FAILURE,
     })
 }
 
@@ -254,7 +254,7 @@ where
 fn stop(pid: pid_t, signal: u32) {
     match i32::try_from(signal) {
         Ok(number) if (1..=LAST_SIGNAL).contains(&signal) => {
-            if let Err(error) = kernel::send_signal(pid, number) {
+            if let Err(error) = syscall::send_signal(pid, number) {
                 kmsg::line(&format!("cannot send signal {number} to the workload: {error}"));
             }
         }

@@ -11,7 +11,7 @@ use tokio::net::unix::pipe;
 
 use crate::life::{Job, Machine, StartError};
 use crate::notify::{self, Notices};
-use crate::{agent, config, kernel, kmsg, mounts, names, network, plan, ports};
+use crate::{agent, config, kmsg, mounts, names, network, plan, ports, syscall};
 
 /// Host name of a box whose config has none.
 const DEFAULT_HOSTNAME: &str = "localhost";
@@ -60,7 +60,7 @@ impl Machine for Guest {
     }
 
     fn kill_everything(&self) {
-        kernel::kill_everything();
+        syscall::kill_everything();
     }
 }
 

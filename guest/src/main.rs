@@ -15,14 +15,14 @@
 //!
 //! PID 1 never returns from `main`: the kernel would panic. Every end is a reboot, because
 //! x86 guests without ACPI hang on power-off. Only [`children`] calls `waitpid`. Only
-//! [`kernel`] has `unsafe`.
+//! [`syscall`] has `unsafe`.
 
 mod account;
 mod agent;
 mod children;
 mod config;
 mod control;
-mod kernel;
+mod executable;
 mod kmsg;
 mod launch;
 mod life;
@@ -35,8 +35,8 @@ mod notify;
 mod plan;
 mod ports;
 mod power;
-mod program;
 mod relay;
+mod syscall;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -49,10 +49,6 @@ use tokio::runtime::Builder;
 use crate::life::LifeError;
 use crate::machine::Guest;
 
-/// What libkrun is told when the box ended without a status of its own: the shim's own
-/// code for a failure that is not the workload's.
-const EXIT_CODE_FAILURE: u8 = 125;
-
 fn main() -> ExitCode {
     let started = Instant::now();
     if Pid::this().as_raw() != 1 {
@@ -63,7 +59,7 @@ fn main() -> ExitCode {
     umask(Mode::S_IWGRP | Mode::S_IWOTH);
     let code = live(started).unwrap_or_else(|error| {
         kmsg::error(&error);
-        EXIT_CODE_FAILURE
+        power::EXIT_CODE_FAILURE
     });
     power::reboot(code)
 }

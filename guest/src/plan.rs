@@ -10,9 +10,9 @@ use std::path::{Path, PathBuf};
 use a3s_box_proto::control::{EnvironmentVariable, Workload};
 
 use crate::account::{AccountError, Accounts};
-use crate::kernel::{Image, Limit, StringArray};
+use crate::executable::{self, DEFAULT_PATH, ExecutableError};
 use crate::notify;
-use crate::program::{self, DEFAULT_PATH, ProgramError};
+use crate::syscall::{Image, Limit, StringArray};
 
 /// Mode of a working directory that was missing: Docker's.
 const CWD_MODE: u32 = 0o755;
@@ -50,7 +50,7 @@ pub(crate) enum PlanError {
     Account(#[from] AccountError),
     /// The program.
     #[error(transparent)]
-    Program(#[from] ProgramError),
+    Program(#[from] ExecutableError),
 }
 
 /// Resolves a workload below `root`, and makes its working directory.
@@ -60,7 +60,7 @@ pub(crate) fn plan(workload: Workload, root: &Path) -> Result<Image, PlanError> 
     let account = Accounts::read(root)?.resolve(&workload.user)?;
     let search = workload.env.iter().find(|variable| variable.name == "PATH");
     let search = search.map_or(DEFAULT_PATH, |variable| &variable.value);
-    let program = program::find(name, OsStr::new(search), &cwd)?;
+    let program = executable::find(name, OsStr::new(search), &cwd)?;
     let env = environment(&workload.env, &account.home)?;
     let args = workload
         .args

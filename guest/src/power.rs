@@ -9,7 +9,11 @@ use std::time::Duration;
 use nix::sys::reboot::{RebootMode, reboot as reboot_kernel};
 use nix::unistd::{pause, sync};
 
-use crate::{kernel, kmsg};
+use crate::{kmsg, syscall};
+
+/// Exit code for libkrun when the box ended without a status of its workload. The shim has the same
+/// code for a failure that is not the workload's.
+pub(crate) const EXIT_CODE_FAILURE: u8 = 125;
 
 /// How long the last file operations may take: they need the host's file system, which may
 /// hang, and the shim has a deadline of its own for that.
@@ -18,7 +22,7 @@ const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Kills what still runs, writes back what is dirty, and reboots: under libkrun that ends
 /// the VMM, with this exit status.
 pub(crate) fn reboot(code: u8) -> ! {
-    kernel::kill_everything();
+    syscall::kill_everything();
     let (done, settled) = mpsc::channel();
     let started = thread::Builder::new().stack_size(64 * 1024).spawn(move || {
         set_exit_code(code);
@@ -38,7 +42,7 @@ pub(crate) fn reboot(code: u8) -> ! {
 }
 
 fn set_exit_code(code: u8) {
-    let result = File::open("/").and_then(|root| kernel::set_exit_code(root.as_fd(), code));
+    let result = File::open("/").and_then(|root| syscall::set_exit_code(root.as_fd(), code));
     if let Err(error) = result {
         kmsg::line(&format!("cannot set the exit status of the VMM: {error}"));
     }

@@ -16,6 +16,7 @@
 //! With `A3S_BOX_FAKE_PROBE` there is no guest: the VMM itself tries to break out ([`probe`]).
 
 mod probe;
+mod recorded;
 
 use std::ffi::{CStr, c_char, c_int};
 use std::fs::File;
@@ -25,20 +26,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-#[derive(Default)]
-struct Recorded {
-    config: Vec<u8>,
-    shares: Vec<(String, bool)>,
-    ports: Vec<(String, String)>,
-    console: Option<(OwnedFd, OwnedFd)>,
-}
-
-static RECORDED: Mutex<Option<Recorded>> = Mutex::new(None);
-
-fn record(change: impl FnOnce(&mut Recorded)) -> i32 {
-    change(RECORDED.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_default());
-    0
-}
+use self::recorded::{RECORDED, record};
 
 pub(crate) extern "C" fn krun_create_ctx() -> i32 {
     record(|_| {})

@@ -26,7 +26,7 @@ mod error;
 pub mod exit;
 #[cfg(feature = "fake")]
 mod fake;
-pub mod kernel;
+pub mod guest_kernel;
 mod libkrun;
 mod machine;
 mod vm;

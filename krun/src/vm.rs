@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::IntoRawFd;
 use std::path::Path;
 
-use crate::kernel::Kernel;
+use crate::guest_kernel::GuestKernel;
 use crate::machine::{Access, Connect, Machine, NetDevice, OverlayFile, VsockPort};
 use crate::{KrunError, libkrun};
 
@@ -40,7 +40,7 @@ impl Vm {
     ///
     /// One variant for each thing that libkrun itself would answer with a panic, a hang or an
     /// exit status of 0. After an error the process may go on, and a second try is possible.
-    pub fn configure(machine: Machine, _kernel: &Kernel) -> Result<Self, KrunError> {
+    pub fn configure(machine: Machine, _kernel: &GuestKernel) -> Result<Self, KrunError> {
         machine.check()?;
         check_kvm()?;
         // SAFETY: takes nothing. It loads libkrunfw, whose presence the `Kernel` argument proves.

@@ -119,7 +119,7 @@ fn fill(root: &OwnedFd, own: &Entry, entries: &[Entry]) -> Result<(), HostError>
 
 /// Makes `root` the root of this process. `pivot_root(".", ".")` stacks the old root on top of the
 /// new one, so that the unmount of `.` removes the old root and needs no directory for it
-/// (pivot_root(2)).
+/// (`pivot_root(2)`).
 fn change_to(root: &OwnedFd) -> Result<(), HostError> {
     fchdir(root).map_err(HostError::of("enter the new root"))?;
     pivot_root(".", ".").map_err(HostError::of("change the root"))?;

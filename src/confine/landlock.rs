@@ -18,7 +18,7 @@ use crate::state::dir::StateDir;
 
 /// The newest ABI whose restrictions are requested.
 ///
-/// An older host kernel applies those that it knows: ABI 2 adds renames between directories, 3
+/// An older host kernel applies those that it supports: ABI 2 adds renames between directories, 3
 /// truncation, 4 TCP, 5 ioctl on devices, 6 signals and abstract Unix sockets.
 const NEWEST: ABI = ABI::V6;
 

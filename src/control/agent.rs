@@ -21,7 +21,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 use tower::service_fn;
 
-use super::line::{Cutter, Line};
+use super::connection::{AbortHandle, Connection};
 use crate::report::printable::{MESSAGE_CHARS, printable};
 
 /// The longest answer that is decoded. A real one has some tens of bytes.
@@ -64,15 +64,15 @@ enum Service {
 pub(super) struct Agent {
     socket: PathBuf,
     channel: Channel,
-    cutter: Cutter,
+    abort_handle: AbortHandle,
     service: Service,
 }
 
 impl Agent {
     /// A client for the agent behind `socket`. To be called in a tokio runtime.
     pub(super) fn new(socket: &Path) -> Self {
-        let (channel, cutter) = channel(socket);
-        Self { socket: socket.to_owned(), channel, cutter, service: Service::Own }
+        let (channel, abort_handle) = channel(socket);
+        Self { socket: socket.to_owned(), channel, abort_handle, service: Service::Own }
     }
 
     /// Asks once; a success is an answer that says that the agent serves.
@@ -80,8 +80,8 @@ impl Agent {
         match timeout(within, self.ask()).await {
             Ok(answer) => answer,
             Err(_elapsed) => {
-                self.cutter.cut();
-                (self.channel, self.cutter) = channel(&self.socket);
+                self.abort_handle.cut();
+                (self.channel, self.abort_handle) = channel(&self.socket);
                 let message = format!("no answer within {} ms", within.as_millis());
                 Err(Failure { cause: HealthCause::Timeout, message })
             }
@@ -95,7 +95,7 @@ impl Agent {
         }
         let mut client = self.own();
         let Ok(answer) = timeout(within, client.metrics(MetricsRequest {})).await else {
-            self.cutter.cut();
+            self.abort_handle.cut();
             return None;
         };
         let answer = answer.ok()?.into_inner();
@@ -114,7 +114,7 @@ impl Agent {
         Self {
             socket: self.socket.clone(),
             channel: self.channel.clone(),
-            cutter: self.cutter.clone(),
+            abort_handle: self.abort_handle.clone(),
             service: self.service,
         }
     }
@@ -159,18 +159,18 @@ impl Agent {
     }
 }
 
-fn channel(socket: &Path) -> (Channel, Cutter) {
-    let cutter = Cutter::default();
-    let (socket, for_each) = (socket.to_owned(), cutter.clone());
+fn channel(socket: &Path) -> (Channel, AbortHandle) {
+    let abort_handle = AbortHandle::default();
+    let (socket, for_each) = (socket.to_owned(), abort_handle.clone());
     let connect = service_fn(move |_: Uri| connect(socket.clone(), for_each.clone()));
     // The authority of a unix socket is not looked at; it must only be one.
     let endpoint = Endpoint::from_static("http://localhost");
     let endpoint = endpoint.http2_max_header_list_size(MAX_HEADER_BYTES);
-    (endpoint.connect_with_connector_lazy(connect), cutter)
+    (endpoint.connect_with_connector_lazy(connect), abort_handle)
 }
 
-async fn connect(socket: PathBuf, cutter: Cutter) -> io::Result<TokioIo<Line>> {
-    cutter.connect(&socket).await.map(TokioIo::new)
+async fn connect(socket: PathBuf, abort_handle: AbortHandle) -> io::Result<TokioIo<Connection>> {
+    abort_handle.connect(&socket).await.map(TokioIo::new)
 }
 
 fn serving(is_serving: bool, status: i32, state: Option<BoxState>) -> Result<Answer, Failure> {

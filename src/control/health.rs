@@ -35,7 +35,7 @@ pub(super) struct Check {
 
 /// What a check says that was not known before.
 #[derive(Debug)]
-pub(super) struct Said {
+pub(super) struct Outcome {
     /// It is the first success.
     pub(super) is_first: bool,
     /// The event that tells a change of health.
@@ -78,7 +78,7 @@ impl Checks {
     }
 
     /// Takes a check in.
-    pub(super) fn take(&mut self, check: &Check) -> Said {
+    pub(super) fn take(&mut self, check: &Check) -> Outcome {
         let changed = self.health.take(check, Instant::now());
         let is_first = check.result.is_ok() && !self.has_succeeded;
         self.has_succeeded |= check.result.is_ok();
@@ -90,7 +90,7 @@ impl Checks {
             HealthState::Healthy => "the box is healthy",
             HealthState::Unhealthy => "the box is unhealthy",
         };
-        Said { is_first, changed, health, state }
+        Outcome { is_first, changed, health, state }
     }
 
     pub(super) fn is_unhealthy(&self) -> bool {

@@ -26,12 +26,12 @@ pub(super) enum LinkEvent {
 #[derive(Debug)]
 pub(super) enum Link {
     Listening(UnixListener),
-    Connected(Connection),
+    Connected(GuestConnection),
     Closed,
 }
 
 #[derive(Debug)]
-pub(super) struct Connection {
+pub(super) struct GuestConnection {
     stream: UnixStream,
     incoming: FrameBuffer,
     /// What the socket did not take yet; a box sends fewer than ten messages.
@@ -52,7 +52,7 @@ impl Link {
                     // A failed accept (the peer is gone already) is followed by another try.
                     if let Ok((stream, _)) = listener.accept().await {
                         let (incoming, outgoing) = (FrameBuffer::default(), Vec::new());
-                        *self = Self::Connected(Connection { stream, incoming, outgoing });
+                        *self = Self::Connected(GuestConnection { stream, incoming, outgoing });
                     }
                 }
                 Self::Connected(connection) => {
@@ -76,7 +76,7 @@ impl Link {
     }
 }
 
-impl Connection {
+impl GuestConnection {
     async fn next(&mut self) -> LinkEvent {
         loop {
             match self.incoming.next_message::<GuestMessage>() {

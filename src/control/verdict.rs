@@ -15,10 +15,13 @@
 
 use a3s_box_core::event::{StopCause, StopReason};
 use a3s_box_core::{ErrorCode, ErrorReport, exit};
-use a3s_box_proto::control::StartFailure;
+use a3s_box_proto::control::exited::Status;
+use a3s_box_proto::control::guest_message::Message;
+use a3s_box_proto::control::{Exited, StartFailure};
 
 use crate::ending::Ending;
 use crate::host::process::StopRequest;
+use crate::report::printable::{MESSAGE_CHARS, printable};
 
 /// What the guest said about the end of the workload.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,15 +31,36 @@ pub(super) enum Report {
     NotStarted { reason: StartFailure, message: String },
 }
 
-/// Why the shim wants the box to end.
+impl Report {
+    /// Returns the report of a message about the end of the workload. Other messages have none, nor
+    /// has an end without a status. Numbers that no status or signal has become 255.
+    pub(super) fn from_guest(message: Message) -> Option<Self> {
+        let byte = |number| u8::try_from(number).unwrap_or(u8::MAX);
+        match message {
+            Message::StartFailed(failed) => Some(Self::NotStarted {
+                reason: failed.reason(),
+                message: printable(&failed.message, MESSAGE_CHARS),
+            }),
+            Message::Exited(Exited { status: Some(Status::ExitCode(code)) }) => {
+                Some(Self::Exited(byte(code)))
+            }
+            Message::Exited(Exited { status: Some(Status::Signal(signal)) }) => {
+                Some(Self::Signaled(byte(signal)))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Why the shim stops the box.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Stop {
+pub(super) enum StopTrigger {
     Request(StopRequest),
     Timeout,
     Unhealthy,
 }
 
-impl Stop {
+impl StopTrigger {
     /// How events tell it.
     pub(super) fn cause(self) -> StopCause {
         match self {
@@ -51,7 +75,7 @@ impl Stop {
 #[derive(Debug, Default)]
 pub(super) struct Facts {
     pub(super) report: Option<Report>,
-    pub(super) stop: Option<Stop>,
+    pub(super) stop: Option<StopTrigger>,
     pub(super) failure: Option<ErrorReport>,
     /// libkrun's exit code, when it ended the VM.
     pub(super) libkrun: Option<i32>,
@@ -61,13 +85,15 @@ impl Facts {
     /// Decides.
     pub(super) fn verdict(&self) -> (Ending, Option<ErrorReport>) {
         match (self.stop, &self.report) {
-            (Some(Stop::Timeout), _) => (ending(StopReason::Timeout, exit::TIMEOUT, None), None),
-            (Some(Stop::Unhealthy), _) => {
+            (Some(StopTrigger::Timeout), _) => {
+                (ending(StopReason::Timeout, exit::TIMEOUT, None), None)
+            }
+            (Some(StopTrigger::Unhealthy), _) => {
                 let ending = ending(StopReason::Unhealthy, exit::FAILED, None);
                 (ending, Some(self.failure.clone().unwrap_or_else(unhealthy)))
             }
             (_, Some(report)) => self.reported(report),
-            (Some(Stop::Request(request)), None) if self.failure.is_none() => {
+            (Some(StopTrigger::Request(request)), None) if self.failure.is_none() => {
                 (Ending::stopped(request), None)
             }
             (_, None) => {
@@ -185,7 +211,7 @@ mod tests {
 
     #[test]
     fn a_stop_is_told_apart_from_an_end_by_itself() {
-        let stop = Some(Stop::Request(StopRequest::Signal(Signal::SIGTERM)));
+        let stop = Some(StopTrigger::Request(StopRequest::Signal(Signal::SIGTERM)));
         let facts = Facts { stop, libkrun: Some(0), ..Facts::default() };
         check(&facts, ending(StopReason::Stopped, 143, Some(15)), None);
         let facts = Facts { stop, report: Some(Report::Signaled(9)), ..Facts::default() };
@@ -197,7 +223,7 @@ mod tests {
     #[test]
     fn a_timeout_gives_its_own_status_even_when_the_workload_then_reports() {
         for report in [None, Some(Report::Signaled(15)), Some(Report::Exited(0))] {
-            let facts = Facts { stop: Some(Stop::Timeout), report, ..Facts::default() };
+            let facts = Facts { stop: Some(StopTrigger::Timeout), report, ..Facts::default() };
             check(&facts, ending(StopReason::Timeout, 124, None), None);
         }
     }

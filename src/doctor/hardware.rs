@@ -1,4 +1,4 @@
-//! KVM, and what is below it.
+//! Checks of KVM and of the CPU below it.
 
 use std::fs::OpenOptions;
 use std::io;
@@ -10,11 +10,12 @@ use a3s_box_krun::{KrunError, check_kvm};
 
 use super::kernel_file::read;
 
-/// The device of KVM.
+/// Path of the KVM device.
 const KVM: &str = "/dev/kvm";
 
-/// Whether the device is there, may be opened and answers.
+/// Checks whether the KVM device exists, can be opened and has the expected API.
 pub(super) fn kvm() -> DoctorCheck {
+    // `check_kvm` does nothing in a build with the fake VM, so the device is opened here as well.
     let opened = OpenOptions::new().read(true).write(true).open(KVM);
     let refusal = opened.map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => KrunError::KvmMissing,
@@ -23,31 +24,32 @@ pub(super) fn kvm() -> DoctorCheck {
     match refusal.and_then(|_device| check_kvm()) {
         Ok(()) => DoctorCheck::ok("kvm", format!("`{KVM}` can be used")),
         Err(error) => {
-            let remedy = error.hint().unwrap_or("look into the kernel's log (dmesg)");
+            let remedy = error.hint().unwrap_or("look into the host kernel's log (dmesg)");
             DoctorCheck::failed("kvm", one_line(&error), remedy)
         }
     }
 }
 
-/// What the virtual CPUs run on. A host of the kind `kvm_pvm` makes VMs, and only the boot tells
-/// whether the guest kernel is one of the few that run there.
+/// Checks which kind of virtualization runs the virtual CPUs. With the module `kvm_pvm`, only the
+/// boot shows whether the guest kernel is one of the few that run on it.
 pub(super) fn virtualization(boot: &DoctorCheck) -> DoctorCheck {
     let cpu = Cpu::parse(&read("/proc/cpuinfo").unwrap_or_default());
     let pvm = Path::new("/sys/module/kvm_pvm").exists();
     judge(&cpu, if pvm { Pvm::Loaded } else { Pvm::None }, boot.status)
 }
 
-/// Whether the module that makes VMs without the CPU's help is there.
+/// Whether the module `kvm_pvm` is loaded, which runs VMs without virtualization extensions of the
+/// CPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Pvm {
     Loaded,
     None,
 }
 
-/// What /proc/cpuinfo says of the first CPU; no flags on other architectures than x86.
+/// The first CPU in `/proc/cpuinfo`. Only x86 lists flags there.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Cpu {
-    /// `vmx` (Intel) or `svm` (AMD).
+    /// Virtualization extension: `vmx` (Intel) or `svm` (AMD).
     extension: Option<&'static str>,
     has_flags: bool,
     is_virtual: bool,
@@ -60,6 +62,7 @@ impl Cpu {
             (key.trim() == "flags").then_some(value)
         });
         let Some(flags) = flags else { return Self::default() };
+        // `vmx` is also a part of other words, such as `vmxnet`.
         let has = |flag: &str| flags.split_whitespace().any(|word| word == flag);
         Self {
             extension: ["vmx", "svm"].into_iter().find(|flag| has(flag)),
@@ -71,26 +74,28 @@ impl Cpu {
 
 fn judge(cpu: &Cpu, pvm: Pvm, boot: DoctorStatus) -> DoctorCheck {
     const NAME: &str = "virtualization";
-    let place = if cpu.is_virtual { "nested in a VM" } else { "on the hardware" };
+    let location = if cpu.is_virtual { "nested in a VM" } else { "on the hardware" };
     match (cpu.extension, pvm) {
-        (Some(extension), _) => DoctorCheck::ok(NAME, format!("`{extension}`, {place}")),
+        (Some(extension), _) => DoctorCheck::ok(NAME, format!("`{extension}`, {location}")),
         (None, Pvm::Loaded) if boot == DoctorStatus::Failed => DoctorCheck::failed(
             NAME,
             format!(
-                "`kvm_pvm`, {place}, and neither `vmx` nor `svm`: it makes VMs and runs no stock \
+                "`kvm_pvm`, {location}, and neither `vmx` nor `svm`: it runs VMs, but no stock \
                  guest kernel"
             ),
             "use a host whose CPU has VT-x or AMD-V; in a VM, one with nested virtualization",
         ),
-        (None, Pvm::Loaded) => {
-            DoctorCheck::ok(NAME, format!("`kvm_pvm`, {place}, with a guest that boots on it"))
-        }
+        (None, Pvm::Loaded) => DoctorCheck::ok(
+            NAME,
+            format!("`kvm_pvm`, {location}, with a guest kernel that boots on it"),
+        ),
         (None, Pvm::None) if cpu.has_flags && boot == DoctorStatus::Failed => DoctorCheck::failed(
             NAME,
-            format!("neither `vmx` nor `svm`, {place}"),
+            format!("neither `vmx` nor `svm`, {location}"),
             "turn virtualization on in the firmware; in a VM, nested virtualization",
         ),
-        (None, Pvm::None) => DoctorCheck::ok(NAME, "the CPU names no extension for it"),
+        // Outside of x86, and where a box boots all the same, the missing flag is no problem.
+        (None, Pvm::None) => DoctorCheck::ok(NAME, "the CPU lists no extension for it"),
     }
 }
 
@@ -99,7 +104,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn cpu_is_known_by_whole_words_of_its_flags() {
+    fn extension_is_recognised_as_a_whole_word_of_the_flags() {
         let cpu = |extension, is_virtual| Cpu { extension, has_flags: true, is_virtual };
         let cases = [
             ("processor\t: 0\nflags\t\t: fpu vmx hypervisor\nflags: svm\n", cpu(Some("vmx"), true)),
@@ -116,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn pvm_is_named_where_nothing_boots_on_it() {
+    fn missing_extension_fails_only_if_the_boot_failed() {
         let none = Cpu { extension: None, has_flags: true, is_virtual: true };
         let vmx = Cpu { extension: Some("vmx"), has_flags: true, is_virtual: true };
         let (ok, failed) = (DoctorStatus::Ok, DoctorStatus::Failed);

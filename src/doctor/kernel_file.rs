@@ -1,12 +1,13 @@
-//! Reads files in which the kernel reports its settings and state.
+//! Reads files in which the host kernel reports its settings and state.
 
 use std::fs::File;
 use std::io::Read;
 
-/// Most that is read of a file of the kernel: /proc/cpuinfo, the longest, repeats itself for each CPU.
+/// Bound on the bytes that are read of a file. Only `/proc/cpuinfo` can be longer, and it repeats
+/// the same lines for each CPU.
 const MAX_FILE_BYTES: u64 = 64 * 1024;
 
-/// The beginning of a file in which the kernel says something; none if there is no such file.
+/// Returns the beginning of the file at `path`, or none if it cannot be read.
 pub(super) fn read(path: &str) -> Option<String> {
     let mut bytes = Vec::new();
     File::open(path).ok()?.take(MAX_FILE_BYTES).read_to_end(&mut bytes).ok()?;
@@ -18,7 +19,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_read_is_bounded_and_may_be_missing() {
+    fn read_is_bounded_and_returns_none_for_a_missing_file() {
         assert_eq!(read("/nowhere/at/all"), None);
         assert_eq!(read("/"), None);
         let length = read("/dev/zero").map(|text| text.len() as u64);

@@ -1,4 +1,4 @@
-//! What this process may use: its cgroup, open files, locked memory.
+//! Checks of the limits of this process: its cgroup, open files and locked memory.
 
 use std::path::{Path, PathBuf};
 
@@ -8,14 +8,15 @@ use rustix::fs::{Access, AtFlags, CWD, accessat};
 
 use super::kernel_file::read;
 
-/// libkrun holds an open file for each inode that the guest knows: a walk of the tree of a large image
-/// (Debian with a compiler) has some 50,000. systemd gives 524288.
+/// Number of open files that is enough. libkrun keeps a file open for each inode that the guest has
+/// cached, and a walk through a large image (Debian with a compiler) caches some 50,000. systemd's
+/// default hard limit is 524288.
 const ENOUGH_FILES: u64 = 65536;
 
-/// Controllers that bound a box.
+/// Controllers that the shim uses to limit a box.
 const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
 
-/// Whether the shim may make a cgroup below its own, with limits for a box.
+/// Checks whether the shim may make a cgroup with limits for a box below its own cgroup.
 pub(super) fn cgroup() -> DoctorCheck {
     let mounts = read("/proc/self/mountinfo").unwrap_or_default();
     let own = read("/proc/self/cgroup").unwrap_or_default();
@@ -28,13 +29,13 @@ pub(super) fn cgroup() -> DoctorCheck {
     };
     let controllers = read(&directory.join("cgroup.controllers").to_string_lossy());
     let writable = |name: &str| is_writable(&directory.join(name));
-    let is_ours = is_writable(&directory)
+    let is_delegated = is_writable(&directory)
         && ["cgroup.procs", "cgroup.subtree_control"].into_iter().all(writable);
-    let control = if is_ours { Control::Delegated } else { Control::Denied };
+    let control = if is_delegated { Control::Delegated } else { Control::Denied };
     judge_cgroup(&directory, &controllers.unwrap_or_default(), control)
 }
 
-/// Whether the cgroup may be written to.
+/// Whether this user may make cgroups below the cgroup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Control {
     Delegated,
@@ -67,7 +68,8 @@ fn judge_cgroup(directory: &Path, controllers: &str, control: Control) -> Doctor
     }
 }
 
-/// Directory of the version 2 cgroup of this process (cgroups(7), proc(5)).
+/// Returns the directory of this process's cgroup of version 2, from the texts of
+/// `/proc/self/mountinfo` and `/proc/self/cgroup` (proc(5), cgroups(7)).
 fn own_cgroup(mounts: &str, own: &str) -> Option<PathBuf> {
     let path = own.lines().find_map(|line| line.strip_prefix("0::/"))?;
     let (root, point) = mounts.lines().find_map(|line| {
@@ -76,14 +78,14 @@ fn own_cgroup(mounts: &str, own: &str) -> Option<PathBuf> {
         let (root, point) = (fields.next()?, fields.next()?);
         (filesystem.split(' ').next() == Some("cgroup2")).then_some((root, point))
     })?;
-    // A mount of a part of the tree shows that part only.
+    // A bind mount shows only the part of the hierarchy below its root.
     let below = Path::new("/").join(path);
     let below = below.strip_prefix(root).ok()?;
     if path.split('/').any(|part| part == "..") {
-        // The process is outside of what its namespace shows.
+        // The cgroup of the process is outside of its cgroup namespace, and has no path in it.
         return None;
     }
-    // Without the slash that an empty part would leave.
+    // `components` removes the slash that `join` adds for an empty path.
     Some(Path::new(point).join(below).components().collect())
 }
 
@@ -91,7 +93,7 @@ fn is_writable(path: &Path) -> bool {
     accessat(CWD, path, Access::WRITE_OK, AtFlags::EACCESS).is_ok()
 }
 
-/// Whether the guest may know as many files as a large image has.
+/// Checks whether a guest can cache as many inodes as a large image has.
 pub(super) fn open_files() -> DoctorCheck {
     const NAME: &str = "open_files";
     let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
@@ -103,25 +105,25 @@ pub(super) fn open_files() -> DoctorCheck {
 fn judge_open_files(hard: u64) -> DoctorCheck {
     const NAME: &str = "open_files";
     match hard >= ENOUGH_FILES {
-        true => DoctorCheck::ok(NAME, format!("at most {}", limit(hard))),
+        true => DoctorCheck::ok(NAME, format!("at most {}", to_text(hard))),
         false => DoctorCheck::degraded(
             NAME,
-            format!("at most {hard}, one for each file that the guest knows"),
+            format!("at most {hard}, one for each inode that the guest has cached"),
             "raise the hard limit: `LimitNOFILE=524288` in the unit, or /etc/security/limits.conf",
         ),
     }
 }
 
-/// Tells the limit; nothing of a box is locked in memory, so no value of it is wrong.
+/// Reports the limit of locked memory. Every value is good, because a box locks no memory.
 pub(super) fn locked_memory() -> DoctorCheck {
     let found = match getrlimit(Resource::RLIMIT_MEMLOCK) {
-        Ok((soft, _)) => format!("at most {} bytes; boxes lock none", limit(soft)),
+        Ok((soft, _)) => format!("at most {} bytes; boxes lock none", to_text(soft)),
         Err(_) => "unknown; boxes lock none".to_owned(),
     };
     DoctorCheck::ok("locked_memory", found)
 }
 
-fn limit(value: u64) -> String {
+fn to_text(value: u64) -> String {
     if value == RLIM_INFINITY { "unlimited".to_owned() } else { value.to_string() }
 }
 
@@ -159,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn cgroup_needs_to_be_ours_with_all_controllers() {
+    fn cgroup_must_be_delegated_with_all_controllers() {
         let judge = |controllers, control| judge_cgroup(Path::new("/c"), controllers, control);
         let all = "cpuset cpu io memory pids\n";
         assert_eq!(judge(all, Control::Delegated).status, Ok);

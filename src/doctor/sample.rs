@@ -1,4 +1,4 @@
-//! A tiny image, made in place: one layer with one empty file, which is enough for overlayfs.
+//! A tiny image for the trial of the root: one layer with one empty file.
 
 use std::fs;
 use std::io;
@@ -7,10 +7,10 @@ use std::path::Path;
 use a3s_box_oci::{Digest, Platform};
 use serde_json::{Value, json};
 
-/// Size of a header in an archive, and what contents are padded to (POSIX ustar).
+/// Size of a header in a tar archive, and the unit to which contents are padded (POSIX ustar).
 const BLOCK: usize = 512;
 
-/// Writes the layout of the image into the directory at `path`, which must not exist.
+/// Writes the image layout into a new directory at `path`.
 pub(super) fn write(path: &Path) -> io::Result<()> {
     let blobs = path.join("blobs/sha256");
     fs::create_dir_all(&blobs)?;
@@ -30,7 +30,7 @@ pub(super) fn write(path: &Path) -> io::Result<()> {
         "os": parts.next(),
         "architecture": parts.next(),
         "rootfs": {"type": "layers", "diff_ids": [Digest::of(&archive).to_string()]},
-        // Never run.
+        // The command is never run.
         "config": {"Cmd": ["/file"]},
     });
     let config = blob("config.v1+json", config.to_string().as_bytes())?;
@@ -42,10 +42,12 @@ pub(super) fn write(path: &Path) -> io::Result<()> {
     fs::write(path.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#)
 }
 
-/// An archive with the empty file `file` of root. Its end is two blocks of zeros.
+/// Returns an archive with the empty file `file`, owned by root. Two blocks of zeros end an
+/// archive.
 fn archive() -> Vec<u8> {
     let mut header = [0_u8; BLOCK];
-    // Offsets and forms of the fields are those of POSIX ustar; the checksum counts as spaces.
+    // Offsets and formats of the fields are defined by POSIX ustar. The checksum is computed with
+    // spaces in its own field.
     let fields: [(usize, &[u8]); 10] = [
         (0, b"file"),
         (100, b"0000644\0"),
@@ -77,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_archive_is_what_others_read() {
+    fn archive_can_be_read_by_another_implementation() {
         let mut archive = tar::Archive::new(io::Cursor::new(archive()));
         let entries: Vec<_> = archive
             .entries()

@@ -1,4 +1,5 @@
-//! A box on trial: this executable as a child, with a directory of its own, whose events are read.
+//! [`Trial`]: a box for a check. It is a child that runs this executable, with a temporary
+//! directory, and its events are read.
 
 use std::fs::DirBuilder;
 use std::io::{self, Read, Write};
@@ -17,20 +18,21 @@ use nix::unistd::{Pid, mkdtemp};
 
 use crate::host::process::{self, Signals, StopRequest};
 
-/// Longest event, as every reader takes it.
+/// Longest line of an event stream.
 const MAX_LINE_BYTES: usize = 1 << 20;
 
-/// Time between two looks at a child that has closed its standard output: it is about to end.
-const STEP: Duration = Duration::from_millis(1);
+/// Time between two checks whether a child that has closed its standard output has exited.
+const REAP_INTERVAL: Duration = Duration::from_millis(1);
 
-/// Why a box did not do what was waited for.
+/// Why the expected event did not come.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum TrialError {
     #[error(transparent)]
     Host(#[from] HostError),
-    #[error("{}", told(.0))]
-    Told(ErrorReport),
-    #[error("the shim ended ({0}) without saying why")]
+    /// The box emitted an `error` event.
+    #[error("{}", report_line(.0))]
+    Reported(ErrorReport),
+    #[error("the shim ended ({0}) without an error event")]
     Ended(ExitStatus),
     #[error("the shim wrote a line of more than {MAX_LINE_BYTES} bytes")]
     TooLong,
@@ -40,18 +42,19 @@ pub(super) enum TrialError {
     Interrupted(StopRequest),
 }
 
-fn told(report: &ErrorReport) -> String {
+/// Formats a report like `one_line` formats an error.
+fn report_line(report: &ErrorReport) -> String {
     let causes = report.causes.iter().map(|cause| format!(": {cause}"));
     std::iter::once(report.message.clone()).chain(causes).collect()
 }
 
-/// A directory in the system's directory for temporary files, removed with all in it.
+/// A directory for temporary files, which is removed with its contents on drop.
 #[derive(Debug)]
 pub(super) struct Directory(PathBuf);
 
 impl Directory {
     pub(super) fn make() -> Result<Self, TrialError> {
-        // A short name: paths of sockets are in it.
+        // The name is short, because it is part of socket paths, which are limited to 107 bytes.
         let directory = mkdtemp(&std::env::temp_dir().join("a3s-doctor-XXXXXX"))
             .map(Self)
             .map_err(HostError::of("make a temporary directory"))?;
@@ -75,23 +78,24 @@ impl Directory {
 
 impl Drop for Directory {
     fn drop(&mut self) {
-        // What is left is in the system's directory for such things.
+        // An error is not reported, because the host cleans its directory for temporary files.
         let _best_effort = a3s_box_oci::remove_path(&self.0);
     }
 }
 
-/// A running box; dropping it kills it.
+/// A running box. It is killed on drop.
 #[derive(Debug)]
 pub(super) struct Trial {
     child: Child,
     stdout: ChildStdout,
     received: Vec<u8>,
+    /// Time for all waits together, for the text of an error.
     limit: Duration,
     deadline: Instant,
 }
 
 impl Trial {
-    /// Starts the shim with `arguments` and `config`. It has `limit` for all that is waited for.
+    /// Starts the shim with `arguments` and `config`. All later waits together may take `limit`.
     pub(super) fn start(
         arguments: &[&str],
         config: &BoxConfig,
@@ -100,22 +104,24 @@ impl Trial {
         let executable = process::executable().map_err(io::Error::other);
         let mut command = Command::new(executable.map_err(HostError::of("find this executable"))?);
         command.args(arguments).args(["--parent", &std::process::id().to_string()]);
-        // The box is not the service that this process may be, and its events say enough.
+        // If the doctor is a systemd service, the box must not send notifications in its name.
         for name in ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"] {
             command.env_remove(name);
         }
+        // The events contain everything that a check needs.
         command.env("A3S_BOX_LOG", "off");
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
         let json = config.to_json().map_err(HostError::of("write a config"))?;
         let mut child = command.spawn().map_err(HostError::of("start the shim"))?;
         if let Some(mut stdin) = child.stdin.take() {
-            // The pipe takes a config of ours at once; a shim that is gone already has said why.
-            let _gone = stdin.write_all(&json);
+            // The config is smaller than the buffer of a pipe (64 KiB), so the write does not
+            // block. A shim that has already exited (EPIPE) has emitted the reason.
+            let _exited = stdin.write_all(&json);
         }
         Self::watch(child, limit)
     }
 
-    /// Watches a child whose standard output is a pipe.
+    /// Takes over a child whose standard output is a pipe.
     fn watch(mut child: Child, limit: Duration) -> Result<Self, TrialError> {
         let Some(stdout) = child.stdout.take() else {
             return Err(HostError::of("read from the shim")(io::Error::other("no pipe")).into());
@@ -124,31 +130,32 @@ impl Trial {
         Ok(Self { child, stdout, received: Vec::new(), limit, deadline })
     }
 
-    /// Reads events until `seek` finds something in one. An `error` event ends the search.
+    /// Reads events until `select` returns something for one. An `error` event ends the search.
     pub(super) fn wait_for<T>(
         &mut self,
         signals: &Signals,
-        seek: impl Fn(&EventKind) -> Option<T>,
+        select: impl Fn(&EventKind) -> Option<T>,
     ) -> Result<T, TrialError> {
         while let Some(event) = self.next_event(signals)? {
             if let EventKind::Error(report) = event.kind {
-                return Err(TrialError::Told(report));
+                return Err(TrialError::Reported(report));
             }
-            if let Some(found) = seek(&event.kind) {
+            if let Some(found) = select(&event.kind) {
                 return Ok(found);
             }
         }
         Err(TrialError::Ended(self.wait()?))
     }
 
-    /// Asks the box to stop.
+    /// Sends a stop request to the box.
     pub(super) fn stop(&self) -> Result<(), TrialError> {
-        // It was not waited for yet, so the id is its own. Process ids are below 2^22.
+        // The process id still belongs to the child, because it has not been reaped. Process ids
+        // are below 2^22, so the conversion cannot fail.
         let pid = Pid::from_raw(i32::try_from(self.child.id()).unwrap_or(i32::MAX));
         Ok(kill(pid, Signal::SIGTERM).map_err(HostError::of("stop the shim"))?)
     }
 
-    /// Waits for the end of the process.
+    /// Waits until the process has exited.
     pub(super) fn wait(&mut self) -> Result<ExitStatus, TrialError> {
         loop {
             if let Some(status) =
@@ -159,15 +166,16 @@ impl Trial {
             if Instant::now() >= self.deadline {
                 return Err(TrialError::TooLate(self.limit));
             }
-            std::thread::sleep(STEP);
+            std::thread::sleep(REAP_INTERVAL);
         }
     }
 
-    /// The next event of a known type, or none at the end.
+    /// Returns the next event of a known type, or none at the end of the stream.
     fn next_event(&mut self, signals: &Signals) -> Result<Option<Event>, TrialError> {
         loop {
             while let Some(end) = self.received.iter().position(|&byte| byte == b'\n') {
                 let line: Vec<u8> = self.received.drain(..=end).collect();
+                // Events of later versions are skipped, as the contract requires of a reader.
                 if let Ok(event) = serde_json::from_slice(&line) {
                     return Ok(Some(event));
                 }
@@ -181,7 +189,7 @@ impl Trial {
         }
     }
 
-    /// Reads what has come, or says that no more will.
+    /// Waits for output and appends it to `received`. Returns false at the end of the stream.
     fn receive(&mut self, signals: &Signals) -> Result<bool, TrialError> {
         let left = self.deadline.saturating_duration_since(Instant::now());
         let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
@@ -193,6 +201,7 @@ impl Trial {
         if let Some(request) = signals.next() {
             return Err(TrialError::Interrupted(request));
         }
+        // The signal was not a request to stop, so the wait goes on.
         if fds.first().and_then(PollFd::any) != Some(true) {
             return Ok(true);
         }
@@ -205,9 +214,9 @@ impl Trial {
 
 impl Drop for Trial {
     fn drop(&mut self) {
-        // Neither fails for a child that has ended, and there is nobody to tell.
+        // Neither call fails for a child that has exited, and a destructor cannot report an error.
         let _killed = self.child.kill();
-        let _ended = self.child.wait();
+        let _reaped = self.child.wait();
     }
 }
 
@@ -235,29 +244,29 @@ mod tests {
     const LONG: Duration = Duration::from_secs(30);
 
     #[test]
-    fn event_is_found_among_others_and_in_pieces() {
+    fn event_is_found_between_other_lines_and_in_two_parts() {
         let (begin, end) = READY.split_at(20);
         let script = format!(
-            "echo; echo odd; echo '{{\"type\":\"of.later\"}}'; printf '%s' '{begin}'; sleep 0.1; echo '{end}'"
+            "echo; echo unknown; echo '{{\"type\":\"future.event\"}}'; printf '%s' '{begin}'; sleep 0.1; echo '{end}'"
         );
         wait(&script, LONG).unwrap();
     }
 
     #[test]
-    fn child_that_says_nothing_of_it_is_not_waited_for_longer_than_allowed() {
+    fn wait_for_an_event_that_does_not_come_ends() {
         let short = Duration::from_millis(200);
         let error = wait("exec sleep 60", short).unwrap_err();
         assert!(matches!(error, TrialError::TooLate(limit) if limit == short), "{error}");
         let error = wait("exec sleep 60 >/dev/null", short).unwrap_err();
         assert!(matches!(error, TrialError::TooLate(_)), "{error}");
         let error = wait("exit 3", LONG).unwrap_err();
-        assert_eq!(error.to_string(), "the shim ended (exit status: 3) without saying why");
+        assert_eq!(error.to_string(), "the shim ended (exit status: 3) without an error event");
         let error = wait("head -c 2000000 /dev/zero; exec sleep 60", LONG).unwrap_err();
         assert!(matches!(error, TrialError::TooLong), "{error}");
     }
 
     #[test]
-    fn error_event_ends_the_search_with_its_causes() {
+    fn error_event_ends_the_wait_with_its_causes() {
         let report = r#""type":"error","code":"internal","message":"m","causes":["a","b"],"retryable":false"#;
         let event = READY.replace(r#""type":"prepare.done""#, report);
         let error = wait(&format!("echo '{event}'; echo '{READY}'; exec sleep 60"), LONG);
@@ -265,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn child_is_gone_with_its_trial() {
+    fn child_is_killed_when_its_trial_is_dropped() {
         let (trial, _signals) = trial("exec sleep 60", LONG);
         let pid = Pid::from_raw(i32::try_from(trial.child.id()).unwrap());
         kill(pid, None).unwrap();

@@ -1,4 +1,4 @@
-//! What only a box can tell: whether it gets its namespaces and its root, and whether it boots.
+//! Checks that try a box: whether it gets its namespaces and its root, and whether it boots.
 
 use std::time::{Duration, Instant};
 
@@ -8,20 +8,24 @@ use a3s_box_core::event::{EventKind, RootMethod, StopReason};
 use a3s_box_core::{BoxConfig, ErrorCode, one_line};
 use a3s_box_sys::HostError;
 
+use super::identity::is_root;
+use super::sample;
 use super::trial::{Directory, Trial, TrialError};
-use super::{kernel, sample};
 use crate::host::process::{Signals, StopRequest};
 
-/// How long the root may take: it takes milliseconds, seconds on an emulated host.
-const ROOT_LIMIT: Duration = Duration::from_secs(20);
+/// Time limit of the trial of the root. It takes milliseconds, and seconds on an emulated host.
+const ROOT_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// How long the boot may take: a quarter of a second on hardware, some seconds on an emulated host.
+/// Time limit of the boot. It takes a quarter of a second on hardware, and some seconds on an
+/// emulated host.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// What is around the boot: the root before it, and the stop with all its own limits (15 s).
-const AROUND_BOOT: Duration = Duration::from_secs(25);
+/// Time limit of everything else in the trial of the boot: the root before it, and the stop after
+/// it with its own timeouts (15 s).
+const REST_TIMEOUT: Duration = Duration::from_secs(25);
 
-/// Makes the root of a tiny image, in namespaces as those of a box.
+/// Tries to make the root of a tiny image in the namespaces of a box. The error is a request to
+/// stop.
 pub(super) fn root(signals: &Signals) -> Result<[DoctorCheck; 2], StopRequest> {
     match make_root(signals) {
         Err(TrialError::Interrupted(request)) => Err(request),
@@ -35,14 +39,16 @@ fn make_root(signals: &Signals) -> Result<RootMethod, TrialError> {
     sample::write(&layout).map_err(HostError::of("write an image"))?;
     let mut config = config(&directory);
     config.image = Some(ImageConfig { layout, reference: None, platform: None });
-    // Nothing is run; whether there is a guest program is another check.
+    // The guest program must be a file, but `--prepare` does not run it. `guest_program` is another
+    // check.
     config.paths.guest = Some("/dev/null".into());
-    let mut trial = Trial::start(&["--prepare"], &config, ROOT_LIMIT)?;
+    let mut trial = Trial::start(&["--prepare"], &config, ROOT_TIMEOUT)?;
     let root = trial.wait_for(signals, |event| match event {
         EventKind::RootfsReady { root, .. } => Some(*root),
         _ => None,
     })?;
     trial.wait_for(signals, |event| matches!(event, EventKind::PrepareDone {}).then_some(()))?;
+    // The child must exit before the temporary directory, which contains its mounts, is removed.
     trial.wait()?;
     Ok(root)
 }
@@ -50,38 +56,42 @@ fn make_root(signals: &Signals) -> Result<RootMethod, TrialError> {
 fn judge_root(tried: Result<RootMethod, TrialError>) -> [DoctorCheck; 2] {
     const NAMESPACES: &str = "namespaces";
     const OVERLAYFS: &str = "overlayfs";
-    let place = if kernel::is_root() { "a mount namespace" } else { "a user namespace" };
-    let namespaces = DoctorCheck::ok(NAMESPACES, format!("a box gets {place}"));
-    let untried = "see the other checks";
+    let namespace = if is_root() { "a mount namespace" } else { "a user namespace" };
+    let namespaces = DoctorCheck::ok(NAMESPACES, format!("a box gets {namespace}"));
+    let see_others = "see the other checks";
     match tried {
-        Ok(RootMethod::Overlay) => {
-            [namespaces, DoctorCheck::ok(OVERLAYFS, format!("layers can be mounted in {place}"))]
-        }
+        Ok(RootMethod::Overlay) => [
+            namespaces,
+            DoctorCheck::ok(OVERLAYFS, format!("layers can be mounted in {namespace}")),
+        ],
         Ok(method) => {
-            let means = if method == RootMethod::Reflink { "cloned" } else { "copied" };
-            let found = format!("cannot be had in {place}: images are {means} for each box");
-            let remedy = "load the module `overlay`; for an ordinary user, Linux 5.11 or later";
+            let verb = if method == RootMethod::Reflink { "cloned" } else { "copied" };
+            let found = format!("is not available in {namespace}: images are {verb} for each box");
+            let remedy = "load the module `overlay`; without root, use Linux 5.11 or later";
             [namespaces, DoctorCheck::degraded(OVERLAYFS, found, remedy)]
         }
-        Err(TrialError::Told(report)) if report.code == ErrorCode::ProcessSetup => {
+        // This code means that the child could not enter its namespaces.
+        Err(TrialError::Reported(report)) if report.code == ErrorCode::ProcessSetup => {
             let remedy = report.hint.clone().unwrap_or_else(|| "run as root".to_owned());
-            let found = one_line(&TrialError::Told(report));
-            let untried = DoctorCheck::failed(OVERLAYFS, "not tried, without namespaces", untried);
+            let found = one_line(&TrialError::Reported(report));
+            let untried =
+                DoctorCheck::failed(OVERLAYFS, "not tried, without namespaces", see_others);
             [DoctorCheck::failed(NAMESPACES, found, remedy), untried]
         }
+        // After any other error, the namespaces exist, because they come before the root.
         Err(error) => {
             let remedy = match &error {
-                TrialError::Told(report) => report.hint.clone(),
+                TrialError::Reported(report) => report.hint.clone(),
                 _ => None,
             };
-            let remedy = remedy.unwrap_or_else(|| untried.to_owned());
+            let remedy = remedy.unwrap_or_else(|| see_others.to_owned());
             let found = format!("no root: {}", one_line(&error));
             [namespaces, DoctorCheck::failed(OVERLAYFS, found, remedy)]
         }
     }
 }
 
-/// Boots an agent-only box and stops it.
+/// Tries to boot and stop a box without an image. The error is a request to stop.
 pub(super) fn boot(paths: &PathsConfig, signals: &Signals) -> Result<DoctorCheck, StopRequest> {
     match boot_and_stop(paths, signals) {
         Err(TrialError::Interrupted(request)) => Err(request),
@@ -89,14 +99,18 @@ pub(super) fn boot(paths: &PathsConfig, signals: &Signals) -> Result<DoctorCheck
     }
 }
 
-/// What is said of a boot that cannot be.
-pub(super) fn not_booted() -> DoctorCheck {
-    DoctorCheck::failed(BOOT, "not tried, as something that it needs is missing", "see above")
+/// Returns the check for a host on which a box cannot boot anyway.
+pub(super) fn boot_not_tried() -> DoctorCheck {
+    DoctorCheck::failed(
+        BOOT,
+        "not tried, because something that it requires is missing",
+        "see above",
+    )
 }
 
 const BOOT: &str = "boot";
 
-/// How long a box took.
+/// Times of a box that booted.
 #[derive(Clone, Copy, Debug)]
 struct Booted {
     ready_after: Duration,
@@ -106,15 +120,18 @@ struct Booted {
 fn boot_and_stop(paths: &PathsConfig, signals: &Signals) -> Result<Booted, TrialError> {
     let directory = Directory::make()?;
     let mut config = config(&directory);
+    // Of the given config, only the installation is used. The state and cache directories have
+    // checks of their own, and this box must not leave files in them.
     config.paths.libkrunfw.clone_from(&paths.libkrunfw);
     config.paths.guest.clone_from(&paths.guest);
     config.agent.boot_timeout_ms = 1000 * BOOT_TIMEOUT.as_secs();
     let start = Instant::now();
-    let mut trial = Trial::start(&[], &config, BOOT_TIMEOUT + AROUND_BOOT)?;
+    let mut trial = Trial::start(&[], &config, BOOT_TIMEOUT + REST_TIMEOUT)?;
     trial.wait_for(signals, |event| matches!(event, EventKind::AgentReady { .. }).then_some(()))?;
     let ready_after = start.elapsed();
     trial.stop()?;
     let stopped = Instant::now();
+    // A box that stops for another reason, such as an exit of its guest, has not passed the trial.
     trial.wait_for(signals, |event| match event {
         EventKind::BoxStopped { reason: StopReason::Stopped, .. } => Some(()),
         _ => None,
@@ -133,12 +150,12 @@ fn judge_boot(tried: Result<Booted, TrialError>) -> DoctorCheck {
         }
         Err(error) => {
             let remedy = match &error {
-                TrialError::Told(report) => report.hint.clone(),
+                TrialError::Reported(report) => report.hint.clone(),
                 _ => None,
             };
             let remedy = remedy.unwrap_or_else(|| {
-                "see `virtualization`, and the kernel's log (dmesg); `A3S_BOX_LOG=info` with a box \
-                 shows what its kernel says"
+                "see `virtualization`, and the host kernel's log (dmesg); `A3S_BOX_LOG=info` with a box \
+                 logs the messages of its guest kernel"
                     .to_owned()
             });
             DoctorCheck::failed(BOOT, one_line(&error), remedy)
@@ -146,7 +163,7 @@ fn judge_boot(tried: Result<Booted, TrialError>) -> DoctorCheck {
     }
 }
 
-/// A box that is alone in its directory.
+/// Returns the config of a box whose state and cache are in `directory`.
 fn config(directory: &Directory) -> BoxConfig {
     let paths = PathsConfig {
         state_dir: directory.state_dir(),
@@ -167,9 +184,9 @@ mod tests {
 
     use super::*;
 
-    fn told(code: ErrorCode, hint: Option<&str>) -> TrialError {
+    fn reported(code: ErrorCode, hint: Option<&str>) -> TrialError {
         let report = ErrorReport::new(code, &io::Error::other("no such luck"));
-        TrialError::Told(report.with_hint(hint.map(str::to_owned)))
+        TrialError::Reported(report.with_hint(hint.map(str::to_owned)))
     }
 
     fn ended() -> TrialError {
@@ -177,13 +194,13 @@ mod tests {
     }
 
     #[test]
-    fn root_tells_of_namespaces_and_of_overlayfs() {
+    fn trial_of_the_root_reports_on_namespaces_and_overlayfs() {
         let cases = [
             (Ok(RootMethod::Overlay), Fine, Fine),
             (Ok(RootMethod::Reflink), Fine, Degraded),
             (Ok(RootMethod::Copy), Fine, Degraded),
-            (Err(told(ErrorCode::ProcessSetup, Some("a hint"))), Failed, Failed),
-            (Err(told(ErrorCode::RootfsFailed, None)), Fine, Failed),
+            (Err(reported(ErrorCode::ProcessSetup, Some("a hint"))), Failed, Failed),
+            (Err(reported(ErrorCode::RootfsFailed, None)), Fine, Failed),
             (Err(ended()), Fine, Failed),
         ];
         for (tried, namespaces, overlayfs) in cases {
@@ -197,8 +214,8 @@ mod tests {
     }
 
     #[test]
-    fn boot_that_failed_says_why_and_what_to_do() {
-        let check = judge_boot(Err(told(ErrorCode::VmFailed, Some("a hint"))));
+    fn failed_boot_is_reported_with_its_reason_and_a_remedy() {
+        let check = judge_boot(Err(reported(ErrorCode::VmFailed, Some("a hint"))));
         let expected = (Failed, "no such luck", Some("a hint"));
         assert_eq!((check.status, check.found.as_str(), check.remedy.as_deref()), expected);
         let check = judge_boot(Err(ended()));

@@ -1,97 +1,107 @@
-//! The mounts of a box, validated.
+//! The mounts of the guest: `mounts` of the config, validated.
 
 use std::path::{Component, Path};
 
 use a3s_box_core::config::{ConfigError, MountConfig};
 use a3s_box_krun::{Access, MAX_SHARES};
 
+use super::field::absolute;
 use super::network::NetworkSpec;
-use super::places::{Place, Places, absolute};
+use super::paths::{Location, ShimDirectories};
 use crate::share::SharedDirectory;
 
-/// A file system that the guest mounts besides its root.
+/// A file system that the guest mounts in addition to its root.
 #[derive(Debug)]
 pub(crate) struct MountSpec {
     pub(crate) target: String,
     pub(crate) source: MountSource,
 }
 
-/// Where its content comes from.
+/// What a mount contains.
 #[derive(Debug)]
 pub(crate) enum MountSource {
+    /// A share. libkrun serves it under the tag, by which the guest program mounts it.
     Virtiofs { tag: String, directory: SharedDirectory, access: Access },
+    /// A tmpfs in the guest. Size 0 leaves the limit to the guest kernel.
     Tmpfs { size_mib: u64 },
 }
 
+/// Validates the mounts and finds the directories of the shares.
 pub(super) fn check(
     mounts: &[MountConfig],
-    places: &Places,
+    directories: &ShimDirectories,
     network: &NetworkSpec,
 ) -> Result<Vec<MountSpec>, ConfigError> {
     let shares =
         mounts.iter().filter(|mount| matches!(mount, MountConfig::Virtiofs { .. })).count();
-    // The network takes an interrupt, too.
+    // Every virtio device takes an interrupt, and the Ethernet device is one.
     let most = MAX_SHARES - usize::from(matches!(network, NetworkSpec::Passt(_)));
     if shares > most {
         let expected = format!("at most {most}: the machine has no more interrupts");
         return Err(ConfigError::invalid("mounts", format!("{shares} of type virtiofs"), expected));
     }
-    mounts.iter().enumerate().map(|(i, mount)| check_one(i, mount, places)).collect()
+    mounts.iter().enumerate().map(|(i, mount)| check_one(i, mount, directories)).collect()
 }
 
-fn check_one(i: usize, mount: &MountConfig, places: &Places) -> Result<MountSpec, ConfigError> {
-    let path = format!("mounts[{i}]");
+fn check_one(
+    i: usize,
+    mount: &MountConfig,
+    directories: &ShimDirectories,
+) -> Result<MountSpec, ConfigError> {
+    let field = format!("mounts[{i}]");
     match mount {
         MountConfig::Virtiofs { source, target, read_only } => Ok(MountSpec {
-            target: check_target(&path, target)?,
+            target: check_target(&field, target)?,
             source: MountSource::Virtiofs {
                 tag: format!("mount{i}"),
-                directory: check_source(&format!("{path}.source"), source, places)?,
+                directory: check_source(&format!("{field}.source"), source, directories)?,
                 access: if *read_only { Access::ReadOnly } else { Access::ReadWrite },
             },
         }),
         MountConfig::Tmpfs { target, size_mib } => {
             if *size_mib == Some(0) {
                 return Err(ConfigError::invalid(
-                    format!("{path}.size_mib"),
+                    format!("{field}.size_mib"),
                     "0",
-                    "at least 1, or nothing",
+                    "at least 1, or no value",
                 ));
             }
             Ok(MountSpec {
-                target: check_target(&path, target)?,
+                target: check_target(&field, target)?,
                 source: MountSource::Tmpfs { size_mib: size_mib.unwrap_or(0) },
             })
         }
     }
 }
 
-fn check_target(path: &str, target: &str) -> Result<String, ConfigError> {
-    let field = format!("{path}.target");
+fn check_target(mount: &str, target: &str) -> Result<String, ConfigError> {
+    let field = format!("{mount}.target");
     absolute(&field, Path::new(target))?;
-    let plain = |component| matches!(component, Component::RootDir | Component::Normal(_));
+    // A mount point with `..` would depend on the symbolic links of the image.
+    let is_plain = |component| matches!(component, Component::RootDir | Component::Normal(_));
     let components = || Path::new(target).components();
-    if components().all(plain) && components().count() > 1 {
+    if components().all(is_plain) && components().count() > 1 {
         return Ok(target.to_owned());
     }
     Err(ConfigError::invalid(field, format!("`{target}`"), "a directory below `/`, without `..`"))
 }
 
-/// The directory, by its one path without symbolic links.
+/// Returns the directory that `source` leads to, with its path without symbolic links. The inode
+/// lets a later phase detect that the directory was replaced.
 fn check_source(
     field: &str,
     source: &Path,
-    places: &Places,
+    directories: &ShimDirectories,
 ) -> Result<SharedDirectory, ConfigError> {
     absolute(field, source)?;
-    let refuse = |why: String| {
-        let found = format!("`{}`{why}", source.display());
+    let refuse = |reason: String| {
+        let found = format!("`{}`{reason}", source.display());
         ConfigError::invalid(field, found, "an existing directory of the host")
     };
-    let canonical = source.canonicalize().and_then(|path| Place::find(&path));
-    let place = canonical.map_err(|error| refuse(format!(" ({error})")))?;
-    let inode = place.inode.filter(|_| place.path.is_dir());
+    let canonical = source.canonicalize().and_then(|path| Location::find(&path));
+    let location = canonical.map_err(|error| refuse(format!(" ({error})")))?;
+    let inode = location.inode.filter(|_| location.path.is_dir());
     let inode = inode.ok_or_else(|| refuse(", which is not a directory".to_owned()))?;
-    places.refuse_share(field, &place)?;
-    Ok(SharedDirectory { path: place.path, inode })
+    directories.refuse_share(field, &location)?;
+    Ok(SharedDirectory { path: location.path, inode })
 }

@@ -1,3 +1,5 @@
+//! What the validation accepts and refuses.
+
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
@@ -14,7 +16,7 @@ fn validate(json: &str) -> Result<VmSpec, String> {
 }
 
 #[test]
-fn the_default_config_is_an_agent_only_box_with_an_id_of_its_own() {
+fn default_config_is_an_agent_only_box_with_a_generated_id() {
     let spec = validate("{}").unwrap();
     assert!(spec.id.starts_with("box-"));
     assert!(spec.image.is_none() && spec.agent.health.is_some() && spec.agent.port == 4088);
@@ -24,8 +26,8 @@ fn the_default_config_is_an_agent_only_box_with_an_id_of_its_own() {
 }
 
 #[test]
-#[expect(clippy::too_many_lines, reason = "a table")]
-fn what_makes_no_sense_is_refused_with_path_found_and_expected() {
+#[expect(clippy::too_many_lines, reason = "a table of cases")]
+fn invalid_value_is_refused_with_its_field_and_what_is_expected() {
     let long = "a".repeat(90);
     let cases = [
         (r#"{"id":""}"#, "id: found ``, expected 1 to 64 letters"),
@@ -113,7 +115,8 @@ fn what_makes_no_sense_is_refused_with_path_found_and_expected() {
     );
 }
 
-/// A state directory `s` with a box `demo`, a cache `c` with something in it, and what is beside them.
+/// Makes a state directory `s` with the box `demo`, a cache `c` with a directory in it, other
+/// directories beside them, and symbolic links between them.
 fn host() -> (tempfile::TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().canonicalize().unwrap();
@@ -126,14 +129,14 @@ fn host() -> (tempfile::TempDir, PathBuf) {
     (dir, root)
 }
 
-/// A config with the state and the cache directory of [`host`].
+/// Returns a config with the state directory and the cache directory of [`host`].
 fn config_in(root: &Path) -> Value {
     let paths = json!({"state_dir": root.join("s"), "cache_dir": root.join("c")});
     json!({"id": "demo", "paths": paths})
 }
 
 #[test]
-fn share_is_no_directory_of_the_shim_nor_in_one_nor_around_one() {
+fn share_that_overlaps_a_directory_of_the_shim_is_refused() {
     let (_dir, root) = host();
     let shared = |source: &str, change: &dyn Fn(&mut Value)| {
         let mut config = config_in(&root);
@@ -161,7 +164,7 @@ fn share_is_no_directory_of_the_shim_nor_in_one_nor_around_one() {
         let expected = format!("mounts[0].source: found `{resolved}`, which {relation} `");
         assert!(found.starts_with(&expected), "{source}\n found: {found}\n expected: {expected}");
     }
-    // Directories that are made later count as well, and those that a symlink leads to.
+    // A directory of the shim may not exist yet, or may be behind a symbolic link.
     let later = |source: &str, path: &str| {
         let state_dir = root.join(path);
         shared(source, &|config| config["paths"]["state_dir"] = json!(state_dir))
@@ -179,7 +182,7 @@ fn share_is_no_directory_of_the_shim_nor_in_one_nor_around_one() {
 }
 
 #[test]
-fn image_and_files_are_not_where_they_would_not_last() {
+fn image_or_file_in_a_directory_that_is_cleared_is_refused() {
     let (_dir, root) = host();
     let with = |section: &str, key: &str, path: &str| {
         let mut config = config_in(&root);
@@ -214,7 +217,7 @@ fn image_and_files_are_not_where_they_would_not_last() {
 }
 
 #[test]
-fn directory_that_others_could_replace_is_refused_with_what_makes_it_so() {
+fn directory_that_another_user_can_replace_is_refused_with_the_reason() {
     let (_dir, root) = host();
     let open = root.join("new");
     fs::create_dir(open.join("s")).unwrap();
@@ -248,8 +251,8 @@ fn directory_that_others_could_replace_is_refused_with_what_makes_it_so() {
 }
 
 #[test]
-#[expect(clippy::too_many_lines, reason = "a table")]
-fn networks_that_make_no_sense_are_refused_by_their_path() {
+#[expect(clippy::too_many_lines, reason = "a table of cases")]
+fn invalid_network_is_refused_with_its_field() {
     let port = |more: &str| {
         format!(r#"{{"host_address":"127.0.0.1","host_port":80,"guest_port":80{more}}}"#)
     };
@@ -317,7 +320,7 @@ fn networks_that_make_no_sense_are_refused_by_their_path() {
 }
 
 #[test]
-fn a_network_through_passt_reaches_nothing_unless_asked_and_leaves_room_for_five_shares() {
+fn network_through_passt_denies_egress_by_default_and_allows_five_shares() {
     let spec = validate(r#"{"network":{"mode":"passt"}}"#).unwrap();
     let NetworkSpec::Passt(passt) = spec.network else { panic!("{:?}", spec.network) };
     assert_eq!(passt.egress, Egress::Deny);

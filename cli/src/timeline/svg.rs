@@ -1,9 +1,11 @@
 //! A timeline as a picture: self-contained SVG, without scripts, fonts or links.
 
+mod chart;
 mod legend;
 mod strips;
 mod style;
 
+use self::chart::{CHART_WIDTH, CHART_X, MARGIN, WIDTH, place};
 use super::canvas::{Area, Canvas};
 use super::model::{Bar, BarKind, Note, Timeline, Weight};
 use super::panel::{self, Panel, Row};
@@ -11,19 +13,9 @@ use super::plain;
 use super::span::{self, Span};
 use super::text;
 
-/// Width of the page, in pixels, as all that follows: what a browser shows beside nothing else.
-const WIDTH: f64 = 1120.0;
-
-/// Around the page.
-const MARGIN: f64 = 28.0;
-
 /// Where durations and shares end; names are left of them.
 const DURATION_X: f64 = 212.0;
 const SHARE_X: f64 = 268.0;
-
-/// The charts.
-const CHART_X: f64 = 284.0;
-const CHART_WIDTH: f64 = WIDTH - MARGIN - CHART_X;
 
 /// Heights of rows, and of what is in them.
 const ROW: f64 = 24.0;
@@ -60,11 +52,6 @@ struct Picture {
     canvas: Canvas,
     /// Where what comes next begins.
     y: f64,
-}
-
-/// Where a time is on a chart.
-fn place(axis: Span, ms: u64) -> f64 {
-    CHART_X + CHART_WIDTH * axis.fraction(ms)
 }
 
 /// Pixels that a small text takes.

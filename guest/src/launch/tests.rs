@@ -6,7 +6,7 @@ use tokio::sync::{Mutex, MutexGuard};
 
 use super::*;
 use crate::children::Children;
-use crate::kernel::{Limit, Status, StringArray};
+use crate::syscall::{Limit, Status, StringArray};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -166,7 +166,7 @@ async fn the_user_may_open_its_own_streams() {
     let _serial = serial().await;
     assert!(nix::unistd::geteuid().is_root(), "this test needs root");
     let mut other = shell("echo out > /proc/self/fd/1; echo err > /proc/self/fd/2");
-    other.credentials = Some(kernel::Credentials { uid: 1234, gid: 2345, groups: vec![] });
+    other.credentials = Some(syscall::Credentials { uid: 1234, gid: 2345, groups: vec![] });
     let (stdout, stderr, _) = output(&other).await;
     assert_eq!((stdout.as_slice(), stderr.as_slice()), (&b"out\n"[..], &b"err\n"[..]));
 }
@@ -245,7 +245,7 @@ async fn the_user_and_exactly_its_groups_are_assumed() {
     assert!(nix::unistd::geteuid().is_root(), "this test needs root");
     let mut other = shell("id -u; id -g; id -G");
     other.credentials =
-        Some(kernel::Credentials { uid: 1234, gid: 2345, groups: vec![3456, 4567] });
+        Some(syscall::Credentials { uid: 1234, gid: 2345, groups: vec![3456, 4567] });
     let (stdout, ..) = output(&other).await;
     assert_eq!(stdout, b"1234\n2345\n2345 3456 4567\n");
 }
@@ -258,6 +258,6 @@ async fn root_enters_a_directory_that_the_user_may_not() {
     std::fs::set_permissions(directory.path(), Permissions::from_mode(0o700)).unwrap();
     let mut other = shell("exit 5");
     other.cwd = CString::new(directory.path().as_os_str().as_bytes()).unwrap();
-    other.credentials = Some(kernel::Credentials { uid: 1234, gid: 2345, groups: vec![] });
+    other.credentials = Some(syscall::Credentials { uid: 1234, gid: 2345, groups: vec![] });
     assert_eq!(output(&other).await.2, Status::Exited(5));
 }

@@ -159,7 +159,8 @@ fn own_file() -> io::Result<String> {
 }
 
 fn own_directory() -> io::Result<String> {
-    let recorded = super::RECORDED.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let recorded =
+        super::recorded::RECORDED.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let socket = recorded.as_ref().and_then(|recorded| recorded.ports.first());
     let directory = socket.and_then(|(_, path)| path.rsplit_once('/'));
     directory
@@ -169,7 +170,8 @@ fn own_directory() -> io::Result<String> {
 
 /// A path in the share that is only read, or in the one that is written.
 fn in_share(read_only: bool, name: &str) -> io::Result<String> {
-    let recorded = super::RECORDED.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let recorded =
+        super::recorded::RECORDED.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let mut shares = recorded.iter().flat_map(|recorded| &recorded.shares);
     let share = shares.find(|(_, is_read_only)| *is_read_only == read_only);
     share.map(|(path, _)| format!("{path}/{name}")).ok_or_else(|| io::ErrorKind::NotFound.into())

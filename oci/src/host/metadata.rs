@@ -1,4 +1,4 @@
-//! The metadata of a file or directory, taken from another.
+//! Copies the metadata of a file or directory to another one.
 
 use std::fs::{File, FileTimes, Permissions};
 use std::io;
@@ -10,12 +10,14 @@ use rustix::fs::{XattrFlags, fsetxattr};
 
 use crate::host::xattr::{kept_names_of, value_of};
 
-/// Mode of a directory that nothing describes; what other tools use.
+/// Mode of a directory for which no layer has an entry. Other tools use the same mode.
 pub(crate) const UNDESCRIBED_DIR_MODE: u32 = 0o755;
 
-/// Gives the open file or directory `to` owner, attributes, mode and times of `from`, in the order in
-/// which nothing is cleared again: a change of the owner clears setuid bits and
-/// `security.capability`.
+/// Sets owner, extended attributes, mode and times of the open file or directory `to` to those of
+/// `from`.
+///
+/// The owner is set first, because `fchown(2)` clears the setuid and setgid bits and
+/// `security.capability`. The times are set last, because the other calls could change them.
 pub(crate) fn copy_metadata(from: &OwnedFd, to: &OwnedFd) -> io::Result<()> {
     let (from, to) = (File::from(from.try_clone()?), File::from(to.try_clone()?));
     let model = from.metadata()?;
@@ -27,7 +29,8 @@ pub(crate) fn copy_metadata(from: &OwnedFd, to: &OwnedFd) -> io::Result<()> {
     to.set_times(FileTimes::new().set_accessed(model.accessed()?).set_modified(model.modified()?))
 }
 
-/// Gives a directory that nothing describes its metadata: root's, and the same in each run.
+/// Sets the metadata of a directory for which no layer has an entry. It is constant, so that each run
+/// gives the same root file system.
 pub(crate) fn reset_metadata(directory: &OwnedFd) -> io::Result<()> {
     let directory = File::from(directory.try_clone()?);
     fchown(&directory, Some(0), Some(0))?;

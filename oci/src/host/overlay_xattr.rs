@@ -6,39 +6,44 @@ use std::os::fd::{AsFd, OwnedFd};
 use nix::errno::Errno;
 use rustix::fs::{XattrFlags, fgetxattr, fremovexattr, fsetxattr};
 
-/// An attribute that only the machine's root can set, and nothing looks at.
+/// An attribute to try out whether this process can set `trusted.*`. No other program reads it.
 const PROBE_XATTR: &str = "trusted.a3s-box.probe";
 
-/// Which extended attributes overlayfs keeps its marks in.
+/// The namespace of the extended attributes in which overlayfs stores its marks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum OverlayXattrs {
-    /// `trusted.overlay.*`, which only the machine's root can write.
+    /// `trusted.overlay.*`, which needs `CAP_SYS_ADMIN` in the initial user namespace.
     Trusted,
-    /// `user.overlay.*`, for a user namespace.
+    /// `user.overlay.*`, for mounts in another user namespace (mount option `userxattr`).
     User,
 }
 
 impl OverlayXattrs {
-    /// Finds the namespace of xattrs that this process can use, by a trial on a directory of its own.
+    /// Finds the namespace that this process can use, by setting an attribute on `directory`.
+    ///
+    /// A trial is more reliable than to compare user namespaces or capabilities, because security
+    /// modules can refuse the attribute too.
     ///
     /// # Errors
     ///
-    /// When the directory cannot be written to.
+    /// When the attribute cannot be set for another reason than a missing capability or missing
+    /// support, for example because the file system is read-only.
     pub(crate) fn of_process(directory: impl AsFd) -> io::Result<Self> {
         match fsetxattr(&directory, PROBE_XATTR, b"", XattrFlags::empty()) {
             Ok(()) => match fremovexattr(&directory, PROBE_XATTR) {
-                // Another process that asks the same may have removed it.
+                // Another process that makes the same trial can have removed the attribute.
                 Ok(()) | Err(rustix::io::Errno::NODATA) => Ok(Self::Trusted),
                 Err(errno) => Err(errno.into()),
             },
             Err(rustix::io::Errno::PERM) => Ok(Self::User),
-            // A file system without such attributes: overlayfs is to say what it lacks.
+            // The file system has no such attributes. The overlay mount then fails with an error that
+            // explains this.
             Err(rustix::io::Errno::NOTSUP) => Ok(Self::Trusted),
             Err(errno) => Err(errno.into()),
         }
     }
 
-    /// The attribute that hides what lower layers have in a directory; its value is `y`.
+    /// Returns the attribute that marks a directory as opaque. Its value is `y`.
     pub(crate) fn opaque_xattr(self) -> &'static str {
         match self {
             Self::Trusted => "trusted.overlay.opaque",
@@ -46,18 +51,21 @@ impl OverlayXattrs {
         }
     }
 
-    /// The options that must not depend on the kernel's build: an image must not be able to
-    /// redirect lookups, and an upper directory is used with one stack of layers only.
+    /// Returns the mount options whose defaults depend on the build of the host kernel.
     ///
-    /// With `userxattr` the kernel refuses to be told about redirections and metadata copies, and
-    /// does neither (`Documentation/filesystems/overlayfs.rst`).
+    /// `metacopy` and `redirect_dir` are disabled, because an image could otherwise redirect lookups
+    /// to other directories of the layers. `index` is disabled, because it ties an upper directory to
+    /// its layers, and each upper directory is used with one stack only.
+    ///
+    /// With `userxattr` the kernel disables redirects and metadata copies itself, and refuses these
+    /// two options (`Documentation/filesystems/overlayfs.rst`).
     pub(crate) fn options(self) -> &'static [(&'static str, Option<&'static str>)] {
         match self {
             Self::Trusted => &[
                 ("index", Some("off")),
                 ("metacopy", Some("off")),
-                // `off` would still follow the redirections of layers, where the kernel's build
-                // says so.
+                // `off` would still follow existing redirects if the host kernel is built with
+                // `CONFIG_OVERLAY_FS_REDIRECT_ALWAYS_FOLLOW`.
                 ("redirect_dir", Some("nofollow")),
             ],
             Self::User => &[("index", Some("off")), ("userxattr", None)],
@@ -65,12 +73,13 @@ impl OverlayXattrs {
     }
 }
 
-/// Says whether overlayfs hides what lower layers have in a directory.
+/// Returns whether a directory is marked as opaque, so that overlayfs hides the lower layers' files
+/// in it.
 pub(crate) fn is_opaque(directory: &OwnedFd, overlay_xattrs: OverlayXattrs) -> nix::Result<bool> {
     let mut value = [0_u8; 1];
     match fgetxattr(directory, overlay_xattrs.opaque_xattr(), &mut value) {
         Ok(length) => Ok(value[..length] == *b"y"),
-        // Nothing but `y` is ever set, and a longer value is none of ours.
+        // This crate sets only the value `y`. `ERANGE` means that the value is longer.
         Err(rustix::io::Errno::NODATA | rustix::io::Errno::RANGE | rustix::io::Errno::NOTSUP) => {
             Ok(false)
         }

@@ -1,12 +1,13 @@
-//! Directories whose content no other user may reach or replace.
+//! Directories that no other user can enter or replace.
 //!
-//! Image trees hold files that are setuid, of any owner and with any content, and what boxes run
-//! comes from them. So a store is a directory of our own with mode 0700, and nobody else can put another
-//! one in its place: every directory on the way to it, symbolic links and all, belongs to us or to root,
-//! and is writable by others only with the sticky bit, as `/tmp` is. Once that holds, the path of the
-//! store means the same directory for as long as we do not change it ourselves.
+//! The trees of images hold setuid files of any owner, and boxes execute the files in them. A store is
+//! therefore a directory of the user of this process with mode 0700. No other user must be able to
+//! put another directory in its place. Each directory and symbolic link in its path must belong to
+//! this user or to root, and each directory must be writable by others only if it has the sticky bit,
+//! as `/tmp` has. The path of the store then leads to the same directory until this user changes it.
 //!
-//! Everything is looked at through an open fd, never twice by a path.
+//! Each component is opened once and checked by its fd. A second lookup by path could find a different
+//! file.
 
 use std::ffi::OsString;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -20,27 +21,27 @@ use nix::unistd::Uid;
 
 use crate::host::directory::OPEN_DIR;
 
-/// How what is on the way to a store is opened: to be looked at only, and not followed.
+/// Flags to open a component of a path: enough to check it, and without following it.
 const LOOK: OFlag = OFlag::O_PATH.union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
 
-/// Most symbolic links on one path: as many as the kernel follows (`path_resolution(7)`).
+/// Limit on symbolic links in one path. The kernel follows the same number (`path_resolution(7)`).
 const SYMLINKS_LIMIT: usize = 40;
 
-/// The user that a namespace shows for all whom it does not know, unless the machine says otherwise
-/// (`/proc/sys/kernel/overflowuid`, `proc_sys_kernel(5)`).
+/// Default of `/proc/sys/kernel/overflowuid`, the user id that a user namespace shows for all ids that
+/// are not mapped in it (`proc_sys_kernel(5)`).
 const OVERFLOW_UID: u32 = 65534;
 
-/// A store that other users could reach or replace, or that cannot be used.
+/// A store that other users could enter or replace, or that cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// The store, or a directory or link on the way to it, is somebody else's or open to others.
+    /// The store, or a component of its path, belongs to another user or is writable by others.
     #[error("`{}`: found {found}, expected {expected}", path.display())]
     Exposed {
-        /// What is exposed.
+        /// Path of the directory or link.
         path: PathBuf,
-        /// Owner and mode.
+        /// Its owner and mode.
         found: String,
-        /// What they have to be, and what to do.
+        /// The required owner and mode, and how to set them.
         expected: String,
     },
     /// A system call failed.
@@ -48,17 +49,20 @@ pub enum StoreError {
     Host(#[from] HostError),
 }
 
-/// Opens a directory that only we can enter, and makes it if only that is missing. The way to it is not
-/// looked at; see [`check_parents`].
+/// Opens a directory that only the user of this process can enter. Creates it if it is missing and its
+/// parent exists.
+///
+/// This does not check the parents; see [`check_parents`].
 ///
 /// # Errors
 ///
-/// When it is a symbolic link or a file, belongs to another user, or gives others any permission.
+/// When the path is a symbolic link or a file, when the directory belongs to another user or has
+/// permissions for group or others, or when it cannot be created or opened.
 pub fn private_directory(path: &Path) -> Result<OwnedFd, StoreError> {
     private_directory_in(AT_FDCWD, path, path)
 }
 
-/// The same for the directory `name` in an open one; `path` is for errors.
+/// Opens the private directory `name` in an open directory. `path` is used in errors only.
 pub(crate) fn private_directory_in(
     parent: BorrowedFd<'_>,
     name: &Path,
@@ -91,12 +95,13 @@ pub(crate) fn private_directory_in(
     )))
 }
 
-/// Checks that nobody but us and root can put something else in the place of what is at `path`, or
-/// will be: it need not exist.
+/// Checks that only root and the user of this process can replace the file or directory at `path`. The
+/// path does not need to exist yet.
 ///
 /// # Errors
 ///
-/// Names the directory or link on the way to it that makes that possible.
+/// When another user could replace it. The error names the component of the path and its owner and
+/// mode. Also when a component cannot be opened.
 pub fn check_parents(path: &Path) -> Result<(), StoreError> {
     let path = std::path::absolute(path).map_err(HostError::at("find", path))?;
     let trusted = Trusted::of_process();
@@ -108,7 +113,7 @@ pub fn check_parents(path: &Path) -> Result<(), StoreError> {
         trusted.check_directory(&directory, &at)?;
         let here = at.join(&step);
         let found = match openat(&directory, step.as_os_str(), LOOK, Mode::empty()) {
-            // It will be made in a directory that is in order.
+            // The component will be created in a directory that has been checked.
             Err(Errno::ENOENT) => return Ok(()),
             found => found.map_err(HostError::at("open", &here))?,
         };
@@ -132,11 +137,12 @@ pub fn check_parents(path: &Path) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// The users that may be owners of what is on the way to a store.
+/// The users that can own components of the path of a store.
 struct Trusted {
     user: u32,
-    /// Stands for root, and for all others, in a user namespace that does not know them: they cannot
-    /// be told apart there. Who makes such a namespace has to check before.
+    /// The overflow id, if this process is in a user namespace. It stands for all ids that are not
+    /// mapped, often including root, which cannot be distinguished inside the namespace. The process
+    /// that creates the namespace must check the path before.
     overflow: Option<u32>,
 }
 
@@ -145,7 +151,7 @@ impl Trusted {
         let number = |text: String| text.trim().parse().ok();
         let overflow = std::fs::read_to_string("/proc/sys/kernel/overflowuid").ok();
         let overflow = overflow.and_then(number).unwrap_or(OVERFLOW_UID);
-        // All ids are as they are outside: `0 0 4294967295` (`user_namespaces(7)`).
+        // The initial user namespace has the map `0 0 4294967295` (`user_namespaces(7)`).
         let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
         let is_initial = map.split_ascii_whitespace().eq(["0", "0", "4294967295"]);
         Self { user: Uid::effective().as_raw(), overflow: (!is_initial).then_some(overflow) }
@@ -158,9 +164,10 @@ impl Trusted {
     fn check_directory(&self, directory: &OwnedFd, path: &Path) -> Result<(), StoreError> {
         let stat = fstat(directory).map_err(HostError::at("look at", path))?;
         let mode = permissions(&stat);
-        // What is in a sticky directory can be renamed by the owners of both only.
-        let is_kept = mode & 0o022 == 0 || mode & 0o1000 != 0;
-        if self.includes(stat.st_uid) && is_kept {
+        // In a sticky directory, only the owner of a file or of the directory can rename or remove
+        // the file.
+        let is_protected = mode & 0o022 == 0 || mode & 0o1000 != 0;
+        if self.includes(stat.st_uid) && is_protected {
             return Ok(());
         }
         Err(StoreError::Exposed {
@@ -190,7 +197,8 @@ fn open_root(path: &Path) -> Result<OwnedFd, StoreError> {
     Ok(open(path, LOOK, Mode::empty()).map_err(HostError::at("open", path))?)
 }
 
-/// The names on a path, the last one first. Where it begins is not among them.
+/// Returns the components of a path in reverse order, for use as a stack. The root and `.` are
+/// omitted.
 fn steps_of(path: &Path) -> Vec<OsString> {
     let is_step =
         |step: &Component<'_>| matches!(step, Component::Normal(_) | Component::ParentDir);

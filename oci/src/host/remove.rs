@@ -1,8 +1,9 @@
-//! Removal of a tree that an image or a guest has shaped.
+//! Removes trees whose names come from an image or a guest.
 //!
-//! Trees can be deeper than any path or stack or number of open files, because an entry may go
-//! through a symbolic link into what is deep already. So this walks with one open directory, goes
-//! back by `..`, and keeps names on the heap.
+//! A tree can be deeper than `PATH_MAX`, than a recursive function's stack and than the limit on open
+//! files, because an entry can lead through a symbolic link into a directory that is deep already.
+//! This code therefore keeps one directory open, returns to the parent by `..`, and stores the names
+//! on the heap.
 
 use std::fs::File;
 use std::io;
@@ -18,14 +19,14 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use crate::host::directory::OPEN_DIR;
 
-/// Removes what `path` names, with all that is below it; what is not there is no error. The last name
-/// is not followed if it is a symbolic link.
+/// Removes the file or tree at `path`. A missing path is not an error. If the last component is a
+/// symbolic link, the link is removed and not its target.
 ///
-/// However deep the tree is, this takes two open files and no stack for it.
+/// This needs a constant number of open files and a constant stack for trees of any depth.
 ///
 /// # Errors
 ///
-/// What the system refused; the rest of the tree may be gone by then.
+/// When a system call fails. A part of the tree can have been removed by then.
 pub fn remove_path(path: &Path) -> io::Result<()> {
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(io::ErrorKind::InvalidInput.into());
@@ -37,11 +38,13 @@ pub fn remove_path(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Removes `name` from the directory `parent`, with all that is below it; what is not there is no
-/// error.
+/// Removes the file or tree `name` from the directory `parent`. A missing name is not an error.
 ///
-/// Nobody else may change the tree meanwhile.
+/// No other process must change the tree at the same time, because `..` would then lead to another
+/// directory.
 pub(crate) fn remove_tree(parent: BorrowedFd<'_>, name: &[u8]) -> nix::Result<()> {
+    // `unlinkat` without a `stat` before it: Linux returns `EISDIR` for a directory, and POSIX
+    // defines `EPERM`.
     match unlinkat(parent, name, UnlinkatFlags::NoRemoveDir) {
         Ok(()) | Err(Errno::ENOENT) => return Ok(()),
         Err(Errno::EISDIR | Errno::EPERM) => {}
@@ -63,10 +66,11 @@ pub(crate) fn remove_tree(parent: BorrowedFd<'_>, name: &[u8]) -> nix::Result<()
     }
 }
 
-/// Removes entries of a directory until one is a directory that is not empty, and returns that
-/// one's name.
+/// Removes the entries of a directory up to the first directory that is not empty, and returns the name
+/// of that directory.
 fn remove_entries(directory: BorrowedFd<'_>) -> nix::Result<Option<Vec<u8>>> {
-    // A description of its own, so that each reading starts at the first entry.
+    // The directory is opened again, because duplicates of an fd share the offset of `readdir(3)`.
+    // A new open file description starts at the first entry.
     let reading: OwnedFd = openat(directory, ".", OPEN_DIR, Mode::empty())?;
     for entry in Dir::from_fd(reading)?.iter() {
         let entry = entry?;
@@ -98,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tree_deeper_than_a_path_is_removed_and_links_are_not_followed() {
+    fn tree_deeper_than_path_max_is_removed_without_following_links() {
         let root = tempfile::tempdir().unwrap();
         fs::create_dir(root.path().join("outside")).unwrap();
         fs::write(root.path().join("outside/kept"), "").unwrap();

@@ -1,13 +1,13 @@
-//! Texts of an image in errors, made fit to be shown: an image must not be able to write to the
-//! terminal or the log of the person who reads them.
+//! Escapes text from images for errors. Without this, an image could send control characters to the
+//! terminal or fill the log of the person who reads the error.
 
 use std::fmt;
 
-/// Longest text that is shown: longer than any real digest, media type or name.
+/// Largest number of characters that are shown. Real digests, media types and names are shorter.
 const SHOWN_CHARS: usize = 200;
 
-/// A text that somebody else wrote; it is shown without control characters, and cut where nobody
-/// reads on.
+/// A text from an image. `Display` escapes control characters, and cuts the text after
+/// [`SHOWN_CHARS`].
 pub(crate) struct Shown<'a>(pub(crate) &'a str);
 
 impl fmt::Display for Shown<'_> {
@@ -23,15 +23,15 @@ impl fmt::Display for Shown<'_> {
     }
 }
 
-/// Makes a name printable: no control characters, no endless line.
+/// Returns a file name for an error. Control characters are escaped, and a long name is cut.
 pub(crate) fn shown_name(name: &[u8]) -> String {
-    const SHOWN: usize = 200;
     let text = String::from_utf8_lossy(name);
-    let shown: String = text.chars().take(SHOWN).flat_map(char::escape_debug).collect();
-    if text.chars().nth(SHOWN).is_some() { shown + "…" } else { shown }
+    let shown: String = text.chars().take(SHOWN_CHARS).flat_map(char::escape_debug).collect();
+    if text.chars().nth(SHOWN_CHARS).is_some() { shown + "…" } else { shown }
 }
 
-/// Joins texts of an image for an error, and names only the number of those beyond the twentieth.
+/// Joins texts from an image for an error. Only the first twenty are shown, with the number of the
+/// others.
 pub(crate) fn shown_list(found: &[String]) -> String {
     const SHOWN: usize = 20;
     let shown: Vec<String> = found.iter().take(SHOWN).map(|text| Shown(text).to_string()).collect();
@@ -47,7 +47,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn text_is_shown_as_it_is_unless_it_could_do_harm() {
+    fn text_with_control_characters_or_excessive_length_is_escaped_and_cut() {
         assert_eq!(Shown("ubuntu:24.04 é").to_string(), "ubuntu:24.04 é");
         assert_eq!(Shown("a\n\u{1b}[2J\u{9b}").to_string(), r"a\n\u{1b}[2J\u{9b}");
         assert_eq!(Shown(&"x".repeat(201)).to_string(), format!("{}…", "x".repeat(200)));

@@ -1,15 +1,17 @@
 //! The entries of a tar archive, read as a stream.
 //!
-//! `tar::Header` names the fields; the walk from entry to entry is ours, because two readers that
-//! disagree about where an entry ends see different files in one archive. Where formats leave room,
-//! this reader does what Go's `archive/tar` does, and refuses what is ambiguous:
+//! `tar::Header` names the fields of a header. The walk from entry to entry is this module's own,
+//! because two readers that disagree about the end of an entry see different files in one archive.
+//! Where the formats are not precise, this reader behaves as Go's `archive/tar` does, and it
+//! refuses ambiguous archives:
 //!
 //! ```text
 //! [g global]* ([x PAX] | [L name] | [K link])* header body pad … zero block, zero block, anything
 //! ```
 //!
-//! A PAX header belongs to the next file entry, whatever stands between; its `size` always wins
-//! over the header's. One that no entry follows means nothing, as it does to Go.
+//! A PAX header applies to the next file entry, even if other extension headers are in between.
+//! Its `size` record always replaces the size in the file's own header. A PAX header that no entry
+//! follows is ignored, because Go ignores it too.
 
 use std::io::{self, BufRead, Read};
 
@@ -19,16 +21,16 @@ use super::field::{BLOCK, FieldError, c_string, checksums, number, seconds};
 use super::pax::{Pax, PaxError};
 use super::sparse::{self, Location, RawMap, SparseError, SparseMap};
 
-/// Bound on one extended header or long name: that of Go's reader (1 MiB).
+/// Limit on the size of one extended header or long name. Go's reader has the same limit (1 MiB).
 const EXTENSION_LIMIT_BYTES: u64 = 1 << 20;
 
 /// An archive that cannot be read further.
 #[derive(Debug, thiserror::Error)]
 pub enum ArchiveError {
-    /// The stream under the archive failed: corrupt compression, or the disk.
+    /// The stream that holds the archive failed: the compressed data is corrupt, or the disk failed.
     #[error("cannot read the layer's stream")]
     Read(#[source] io::Error),
-    /// The stream ends inside of an entry.
+    /// The stream ends inside an entry.
     #[error("the archive is cut off")]
     Truncated,
     /// The checksum of a header is wrong.
@@ -37,30 +39,31 @@ pub enum ArchiveError {
     /// A number in a header does not parse or is out of range.
     #[error(transparent)]
     Field(#[from] FieldError),
-    /// One zero block, which ends an archive for some readers, and then more.
+    /// More blocks follow a single zero block. Some readers stop at one zero block, others need two,
+    /// so that they would see different entries.
     #[error("an entry follows a single zero block")]
     LoneZeroBlock,
-    /// An extension header is larger than any real one.
+    /// An extension header is larger than the limit.
     #[error(
         "extended header of {found} bytes is too large: expected at most {EXTENSION_LIMIT_BYTES}"
     )]
     ExtensionTooLarge {
-        /// The size.
+        /// Size of the header in bytes.
         found: u64,
     },
-    /// Two headers say the same thing about one entry.
+    /// Two headers give the same property of one entry.
     #[error("ambiguous entry: two `{what}` headers")]
     Ambiguous {
-        /// What is said twice.
+        /// The property.
         what: &'static str,
     },
     /// A PAX header is malformed.
     #[error("malformed PAX header")]
     Pax(#[from] PaxError),
-    /// A sparse file cannot be understood.
+    /// The description of a sparse file is malformed.
     #[error("malformed sparse file")]
     Sparse(#[from] SparseError),
-    /// The entry is of a kind that layers do not have.
+    /// The entry has a type that layers do not have.
     #[error("entry type `{}` is not supported", found.escape_ascii())]
     EntryType {
         /// The type flag.
@@ -68,7 +71,7 @@ pub enum ArchiveError {
     },
 }
 
-/// What an entry makes.
+/// Type of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     File,
@@ -77,27 +80,29 @@ pub(crate) enum Kind {
     Device,
     Directory,
     Fifo,
-    /// A global header; it makes nothing, and what it says is ignored, as other tools do.
+    /// A global PAX header. It creates no file, and its records are ignored, because other tools
+    /// ignore them too.
     Global,
 }
 
-/// One entry, with all that its headers say.
+/// One entry, with the values of all its headers.
 #[derive(Debug)]
 pub(crate) struct Entry {
     pub(crate) kind: Kind,
     pub(crate) path: Vec<u8>,
     pub(crate) link: Vec<u8>,
-    /// Bytes of the body; behind the map, if the file is sparse and the map is in the body.
+    /// Bytes of the body. If the file is sparse and its map is in the body, these are the bytes after
+    /// the map.
     pub(crate) size: u64,
-    /// Where the body belongs, if the file has holes.
+    /// The extents of the file that the body fills, if the file is sparse.
     pub(crate) sparse: Option<SparseMap>,
     pub(crate) metadata: Metadata,
 }
 
-/// What is restored on an inode.
+/// The metadata of an inode.
 #[derive(Debug, Default)]
 pub(crate) struct Metadata {
-    /// Permission bits, with setuid, setgid and sticky.
+    /// Permission bits, including setuid, setgid and sticky.
     pub(crate) mode: u32,
     pub(crate) uid: u32,
     pub(crate) gid: u32,
@@ -106,17 +111,17 @@ pub(crate) struct Metadata {
     pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
-/// A reader of entries; `Read` on it yields the body of the last one.
+/// A reader of entries. `Read` on it yields the body of the current entry.
 #[derive(Debug)]
 pub(crate) struct Archive<R> {
     stream: R,
     /// Bytes of the current entry's body that have not been read.
     body_left: u64,
-    /// Padding behind the body.
+    /// Bytes of padding after the body.
     padding: u64,
 }
 
-/// The headers in front of an entry.
+/// The extension headers before an entry.
 #[derive(Default)]
 struct Extensions {
     pax: Option<Pax>,
@@ -133,13 +138,14 @@ impl<R: BufRead> Archive<R> {
         &self.stream
     }
 
-    /// Gives access to what follows the end of the archive.
+    /// Returns the stream, so that the bytes after the end of the archive can be read.
     pub(crate) fn stream_mut(&mut self) -> &mut R {
         &mut self.stream
     }
 
-    /// Reads up to the next entry, or `None` at the end of the archive; the body of the last one
-    /// must be consumed.
+    /// Reads the headers of the next entry. Returns `None` at the end of the archive.
+    ///
+    /// Callers must have read the body of the previous entry to its end.
     pub(crate) fn next_entry(&mut self) -> Result<Option<Entry>, ArchiveError> {
         let mut extensions = Extensions::default();
         loop {
@@ -160,6 +166,7 @@ impl<R: BufRead> Archive<R> {
                     set_once(&mut extensions.long_link, link, "long link")?;
                 }
                 EntryType::XGlobalHeader => {
+                    // The records are ignored, but a malformed header is refused as Go refuses it.
                     Pax::parse(&self.extension(size)?)?;
                     return Ok(Some(Entry::global()));
                 }
@@ -174,13 +181,14 @@ impl<R: BufRead> Archive<R> {
         }
     }
 
-    /// Reads one header block; `None` at the end of the archive.
+    /// Reads one header block. Returns `None` at the end of the archive.
     fn header(&mut self) -> Result<Option<Header>, ArchiveError> {
         let mut header = Header::new_old();
         if !self.block(header.as_mut_bytes())? {
             return Ok(None);
         }
         if header.as_bytes().iter().all(|byte| *byte == 0) {
+            // POSIX ends an archive by two zero blocks. Real archives also end by one, or by none.
             let mut second = [0; BLOCK];
             return match self.block(&mut second)? && second.iter().any(|byte| *byte != 0) {
                 true => Err(ArchiveError::LoneZeroBlock),
@@ -194,7 +202,7 @@ impl<R: BufRead> Archive<R> {
         }
     }
 
-    /// Fills a block; `false` when the stream has ended before it.
+    /// Fills a block. Returns `false` if the stream ends before the block.
     fn block(&mut self, block: &mut [u8; BLOCK]) -> Result<bool, ArchiveError> {
         let mut filled = 0;
         while filled < BLOCK {
@@ -220,13 +228,15 @@ impl<R: BufRead> Archive<R> {
         Ok(body)
     }
 
-    /// Starts the body of an entry, and reads the map that it has if it is sparse.
+    /// Starts the body of an entry, and reads the map if the entry is a sparse file.
     fn start_file(
         &mut self,
         header: &Header,
         entry: &Entry,
         in_records: Option<Location>,
     ) -> Result<Option<SparseMap>, ArchiveError> {
+        // The blocks of an old GNU map are between the header and the body, and the entry's size
+        // does not count them. They must be read before the body starts.
         let in_header = match sparse::is_old_gnu(header) {
             true => Some(RawMap::of_header(header, || self.whole_block())?),
             false => None,
@@ -246,7 +256,7 @@ impl<R: BufRead> Archive<R> {
         }
     }
 
-    /// Reads a block that must be there.
+    /// Reads a block that the archive must have.
     fn whole_block(&mut self) -> Result<[u8; BLOCK], ArchiveError> {
         let mut block = [0; BLOCK];
         match self.block(&mut block)? {
@@ -269,9 +279,10 @@ impl<R: BufRead> Archive<R> {
         self.padding = size.wrapping_neg() % BLOCK as u64;
     }
 
-    /// Skips what fills the last block of a body.
+    /// Skips the padding of the last block of a body.
     ///
-    /// An archive may end within it: those of `umoci insert` do, and Go's reader takes them.
+    /// The archive can end inside the padding: `umoci insert` writes such archives, and Go's reader
+    /// accepts them.
     fn skip_padding(&mut self) -> Result<(), ArchiveError> {
         let body_is_read = self.body_left == 0;
         self.body_left = self.body_left.saturating_add(std::mem::take(&mut self.padding));
@@ -293,7 +304,7 @@ impl<R: BufRead> Read for Archive<R> {
     }
 }
 
-/// What is left of the current body, without a copy of it.
+/// Reads the rest of the current body without copying it.
 impl<R: BufRead> BufRead for Archive<R> {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         let left = usize::try_from(self.body_left).unwrap_or(usize::MAX);
@@ -313,10 +324,10 @@ impl<R: BufRead> BufRead for Archive<R> {
     }
 }
 
-/// Tells an archive that ends too early from a stream that fails.
+/// Distinguishes an archive that ends too early from a stream that fails.
 pub(crate) fn body_error(error: io::Error) -> ArchiveError {
-    // The decoders make such errors with a message of their own; a bare one comes from
-    // `Archive::fill_buf`.
+    // Decoders return `UnexpectedEof` with a message, because the compressed stream is cut off.
+    // Only `Archive::fill_buf` returns it without one.
     match error.kind() == io::ErrorKind::UnexpectedEof && error.get_ref().is_none() {
         true => ArchiveError::Truncated,
         false => ArchiveError::Read(error),
@@ -349,7 +360,9 @@ impl Entry {
         let pax = extensions.pax.unwrap_or_default();
         let path = one_of(pax.path, extensions.long_name, "name")?
             .unwrap_or_else(|| header.path_bytes().into_owned());
-        // GNU tar keeps the name of a sparse file from readers that would take it for a plain one.
+        // GNU tar writes the real name of a sparse file to a record, and another name to the header.
+        // A reader without support for sparse files would otherwise create a broken file under the
+        // real name.
         let path = if pax.sparse.name.is_empty() { path } else { pax.sparse.name };
         let link = one_of(pax.link, extensions.long_link, "link")?;
         let link = link.unwrap_or_else(|| c_string(&header.as_old().linkname).to_vec());
@@ -357,7 +370,7 @@ impl Entry {
         let fields = header.as_old();
         let id = |field, found: Option<u64>, raw| {
             let found = found.map_or_else(|| number(field, raw), Ok)?;
-            // The highest id means "unchanged" to chown.
+            // `chown(2)` takes the highest id as "leave unchanged".
             let id = u32::try_from(found).ok().filter(|id| *id != u32::MAX);
             id.ok_or(FieldError { field })
         };
@@ -373,7 +386,7 @@ impl Entry {
             mtime,
             xattrs: pax.xattrs.into_iter().collect(),
         };
-        // Other types have no body, whatever their size field says.
+        // Entries of other types have no body, even if their size field is not zero.
         let size = if kind == Kind::File { pax.size.unwrap_or(size) } else { 0 };
         Ok(Self { kind, path, link, size, sparse: None, metadata })
     }
@@ -381,7 +394,7 @@ impl Entry {
 
 fn kind(header: &Header, path: &[u8]) -> Result<Kind, ArchiveError> {
     Ok(match header.entry_type() {
-        // Archives older than the type flag mark directories by a slash.
+        // The format before POSIX had no type for directories: their names end with a slash.
         EntryType::Regular if header.as_old().linkflag == [0] && path.ends_with(b"/") => {
             Kind::Directory
         }
@@ -402,7 +415,8 @@ fn set_once<T>(slot: &mut Option<T>, value: T, what: &'static str) -> Result<(),
     }
 }
 
-/// Takes the one of two that is there: readers differ about which would win.
+/// Returns the value that is present. Both values at once are refused, because readers disagree
+/// about which one has precedence.
 fn one_of<T>(
     pax: Option<T>,
     gnu: Option<T>,

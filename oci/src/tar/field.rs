@@ -1,8 +1,8 @@
-//! The fixed parts of a tar archive: its blocks, and the fields of a header block.
+//! The fixed parts of a tar archive: blocks, and the fields of a header block.
 
 use tar::Header;
 
-/// The unit of the format.
+/// Size of a block. Headers are one block, and bodies are padded to whole blocks.
 pub(crate) const BLOCK: usize = 512;
 
 /// A number in a header that does not parse or is out of range.
@@ -13,12 +13,13 @@ pub struct FieldError {
     pub field: &'static str,
 }
 
+/// Returns the bytes before the first NUL.
 pub(crate) fn c_string(bytes: &[u8]) -> &[u8] {
     bytes.split(|byte| *byte == 0).next().unwrap_or_default()
 }
 
-/// Sums a header with its checksum field taken as blanks: as POSIX has it, and of signed bytes, as
-/// some old tools did.
+/// Computes the two valid checksums of a header, in which the checksum field counts as spaces: the
+/// sum of unsigned bytes that POSIX defines, and the sum of signed bytes that some old tools wrote.
 pub(crate) fn checksums(header: &Header) -> [i64; 2] {
     let sum = |value: fn(u8) -> i64| {
         let of = |bytes: &[u8]| bytes.iter().map(|byte| value(*byte)).sum::<i64>();
@@ -27,13 +28,15 @@ pub(crate) fn checksums(header: &Header) -> [i64; 2] {
     [sum(i64::from), sum(|byte| i64::from(byte.cast_signed()))]
 }
 
-/// Reads a number field: octal digits between blanks, or base 256 when the highest bit is set.
+/// Reads a number field: octal digits between spaces or NULs, or a GNU base-256 number if the highest
+/// bit is set.
 pub(crate) fn number(field: &'static str, raw: &[u8]) -> Result<u64, FieldError> {
     let malformed = FieldError { field };
     match raw.split_first() {
         Some((first, rest)) if first & 0x80 != 0 => {
             let (high, low) = rest.split_at(rest.len().saturating_sub(8));
-            // A set bit above the lowest 64 is a number that is too large, or negative.
+            // A bit above the lowest 64 makes the number too large or negative. In the first byte,
+            // 0x80 is only the flag of base 256.
             if *first != 0x80 || high.iter().any(|byte| *byte != 0) {
                 return Err(malformed);
             }
@@ -43,7 +46,8 @@ pub(crate) fn number(field: &'static str, raw: &[u8]) -> Result<u64, FieldError>
     }
 }
 
-/// Reads the time field, in which alone a negative number has a meaning.
+/// Reads the field of the modification time. It is the only field that can be negative: a time
+/// before 1970 in GNU base 256.
 pub(crate) fn seconds(raw: &[u8; 12]) -> Result<i64, FieldError> {
     let [0xff, 0xff, 0xff, 0xff, low @ ..] = raw else {
         return i64::try_from(number("mtime", raw)?).or(Err(FieldError { field: "mtime" }));
@@ -51,7 +55,7 @@ pub(crate) fn seconds(raw: &[u8; 12]) -> Result<i64, FieldError> {
     Ok(i64::from_be_bytes(*low))
 }
 
-/// Reads digits and nothing else.
+/// Reads decimal digits. A sign or a space, which `parse` or other readers accept, is refused.
 pub(crate) fn decimal(text: &[u8]) -> Option<u64> {
     if text.is_empty() || !text.iter().all(u8::is_ascii_digit) {
         return None;

@@ -1,9 +1,10 @@
-//! PAX extended headers: records of `length key=value\n` in front of an entry.
+//! PAX extended headers: records of `length key=value\n` before an entry (POSIX `pax`, "pax Header
+//! Block").
 //!
-//! Records are cut by their length, never at newlines: a value may hold any byte, and a parser that
-//! searches for the newline can be made to miss a `size` record and to read entries that nobody
-//! else sees (CVE-2025-62518). The rules are those of Go's `archive/tar`, which writes and reads
-//! most layers; what it refuses is refused here.
+//! Records are split by their length and never at newlines, because a value can hold any byte. A
+//! parser that searches for the newline can miss a `size` record, and then reads entries that other
+//! readers do not see (CVE-2025-62518). The rules are those of Go's `archive/tar`, which writes and
+//! reads most layers. This module refuses each header that Go refuses.
 
 use std::collections::BTreeMap;
 
@@ -11,25 +12,25 @@ use super::field::decimal;
 use super::sparse::{SparseError, SparseRecords};
 use crate::host::text::Shown;
 
-/// Prefix of extended attributes, as Go and star write them.
+/// Prefix of the records of extended attributes that Go and star write.
 const XATTR_PREFIX: &[u8] = b"SCHILY.xattr.";
 
-/// Prefix of what describes a sparse file.
+/// Prefix of the records that describe a sparse file.
 const SPARSE_PREFIX: &[u8] = b"GNU.sparse.";
 
 /// A malformed PAX extended header.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum PaxError {
-    /// A record's length is no decimal number, or leads out of the header.
+    /// The length of a record is not a decimal number, or is longer than the rest of the header.
     #[error("malformed length of a PAX record at byte {offset}")]
     Length {
-        /// Where in the header the record starts.
+        /// Offset of the record in the header.
         offset: usize,
     },
     /// A record has no `=`, no key, or no newline at its end.
     #[error("malformed PAX record at byte {offset}: expected `length key=value` and a newline")]
     Record {
-        /// Where in the header the record starts.
+        /// Offset of the record in the header.
         offset: usize,
     },
     /// A value does not parse.
@@ -38,12 +39,12 @@ pub enum PaxError {
         /// The key.
         key: String,
     },
-    /// The records about a sparse file make no sense.
+    /// The records about a sparse file are malformed or contradict each other.
     #[error(transparent)]
     Sparse(#[from] SparseError),
 }
 
-/// What PAX records say about the next entry; `None` where they are silent.
+/// The values of PAX records for the next entry. A value without a record is `None`.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Pax {
     pub(crate) path: Option<Vec<u8>>,
@@ -70,7 +71,8 @@ impl Pax {
         Ok(this)
     }
 
-    /// Takes one record; a later one wins, and an empty value takes an earlier one back.
+    /// Stores one record. A later record replaces an earlier one with the same key, and an empty
+    /// value deletes it (POSIX `pax`).
     fn set(&mut self, key: &[u8], value: &[u8]) -> Result<(), PaxError> {
         let name = || String::from_utf8_lossy(key).into_owned();
         let malformed = || PaxError::Value { key: name() };
@@ -106,7 +108,8 @@ impl Pax {
     }
 }
 
-/// Cuts the first record off `bytes`, and returns key, value and length; `offset` is for errors.
+/// Reads the first record of `bytes`, and returns its key, value and length. `offset` is used in
+/// errors only.
 fn record(bytes: &[u8], offset: usize) -> Result<(&[u8], &[u8], usize), PaxError> {
     let digits = bytes.iter().position(|byte| *byte == b' ').ok_or(PaxError::Length { offset })?;
     let length = decimal(&bytes[..digits]).and_then(|length| usize::try_from(length).ok());
@@ -120,7 +123,8 @@ fn record(bytes: &[u8], offset: usize) -> Result<(&[u8], &[u8], usize), PaxError
     }
 }
 
-/// Reads `[-]seconds[.fraction]`; digits beyond nanoseconds are dropped.
+/// Reads `[-]seconds[.fraction]`. Digits after the ninth are dropped, because `utimensat(2)` has a
+/// resolution of nanoseconds.
 fn time(text: &[u8]) -> Option<(i64, u32)> {
     let (negative, text) = match text.strip_prefix(b"-") {
         Some(text) => (true, text),
@@ -134,6 +138,7 @@ fn time(text: &[u8]) -> Option<(i64, u32)> {
     }
     let digit = |position| fraction.get(position).map_or(0, |digit| u32::from(digit - b'0'));
     let nanoseconds = (0..9).fold(0, |sum, position| sum * 10 + digit(position));
+    // The nanoseconds of a `timespec` are never negative: -1.25 is -2 seconds and 0.75.
     Some(match (negative, nanoseconds) {
         (false, _) => (seconds, nanoseconds),
         (true, 0) => (-seconds, 0),
@@ -146,14 +151,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn record_value_may_hold_newlines() {
+    fn record_value_with_a_newline_is_kept_whole() {
         let pax = Pax::parse(b"27 SCHILY.xattr.user.a=x\ny\n13 size=1024\n").unwrap();
         assert_eq!(pax.size, Some(1024));
         assert_eq!(pax.xattrs[&b"user.a"[..]], b"x\ny");
     }
 
     #[test]
-    fn last_record_wins_and_empty_value_takes_back() {
+    fn later_record_replaces_and_empty_value_deletes_an_earlier_one() {
         let pax = Pax::parse(b"9 path=a\n9 path=b\n9 size=4\n8 size=\n").unwrap();
         assert_eq!((pax.path, pax.size), (Some(b"b".to_vec()), None));
     }
@@ -183,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn time_keeps_nanoseconds_and_sign() {
+    fn time_is_read_with_nanoseconds_and_sign() {
         let cases = [
             ("0", Some((0, 0))),
             ("12.5", Some((12, 500_000_000))),

@@ -1,33 +1,35 @@
-//! Sparse files: which parts of a file an archive holds, and how large the file is.
+//! Sparse files: the size of a file, and the extents of it that an archive holds.
 //!
-//! GNU tar has written four formats, and Go's `archive/tar` reads them all:
+//! GNU tar has written four formats (GNU tar manual, "Storing Sparse Files"), and Go's `archive/tar`
+//! reads all of them:
 //!
 //! ```text
 //! old GNU   type `S`; four extents in the header, 21 in each block that follows it
-//! PAX 0.0   records GNU.sparse.{size,numblocks}, then offset and numbytes in turn
+//! PAX 0.0   records GNU.sparse.{size,numblocks}, then pairs of offset and numbytes
 //! PAX 0.1   records GNU.sparse.{size,numblocks,map,name}
 //! PAX 1.0   records GNU.sparse.{major,minor,name,realsize}; the map is text at the body's start
 //! ```
 //!
-//! The data of all extents follows in one piece, and must be exactly what the map says: a map that
-//! overlaps, goes back, leaves the file or fits another body is refused, as readers differ about it.
+//! The body holds the data of all extents without gaps. A map is refused if its extents overlap, are
+//! not in ascending order, exceed the file or do not add up to the body, because readers disagree
+//! about such maps.
 
 use tar::{EntryType, GnuExtSparseHeader, GnuSparseHeader, Header};
 
 use super::field::{BLOCK, FieldError, decimal, number};
 use crate::host::text::Shown;
 
-/// Bound on the extents of one file: what a file of 8 GiB has whose every other block of 4 KiB is a
-/// hole. They take 16 MiB.
+/// Limit on the extents of one file: a file of 8 GiB has this number if every second block of 4 KiB
+/// is a hole. The extents take 16 MiB of memory.
 const EXTENTS: usize = 1 << 20;
 
-/// Digits of the largest 64-bit number.
+/// Number of digits of the largest 64-bit number.
 const DIGITS: usize = 20;
 
-/// A sparse file that cannot be understood.
+/// A malformed description of a sparse file.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum SparseError {
-    /// A record speaks of sparse files in a way that no tool writes.
+    /// A record has the prefix of sparse files, and a key that no tool writes.
     #[error("unknown PAX record `{}` of a sparse file", Shown(key))]
     Key {
         /// The key.
@@ -39,80 +41,81 @@ pub enum SparseError {
         /// The key.
         key: &'static str,
     },
-    /// The format is of a version that nobody has defined yet.
+    /// The version of the format is not defined.
     #[error("unknown version `{}` of sparse files: expected 0.0, 0.1 or 1.0", Shown(found))]
     Version {
-        /// Major and minor number, as they were found.
+        /// Major and minor number, as the records have them.
         found: String,
     },
-    /// There are records about a sparse file, but not those that it takes.
+    /// The records about a sparse file lack one that is required.
     #[error("incomplete description of a sparse file: PAX record `{missing}` is missing")]
     Incomplete {
-        /// The key, or what stands for it.
+        /// The key. Where several records could give the value, it is one of their keys.
         missing: &'static str,
     },
-    /// Offsets and lengths do not come in turn.
+    /// Offsets and lengths do not alternate.
     #[error("PAX records `GNU.sparse.offset` and `GNU.sparse.numbytes` do not come in turn")]
     Order,
     /// The file is described twice.
     #[error("ambiguous sparse file: two descriptions of its `{what}`")]
     Ambiguous {
-        /// What is said twice.
+        /// The property with two values.
         what: &'static str,
     },
-    /// The type `S` is used in an archive that is not GNU's.
+    /// The entry has the type `S`, but its header is not in the GNU format.
     #[error("the header of a sparse file is not in the GNU format")]
     NotGnu,
-    /// The entry is of a type that has no content.
+    /// The entry has a type without content.
     #[error("only a regular file can be sparse")]
     NotAFile,
-    /// The map at the start of the body is no list of numbers.
+    /// The map at the start of the body is not a list of numbers.
     #[error("malformed map of a sparse file: expected decimal numbers, each on a line of its own")]
     Map,
-    /// The map is longer or shorter than it says.
+    /// The number of extents in the map differs from the record `GNU.sparse.numblocks`.
     #[error("the map of a sparse file has {found} extents, but its head says {expected}")]
     Count {
-        /// Extents, as the archive says.
+        /// Number of extents in the record.
         expected: u64,
-        /// Extents in the map.
+        /// Number of extents in the map.
         found: u64,
     },
-    /// There are more extents than any real file has.
+    /// The file has more extents than the limit.
     #[error("a sparse file has too many extents: expected at most {EXTENTS}")]
     TooMany,
-    /// An extent begins before the last one's end, or ends beyond the file.
+    /// An extent begins before the end of the previous one, or ends after the end of the file.
     #[error(
         "bad extent of a sparse file: {length} bytes at {offset}, in a file of {size_bytes} bytes, \
          behind an extent that ends at {after}"
     )]
     Extent {
-        /// Where the extent begins.
+        /// Offset of the extent in the file.
         offset: u64,
         /// Bytes of the extent.
         length: u64,
-        /// End of the extent before it.
+        /// End of the previous extent.
         after: u64,
         /// Size of the file.
         size_bytes: u64,
     },
-    /// The extents are not the data that the entry has.
+    /// The sum of the extents differs from the size of the entry's data.
     #[error("the map of a sparse file has {expected} bytes of data, but the entry holds {found}")]
     DataSize {
-        /// Sum of all extents.
+        /// Sum of the lengths of all extents.
         expected: u64,
-        /// Bytes of the entry's body behind the map.
+        /// Bytes of the entry's body after the map.
         found: u64,
     },
 }
 
-/// A part of a file that is not a hole.
+/// A range of a file that is not a hole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Extent {
     pub(crate) offset: u64,
     pub(crate) length: u64,
 }
 
-/// The extents of a file in ascending order, checked against its size and its data.
+/// The extents of a file in ascending order. They have been checked against the size of the file and
+/// of its data.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct SparseMap {
     /// Size of the file, holes included.
@@ -120,36 +123,37 @@ pub(crate) struct SparseMap {
     pub(crate) extents: Vec<Extent>,
 }
 
-/// A map as the archive has it, of which nothing has been checked.
+/// A map as the archive has it, before any check.
 #[derive(Debug)]
 pub(crate) struct RawMap {
     size_bytes: u64,
     extents: Vec<Extent>,
 }
 
-/// What PAX records say about a sparse file; an empty value takes an earlier one back.
+/// The PAX records about a sparse file. An empty value deletes an earlier one.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct SparseRecords {
-    /// Whether there was any record, also one that was taken back.
+    /// Whether the header has such a record, even if a later one deleted its value.
     any: bool,
     major: Vec<u8>,
     minor: Vec<u8>,
-    /// The file's name; the entry itself has a made-up one, for readers that know no sparse files.
+    /// Name of the file. The header of the entry has a generated name instead, for readers without
+    /// support for sparse files.
     pub(crate) name: Vec<u8>,
     size: Vec<u8>,
     real_size: Vec<u8>,
     count: Vec<u8>,
     map: Vec<u8>,
-    /// Offsets and lengths in turn (0.0).
+    /// Pairs of offset and length (format 0.0).
     pairs: Vec<u64>,
 }
 
-/// Where the map of a sparse file is.
+/// The place of a sparse file's map in the archive.
 #[derive(Debug)]
 pub(crate) enum Location {
-    /// It was in the headers.
+    /// The headers hold the map.
     Headers(RawMap),
-    /// It is at the start of the body.
+    /// The body starts with the map.
     Body {
         /// Size of the file.
         size_bytes: u64,
@@ -157,7 +161,7 @@ pub(crate) enum Location {
 }
 
 impl SparseRecords {
-    /// Takes the record `GNU.sparse.<key>`.
+    /// Stores the record `GNU.sparse.<key>`.
     pub(crate) fn set(&mut self, key: &[u8], value: &[u8]) -> Result<(), SparseError> {
         self.any = true;
         let slot = match key {
@@ -187,7 +191,7 @@ impl SparseRecords {
         Ok(())
     }
 
-    /// Says where the map is; `None` when the records speak of no sparse file.
+    /// Returns the place of the map, or `None` if no record describes a sparse file.
     pub(crate) fn location(&self) -> Result<Option<Location>, SparseError> {
         if !self.any {
             return Ok(None);
@@ -196,7 +200,7 @@ impl SparseRecords {
         match (&self.major[..], &self.minor[..]) {
             (b"1", b"0") if is_listed => Err(SparseError::Ambiguous { what: "map" }),
             (b"1", b"0") => Ok(Some(Location::Body { size_bytes: self.size_bytes()? })),
-            // The first two versions had no numbers yet.
+            // GNU tar wrote no version numbers in the formats 0.0 and 0.1.
             (b"" | b"0", b"" | b"0" | b"1") => {
                 let (size_bytes, extents) = (self.size_bytes()?, self.extents(is_listed)?);
                 Ok(Some(Location::Headers(RawMap { size_bytes, extents })))
@@ -220,7 +224,7 @@ impl SparseRecords {
         decimal(text).ok_or(SparseError::Value { key })
     }
 
-    /// Reads the extents that records list.
+    /// Reads the extents from the records.
     fn extents(&self, is_listed: bool) -> Result<Vec<Extent>, SparseError> {
         if !is_listed {
             return Err(SparseError::Incomplete { missing: "GNU.sparse.map" });
@@ -248,15 +252,15 @@ impl SparseRecords {
 }
 
 impl RawMap {
-    /// Reads the map of an entry of type `S`: from its header, and from the blocks behind it.
+    /// Reads the map of an entry of type `S` from its header and the blocks after it.
     ///
-    /// `E` is the error of the reader that `next_block` reads from, so that this module does not
-    /// depend on it.
+    /// `E` is the error of `next_block`. It is generic so that this module does not depend on the
+    /// module that reads the archive.
     pub(crate) fn of_header<E: From<SparseError> + From<FieldError>>(
         header: &Header,
         mut next_block: impl FnMut() -> Result<[u8; BLOCK], E>,
     ) -> Result<Self, E> {
-        // star uses the same type for headers of another shape.
+        // star uses the type `S` too, with a different layout of the header.
         let gnu = header.as_gnu().ok_or(SparseError::NotGnu)?;
         let size_bytes = number("realsize", &gnu.realsize)?;
         let mut this = Self { size_bytes, extents: Vec::new() };
@@ -285,7 +289,7 @@ impl RawMap {
         Ok(this)
     }
 
-    /// Takes the extents of one block, up to the first that is not used.
+    /// Adds the extents of one block, up to the first that is not used.
     fn take<E: From<SparseError> + From<FieldError>>(
         &mut self,
         extents: &[GnuSparseHeader],
@@ -315,7 +319,8 @@ impl RawMap {
                 Some(end) if offset >= after && end <= size_bytes => after = end,
                 _ => return Err(SparseError::Extent { offset, length, after, size_bytes }),
             }
-            // Extents that do not overlap are together no larger than the file.
+            // The sum cannot overflow: extents that do not overlap are in total at most as large as
+            // the file.
             expected += length;
         }
         match expected == data_bytes {
@@ -326,18 +331,18 @@ impl RawMap {
 }
 
 impl SparseMap {
-    /// Returns how much of the file is holes.
+    /// Returns the number of bytes of the file that are holes.
     pub(crate) fn hole_bytes(&self) -> u64 {
         self.size_bytes - self.extents.iter().map(|extent| extent.length).sum::<u64>()
     }
 }
 
-/// Says whether an entry has the type of sparse files.
+/// Returns whether an entry has the old GNU type of sparse files.
 pub(crate) fn is_old_gnu(header: &Header) -> bool {
     header.entry_type() == EntryType::GNUSparse
 }
 
-/// Numbers on lines, in blocks.
+/// A reader of the text map of format 1.0: one decimal number a line, in blocks.
 struct Text<F> {
     next_block: F,
     block: [u8; BLOCK],
@@ -369,7 +374,7 @@ impl<E: From<SparseError>, F: FnMut() -> Result<[u8; BLOCK], E>> Text<F> {
 mod tests {
     use super::*;
 
-    /// The error of a reader of blocks.
+    /// Error of a reader of blocks.
     #[derive(Debug, PartialEq, Eq)]
     enum BlockError {
         Sparse(SparseError),
@@ -387,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn map_must_ascend_within_the_file_and_fit_the_data() {
+    fn map_out_of_order_or_of_wrong_size_is_refused() {
         let check = |pairs: &[(u64, u64)], size_bytes, data| {
             RawMap { size_bytes, extents: extents(pairs) }.check(data)
         };
@@ -420,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn text_map_is_read_over_the_edges_of_blocks_and_bounded() {
+    fn text_map_is_read_across_blocks_and_refused_above_the_limit() {
         let of_body = |text: &[u8]| {
             let mut blocks = text.chunks(BLOCK);
             RawMap::of_body(1 << 40, || {

@@ -1,37 +1,38 @@
-//! The dependencies of a layer that was unpacked alone on the layers below it.
+//! The cross-layer dependencies of a layer: the paths where its result depends on the layers below.
 //!
-//! Layers are unpacked apart and stacked later, which is nearly always the same as applying one
-//! after the other. Where it may not be, the paths are noted here while unpacking, so that the stack
-//! can look at just these.
+//! Each layer is unpacked alone, so that images can share it, and overlayfs stacks the layers later.
+//! The image specification applies layers one after the other to one tree instead. Both give the
+//! same files except at a few paths. Unpacking records these paths here, so that the stack has to
+//! compare only them with the lower layers.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-/// What a layer leaves to the layers below it.
+/// The paths of a layer whose result depends on the layers below.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct CrossLayerDependencies {
-    /// No entry describes the root.
+    /// Whether the layer has no entry for the root.
     pub(crate) undescribed_root: bool,
-    /// Directories, other than the root, that were made to put something into them and that no entry
-    /// describes: a lower layer's keep their metadata.
+    /// Directories, other than the root, that were created as parents and have no entry of their own.
+    /// If a lower layer has the directory, the metadata of the lower layer applies.
     pub(crate) undescribed: BTreeSet<PathBuf>,
-    /// Directories that were made the same way, and described by a later entry: what was put into
-    /// them before belongs where a lower layer's symbolic link of that name leads.
+    /// Directories that were created as parents before their own entry came. If a lower layer has a
+    /// symbolic link of this name, the files that came before the entry belong to the link's target.
     pub(crate) used_early: BTreeSet<PathBuf>,
-    /// Where an entry put something that a later one took away again, or where it would have been put
-    /// a device: nothing of lower layers is left there.
+    /// Paths that this layer created and removed again, and paths where a device or a hard link was
+    /// skipped. The files of lower layers at these paths must not appear in the stack.
     pub(crate) cleared: BTreeSet<PathBuf>,
-    /// What whiteouts name.
+    /// Paths that whiteouts name.
     pub(crate) hidden: BTreeSet<PathBuf>,
-    /// Directories whose lower content is hidden.
+    /// Directories that opaque whiteouts name.
     pub(crate) opaque: BTreeSet<PathBuf>,
-    /// Entries of which only lower layers can tell what they make: without these, the target of a
-    /// hard link is missing, or something on the way is.
+    /// Number of entries that could not be created without the lower layers: the target of a hard
+    /// link or a parent is missing in this layer, and a lower layer can have it.
     pub(crate) undecided: u64,
 }
 
 impl CrossLayerDependencies {
-    /// Whether the metadata of a directory of the layer is a lower layer's affair.
+    /// Returns whether the metadata of a directory comes from a lower layer.
     pub(crate) fn leaves_open(&self, directory: &Path) -> bool {
         match directory.as_os_str().is_empty() {
             true => self.undescribed_root,
@@ -40,12 +41,13 @@ impl CrossLayerDependencies {
     }
 }
 
-/// On what a layer is unpacked.
+/// The tree that a layer is unpacked on.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Base<'a> {
-    /// An empty directory, to be stacked on others by overlayfs: whiteouts become its nodes.
+    /// An empty directory. Overlayfs stacks the result on other layers, so that whiteouts become
+    /// overlayfs' own whiteouts and opaque directories.
     Empty,
-    /// What the layers below make together, whose dependencies with the layer were found when it was
-    /// unpacked alone: what whiteouts name is removed.
+    /// The merged view of the lower layers. The dependencies are those that were recorded when the
+    /// layer was unpacked alone. The files that whiteouts name are removed from the view.
     Lower(&'a CrossLayerDependencies),
 }

@@ -1,4 +1,4 @@
-//! The error of one entry of a layer.
+//! Errors of single entries of a layer.
 
 use std::io;
 
@@ -8,7 +8,7 @@ use nix::errno::Errno;
 use super::mapped::MappedIds;
 use super::path::{PATH_BYTES, PathError};
 
-/// An entry that cannot be made.
+/// An entry that cannot be created.
 #[derive(Debug, thiserror::Error)]
 pub enum EntryError {
     /// The name cannot be used.
@@ -17,22 +17,22 @@ pub enum EntryError {
     /// The name of a hard link's target cannot be used.
     #[error("unusable hard link target")]
     LinkName(#[source] PathError),
-    /// The name is that of a whiteout which hides nothing that could exist.
+    /// The name has the prefix of a whiteout, but the rest is not a possible file name.
     #[error("malformed whiteout name")]
     Whiteout,
-    /// The root of the layer is something else than a directory.
+    /// An entry for the root of the layer is not a directory.
     #[error("the root of a layer can only be a directory")]
     Root,
-    /// Something on the way to the entry is not a directory.
+    /// A component of the entry's path is not a directory.
     #[error("a parent of the entry is not a directory")]
     ParentNotDirectory,
-    /// The way to the entry has too many symbolic links.
+    /// The path of the entry leads through more symbolic links than the kernel follows.
     #[error("too many symbolic links on the way to the entry")]
     SymlinkLoop,
-    /// The target of a symbolic link is none.
+    /// The target of a symbolic link is empty, too long or has a NUL byte.
     #[error("malformed symbolic link: expected a target of 1 to {PATH_BYTES} bytes without NUL")]
     SymlinkTarget,
-    /// The target of a hard link is nowhere.
+    /// The target of a hard link does not exist.
     #[error(
         "hard link target `{target}` does not exist: expected a file of this layer or of one below"
     )]
@@ -46,18 +46,18 @@ pub enum EntryError {
         /// The target.
         target: String,
     },
-    /// The owner is nobody in the user namespace of the process.
+    /// The owner is not mapped in the user namespace of the process.
     #[error(
         "owner {uid}:{gid} is not mapped in the user namespace of this process: its user ids are {uids}, its group ids {gids}"
     )]
     Unmapped {
-        /// The user.
+        /// User id of the entry.
         uid: u32,
-        /// The group.
+        /// Group id of the entry.
         gid: u32,
-        /// The users that files can have.
+        /// User ids that are mapped.
         uids: MappedIds,
-        /// The groups that files can have.
+        /// Group ids that are mapped.
         gids: MappedIds,
     },
     /// The process lacks a capability.
@@ -65,24 +65,25 @@ pub enum EntryError {
         "not permitted to {action}: layers can be unpacked by root only, or in a user namespace"
     )]
     Privilege {
-        /// What was tried.
+        /// The refused action.
         action: &'static str,
-        /// What the system said.
+        /// The error of the system call.
         source: io::Error,
     },
-    /// A system call failed. `failed` makes it, so that a missing capability becomes `Privilege`.
+    /// A system call failed. Only `failed` creates this variant, so that a missing capability becomes
+    /// `Privilege`.
     #[error(transparent)]
     Host(HostError),
 }
 
 impl EntryError {
-    /// Whether it says something about the host rather than about the layer.
-    pub(super) fn is_of_host(&self) -> bool {
+    /// Returns whether the host caused the error, and not the content of the layer.
+    pub(super) fn is_caused_by_host(&self) -> bool {
         matches!(self, Self::Host(_) | Self::Privilege { .. } | Self::Unmapped { .. })
     }
 }
 
-/// Makes an error of what `action` returned.
+/// Returns a function that converts the error of `action`.
 pub(super) fn failed<E: Into<io::Error>>(action: &'static str) -> impl Fn(E) -> EntryError {
     move |error| {
         let source: io::Error = error.into();
@@ -93,6 +94,7 @@ pub(super) fn failed<E: Into<io::Error>>(action: &'static str) -> impl Fn(E) -> 
     }
 }
 
+/// Converts the error of opening the parent directory of an entry.
 pub(super) fn path_error(errno: Errno) -> EntryError {
     match errno {
         Errno::ENOTDIR => EntryError::ParentNotDirectory,

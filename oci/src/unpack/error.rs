@@ -1,4 +1,4 @@
-//! The error of a layer.
+//! Errors of a whole layer.
 
 use std::io;
 
@@ -10,10 +10,10 @@ use crate::tar::archive::ArchiveError;
 /// A layer that cannot be unpacked.
 #[derive(Debug, thiserror::Error)]
 pub enum LayerError {
-    /// The blob is not what its descriptor says.
+    /// The blob cannot be read, or its size or digest differs from the descriptor.
     #[error("the layer's blob cannot be used")]
     Blob(#[from] BlobError),
-    /// The archive in the blob is not the one that the configuration means.
+    /// The digest of the uncompressed archive differs from the diff ID in the configuration.
     #[error("DiffID mismatch: expected `{expected}`, found `{found}`")]
     DiffId {
         /// The `DiffID` in the image's configuration.
@@ -24,43 +24,43 @@ pub enum LayerError {
     /// The archive cannot be read.
     #[error("the archive is malformed after {entries} entries, the last of them `{last}`")]
     Archive {
-        /// Entries before the error.
+        /// Number of entries before the error.
         entries: u64,
         /// Name of the last entry before the error.
         last: String,
-        /// What is wrong.
+        /// The error of the archive.
         source: ArchiveError,
     },
-    /// An entry cannot be made.
+    /// An entry cannot be created.
     #[error("cannot unpack entry `{entry}`")]
     Entry {
         /// Name of the entry.
         entry: String,
-        /// What is wrong.
+        /// The error of the entry.
         source: EntryError,
     },
-    /// The layer costs too much.
+    /// The layer exceeds one of the limits.
     #[error("the layer exceeds the limit on {what}: expected at most {limit}")]
     Limit {
-        /// What there is too much of.
+        /// The quantity that is limited.
         what: &'static str,
-        /// The bound.
+        /// The limit.
         limit: u64,
     },
-    /// The system gives no more threads.
+    /// The system refused to create a thread.
     #[error("cannot start the threads that unpack a layer")]
     Threads(#[source] io::Error),
-    /// The progress function asked for the end.
+    /// The progress function returned `Break`.
     #[error("unpacking was cancelled")]
     Cancelled,
 }
 
 impl LayerError {
-    /// Says whether a damaged blob could have caused the error.
-    pub(super) fn may_be_damage(&self) -> bool {
+    /// Returns whether a damaged blob could have caused the error.
+    pub(super) fn could_be_damage(&self) -> bool {
         match self {
             Self::Archive { .. } => true,
-            Self::Entry { source, .. } => !source.is_of_host(),
+            Self::Entry { source, .. } => !source.is_caused_by_host(),
             Self::Blob(_)
             | Self::DiffId { .. }
             | Self::Limit { .. }

@@ -1,15 +1,15 @@
 //! The facts about a layer that do not depend on other layers.
 
-/// What is known about a layer that has been unpacked.
+/// Counts and properties of an unpacked layer.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct LayerFacts {
     /// Bytes in regular files.
     pub bytes: u64,
-    /// Entries of the archive.
+    /// Number of entries in the archive.
     pub entries: u64,
-    /// Device nodes, which are not made: a box has its own `/dev`, and the host must not have an
-    /// image's.
+    /// Number of device nodes. They are not created: a box has its own `/dev`, and a device node from
+    /// an image on the host's file system would give access to the host's devices.
     pub skipped_devices: u64,
-    /// The layer hides all layers below it.
+    /// Whether the layer hides all layers below it.
     pub opaque_root: bool,
 }

@@ -1,23 +1,25 @@
-//! Gzip as layers have it: members one after the other, and perhaps zeros behind the last.
+//! Gzip streams of layers: any number of members, optionally followed by zeros.
 //!
-//! RFC 1952, 2.2 allows any number of members. Zeros behind them are what tape drives and some
-//! registries' tools leave, and what `gzip` itself passes over; anything else there is an error.
+//! RFC 1952, 2.2 allows any number of members. Tape drives and the tools of some registries append
+//! zeros, and `gzip` itself ignores them. Other bytes after the last member are an error.
 
 use std::io::{self, BufRead, Read};
 
 use flate2::bufread::GzDecoder;
 
-/// All members of a gzip stream, as one.
+/// A reader of all members of a gzip stream.
 pub(super) struct Members<B>(State<B>);
 
 enum State<B> {
+    /// Inside a member.
     Member(Box<GzDecoder<B>>),
-    Behind(B),
+    /// After a member: another member, zeros or the end of the stream follow.
+    AfterMember(B),
     Ended,
 }
 
 impl<B: BufRead> Members<B> {
-    /// Takes a stream that begins with a member.
+    /// Creates a reader of a stream that begins with a member.
     pub(super) fn new(stream: B) -> Self {
         Self(State::Member(Box::new(GzDecoder::new(stream))))
     }
@@ -26,7 +28,7 @@ impl<B: BufRead> Members<B> {
 impl<B: BufRead> Read for Members<B> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         loop {
-            // Nothing follows an error.
+            // After an error the state stays `Ended`, so that later reads return no bytes.
             match std::mem::replace(&mut self.0, State::Ended) {
                 State::Member(mut member) => {
                     let count = member.read(buffer)?;
@@ -34,9 +36,9 @@ impl<B: BufRead> Read for Members<B> {
                         self.0 = State::Member(member);
                         return Ok(count);
                     }
-                    self.0 = State::Behind(member.into_inner());
+                    self.0 = State::AfterMember(member.into_inner());
                 }
-                State::Behind(mut stream) => {
+                State::AfterMember(mut stream) => {
                     if has_member(&mut stream)? {
                         *self = Self::new(stream);
                     }
@@ -47,8 +49,10 @@ impl<B: BufRead> Read for Members<B> {
     }
 }
 
-/// Whether another member follows; without one the stream is read to its end.
+/// Returns whether another member follows. If not, reads the stream to its end and checks that it
+/// holds only zeros.
 fn has_member(stream: &mut impl BufRead) -> io::Result<bool> {
+    // The first byte is enough: a wrong second byte makes the decoder fail with a clear error.
     if stream.fill_buf()?.first() == Some(&0x1f) {
         return Ok(true);
     }

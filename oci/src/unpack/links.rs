@@ -1,4 +1,4 @@
-//! Hard links, whose targets may be in a lower layer, or come later in their own.
+//! Hard links. Their targets can be in a lower layer, or come later in their own layer.
 
 use std::io;
 
@@ -13,14 +13,14 @@ use super::place::{Place, file_type};
 use super::tree::Tree;
 use crate::host::text::shown_name;
 
-/// A hard link whose target was not there when its entry came.
+/// A hard link whose target did not exist when its entry was read.
 #[derive(Debug)]
 struct LateLink {
     path: EntryPath,
     target: EntryPath,
 }
 
-/// The hard links that wait for the end of their layer.
+/// The hard links that are created at the end of their layer.
 #[derive(Debug, Default)]
 pub(super) struct LateLinks {
     links: Vec<LateLink>,
@@ -28,8 +28,11 @@ pub(super) struct LateLinks {
 }
 
 impl LateLinks {
-    /// Makes a hard link to another entry, which keeps the metadata it has. One whose target is not
-    /// there waits for the end of the layer.
+    /// Creates a hard link to another entry. If the target does not exist yet, the link is kept until
+    /// the end of the layer.
+    ///
+    /// The metadata of the link's own entry is ignored, because both names share one inode and the
+    /// target's entry has set its metadata.
     pub(super) fn make_or_keep(
         &mut self,
         tree: &mut Tree,
@@ -46,15 +49,16 @@ impl LateLinks {
         Ok(())
     }
 
-    /// Returns how much memory is held until the end.
+    /// Returns the bytes of memory that are held until the end of the layer.
     pub(super) fn remembered_bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Makes the hard links that waited for their targets, where these are there now.
+    /// Creates the hard links that were kept.
     ///
-    /// In a layer alone the others stay undecided: it is unpacked once more, on top of lower layers,
-    /// where one is an error, which comes with its path.
+    /// If a target is missing in a layer that is unpacked alone, the link stays undecided: the layer
+    /// is then unpacked again, on top of its lower layers. A target that is still missing there is an
+    /// error, which is returned with the path of the link.
     pub(super) fn make(self, tree: &mut Tree) -> Result<(), (EntryPath, EntryError)> {
         for LateLink { path, target } in self.links {
             match make_late_link(tree, &path, &target) {
@@ -67,11 +71,11 @@ impl LateLinks {
     }
 }
 
-/// Makes a hard link, if its target is there.
+/// Creates a hard link. Returns `false` if its target does not exist.
 fn link(tree: &mut Tree, path: &EntryPath, target: &EntryPath) -> Result<bool, EntryError> {
-    let a_directory =
+    let directory_error =
         |target: &[u8]| EntryError::HardLinkToDirectory { target: shown_name(target) };
-    let (directory, name) = target.split().ok_or_else(|| a_directory(b"/"))?;
+    let (directory, name) = target.split().ok_or_else(|| directory_error(b"/"))?;
     let parent = match tree.resolve(directory) {
         Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(false),
         other => other.map_err(path_error)?,
@@ -79,14 +83,16 @@ fn link(tree: &mut Tree, path: &EntryPath, target: &EntryPath) -> Result<bool, E
     let from = Place { parent, directory: directory.into(), name };
     let Some(found) = from.stat()? else { return Ok(false) };
     if file_type(&found) == SFlag::S_IFDIR {
-        return Err(a_directory(target.as_bytes()));
+        return Err(directory_error(target.as_bytes()));
     }
     let place = tree.place(path)?;
     if place.stat()?.is_some_and(|there| there.st_ino == found.st_ino) {
-        return Ok(true); // A link to itself: replacing it would remove the only name.
+        // Both names are already the same inode. To replace the name could remove the last one.
+        return Ok(true);
     }
     let link = || linkat(&from.parent, from.name, &place.parent, place.name, AtFlags::empty());
-    // Clearing the place, or the way to it, may have removed the target.
+    // The target is checked again, because `Tree::place` can have removed it with a file that was in
+    // the way of a parent.
     let missing = || EntryError::HardLinkTarget { target: shown_name(target.as_bytes()) };
     if from.stat()?.is_none_or(|left| left.st_ino != found.st_ino) {
         return Err(missing());
@@ -107,7 +113,7 @@ fn make_late_link(tree: &mut Tree, path: &EntryPath, target: &EntryPath) -> Resu
     if !from.as_ref().map_or(Ok(false), is_there)? {
         return Err(EntryError::HardLinkTarget { target: shown_name(target.as_bytes()) });
     }
-    // Else a later entry of the same name has won.
+    // If the name exists, a later entry has created it, and the later entry takes precedence.
     if !is_there(&tree.place(path)?)? {
         link(tree, path, target)?;
     }

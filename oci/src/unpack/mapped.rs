@@ -1,12 +1,12 @@
-//! The owners that files can have in the user namespace of this process.
+//! The ids that are mapped in the user namespace of this process, for errors.
 
 use std::fmt;
 use std::fs;
 
-/// Most ranges that are told: a map can have 340 (`user_namespaces(7)`).
-const TOLD_RANGES: usize = 8;
+/// Largest number of ranges that an error lists. A map can have 340 (`user_namespaces(7)`).
+const SHOWN_RANGES: usize = 8;
 
-/// Ids of users or groups that are mapped.
+/// User ids or group ids that are mapped, as ranges of first and last id.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MappedIds(Vec<(u64, u64)>);
 
@@ -19,12 +19,12 @@ impl MappedIds {
         Self::read("/proc/self/gid_map")
     }
 
-    /// What cannot be read is told as no ids.
+    /// Reads a map. If the file cannot be read, the map is empty, because only errors show it.
     fn read(path: &str) -> Self {
         Self::parse(&fs::read_to_string(path).unwrap_or_default())
     }
 
-    /// First and last id of each line: the first number is the first id inside, the third their count.
+    /// Parses the lines `first-id-inside first-id-outside count` (`user_namespaces(7)`).
     fn parse(map: &str) -> Self {
         let range = |line: &str| {
             let mut numbers = line.split_whitespace().map(|number| number.parse::<u64>().ok());
@@ -33,7 +33,7 @@ impl MappedIds {
         };
         let mut ranges: Vec<(u64, u64)> = map.lines().filter_map(range).collect();
         ranges.sort_unstable();
-        // Sub-ids come in several ranges, one after the other.
+        // Subordinate ids are often mapped in several adjacent ranges, which are shown as one.
         ranges.dedup_by(|next, range| {
             let is_next = range.1.checked_add(1) == Some(next.0);
             range.1 = if is_next { next.1 } else { range.1 };
@@ -48,14 +48,14 @@ impl fmt::Display for MappedIds {
         if self.0.is_empty() {
             return f.write_str("none");
         }
-        for (i, (first, last)) in self.0.iter().take(TOLD_RANGES).enumerate() {
+        for (i, (first, last)) in self.0.iter().take(SHOWN_RANGES).enumerate() {
             f.write_str(if i == 0 { "" } else { ", " })?;
             match first == last {
                 true => write!(f, "{first}")?,
                 false => write!(f, "{first}-{last}")?,
             }
         }
-        f.write_str(if self.0.len() > TOLD_RANGES { ", …" } else { "" })
+        f.write_str(if self.0.len() > SHOWN_RANGES { ", …" } else { "" })
     }
 }
 
@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ranges_are_told_as_they_are_in_the_namespace() {
+    fn ranges_are_shown_with_the_ids_inside_the_namespace() {
         let cases = [
             ("         0       1000          1\n", "0"),
             ("0 1000 1\n1 100000 65536\n", "0-65536"),

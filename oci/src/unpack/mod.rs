@@ -1,17 +1,24 @@
-//! Unpacking of one layer: one pass over the blob that verifies it while it is written.
+//! Unpacks one layer, and verifies its blob in the same pass.
 //!
 //! ```text
-//! unpacker   the pass: entries of the archive become files of the tree
-//! stream     bytes of the blob, decompressed on other threads; size, digest and DiffID
-//! path       names made safe       whiteout   names that hide
-//! tree       the file system       place      one name in it       links    hard links
-//! mapped     the owners that there can be
-//! cross_layer  what a layer leaves to those below it
+//! unpacker     the pass: creates a file for each entry of the archive
+//! stream       decompresses the blob on other threads; checks size, digest and diff ID
+//! gzip         gzip streams with several members
+//! path         checks and normalizes the names of entries
+//! tree         the directory that a layer is unpacked into; resolves paths in it
+//! place        one name in an open directory, and the operations on it
+//! links        hard links
+//! whiteout     whiteouts and opaque whiteouts
+//! cross_layer  the paths whose result depends on lower layers
+//! mapped       the ids that are mapped in the user namespace
+//! limits       limits on entries, bytes and memory
+//! progress     reports progress to the caller
+//! facts        counts and properties of an unpacked layer
 //! ```
 //!
-//! What is written is not to be used before [`unpack`](unpacker::unpack) has returned: only then has
-//! the layer been proved to be the one that the image means. Unpacking needs root, as it makes files
-//! of other owners and whiteouts.
+//! Callers must not use the files before [`unpack`](unpacker::unpack) has returned. Only then have
+//! the digest and the diff ID been checked. Unpacking needs root, or a user namespace, because it
+//! creates files of other owners and whiteouts.
 
 pub(crate) mod cross_layer;
 pub(crate) mod entry_error;

@@ -1,8 +1,9 @@
-//! Names of entries, made safe before anything is done with them.
+//! Checks and normalizes the names of entries before they are used.
 //!
-//! A name is bytes. It is taken relative to the root of the tree, so `/etc`, `./etc` and `etc/` are
-//! one name. `..` takes the component before it back, and at the root means nothing, so `a/../b` and
-//! `../b` are `b`: this is a matter of the text alone, as for other tools, whatever `a` may be.
+//! A name is a sequence of bytes and relative to the root of the tree: `/etc`, `./etc` and `etc/` are
+//! the same name. `..` removes the component before it, and is ignored at the root: `a/../b` and
+//! `../b` are `b`. This uses only the text of the name, even if `a` is a symbolic link, because other
+//! tools do the same (Go's `filepath.Clean`).
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -10,36 +11,36 @@ use std::path::PathBuf;
 
 use super::limits::Limits;
 
-/// The kernel's bound on one name (`NAME_MAX`).
+/// The kernel's limit on one component (`NAME_MAX`).
 const NAME_BYTES: usize = 255;
 
-/// The kernel's bound on a path (`PATH_MAX`), without its NUL.
+/// The kernel's limit on a path (`PATH_MAX`), without the final NUL.
 pub(super) const PATH_BYTES: usize = 4095;
 
 /// A name of an entry, or of a hard link's target, that cannot be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum PathError {
-    /// There is no name.
+    /// The name is empty.
     #[error("the name is empty")]
     Empty,
-    /// No file can have this name.
+    /// The name holds a NUL byte, which no file name can have.
     #[error("the name holds a NUL byte")]
     Nul,
-    /// The name is longer than the kernel takes.
+    /// The name or a component exceeds the limits of the kernel.
     #[error(
         "the name is too long: expected at most {PATH_BYTES} bytes, and {NAME_BYTES} between slashes"
     )]
     TooLong,
-    /// The name has more directories than the limits allow.
+    /// The name has more components than [`Limits::path_depth`].
     #[error("the name is too deep: expected at most {limit} components")]
     TooDeep {
-        /// The bound.
+        /// The limit.
         limit: usize,
     },
 }
 
-/// The place of an entry below the root of a tree: components joined by single slashes; empty for
-/// the root itself.
+/// The path of an entry below the root of a tree: components that are joined by single slashes. The
+/// path of the root itself is empty.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct EntryPath(Vec<u8>);
 
@@ -76,7 +77,7 @@ impl EntryPath {
         PathBuf::from(OsStr::from_bytes(&self.0))
     }
 
-    /// Splits into the directory and the name in it; `None` for the root.
+    /// Returns the directory and the name in it, or `None` for the root.
     pub(super) fn split(&self) -> Option<(&[u8], &[u8])> {
         if self.0.is_empty() {
             return None;
@@ -87,12 +88,12 @@ impl EntryPath {
         })
     }
 
-    /// Returns the directory.
+    /// Returns the path of the directory. The parent of the root is the root.
     pub(super) fn parent(&self) -> Self {
         Self(self.split().map(|(parent, _)| parent.to_vec()).unwrap_or_default())
     }
 
-    /// Returns the entry `name` of the same directory.
+    /// Returns the path of `name` in the same directory.
     pub(super) fn sibling(&self, name: &[u8]) -> Self {
         match self.split() {
             Some((parent, _)) if !parent.is_empty() => Self([parent, name].join(&b'/')),
@@ -100,13 +101,13 @@ impl EntryPath {
         }
     }
 
-    /// Returns the path itself and all directories above it, the root last.
+    /// Iterates over the path itself and all directories above it. The root is last.
     pub(super) fn ancestors(&self) -> impl Iterator<Item = Self> {
         std::iter::successors(Some(self.clone()), |path| path.split().map(|_| path.parent()))
     }
 }
 
-/// Splits a path at slashes, and leaves out what means nothing.
+/// Splits a path at slashes, and omits empty components and `.`.
 pub(super) fn components(raw: &[u8]) -> impl DoubleEndedIterator<Item = &[u8]> {
     raw.split(|byte| *byte == b'/').filter(|component| !component.is_empty() && *component != b".")
 }
@@ -153,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn relatives_are_found() {
+    fn sibling_and_ancestors_of_a_path_are_returned() {
         let path = parse(b"a/b/c").unwrap();
         assert_eq!(path.sibling(b"d"), parse(b"a/b/d").unwrap());
         assert_eq!(parse(b"a").unwrap().sibling(b"d"), parse(b"d").unwrap());

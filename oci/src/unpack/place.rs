@@ -1,7 +1,8 @@
-//! A name in an open directory, and what can be made there.
+//! A name in an open directory, and the operations on it.
 //!
-//! Each operation takes the single name, relative to the directory's fd, and never follows it; what
-//! was made is then given its metadata by its own fd, or by that name.
+//! Each operation uses a single name relative to the directory's fd, and never follows a symbolic
+//! link of that name. This keeps an image from writing outside of its tree. The metadata of a new
+//! inode is set by its own fd where it can be opened, and by the name otherwise.
 
 use std::borrow::Cow;
 use std::fs::File;
@@ -29,7 +30,8 @@ use crate::tar::archive::Metadata;
 #[derive(Debug)]
 pub(super) struct Place<'a> {
     pub(super) parent: OwnedFd,
-    /// Path of `parent` below the root; without symbolic links where it comes from `Tree::place`.
+    /// Path of `parent` below the root. It has no symbolic links if the place comes from
+    /// `Tree::place`.
     pub(super) directory: Cow<'a, [u8]>,
     pub(super) name: &'a [u8],
 }
@@ -43,7 +45,7 @@ impl Place<'_> {
         }
     }
 
-    /// Looks at what is there, without following it.
+    /// Returns the status of the inode with this name, or `None` if the name does not exist.
     pub(super) fn stat(&self) -> Result<Option<FileStat>, EntryError> {
         match fstatat(&self.parent, self.name, AtFlags::AT_SYMLINK_NOFOLLOW) {
             Ok(found) => Ok(Some(found)),
@@ -56,13 +58,16 @@ impl Place<'_> {
         Ok(self.stat()?.as_ref().map(file_type))
     }
 
-    /// Removes what is there, whatever it is.
+    /// Removes the file or the whole directory with this name.
     pub(super) fn remove(&self) -> Result<(), EntryError> {
         remove_tree(self.parent.as_fd(), self.name)
             .map_err(failed("remove an entry that a later one replaces"))
     }
 
-    /// Makes something, in place of what is there.
+    /// Creates an inode, and replaces an existing one of this name.
+    ///
+    /// The name is removed only after `EEXIST`, because most names are new and a removal first would
+    /// cost a system call for each.
     pub(super) fn create<T>(
         &self,
         action: &'static str,
@@ -78,7 +83,7 @@ impl Place<'_> {
         .map_err(failed(action))
     }
 
-    /// Makes a file to be written; `set_file` gives it its metadata.
+    /// Creates an empty file and opens it for writing. Callers must set its metadata by `set_file`.
     pub(super) fn create_file(&self) -> Result<File, EntryError> {
         let flags =
             OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
@@ -86,7 +91,8 @@ impl Place<'_> {
         self.create("make a file", open).map(File::from)
     }
 
-    /// Makes a symbolic link; its target is the box's affair.
+    /// Creates a symbolic link. The target is not checked beyond its length, because only the guest
+    /// follows it.
     pub(super) fn symlink(&self, target: &[u8], metadata: &Metadata) -> Result<(), EntryError> {
         if target.is_empty() || target.len() > PATH_BYTES || target.contains(&0) {
             return Err(EntryError::SymlinkTarget);
@@ -95,7 +101,7 @@ impl Place<'_> {
         self.set_special(metadata)
     }
 
-    /// Makes a named pipe.
+    /// Creates a named pipe.
     pub(super) fn fifo(&self, metadata: &Metadata) -> Result<(), EntryError> {
         let make = || mknodat(&self.parent, self.name, SFlag::S_IFIFO, Mode::S_IRUSR, 0);
         self.create("make a named pipe", make)?;
@@ -104,17 +110,20 @@ impl Place<'_> {
             .map_err(failed("set a mode"))
     }
 
-    /// Sets owner, attributes and time of what cannot be opened.
+    /// Sets owner, extended attributes and times of an inode that cannot be opened: to open a named
+    /// pipe would block, and to open a symbolic link would follow it.
     fn set_special(&self, metadata: &Metadata) -> Result<(), EntryError> {
         let (uid, gid) = owner(metadata);
         fchownat(&self.parent, self.name, uid, gid, AtFlags::AT_SYMLINK_NOFOLLOW)
             .map_err(owner_error(metadata))?;
         for (name, value) in kept_xattrs(metadata) {
-            // The kernel allows these on files and directories only; nothing is lost that could
-            // have been there.
+            // The kernel allows `user.*` only on regular files and directories (`xattr(7)`), and no
+            // ACLs (`system.*`) on symbolic links. Both are skipped for all types without an fd.
             if name.starts_with(b"user.") || name.starts_with(b"system.") {
                 continue;
             }
+            // `setxattrat(2)` needs Linux 6.13. On older kernels a path in procfs stands for the fd of
+            // the directory.
             let path =
                 [format!("/proc/self/fd/{}/", self.parent.as_raw_fd()).as_bytes(), self.name]
                     .concat();
@@ -135,7 +144,7 @@ impl Place<'_> {
         self.open_dir()
     }
 
-    /// Opens a directory, only to find what is in it.
+    /// Opens a directory by `O_PATH`, which is enough to resolve names in it.
     pub(super) fn open_path(&self) -> Result<OwnedFd, EntryError> {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         openat(&self.parent, self.name, flags, Mode::empty()).map_err(failed("open a directory"))
@@ -157,23 +166,23 @@ impl Place<'_> {
     }
 }
 
-/// Takes the attributes away that an earlier description gave a directory.
-pub(super) fn plain(directory: OwnedFd) -> Result<OwnedFd, EntryError> {
+/// Removes the extended attributes that an earlier entry gave to a directory.
+pub(super) fn without_xattrs(directory: OwnedFd) -> Result<OwnedFd, EntryError> {
     for name in kept_names_of(&directory).map_err(failed("list extended attributes"))? {
         fremovexattr(&directory, name).map_err(failed("remove an extended attribute"))?;
     }
     Ok(directory)
 }
 
-/// Gives a file its metadata, in the order in which nothing is cleared again: owner, attributes,
-/// mode, time.
+/// Sets the metadata of a file. The times are last, because the other calls and writes change them.
 pub(super) fn set_file(file: &File, metadata: &Metadata) -> Result<(), EntryError> {
     set_owner_and_mode(file, metadata)?;
     let mtime = time(metadata.mtime);
     futimens(file, &mtime, &mtime).map_err(failed("set the times of a file"))
 }
 
-/// Changing the owner clears setuid bits and `security.capability`, so it comes first.
+/// Sets owner, extended attributes and mode. The owner is first, because `fchown(2)` clears the
+/// setuid and setgid bits and `security.capability`.
 pub(super) fn set_owner_and_mode(file: &File, metadata: &Metadata) -> Result<(), EntryError> {
     let (uid, gid) = owner(metadata);
     fchown(file, uid, gid).map_err(owner_error(metadata))?;
@@ -189,7 +198,8 @@ fn kept_xattrs(metadata: &Metadata) -> impl Iterator<Item = (&[u8], &[u8])> {
     xattrs.filter(|(name, _)| is_kept(name))
 }
 
-/// Makes an error of a change of owner; ids that are not mapped are the only invalid ones.
+/// Returns a function that converts the error of a change of owner. The kernel returns `EINVAL` only
+/// for ids that are not mapped in the user namespace.
 fn owner_error(metadata: &Metadata) -> impl Fn(Errno) -> EntryError {
     let (uid, gid) = (metadata.uid, metadata.gid);
     move |errno| match errno {

@@ -1,16 +1,16 @@
-//! The calls of the progress function.
+//! Reports the progress of a layer to the caller, who can cancel the work.
 
 use std::ops::ControlFlow;
 
 use super::error::LayerError;
 
-/// Uncompressed bytes between two calls of the progress function: some milliseconds of work.
+/// Uncompressed bytes between two calls of the progress function. They take some milliseconds.
 const REPORT_BYTES: u64 = 4 << 20;
 
-/// Entries between two calls of the progress function: some milliseconds of work.
+/// Entries between two calls of the progress function. They take some milliseconds.
 const REPORT_ENTRIES: u64 = 512;
 
-/// How far the work on a layer has come.
+/// Progress of the work on a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Progress {
     /// The layer was in the cache.
@@ -23,19 +23,19 @@ pub enum Progress {
         read_bytes: u64,
         /// Size of the blob.
         size_bytes: u64,
-        /// Entries that have been made.
+        /// Number of entries that have been read.
         entries: u64,
     },
-    /// The layer is complete and verified.
+    /// The layer is complete and verified, and is being moved into the cache.
     Publishing,
-    /// The layer is being unpacked once more, on top of those below it.
+    /// The layer is being unpacked again, on top of the layers below it.
     OnTop,
 }
 
-/// Is told how far the work has come, and may end it.
+/// The progress function. It receives the progress, and cancels the work by returning `Break`.
 pub(crate) type OnProgress<'a> = dyn FnMut(Progress) -> ControlFlow<()> + 'a;
 
-/// The calls of the progress function.
+/// Calls the progress function at most once in each interval of bytes or entries.
 pub(super) struct Meter<'a> {
     size_bytes: u64,
     next_bytes: u64,
@@ -44,7 +44,7 @@ pub(super) struct Meter<'a> {
 }
 
 impl<'a> Meter<'a> {
-    /// Starts the work on a blob of `size_bytes`.
+    /// Creates the meter of a blob of `size_bytes`.
     pub(super) fn new(size_bytes: u64, progress: &'a mut OnProgress<'a>) -> Self {
         Self { size_bytes, next_bytes: 0, next_entries: 0, progress }
     }

@@ -1,6 +1,6 @@
-//! A layer's uncompressed bytes, and the proof that they are the ones the image means.
+//! Decompresses a layer's blob, and checks its size, digest and diff ID.
 //!
-//! Three stages, each on a thread of its own, so that the slowest of them alone decides the speed:
+//! The work has three stages, each on its own thread, so that the slowest stage determines the speed:
 //!
 //! ```text
 //!  Blob: size, digest ─► gzip, zstd or nothing ─┬─► DiffID
@@ -8,8 +8,9 @@
 //!                                                       (the caller)
 //! ```
 //!
-//! What the channels hold bounds the memory: at most `2 * CHANNEL_CHUNKS + 3` chunks a layer, 3 MiB
-//! in all, beside the decoder's own (gzip 32 KiB; zstd up to 128 MiB, if the layer asks for it).
+//! The channels limit the memory: a layer has at most `2 * CHANNEL_CHUNKS + 3` chunks, which are
+//! 3 MiB. The decoder needs 32 KiB for gzip, and for zstd up to 128 MiB if the layer was compressed
+//! with a window of this size.
 
 use std::collections::VecDeque;
 use std::io::{self, BufRead, BufReader, Read};
@@ -23,43 +24,45 @@ use crate::image::digest::{Digest, Hasher};
 use crate::image::{Compression, Layer};
 use crate::layout::blob::{Blob, BlobError};
 
-/// Read size of a blob: large enough to make the call cheap, small enough for the L2 cache.
+/// Size of one read of the blob: large enough that system calls cost little, and small enough for the
+/// L2 cache.
 const READ_BYTES: usize = 128 * 1024;
 
-/// What is handed from stage to stage: measured best between 128 KiB and 1 MiB.
+/// Size of the chunks that the stages pass on. It was the fastest in measurements from 128 KiB to
+/// 1 MiB.
 const CHUNK_BYTES: usize = 256 * 1024;
 
-/// Chunks that may wait between two stages: enough for a stage that writes many small files not to
-/// stop the others.
+/// Capacity of the channel between two stages. It lets the other stages continue while the caller
+/// writes many small files.
 const CHANNEL_CHUNKS: usize = 4;
 
-/// Largest window of a zstd layer, as a power of two: 128 MiB, what `zstd` itself allows at most
-/// without being asked (`ZSTD_WINDOWLOG_LIMIT_DEFAULT`).
+/// Largest window of a zstd layer, as a power of two: 128 MiB. `zstd` has the same default limit
+/// (`ZSTD_WINDOWLOG_LIMIT_DEFAULT`).
 const ZSTD_WINDOW_LOG_MAX: u32 = 27;
 
-/// Bytes on their way from stage to stage.
+/// Bytes that one stage passes to the next.
 type Chunk = Arc<Vec<u8>>;
 
-/// What the stages tell each other beside the bytes.
+/// State that the stages share.
 #[derive(Debug, Default)]
 pub(super) struct Shared {
     /// Bytes of the blob that have been read.
     read_bytes: AtomicU64,
-    /// Whether nobody wants to know any more what the blob is.
+    /// Whether the digest of the blob is not needed any more.
     abandoned: AtomicBool,
 }
 
-/// The uncompressed bytes of a layer, on the thread that uses them.
+/// The uncompressed bytes of a layer, on the thread that writes the files.
 pub(super) struct LayerStream<'a> {
     chunks: Receiver<io::Result<Chunk>>,
     chunk: Chunk,
-    /// Bytes of the chunk that were handed out.
+    /// Bytes of the chunk that have been consumed.
     used: usize,
     unpacked_bytes: u64,
     shared: &'a Shared,
 }
 
-/// The other threads.
+/// The threads that decompress and hash.
 pub(super) struct Stages<'scope, 'a> {
     inflate: ScopedJoinHandle<'scope, Result<(), BlobError>>,
     hash: ScopedJoinHandle<'scope, Digest>,
@@ -67,7 +70,11 @@ pub(super) struct Stages<'scope, 'a> {
 }
 
 impl<'a> LayerStream<'a> {
-    /// Starts the threads. An error is the system's, which gives no more of them.
+    /// Starts the threads.
+    ///
+    /// # Errors
+    ///
+    /// When the system refuses to create a thread.
     pub(super) fn start<'scope>(
         scope: &'scope Scope<'scope, 'a>,
         blob: Blob,
@@ -87,12 +94,12 @@ impl<'a> LayerStream<'a> {
         Ok((stream, Stages { inflate, hash, shared }))
     }
 
-    /// Returns how many bytes of the blob have been read.
+    /// Returns the number of bytes of the blob that have been read.
     pub(super) fn compressed_bytes(&self) -> u64 {
         self.shared.read_bytes.load(Ordering::Relaxed)
     }
 
-    /// Returns how many bytes have been handed out.
+    /// Returns the number of uncompressed bytes that have been consumed.
     pub(super) fn unpacked_bytes(&self) -> u64 {
         self.unpacked_bytes
     }
@@ -109,7 +116,7 @@ impl Read for LayerStream<'_> {
 impl BufRead for LayerStream<'_> {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         while self.used == self.chunk.len() {
-            // The sender is gone at the end of the stream.
+            // The sender is dropped at the end of the stream.
             let Ok(chunk) = self.chunks.recv() else { return Ok(&[]) };
             (self.chunk, self.used) = (chunk?, 0);
         }
@@ -123,13 +130,15 @@ impl BufRead for LayerStream<'_> {
 }
 
 impl Stages<'_, '_> {
-    /// Ends the work without an answer.
+    /// Makes the threads end without reading the rest of the blob.
     pub(super) fn abandon(&self) {
         self.shared.abandoned.store(true, Ordering::Relaxed);
     }
 
-    /// Verifies the blob, and returns the digest of what came out of it. The stream must have been
-    /// dropped, and for the second read to its end.
+    /// Verifies the blob, and returns the digest of the uncompressed bytes.
+    ///
+    /// Callers must have dropped the stream, because the threads block while their channel is full.
+    /// The returned digest is the diff ID only if the stream was read to its end before.
     pub(super) fn finish(self) -> Result<Digest, BlobError> {
         let inflated = self.inflate.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         let digest = self.hash.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
@@ -137,7 +146,7 @@ impl Stages<'_, '_> {
     }
 }
 
-/// A blob that tells how far it was read.
+/// A blob that publishes its position to the other threads.
 struct Counted<'a> {
     blob: Blob,
     shared: &'a Shared,
@@ -151,8 +160,8 @@ impl Read for Counted<'_> {
     }
 }
 
-/// Reads the whole blob, also behind an error of its decoder: only the digest tells whether the blob
-/// was damaged, or made so.
+/// Reads the whole blob, even after an error of the decoder. Only the digest shows whether the blob
+/// was damaged on its way or was malformed when the image was built.
 fn inflate(
     blob: Blob,
     label: Compression,
@@ -162,8 +171,8 @@ fn inflate(
 ) -> Result<(), BlobError> {
     let mut blob = BufReader::with_capacity(READ_BYTES, Counted { blob, shared });
     if let Err(error) = pump(&mut blob, label, to_caller, to_hash) {
-        // A caller that is gone has an error of its own.
-        let _gone = to_caller.send(Err(error));
+        // The send fails if the caller has dropped the stream, because of an error of its own.
+        let _dropped = to_caller.send(Err(error));
     }
     match shared.abandoned.load(Ordering::Relaxed) {
         true => Ok(()),
@@ -171,7 +180,7 @@ fn inflate(
     }
 }
 
-/// Sends all that a blob holds, until its end or until nobody takes it.
+/// Sends the uncompressed bytes of a blob, until its end or until a receiver is dropped.
 fn pump<B: BufRead>(
     blob: &mut B,
     label: Compression,
@@ -203,8 +212,9 @@ fn pump<B: BufRead>(
     }
 }
 
-/// Takes the chunk that was sent first, if both stages are done with it: its memory has been touched
-/// already, which for new memory would take as long as a tenth of the inflating.
+/// Returns the chunk that was sent first if both receivers have dropped it, or else a new one.
+///
+/// The page faults of new memory would take a tenth of the time of decompression.
 fn reuse(used: &mut VecDeque<Chunk>) -> Chunk {
     match used.pop_front() {
         Some(chunk) if Arc::strong_count(&chunk) == 1 => chunk,
@@ -216,11 +226,11 @@ fn reuse(used: &mut VecDeque<Chunk>) -> Chunk {
     }
 }
 
-/// Fills a chunk; it is shorter at the end of the stream, or before an error.
+/// Fills a chunk. It is shorter at the end of the stream and before an error.
 fn fill(decoder: &mut dyn Read, bytes: &mut Vec<u8>) -> io::Result<()> {
     bytes.resize(CHUNK_BYTES, 0);
     let (mut filled, mut read) = (0, Ok(()));
-    // Never with nothing to fill, which zstd takes for an error.
+    // The buffer of a read is never empty, because the zstd decoder returns an error for it.
     while filled < CHUNK_BYTES {
         match decoder.read(&mut bytes[filled..]) {
             Ok(0) => break,
@@ -236,16 +246,16 @@ fn fill(decoder: &mut dyn Read, bytes: &mut Vec<u8>) -> io::Result<()> {
     read
 }
 
-/// What a blob is, by its first bytes: labels are wrong now and then, and the `DiffID` decides. An
-/// empty blob is an empty layer, whatever it is said to be.
+/// Returns the format of a blob by its first bytes. The media types of some images are wrong, and the
+/// diff ID verifies the result anyway. An empty blob is an empty layer in each format.
 fn format(start: &[u8], label: Compression) -> Compression {
     match start {
         [] => Compression::None,
         [0x1f, 0x8b, ..] => Compression::Gzip,
-        // A frame, or a skippable one (RFC 8878, 3.1).
+        // A zstd frame or a skippable frame (RFC 8878, 3.1).
         [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Compression::Zstd,
         _ if start.get(257..262) == Some(b"ustar") => Compression::None,
-        // The decoder of what it should be explains best what is wrong with it.
+        // The decoder of the declared format gives the most useful error.
         _ => label,
     }
 }

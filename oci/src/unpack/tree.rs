@@ -1,16 +1,15 @@
-//! The tree that a layer is unpacked into: every operation on the file system, each relative to a
-//! directory fd.
+//! The tree that a layer is unpacked into. Each operation on it is relative to a directory's fd.
 //!
-//! Names from an image are resolved by the kernel with the tree as their root (`RESOLVE_IN_ROOT`),
-//! so that a symbolic link in a layer, absolute or full of `..`, means what it means in the box.
-//! Only the directory of an entry is resolved that way; what is then done to the entry takes a
-//! single name, and never follows it.
+//! The kernel resolves the names of an image with the tree as their root (`RESOLVE_IN_ROOT` of
+//! `openat2(2)`). A symbolic link of a layer, absolute or with `..`, leads to the same file as in the
+//! box. Only the directory of an entry is resolved this way. The operations on the entry itself use a
+//! single name, and never follow it.
 //!
 //! # Invariants
 //!
-//! - Nobody else works in the tree: it is in a private directory, under a lock.
-//! - A path is resolved anew for each entry. A remembered directory could have been replaced by a later entry
-//!   (CVE-2025-47290).
+//! - No other process changes the tree: it is in a private directory, under a lock.
+//! - A path is resolved again for each entry. A later entry can have replaced a directory that was
+//!   resolved before (CVE-2025-47290).
 
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
@@ -28,19 +27,20 @@ use nix::sys::time::TimeSpec;
 use super::cross_layer::{Base, CrossLayerDependencies};
 use super::entry_error::{EntryError, failed, path_error};
 use super::path::{EntryPath, components};
-use super::place::{Place, plain, set_owner_and_mode, time};
+use super::place::{Place, set_owner_and_mode, time, without_xattrs};
 use crate::host::metadata::UNDESCRIBED_DIR_MODE;
 use crate::host::overlay_xattr::OverlayXattrs;
 use crate::tar::archive::Metadata;
 
-/// Bound on symbolic links in one path: the kernel's own.
+/// Limit on symbolic links in one path. The kernel has the same limit (`MAXSYMLINKS`).
 const SYMLINK_HOPS: usize = 40;
 
-/// How often a resolution is tried again that a rename elsewhere on the machine has disturbed
-/// (`EAGAIN`).
+/// Number of attempts to resolve a path. `openat2(2)` with `RESOLVE_IN_ROOT` returns `EAGAIN` for a
+/// path with `..` if a rename or mount anywhere on the host happens at the same time.
 const RESOLVE_ATTEMPTS: usize = 64;
 
-/// A directory whose modification time is restored when nothing is put into it any more.
+/// A directory whose modification time is set at the end, because each new entry in it changes the
+/// time.
 #[derive(Debug)]
 struct DirTime {
     path: Vec<u8>,
@@ -49,55 +49,56 @@ struct DirTime {
     origin: Origin,
 }
 
-/// Why a directory is there.
+/// The reason why a directory was created.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Origin {
-    /// An entry describes it.
+    /// The archive has an entry for it.
     Entry,
-    /// Something had to be put into it.
+    /// It is the parent of an entry.
     Implicit,
 }
 
-/// Where a path leads: an open directory, and the same path without symbolic links.
+/// A resolved path: the open directory, and the same path without symbolic links.
 #[derive(Debug)]
 pub(super) struct Walked {
     pub(super) parent: OwnedFd,
     pub(super) path: Vec<u8>,
 }
 
-/// What is done about a directory that is missing on the way.
+/// The action for a directory that is missing in a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Missing {
     Make,
     Stop,
 }
 
-/// A directory of lower layers, and the time that it had before something was put into it.
+/// A directory of lower layers, and its modification time before an entry in it changed.
 #[derive(Debug)]
 struct LowerDir {
     directory: OwnedFd,
     mtime: TimeSpec,
 }
 
-/// The tree, by its root.
+/// The tree, as the fd of its root.
 #[derive(Debug)]
 pub(super) struct Tree {
     root: OwnedFd,
     pub(super) overlay_xattrs: OverlayXattrs,
-    /// Whether the tree is the view of lower layers, and what is written a layer on top of them.
+    /// Whether the tree is the merged view of lower layers ([`Base::Lower`]).
     pub(super) has_lower: bool,
     times: Vec<DirTime>,
-    /// As in [`CrossLayerDependencies`].
+    /// See [`CrossLayerDependencies::cleared`].
     cleared: BTreeSet<PathBuf>,
-    /// As in [`CrossLayerDependencies`].
+    /// See [`CrossLayerDependencies::undecided`].
     pub(super) undecided: u64,
-    /// The last directory that something was put into, on top of lower layers.
+    /// The directory of lower layers that was changed last. Its time is restored before the next
+    /// directory is changed.
     touched: Option<LowerDir>,
     pub(super) remembered_bytes: usize,
 }
 
 impl Tree {
-    /// Takes the directory `root`: an empty one, or the view of lower layers.
+    /// Opens the tree at `root`, which is an empty directory or the view of lower layers.
     pub(super) fn new(
         root: OwnedFd,
         base: Base<'_>,
@@ -120,7 +121,8 @@ impl Tree {
         Ok(this)
     }
 
-    /// Whether an error is none yet: of a layer alone, where only lower layers can tell.
+    /// Returns whether the entry with this error could be created on top of lower layers. This is
+    /// possible only if the layer is unpacked alone.
     pub(super) fn is_undecided(&self, error: &EntryError) -> bool {
         !self.has_lower
             && matches!(
@@ -132,17 +134,18 @@ impl Tree {
             )
     }
 
-    /// Returns how much memory is held until the end.
+    /// Returns the bytes of memory that are held until the end of the layer.
     pub(super) fn remembered_bytes(&self) -> usize {
         self.remembered_bytes
     }
 
-    /// Finds the place of an entry; missing directories on the way are made.
+    /// Returns the place of an entry, and creates missing parent directories.
     pub(super) fn place<'a>(&mut self, path: &'a EntryPath) -> Result<Place<'a>, EntryError> {
         let (directory, name) = path.split().ok_or(EntryError::Root)?;
         let place = match self.open_real(directory) {
             Ok(parent) => Place { parent, directory: Cow::Borrowed(directory), name },
-            // Something is missing, or a symbolic link.
+            // A directory is missing, or the path has a symbolic link. Most entries have neither, and
+            // need only the one system call above.
             Err(Errno::ENOENT | Errno::ELOOP | Errno::ENOTDIR) => {
                 let walked = self.walk(directory, Missing::Make)?;
                 let Walked { parent, path } = walked.ok_or(EntryError::ParentNotDirectory)?;
@@ -154,8 +157,8 @@ impl Tree {
         Ok(place)
     }
 
-    /// Remembers the time of a directory that is about to change: on top of lower layers, one that
-    /// no entry describes keeps it.
+    /// Records the modification time of a directory before it changes. A directory of lower layers
+    /// keeps its time unless the layer has an entry for it.
     pub(super) fn touch(&mut self, directory: &OwnedFd) -> Result<(), EntryError> {
         if !self.has_lower {
             return Ok(());
@@ -172,13 +175,13 @@ impl Tree {
         let Some(LowerDir { directory, mtime }) = self.touched.take() else { return Ok(()) };
         let follow = UtimensatFlags::NoFollowSymlink;
         match utimensat(&directory, ".", &TimeSpec::UTIME_OMIT, &mtime, follow) {
-            // The entry itself may have removed the directory.
+            // A later step can have removed the directory.
             Ok(()) | Err(Errno::ENOENT) => Ok(()),
             Err(errno) => Err(failed("restore the times of a directory")(errno)),
         }
     }
 
-    /// Opens the directory of a path, with the tree as the root of all names.
+    /// Opens a directory. Symbolic links are resolved with the tree as the root.
     pub(super) fn resolve(&self, directory: &[u8]) -> nix::Result<OwnedFd> {
         let resolve = ResolveFlag::RESOLVE_IN_ROOT
             | ResolveFlag::RESOLVE_NO_MAGICLINKS
@@ -195,9 +198,12 @@ impl Tree {
         self.open_path(directory, resolve)
     }
 
-    /// A symbolic link at the end of a path is guarded where everybody may write, as in `/tmp`
-    /// (`fs.protected_symlinks`, proc(5)): one of another owner than the directory's is refused. In an
-    /// image it is what it is; on the way to `.` it is not guarded.
+    /// Opens a directory by `O_PATH`.
+    ///
+    /// With `fs.protected_symlinks` (`proc_sys_fs(5)`) the kernel refuses to follow the last
+    /// component of a path if it is a symbolic link in a sticky directory that is writable by all,
+    /// as `/tmp` is, and neither the process nor the directory's owner owns the link. Images can
+    /// have such links. The check does not apply to other components, so that `path/.` can be opened.
     fn open_path(&self, directory: &[u8], resolve: ResolveFlag) -> nix::Result<OwnedFd> {
         let path = if directory.is_empty() { b"." } else { directory };
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
@@ -209,11 +215,13 @@ impl Tree {
         }
     }
 
-    /// Resolves a path name by name, and says where it leads: `None` if to nothing, unless missing
-    /// directories are to be made, which they are also where a link leads to nothing.
+    /// Resolves a path one component at a time, and returns the directory that it leads to.
     ///
-    /// The kernel's count of links goes on when it starts a long walk again, so this counts for
-    /// itself.
+    /// With [`Missing::Make`], missing directories are created, including the missing target of a
+    /// symbolic link. With [`Missing::Stop`], a missing directory gives `None`.
+    ///
+    /// This follows and counts symbolic links itself. The kernel does not reset its count when it
+    /// restarts a path walk, so that it can return `ELOOP` for a path with fewer than 40 links.
     pub(super) fn walk(
         &mut self,
         directory: &[u8],
@@ -223,6 +231,7 @@ impl Tree {
         let (mut parent, mut path) = (self.open_real(b"").map_err(path_error)?, Vec::new());
         let mut hops = 0;
         while let Some(name) = pending.pop() {
+            // The parent is opened again by its path. An fd's own `..` could lead out of the tree.
             if name == b".." {
                 path.truncate(path.iter().rposition(|byte| *byte == b'/').unwrap_or(0));
                 parent = self.open_real(&path).map_err(path_error)?;
@@ -259,14 +268,15 @@ impl Tree {
         Ok(Some(Walked { parent, path }))
     }
 
-    /// Makes a directory that no entry describes so far.
+    /// Creates a parent directory for which no entry has come yet.
     fn make_implicit(&mut self, place: &Place<'_>) -> Result<(), EntryError> {
         self.touch(&place.parent)?;
         let made = place.make_dir()?;
         self.set_implicit(&place.path(), made)
     }
 
-    /// Gives a directory that no entry describes its metadata: the same in each run.
+    /// Sets the metadata of a directory without an entry. It is constant, so that each unpacking of a
+    /// layer gives the same tree.
     pub(super) fn set_implicit(
         &mut self,
         path: &[u8],
@@ -276,7 +286,7 @@ impl Tree {
         self.set_dir(path, directory, &metadata, Origin::Implicit)
     }
 
-    /// Sets all metadata of a directory but its time, which is remembered.
+    /// Sets the metadata of a directory, and records its time for [`Self::finish`].
     fn set_dir(
         &mut self,
         path: &[u8],
@@ -292,7 +302,7 @@ impl Tree {
         Ok(())
     }
 
-    /// Makes a directory, or takes the one that is there.
+    /// Creates a directory, or sets the metadata of an existing one.
     pub(super) fn directory(
         &mut self,
         path: &EntryPath,
@@ -300,11 +310,11 @@ impl Tree {
     ) -> Result<(), EntryError> {
         if path.split().is_none() {
             let root = open_to_read(&self.root, b".").map_err(failed("open the root"))?;
-            return self.set_dir(b"", plain(root)?, metadata, Origin::Entry);
+            return self.set_dir(b"", without_xattrs(root)?, metadata, Origin::Entry);
         }
         let place = self.place(path)?;
         let directory = match place.kind()? {
-            Some(SFlag::S_IFDIR) => plain(place.open_dir()?)?,
+            Some(SFlag::S_IFDIR) => without_xattrs(place.open_dir()?)?,
             Some(_) => {
                 self.clear_place(&place)?;
                 place.make_dir()?
@@ -314,14 +324,14 @@ impl Tree {
         self.set_dir(&place.path(), directory, metadata, Origin::Entry)
     }
 
-    /// Makes nothing where an entry is that is not made, and removes what is there.
+    /// Skips an entry that is not created, and removes an earlier entry of its name.
     pub(super) fn skip(&mut self, path: &EntryPath) -> Result<(), EntryError> {
         let place = self.place(path)?;
         self.clear_place(&place)
     }
 
-    /// Removes what is at a place. Of a layer alone this remains to be told: what lower layers have
-    /// there goes as well.
+    /// Removes the file or directory at a place. If the layer is unpacked alone, the path is recorded,
+    /// because the files of lower layers at this path must be removed too.
     fn clear_place(&mut self, place: &Place<'_>) -> Result<(), EntryError> {
         place.remove()?;
         if !self.has_lower {
@@ -332,17 +342,18 @@ impl Tree {
         Ok(())
     }
 
-    /// Restores the times of directories, and says where the tree depends on lower layers; nothing
-    /// may be made afterwards.
+    /// Sets the times of all directories, and returns the dependencies on lower layers.
+    ///
+    /// This must be the last operation on the tree, because each later one would change the times.
     pub(super) fn finish(mut self) -> Result<CrossLayerDependencies, EntryError> {
         self.restore_touched()?;
-        // A directory can be described more than once; the last time counts.
+        // An archive can have several entries for one directory. The last one takes precedence.
         let last: HashMap<u64, &DirTime> =
             self.times.iter().map(|directory| (directory.inode, directory)).collect();
         let mut undescribed = BTreeSet::new();
         for remembered in last.into_values() {
             let Ok(directory) = self.open_real(&remembered.path) else { continue };
-            // A later entry may have replaced the directory.
+            // A later entry can have replaced the directory.
             if fstat(&directory).map_err(failed("look at a directory"))?.st_ino != remembered.inode
             {
                 continue;

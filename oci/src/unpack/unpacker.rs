@@ -1,4 +1,5 @@
-//! The pass over one layer: each entry of the archive is made in the tree, within the limits.
+//! Unpacks one layer: creates a file in the tree for each entry of the archive, and enforces the
+//! limits.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -26,23 +27,28 @@ use crate::layout::blob::Blob;
 use crate::tar::archive::{Archive, ArchiveError, Entry, Kind, body_error};
 use crate::tar::sparse::SparseMap;
 
-/// How a layer is unpacked.
+/// The parameters of unpacking a layer.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Job<'a> {
     /// The layer.
     pub(crate) layer: &'a Layer,
-    /// On what.
+    /// The tree that it is unpacked on.
     pub(crate) base: Base<'a>,
-    /// Where overlayfs looks for marks.
+    /// The extended attributes that mark opaque directories.
     pub(crate) overlay_xattrs: OverlayXattrs,
-    /// Bounds on what it may cost.
+    /// Limits on its resources.
     pub(crate) limits: &'a Limits,
 }
 
 /// Unpacks a layer from `blob` into the directory `root`, and verifies it.
 ///
-/// Directories that something was put into, but that no entry describes, are root's, with mode 0755
-/// and the time 0, unless a lower layer has them.
+/// A parent directory without an entry of its own belongs to root, with mode 0755 and time 0, unless a
+/// lower layer has it.
+///
+/// # Errors
+///
+/// When the blob, the archive or an entry is malformed, when the digest or the diff ID differs, when a
+/// limit is exceeded, or when the host fails. The directory can then hold a part of the layer.
 pub(crate) fn unpack(
     blob: Blob,
     job: Job<'_>,
@@ -82,7 +88,7 @@ struct Unpacker<'a> {
     whiteouts: Whiteouts,
     late_links: LateLinks,
     facts: LayerFacts,
-    /// Bytes of files that the archive does not hold, because they are holes.
+    /// Bytes of holes in sparse files. The archive does not hold them, but the limit counts them.
     hole_bytes: u64,
     limits: &'a Limits,
     meter: Meter<'a>,
@@ -91,20 +97,21 @@ struct Unpacker<'a> {
 }
 
 impl Unpacker<'_> {
-    /// Unpacks all, and waits for the proof.
+    /// Unpacks all entries, and then checks the digest and the diff ID.
     fn run(
         mut self,
         stages: Stages<'_, '_>,
         job: Job<'_>,
     ) -> Result<(LayerFacts, CrossLayerDependencies), LayerError> {
         let outcome = self.read_all();
-        // An archive that makes no sense is more often a damaged blob than a bad image: then the rest
-        // of the blob is read, to say so. Of other errors the blob knows nothing.
-        if outcome.as_ref().is_err_and(|error| !error.may_be_damage()) {
+        // A malformed archive is more often a damaged blob than a bad image. The rest of the blob is
+        // then read, so that the error can name the wrong digest. Other errors do not depend on the
+        // blob, and the rest of it is skipped.
+        if outcome.as_ref().is_err_and(|error| !error.could_be_damage()) {
             stages.abandon();
         }
         let Self { archive, mut tree, whiteouts, late_links, mut facts, .. } = self;
-        // The stages end when nobody takes their bytes.
+        // This drops the receiver of the stages, which end because their next send fails.
         drop(archive);
         if let Err(error) = outcome {
             return stages.finish().map_err(LayerError::from).and(Err(error));
@@ -114,6 +121,8 @@ impl Unpacker<'_> {
             return Err(LayerError::DiffId { expected, found });
         }
         let error = |(path, source): (EntryPath, EntryError)| entry_error(path.as_bytes(), source);
+        // Links are created before whiteouts, because the device node of a whiteout must not take the
+        // name of a link of this layer.
         late_links.make(&mut tree).map_err(error)?;
         let hides = match job.base {
             Base::Empty => whiteouts.apply(&mut tree).map_err(error)?,
@@ -132,7 +141,7 @@ impl Unpacker<'_> {
         ))
     }
 
-    /// Unpacks all entries, and reads what follows them.
+    /// Unpacks all entries, and reads the stream to its end.
     fn read_all(&mut self) -> Result<(), LayerError> {
         while let Some(entry) =
             self.archive.next_entry().map_err(|source| self.archive_error(source))?
@@ -168,7 +177,7 @@ impl Unpacker<'_> {
                 self.whiteouts.set_opaque(directory);
                 Ok(())
             }
-            Meaning::Nothing => Ok(()),
+            Meaning::Ignored => Ok(()),
         }
     }
 
@@ -211,7 +220,7 @@ impl Unpacker<'_> {
         set_file(&file, &entry.metadata).map_err(error)
     }
 
-    /// Checks that a file is within the limits as its headers describe it, before anything is made.
+    /// Checks the size of a file in its headers against the limits before the file is created.
     fn reserve(&mut self, entry: &Entry) -> Result<(), LayerError> {
         let holes = entry.sparse.as_ref().map_or(0, SparseMap::hole_bytes);
         self.hole_bytes = self.hole_bytes.saturating_add(holes);
@@ -223,7 +232,7 @@ impl Unpacker<'_> {
         }
     }
 
-    /// Writes `left` bytes of the current body to where the file stands.
+    /// Writes the next `left` bytes of the current body at the file's offset.
     fn copy_body(
         &mut self,
         file: &mut File,
@@ -242,8 +251,8 @@ impl Unpacker<'_> {
         Ok(())
     }
 
-    /// Hands out what is there of the current body, nothing at its end, to `take`, which says how much
-    /// of it was used.
+    /// Passes the buffered bytes of the current body to `take`, which returns the number of bytes that
+    /// it used. The buffer is empty at the end of the body.
     fn use_body(
         &mut self,
         take: impl FnOnce(&[u8]) -> Result<usize, LayerError>,
@@ -257,13 +266,13 @@ impl Unpacker<'_> {
         Ok(count)
     }
 
-    /// Reads over a body that nobody wants.
+    /// Reads the rest of the current body, which is not used.
     fn drain_body(&mut self) -> Result<(), LayerError> {
         while self.use_body(|body| Ok(body.len()))? > 0 {}
         Ok(())
     }
 
-    /// Reads what follows the archive's end: it belongs to the `DiffID`, and means nothing.
+    /// Reads the bytes after the end of the archive. They are ignored, but the diff ID covers them.
     fn drain_stream(&mut self) -> Result<(), LayerError> {
         loop {
             let count = match self.archive.stream_mut().fill_buf() {

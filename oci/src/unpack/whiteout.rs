@@ -1,14 +1,14 @@
-//! Whiteouts: how a layer hides what is below it, in the image's form and in that of overlayfs.
+//! Converts the whiteouts of an image to those of overlayfs.
 //!
 //! | in the archive       | in the tree                                        |
 //! |----------------------|----------------------------------------------------|
 //! | `d/.wh.name`         | `d/name`, a character device 0:0                   |
 //! | `d/.wh..wh..opq`     | `d` with the attribute `trusted.overlay.opaque=y`  |
-//! | `.wh..wh..opq`       | a fact about the layer: overlayfs ignores the mark on its root |
+//! | `.wh..wh..opq`       | `LayerFacts::opaque_root`, because overlayfs ignores the mark on the root of a layer |
 //!
-//! A whiteout concerns lower layers only, wherever it stands in its own. So all are kept until the
-//! layer's entries are there: what the layer has at the same place stays, and a directory there
-//! becomes opaque.
+//! A whiteout hides files of lower layers only, at any position in the archive (image-spec, layer.md,
+//! "Whiteouts"). All whiteouts are therefore kept until the other entries of the layer have been
+//! created. A file of the layer itself at the same path stays, and a directory there becomes opaque.
 
 use std::collections::BTreeSet;
 use std::os::fd::AsFd;
@@ -29,20 +29,20 @@ use crate::host::remove::remove_tree;
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 
-/// Prefix of the bookkeeping of AUFS, which some archives still hold, and all tools ignore.
+/// Prefix of the metadata files of AUFS. Some archives still hold them, and all tools ignore them.
 const AUFS: &[u8] = b".wh..wh.";
 
-/// What an entry's name says.
+/// The meaning of an entry's name.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Meaning {
-    /// An entry to be made.
+    /// An entry to be created.
     Entry,
-    /// Something to be hidden.
+    /// A whiteout of this path.
     Hide(EntryPath),
-    /// A directory below which all is to be hidden.
+    /// An opaque whiteout of this directory.
     Opaque(EntryPath),
-    /// Nothing that matters.
-    Nothing,
+    /// An entry to be ignored.
+    Ignored,
 }
 
 impl Meaning {
@@ -51,20 +51,20 @@ impl Meaning {
         let whiteout = |component: &&[u8]| component.starts_with(WHITEOUT);
         match parent.split(|byte| *byte == b'/').find(whiteout) {
             None => {}
-            Some(component) if component.starts_with(AUFS) => return Ok(Self::Nothing),
+            Some(component) if component.starts_with(AUFS) => return Ok(Self::Ignored),
             Some(_) => return Err(EntryError::Whiteout),
         }
         match name.strip_prefix(WHITEOUT) {
             None => Ok(Self::Entry),
             Some(_) if name == OPAQUE => Ok(Self::Opaque(path.parent())),
-            Some(_) if name.starts_with(AUFS) => Ok(Self::Nothing),
+            Some(_) if name.starts_with(AUFS) => Ok(Self::Ignored),
             Some(b"" | b"." | b"..") => Err(EntryError::Whiteout),
             Some(hidden) => Ok(Self::Hide(path.sibling(hidden))),
         }
     }
 }
 
-/// The whiteouts of a layer, kept until its entries are there.
+/// The whiteouts of a layer. They are kept until its other entries have been created.
 #[derive(Debug, Default)]
 pub(super) struct Whiteouts {
     opaque: Vec<EntryPath>,
@@ -83,16 +83,19 @@ impl Whiteouts {
         self.opaque.push(path);
     }
 
-    /// Returns how much memory is held until the end.
+    /// Returns the bytes of memory that are held until the end of the layer.
     pub(super) fn remembered_bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Chooses those that hide something: in what is hidden anyway, overlayfs would list them.
+    /// Selects the whiteouts that are needed, and drops those below a hidden or opaque directory.
+    ///
+    /// Overlayfs does not merge an opaque directory, and lists a whiteout in a directory that is not
+    /// merged as a device node.
     fn hides(self) -> Hides {
         let mut hides = Hides::default();
         for path in self.opaque.into_iter().collect::<BTreeSet<_>>() {
-            // In their order, parents come before children.
+            // The set is ordered, so that parents come before their children.
             if !hides.covers(path.ancestors().skip(1)) {
                 hides.root |= path.split().is_none();
                 hides.opaque.insert(path);
@@ -108,12 +111,12 @@ impl Whiteouts {
         hides
     }
 
-    /// Puts all whiteouts into the tree, as overlayfs understands them.
+    /// Creates all whiteouts in the tree in the form of overlayfs.
     ///
-    /// One below something else than a directory of the layer is none: that itself replaces what is
-    /// below.
+    /// A whiteout below a file or symbolic link of the layer is dropped, because the file itself
+    /// replaces the lower layers' directory.
     ///
-    /// On failure the whiteout's path is returned with the error.
+    /// An error is returned with the path of the whiteout.
     pub(super) fn apply(self, tree: &mut Tree) -> Result<Hides, (EntryPath, EntryError)> {
         let Hides { root, hidden, opaque } = self.hides();
         let mut hides = Hides { root, ..Hides::default() };
@@ -135,29 +138,31 @@ impl Whiteouts {
     }
 }
 
-/// What the whiteouts of a layer hide; none is below another.
+/// The paths that the whiteouts of a layer hide. No path is below another one.
 #[derive(Debug, Default)]
 pub(super) struct Hides {
-    /// All that is below the layer.
+    /// Whether the layer hides all lower layers.
     pub(super) root: bool,
-    /// As in [`CrossLayerDependencies`].
+    /// See [`CrossLayerDependencies::hidden`].
     pub(super) hidden: BTreeSet<EntryPath>,
-    /// As in [`CrossLayerDependencies`]; the root as well.
+    /// See [`CrossLayerDependencies::opaque`]. It holds the root too, if that is opaque.
     pub(super) opaque: BTreeSet<EntryPath>,
 }
 
 impl Hides {
-    /// Whether one of these paths is hidden, or all that is in it.
+    /// Returns whether one of these paths is hidden or opaque.
     fn covers(&self, mut paths: impl Iterator<Item = EntryPath>) -> bool {
         paths.any(|path| self.opaque.contains(&path) || self.hidden.contains(&path))
     }
 }
 
-/// Removes from the view of lower layers what the whiteouts of the layer above hide. These were
-/// found when that layer was unpacked alone, with its other `dependencies`.
+/// Removes the files that a layer's whiteouts name from the view of its lower layers.
 ///
-/// What the layer has an entry for replaces what is below: then what a lower layer's symbolic link
-/// of that name leads to is not meant.
+/// The whiteouts are part of the `dependencies` that were recorded when the layer was unpacked alone.
+///
+/// A path can lead through a symbolic link of a lower layer. The link is followed only if the layer
+/// has created this directory as a parent without an entry. An entry of the layer replaces the link,
+/// so that the whiteout must not remove files at the link's target.
 pub(super) fn clear(
     tree: &mut Tree,
     dependencies: &CrossLayerDependencies,
@@ -166,10 +171,11 @@ pub(super) fn clear(
     let is_followed = |link: &EntryPath| dependencies.undescribed.contains(&link.to_path());
     let hidden = dependencies.hidden.iter().map(|path| (path, false));
     let opaque = dependencies.opaque.iter().map(|path| (path, true));
-    // All are found before any is removed, as one may lead through another.
+    // All paths are resolved before the first removal, because one path can lead through a symbolic
+    // link that another path removes.
     let mut found = Vec::new();
     for (path, is_opaque) in hidden.chain(opaque) {
-        // It was parsed when it was found.
+        // The path was parsed when the layer was unpacked alone, so that this does not fail.
         let Ok(path) = EntryPath::parse(path.as_os_str().as_bytes(), limits) else { continue };
         let directory = if is_opaque { path.clone() } else { path.parent() };
         let mut find = || match tree.leads_through_link(&directory, is_followed)? {
@@ -190,11 +196,12 @@ pub(super) fn clear(
 }
 
 impl Tree {
-    /// Marks a directory as hiding what is below it, and makes one that is missing; `false` when
-    /// something else takes its place.
+    /// Marks a directory as opaque, and creates it if it is missing. Returns `false` if the layer has
+    /// another file at the path.
     fn set_opaque(&mut self, path: &EntryPath) -> Result<bool, EntryError> {
         if path.split().is_none() {
-            return Ok(true); // The list of layers ends there.
+            // The root needs no mark: the stack omits all layers below this one.
+            return Ok(true);
         }
         let Some(place) = self.place_to_hide(path)? else { return Ok(false) };
         match place.kind()? {
@@ -208,8 +215,8 @@ impl Tree {
         place.mark_opaque(self.overlay_xattrs).map(|()| true)
     }
 
-    /// Hides what lower layers have at `path`; `false` when something else takes the place of its
-    /// directory.
+    /// Hides `path` of lower layers. Returns `false` if the layer has another file in place of a
+    /// parent directory.
     fn hide(&mut self, path: &EntryPath) -> Result<bool, EntryError> {
         let Some(place) = self.place_to_hide(path)? else { return Ok(false) };
         match place.kind()? {
@@ -220,6 +227,7 @@ impl Tree {
         Ok(true)
     }
 
+    /// Returns the place of a whiteout, or `None` if a parent is not a directory of this layer.
     fn place_to_hide<'a>(&mut self, path: &'a EntryPath) -> Result<Option<Place<'a>>, EntryError> {
         if self.leads_through_link(&path.parent(), |_| false)? {
             return Ok(None);
@@ -230,10 +238,11 @@ impl Tree {
         }
     }
 
-    /// Removes `name`, or all there is, from a directory, given without symbolic links.
+    /// Removes `name` from a directory, or all entries without a name. The path of the directory must
+    /// have no symbolic links.
     fn clear(&mut self, directory: &[u8], name: Option<&[u8]>) -> Result<(), EntryError> {
         let parent = match self.open_real(directory) {
-            // It was removed itself.
+            // Another whiteout has removed the directory.
             Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(()),
             opened => opened.map_err(path_error)?,
         };
@@ -248,7 +257,7 @@ impl Tree {
         Ok(())
     }
 
-    /// Says whether a path leads through a symbolic link, other than those that `is_followed`.
+    /// Returns whether a path leads through a symbolic link for which `is_followed` is false.
     fn leads_through_link(
         &self,
         path: &EntryPath,
@@ -276,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_understood() {
+    fn name_with_each_prefix_has_its_meaning() {
         let cases = [
             ("a/b", Some(Meaning::Entry)),
             ("a/.who", Some(Meaning::Entry)),
@@ -285,8 +294,8 @@ mod tests {
             ("a/.wh.b", Some(Meaning::Hide(path("a/b")))),
             ("a/.wh..wh..opq", Some(Meaning::Opaque(path("a")))),
             (".wh..wh..opq", Some(Meaning::Opaque(path("/")))),
-            (".wh..wh.plnk", Some(Meaning::Nothing)),
-            (".wh..wh.plnk/12.34", Some(Meaning::Nothing)),
+            (".wh..wh.plnk", Some(Meaning::Ignored)),
+            (".wh..wh.plnk/12.34", Some(Meaning::Ignored)),
             (".wh.", None),
             (".wh..", None),
             ("a/.wh...", None),

@@ -2,7 +2,8 @@
 
 use std::fmt::Write;
 
-use super::{place, style};
+use super::chart::place;
+use super::style;
 use crate::timeline::canvas::{Area, Canvas, boxed};
 use crate::timeline::grid::{Activity, Cell, Grid, Health, MarkKind};
 use crate::timeline::model::Timeline;

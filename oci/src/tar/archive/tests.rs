@@ -31,9 +31,8 @@ fn entries(bytes: &[u8]) -> Result<Vec<(String, Vec<u8>)>, ArchiveError> {
 }
 
 #[test]
-fn pax_size_behind_a_newline_is_obeyed() {
-    // To a reader that searches for newlines the second record is gone, and the body becomes
-    // headers.
+fn pax_size_after_a_value_with_a_newline_is_used() {
+    // A reader that searches for newlines misses the second record, and reads the body as headers.
     let hidden = padded(&header(EntryType::Regular, "hidden", 0));
     let pax = b"27 SCHILY.xattr.user.a=x\ny\n12 size=512\n";
     let bytes = [
@@ -57,9 +56,9 @@ fn size_of_a_bodyless_type_is_ignored() {
 }
 
 #[test]
-fn cut_off_archive_is_refused_at_every_byte_of_an_entry() {
+fn archive_that_ends_inside_an_entry_is_refused_at_every_byte() {
     let bytes = [header(EntryType::Regular, "a", 5), padded(b"hello")].concat();
-    assert!(entries(&bytes).is_ok(), "the end blocks may be missing");
+    assert!(entries(&bytes).is_ok(), "an archive without zero blocks at its end is accepted");
     let end_of_body = BLOCK + 5;
     for length in 1..end_of_body {
         assert!(matches!(entries(&bytes[..length]), Err(ArchiveError::Truncated)), "{length}");
@@ -76,7 +75,7 @@ fn entry_after_a_single_zero_block_is_refused() {
 }
 
 #[test]
-fn archive_may_end_with_one_zero_block_or_with_headers_that_nothing_follows() {
+fn archive_that_ends_with_one_zero_block_or_with_extension_headers_is_accepted() {
     let entry = header(EntryType::Regular, "a", 0);
     let extension =
         |kind, body: &[u8]| [header(kind, "x", body.len() as u64), padded(body)].concat();
@@ -95,7 +94,7 @@ fn archive_may_end_with_one_zero_block_or_with_headers_that_nothing_follows() {
 }
 
 #[test]
-fn sum_of_signed_bytes_is_a_checksum_too() {
+fn checksum_of_signed_bytes_is_accepted() {
     let mut bytes = header(EntryType::Regular, "a", 0);
     bytes[1] = 0xe9;
     let blanks = [&bytes[..148], &[b' '; 8], &bytes[156..]].concat();
@@ -107,7 +106,7 @@ fn sum_of_signed_bytes_is_a_checksum_too() {
 }
 
 #[test]
-fn flipped_bit_in_a_header_is_found() {
+fn header_with_a_flipped_bit_is_refused() {
     let bytes = header(EntryType::Regular, "a", 0);
     for position in 0..bytes.len() {
         let mut flipped = bytes.clone();
@@ -134,7 +133,7 @@ fn oversized_extension_is_refused_before_it_is_read() {
 }
 
 #[test]
-fn numbers_are_read_like_go_reads_them() {
+fn numbers_are_read_as_go_reads_them() {
     let cases: [(&[u8], Option<u64>); 10] = [
         (b"0000644\0", Some(0o644)),
         (b"   644 \0", Some(0o644)),

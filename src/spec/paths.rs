@@ -1,5 +1,7 @@
-//! The directories that the shim keeps its own things in, and what may therefore not be there or be given
-//! to a guest.
+//! The shim's own directories and files: `paths` of the config, validated.
+//!
+//! Other paths of the config are compared with the state directory and the cache directory. A share
+//! must not overlap them, and an image or an output file must not be where the shim removes files.
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -7,28 +9,50 @@ use std::path::{Component, Path, PathBuf};
 
 use a3s_box_core::config::{ConfigError, PathsConfig};
 use a3s_box_core::{BoxDir, BoxId};
+use a3s_box_krun::MAX_SOCKET_PATH_BYTES;
 use a3s_box_oci::StoreError;
 
-/// Device and number of a file.
+use super::field::absolute;
+
+/// Checks the paths by themselves: whether they are absolute, and short enough for sockets.
+pub(super) fn check(paths: &PathsConfig, id: &BoxId) -> Result<(), ConfigError> {
+    absolute("paths.state_dir", &paths.state_dir)?;
+    absolute("paths.cache_dir", &paths.cache_dir)?;
+    for (field, file) in [("paths.libkrunfw", &paths.libkrunfw), ("paths.guest", &paths.guest)] {
+        file.as_deref().map_or(Ok(()), |file| absolute(field, file))?;
+    }
+    let longest = BoxDir::new(&paths.state_dir, id).longest_socket_path();
+    let bytes = longest.as_os_str().len();
+    if bytes > MAX_SOCKET_PATH_BYTES {
+        let found = format!("a socket path of {bytes} bytes (`{}`)", longest.display());
+        let expected = format!("at most {MAX_SOCKET_PATH_BYTES}: choose a shorter directory or id");
+        return Err(ConfigError::invalid("paths.state_dir", found, expected));
+    }
+    Ok(())
+}
+
+/// Device and inode number of a file.
 pub(super) type Inode = (u64, u64);
 
-/// Where something is on this host, or will be.
+/// The location of a file on this host, which may not exist yet.
 #[derive(Debug)]
-pub(super) struct Place {
-    /// Without symbolic links, as far as it exists.
+pub(super) struct Location {
+    /// Path in which symbolic links are resolved, as far as it exists.
     pub(super) path: PathBuf,
-    /// What is there, if it exists.
+    /// Inode of the file; none if it does not exist.
     pub(super) inode: Option<Inode>,
-    /// What is there and the directories that hold it, as far as they exist. A directory that is mounted in
-    /// two places has two paths, and the same inode.
+    /// Inodes of the file and of its parent directories, as far as they exist. They identify a
+    /// directory that is bind-mounted in two places, and therefore has two paths.
     lineage: Vec<Inode>,
 }
 
-impl Place {
+impl Location {
+    /// Finds the location of `path`.
     pub(super) fn find(path: &Path) -> io::Result<Self> {
         for existing in path.ancestors() {
             let canonical = match existing.canonicalize() {
-                // What is missing has no symbolic links.
+                // A component that does not exist is not a symbolic link, so it can be appended as
+                // it is.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 canonical => canonical?,
             };
@@ -37,6 +61,8 @@ impl Place {
             let lineage = canonical.ancestors().map(inode).collect::<io::Result<Vec<_>>>()?;
             let missing = path.strip_prefix(existing).unwrap_or(Path::new(""));
             let inode = lineage.first().copied().filter(|_| missing.as_os_str().is_empty());
+            // `..` behind a missing directory is resolved in the text, because the shim would
+            // resolve it in the same way once the directory is made.
             let mut path = canonical;
             for component in missing.components() {
                 match component {
@@ -49,28 +75,28 @@ impl Place {
         Err(io::ErrorKind::NotFound.into())
     }
 
-    /// Whether this is `directory`, or in it.
+    /// Returns whether this location is `directory` or inside of it.
     fn is_in(&self, directory: &Self) -> bool {
         self.path.starts_with(&directory.path)
             || directory.inode.is_some_and(|inode| self.lineage.contains(&inode))
     }
 }
 
-/// The directories of the shim.
+/// The directories that only the shim uses.
 #[derive(Debug)]
-pub(super) struct Places {
-    state: Place,
-    cache: Place,
-    /// The box's own.
-    own: Place,
+pub(super) struct ShimDirectories {
+    state: Location,
+    cache: Location,
+    /// The box directory.
+    own: Location,
 }
 
-impl Places {
-    /// Finds the directories, and checks that nobody else can replace them.
+impl ShimDirectories {
+    /// Finds the directories and checks that no other user can replace them.
     pub(super) fn find(paths: &PathsConfig, id: &BoxId) -> Result<Self, ConfigError> {
         let find = |field, path: &Path| {
             check_parents(field, path)?;
-            Place::find(path).map_err(|error| unusable(field, path, &error))
+            Location::find(path).map_err(|error| unusable(field, path, &error))
         };
         Ok(Self {
             state: find("paths.state_dir", &paths.state_dir)?,
@@ -79,9 +105,9 @@ impl Places {
         })
     }
 
-    /// Refuses a directory for a guest that holds a directory of the shim, or is in one: the guest could
-    /// read and change other boxes, and the layers of all.
-    pub(super) fn refuse_share(&self, field: &str, share: &Place) -> Result<(), ConfigError> {
+    /// Refuses a share that contains a directory of the shim or is inside of one. Its guest could
+    /// read and change other boxes and the layers of all boxes.
+    pub(super) fn refuse_share(&self, field: &str, share: &Location) -> Result<(), ConfigError> {
         let stores = [
             (&self.state, "state directory", "state_dir"),
             (&self.cache, "layer cache", "cache_dir"),
@@ -104,34 +130,37 @@ impl Places {
         Ok(())
     }
 
-    /// Refuses an image that would not last.
+    /// Refuses an image in a directory where it would be removed.
     pub(super) fn refuse_layout(&self, path: &Path) -> Result<(), ConfigError> {
         self.refuse_in_cache("image.layout", path)?;
         if !is_in(path, &self.own) {
             return Ok(());
         }
         let found = format!("`{}`, which is in the box's own directory", path.display());
-        let expected = "a directory elsewhere: the box's own is cleared when it starts and ends";
+        let expected =
+            "a directory elsewhere: the box directory is cleared when the box starts and ends";
         Err(ConfigError::invalid("image.layout", found, expected))
     }
 
-    /// Refuses a file or directory in the cache, where nothing else lasts.
+    /// Refuses a file or directory in the layer cache, which removes unknown files.
     pub(super) fn refuse_in_cache(&self, field: &str, path: &Path) -> Result<(), ConfigError> {
         if !is_in(path, &self.cache) {
             return Ok(());
         }
         let found =
             format!("`{}`, which is in the layer cache (`paths.cache_dir`)", path.display());
-        let expected = "a place elsewhere: whatever is in the cache may be removed at any time";
+        let expected = "a path elsewhere: any file in the layer cache can be removed at any time";
         Err(ConfigError::invalid(field, found, expected))
     }
 }
 
-/// What cannot be found is not in a directory of ours. Whoever opens it says what is wrong.
-fn is_in(path: &Path, directory: &Place) -> bool {
-    Place::find(path).is_ok_and(|place| place.is_in(directory))
+/// Returns whether `path` is inside of `directory`. A path whose location cannot be found is not.
+/// The phase that opens it later reports the reason.
+fn is_in(path: &Path, directory: &Location) -> bool {
+    Location::find(path).is_ok_and(|location| location.is_in(directory))
 }
 
+/// Checks that no other user can replace a directory on the way to `path`.
 fn check_parents(field: &str, path: &Path) -> Result<(), ConfigError> {
     match a3s_box_oci::check_parents(path) {
         Ok(()) => Ok(()),
@@ -146,13 +175,4 @@ fn check_parents(field: &str, path: &Path) -> Result<(), ConfigError> {
 fn unusable(field: &str, path: &Path, error: &io::Error) -> ConfigError {
     let found = format!("`{}` ({error})", path.display());
     ConfigError::invalid(field, found, "a directory that exists or can be made")
-}
-
-/// Refuses a path that is not absolute, or that no system call takes.
-pub(super) fn absolute(path: &str, found: &Path) -> Result<(), ConfigError> {
-    if found.is_absolute() && !found.as_os_str().as_encoded_bytes().contains(&0) {
-        return Ok(());
-    }
-    let found = format!("`{}`", found.display());
-    Err(ConfigError::invalid(path, found, "an absolute path"))
 }

@@ -19,22 +19,22 @@ use tokio::net::UnixStream;
 
 /// One connection. Its socket is closed with it.
 #[derive(Debug)]
-pub(super) struct Line {
+pub(super) struct Connection {
     stream: UnixStream,
     _handle: Arc<StdStream>,
 }
 
 /// Ends the last connection that was made with it.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Cutter(Arc<Mutex<Weak<StdStream>>>);
+pub(super) struct AbortHandle(Arc<Mutex<Weak<StdStream>>>);
 
-impl Cutter {
+impl AbortHandle {
     /// Connects to `socket`.
-    pub(super) async fn connect(self, socket: &Path) -> io::Result<Line> {
+    pub(super) async fn connect(self, socket: &Path) -> io::Result<Connection> {
         let stream = UnixStream::connect(socket).await?;
         let handle = Arc::new(StdStream::from(stream.as_fd().try_clone_to_owned()?));
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(&handle);
-        Ok(Line { stream, _handle: handle })
+        Ok(Connection { stream, _handle: handle })
     }
 
     /// Ends the connection, if there still is one: both sides see it at once.
@@ -45,7 +45,7 @@ impl Cutter {
     }
 }
 
-impl AsyncRead for Line {
+impl AsyncRead for Connection {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -55,7 +55,7 @@ impl AsyncRead for Line {
     }
 }
 
-impl AsyncWrite for Line {
+impl AsyncWrite for Connection {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -85,17 +85,17 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("s");
         let listener = UnixListener::bind(&socket).unwrap();
-        let cutter = Cutter::default();
-        cutter.cut();
-        let line = cutter.clone().connect(&socket).await.unwrap();
+        let abort_handle = AbortHandle::default();
+        abort_handle.cut();
+        let line = abort_handle.clone().connect(&socket).await.unwrap();
         let (mut peer, _) = listener.accept().unwrap();
         let flood = std::thread::spawn(move || while peer.write_all(&[0; 4096]).is_ok() {});
         std::thread::sleep(std::time::Duration::from_millis(50));
         assert!(!flood.is_finished(), "it waits for room");
-        cutter.cut();
+        abort_handle.cut();
         flood.join().unwrap();
         drop(line);
-        cutter.cut();
+        abort_handle.cut();
     }
 
     #[tokio::test(flavor = "current_thread")]
@@ -103,8 +103,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("s");
         let listener = UnixListener::bind(&socket).unwrap();
-        let cutter = Cutter::default();
-        drop(cutter.clone().connect(&socket).await.unwrap());
+        let abort_handle = AbortHandle::default();
+        drop(abort_handle.clone().connect(&socket).await.unwrap());
         let (mut peer, _) = listener.accept().unwrap();
         assert_eq!(peer.read(&mut [0; 1]).unwrap(), 0);
     }

@@ -19,11 +19,11 @@ const ABI_VERSION: u32 = 5;
 
 /// A loaded guest kernel. It stays loaded until the process ends.
 #[derive(Debug)]
-pub struct Kernel {
+pub struct GuestKernel {
     path: PathBuf,
 }
 
-impl Kernel {
+impl GuestKernel {
     /// Loads the guest kernel: from `configured` if that is given, else from `../lib` beside the
     /// executable's directory, else from where the dynamic loader finds it.
     ///
@@ -86,7 +86,7 @@ fn load(path: &Path) -> Result<ManuallyDrop<libloading::os::unix::Library>, Krun
 
 fn checked(
     path: &Path,
-) -> impl FnOnce(ManuallyDrop<libloading::os::unix::Library>) -> Result<Kernel, KrunError> {
+) -> impl FnOnce(ManuallyDrop<libloading::os::unix::Library>) -> Result<GuestKernel, KrunError> {
     let path = path.to_owned();
     move |library| {
         type GetVersion = unsafe extern "C" fn() -> u32;
@@ -99,7 +99,7 @@ fn checked(
         // SAFETY: the function takes nothing and returns a constant, and its library stays loaded.
         let found = unsafe { get_version() };
         if found == ABI_VERSION {
-            Ok(Kernel { path })
+            Ok(GuestKernel { path })
         } else {
             Err(KrunError::KernelVersion { path, found, expected: ABI_VERSION })
         }
@@ -113,7 +113,7 @@ mod tests {
     #[test]
     fn a_configured_kernel_that_does_not_exist_is_named() {
         let error =
-            Kernel::load(Some(Path::new("/nowhere/k.so")), Path::new("/bin/x")).unwrap_err();
+            GuestKernel::load(Some(Path::new("/nowhere/k.so")), Path::new("/bin/x")).unwrap_err();
         assert_eq!(
             error.to_string(),
             "guest kernel `libkrunfw.so.5` not found, looked at: `/nowhere/k.so`"
@@ -124,7 +124,7 @@ mod tests {
     #[test]
     fn a_library_that_is_no_guest_kernel_is_refused() {
         let libc = Path::new("/lib/x86_64-linux-gnu/libc.so.6");
-        let error = Kernel::load(Some(libc), Path::new("/bin/x")).unwrap_err();
+        let error = GuestKernel::load(Some(libc), Path::new("/bin/x")).unwrap_err();
         assert!(matches!(error, KrunError::KernelUnloadable { .. }), "{error:?}");
     }
 }

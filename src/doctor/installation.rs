@@ -1,26 +1,26 @@
-//! What belongs to an installation beside the shim: the guest kernel, the guest program, passt, and a
-//! service manager for who wants one.
+//! Checks of what is installed beside the shim: the guest kernel, the guest program, passt, and the
+//! service manager.
 
 use std::path::Path;
 
 use a3s_box_core::doctor::DoctorCheck;
 use a3s_box_core::one_line;
-use a3s_box_krun::kernel::Kernel;
+use a3s_box_krun::guest_kernel::GuestKernel;
 
 use crate::guest_program;
 use crate::host::process;
 use crate::network;
 use crate::spec::{NetworkSpec, VmSpec};
 
-/// Whether the guest kernel is found and is one, as it is for a box.
-pub(super) fn kernel(spec: &VmSpec) -> DoctorCheck {
+/// Checks whether the guest kernel can be loaded, in the same way as for a box.
+pub(super) fn guest_kernel(spec: &VmSpec) -> DoctorCheck {
     const NAME: &str = "libkrunfw";
     let general_remedy = "install libkrunfw 5 for this architecture";
     let executable = match process::executable() {
         Ok(executable) => executable,
         Err(error) => return DoctorCheck::failed(NAME, one_line(&error), general_remedy),
     };
-    match Kernel::load(spec.paths.libkrunfw.as_deref(), &executable) {
+    match GuestKernel::load(spec.paths.libkrunfw.as_deref(), &executable) {
         Ok(kernel) => DoctorCheck::ok(NAME, place(&kernel)),
         Err(error) => {
             let remedy = error.hint().unwrap_or(general_remedy);
@@ -29,16 +29,16 @@ pub(super) fn kernel(spec: &VmSpec) -> DoctorCheck {
     }
 }
 
-fn place(kernel: &Kernel) -> String {
+fn place(kernel: &GuestKernel) -> String {
     match kernel.path() {
         path if path.is_absolute() => format!("`{}`", path.display()),
-        // The tests' libkrun has none.
+        // The fake VM of the tests has no guest kernel.
         path if path == Path::new("") => "not needed: a process plays the guest".to_owned(),
-        path => format!("`{}`, of the system's libraries", path.display()),
+        path => format!("`{}`, in the search path of the dynamic linker", path.display()),
     }
 }
 
-/// Whether the program that is PID 1 in a box is found.
+/// Checks whether the guest program is found.
 pub(super) fn guest_program(spec: &VmSpec) -> DoctorCheck {
     const NAME: &str = "guest_program";
     match guest_program::find(spec) {
@@ -52,7 +52,7 @@ pub(super) fn guest_program(spec: &VmSpec) -> DoctorCheck {
     }
 }
 
-/// Whether guests can have a network. Boxes without one need nothing for it.
+/// Checks whether passt is installed. Only boxes with `network.mode` `passt` need it.
 pub(super) fn passt(spec: &VmSpec) -> DoctorCheck {
     const NAME: &str = "passt";
     match network::find_passt() {
@@ -68,7 +68,7 @@ pub(super) fn passt(spec: &VmSpec) -> DoctorCheck {
     }
 }
 
-/// Tells which service manager and journal there are; boxes need neither.
+/// Reports whether there are a service manager and a journal. A box needs neither.
 pub(super) fn service_manager() -> DoctorCheck {
     let has = |path| Path::new(path).exists();
     let found = match (has("/run/systemd/system"), has("/run/systemd/journal/socket")) {

@@ -1,20 +1,22 @@
-//! The host's kernel: its version, and what it has to confine a shim with.
+//! Checks of the host kernel: its version, Landlock and seccomp. In this file, "kernel" means the
+//! host kernel.
 
 use std::fmt;
 
 use a3s_box_core::doctor::{DoctorCheck, DoctorStatus};
 use landlock::{AccessFs, LandlockStatus, Ruleset, RulesetAttr};
-use nix::unistd::geteuid;
 
 use super::kernel_file::read;
 
-/// `openat2(2)`, by which nothing in an image leads out of its directory.
+/// First version with `openat2(2)`, which keeps paths in an image from leading out of its
+/// directory.
 const OLDEST: Version = Version { major: 5, minor: 6 };
 
-/// `volatile` of overlayfs came with 5.10, overlayfs for ordinary users with 5.11.
+/// First version with overlayfs in user namespaces. The mount option `volatile` of overlayfs, which
+/// makes it faster, is in 5.10.
 const OVERLAY: Version = Version { major: 5, minor: 11 };
 
-/// Version of a kernel, as far as features go by it.
+/// Major and minor version of a kernel. The other parts of a release do not add features.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Version {
     major: u32,
@@ -22,12 +24,12 @@ pub(super) struct Version {
 }
 
 impl Version {
-    /// None if the kernel does not say it in a known form.
+    /// Returns the version of this host, or none if it cannot be read or has an unknown form.
     pub(super) fn of_host() -> Option<Self> {
         Self::parse(&read("/proc/sys/kernel/osrelease")?)
     }
 
-    /// Reads `6.18.44-fc`, or `5.10` or `6.1-rc3`.
+    /// Parses a release such as `6.18.44-fc`, `5.10` or `6.1-rc3`.
     fn parse(release: &str) -> Option<Self> {
         let mut parts = release.trim().split(['.', '-', '+']);
         let major = parts.next()?.parse().ok()?;
@@ -41,10 +43,11 @@ impl fmt::Display for Version {
     }
 }
 
-/// Whether the kernel has what the shim is built on.
+/// Checks whether the version has the features that the shim requires.
 pub(super) fn version(kernel: Option<Version>) -> DoctorCheck {
     const NAME: &str = "kernel";
     match kernel {
+        // An unknown version is no failure, because the trials show whether a box works.
         None => DoctorCheck::degraded(
             NAME,
             "its version cannot be read",
@@ -57,22 +60,25 @@ pub(super) fn version(kernel: Option<Version>) -> DoctorCheck {
         ),
         Some(found) if found < OVERLAY => DoctorCheck::degraded(
             NAME,
-            format!("Linux {found}: overlayfs is not for ordinary users, or slower"),
+            format!(
+                "Linux {found}: overlayfs is not available to users other than root, or slower"
+            ),
             format!("use Linux {OVERLAY} or later"),
         ),
         Some(found) => DoctorCheck::ok(NAME, format!("Linux {found}")),
     }
 }
 
-/// Whether the kernel restricts a thread that asks for it, and how much it knows of that (`landlock(7)`).
-/// One that is missing is as bad as `missing`.
+/// Checks whether Landlock can restrict a thread, and which ABI it has (`landlock(7)`). Without
+/// Landlock, the status is `missing`.
 pub(super) fn landlock(missing: DoctorStatus) -> DoctorCheck {
-    // The only way to ask is to be restricted: a thread that does nothing else is.
-    let asked = std::thread::spawn(|| {
+    // The crate reports the status only after it has restricted the calling thread. This thread
+    // does nothing else, and the other threads are not affected.
+    let status = std::thread::spawn(|| {
         let ruleset = Ruleset::default().handle_access(AccessFs::Execute)?.create()?;
         ruleset.restrict_self().map(|restricted| restricted.landlock)
     });
-    judge_landlock(asked.join().ok().and_then(Result::ok), missing)
+    judge_landlock(status.join().ok().and_then(Result::ok), missing)
 }
 
 fn judge_landlock(found: Option<LandlockStatus>, missing: DoctorStatus) -> DoctorCheck {
@@ -82,6 +88,7 @@ fn judge_landlock(found: Option<LandlockStatus>, missing: DoctorStatus) -> Docto
         ..DoctorCheck::degraded(NAME, found, remedy)
     };
     match found {
+        // An older ABI is no problem, because the shim applies what the kernel has.
         Some(LandlockStatus::Available { effective_abi, .. }) => {
             DoctorCheck::ok(NAME, format!("ABI {} (a shim makes use of 6)", effective_abi as i32))
         }
@@ -95,12 +102,12 @@ fn judge_landlock(found: Option<LandlockStatus>, missing: DoctorStatus) -> Docto
         ),
         None => lacking(
             "a thread could not be restricted",
-            "see whether a filter of system calls is around this process",
+            "check whether a seccomp filter restricts this process",
         ),
     }
 }
 
-/// Whether a filter of system calls can end the process, and log. One that cannot is as bad as `missing`.
+/// Checks whether a seccomp filter can kill the process and log. If not, the status is `missing`.
 pub(super) fn seccomp(missing: DoctorStatus) -> DoctorCheck {
     judge_seccomp(read("/proc/sys/kernel/seccomp/actions_avail").as_deref(), missing)
 }
@@ -113,15 +120,11 @@ fn judge_seccomp(actions: Option<&str>, missing: DoctorStatus) -> DoctorCheck {
     };
     let Some(actions) = actions else { return lacking("no filters in this kernel".to_owned()) };
     let has = |action: &&str| actions.split_whitespace().any(|word| word == *action);
+    // The filter uses `kill_process` with `confinement.seccomp` `enforce`, and `log` with `log`.
     match ["kill_process", "log"].iter().find(|action| !has(action)) {
         None => DoctorCheck::ok(NAME, "filters, with `kill_process` and `log`"),
         Some(action) => lacking(format!("filters, without `{action}`")),
     }
-}
-
-/// Whether this process is root, as the shim sees it.
-pub(super) fn is_root() -> bool {
-    geteuid().is_root()
 }
 
 #[cfg(test)]
@@ -135,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn version_is_read_or_unknown() {
+    fn release_is_parsed_or_unknown() {
         let read = |release| kernel(release).map(|version| (version.major, version.minor));
         assert_eq!(read("6.18.44-fc-v657\n"), Some((6, 18)));
         assert_eq!(read("5.10"), Some((5, 10)));
@@ -146,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn versions_are_compared_as_numbers() {
+    fn old_version_is_degraded_or_fails() {
         let cases = [
             ("5.5.19", Failed),
             ("4.19", Failed),
@@ -163,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn landlock_is_asked_for_what_it_can() {
+    fn missing_landlock_has_the_status_of_the_caller() {
         let available =
             LandlockStatus::Available { effective_abi: landlock::ABI::V2, kernel_abi: None };
         let check = judge_landlock(Some(available), Failed);
@@ -178,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn seccomp_needs_both_actions() {
+    fn seccomp_requires_both_actions() {
         let status = |actions| judge_seccomp(actions, Failed).status;
         assert_eq!(status(Some("kill_process kill_thread trap errno trace log allow\n")), Ok);
         for odd in ["", "kill_process", "log", "kill_thread logs kill_process"] {

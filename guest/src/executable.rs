@@ -27,7 +27,7 @@ const MAX_HEADERS: u16 = 64;
 
 /// Why a program cannot be executed.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum ProgramError {
+pub(crate) enum ExecutableError {
     /// Not in any directory of the search path.
     #[error("program `{name}` not found in PATH")]
     NotInPath {
@@ -76,7 +76,7 @@ pub(crate) enum ProgramError {
     },
 }
 
-impl ProgramError {
+impl ExecutableError {
     /// The kind of failure that the shim is told.
     pub(crate) fn reason(&self) -> StartFailure {
         match self {
@@ -94,9 +94,9 @@ impl ProgramError {
 ///
 /// The first executable file wins, as in a shell; a file that is not executable is only an
 /// error if no other is found.
-pub(crate) fn find(name: &str, search: &OsStr, cwd: &Path) -> Result<PathBuf, ProgramError> {
+pub(crate) fn find(name: &str, search: &OsStr, cwd: &Path) -> Result<PathBuf, ExecutableError> {
     if name.is_empty() {
-        return Err(ProgramError::NotInPath { name: String::new() });
+        return Err(ExecutableError::NotInPath { name: String::new() });
     }
     if name.contains('/') {
         return Ok(PathBuf::from(name));
@@ -115,23 +115,23 @@ pub(crate) fn find(name: &str, search: &OsStr, cwd: &Path) -> Result<PathBuf, Pr
         }
     }
     Err(match found {
-        Some((path, errno)) => ProgramError::NotExecutable { path, source: errno.into() },
-        None => ProgramError::NotInPath { name: name.to_owned() },
+        Some((path, errno)) => ExecutableError::NotExecutable { path, source: errno.into() },
+        None => ExecutableError::NotInPath { name: name.to_owned() },
     })
 }
 
 /// Explains what `execve` said.
-pub(crate) fn explain(program: &Path, cwd: &Path, errno: Errno) -> ProgramError {
+pub(crate) fn explain(program: &Path, cwd: &Path, errno: Errno) -> ExecutableError {
     let path = cwd.join(program);
     match errno {
         Errno::ENOENT => match interpreter(&path) {
-            Some(interpreter) => ProgramError::MissingInterpreter { path, interpreter },
-            None => ProgramError::Missing { path },
+            Some(interpreter) => ExecutableError::MissingInterpreter { path, interpreter },
+            None => ExecutableError::Missing { path },
         },
-        Errno::ENOTDIR => ProgramError::Missing { path },
-        Errno::ENOEXEC => ProgramError::Format { path },
-        _ if path.is_dir() => ProgramError::Directory { path },
-        _ => ProgramError::NotExecutable { path, source: errno.into() },
+        Errno::ENOTDIR => ExecutableError::Missing { path },
+        Errno::ENOEXEC => ExecutableError::Format { path },
+        _ if path.is_dir() => ExecutableError::Directory { path },
+        _ => ExecutableError::NotExecutable { path, source: errno.into() },
     }
 }
 

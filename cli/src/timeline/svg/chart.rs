@@ -1,0 +1,18 @@
+//! Where the charts of a panel are, in pixels.
+
+use crate::timeline::span::Span;
+
+/// Width of the page, in pixels, as all that follows: what a browser shows beside nothing else.
+pub(super) const WIDTH: f64 = 1120.0;
+
+/// Around the page.
+pub(super) const MARGIN: f64 = 28.0;
+
+/// The charts.
+pub(super) const CHART_X: f64 = 284.0;
+pub(super) const CHART_WIDTH: f64 = WIDTH - MARGIN - CHART_X;
+
+/// Returns the horizontal position of a time on a chart.
+pub(super) fn place(axis: Span, ms: u64) -> f64 {
+    CHART_X + CHART_WIDTH * axis.fraction(ms)
+}

@@ -1,0 +1,50 @@
+//! The workload's process and its stop: `process` and `stop` of the config, validated.
+
+use std::path::Path;
+use std::str::FromStr;
+
+use a3s_box_core::config::{ConfigError, ProcessConfig, StopConfig};
+use nix::sys::signal::Signal;
+
+use super::field::{MAX_WAIT_MS, absolute, no_nul, within};
+
+/// Checks that execve(2) in the guest can accept the arguments and the environment.
+pub(super) fn check(process: &ProcessConfig) -> Result<(), ConfigError> {
+    let lists = [
+        ("process.entrypoint", process.entrypoint.as_deref()),
+        ("process.args", Some(&process.args)),
+    ];
+    for (field, arguments) in lists {
+        for (i, argument) in arguments.unwrap_or_default().iter().enumerate() {
+            no_nul(&format!("{field}[{i}]"), argument)?;
+        }
+    }
+    for (name, value) in &process.env.0 {
+        if name.is_empty() || name.contains(['=', '\0']) {
+            let expected = "a name without `=` and NUL";
+            return Err(ConfigError::invalid(
+                "process.env",
+                format!("the name `{}`", name.escape_debug()),
+                expected,
+            ));
+        }
+        no_nul(&format!("process.env.{name}"), value)?;
+    }
+    if let Some(cwd) = &process.cwd {
+        absolute("process.cwd", Path::new(cwd))?;
+        no_nul("process.cwd", cwd)?;
+    }
+    no_nul("process.user", process.user.as_deref().unwrap_or_default())
+}
+
+/// Returns the signal that stops the workload, if the config names one, and checks the grace
+/// period.
+pub(super) fn stop_signal(stop: &StopConfig) -> Result<Option<Signal>, ConfigError> {
+    within("stop.grace_ms", stop.grace_ms, 0..=MAX_WAIT_MS)?;
+    let parse = |name: &String| {
+        Signal::from_str(name).map_err(|_unknown| {
+            ConfigError::invalid("stop.signal", format!("`{name}`"), "a name as `SIGTERM`")
+        })
+    };
+    stop.signal.as_ref().map(parse).transpose()
+}

@@ -64,7 +64,7 @@ pub(crate) struct Shim<'a> {
     cleanup: Option<BoxCleanup>,
 }
 
-/// What the supervisor and the service manager ask for.
+/// The validated config, and the processes that the shim reports to or watches.
 #[derive(Debug)]
 struct Request {
     parent: Parent,
@@ -98,12 +98,15 @@ pub(crate) fn run(shim: &mut Shim<'_>) -> Result<(), ShimError> {
     let Request { parent, service_manager, spec } = shim.read_request()?;
     let event_file = shim.announce(&spec, spec.events.file.as_deref());
     let signals = set_process_up(&spec, parent)?;
+    // An incomplete installation is reported before anything is created on the host.
     let program = guest_program::load(&spec)?;
     let kernel = GuestKernel::load(spec.paths.libkrunfw.as_deref(), &process::executable()?)?;
+    // The cgroup comes before the first thread and child, which inherit it.
     cgroup::join(&spec)?;
     process::enter_private_mounts()?;
     let mut confinement = Confinement::begin(&spec);
     let state = shim.acquire_state(&spec, event_file)?;
+    // passt needs the host's network, so it is started before the shim enters an empty one.
     let mut network = Network::start(&spec)?;
     let configured_ms = shim.events.elapsed_ms();
 
@@ -117,6 +120,7 @@ pub(crate) fn run(shim: &mut Shim<'_>) -> Result<(), ShimError> {
     let mut guest = machine::describe(&spec, root.image.as_ref(), &network)?;
     let console = console::open(&spec, &state)?;
     confinement.complete(&spec, &state, &mut guest.shares, std::mem::take(&mut shim.inherited));
+    // The event precedes the check, so that a supervisor gets the state of all layers in each case.
     confinement.event().into_iter().for_each(|confined| shim.events.emit(confined));
     confinement.check()?;
     // Seccomp and Landlock bind the calling thread and the threads that it starts, so the first
@@ -159,6 +163,7 @@ pub(crate) fn prepare(shim: &mut Shim<'_>) -> Result<(), ShimError> {
     let observers =
         Observers { events: &shim.events, signals: &signals, service_manager: &service_manager };
     let root = rootfs::mount(&spec, &state, observers)?;
+    // A supervisor that has read `prepare.done` can rely on the cache after a crash of the host.
     root.sync()?;
     shim.events.emit(EventKind::PrepareDone {});
     rootfs::unmount(&state)?;
@@ -187,7 +192,7 @@ pub(crate) fn verify(shim: &mut Shim<'_>) -> Result<(), ShimError> {
 impl Shim<'_> {
     /// Watches the parent, connects to the service manager, and reads and validates the config.
     fn read_request(&self) -> Result<Request, ShimError> {
-        // The parent comes first: until its death is signalled, it could die without being noticed.
+        // The parent comes first, because its death is not noticed until the signal is requested.
         let parent = Parent::watch(self.arguments.parent)?;
         let service_manager = ServiceManager::from_environment();
         let config = config::read(self.arguments.config.as_deref())?;
@@ -269,6 +274,7 @@ fn become_vm(machine: Machine, kernel: &GuestKernel, control: Control) -> ! {
         }
         Err(error) => error,
     };
+    // Only a stop request has no report, and libkrun returns none.
     let error = ShimError::from(failure);
     control.finish(error.report().unwrap_or_else(|| ErrorReport::new(ErrorCode::Internal, &error)))
 }

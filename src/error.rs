@@ -104,6 +104,8 @@ impl ShimError {
             Self::State(StateDirError::InUse { .. }) => ErrorCode::IdInUse,
             Self::State(_) | Self::Console(_) | Self::EventFile(_) => ErrorCode::StateDir,
             Self::Network(_) => ErrorCode::NetworkSetup,
+            // A full disk also ends the unpacking of a layer with an error of this layer. The reason is
+            // the host, so the image must not be reported as invalid.
             Self::Rootfs(error)
                 if failure_of_host(error).is_some() || has_unmapped_owner(error) =>
             {
@@ -112,10 +114,12 @@ impl ShimError {
             Self::Rootfs(RootfsError::Layout(_)) => ErrorCode::ImageInvalid,
             Self::Rootfs(RootfsError::Layer(CacheError::Layer { .. })) => ErrorCode::LayerInvalid,
             Self::Rootfs(_) => ErrorCode::RootfsFailed,
+            // The config can mend both: by `process.args`, or by another directory.
             Self::Guest(GuestError::NothingToRun | GuestError::Share(_)) => {
                 ErrorCode::ConfigInvalid
             }
             Self::Guest(GuestError::StopSignal { .. }) => ErrorCode::ImageInvalid,
+            // The supervisor's config is valid; the installation on this host is incomplete.
             Self::GuestProgram(_) => ErrorCode::HostUnsupported,
             Self::Confinement(_) => ErrorCode::Confinement,
             Self::Control(_) => ErrorCode::Internal,

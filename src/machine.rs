@@ -50,12 +50,14 @@ pub(crate) fn describe(
     network: &Network,
 ) -> Result<Guest, GuestError> {
     let run = RunSpec::merge(spec, image.map(|image| &image.config));
+    // A signal of the config is validated already, so an unknown one comes from the image.
     let found = run.stop_signal.clone();
     let stop_signal = parse_signal(&found).ok_or(GuestError::StopSignal { found })?;
     let config = GuestConfig {
         workload: workload(spec, run, image.is_some())?,
         mounts: spec.mounts.iter().map(guest_mount).collect(),
         hostname: spec.hostname.clone(),
+        // With provider `none`, or with an agent of the image, the guest program starts no agent.
         agent_port: (spec.agent.provider == AgentProvider::Builtin).then_some(spec.agent.port),
         interface: network.interface.clone(),
         name_servers: network.name_servers.clone(),
@@ -126,6 +128,7 @@ pub(crate) fn assemble(
         memory_mib: spec.memory_mib,
         root: state.root(),
         overlay_files: vec![
+            // libkrun shows both files in the root without writing them to the box's disk.
             OverlayFile {
                 name: INIT.into(),
                 content: program,
@@ -136,6 +139,7 @@ pub(crate) fn assemble(
                 name: GUEST_CONFIG_FILE.into(),
                 content: encode(&guest.config),
                 permissions: 0o600,
+                // The config can hold secrets, so it vanishes after the guest program has read it.
                 one_shot: true,
             },
         ],
@@ -152,6 +156,7 @@ pub(crate) fn assemble(
                 connect: Connect::FromHost,
             },
         ],
+        // `boot` sets the device, because the gate's socket is moved into it.
         net: None,
         tsi: spec.network == NetworkSpec::Tsi,
         stdout: console.stdout,

@@ -58,6 +58,7 @@ pub(crate) fn verify(
         return Err(RootfsError::Stopped(request).into());
     }
     let verified = verified.map_err(RootfsError::from)?;
+    // The event comes before the error, so that a supervisor gets the list of damaged layers.
     let in_use = verified.in_use.len();
     events.emit(EventKind::CacheVerified {
         intact: verified.intact,

@@ -73,6 +73,7 @@ pub(crate) fn mount(
     let events = observers.events;
     let start = Instant::now();
     let image = spec.image.as_ref().map(resolve).transpose()?;
+    // This event comes before the unpacking, so that a supervisor can show the image meanwhile.
     if let Some((_, image)) = &image {
         events.emit(workload::image_resolved(spec, image));
     }
@@ -133,6 +134,7 @@ fn mount_stack(stack: &Stack, disk: &Disk, state: &StateDir) -> Result<RootMetho
 
 /// Unmounts the root and the disk, which reverts [`mount`] for `--prepare`.
 pub(crate) fn unmount(state: &StateDir) -> Result<(), RootfsError> {
+    // A lazy unmount succeeds even if a file is open, and this process ends soon.
     let unmount = |path: &Path| umount2(path, MntFlags::MNT_DETACH);
     unmount(&state.root()).map_err(|errno| RootfsError::Unmount(errno.into()))?;
     match unmount(&state.disk()) {

@@ -57,6 +57,7 @@ impl SharedDirectory {
         // The validated path has no symbolic link, so a link in it is a replacement.
         let how = OpenHow::new().flags(flags).resolve(ResolveFlag::RESOLVE_NO_SYMLINKS);
         let directory = match openat2(AT_FDCWD, &self.path, how) {
+            // The path had no symlink, was a directory and existed when it was validated.
             Err(Errno::ELOOP | Errno::ENOTDIR | Errno::ENOENT) => return Err(replaced()),
             opened => File::from(opened.map_err(|errno| open_error(errno.into()))?),
         };

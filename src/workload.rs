@@ -42,6 +42,7 @@ impl RunSpec {
     pub(crate) fn merge(spec: &VmSpec, image: Option<&ImageConfig>) -> Self {
         let process = &spec.process;
         let image = image.cloned().unwrap_or_default();
+        // Arguments of the image were written for its entrypoint, so another entrypoint drops them.
         let (entrypoint, default_args) = match &process.entrypoint {
             Some(entrypoint) => (entrypoint.clone(), Vec::new()),
             None => (image.entrypoint, image.cmd),

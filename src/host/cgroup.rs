@@ -62,6 +62,7 @@ pub(crate) fn join(spec: &VmSpec) -> Result<(), CgroupError> {
     if found.filesystem_type() != CGROUP2_SUPER_MAGIC {
         return Err(CgroupError::NotACgroup { path: directory.clone() });
     }
+    // The directory exists if the service manager or an earlier box of this name has created it.
     match fs::create_dir(directory) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
             return Err(HostError::at("make", directory)(error).into());

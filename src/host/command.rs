@@ -32,6 +32,7 @@ pub(crate) struct Ended {
 pub(crate) fn new(program: &str) -> Command {
     let mut command = Command::new(program);
     command.env_clear();
+    // Helper programs are found by `$PATH`, and run other programs by it.
     if let Some(path) = std::env::var_os("PATH") {
         command.env("PATH", path);
     }
@@ -59,6 +60,7 @@ fn wait(mut child: Child, deadline: Instant) -> io::Result<ExitStatus> {
             return Ok(status);
         }
         if Instant::now() >= deadline {
+            // The child is not waited for: a process that hangs in the kernel may never end.
             child.kill()?;
             let text = format!("the program did not end within {} s", TIMEOUT.as_secs());
             return Err(io::Error::new(io::ErrorKind::TimedOut, text));
@@ -74,6 +76,7 @@ fn complaint(child: &mut Child, deadline: Instant) -> io::Result<Vec<u8>> {
     let Some(mut stderr) = child.stderr.take() else { return Ok(kept) };
     let mut buffer = [0; MAX_COMPLAINT_BYTES];
     loop {
+        // A deadline that has passed makes the timeout 0, so the last poll does not block.
         let left = deadline.saturating_duration_since(Instant::now());
         let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
         let ready = poll(&mut [PollFd::new(stderr.as_fd(), PollFlags::POLLIN)], timeout)?;

@@ -67,7 +67,7 @@ pub(crate) enum ArgumentError {
         "more than one of --check, --prepare, --gc, --verify, --doctor, --print-schema, --version and --help"
     )]
     TwoModes,
-    #[error("--json goes with --doctor")]
+    #[error("--json requires --doctor")]
     JsonWithoutDoctor,
 }
 
@@ -100,6 +100,7 @@ impl Arguments {
                 Some("--help" | "-h") => Mode::Help,
                 _ => return Err(ArgumentError::Unknown(word.to_string_lossy().into_owned())),
             };
+            // `Mode::Run` has no flag, so another mode means that a second flag of a mode was given.
             if arguments.mode != Mode::Run {
                 return Err(ArgumentError::TwoModes);
             }
@@ -112,6 +113,7 @@ impl Arguments {
     }
 }
 
+/// Parses a pid. 0 is refused, because `getppid(2)` returns it for a parent in another pid namespace.
 fn pid(word: Option<OsString>) -> Option<u32> {
     word?.to_str()?.parse().ok().map(NonZeroU32::get)
 }

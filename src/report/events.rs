@@ -135,6 +135,7 @@ impl EventWriter {
     ) -> Result<(), EventFileError> {
         let failed = |source| EventFileError { path: path.to_owned(), source };
         let mut file = RotatedFile::open_for(path, max_bytes, rotation).map_err(failed)?;
+        // The file may be one of an earlier process, which was killed while it wrote a line.
         file.complete_line().map_err(failed)?;
         self.lock().file = Some(file);
         Ok(())
@@ -160,6 +161,7 @@ impl EventWriter {
     pub(crate) fn finish(&self) {
         let deadline = Instant::now() + FINISH_TIMEOUT;
         while Instant::now() < deadline && self.flush() {
+            // The timeout of the poll is short, so that the deadline holds with a slow reader, too.
             self.lock().drain(PollTimeout::from(100_u8));
         }
     }
@@ -188,6 +190,7 @@ impl EventWriter {
 impl Stream {
     /// Drops, merges or queues an event, depending on its kind and on the waiting lines.
     fn add(&mut self, kind: EventKind, moment: Moment) {
+        // A dropped event has no number, so a gap in `seq` always means a line that was lost.
         if kind.is_droppable() && self.is_behind(MAX_WAITING_LINES) {
             self.drop_events(1);
             self.last_drop = Some(moment);
@@ -284,6 +287,7 @@ impl Stream {
     /// blocking pipe could block.
     fn write(&mut self, timeout: PollTimeout) {
         while let Some(line) = self.lines.front() {
+            // Without a reader no line is ever written, so the lines would only use memory.
             if self.reader_gone {
                 self.lines.clear();
                 self.waiting_bytes = 0;
@@ -303,6 +307,7 @@ impl Stream {
                 }
                 Ok(count) => self.written += count,
                 Err(Errno::EINTR) => {}
+                // Another thread has filled the pipe since the poll.
                 Err(Errno::EAGAIN) => return,
                 Err(_) => self.reader_gone = true,
             }
@@ -319,6 +324,7 @@ fn own_description(fd: &OwnedFd) -> Option<OwnedFd> {
     let is_pipe = fstat(fd).is_ok_and(|found| {
         SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT == SFlag::S_IFIFO
     });
+    // A socket or a file cannot be opened by this path, or is not blocked by other writers.
     let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
     let flags = OFlag::O_WRONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
     is_pipe.then(|| open(&*path, flags, Mode::empty()).ok()).flatten()

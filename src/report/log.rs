@@ -76,9 +76,11 @@ pub(crate) fn install() {
     };
     let level_filter = level.value.unwrap_or(LevelFilter::WARN);
     let sink = Sink(Lines::new(form.value.unwrap_or(Form::Text)));
+    // `try_init` also installs the bridge for records of the crate `log`, which libkrun uses.
     // It fails only if a logger is installed already, which then stays.
     let _installed =
         tracing_subscriber::registry().with(targets(level_filter)).with(sink).try_init();
+    // The warnings come last, because the log must be installed before it can take them.
     for invalid in [level.invalid, form.invalid, place.invalid].into_iter().flatten() {
         tracing::warn!("unknown {invalid}");
     }
@@ -104,6 +106,7 @@ pub(crate) fn name(box_id: &str) {
 
 /// Sets the phase of all later records. A call with an earlier phase has no effect.
 pub(crate) fn enter(phase: Phase) {
+    // Threads can set phases in any order: the control thread sets `Stopping` during a boot.
     let before = PHASE.fetch_max(phase as usize, Ordering::Relaxed);
     if before < phase as usize {
         tracing::info!("phase {}", phase.name());

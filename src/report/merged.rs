@@ -36,6 +36,7 @@ impl Merged {
         let is_same =
             |other: &Change| std::mem::discriminant(&other.kind) == std::mem::discriminant(&kind);
         let earlier = self.0.iter().position(is_same).map(|at| self.0.remove(at));
+        // Cause and message are the ones of the later change, because they explain the present state.
         let change = match earlier {
             None => Change { kind, moment, replaced: 0 },
             Some(earlier) => {
@@ -43,6 +44,7 @@ impl Merged {
             }
         };
         let replaced = u64::from(change.replaced > 0);
+        // The latest change goes to the end, so that the order is the one of the latest changes.
         self.0.push(change);
         replaced
     }

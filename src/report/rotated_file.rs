@@ -104,6 +104,7 @@ impl RotatedFile {
         let mut previous_name = name.to_owned();
         previous_name.push(".1");
         let previous = regular_bytes(&directory, &previous_name);
+        // The size of `name.1` is needed for the bound, even if its file is never opened.
         let mut this = Self {
             path: path.to_owned(),
             directory: Some(directory),
@@ -171,6 +172,7 @@ impl RotatedFile {
     /// Appends a line as a whole, to one of the files, or not at all.
     pub(crate) fn append_line(&mut self, line: &[u8]) -> io::Result<()> {
         let bytes = line.len() as u64;
+        // A file holds at most half of the bound, so a longer line fits into no file.
         if bytes > self.max_bytes / 2 {
             return Err(io::ErrorKind::FileTooLarge.into());
         }
@@ -218,6 +220,7 @@ impl RotatedFile {
 
     /// Returns the number of bytes that still fit into the current file.
     fn space(&self) -> u64 {
+        // `name.1` of an earlier process with a larger bound may take more than its half.
         let half = self.max_bytes / 2;
         let left = self.max_bytes.saturating_sub(self.previous.bytes);
         half.min(left).saturating_sub(self.current.bytes)
@@ -256,6 +259,7 @@ impl RotatedFile {
             return self.truncate();
         };
         let dropped = std::mem::take(&mut self.previous).own_bytes;
+        // The old content must be gone before the copy, so that both together stay within the bound.
         previous.set_len(0)?;
         let (mut from, mut at) = (vec![0; COPY_BYTES], 0);
         loop {
@@ -286,6 +290,7 @@ impl RotatedFile {
             // This process may not rename in the directory, or `name.1` is a directory.
             Err(_) => return self.copy_to_previous(),
         };
+        // Closing the file also releases its lock, so the lock is taken again on the new file.
         self.file = None;
         self.current = Extent::default();
         // The bytes are dropped even if this fails, so their number must be returned. The next append
@@ -342,6 +347,7 @@ impl RotatedFile {
         if let Ok(found) = fstatat(directory, &*self.name, AtFlags::AT_SYMLINK_NOFOLLOW) {
             regular(&found)?;
         }
+        // O_NONBLOCK keeps the open of a FIFO from blocking, should one replace the file after the check.
         let flags = OFlag::O_RDWR
             | OFlag::O_APPEND
             | OFlag::O_CREAT

@@ -79,6 +79,7 @@ impl StateDir {
         let parent = &spec.paths.state_dir;
         let made = DirBuilder::new().recursive(true).mode(0o700).create(parent);
         made.map_err(HostError::at("make", parent))?;
+        // Another user who can rename a parent directory could put a directory of their own in its place.
         check_parents(parent)?;
         private_directory(parent)?;
         let directory = BoxDir::new(parent, &spec.id);
@@ -95,6 +96,7 @@ impl StateDir {
         record::write_run(&lock, &process.run_record(&spec.id))
             .map_err(HostError::at("write", &directory.run_file()))?;
         [EXIT_DRAFT].into_iter().chain(TRANSIENT).try_for_each(remove_stale)?;
+        // The draft and the root are created last, because a stale one would be in their place.
         let exit_file = ExitFile::prepare(path, &spec.id, process)
             .map_err(HostError::at("make", &directory.exit_draft()))?;
         let state = Self { directory, _lock: lock, exit_file };

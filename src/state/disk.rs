@@ -110,6 +110,7 @@ fn mount_memory(target: &Path, limit_mib: Option<u32>) -> Result<(), DiskError> 
         let inodes = u64::from(mib) * MEMORY_INODES_PER_MIB;
         options += &format!(",size={mib}m,nr_inodes={inodes}");
     }
+    // The guest kernel applies setuid bits and device nodes itself. On the host they must have no effect.
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     mount(Some("tmpfs"), target, Some("tmpfs"), flags, Some(options.as_str()))
         .map_err(HostError::at("mount a tmpfs at", target))?;

@@ -96,6 +96,7 @@ impl ExitFile {
             .open(directory.join(EXIT_DRAFT))?;
         // Some file systems cannot reserve space. The record can still be written if the disk has space.
         let _best_effort = fallocate(&draft, FallocateFlags::empty(), 0, RESERVED_BYTES);
+        // The fd of the directory is for the rename, which then needs no path after the root has changed.
         let directory = OpenOptions::new()
             .read(true)
             .custom_flags((OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW).bits())
@@ -154,6 +155,7 @@ impl ExitFile {
 
     fn write(&self, record: &ExitRecord) -> io::Result<()> {
         let Prepared { directory, draft, .. } = &*self.0;
+        // Readers refuse a longer record, so a record without causes is better than this one.
         let bytes = serde_json::to_vec(record)?;
         if bytes.len() > MAX_RECORD_BYTES {
             return Err(io::ErrorKind::FileTooLarge.into());

@@ -98,6 +98,7 @@ impl<'a> Record<'a> {
                 value => write!(text, " {name}={value}"),
             };
         }
+        // All parts are escaped at once, because box id, target and fields can be foreign text, too.
         let mut line = String::with_capacity(text.len() + 1);
         for character in text.chars() {
             match character.is_control() {

@@ -56,8 +56,7 @@
 //! # Invariants
 //!
 //! - A layer in the cache has the size, the digest and the `DiffID` that its image claims.
-//! - Unpacking works on directory fds only, and resolves no path of an image outside of its own
-//! tree.
+//! - Unpacking works on directory fds only, and resolves no path of an image outside of its tree.
 //! - Only root and the user of this process can reach or replace the content of the cache.
 //! - No input makes this crate panic, or use memory without a bound.
 

@@ -19,7 +19,10 @@ pub enum CacheError {
     #[error(transparent)]
     Host(#[from] HostError),
     /// A layer in the cache is damaged, and cannot be unpacked again because boxes use it.
-    #[error("the cached layer `{}` is damaged and in use: stop the boxes that use it", path.display())]
+    #[error(
+        "the cached layer `{}` is damaged and in use: stop the boxes that use it",
+        path.display()
+    )]
     Damaged {
         /// The layer's directory.
         path: PathBuf,

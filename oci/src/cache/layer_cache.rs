@@ -75,6 +75,7 @@ impl LayerCache {
             .mode(0o700)
             .create(dir)
             .map_err(HostError::at("make the cache directory", dir))?;
+        // Once the parents are checked, no other user can replace the directory before it is opened.
         check_parents(dir)?;
         let path = dir.canonicalize().map_err(HostError::at("find the cache directory", dir))?;
         let outer = private_directory(&path)?;

@@ -73,6 +73,8 @@ impl Record {
     pub(crate) fn read(directory: &OwnedFd) -> io::Result<Option<Self>> {
         let mut bytes = Vec::new();
         open(directory, FACTS)?.take(FACTS_LIMIT_BYTES).read_to_end(&mut bytes)?;
+        // A file that is not JSON has no values, and counts as damaged like any other wrong
+        // content.
         let facts: Value = serde_json::from_slice(&bytes).unwrap_or_default();
         // The limits under which the layer was unpacked bound the size of this file.
         let mut bytes = Vec::new();
@@ -111,6 +113,7 @@ impl Record {
 }
 
 fn write_file(directory: &OwnedFd, name: &str, content: &[u8]) -> io::Result<()> {
+    // `O_EXCL` makes sure that a staging directory which was not emptied is an error.
     let flags =
         OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let file = openat(directory, name, flags, Mode::S_IRUSR | Mode::S_IWUSR)?;

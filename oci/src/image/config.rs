@@ -107,6 +107,7 @@ impl ImageConfig {
                 .collect::<Result<_, _>>()?,
             working_dir: config.working_dir().clone().unwrap_or_default(),
             user: config.user().clone().unwrap_or_default(),
+            // Some tools write an empty text instead of leaving the field out.
             stop_signal: config.stop_signal().clone().filter(|signal| !signal.is_empty()),
             healthcheck,
             volumes: sorted(config.volumes().as_deref()),
@@ -119,6 +120,7 @@ impl ImageConfig {
 
     /// Checks that the texts can be given to a process, and that there are not too many.
     fn check(&self) -> Result<(), ImageConfigError> {
+        // An error contains the name of the field instead of the text, which may be a secret.
         let mut entries = BTreeMap::new();
         for (field, text) in self.texts() {
             let count = entries.entry(field).or_insert(0);

@@ -169,6 +169,8 @@ impl FromStr for Digest {
         });
         let (algorithm, hex) = named.ok_or_else(|| DigestError::Algorithm { found: found() })?;
         let malformed = || DigestError::Malformed { found: found(), algorithm };
+        // The length must match exactly: a shorter text would compare equal to a digest that ends
+        // in zeros.
         if hex.len() != 2 * algorithm.bytes() {
             return Err(malformed());
         }
@@ -182,6 +184,8 @@ impl FromStr for Digest {
     }
 }
 
+/// Returns the value of a hexadecimal digit. The image specification allows lower case only, so
+/// that each content has exactly one name.
 fn nibble(digit: u8) -> Option<u8> {
     match digit {
         b'0'..=b'9' => Some(digit - b'0'),

@@ -45,6 +45,8 @@ impl Healthcheck {
         if !value.is_object() {
             return Err(malformed("Healthcheck", "an object"));
         }
+        // An empty test inherits the test of the base image when an image is built. In a finished
+        // image there is nothing left to inherit.
         let test = texts(&value["Test"])?;
         if test.first().is_none_or(|word| word == NONE) {
             return Ok(None);
@@ -78,6 +80,7 @@ fn number(value: &Value, field: &'static str) -> Result<Option<u64>, Healthcheck
     match &value[field] {
         Value::Null => Ok(None),
         found => match found.as_u64() {
+            // Docker replaces zero by its default.
             Some(number) => Ok(Some(number).filter(|number| *number > 0)),
             None => Err(malformed(field, "a whole number that is not negative")),
         },

@@ -137,6 +137,8 @@ impl Image {
         if root.typ() != "layers" {
             return Err(ImageError::RootfsType { found: root.typ().clone() });
         }
+        // The two lists are matched by position (image specification, config.md), so a missing
+        // element would assign every later `DiffID` to the wrong layer.
         let (layers, diff_ids) = (manifest.layers(), root.diff_ids());
         if layers.len() != diff_ids.len() {
             return Err(ImageError::LayerCount { layers: layers.len(), diff_ids: diff_ids.len() });
@@ -149,6 +151,7 @@ impl Image {
                     let healthcheck = Healthcheck::from_value(healthcheck)?;
                     ImageConfig::from_document(config, healthcheck)?
                 }
+                // The field is optional. Without it, a config must name the command.
                 None => ImageConfig::default(),
             },
             layers: layers

@@ -41,6 +41,7 @@ impl Platform {
             "aarch64" => "arm64",
             other => other,
         };
+        // Images for the first generation have no variant in an index.
         let variant = Some(host_generation()).filter(|generation| *generation > 1);
         Self {
             os: "linux".to_owned(),
@@ -58,6 +59,7 @@ impl Platform {
         if self.os != image.os || self.architecture != image.architecture {
             return None;
         }
+        // Variants that are no generations have no order, so they must be equal.
         match (self.generation(), image.generation()) {
             (Some(wanted), Some(offered)) => (offered <= wanted).then_some(offered),
             _ => (self.variant == image.variant).then_some(0),
@@ -104,6 +106,7 @@ impl FromStr for Platform {
     fn from_str(text: &str) -> Result<Self, PlatformError> {
         let malformed = || PlatformError { found: text.to_owned() };
         let parts: Vec<&str> = text.split('/').collect();
+        // The text appears in errors and log lines, so it must have no control characters.
         let named = |part: &&str| {
             !part.is_empty()
                 && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))

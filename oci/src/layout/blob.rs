@@ -73,8 +73,8 @@ impl Blob {
     /// Opens the blob `digest` of the layout at `dir`, which must be a regular file of `size`
     /// bytes.
     ///
-    /// Symbolic links are not followed. A layout needs none, and one could lead
-    /// to a device or out of the layout. `O_NONBLOCK` keeps the open from blocking on a FIFO.
+    /// Symbolic links are not followed. A layout needs none, and one could lead to a device or out of
+    /// the layout. `O_NONBLOCK` keeps the open from blocking on a FIFO.
     pub(crate) fn open(dir: BorrowedFd<'_>, digest: Digest, size: u64) -> Result<Self, BlobError> {
         let how = OpenHow::new()
             .flags(OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY)
@@ -89,6 +89,8 @@ impl Blob {
         if !metadata.is_file() {
             return Err(BlobError::NotAFile { digest });
         }
+        // A wrong size is found without reading the blob. A size that changes later is found by
+        // `finish`.
         if metadata.len() != size {
             return Err(BlobError::Size { digest, expected: size, found: metadata.len() });
         }
@@ -105,6 +107,7 @@ impl Blob {
         let digest = self.digest;
         let mut rest = [0; DRAIN_BYTES];
         while self.read(&mut rest).map_err(|source| BlobError::Read { digest, source })? > 0 {}
+        // `Read` ends at the size in the descriptor, so only a shorter file can differ here.
         if self.read != self.size {
             return Err(BlobError::Size { digest, expected: self.size, found: self.read });
         }

@@ -218,6 +218,7 @@ impl DocumentReader {
     ) -> Result<(String, Vec<u8>), DocumentError> {
         let document = format!("{kind} `{}`", descriptor.digest());
         let found = descriptor.size();
+        // The size is checked before the blob is read into memory.
         if found > DOCUMENT_LIMIT_BYTES {
             return Err(DocumentError::TooLarge { document, limit: DOCUMENT_LIMIT_BYTES, found });
         }
@@ -241,6 +242,8 @@ impl DocumentReader {
             return Err(error(io::Error::other("not a regular file")));
         }
         let mut bytes = Vec::new();
+        // One byte more than the limit is read, so that a larger file is detected even while it
+        // grows.
         file.take(DOCUMENT_LIMIT_BYTES + 1).read_to_end(&mut bytes).map_err(error)?;
         let found = bytes.len() as u64;
         if found > DOCUMENT_LIMIT_BYTES {
@@ -273,6 +276,7 @@ fn parse<T: DeserializeOwned>(document: &str, bytes: &[u8]) -> Result<T, Documen
 /// (CVE-2021-41190).
 fn check_type(document: &str, bytes: &[u8], expected: &str) -> Result<(), DocumentError> {
     let value: Value = parse(document, bytes)?;
+    // Version 1 of Docker's manifest has other fields.
     if let Some(version) = value.get("schemaVersion").filter(|version| **version != 2) {
         let (document, found) = (document.to_owned(), version.to_string());
         return Err(DocumentError::SchemaVersion { document, found });

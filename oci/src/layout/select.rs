@@ -112,6 +112,7 @@ pub(super) fn select(
     for candidate in &mut candidates {
         candidate.examine(documents, platform)?;
     }
+    // Artifacts are dropped only if there are images too. Otherwise the error names them.
     let describe = |candidates: &[Candidate]| candidates.iter().map(Candidate::describe).collect();
     let (images, artifacts): (Vec<_>, Vec<_>) =
         candidates.into_iter().partition(|candidate| candidate.artifact.is_none());
@@ -174,6 +175,8 @@ fn best_of<'a>(images: &'a [Candidate], platform: &Platform) -> Vec<&'a Candidat
         }
     }
     let top = best.iter().map(|(rank, _)| *rank).max();
+    // Several entries may lead to one manifest, for example two tags of the same image. That is no
+    // ambiguity.
     let mut seen = HashSet::new();
     best.into_iter()
         .filter(|(rank, _)| Some(*rank) == top)
@@ -224,6 +227,7 @@ impl Walk<'_> {
         if self.entries > INDEX_ENTRIES || depth_left == 0 {
             return Err(SelectError::IndexBounds { limit: INDEX_DEPTH, entries: INDEX_ENTRIES });
         }
+        // A digest is a reference as well, also the digest of an index on the way.
         names.push(descriptor.digest().to_string());
         if DescriptorKind::of(descriptor) == DescriptorKind::Index {
             // The descent ends without a check for cycles: an index in a cycle would contain a
@@ -265,6 +269,8 @@ fn artifact(descriptor: &Descriptor) -> Option<String> {
     }
     let annotations = descriptor.annotations().as_ref();
     let is_unknown = |platform: &&oci_spec::image::Platform| platform.os().to_string() == "unknown";
+    // BuildKit marks attestations by the annotation and by the platform `unknown/unknown`. Other
+    // tools use the artifact type of the image specification.
     annotations
         .and_then(|all| all.get(DOCKER_REFERENCE_TYPE))
         .cloned()
@@ -291,6 +297,7 @@ impl Candidate {
         wanted: &Platform,
     ) -> Result<(), DocumentError> {
         let offered = self.platform.as_ref();
+        // Reading the manifests of other platforms would be wasted work, and they may be missing.
         let is_out = offered.is_some_and(|offered| wanted.suitability(offered).is_none());
         if self.artifact.is_some() || is_out {
             return Ok(());

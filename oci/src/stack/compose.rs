@@ -45,6 +45,7 @@ impl LayerCache {
             }
             return Ok(stack);
         }
+        // The leases of these layers move into the stack, so no layer is removed in between.
         let alone = self.unpack_all(layout, layers, progress)?;
         let (hits, unpacked_bytes) = costs(&alone);
         let composition = Composition { cache: self, layout, layers, chains, progress };

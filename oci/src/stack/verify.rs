@@ -71,6 +71,7 @@ impl LayerCache {
         let mut verified = Verified::default();
         for (i, layer) in layers.iter().enumerate() {
             let name = name::of_digest(layer.diff_id);
+            // `compose` below unpacks a layer that is missing, which verifies its blob.
             if !self.is_ready(&name)? {
                 continue;
             }
@@ -194,6 +195,7 @@ fn difference(ours: &OwnedFd, fresh: &OwnedFd) -> io::Result<Option<(PathBuf, &'
             if let Some(what) = differs(&found, &stat(&b)?) {
                 return Ok(Some((below, what)));
             }
+            // Both inodes have the same type, because `differs` compares the whole mode.
             match SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT {
                 SFlag::S_IFDIR => pending.push(below),
                 SFlag::S_IFREG => {

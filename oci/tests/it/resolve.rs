@@ -265,7 +265,7 @@ fn configuration_that_no_process_could_use_is_refused() {
     ] {
         match resolve(&config).unwrap_err() {
             LayoutError::Image(ImageError::Config(ImageConfigError::TooLarge { field: found })) => {
-                assert_eq!(found, field)
+                assert_eq!(found, field);
             }
             other => panic!("{field}: {other:?}"),
         }

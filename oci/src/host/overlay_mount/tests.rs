@@ -99,8 +99,8 @@ fn mount_by_each_method_shows_the_same_tree_and_leaves_no_mount_point() {
     let bench = Bench::new();
     let before = visible_overlays();
     for overlay_xattrs in [OverlayXattrs::Trusted, OverlayXattrs::User] {
-        for handover in known_ways().iter().copied() {
-            let at = |name: &str| format!("{overlay_xattrs:?} {handover:?}/{name}");
+        for method in supported_methods().iter().copied() {
+            let at = |name: &str| format!("{overlay_xattrs:?} {method:?}/{name}");
             bench.write(&at("bottom/gone"), "1");
             bench.write(&at("bottom/below/hidden"), "1");
             bench.write(&at("bottom/both/one"), "1");
@@ -118,7 +118,7 @@ fn mount_by_each_method_shows_the_same_tree_and_leaves_no_mount_point() {
                 overlay_xattrs,
                 volatile: true,
             };
-            let root = overlay.mount_by(handover).unwrap();
+            let root = overlay.mount_by(method).unwrap();
             let expected = [
                 ("below", "dir"),
                 ("below/shown", "2"),
@@ -128,7 +128,7 @@ fn mount_by_each_method_shows_the_same_tree_and_leaves_no_mount_point() {
                 ("link", "both"),
             ];
             let expected = expected.map(|(name, text)| (PathBuf::from(name), text.to_owned()));
-            assert_eq!(tree(&root), BTreeMap::from(expected), "{overlay_xattrs:?} {handover:?}");
+            assert_eq!(tree(&root), BTreeMap::from(expected), "{overlay_xattrs:?} {method:?}");
             let how = OpenHow::new()
                 .flags(OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_CLOEXEC)
                 .mode(Mode::S_IRWXU)
@@ -136,7 +136,7 @@ fn mount_by_each_method_shows_the_same_tree_and_leaves_no_mount_point() {
             let made = openat2(&root, "/link/../new", how).unwrap();
             nix::unistd::write(&made, b"3").unwrap();
             assert_eq!(fs::read_to_string(bench.path(&at("upper/new"))).unwrap(), "3");
-            assert_eq!(visible_overlays(), before, "{overlay_xattrs:?} {handover:?}");
+            assert_eq!(visible_overlays(), before, "{overlay_xattrs:?} {method:?}");
             assert!(!bench.path(&at("work/mount")).exists());
             let options = {
                 let target = bench.path(&at("target"));
@@ -158,7 +158,7 @@ fn mount_by_each_method_shows_the_same_tree_and_leaves_no_mount_point() {
 fn five_hundred_layers_are_mounted_by_each_method_and_one_more_is_refused() {
     let bench = Bench::new();
     let layers = bench.layers(501);
-    for (number, handover) in known_ways().iter().copied().enumerate() {
+    for (number, method) in supported_methods().iter().copied().enumerate() {
         for count in [128, 499, 500] {
             let at = |name: &str| bench.directory(&format!("{name}{number}-{count}"));
             let (upper, work) = (at("upper"), at("work"));
@@ -166,8 +166,8 @@ fn five_hundred_layers_are_mounted_by_each_method_and_one_more_is_refused() {
             let overlay_xattrs = OverlayXattrs::Trusted;
             let overlay =
                 Overlay { lower, upper: &upper, work: &work, overlay_xattrs, volatile: false };
-            let found = tree(&overlay.mount_by(handover).unwrap());
-            assert_eq!(found.len(), count + 1, "{handover:?}");
+            let found = tree(&overlay.mount_by(method).unwrap());
+            assert_eq!(found.len(), count + 1, "{method:?}");
             assert_eq!(found[&PathBuf::from("of-all")], "0");
         }
     }
@@ -207,11 +207,11 @@ fn redirect_xattr_of_a_layer_is_not_followed() {
     bench.set("top/shown", "trusted.overlay.redirect", "/secret");
     let lower = [bench.directory("top"), bench.directory("bottom")];
     let (upper, work) = (bench.directory("upper"), bench.directory("work"));
-    for handover in known_ways().iter().copied() {
+    for method in supported_methods().iter().copied() {
         let overlay_xattrs = OverlayXattrs::Trusted;
         let overlay =
             Overlay { lower: &lower, upper: &upper, work: &work, overlay_xattrs, volatile: false };
-        let root = overlay.mount_by(handover).unwrap();
+        let root = overlay.mount_by(method).unwrap();
         let shown = format!("/proc/thread-self/fd/{}/shown", root.as_raw_fd());
         let names: Vec<_> = match fs::read_dir(shown) {
             Ok(entries) => entries.map(|entry| entry.unwrap().file_name()).collect(),

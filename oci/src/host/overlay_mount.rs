@@ -250,8 +250,8 @@ impl Overlay<'_> {
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
         mount(Some("overlay"), point.as_str(), Some("overlay"), flags, Some(options.as_str()))
             .map_err(refused(Step::Create))?;
-        // The clone stays after the attached mount is removed. `open_tree` is given the work
-        // directory's fd, because the new mount covers the mount point only by path.
+        // `OPEN_TREE_CLONE` returns a detached copy of the mount, which stays after the mount on the
+        // temporary mount point is removed.
         let clone = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
         let detached = open_tree(self.work.as_fd(), MOUNT_POINT, clone)
             .map_err(|errno| Refusal::of(Step::Detach, errno));

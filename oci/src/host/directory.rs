@@ -22,8 +22,8 @@ pub(crate) fn open_dir(path: &Path) -> io::Result<OwnedFd> {
     Ok(open(path, OPEN_DIR, Mode::empty())?)
 }
 
-/// Opens a directory by its path below a root. The path can be of any length and must have no symbolic
-/// links. An empty path is the root.
+/// Opens a directory by its path below a root. The path can be of any length and must have no
+/// symbolic links. An empty path is the root.
 ///
 /// A path that is longer than `PATH_MAX` is opened in several steps.
 pub(crate) fn open_below(root: &OwnedFd, path: &Path) -> nix::Result<OwnedFd> {

@@ -29,8 +29,8 @@ pub(crate) fn copy_metadata(from: &OwnedFd, to: &OwnedFd) -> io::Result<()> {
     to.set_times(FileTimes::new().set_accessed(model.accessed()?).set_modified(model.modified()?))
 }
 
-/// Sets the metadata of a directory for which no layer has an entry. It is constant, so that each run
-/// gives the same root file system.
+/// Sets the metadata of a directory for which no layer has an entry. It is constant, so that each
+/// run gives the same root file system.
 pub(crate) fn reset_metadata(directory: &OwnedFd) -> io::Result<()> {
     let directory = File::from(directory.try_clone()?);
     fchown(&directory, Some(0), Some(0))?;

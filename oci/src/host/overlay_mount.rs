@@ -1,12 +1,13 @@
 //! Creates detached overlay mounts.
 //!
-//! A detached mount is an fd that is not attached to any path. Files in it can be opened by `openat2(2)`
-//! at once, it can be attached to a directory later, and the kernel removes it when the fd is closed.
+//! A detached mount is an fd that is not attached to any path. Files in it can be opened by
+//! `openat2(2)` at once, it can be attached to a directory later, and the kernel removes it when
+//! the fd is closed.
 //!
 //! The directories of the overlay are passed to the kernel by fds, so that their paths can have any
-//! length and any characters. Which methods of passing fds work depends on the host kernel. Its version
-//! is not a reliable test, because distributions backport changes. The methods are therefore tried, the
-//! newest first.
+//! length and any characters. Which methods of passing fds work depends on the host kernel. Its
+//! version is not a reliable test, because distributions backport changes. The methods are
+//! therefore tried, the newest first.
 //!
 //! All fds must have been opened in the mount namespace of the caller, because overlayfs refuses
 //! directories of another mount namespace (`EINVAL`).
@@ -34,12 +35,12 @@ use super::overlay_xattr::OverlayXattrs;
 /// `fs/overlayfs/params.h`.
 pub(crate) const LAYERS_LIMIT: usize = 500;
 
-/// Limit on the options of `mount(2)`: one page, including the NUL. The kernel truncates longer options
-/// without an error.
+/// Limit on the options of `mount(2)`: one page, including the NUL. The kernel truncates longer
+/// options without an error.
 const OPTIONS_LIMIT_BYTES: usize = 4095;
 
-/// Size of the buffer for one message of the kernel. The longest message holds a path of 4096 bytes, in
-/// which special characters can be escaped.
+/// Size of the buffer for one message of the kernel. The longest message holds a path of 4096
+/// bytes, in which special characters can be escaped.
 const MESSAGE_BYTES: usize = 8192;
 
 /// Largest number of messages that a context keeps: `struct fc_log` in the kernel's `fs_context.h`.
@@ -59,8 +60,8 @@ pub(crate) struct Overlay<'a> {
     pub(crate) work: &'a OwnedFd,
     /// The extended attributes that hold the marks of overlayfs.
     pub(crate) overlay_xattrs: OverlayXattrs,
-    /// Whether overlayfs omits all syncs, for an upper directory that is not needed after a crash. The
-    /// kernel refuses to mount the same work directory again until it is emptied.
+    /// Whether overlayfs omits all syncs, for an upper directory that is not needed after a crash.
+    /// The kernel refuses to mount the same work directory again until it is emptied.
     pub(crate) volatile: bool,
 }
 
@@ -118,8 +119,8 @@ enum Method {
 ///
 /// # Errors
 ///
-/// When there are more than [`LAYERS_LIMIT`] layers, or when the kernel refuses the mount. The error has
-/// the kernel's own messages if there are any.
+/// When there are more than [`LAYERS_LIMIT`] layers, or when the kernel refuses the mount. The
+/// error has the kernel's own messages if there are any.
 pub(crate) fn overlay(
     lower: &[OwnedFd],
     upper: &OwnedFd,
@@ -164,8 +165,8 @@ impl Overlay<'_> {
         }
     }
 
-    /// Creates the mount by `fsopen(2)`, `fsconfig(2)` and `fsmount(2)`. Overlayfs accepts one layer in
-    /// each call (`lowerdir+`), so that no limit on the length of the options applies.
+    /// Creates the mount by `fsopen(2)`, `fsconfig(2)` and `fsmount(2)`. Overlayfs accepts one
+    /// layer in each call (`lowerdir+`), so that no limit on the length of the options applies.
     fn configure(
         &self,
         pass_directory: &dyn Fn(&OwnedFd, &str, &OwnedFd) -> io::Result<()>,
@@ -206,9 +207,9 @@ impl Overlay<'_> {
 
     /// Creates the mount by `mount(2)` on a temporary directory in the work directory.
     ///
-    /// The options of `mount(2)` must fit into one page. 500 layers fit if each is named by the number
-    /// of its fd, relative to the working directory `/proc/thread-self/fd`. The working directory
-    /// belongs to the process, so that this needs a thread that has unshared it.
+    /// The options of `mount(2)` must fit into one page. 500 layers fit if each is named by the
+    /// number of its fd, relative to the working directory `/proc/thread-self/fd`. The working
+    /// directory belongs to the process, so that this needs a thread that has unshared it.
     fn mount_classic(&self) -> Result<OwnedFd, Refusal> {
         let classic = |what| move |errno: Errno| Refusal::of(Step::Classic(what), errno);
         let mount = || {
@@ -249,8 +250,8 @@ impl Overlay<'_> {
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
         mount(Some("overlay"), point.as_str(), Some("overlay"), flags, Some(options.as_str()))
             .map_err(refused(Step::Create))?;
-        // The clone stays after the attached mount is removed. `open_tree` is given the work
-        // directory's fd, because the new mount covers the mount point only by path.
+        // `OPEN_TREE_CLONE` returns a detached copy of the mount, which stays after the mount on the
+        // temporary mount point is removed.
         let clone = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
         let detached = open_tree(self.work.as_fd(), MOUNT_POINT, clone)
             .map_err(|errno| Refusal::of(Step::Detach, errno));
@@ -326,15 +327,15 @@ pub(crate) fn errno(error: &io::Error) -> Option<Errno> {
 
 /// Tries the methods until one succeeds.
 ///
-/// If all fail, returns the first error with a specific reason, or else the last one. An earlier error
-/// is preferred, because `mount(2)` returns no messages.
+/// If all fail, returns the first error with a specific reason, or else the last one. An earlier
+/// error is preferred, because `mount(2)` returns no messages.
 fn try_methods<T>(mut attempt: impl FnMut(Method) -> Result<T, Refusal>) -> Result<T, Refusal> {
     let mut kept = match attempt(Method::Fds) {
         Err(refusal) if refusal.is_unsupported_method() => refusal,
         other => return other,
     };
-    // After other errors the kernel does not support `lowerdir+` in any form. To try it by path would
-    // only write a message to the kernel log.
+    // After other errors the kernel does not support `lowerdir+` in any form. To try it by path
+    // would only write a message to the kernel log.
     let methods: &[Method] = match errno(&kept.source) {
         Some(Errno::EINVAL | Errno::EBADF) => &[Method::Paths, Method::Classic],
         _ => &[Method::Classic],
@@ -355,8 +356,8 @@ fn try_methods<T>(mut attempt: impl FnMut(Method) -> Result<T, Refusal>) -> Resu
     Err(kept)
 }
 
-/// Reads the kernel's error messages from a context. Each `read(2)` returns one message, and the first
-/// letter is its severity.
+/// Reads the kernel's error messages from a context. Each `read(2)` returns one message, and the
+/// first letter is its severity.
 fn explanation(context: &OwnedFd) -> Option<String> {
     let mut buffer = vec![0; MESSAGE_BYTES];
     let mut errors = Vec::new();

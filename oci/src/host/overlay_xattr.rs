@@ -36,8 +36,8 @@ impl OverlayXattrs {
                 Err(errno) => Err(errno.into()),
             },
             Err(rustix::io::Errno::PERM) => Ok(Self::User),
-            // The file system has no such attributes. The overlay mount then fails with an error that
-            // explains this.
+            // The file system has no such attributes. The overlay mount then fails with an error
+            // that explains this.
             Err(rustix::io::Errno::NOTSUP) => Ok(Self::Trusted),
             Err(errno) => Err(errno.into()),
         }
@@ -53,9 +53,9 @@ impl OverlayXattrs {
 
     /// Returns the mount options whose defaults depend on the build of the host kernel.
     ///
-    /// `metacopy` and `redirect_dir` are disabled, because an image could otherwise redirect lookups
-    /// to other directories of the layers. `index` is disabled, because it ties an upper directory to
-    /// its layers, and each upper directory is used with one stack only.
+    /// `metacopy` and `redirect_dir` are disabled, because an image could otherwise redirect
+    /// lookups to other directories of the layers. `index` is disabled, because it ties an upper
+    /// directory to its layers, and each upper directory is used with one stack only.
     ///
     /// With `userxattr` the kernel disables redirects and metadata copies itself, and refuses these
     /// two options (`Documentation/filesystems/overlayfs.rst`).

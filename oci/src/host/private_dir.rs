@@ -1,13 +1,14 @@
 //! Directories that no other user can enter or replace.
 //!
-//! The trees of images hold setuid files of any owner, and boxes execute the files in them. A store is
-//! therefore a directory of the user of this process with mode 0700. No other user must be able to
-//! put another directory in its place. Each directory and symbolic link in its path must belong to
-//! this user or to root, and each directory must be writable by others only if it has the sticky bit,
-//! as `/tmp` has. The path of the store then leads to the same directory until this user changes it.
+//! The trees of images hold setuid files of any owner, and boxes execute the files in them. A store
+//! is therefore a directory of the user of this process with mode 0700. No other user must be able
+//! to put another directory in its place. Each directory and symbolic link in its path must belong
+//! to this user or to root, and each directory must be writable by others only if it has the sticky
+//! bit, as `/tmp` has. The path of the store then leads to the same directory until this user
+//! changes it.
 //!
-//! Each component is opened once and checked by its fd. A second lookup by path could find a different
-//! file.
+//! Each component is opened once and checked by its fd. A second lookup by path could find a
+//! different file.
 
 use std::ffi::OsString;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -27,8 +28,8 @@ const LOOK: OFlag = OFlag::O_PATH.union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXE
 /// Limit on symbolic links in one path. The kernel follows the same number (`path_resolution(7)`).
 const SYMLINKS_LIMIT: usize = 40;
 
-/// Default of `/proc/sys/kernel/overflowuid`, the user id that a user namespace shows for all ids that
-/// are not mapped in it (`proc_sys_kernel(5)`).
+/// Default of `/proc/sys/kernel/overflowuid`, the user id that a user namespace shows for all ids
+/// that are not mapped in it (`proc_sys_kernel(5)`).
 const OVERFLOW_UID: u32 = 65534;
 
 /// A store that other users could enter or replace, or that cannot be opened.
@@ -49,8 +50,8 @@ pub enum StoreError {
     Host(#[from] HostError),
 }
 
-/// Opens a directory that only the user of this process can enter. Creates it if it is missing and its
-/// parent exists.
+/// Opens a directory that only the user of this process can enter. Creates it if it is missing and
+/// its parent exists.
 ///
 /// This does not check the parents; see [`check_parents`].
 ///
@@ -95,8 +96,8 @@ pub(crate) fn private_directory_in(
     )))
 }
 
-/// Checks that only root and the user of this process can replace the file or directory at `path`. The
-/// path does not need to exist yet.
+/// Checks that only root and the user of this process can replace the file or directory at `path`.
+/// The path does not need to exist yet.
 ///
 /// # Errors
 ///
@@ -141,8 +142,8 @@ pub fn check_parents(path: &Path) -> Result<(), StoreError> {
 struct Trusted {
     user: u32,
     /// The overflow id, if this process is in a user namespace. It stands for all ids that are not
-    /// mapped, often including root, which cannot be distinguished inside the namespace. The process
-    /// that creates the namespace must check the path before.
+    /// mapped, often including root, which cannot be distinguished inside the namespace. The
+    /// process that creates the namespace must check the path before.
     overflow: Option<u32>,
 }
 

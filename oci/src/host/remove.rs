@@ -1,9 +1,9 @@
 //! Removes trees whose names come from an image or a guest.
 //!
-//! A tree can be deeper than `PATH_MAX`, than a recursive function's stack and than the limit on open
-//! files, because an entry can lead through a symbolic link into a directory that is deep already.
-//! This code therefore keeps one directory open, returns to the parent by `..`, and stores the names
-//! on the heap.
+//! A tree can be deeper than `PATH_MAX`, than a recursive function's stack and than the limit on
+//! open files, because an entry can lead through a symbolic link into a directory that is deep
+//! already. This code therefore keeps one directory open, returns to the parent by `..`, and stores
+//! the names on the heap.
 
 use std::fs::File;
 use std::io;
@@ -66,8 +66,8 @@ pub(crate) fn remove_tree(parent: BorrowedFd<'_>, name: &[u8]) -> nix::Result<()
     }
 }
 
-/// Removes the entries of a directory up to the first directory that is not empty, and returns the name
-/// of that directory.
+/// Removes the entries of a directory up to the first directory that is not empty, and returns the
+/// name of that directory.
 fn remove_entries(directory: BorrowedFd<'_>) -> nix::Result<Option<Vec<u8>>> {
     // The directory is opened again, because duplicates of an fd share the offset of `readdir(3)`.
     // A new open file description starts at the first entry.

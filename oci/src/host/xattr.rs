@@ -5,23 +5,23 @@ use std::os::fd::AsFd;
 use rustix::fs::{fgetxattr, flistxattr};
 use rustix::io::{Errno, Result};
 
-/// Sizes of the buffer for a list or a value. The first is enough for nearly all files. The second is
-/// the maximum (`XATTR_LIST_MAX` and `XATTR_SIZE_MAX` in the kernel's `limits.h`).
+/// Sizes of the buffer for a list or a value. The first is enough for nearly all files. The second
+/// is the maximum (`XATTR_LIST_MAX` and `XATTR_SIZE_MAX` in the kernel's `limits.h`).
 const SIZES_BYTES: [usize; 2] = [256, 65536];
 
 /// Returns whether an attribute of an image is kept in a box.
 ///
 /// `trusted.*` and `user.overlay.*` are dropped, because an image could control overlayfs by them.
-/// `security.*` other than capabilities is dropped, because it holds labels of the security module on
-/// the host that built the image.
+/// `security.*` other than capabilities is dropped, because it holds labels of the security module
+/// on the host that built the image.
 pub(crate) fn is_kept(name: &[u8]) -> bool {
     (name.starts_with(b"user.") && !name.starts_with(b"user.overlay."))
         || name == b"security.capability"
         || name.starts_with(b"system.posix_acl_")
 }
 
-/// Lists the names of an open file's attributes. The list is empty if the file system does not support
-/// them.
+/// Lists the names of an open file's attributes. The list is empty if the file system does not
+/// support them.
 pub(crate) fn names_of(file: &impl AsFd) -> Result<Vec<Vec<u8>>> {
     let list = match read(|buffer| flistxattr(file, buffer)) {
         Err(Errno::NOTSUP) => return Ok(Vec::new()),

@@ -1,5 +1,5 @@
-//! Copies the contents of files: by reflink if the file system supports it, and otherwise by copying the
-//! data between the holes.
+//! Copies the contents of files: by reflink if the file system supports it, and otherwise by
+//! copying the data between the holes.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -7,7 +7,8 @@ use std::os::fd::BorrowedFd;
 use rustix::fs::{SeekFrom, copy_file_range, ftruncate, ioctl_ficlone, seek};
 use rustix::io::{Errno, pread, pwrite};
 
-/// Size of the buffer for `pread(2)` and `pwrite(2)`. It is large enough that system calls cost little.
+/// Size of the buffer for `pread(2)` and `pwrite(2)`. It is large enough that system calls cost
+/// little.
 const BUFFER_BYTES: usize = 256 * 1024;
 
 /// Largest length for one `copy_file_range(2)`. The kernel's limit is 2 GiB less one page
@@ -55,13 +56,13 @@ impl Contents {
                     self.method.get_or_insert(Method::Reflink);
                     return Ok(());
                 }
-                // The file system has no reflinks, or the files are on two file systems. No later file
-                // can be shared either.
+                // The file system has no reflinks, or the files are on two file systems. No later
+                // file can be shared either.
                 Err(Errno::NOTSUP | Errno::XDEV | Errno::NOTTY | Errno::NOSYS) => {
                     self.no_reflinks = true;
                 }
-                // Only this file cannot be shared: for example, its data is inline in the inode, or it
-                // is a swap file.
+                // Only this file cannot be shared: for example, its data is inline in the inode, or
+                // it is a swap file.
                 Err(Errno::INVAL | Errno::PERM | Errno::TXTBSY) => {}
                 Err(errno) => return Err(errno.into()),
             }

@@ -1,19 +1,19 @@
 //! Merges layer trees into a plain directory by copying, for hosts without overlayfs.
 //!
-//! The trees have the whiteouts and marks of overlayfs (see [`unpack`](crate::unpack)), and this module
-//! gives them the same meaning. For each name, the topmost tree that has it decides. Directories of one
-//! name are merged down to the first opaque directory, or to the first tree in which the name is not a
-//! directory. Whiteouts hide the name in the trees below.
+//! The trees have the whiteouts and marks of overlayfs (see [`unpack`](crate::unpack)), and this
+//! module gives them the same meaning. For each name, the topmost tree that has it decides.
+//! Directories of one name are merged down to the first opaque directory, or to the first tree in
+//! which the name is not a directory. Whiteouts hide the name in the trees below.
 //!
-//! Contents are shared by reflinks if the file system supports them, and copied otherwise. Hard links
-//! are not used, because a box would then write to the files in the cache.
+//! Contents are shared by reflinks if the file system supports them, and copied otherwise. Hard
+//! links are not used, because a box would then write to the files in the cache.
 //!
 //! # Invariants
 //!
 //! - No other process changes the trees or the target at the same time.
-//! - No symbolic link is followed. Each directory is opened by its path from the root in steps of at
-//!   most `PATH_MAX`, so that trees can have any depth. At most one directory of each tree is open at
-//!   the same time.
+//! - No symbolic link is followed. Each directory is opened by its path from the root in steps of
+//!   at most `PATH_MAX`, so that trees can have any depth. At most one directory of each tree is
+//!   open at the same time.
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
@@ -37,8 +37,8 @@ use crate::host::directory::{OPEN_DIR, names_in, open_below};
 use crate::host::metadata::copy_metadata;
 use crate::host::overlay_xattr::{OverlayXattrs, is_opaque};
 
-/// A directory to be filled: its path, and the trees whose directories at this path are merged, topmost
-/// first.
+/// A directory to be filled: its path, and the trees whose directories at this path are merged,
+/// topmost first.
 struct Merged {
     path: Vec<u8>,
     trees: Vec<usize>,
@@ -56,8 +56,8 @@ struct Cloning<'a> {
 
 /// Copies the merged view of `trees` to the empty directory `target`. The topmost tree is first.
 ///
-/// The target receives the metadata of the topmost tree's root. The marks of overlayfs and the labels of
-/// the host's security modules are not copied.
+/// The target receives the metadata of the topmost tree's root. The marks of overlayfs and the
+/// labels of the host's security modules are not copied.
 ///
 /// # Errors
 ///
@@ -79,8 +79,8 @@ pub(crate) fn flatten(
 impl Cloning<'_> {
     /// Creates all entries of a directory, and then sets its metadata.
     ///
-    /// Subdirectories are created empty and added to `pending`. To fill them later does not change the
-    /// times of this directory.
+    /// Subdirectories are created empty and added to `pending`. To fill them later does not change
+    /// the times of this directory.
     fn fill(&mut self, merged: &Merged, pending: &mut Vec<Merged>) -> Result<(), HostError> {
         let failed = at("open the directory", &merged.path);
         let path = Path::new(OsStr::from_bytes(&merged.path));
@@ -142,8 +142,8 @@ impl Cloning<'_> {
 
     /// Creates an entry that is not a directory.
     fn make(&mut self, entry: &Entry<'_>, path: Vec<u8>) -> Result<(), HostError> {
-        // The inode has several names. Another tree can hide some of them, so that this can be the only
-        // visible one.
+        // The inode has several names. Another tree can hide some of them, so that this can be the
+        // only visible one.
         let inode = (entry.found.st_nlink > 1).then_some((entry.found.st_dev, entry.found.st_ino));
         if let Some(first) = inode.and_then(|inode| self.links.get(&inode)) {
             return self.link(first, entry).map_err(at("make a hard link", &path));
@@ -245,8 +245,8 @@ fn join(path: &[u8], name: &[u8]) -> Vec<u8> {
     if path.is_empty() { name.to_vec() } else { [path, name].join(&b'/') }
 }
 
-/// Returns a function that converts an error of `action` on `path`, a path below the root. The path is
-/// escaped, because it comes from an image.
+/// Returns a function that converts an error of `action` on `path`, a path below the root. The path
+/// is escaped, because it comes from an image.
 fn at<E: Into<io::Error>>(action: &'static str, path: &[u8]) -> impl Fn(E) -> HostError {
     let path = PathBuf::from(format!("/{}", path.escape_ascii()));
     move |error| HostError::at(action, &path)(error)

@@ -1,10 +1,10 @@
 //! Mounts the root file system of a box: an overlay of the layers and a private upper directory.
 //!
 //! The mount is created in the mount namespace of the caller. Callers should use a private mount
-//! namespace, so that the mount ends with the process. The mount is attached to its target only when
-//! it is complete. The writes of a box are deleted at its end, so that the overlay is volatile and
-//! never synced. If the host kernel does not support the overlay mount, the root file system is a copy
-//! of the layers.
+//! namespace, so that the mount ends with the process. The mount is attached to its target only
+//! when it is complete. The writes of a box are deleted at its end, so that the overlay is volatile
+//! and never synced. If the host kernel does not support the overlay mount, the root file system is
+//! a copy of the layers.
 
 mod contents;
 mod copy;
@@ -32,7 +32,8 @@ use crate::host::overlay_xattr::OverlayXattrs;
 use crate::host::remove::remove_tree;
 use crate::stack::members::Stack;
 
-/// Mount flags. Without them, setuid files and device nodes of a box would be effective on the host.
+/// Mount flags. Without them, setuid files and device nodes of a box would be effective on the
+/// host.
 const FLAGS: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV);
 
 const OPEN_PATH: OFlag = OFlag::O_PATH.union(OFlag::O_DIRECTORY).union(OFlag::O_CLOEXEC);
@@ -85,8 +86,8 @@ pub enum RootMethod {
 /// The parameters of a root file system.
 #[derive(Debug)]
 pub struct OverlaySpec<'a> {
-    /// The layers. An empty stack gives a root of `upper` alone. Callers must keep the stack as long as
-    /// the mount exists, because it holds the lease that keeps the layers in the cache.
+    /// The layers. An empty stack gives a root of `upper` alone. Callers must keep the stack as
+    /// long as the mount exists, because it holds the lease that keeps the layers in the cache.
     pub stack: &'a Stack,
     /// The upper directory, which receives all writes. It is created if it is missing.
     pub upper: PathBuf,
@@ -107,16 +108,16 @@ impl OverlaySpec<'_> {
     /// Creates the directories and mounts the root file system.
     ///
     /// A new upper directory receives the metadata of the image's root, because overlayfs shows the
-    /// root of the upper directory. An existing one keeps its metadata, because a box can have changed
-    /// it.
+    /// root of the upper directory. An existing one keeps its metadata, because a box can have
+    /// changed it.
     ///
     /// If the host kernel does not support the overlay mount, the layers are copied to a new upper
     /// directory, which becomes the root.
     ///
     /// # Errors
     ///
-    /// When a directory cannot be created or opened, when there are too many layers, when the kernel
-    /// refuses the mount, or when the copy fails.
+    /// When a directory cannot be created or opened, when there are too many layers, when the
+    /// kernel refuses the mount, or when the copy fails.
     pub fn mount(&self) -> Result<RootMethod, MountError> {
         let upper = make_directory(&self.upper, UNDESCRIBED_DIR_MODE)?;
         if upper == Directory::New {
@@ -167,7 +168,8 @@ impl OverlaySpec<'_> {
             refusal: refusal.to_string(),
             source,
         })?;
-        // The copy has set the metadata of the topmost layer's root, which can differ from the image's.
+        // The copy has set the metadata of the topmost layer's root, which can differ from the
+        // image's.
         self.inherit_root()?;
         self.bind_upper()?;
         Ok(match method {
@@ -176,8 +178,8 @@ impl OverlaySpec<'_> {
         })
     }
 
-    /// Removes the work directory. A volatile mount leaves `work/incompat/volatile` in it, and the kernel
-    /// then refuses to mount it again.
+    /// Removes the work directory. A volatile mount leaves `work/incompat/volatile` in it, and the
+    /// kernel then refuses to mount it again.
     fn remove_work(&self) -> Result<(), MountError> {
         let (Some(parent), Some(name)) = (self.work.parent(), self.work.file_name()) else {
             return Ok(());

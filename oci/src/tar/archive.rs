@@ -27,7 +27,8 @@ const EXTENSION_LIMIT_BYTES: u64 = 1 << 20;
 /// An archive that cannot be read further.
 #[derive(Debug, thiserror::Error)]
 pub enum ArchiveError {
-    /// The stream that holds the archive failed: the compressed data is corrupt, or the disk failed.
+    /// The stream that holds the archive failed: the compressed data is corrupt, or the disk
+    /// failed.
     #[error("cannot read the layer's stream")]
     Read(#[source] io::Error),
     /// The stream ends inside an entry.
@@ -39,8 +40,8 @@ pub enum ArchiveError {
     /// A number in a header does not parse or is out of range.
     #[error(transparent)]
     Field(#[from] FieldError),
-    /// More blocks follow a single zero block. Some readers stop at one zero block, others need two,
-    /// so that they would see different entries.
+    /// More blocks follow a single zero block. Some readers stop at one zero block, others need
+    /// two, so that they would see different entries.
     #[error("an entry follows a single zero block")]
     LoneZeroBlock,
     /// An extension header is larger than the limit.
@@ -91,8 +92,8 @@ pub(crate) struct Entry {
     pub(crate) kind: Kind,
     pub(crate) path: Vec<u8>,
     pub(crate) link: Vec<u8>,
-    /// Bytes of the body. If the file is sparse and its map is in the body, these are the bytes after
-    /// the map.
+    /// Bytes of the body. If the file is sparse and its map is in the body, these are the bytes
+    /// after the map.
     pub(crate) size: u64,
     /// The extents of the file that the body fills, if the file is sparse.
     pub(crate) sparse: Option<SparseMap>,
@@ -360,9 +361,9 @@ impl Entry {
         let pax = extensions.pax.unwrap_or_default();
         let path = one_of(pax.path, extensions.long_name, "name")?
             .unwrap_or_else(|| header.path_bytes().into_owned());
-        // GNU tar writes the real name of a sparse file to a record, and another name to the header.
-        // A reader without support for sparse files would otherwise create a broken file under the
-        // real name.
+        // GNU tar writes the real name of a sparse file to a record, and another name to the
+        // header. A reader without support for sparse files would otherwise create a broken file
+        // under the real name.
         let path = if pax.sparse.name.is_empty() { path } else { pax.sparse.name };
         let link = one_of(pax.link, extensions.long_link, "link")?;
         let link = link.unwrap_or_else(|| c_string(&header.as_old().linkname).to_vec());

@@ -28,8 +28,8 @@ pub(crate) fn checksums(header: &Header) -> [i64; 2] {
     [sum(i64::from), sum(|byte| i64::from(byte.cast_signed()))]
 }
 
-/// Reads a number field: octal digits between spaces or NULs, or a GNU base-256 number if the highest
-/// bit is set.
+/// Reads a number field: octal digits between spaces or NULs, or a GNU base-256 number if the
+/// highest bit is set.
 pub(crate) fn number(field: &'static str, raw: &[u8]) -> Result<u64, FieldError> {
     let malformed = FieldError { field };
     match raw.split_first() {

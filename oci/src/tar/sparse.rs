@@ -1,7 +1,7 @@
 //! Sparse files: the size of a file, and the extents of it that an archive holds.
 //!
-//! GNU tar has written four formats (GNU tar manual, "Storing Sparse Files"), and Go's `archive/tar`
-//! reads all of them:
+//! GNU tar has written four formats (GNU tar manual, "Storing Sparse Files"), and Go's
+//! `archive/tar` reads all of them:
 //!
 //! ```text
 //! old GNU   type `S`; four extents in the header, 21 in each block that follows it
@@ -10,9 +10,9 @@
 //! PAX 1.0   records GNU.sparse.{major,minor,name,realsize}; the map is text at the body's start
 //! ```
 //!
-//! The body holds the data of all extents without gaps. A map is refused if its extents overlap, are
-//! not in ascending order, exceed the file or do not add up to the body, because readers disagree
-//! about such maps.
+//! The body holds the data of all extents without gaps. A map is refused if its extents overlap,
+//! are not in ascending order, exceed the file or do not add up to the body, because readers
+//! disagree about such maps.
 
 use tar::{EntryType, GnuExtSparseHeader, GnuSparseHeader, Header};
 
@@ -114,8 +114,8 @@ pub(crate) struct Extent {
     pub(crate) length: u64,
 }
 
-/// The extents of a file in ascending order. They have been checked against the size of the file and
-/// of its data.
+/// The extents of a file in ascending order. They have been checked against the size of the file
+/// and of its data.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct SparseMap {
     /// Size of the file, holes included.

@@ -1,9 +1,9 @@
 //! The cross-layer dependencies of a layer: the paths where its result depends on the layers below.
 //!
-//! Each layer is unpacked alone, so that images can share it, and overlayfs stacks the layers later.
-//! The image specification applies layers one after the other to one tree instead. Both give the
-//! same files except at a few paths. Unpacking records these paths here, so that the stack has to
-//! compare only them with the lower layers.
+//! Each layer is unpacked alone, so that images can share it, and overlayfs stacks the layers
+//! later. The image specification applies layers one after the other to one tree instead. Both give
+//! the same files except at a few paths. Unpacking records these paths here, so that the stack has
+//! to compare only them with the lower layers.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -13,11 +13,12 @@ use std::path::{Path, PathBuf};
 pub(crate) struct CrossLayerDependencies {
     /// Whether the layer has no entry for the root.
     pub(crate) undescribed_root: bool,
-    /// Directories, other than the root, that were created as parents and have no entry of their own.
-    /// If a lower layer has the directory, the metadata of the lower layer applies.
+    /// Directories, other than the root, that were created as parents and have no entry of their
+    /// own. If a lower layer has the directory, the metadata of the lower layer applies.
     pub(crate) undescribed: BTreeSet<PathBuf>,
     /// Directories that were created as parents before their own entry came. If a lower layer has a
-    /// symbolic link of this name, the files that came before the entry belong to the link's target.
+    /// symbolic link of this name, the files that came before the entry belong to the link's
+    /// target.
     pub(crate) used_early: BTreeSet<PathBuf>,
     /// Paths that this layer created and removed again, and paths where a device or a hard link was
     /// skipped. The files of lower layers at these paths must not appear in the stack.

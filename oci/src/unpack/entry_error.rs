@@ -70,7 +70,8 @@ pub enum EntryError {
         /// The error of the system call.
         source: io::Error,
     },
-    /// A system call failed. Only `failed` creates this variant, so that a missing capability becomes
+    /// A system call failed. Only `failed` creates this variant, so that a missing capability
+    /// becomes
     /// `Privilege`.
     #[error(transparent)]
     Host(HostError),

@@ -3,12 +3,12 @@
 /// Limits on the resources that one layer can use. An archive that exceeds a limit is refused while
 /// it is read.
 ///
-/// The defaults are far above the figures of real layers, and far below those that would harm a host.
-/// They stop decompression bombs and accept large images.
+/// The defaults are far above the figures of real layers, and far below those that would harm a
+/// host. They stop decompression bombs and accept large images.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
-    /// Number of entries in the archive. The largest public images have less than one million files,
-    /// and each file takes an inode.
+    /// Number of entries in the archive. The largest public images have less than one million
+    /// files, and each file takes an inode.
     pub entries: u64,
     /// Bytes of the uncompressed archive and of the holes in its sparse files. The largest public
     /// layers are those of CUDA images, with about 10 GiB.
@@ -16,12 +16,12 @@ pub struct Limits {
     /// Number of components in the path of an entry. Real trees have less than fifty levels, and
     /// recursive tools fail at some thousands.
     pub path_depth: usize,
-    /// Bytes of memory for names that are kept until the end of the layer: directories, because their
-    /// times are restored last, and whiteouts. A large layer has four thousand directories, which
-    /// take 300 KiB.
+    /// Bytes of memory for names that are kept until the end of the layer: directories, because
+    /// their times are restored last, and whiteouts. A large layer has four thousand directories,
+    /// which take 300 KiB.
     pub remembered_bytes: usize,
-    /// Uncompressed bytes for each compressed byte. Real layers have a ratio of 2 to 20. Zeros reach
-    /// 1029, the maximum of deflate.
+    /// Uncompressed bytes for each compressed byte. Real layers have a ratio of 2 to 20. Zeros
+    /// reach 1029, the maximum of deflate.
     pub ratio: u64,
     /// Uncompressed bytes from which on the ratio is checked. A smaller layer does no harm at any
     /// ratio, and disk images or databases that are mostly zeros are accepted up to this size.

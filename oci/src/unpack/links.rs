@@ -28,8 +28,8 @@ pub(super) struct LateLinks {
 }
 
 impl LateLinks {
-    /// Creates a hard link to another entry. If the target does not exist yet, the link is kept until
-    /// the end of the layer.
+    /// Creates a hard link to another entry. If the target does not exist yet, the link is kept
+    /// until the end of the layer.
     ///
     /// The metadata of the link's own entry is ignored, because both names share one inode and the
     /// target's entry has set its metadata.
@@ -56,9 +56,9 @@ impl LateLinks {
 
     /// Creates the hard links that were kept.
     ///
-    /// If a target is missing in a layer that is unpacked alone, the link stays undecided: the layer
-    /// is then unpacked again, on top of its lower layers. A target that is still missing there is an
-    /// error, which is returned with the path of the link.
+    /// If a target is missing in a layer that is unpacked alone, the link stays undecided: the
+    /// layer is then unpacked again, on top of its lower layers. A target that is still missing
+    /// there is an error, which is returned with the path of the link.
     pub(super) fn make(self, tree: &mut Tree) -> Result<(), (EntryPath, EntryError)> {
         for LateLink { path, target } in self.links {
             match make_late_link(tree, &path, &target) {
@@ -91,8 +91,8 @@ fn link(tree: &mut Tree, path: &EntryPath, target: &EntryPath) -> Result<bool, E
         return Ok(true);
     }
     let link = || linkat(&from.parent, from.name, &place.parent, place.name, AtFlags::empty());
-    // The target is checked again, because `Tree::place` can have removed it with a file that was in
-    // the way of a parent.
+    // The target is checked again, because `Tree::place` can have removed it with a file that was
+    // in the way of a parent.
     let missing = || EntryError::HardLinkTarget { target: shown_name(target.as_bytes()) };
     if from.stat()?.is_none_or(|left| left.st_ino != found.st_ino) {
         return Err(missing());

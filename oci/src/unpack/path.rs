@@ -1,9 +1,9 @@
 //! Checks and normalizes the names of entries before they are used.
 //!
-//! A name is a sequence of bytes and relative to the root of the tree: `/etc`, `./etc` and `etc/` are
-//! the same name. `..` removes the component before it, and is ignored at the root: `a/../b` and
-//! `../b` are `b`. This uses only the text of the name, even if `a` is a symbolic link, because other
-//! tools do the same (Go's `filepath.Clean`).
+//! A name is a sequence of bytes and relative to the root of the tree: `/etc`, `./etc` and `etc/`
+//! are the same name. `..` removes the component before it, and is ignored at the root: `a/../b`
+//! and `../b` are `b`. This uses only the text of the name, even if `a` is a symbolic link, because
+//! other tools do the same (Go's `filepath.Clean`).
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;

@@ -66,8 +66,8 @@ impl Place<'_> {
 
     /// Creates an inode, and replaces an existing one of this name.
     ///
-    /// The name is removed only after `EEXIST`, because most names are new and a removal first would
-    /// cost a system call for each.
+    /// The name is removed only after `EEXIST`, because most names are new and a removal first
+    /// would cost a system call for each.
     pub(super) fn create<T>(
         &self,
         action: &'static str,
@@ -122,8 +122,8 @@ impl Place<'_> {
             if name.starts_with(b"user.") || name.starts_with(b"system.") {
                 continue;
             }
-            // `setxattrat(2)` needs Linux 6.13. On older kernels a path in procfs stands for the fd of
-            // the directory.
+            // `setxattrat(2)` needs Linux 6.13. On older kernels a path in procfs stands for the fd
+            // of the directory.
             let path =
                 [format!("/proc/self/fd/{}/", self.parent.as_raw_fd()).as_bytes(), self.name]
                     .concat();
@@ -198,8 +198,8 @@ fn kept_xattrs(metadata: &Metadata) -> impl Iterator<Item = (&[u8], &[u8])> {
     xattrs.filter(|(name, _)| is_kept(name))
 }
 
-/// Returns a function that converts the error of a change of owner. The kernel returns `EINVAL` only
-/// for ids that are not mapped in the user namespace.
+/// Returns a function that converts the error of a change of owner. The kernel returns `EINVAL`
+/// only for ids that are not mapped in the user namespace.
 fn owner_error(metadata: &Metadata) -> impl Fn(Errno) -> EntryError {
     let (uid, gid) = (metadata.uid, metadata.gid);
     move |errno| match errno {

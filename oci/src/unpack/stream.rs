@@ -1,6 +1,7 @@
 //! Decompresses a layer's blob, and checks its size, digest and diff ID.
 //!
-//! The work has three stages, each on its own thread, so that the slowest stage determines the speed:
+//! The work has three stages, each on its own thread, so that the slowest stage determines the
+//! speed:
 //!
 //! ```text
 //!  Blob: size, digest ─► gzip, zstd or nothing ─┬─► DiffID
@@ -24,8 +25,8 @@ use crate::image::digest::{Digest, Hasher};
 use crate::image::{Compression, Layer};
 use crate::layout::blob::{Blob, BlobError};
 
-/// Size of one read of the blob: large enough that system calls cost little, and small enough for the
-/// L2 cache.
+/// Size of one read of the blob: large enough that system calls cost little, and small enough for
+/// the L2 cache.
 const READ_BYTES: usize = 128 * 1024;
 
 /// Size of the chunks that the stages pass on. It was the fastest in measurements from 128 KiB to
@@ -246,8 +247,8 @@ fn fill(decoder: &mut dyn Read, bytes: &mut Vec<u8>) -> io::Result<()> {
     read
 }
 
-/// Returns the format of a blob by its first bytes. The media types of some images are wrong, and the
-/// diff ID verifies the result anyway. An empty blob is an empty layer in each format.
+/// Returns the format of a blob by its first bytes. The media types of some images are wrong, and
+/// the diff ID verifies the result anyway. An empty blob is an empty layer in each format.
 fn format(start: &[u8], label: Compression) -> Compression {
     match start {
         [] => Compression::None,

@@ -1,9 +1,9 @@
 //! The tree that a layer is unpacked into. Each operation on it is relative to a directory's fd.
 //!
 //! The kernel resolves the names of an image with the tree as their root (`RESOLVE_IN_ROOT` of
-//! `openat2(2)`). A symbolic link of a layer, absolute or with `..`, leads to the same file as in the
-//! box. Only the directory of an entry is resolved this way. The operations on the entry itself use a
-//! single name, and never follow it.
+//! `openat2(2)`). A symbolic link of a layer, absolute or with `..`, leads to the same file as in
+//! the box. Only the directory of an entry is resolved this way. The operations on the entry itself
+//! use a single name, and never follow it.
 //!
 //! # Invariants
 //!
@@ -144,8 +144,8 @@ impl Tree {
         let (directory, name) = path.split().ok_or(EntryError::Root)?;
         let place = match self.open_real(directory) {
             Ok(parent) => Place { parent, directory: Cow::Borrowed(directory), name },
-            // A directory is missing, or the path has a symbolic link. Most entries have neither, and
-            // need only the one system call above.
+            // A directory is missing, or the path has a symbolic link. Most entries have neither,
+            // and need only the one system call above.
             Err(Errno::ENOENT | Errno::ELOOP | Errno::ENOTDIR) => {
                 let walked = self.walk(directory, Missing::Make)?;
                 let Walked { parent, path } = walked.ok_or(EntryError::ParentNotDirectory)?;
@@ -203,7 +203,8 @@ impl Tree {
     /// With `fs.protected_symlinks` (`proc_sys_fs(5)`) the kernel refuses to follow the last
     /// component of a path if it is a symbolic link in a sticky directory that is writable by all,
     /// as `/tmp` is, and neither the process nor the directory's owner owns the link. Images can
-    /// have such links. The check does not apply to other components, so that `path/.` can be opened.
+    /// have such links. The check does not apply to other components, so that `path/.` can be
+    /// opened.
     fn open_path(&self, directory: &[u8], resolve: ResolveFlag) -> nix::Result<OwnedFd> {
         let path = if directory.is_empty() { b"." } else { directory };
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
@@ -275,8 +276,8 @@ impl Tree {
         self.set_implicit(&place.path(), made)
     }
 
-    /// Sets the metadata of a directory without an entry. It is constant, so that each unpacking of a
-    /// layer gives the same tree.
+    /// Sets the metadata of a directory without an entry. It is constant, so that each unpacking of
+    /// a layer gives the same tree.
     pub(super) fn set_implicit(
         &mut self,
         path: &[u8],
@@ -330,8 +331,8 @@ impl Tree {
         self.clear_place(&place)
     }
 
-    /// Removes the file or directory at a place. If the layer is unpacked alone, the path is recorded,
-    /// because the files of lower layers at this path must be removed too.
+    /// Removes the file or directory at a place. If the layer is unpacked alone, the path is
+    /// recorded, because the files of lower layers at this path must be removed too.
     fn clear_place(&mut self, place: &Place<'_>) -> Result<(), EntryError> {
         place.remove()?;
         if !self.has_lower {

@@ -42,13 +42,14 @@ pub(crate) struct Job<'a> {
 
 /// Unpacks a layer from `blob` into the directory `root`, and verifies it.
 ///
-/// A parent directory without an entry of its own belongs to root, with mode 0755 and time 0, unless a
-/// lower layer has it.
+/// A parent directory without an entry of its own belongs to root, with mode 0755 and time 0,
+/// unless a lower layer has it.
 ///
 /// # Errors
 ///
-/// When the blob, the archive or an entry is malformed, when the digest or the diff ID differs, when a
-/// limit is exceeded, or when the host fails. The directory can then hold a part of the layer.
+/// When the blob, the archive or an entry is malformed, when the digest or the diff ID differs,
+/// when a limit is exceeded, or when the host fails. The directory can then hold a part of the
+/// layer.
 pub(crate) fn unpack(
     blob: Blob,
     job: Job<'_>,
@@ -104,9 +105,9 @@ impl Unpacker<'_> {
         job: Job<'_>,
     ) -> Result<(LayerFacts, CrossLayerDependencies), LayerError> {
         let outcome = self.read_all();
-        // A malformed archive is more often a damaged blob than a bad image. The rest of the blob is
-        // then read, so that the error can name the wrong digest. Other errors do not depend on the
-        // blob, and the rest of it is skipped.
+        // A malformed archive is more often a damaged blob than a bad image. The rest of the blob
+        // is then read, so that the error can name the wrong digest. Other errors do not depend on
+        // the blob, and the rest of it is skipped.
         if outcome.as_ref().is_err_and(|error| !error.could_be_damage()) {
             stages.abandon();
         }
@@ -121,8 +122,8 @@ impl Unpacker<'_> {
             return Err(LayerError::DiffId { expected, found });
         }
         let error = |(path, source): (EntryPath, EntryError)| entry_error(path.as_bytes(), source);
-        // Links are created before whiteouts, because the device node of a whiteout must not take the
-        // name of a link of this layer.
+        // Links are created before whiteouts, because the device node of a whiteout must not take
+        // the name of a link of this layer.
         late_links.make(&mut tree).map_err(error)?;
         let hides = match job.base {
             Base::Empty => whiteouts.apply(&mut tree).map_err(error)?,
@@ -251,8 +252,8 @@ impl Unpacker<'_> {
         Ok(())
     }
 
-    /// Passes the buffered bytes of the current body to `take`, which returns the number of bytes that
-    /// it used. The buffer is empty at the end of the body.
+    /// Passes the buffered bytes of the current body to `take`, which returns the number of bytes
+    /// that it used. The buffer is empty at the end of the body.
     fn use_body(
         &mut self,
         take: impl FnOnce(&[u8]) -> Result<usize, LayerError>,

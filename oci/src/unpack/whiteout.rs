@@ -6,9 +6,10 @@
 //! | `d/.wh..wh..opq`     | `d` with the attribute `trusted.overlay.opaque=y`  |
 //! | `.wh..wh..opq`       | `LayerFacts::opaque_root`, because overlayfs ignores the mark on the root of a layer |
 //!
-//! A whiteout hides files of lower layers only, at any position in the archive (image-spec, layer.md,
-//! "Whiteouts"). All whiteouts are therefore kept until the other entries of the layer have been
-//! created. A file of the layer itself at the same path stays, and a directory there becomes opaque.
+//! A whiteout hides files of lower layers only, at any position in the archive (image-spec,
+//! layer.md, "Whiteouts"). All whiteouts are therefore kept until the other entries of the layer
+//! have been created. A file of the layer itself at the same path stays, and a directory there
+//! becomes opaque.
 
 use std::collections::BTreeSet;
 use std::os::fd::AsFd;
@@ -90,8 +91,8 @@ impl Whiteouts {
 
     /// Selects the whiteouts that are needed, and drops those below a hidden or opaque directory.
     ///
-    /// Overlayfs does not merge an opaque directory, and lists a whiteout in a directory that is not
-    /// merged as a device node.
+    /// Overlayfs does not merge an opaque directory, and lists a whiteout in a directory that is
+    /// not merged as a device node.
     fn hides(self) -> Hides {
         let mut hides = Hides::default();
         for path in self.opaque.into_iter().collect::<BTreeSet<_>>() {
@@ -158,11 +159,12 @@ impl Hides {
 
 /// Removes the files that a layer's whiteouts name from the view of its lower layers.
 ///
-/// The whiteouts are part of the `dependencies` that were recorded when the layer was unpacked alone.
+/// The whiteouts are part of the `dependencies` that were recorded when the layer was unpacked
+/// alone.
 ///
 /// A path can lead through a symbolic link of a lower layer. The link is followed only if the layer
-/// has created this directory as a parent without an entry. An entry of the layer replaces the link,
-/// so that the whiteout must not remove files at the link's target.
+/// has created this directory as a parent without an entry. An entry of the layer replaces the
+/// link, so that the whiteout must not remove files at the link's target.
 pub(super) fn clear(
     tree: &mut Tree,
     dependencies: &CrossLayerDependencies,
@@ -196,8 +198,8 @@ pub(super) fn clear(
 }
 
 impl Tree {
-    /// Marks a directory as opaque, and creates it if it is missing. Returns `false` if the layer has
-    /// another file at the path.
+    /// Marks a directory as opaque, and creates it if it is missing. Returns `false` if the layer
+    /// has another file at the path.
     fn set_opaque(&mut self, path: &EntryPath) -> Result<bool, EntryError> {
         if path.split().is_none() {
             // The root needs no mark: the stack omits all layers below this one.
@@ -238,8 +240,8 @@ impl Tree {
         }
     }
 
-    /// Removes `name` from a directory, or all entries without a name. The path of the directory must
-    /// have no symbolic links.
+    /// Removes `name` from a directory, or all entries without a name. The path of the directory
+    /// must have no symbolic links.
     fn clear(&mut self, directory: &[u8], name: Option<&[u8]>) -> Result<(), EntryError> {
         let parent = match self.open_real(directory) {
             // Another whiteout has removed the directory.

@@ -11,8 +11,8 @@ use tempfile::TempDir;
 
 use super::*;
 
-/// Returns the methods that the version of the host kernel guarantees. With backports it can support
-/// more.
+/// Returns the methods that the version of the host kernel guarantees. With backports it can
+/// support more.
 fn supported_methods() -> &'static [Method] {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
     let mut numbers = release.split(['.', '-']).map(|number| number.parse::<u32>().unwrap());
@@ -223,8 +223,8 @@ fn redirect_xattr_of_a_layer_is_not_followed() {
     }
 }
 
-/// Each case has the results of the three methods on one kernel, the expected result, and the methods
-/// that are tried.
+/// Each case has the results of the three methods on one kernel, the expected result, and the
+/// methods that are tried.
 #[test]
 fn methods_are_tried_until_one_is_supported_and_the_error_with_a_reason_is_returned() {
     let refusal = |errno: Errno, explanation: Option<&str>| {

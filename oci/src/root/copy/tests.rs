@@ -223,7 +223,8 @@ fn xattrs(path: &Path) -> BTreeMap<String, Vec<u8>> {
     names.map(value).collect()
 }
 
-/// Creates a stack of layers, flattens it, and compares the copy with an overlay mount of the layers.
+/// Creates a stack of layers, flattens it, and compares the copy with an overlay mount of the
+/// layers.
 fn check(layers: &Path, target: &Path, seed: u64) -> Method {
     let name = |number: usize| layers.join(format!("{seed}-{number}"));
     let mut dice = Dice(seed);

@@ -7,7 +7,7 @@ use std::future::Future;
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 
-use a3s_box_core::Event;
+use a3s_box_core::{Event, EventLineError};
 use a3s_box_core::event::{EVENT_VERSION, EventKind};
 use ground::pieces::Pieces;
 use libfuzzer_sys::fuzz_target;
@@ -48,7 +48,7 @@ fuzz_target!(|input: &[u8]| {
     if is_whole && input.first().is_some_and(|byte| *byte >= ENDLESS) {
         let endless = tokio::io::repeat(b' ').take(ENDLESS_BYTES);
         let (_, end) = read(AsyncReadExt::chain(pieces, endless));
-        assert!(matches!(end, Err(StreamError::LineTooLong { .. })), "{end:?}");
+        assert!(matches!(end, Err(StreamError::Line(EventLineError::TooLong { .. }))), "{end:?}");
     }
 });
 

@@ -15,7 +15,7 @@ mod addresses;
 #[expect(dead_code, reason = "the rest is for the shim's own question")]
 #[path = "../../src/network/frames.rs"]
 mod frames;
-#[expect(dead_code, reason = "the rest is for the shim's config")]
+#[allow(dead_code, reason = "the rest is for the shim's config")]
 #[path = "../../src/spec/network.rs"]
 mod spec;
 

@@ -15,7 +15,7 @@ use nix::sys::signal::Signal;
 use tokio::sync::watch;
 
 use crate::lines::StreamError;
-use crate::status::{Ending, Outcome, Status};
+use crate::status::{FinalStatus, Outcome, Status};
 
 /// How a shim came to end without `box.stopped`.
 #[derive(Debug, thiserror::Error)]
@@ -110,8 +110,8 @@ impl Chronicle {
             None => self.make_terminal(exit, killed),
         };
         self.emitter.emit(&terminal);
-        let ending = Ending { outcome, report: self.report.take() };
-        self.status.send_modify(|status| status.ending = Some(ending));
+        let final_status = FinalStatus { outcome, report: self.report.take() };
+        self.status.send_modify(|status| status.final_status = Some(final_status));
     }
 
     fn make_terminal(
@@ -157,12 +157,12 @@ impl Drop for Chronicle {
     /// child is killed with it, and nobody may wait for an end that is not told.
     fn drop(&mut self) {
         self.status.send_if_modified(|status| {
-            let is_untold = status.ending.is_none();
+            let is_untold = status.final_status.is_none();
             if is_untold {
                 let outcome = Outcome { reason: StopReason::Killed, exit_code: None, signal: None };
                 let report = Some(report(&ShimLost::Abandoned));
                 status.state = BoxState::Stopped;
-                status.ending = Some(Ending { outcome, report });
+                status.final_status = Some(FinalStatus { outcome, report });
             }
             is_untold
         });

@@ -34,7 +34,7 @@ const DRAIN_TIMEOUT: Duration = Duration::from_millis(300);
 
 /// Asks the shim to stop. The manager's end of this channel is its claim on the shim.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct StopOrder {
+pub(crate) struct Termination {
     /// Time until SIGKILL.
     pub(crate) patience: Duration,
 }
@@ -48,7 +48,7 @@ pub(crate) struct Follower {
     /// Until the last event was read.
     lines: Option<EventLines<ChildStdout>>,
     /// Until the manager was dropped.
-    orders: Option<mpsc::Receiver<StopOrder>>,
+    orders: Option<mpsc::Receiver<Termination>>,
     chronicle: Chronicle,
     /// When the shim is killed, and why.
     deadline: Option<(Instant, ShimLost)>,
@@ -59,7 +59,7 @@ pub(crate) struct Follower {
 /// What the follower waits for.
 enum Input {
     Line(Result<Option<Event>, StreamError>),
-    Order(Option<StopOrder>),
+    Order(Option<Termination>),
     Deadline,
     Exit(io::Result<ExitStatus>),
 }
@@ -68,7 +68,7 @@ impl Follower {
     pub(crate) fn new(
         mut child: Child,
         directory: Option<BoxDir>,
-        orders: mpsc::Receiver<StopOrder>,
+        orders: mpsc::Receiver<Termination>,
         chronicle: Chronicle,
     ) -> Self {
         let lines = child.stdout.take().map(EventLines::new);
@@ -141,7 +141,7 @@ impl Follower {
         self.kill_after(timeout, reason);
     }
 
-    fn on_stop(&mut self, order: StopOrder) {
+    fn on_stop(&mut self, order: Termination) {
         if let Some(pid) = self.child.id().and_then(|pid| i32::try_from(pid).ok()) {
             // Fails only for a shim that has ended, and then `wait` says so. It was not reaped
             // yet, so the pid is still its own.
@@ -175,7 +175,7 @@ async fn next_event(
     }
 }
 
-async fn next_order(orders: &mut Option<mpsc::Receiver<StopOrder>>) -> Option<StopOrder> {
+async fn next_order(orders: &mut Option<mpsc::Receiver<Termination>>) -> Option<Termination> {
     match orders {
         Some(orders) => orders.recv().await,
         None => std::future::pending().await,

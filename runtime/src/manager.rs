@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!              boot                                    destroy, or the shim's own end
-//!   Created ──────────► Booted { orders, agent } ─────────────────────────► Status.ending
+//!   Created ──────────► Booted { orders, agent } ─────────────────────────► Status.final_status
 //!      │ destroy
 //!      └──────────────► Destroyed
 //! ```
@@ -24,9 +24,9 @@ use crate::agent::Agent;
 use crate::chronicle::Chronicle;
 use crate::directory;
 use crate::error::VmError;
-use crate::follower::{Follower, StopOrder};
+use crate::follower::{Follower, Termination};
 use crate::shim;
-use crate::status::{Ending, Outcome, Status};
+use crate::status::{FinalStatus, Outcome, Status};
 
 /// What a shim gets to stop beyond its grace period: it gives the guest 10 s at most to shut down,
 /// as container engines do.
@@ -67,7 +67,7 @@ enum Phase {
 #[derive(Debug)]
 struct Shim {
     pid: u32,
-    orders: mpsc::Sender<StopOrder>,
+    orders: mpsc::Sender<Termination>,
     /// Absent if the shim refuses the config.
     agent: Option<Agent>,
 }
@@ -116,9 +116,9 @@ impl VmManager {
     /// [`VmError::AlreadyBooted`].
     pub async fn boot(&self) -> Result<(), VmError> {
         self.start()?;
-        let status = self.settled(|status| status.was_ready || status.ending.is_some()).await;
-        match status.ending {
-            Some(Ending { outcome, report })
+        let status = self.settled(|status| status.was_ready || status.final_status.is_some()).await;
+        match status.final_status {
+            Some(FinalStatus { outcome, report })
                 if !status.was_ready && outcome.reason != StopReason::Exited =>
             {
                 Err(match report {
@@ -180,8 +180,8 @@ impl VmManager {
     /// Waits for the end of the box, and says how it ended. Waits for ever for a box that nobody
     /// boots or destroys.
     pub async fn wait(&self) -> Outcome {
-        let status = self.settled(|status| status.ending.is_some()).await;
-        status.ending.map_or(Outcome::NEVER_RAN, |ending| ending.outcome)
+        let status = self.settled(|status| status.final_status.is_some()).await;
+        status.final_status.map_or(Outcome::NEVER_RAN, |final_status| final_status.outcome)
     }
 
     /// Starts the shim and its follower. Does not wait: the phase stays locked meanwhile.
@@ -212,7 +212,7 @@ impl VmManager {
         match &*phase {
             Phase::Booted(shim) => {
                 // Fails when an order is waiting already, or when the shim has ended.
-                let _stopping = shim.orders.try_send(StopOrder { patience });
+                let _stopping = shim.orders.try_send(Termination { patience });
                 return Some(shim.pid);
             }
             Phase::Destroyed => return None,
@@ -220,7 +220,7 @@ impl VmManager {
         }
         self.status.send_modify(|status| {
             status.state = BoxState::Stopped;
-            status.ending = Some(Ending { outcome: Outcome::NEVER_RAN, report: None });
+            status.final_status = Some(FinalStatus { outcome: Outcome::NEVER_RAN, report: None });
         });
         None
     }

@@ -47,7 +47,7 @@ impl fmt::Display for Outcome {
 
 /// The end of a box.
 #[derive(Clone, Debug)]
-pub(crate) struct Ending {
+pub(crate) struct FinalStatus {
     pub(crate) outcome: Outcome,
     /// The last `error` event.
     pub(crate) report: Option<ErrorReport>,
@@ -60,12 +60,12 @@ pub(crate) struct Status {
     /// Whether the shim ever said that the box is ready.
     pub(crate) was_ready: bool,
     /// Set when the shim was reaped and every observer has seen `box.stopped`.
-    pub(crate) ending: Option<Ending>,
+    pub(crate) final_status: Option<FinalStatus>,
 }
 
 impl Status {
     pub(crate) const CREATED: Self =
-        Self { state: BoxState::Created, was_ready: false, ending: None };
+        Self { state: BoxState::Created, was_ready: false, final_status: None };
 
     /// Takes over what the shim or the agent says. Stopped is the follower's to say, once the shim
     /// was reaped, and is final; nothing goes back to Created.

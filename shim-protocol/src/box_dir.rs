@@ -298,7 +298,7 @@ mod tests {
         assert!(matches!(error, LockError::Host(HostError { action: "open", .. })), "{error}");
         fs::remove_file(directory.run_file()).unwrap();
         fs::create_dir(directory.run_file()).unwrap();
-        assert!(directory.try_lock().is_err());
+        directory.try_lock().unwrap_err();
     }
 
     #[test]

@@ -10,16 +10,15 @@ use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use a3s_box_core::event::EventKind;
-use a3s_box_core::{BoxConfig, ErrorReport, Event};
+use a3s_box_core::{
+    BoxConfig, ErrorReport, Event, EventDecoder, EventLineError, MAX_EVENT_LINE_BYTES,
+};
 use a3s_box_sys::HostError;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, mkdtemp};
 
 use crate::host::process::{self, Signals, StopRequest};
-
-/// Longest line of an event stream.
-const MAX_LINE_BYTES: usize = 1 << 20;
 
 /// Time between two checks whether a child that has closed its standard output has exited.
 const REAP_INTERVAL: Duration = Duration::from_millis(1);
@@ -34,7 +33,7 @@ pub(super) enum TrialError {
     Reported(ErrorReport),
     #[error("the shim ended ({0}) without an error event")]
     Ended(ExitStatus),
-    #[error("the shim wrote a line of more than {MAX_LINE_BYTES} bytes")]
+    #[error("the shim wrote a line of more than {MAX_EVENT_LINE_BYTES} bytes")]
     TooLong,
     #[error("not done within {} s", .0.as_secs())]
     TooLate(Duration),
@@ -88,7 +87,7 @@ impl Drop for Directory {
 pub(super) struct Trial {
     child: Child,
     stdout: ChildStdout,
-    received: Vec<u8>,
+    decoder: EventDecoder,
     /// Time for all waits together, for the text of an error.
     limit: Duration,
     deadline: Instant,
@@ -127,7 +126,7 @@ impl Trial {
             return Err(HostError::of("read from the shim")(io::Error::other("no pipe")).into());
         };
         let deadline = Instant::now() + limit;
-        Ok(Self { child, stdout, received: Vec::new(), limit, deadline })
+        Ok(Self { child, stdout, decoder: EventDecoder::of_stream(), limit, deadline })
     }
 
     /// Reads events until `select` returns something for one. An `error` event ends the search.
@@ -173,15 +172,12 @@ impl Trial {
     /// Returns the next event of a known type, or none at the end of the stream.
     fn next_event(&mut self, signals: &Signals) -> Result<Option<Event>, TrialError> {
         loop {
-            while let Some(end) = self.received.iter().position(|&byte| byte == b'\n') {
-                let line: Vec<u8> = self.received.drain(..=end).collect();
-                // Events of later versions are skipped, as the contract requires of a reader.
-                if let Ok(event) = serde_json::from_slice(&line) {
-                    return Ok(Some(event));
-                }
-            }
-            if self.received.len() > MAX_LINE_BYTES {
-                return Err(TrialError::TooLong);
+            match self.decoder.next_event() {
+                Ok(Some(event)) => return Ok(Some(event)),
+                Ok(None) => {}
+                // Lines of later versions are skipped, as the contract requires of a reader.
+                Err(EventLineError::NotAnEvent { .. } | EventLineError::Version { .. }) => continue,
+                Err(EventLineError::TooLong { .. }) => return Err(TrialError::TooLong),
             }
             if !self.receive(signals)? {
                 return Ok(None);
@@ -189,7 +185,7 @@ impl Trial {
         }
     }
 
-    /// Waits for output and appends it to `received`. Returns false at the end of the stream.
+    /// Waits for output and passes it to the decoder. Returns false at the end of the stream.
     fn receive(&mut self, signals: &Signals) -> Result<bool, TrialError> {
         let left = self.deadline.saturating_duration_since(Instant::now());
         let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
@@ -207,7 +203,7 @@ impl Trial {
         }
         let mut buffer = [0; 16 * 1024];
         let count = self.stdout.read(&mut buffer).map_err(HostError::of("read events"))?;
-        self.received.extend(buffer.iter().take(count));
+        self.decoder.push(buffer.get(..count).unwrap_or_default());
         Ok(count > 0)
     }
 }

@@ -84,7 +84,8 @@ pub(super) fn enter() -> Result<(), HostError> {
 }
 
 /// Maps the user's own ids to 0. The kernel allows this without privilege only after setgroups(2)
-/// was denied, because dropping a group could otherwise gain access to a file (user_namespaces(7)).
+/// was denied, because dropping a group could otherwise gain access to a file
+/// (`user_namespaces(7)`).
 fn map_own_ids(uid: u32, gid: u32) -> Result<(), HostError> {
     fs::write("/proc/self/setgroups", "deny").map_err(HostError::of("give up setgroups"))?;
     fs::write("/proc/self/uid_map", format!("0 {uid} 1"))

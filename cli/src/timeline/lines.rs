@@ -1,27 +1,21 @@
-//! Reads events, one a line, in bounded memory.
+//! Reads the events of a file.
 
 use std::io::{self, BufRead};
 
-use a3s_box_core::Event;
 use a3s_box_core::event::EVENT_VERSION;
+use a3s_box_core::{Event, EventDecoder, EventLineError, MAX_EVENT_LINE_BYTES};
 
 use super::plain;
 
-/// Longest line. The longest event is an `error` with its causes, some kilobytes.
-const MAX_LINE_BYTES: usize = 1024 * 1024;
-
-/// How much of a line that is not an event is shown.
+/// Characters of a line that is not an event in an error.
 const EXCERPT_CHARS: usize = 80;
 
-/// How an event begins.
-const EVENT_START: &[u8] = b"{\"v\":";
-
-/// What was read is not a stream of events.
+/// The file is not a stream of events, or cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LineError {
     #[error("line {number}: expected an event, found `{excerpt}` ({reason})")]
     NotAnEvent { number: u64, excerpt: String, reason: String },
-    #[error("line {number}: longer than {MAX_LINE_BYTES} bytes")]
+    #[error("line {number}: longer than {MAX_EVENT_LINE_BYTES} bytes")]
     TooLong { number: u64 },
     #[error("line {number}: version {found} of the event format, expected {EVENT_VERSION}")]
     Version { number: u64, found: u32 },
@@ -29,87 +23,54 @@ pub(crate) enum LineError {
     Read { number: u64, source: io::Error },
 }
 
+impl From<EventLineError> for LineError {
+    fn from(error: EventLineError) -> Self {
+        match error {
+            EventLineError::NotAnEvent { number, excerpt, source } => {
+                // The parser reads one line only, and counts it as the first.
+                let reason = source.to_string().replace(" at line 1 column ", " at column ");
+                Self::NotAnEvent { number, excerpt: shown(&excerpt), reason }
+            }
+            EventLineError::TooLong { number } => Self::TooLong { number },
+            EventLineError::Version { number, found } => Self::Version { number, found },
+        }
+    }
+}
+
 /// Events from a reader.
 #[derive(Debug)]
 pub(crate) struct EventLines<R> {
     reader: R,
-    line: Vec<u8>,
-    /// Number of the line that was read last, from 1.
-    number: u64,
-    /// Events that were given out.
-    count: u64,
+    decoder: EventDecoder,
 }
 
 impl<R: BufRead> EventLines<R> {
     pub(crate) fn new(reader: R) -> Self {
-        Self { reader, line: Vec::new(), number: 0, count: 0 }
+        Self { reader, decoder: EventDecoder::of_file() }
     }
 
-    /// The next event, or `None` at the end. Empty lines are nothing.
+    /// Returns the next event, or `None` at the end.
     pub(crate) fn next(&mut self) -> Result<Option<Event>, LineError> {
-        while self.read_line()? {
-            if self.line.trim_ascii().is_empty() {
-                continue;
-            }
-            let number = self.number;
-            match parse(&self.line) {
-                Ok(event) if event.v != EVENT_VERSION => {
-                    return Err(LineError::Version { number, found: event.v });
-                }
-                Ok(event) => {
-                    self.count += 1;
-                    return Ok(Some(event));
-                }
-                // The shim was killed while it wrote, and nothing follows.
-                Err(_) if self.count > 0 && !self.line.ends_with(b"\n") => return Ok(None),
-                Err(error) => {
-                    // The parser sees one line only, and calls it the first.
-                    let reason = error.to_string().replace(" at line 1 column ", " at column ");
-                    let excerpt = excerpt(&self.line);
-                    return Err(LineError::NotAnEvent { number, excerpt, reason });
-                }
-            }
-        }
-        Ok(None)
-    }
-
-    /// Reads a line with its line feed, which the last one may lack.
-    fn read_line(&mut self) -> Result<bool, LineError> {
-        self.line.clear();
-        self.number += 1;
-        let number = self.number;
         loop {
+            if let Some(event) = self.decoder.next_event()? {
+                return Ok(Some(event));
+            }
+            let number = self.decoder.lines() + 1;
             let chunk =
                 self.reader.fill_buf().map_err(|source| LineError::Read { number, source })?;
-            let end = chunk.iter().position(|byte| *byte == b'\n').map(|at| at + 1);
-            let taken = end.unwrap_or(chunk.len());
-            if self.line.len() + taken > MAX_LINE_BYTES {
-                return Err(LineError::TooLong { number });
+            if chunk.is_empty() {
+                return Ok(self.decoder.finish()?);
             }
-            self.line.extend(chunk.iter().take(taken));
-            self.reader.consume(taken);
-            if end.is_some() || taken == 0 {
-                return Ok(!self.line.is_empty());
-            }
+            let count = chunk.len();
+            self.decoder.push(chunk);
+            self.reader.consume(count);
         }
     }
 }
 
-/// Reads a line. A shim that was killed while it wrote leaves half a line, and the next shim's first
-/// event is appended to that. A quote in a text of an event is escaped, so no text looks like one.
-fn parse(line: &[u8]) -> Result<Event, serde_json::Error> {
-    serde_json::from_slice(line).or_else(|error| {
-        let start = line.windows(EVENT_START.len()).rposition(|window| window == EVENT_START);
-        let rest = start.filter(|at| *at > 0).and_then(|at| line.get(at..));
-        let appended: Option<Event> = rest.and_then(|rest| serde_json::from_slice(rest).ok());
-        appended.filter(|event| event.seq == 0).ok_or(error)
-    })
-}
-
-/// The start of a line, with what a terminal would obey written out.
-fn excerpt(line: &[u8]) -> String {
-    let text = String::from_utf8_lossy(line);
-    let mut chars = text.trim_end().chars();
+/// Returns the start of a line, with an escape for each character that a terminal could interpret.
+fn shown(line: &str) -> String {
+    let mut chars = line.chars();
     let mut excerpt = String::new();
     for character in chars.by_ref().take(EXCERPT_CHARS) {
         if plain::is_shown(character) {
@@ -186,7 +147,7 @@ mod tests {
             "line 1: version 2 of the event format, expected 1",
         );
         expect(
-            &format!("{first}\n{}", "x".repeat(MAX_LINE_BYTES + 1)),
+            &format!("{first}\n{}", "x".repeat(MAX_EVENT_LINE_BYTES + 1)),
             "line 2: longer than 1048576 bytes",
         );
     }

@@ -34,7 +34,7 @@ pub(crate) struct Timeline {
     pub(crate) marks: Vec<(u64, MarkKind)>,
     /// What is to be told in words, by time.
     pub(crate) notes: Vec<Note>,
-    pub(crate) ending: Ending,
+    pub(crate) ending: RunOutcome,
 }
 
 /// Which run in the file, from 1.
@@ -109,7 +109,7 @@ pub(crate) enum Weight {
 
 /// The last word of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Ending {
+pub(crate) enum RunOutcome {
     /// `box.stopped`.
     Stopped { reason: StopReason, exit_code: Option<u8>, signal: Option<u8> },
     /// The shim was not to run a box, and did what it was to do.
@@ -118,7 +118,7 @@ pub(crate) enum Ending {
     Open,
 }
 
-impl Ending {
+impl RunOutcome {
     pub(crate) fn is_bad(self) -> bool {
         match self {
             Self::Stopped { reason, .. } => {

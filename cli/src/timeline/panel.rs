@@ -11,7 +11,7 @@
 //! ```
 
 use super::grid::{Activity, Health, MarkKind};
-use super::model::{Bar, BarKind, Ending, Timeline};
+use super::model::{Bar, BarKind, RunOutcome, Timeline};
 use super::span::{self, Span};
 
 /// A boot that takes at least one part in so many of a life can be read on its axis: five phases have a
@@ -221,7 +221,7 @@ pub(crate) fn summary(timeline: &Timeline) -> String {
     let mut parts = Vec::new();
     if timeline.is_ready {
         parts.push(format!("ready after {}", span::duration(timeline.boot_end_ms)));
-    } else if is_whole && timeline.ending != Ending::Done {
+    } else if is_whole && timeline.ending != RunOutcome::Done {
         parts.push("never ready".to_owned());
     }
     let lived = if is_whole { "lived" } else { "seen for" };

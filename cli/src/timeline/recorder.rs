@@ -5,10 +5,10 @@ use a3s_box_core::event::EventKind;
 
 use super::boot::Boot;
 use super::life::Life;
-use super::model::{Ending, Note, RunNumber, Timeline, Weight};
+use super::model::{Note, RunNumber, RunOutcome, Timeline, Weight};
 use super::plain::Plain;
 use super::span::Span;
-use super::stop::Stop;
+use super::stop::StopTimeline;
 
 /// Characters of an id, version, reference or time that are shown.
 const NAME_CHARS: usize = 64;
@@ -29,7 +29,7 @@ pub(crate) struct Recorder {
     /// Lines that the file does not have, though the shim wrote them.
     missing: u64,
     boot: Boot,
-    stop: Stop,
+    stop: StopTimeline,
     life: Life,
 }
 
@@ -48,7 +48,7 @@ impl Recorder {
             next_seq: first.seq,
             missing: 0,
             boot: Boot::default(),
-            stop: Stop::default(),
+            stop: StopTimeline::default(),
             life: Life::new(begin_ms),
         }
     }
@@ -97,7 +97,7 @@ impl Recorder {
             notes.push(Note { at_ms: life.to_ms, time, weight: Weight::Neutral, text });
         }
         let has_boot = self.begin_ms == 0 || self.boot.ready_ms.is_some();
-        let is_upkeep = self.stop.ending() == Ending::Done;
+        let is_upkeep = self.stop.ending() == RunOutcome::Done;
         Timeline {
             run,
             box_id: self.box_id,

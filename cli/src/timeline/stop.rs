@@ -2,7 +2,7 @@
 
 use a3s_box_core::event::{EventKind, StopReport};
 
-use super::model::{Bar, BarKind, Ending, wire_name};
+use super::model::{Bar, BarKind, RunOutcome, wire_name};
 use super::plain::Plain;
 use super::span::{self, Span};
 
@@ -11,17 +11,17 @@ const SIGNAL_CHARS: usize = 16;
 
 /// What events say about the end.
 #[derive(Debug, Default)]
-pub(crate) struct Stop {
+pub(crate) struct StopTimeline {
     requested_ms: Option<u64>,
     asked: String,
     killed_ms: Option<u64>,
     exited_ms: Option<u64>,
     exit: String,
     is_done: bool,
-    ending: Option<Ending>,
+    ending: Option<RunOutcome>,
 }
 
-impl Stop {
+impl StopTimeline {
     /// Takes what `kind` says about the end.
     pub(crate) fn record(&mut self, ms: u64, kind: &EventKind) {
         match kind {
@@ -44,7 +44,7 @@ impl Stop {
             }
             EventKind::BoxStopped { reason, exit_code, signal, stop, .. } => {
                 self.is_done = true;
-                self.ending = Some(Ending::Stopped {
+                self.ending = Some(RunOutcome::Stopped {
                     reason: *reason,
                     exit_code: *exit_code,
                     signal: *signal,
@@ -55,7 +55,7 @@ impl Stop {
             }
             EventKind::PrepareDone {}
             | EventKind::CacheCollected { .. }
-            | EventKind::CacheVerified { .. } => self.ending = Some(Ending::Done),
+            | EventKind::CacheVerified { .. } => self.ending = Some(RunOutcome::Done),
             _ => {}
         }
     }
@@ -72,8 +72,8 @@ impl Stop {
         [self.requested_ms, self.exited_ms].into_iter().flatten().min()
     }
 
-    pub(crate) fn ending(&self) -> Ending {
-        self.ending.unwrap_or(Ending::Open)
+    pub(crate) fn ending(&self) -> RunOutcome {
+        self.ending.unwrap_or(RunOutcome::Open)
     }
 
     /// The steps that were needed, the last of them up to `end_ms`.

@@ -1,13 +1,15 @@
-//! Overlay mounts that are attached nowhere.
+//! Creates detached overlay mounts.
 //!
-//! A mount is made as an fd: it can be worked in with `openat2` at once, be attached somewhere, and
-//! is gone when the fd is closed. Directories are handed to the kernel by fds, so that no path of any
-//! length or with any characters matters. How fds can be handed over depends on the kernel, whose
-//! version says little about it, as distributions carry changes back; so the ways are tried, newest
-//! first.
+//! A detached mount is an fd that is not attached to any path. Files in it can be opened by `openat2(2)`
+//! at once, it can be attached to a directory later, and the kernel removes it when the fd is closed.
 //!
-//! All fds must be opened in the mount namespace of the caller: overlayfs takes no directories of
-//! another one (`EINVAL`).
+//! The directories of the overlay are passed to the kernel by fds, so that their paths can have any
+//! length and any characters. Which methods of passing fds work depends on the host kernel. Its version
+//! is not a reliable test, because distributions backport changes. The methods are therefore tried, the
+//! newest first.
+//!
+//! All fds must have been opened in the mount namespace of the caller, because overlayfs refuses
+//! directories of another mount namespace (`EINVAL`).
 
 use std::fmt;
 use std::io;
@@ -28,58 +30,62 @@ use rustix::mount::{
 
 use super::overlay_xattr::OverlayXattrs;
 
-/// Most lower layers of one mount: `OVL_MAX_STACK` of the kernel's `fs/overlayfs/params.h`.
+/// Largest number of lower layers of one mount: `OVL_MAX_STACK` in the kernel's
+/// `fs/overlayfs/params.h`.
 pub(crate) const LAYERS_LIMIT: usize = 500;
 
-/// Bound on the options of `mount(2)`: one page with its NUL; the kernel cuts what is longer
-/// without saying so.
+/// Limit on the options of `mount(2)`: one page, including the NUL. The kernel truncates longer options
+/// without an error.
 const OPTIONS_LIMIT_BYTES: usize = 4095;
 
-/// Size of a buffer for one message of the kernel: the longest holds a path of 4096 bytes, whose
-/// special characters may be escaped.
+/// Size of the buffer for one message of the kernel. The longest message holds a path of 4096 bytes, in
+/// which special characters can be escaped.
 const MESSAGE_BYTES: usize = 8192;
 
-/// Most messages that a context keeps: `struct fc_log` of the kernel's `fs_context.h`.
+/// Largest number of messages that a context keeps: `struct fc_log` in the kernel's `fs_context.h`.
 const MESSAGES: usize = 8;
 
-/// Where `mount(2)` mounts for a moment, in the work directory.
+/// Name of the temporary mount point of `mount(2)` in the work directory.
 const MOUNT_POINT: &str = "mount";
 
-/// An overlay mount to be made.
+/// The parameters of an overlay mount.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Overlay<'a> {
     /// The layers, topmost first.
     pub(crate) lower: &'a [OwnedFd],
-    /// Takes what is written.
+    /// The upper directory, which receives all writes.
     pub(crate) upper: &'a OwnedFd,
-    /// Overlayfs' own directory, on the file system of `upper`.
+    /// The work directory of overlayfs. It must be on the file system of `upper`.
     pub(crate) work: &'a OwnedFd,
-    /// Where the marks are.
+    /// The extended attributes that hold the marks of overlayfs.
     pub(crate) overlay_xattrs: OverlayXattrs,
-    /// Nothing is ever synced, for an upper directory that nobody needs after a crash. The kernel
-    /// refuses to mount the same work directory again until it is emptied.
+    /// Whether overlayfs omits all syncs, for an upper directory that is not needed after a crash. The
+    /// kernel refuses to mount the same work directory again until it is emptied.
     pub(crate) volatile: bool,
 }
 
-/// What the kernel did not do, and why.
+/// An error of the kernel while a mount is created.
 #[derive(Debug, thiserror::Error)]
 #[error("the kernel refused {step}{}", explanation.as_deref().map(|text| format!(" (it says: {text})")).unwrap_or_default())]
 struct Refusal {
     step: Step,
-    /// The kernel's own words.
+    /// The kernel's messages.
     explanation: Option<String>,
     source: io::Error,
 }
 
-/// A step of making a mount.
+/// A step of creating a mount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Step {
-    /// Overlayfs itself.
+    /// Opening a context of the file system type `overlay`.
     Open,
+    /// Setting a mount option.
     Option(&'static str),
+    /// Creating the file system.
     Create,
-    /// `mount(2)` and what belongs to it.
+    /// A step of the method `mount(2)`.
     Classic(&'static str),
+    /// Creating the detached mount.
     Detach,
 }
 
@@ -95,26 +101,25 @@ impl fmt::Display for Step {
     }
 }
 
-/// How directories are handed to the kernel.
+/// A method of passing directories to the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Handover {
-    /// Each as an fd (Linux 6.13).
+enum Method {
+    /// `fsconfig(2)` with an fd for each directory (Linux 6.13).
     Fds,
-    /// Each as a path that leads to an fd (Linux 6.8).
+    /// `fsconfig(2)` with a path in procfs that stands for the fd (Linux 6.8).
     Paths,
-    /// All in the options of `mount(2)`.
+    /// The options of `mount(2)`.
     Classic,
 }
 
-/// Makes a detached overlay mount that survives a crash as its upper directory does, and returns the
-/// root directory of it.
+/// Creates a detached overlay mount, and returns the fd of its root directory.
 ///
-/// `lower` has the topmost layer first. The mount has neither setuid bits nor device nodes.
+/// `lower` has the topmost layer first. The mount is not volatile. It is nosuid and nodev.
 ///
 /// # Errors
 ///
-/// What the kernel refuses, with its own explanation where it gives one; more than [`LAYERS_LIMIT`]
-/// layers.
+/// When there are more than [`LAYERS_LIMIT`] layers, or when the kernel refuses the mount. The error has
+/// the kernel's own messages if there are any.
 pub(crate) fn overlay(
     lower: &[OwnedFd],
     upper: &OwnedFd,
@@ -124,17 +129,17 @@ pub(crate) fn overlay(
     Overlay { lower, upper, work, overlay_xattrs, volatile: false }.mount()
 }
 
-/// Attaches a detached mount to a directory, where it stays when the fd is closed.
+/// Attaches a detached mount to a directory. The mount then stays after the fd is closed.
 ///
 /// # Errors
 ///
-/// When the directory is missing, or the mount is attached already.
+/// When the directory does not exist, or when the mount is already attached.
 pub(crate) fn attach(mount: &OwnedFd, target: &Path) -> io::Result<()> {
     Ok(move_mount(mount, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
 }
 
 impl Overlay<'_> {
-    /// Makes the mount, detached; see [`overlay`].
+    /// Creates the detached mount; see [`overlay`].
     pub(crate) fn mount(&self) -> io::Result<OwnedFd> {
         let found = self.lower.len();
         if found > LAYERS_LIMIT {
@@ -143,26 +148,27 @@ impl Overlay<'_> {
             );
             return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
         }
-        first_that_works(|handover| self.mount_by(handover)).map_err(Into::into)
+        try_methods(|method| self.mount_by(method)).map_err(Into::into)
     }
 
-    fn mount_by(&self, handover: Handover) -> Result<OwnedFd, Refusal> {
-        match handover {
-            Handover::Fds => self.configure(&|context, name, directory| {
+    fn mount_by(&self, method: Method) -> Result<OwnedFd, Refusal> {
+        match method {
+            Method::Fds => self.configure(&|context, name, directory| {
                 Ok(fsconfig_set_fd(context, name, directory)?)
             }),
-            Handover::Paths => self.configure(&|context, name, directory| {
+            Method::Paths => self.configure(&|context, name, directory| {
                 let path = format!("/proc/thread-self/fd/{}", directory.as_raw_fd());
                 Ok(fsconfig_set_string(context, name, path)?)
             }),
-            Handover::Classic => self.mount_classic(),
+            Method::Classic => self.mount_classic(),
         }
     }
 
-    /// Makes the mount by the system calls of Linux 5.2, where overlayfs takes one layer at a time.
+    /// Creates the mount by `fsopen(2)`, `fsconfig(2)` and `fsmount(2)`. Overlayfs accepts one layer in
+    /// each call (`lowerdir+`), so that no limit on the length of the options applies.
     fn configure(
         &self,
-        hand_over: &dyn Fn(&OwnedFd, &str, &OwnedFd) -> io::Result<()>,
+        pass_directory: &dyn Fn(&OwnedFd, &str, &OwnedFd) -> io::Result<()>,
     ) -> Result<OwnedFd, Refusal> {
         let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)
             .map_err(|errno| Refusal::of(Step::Open, errno))?;
@@ -184,7 +190,7 @@ impl Overlay<'_> {
         set("source", Some("overlay"))?;
         let lower = self.lower.iter().map(|directory| ("lowerdir+", directory));
         for (name, directory) in lower.chain([("upperdir", self.upper), ("workdir", self.work)]) {
-            hand_over(&context, name, directory).map_err(explain(Step::Option(name)))?;
+            pass_directory(&context, name, directory).map_err(explain(Step::Option(name)))?;
         }
         for (name, value) in self.overlay_xattrs.options() {
             set(name, *value)?;
@@ -198,20 +204,19 @@ impl Overlay<'_> {
             .map_err(|errno| explain(Step::Detach)(errno.into()))
     }
 
-    /// Makes the mount by `mount(2)`, on a directory in the work directory that is there for a moment
-    /// only.
+    /// Creates the mount by `mount(2)` on a temporary directory in the work directory.
     ///
-    /// Its options have to fit into one page, and five hundred do as the mere numbers of their fds:
-    /// names relative to `/proc/thread-self/fd`. That takes a working directory, hence a thread
-    /// with one of its own.
+    /// The options of `mount(2)` must fit into one page. 500 layers fit if each is named by the number
+    /// of its fd, relative to the working directory `/proc/thread-self/fd`. The working directory
+    /// belongs to the process, so that this needs a thread that has unshared it.
     fn mount_classic(&self) -> Result<OwnedFd, Refusal> {
         let classic = |what| move |errno: Errno| Refusal::of(Step::Classic(what), errno);
         let mount = || {
             unshare(CloneFlags::CLONE_FS).map_err(classic("a working directory of a thread"))?;
             chdir("/proc/thread-self/fd").map_err(classic("the directory of open files"))?;
             match self.mount_relative(self.volatile) {
-                // Linux 5.10 has it.
-                Err(refusal) if self.volatile && refusal.may_be_of_the_way() => {
+                // The option `volatile` needs Linux 5.10.
+                Err(refusal) if self.volatile && refusal.is_unsupported_method() => {
                     self.mount_relative(false)
                 }
                 other => other,
@@ -244,11 +249,13 @@ impl Overlay<'_> {
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
         mount(Some("overlay"), point.as_str(), Some("overlay"), flags, Some(options.as_str()))
             .map_err(refused(Step::Create))?;
+        // The clone stays after the attached mount is removed. `open_tree` is given the work
+        // directory's fd, because the new mount covers the mount point only by path.
         let clone = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
         let detached = open_tree(self.work.as_fd(), MOUNT_POINT, clone)
             .map_err(|errno| Refusal::of(Step::Detach, errno));
         umount2(point.as_str(), MntFlags::MNT_DETACH).map_err(refused(Step::Detach))?;
-        // Left over it harms nobody: the directory is overlayfs' own.
+        // An error is ignored: a remaining mount point does no harm in the work directory.
         let _best_effort = unlinkat(self.work, MOUNT_POINT, UnlinkatFlags::RemoveDir);
         detached
     }
@@ -280,22 +287,28 @@ impl Refusal {
         Self { step, explanation: None, source: errno.into() }
     }
 
-    /// Whether another way of handing directories over could help: an old kernel does not know a system
-    /// call (`ENOSYS`), an option (`EINVAL`), or that options can be fds: then it has no such fds as
-    /// these (`EBADF`, seen of Linux 6.12), or no such options as long as overlayfs was a file system
-    /// of the old kind (`EOPNOTSUPP`, seen of Linux 6.1).
-    fn may_be_of_the_way(&self) -> bool {
-        let of_the_way = [Errno::EINVAL, Errno::ENOSYS, Errno::EBADF, Errno::EOPNOTSUPP];
-        errno(&self.source).is_some_and(|errno| of_the_way.contains(&errno))
+    /// Returns whether the host kernel possibly does not support the method, so that another method
+    /// could succeed.
+    ///
+    /// | errno        | reason                                                                     |
+    /// |--------------|----------------------------------------------------------------------------|
+    /// | `ENOSYS`     | the system call does not exist                                             |
+    /// | `EINVAL`     | the option does not exist; overlayfs also returns it for bad directories   |
+    /// | `EBADF`      | the option does not accept an fd (seen on Linux 6.12)                      |
+    /// | `EOPNOTSUPP` | overlayfs does not use the new mount API yet, whose wrapper for old file   |
+    /// |              | systems accepts no fds (seen on Linux 6.1)                                 |
+    fn is_unsupported_method(&self) -> bool {
+        let unsupported = [Errno::EINVAL, Errno::ENOSYS, Errno::EBADF, Errno::EOPNOTSUPP];
+        errno(&self.source).is_some_and(|errno| unsupported.contains(&errno))
     }
 
-    /// Whether the kernel's words are about the directories, and not about an option that it does not
-    /// take in this way.
-    fn explains_more_than_the_way(&self) -> bool {
-        let of_the_way = ["Unknown parameter", "Bad value for"];
+    /// Returns whether the kernel's messages name a reason other than an unsupported option. Such a
+    /// reason is about the directories, and applies to each method.
+    fn has_specific_reason(&self) -> bool {
+        let unsupported = ["Unknown parameter", "Bad value for"];
         self.explanation
             .as_ref()
-            .is_some_and(|text| of_the_way.iter().all(|way| !text.contains(way)))
+            .is_some_and(|text| unsupported.iter().all(|message| !text.contains(message)))
     }
 }
 
@@ -305,48 +318,50 @@ impl From<Refusal> for io::Error {
     }
 }
 
-/// Returns what the system said, of an error of this module or any other.
+/// Returns the errno of an error. The error can be one of this module or of any system call.
 pub(crate) fn errno(error: &io::Error) -> Option<Errno> {
     let of_refusal = || error.get_ref()?.downcast_ref::<Refusal>()?.source.raw_os_error();
     error.raw_os_error().or_else(of_refusal).map(Errno::from_raw)
 }
 
-/// Tries one way after the other. Of the refusals the first that explains itself is told about, as
-/// `mount(2)` never does, else the last.
-fn first_that_works<T>(
-    mut attempt: impl FnMut(Handover) -> Result<T, Refusal>,
-) -> Result<T, Refusal> {
-    let mut kept = match attempt(Handover::Fds) {
-        Err(refusal) if refusal.may_be_of_the_way() => refusal,
+/// Tries the methods until one succeeds.
+///
+/// If all fail, returns the first error with a specific reason, or else the last one. An earlier error
+/// is preferred, because `mount(2)` returns no messages.
+fn try_methods<T>(mut attempt: impl FnMut(Method) -> Result<T, Refusal>) -> Result<T, Refusal> {
+    let mut kept = match attempt(Method::Fds) {
+        Err(refusal) if refusal.is_unsupported_method() => refusal,
         other => return other,
     };
-    // A kernel that does not know the option at all would only complain in its log.
-    let ways: &[Handover] = match errno(&kept.source) {
-        Some(Errno::EINVAL | Errno::EBADF) => &[Handover::Paths, Handover::Classic],
-        _ => &[Handover::Classic],
+    // After other errors the kernel does not support `lowerdir+` in any form. To try it by path would
+    // only write a message to the kernel log.
+    let methods: &[Method] = match errno(&kept.source) {
+        Some(Errno::EINVAL | Errno::EBADF) => &[Method::Paths, Method::Classic],
+        _ => &[Method::Classic],
     };
-    for handover in ways {
-        let refusal = match attempt(*handover) {
-            Ok(made) => return Ok(made),
+    for method in methods {
+        let refusal = match attempt(*method) {
+            Ok(mounted) => return Ok(mounted),
             Err(refusal) => refusal,
         };
-        let last = !refusal.may_be_of_the_way();
-        if !kept.explains_more_than_the_way() {
+        let is_final = !refusal.is_unsupported_method();
+        if !kept.has_specific_reason() {
             kept = refusal;
         }
-        if last {
+        if is_final {
             break;
         }
     }
     Err(kept)
 }
 
-/// Reads the kernel's error messages of a context.
+/// Reads the kernel's error messages from a context. Each `read(2)` returns one message, and the first
+/// letter is its severity.
 fn explanation(context: &OwnedFd) -> Option<String> {
     let mut buffer = vec![0; MESSAGE_BYTES];
     let mut errors = Vec::new();
     for _ in 0..MESSAGES {
-        // There are no more (`ENODATA`), or an old kernel has none.
+        // The read fails with `ENODATA` after the last message, and on old kernels at once.
         let Ok(length) = rustix::io::read(context, &mut buffer) else { break };
         let line = String::from_utf8_lossy(buffer.get(..length).unwrap_or_default()).into_owned();
         if let Some(error) = line.strip_prefix("e ") {

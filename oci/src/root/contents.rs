@@ -1,4 +1,5 @@
-//! The contents of a file: shared where the file system can, else copied without its holes.
+//! Copies the contents of files: by reflink if the file system supports it, and otherwise by copying the
+//! data between the holes.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -6,37 +7,38 @@ use std::os::fd::BorrowedFd;
 use rustix::fs::{SeekFrom, copy_file_range, ftruncate, ioctl_ficlone, seek};
 use rustix::io::{Errno, pread, pwrite};
 
-/// Size of a copy by hand: large against a system call, small against a file.
+/// Size of the buffer for `pread(2)` and `pwrite(2)`. It is large enough that system calls cost little.
 const BUFFER_BYTES: usize = 256 * 1024;
 
-/// Most bytes of one `copy_file_range(2)`: the kernel takes no more than 2 GiB less a page.
+/// Largest length for one `copy_file_range(2)`. The kernel's limit is 2 GiB less one page
+/// (`MAX_RW_COUNT`).
 const RANGE_BYTES: u64 = 1 << 30;
 
-/// How the contents of files came into the copy.
+/// The method by which the contents of all files were copied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Method {
-    /// All share their blocks with the layers.
+    /// All files share their blocks with the layers.
     Reflink,
-    /// Some are copies.
+    /// At least one file was copied.
     Copy,
 }
 
-/// Copies contents, and remembers what the file systems can.
+/// Copies contents, and records which system calls the file systems support.
 #[derive(Debug, Default)]
 pub(super) struct Contents {
     no_reflinks: bool,
     no_ranges: bool,
-    /// Of all files so far.
+    /// The method for all files so far.
     method: Option<Method>,
 }
 
 impl Contents {
-    /// How all files so far came to be. If none has contents, nothing is shared.
+    /// Returns the method for all files so far. Without any contents it is `Copy`.
     pub(super) fn method(&self) -> Method {
         self.method.unwrap_or(Method::Copy)
     }
 
-    /// Gives an empty file the `size_bytes` of another.
+    /// Copies the first `size_bytes` of `source` to the empty file `target`.
     pub(super) fn copy(
         &mut self,
         source: BorrowedFd<'_>,
@@ -53,17 +55,19 @@ impl Contents {
                     self.method.get_or_insert(Method::Reflink);
                     return Ok(());
                 }
-                // The file system cannot, or these are two.
+                // The file system has no reflinks, or the files are on two file systems. No later file
+                // can be shared either.
                 Err(Errno::NOTSUP | Errno::XDEV | Errno::NOTTY | Errno::NOSYS) => {
                     self.no_reflinks = true;
                 }
-                // This file cannot be shared: it is inline, or one of the two must not be.
+                // Only this file cannot be shared: for example, its data is inline in the inode, or it
+                // is a swap file.
                 Err(Errno::INVAL | Errno::PERM | Errno::TXTBSY) => {}
                 Err(errno) => return Err(errno.into()),
             }
         }
         self.method = Some(Method::Copy);
-        // First, as a file may end with a hole.
+        // The size is set before the data, because the copy writes no hole at the end of the file.
         ftruncate(target, size_bytes)?;
         let mut done = 0;
         while let Some((begin, end)) = next_data(source, done, size_bytes)? {
@@ -88,17 +92,18 @@ impl Contents {
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(copied) => done += copied as u64,
                 Err(Errno::INTR) => {}
+                // The rest is copied by `pread` and `pwrite`.
                 Err(Errno::XDEV | Errno::INVAL | Errno::NOTSUP | Errno::NOSYS | Errno::PERM) => {
                     self.no_ranges = true;
                 }
                 Err(errno) => return Err(errno.into()),
             }
         }
-        copy_by_hand(source, target, done, end)
+        copy_by_buffer(source, target, done, end)
     }
 }
 
-fn copy_by_hand(
+fn copy_by_buffer(
     source: BorrowedFd<'_>,
     target: BorrowedFd<'_>,
     begin: u64,
@@ -125,7 +130,9 @@ fn copy_by_hand(
     Ok(())
 }
 
-/// Finds the next range of a file that is no hole; a file system that knows no holes has none.
+/// Returns the next range of data from the offset `from`, or `None` if only a hole is left.
+///
+/// On a file system without `SEEK_DATA` (`EINVAL`), the whole rest of the file is data.
 fn next_data(source: BorrowedFd<'_>, from: u64, size_bytes: u64) -> io::Result<Option<(u64, u64)>> {
     if from >= size_bytes {
         return Ok(None);

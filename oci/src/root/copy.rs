@@ -1,17 +1,19 @@
-//! A root made by copying, where overlayfs cannot be had: layer trees, merged into a plain directory.
+//! Merges layer trees into a plain directory by copying, for hosts without overlayfs.
 //!
-//! The trees are in the form of overlayfs (see [`whiteout`](crate::unpack)), and are understood here
-//! as overlayfs does: the topmost tree that has a name decides about it, directories are merged down
-//! to one that is opaque or to something else in between, and whiteouts hide. Contents are shared by
-//! reflinks where the file system has them, else copied; never by hard links, through which a box
-//! would write into the cache.
+//! The trees have the whiteouts and marks of overlayfs (see [`unpack`](crate::unpack)), and this module
+//! gives them the same meaning. For each name, the topmost tree that has it decides. Directories of one
+//! name are merged down to the first opaque directory, or to the first tree in which the name is not a
+//! directory. Whiteouts hide the name in the trees below.
+//!
+//! Contents are shared by reflinks if the file system supports them, and copied otherwise. Hard links
+//! are not used, because a box would then write to the files in the cache.
 //!
 //! # Invariants
 //!
-//! - Nobody else changes the trees or the target meanwhile.
-//! - No link is followed; directories are found by their names from the root, in steps that the
-//!   kernel takes, so that no depth of a tree matters. What is open at once is a directory of each
-//!   tree.
+//! - No other process changes the trees or the target at the same time.
+//! - No symbolic link is followed. Each directory is opened by its path from the root in steps of at
+//!   most `PATH_MAX`, so that trees can have any depth. At most one directory of each tree is open at
+//!   the same time.
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
@@ -35,27 +37,31 @@ use crate::host::directory::{OPEN_DIR, names_in, open_below};
 use crate::host::metadata::copy_metadata;
 use crate::host::overlay_xattr::{OverlayXattrs, is_opaque};
 
-/// A directory to be made: where it is, and the trees whose directories of that name it merges,
-/// topmost first.
+/// A directory to be filled: its path, and the trees whose directories at this path are merged, topmost
+/// first.
 struct Merged {
     path: Vec<u8>,
     trees: Vec<usize>,
 }
 
-/// The copy that is being made.
+/// The state of a copy.
 struct Cloning<'a> {
     trees: &'a [OwnedFd],
     target: &'a OwnedFd,
     overlay_xattrs: OverlayXattrs,
     contents: Contents,
-    /// Where each file with more than one name was made first.
+    /// Path in the target of each inode with several names, by device and inode number.
     links: HashMap<(u64, u64), Vec<u8>>,
 }
 
-/// Copies the merged view of `trees`, which has the topmost first, into the empty directory `target`.
+/// Copies the merged view of `trees` to the empty directory `target`. The topmost tree is first.
 ///
-/// The target gets the metadata of the topmost tree's root. Marks of overlayfs are not copied, nor
-/// what the host's security modules added.
+/// The target receives the metadata of the topmost tree's root. The marks of overlayfs and the labels of
+/// the host's security modules are not copied.
+///
+/// # Errors
+///
+/// When a system call fails, or when the target has a name already. The error names the path.
 pub(crate) fn flatten(
     trees: &[OwnedFd],
     target: &OwnedFd,
@@ -71,8 +77,10 @@ pub(crate) fn flatten(
 }
 
 impl Cloning<'_> {
-    /// Makes all that is in a directory, and its metadata; directories in it are made empty, to be
-    /// filled later, which does not change the times of this one.
+    /// Creates all entries of a directory, and then sets its metadata.
+    ///
+    /// Subdirectories are created empty and added to `pending`. To fill them later does not change the
+    /// times of this directory.
     fn fill(&mut self, merged: &Merged, pending: &mut Vec<Merged>) -> Result<(), HostError> {
         let failed = at("open the directory", &merged.path);
         let path = Path::new(OsStr::from_bytes(&merged.path));
@@ -108,7 +116,8 @@ impl Cloning<'_> {
         copy_metadata(top, &target).map_err(at("set the metadata of", &merged.path))
     }
 
-    /// Finds the trees whose directories of a name are merged; the first has one.
+    /// Returns the trees whose directories of a name are merged. The first tree must have such a
+    /// directory.
     fn merge<'a>(
         &self,
         below: impl Iterator<Item = (usize, &'a OwnedFd)>,
@@ -119,6 +128,7 @@ impl Cloning<'_> {
             match fstatat(source, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
                 Ok(found) if kind(&found) == SFlag::S_IFDIR => {}
                 Err(Errno::ENOENT) => continue,
+                // A whiteout or another file hides the directories below.
                 Ok(_) => break,
                 Err(errno) => return Err(errno),
             }
@@ -130,9 +140,10 @@ impl Cloning<'_> {
         Ok(trees)
     }
 
-    /// Makes what is no directory.
+    /// Creates an entry that is not a directory.
     fn make(&mut self, entry: &Entry<'_>, path: Vec<u8>) -> Result<(), HostError> {
-        // More names than one; not all of them need to be visible.
+        // The inode has several names. Another tree can hide some of them, so that this can be the only
+        // visible one.
         let inode = (entry.found.st_nlink > 1).then_some((entry.found.st_dev, entry.found.st_ino));
         if let Some(first) = inode.and_then(|inode| self.links.get(&inode)) {
             return self.link(first, entry).map_err(at("make a hard link", &path));
@@ -141,7 +152,7 @@ impl Cloning<'_> {
             SFlag::S_IFREG => entry.make_file(&mut self.contents),
             SFlag::S_IFLNK => entry.make_symlink(),
             SFlag::S_IFIFO => entry.make_fifo(),
-            // Unpacking makes nothing else.
+            // `unpack` creates no files of other types.
             _ => Err(Errno::EOPNOTSUPP.into()),
         };
         made.map_err(at("copy", &path))?;
@@ -163,7 +174,7 @@ impl Cloning<'_> {
     }
 }
 
-/// A name in a directory of a tree, and the directory it is to be made in.
+/// A name in a directory of a tree, and the directory in which it is created.
 struct Entry<'a> {
     source: &'a OwnedFd,
     target: &'a OwnedFd,
@@ -213,7 +224,7 @@ impl Entry<'_> {
     }
 }
 
-/// Overlayfs' form of a whiteout: a character device 0:0.
+/// Returns whether an inode is a whiteout of overlayfs: a character device 0:0.
 fn is_whiteout(found: &FileStat) -> bool {
     kind(found) == SFlag::S_IFCHR && found.st_rdev == 0
 }
@@ -234,8 +245,8 @@ fn join(path: &[u8], name: &[u8]) -> Vec<u8> {
     if path.is_empty() { name.to_vec() } else { [path, name].join(&b'/') }
 }
 
-/// Returns a function that makes the error of `action` on `path`, a path below the root. The path is
-/// escaped, because an image chose it.
+/// Returns a function that converts an error of `action` on `path`, a path below the root. The path is
+/// escaped, because it comes from an image.
 fn at<E: Into<io::Error>>(action: &'static str, path: &[u8]) -> impl Fn(E) -> HostError {
     let path = PathBuf::from(format!("/{}", path.escape_ascii()));
     move |error| HostError::at(action, &path)(error)

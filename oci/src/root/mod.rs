@@ -1,9 +1,10 @@
-//! The overlay mount that makes a root file system of layers and a private writable directory.
+//! Mounts the root file system of a box: an overlay of the layers and a private upper directory.
 //!
-//! The mount is made in the caller's mount namespace, which should be private to it, so that the
-//! mount ends with the process. It is attached when it is complete. What a box writes is thrown away
-//! at its end, so nothing of it is ever synced. Where the kernel says that overlayfs cannot be had,
-//! the root is a copy of the layers.
+//! The mount is created in the mount namespace of the caller. Callers should use a private mount
+//! namespace, so that the mount ends with the process. The mount is attached to its target only when
+//! it is complete. The writes of a box are deleted at its end, so that the overlay is volatile and
+//! never synced. If the host kernel does not support the overlay mount, the root file system is a copy
+//! of the layers.
 
 mod contents;
 mod copy;
@@ -31,7 +32,7 @@ use crate::host::overlay_xattr::OverlayXattrs;
 use crate::host::remove::remove_tree;
 use crate::stack::members::Stack;
 
-/// Mount flags: setuid bits and device nodes of a box have no power on the host.
+/// Mount flags. Without them, setuid files and device nodes of a box would be effective on the host.
 const FLAGS: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV);
 
 const OPEN_PATH: OFlag = OFlag::O_PATH.union(OFlag::O_DIRECTORY).union(OFlag::O_CLOEXEC);
@@ -39,7 +40,7 @@ const OPEN_PATH: OFlag = OFlag::O_PATH.union(OFlag::O_DIRECTORY).union(OFlag::O_
 /// A root file system that cannot be mounted.
 #[derive(Debug, thiserror::Error)]
 pub enum MountError {
-    /// A directory cannot be made, opened or looked at.
+    /// A directory cannot be created, opened or examined.
     #[error(transparent)]
     Host(#[from] HostError),
     /// There are more layers than one mount can have.
@@ -51,51 +52,51 @@ pub enum MountError {
     /// The kernel refused the mount.
     #[error("cannot mount the root file system at `{}`", target.display())]
     Mount {
-        /// Where.
+        /// The mount point.
         target: PathBuf,
-        /// What the system said.
+        /// The error of the kernel.
         source: io::Error,
     },
-    /// The root file system cannot be made by copying.
+    /// The layers cannot be copied.
     #[error("cannot copy the layers to `{}`, as overlayfs cannot be had ({refusal})", upper.display())]
     Copy {
-        /// Where the copy was to be.
+        /// The target of the copy.
         upper: PathBuf,
-        /// Why it was to be a copy.
+        /// The reason why overlayfs could not be used.
         refusal: String,
-        /// What is wrong.
+        /// The error of the copy.
         source: HostError,
     },
 }
 
-/// How a root file system was made.
+/// The method by which a root file system was created.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RootMethod {
-    /// There are no layers: it is the upper directory.
+    /// A bind mount of the upper directory, because the image has no layers.
     Empty,
-    /// An overlay of the layers.
+    /// An overlay mount of the layers.
     Overlay,
-    /// A copy that shares its blocks with the layers.
+    /// A copy of the layers whose files share their blocks with the layers.
     Reflink,
-    /// A copy.
+    /// A copy of the layers.
     Copy,
 }
 
-/// A root file system to be mounted.
+/// The parameters of a root file system.
 #[derive(Debug)]
 pub struct OverlaySpec<'a> {
-    /// What is mounted; nothing gives a root of `upper` alone. It is to outlive the mount, as it
-    /// keeps the layers from being removed.
+    /// The layers. An empty stack gives a root of `upper` alone. Callers must keep the stack as long as
+    /// the mount exists, because it holds the lease that keeps the layers in the cache.
     pub stack: &'a Stack,
-    /// Directory that takes what is written; made if it is missing.
+    /// The upper directory, which receives all writes. It is created if it is missing.
     pub upper: PathBuf,
-    /// Directory for overlayfs itself, on the file system of `upper`; made anew if it is there.
+    /// The work directory of overlayfs, on the file system of `upper`. An existing one is replaced.
     pub work: PathBuf,
-    /// Where to mount; must exist.
+    /// The mount point, which must exist.
     pub target: PathBuf,
 }
 
-/// Whether a directory was there.
+/// Whether a directory existed before.
 #[derive(PartialEq)]
 enum Directory {
     New,
@@ -103,17 +104,19 @@ enum Directory {
 }
 
 impl OverlaySpec<'_> {
-    /// Makes the directories and mounts the root file system.
+    /// Creates the directories and mounts the root file system.
     ///
-    /// A new upper directory takes the metadata that the image's root has. One that is there stays as
-    /// it is, as a box may have changed that.
+    /// A new upper directory receives the metadata of the image's root, because overlayfs shows the
+    /// root of the upper directory. An existing one keeps its metadata, because a box can have changed
+    /// it.
     ///
-    /// Without overlayfs, a new upper directory becomes a copy of the layers, and is the root.
+    /// If the host kernel does not support the overlay mount, the layers are copied to a new upper
+    /// directory, which becomes the root.
     ///
     /// # Errors
     ///
-    /// When a directory cannot be made or opened, when there are too many layers, or when the kernel
-    /// refuses.
+    /// When a directory cannot be created or opened, when there are too many layers, when the kernel
+    /// refuses the mount, or when the copy fails.
     pub fn mount(&self) -> Result<RootMethod, MountError> {
         let upper = make_directory(&self.upper, UNDESCRIBED_DIR_MODE)?;
         if upper == Directory::New {
@@ -137,7 +140,7 @@ impl OverlaySpec<'_> {
             }
             Err(refusal)
                 if upper == Directory::New
-                    && is_without_overlay(&refusal, self.stack.overlay_xattrs) =>
+                    && is_unsupported(&refusal, self.stack.overlay_xattrs) =>
             {
                 tracing::warn!(%refusal, "overlayfs cannot be had: copying the layers");
                 self.copy(&lower, &refusal)
@@ -146,7 +149,7 @@ impl OverlaySpec<'_> {
         }
     }
 
-    /// Gives the upper directory the metadata of the image's root.
+    /// Sets the metadata of the upper directory to those of the image's root.
     fn inherit_root(&self) -> Result<(), MountError> {
         let inherit = || match &self.stack.root {
             Some(model) => copy_metadata(&open_dir(model)?, &open_dir(&self.upper)?),
@@ -155,7 +158,7 @@ impl OverlaySpec<'_> {
         Ok(inherit().map_err(HostError::at("set the metadata of directory", &self.upper))?)
     }
 
-    /// Makes the root by copying into the upper directory.
+    /// Copies the layers to the upper directory, and mounts it as the root.
     fn copy(&self, lower: &[OwnedFd], refusal: &io::Error) -> Result<RootMethod, MountError> {
         let upper = open_directory(&self.upper)?;
         let copied = flatten(lower, &upper, self.stack.overlay_xattrs);
@@ -164,6 +167,7 @@ impl OverlaySpec<'_> {
             refusal: refusal.to_string(),
             source,
         })?;
+        // The copy has set the metadata of the topmost layer's root, which can differ from the image's.
         self.inherit_root()?;
         self.bind_upper()?;
         Ok(match method {
@@ -172,7 +176,8 @@ impl OverlaySpec<'_> {
         })
     }
 
-    /// Removes overlayfs' own directory: the kernel refuses one of a mount that never synced.
+    /// Removes the work directory. A volatile mount leaves `work/incompat/volatile` in it, and the kernel
+    /// then refuses to mount it again.
     fn remove_work(&self) -> Result<(), MountError> {
         let (Some(parent), Some(name)) = (self.work.parent(), self.work.file_name()) else {
             return Ok(());
@@ -191,7 +196,7 @@ impl OverlaySpec<'_> {
         Overlay { lower, upper: &upper, work: &work, overlay_xattrs, volatile: true }.mount()
     }
 
-    /// Mounts the upper directory itself: an overlay without layers is not allowed, and not needed.
+    /// Mounts the upper directory itself, because overlayfs refuses a mount without lower layers.
     fn bind_upper(&self) -> Result<(), MountError> {
         let upper = self.upper.to_string_lossy();
         let upper_fd = open_directory(&self.upper)?;
@@ -202,7 +207,8 @@ impl OverlaySpec<'_> {
                 .map_err(|errno| self.refused(errno.into()))
         };
         mount(Some(&by_fd), MsFlags::MS_BIND)?;
-        // A user namespace may not take away what the file system's own mount has.
+        // `MS_BIND` ignores the other flags, which need a remount. In a user namespace the kernel
+        // refuses to clear `noexec` of the original mount (`mount_namespaces(7)`).
         let own = fstatvfs(&upper_fd).map_err(|errno| self.refused(errno.into()))?.flags();
         let kept =
             if own.contains(FsFlags::ST_NOEXEC) { MsFlags::MS_NOEXEC } else { MsFlags::empty() };
@@ -214,10 +220,10 @@ impl OverlaySpec<'_> {
     }
 }
 
-/// Says whether a refusal means that overlayfs cannot be had here: the kernel is without it, or does
-/// not know what it was asked for, or takes no such file system for an upper directory, or allows no
-/// user namespace to mount it.
-fn is_without_overlay(refusal: &io::Error, overlay_xattrs: OverlayXattrs) -> bool {
+/// Returns whether an error means that overlayfs cannot be used on this host: the kernel has no
+/// overlayfs (`ENODEV`) or not the options or system calls, the file system cannot hold an upper
+/// directory (`EINVAL`), or user namespaces must not mount overlayfs (`EPERM`, before Linux 5.11).
+fn is_unsupported(refusal: &io::Error, overlay_xattrs: OverlayXattrs) -> bool {
     match errno(refusal) {
         Some(Errno::ENODEV | Errno::EINVAL | Errno::EOPNOTSUPP | Errno::ENOSYS) => true,
         Some(Errno::EPERM) => overlay_xattrs == OverlayXattrs::User,
@@ -225,14 +231,14 @@ fn is_without_overlay(refusal: &io::Error, overlay_xattrs: OverlayXattrs) -> boo
     }
 }
 
-/// Makes a directory that is missing; one that is there stays as it is.
+/// Creates a directory. An existing one is not changed.
 fn make_directory(path: &Path, mode: u32) -> Result<Directory, HostError> {
     let failed = HostError::at("make directory", path);
     match DirBuilder::new().mode(mode).create(path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(Directory::Old),
         made => made.map_err(failed)?,
     }
-    // Set again, as making it heeds the umask.
+    // `mkdir(2)` clears the bits of the umask, so that the mode is set again.
     std::fs::set_permissions(path, Permissions::from_mode(mode))
         .map_err(HostError::at("make directory", path))?;
     Ok(Directory::New)

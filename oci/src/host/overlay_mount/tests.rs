@@ -11,18 +11,19 @@ use tempfile::TempDir;
 
 use super::*;
 
-/// The ways that a kernel of this version has to know; others may.
-fn known_ways() -> &'static [Handover] {
+/// Returns the methods that the version of the host kernel guarantees. With backports it can support
+/// more.
+fn supported_methods() -> &'static [Method] {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
     let mut numbers = release.split(['.', '-']).map(|number| number.parse::<u32>().unwrap());
     match (numbers.next().unwrap(), numbers.next().unwrap()) {
-        version if version >= (6, 13) => &[Handover::Fds, Handover::Paths, Handover::Classic],
-        version if version >= (6, 8) => &[Handover::Paths, Handover::Classic],
-        _ => &[Handover::Classic],
+        version if version >= (6, 13) => &[Method::Fds, Method::Paths, Method::Classic],
+        version if version >= (6, 8) => &[Method::Paths, Method::Classic],
+        _ => &[Method::Classic],
     }
 }
 
-/// Directories for mounts, in a mount namespace of the test's own.
+/// Directories for mounts, in a private mount namespace of the test thread.
 struct Bench(TempDir);
 
 impl Bench {
@@ -38,7 +39,7 @@ impl Bench {
         self.0.path().join(name)
     }
 
-    /// Opens a directory, and makes it if it is missing.
+    /// Opens a directory, and creates it if it is missing.
     fn directory(&self, name: &str) -> OwnedFd {
         fs::create_dir_all(self.path(name)).unwrap();
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
@@ -54,7 +55,7 @@ impl Bench {
         setxattr(self.path(name), attribute, value.as_bytes(), XattrFlags::empty()).unwrap();
     }
 
-    /// Makes `count` layers, each with a file of its own and one that all have.
+    /// Creates `count` layers. Each has a file of its own and one that all layers have.
     fn layers(&self, count: usize) -> Vec<OwnedFd> {
         let layer = |number: usize| {
             self.write(&format!("layer{number}/of-{number}"), "");
@@ -65,13 +66,13 @@ impl Bench {
     }
 }
 
-/// Finds the options of each overlay that this thread can see.
+/// Returns the options of each overlay mount in the mount namespace of this thread.
 fn visible_overlays() -> Vec<String> {
     let mounts = fs::read_to_string("/proc/thread-self/mounts").unwrap();
     mounts.lines().filter(|line| line.starts_with("overlay ")).map(str::to_owned).collect()
 }
 
-/// Reads all names with their content through an fd.
+/// Reads all names and contents below the directory of an fd.
 fn tree(root: &OwnedFd) -> BTreeMap<PathBuf, String> {
     let root = PathBuf::from(format!("/proc/thread-self/fd/{}/", root.as_raw_fd()));
     let mut found = BTreeMap::new();
@@ -94,12 +95,12 @@ fn tree(root: &OwnedFd) -> BTreeMap<PathBuf, String> {
 }
 
 #[test]
-fn each_way_of_handing_layers_over_makes_the_same_tree_and_leaves_nothing() {
+fn mount_by_each_method_shows_the_same_tree_and_leaves_no_mount_point() {
     let bench = Bench::new();
     let before = visible_overlays();
     for overlay_xattrs in [OverlayXattrs::Trusted, OverlayXattrs::User] {
-        for handover in known_ways().iter().copied() {
-            let at = |name: &str| format!("{overlay_xattrs:?} {handover:?}/{name}");
+        for method in supported_methods().iter().copied() {
+            let at = |name: &str| format!("{overlay_xattrs:?} {method:?}/{name}");
             bench.write(&at("bottom/gone"), "1");
             bench.write(&at("bottom/below/hidden"), "1");
             bench.write(&at("bottom/both/one"), "1");
@@ -117,7 +118,7 @@ fn each_way_of_handing_layers_over_makes_the_same_tree_and_leaves_nothing() {
                 overlay_xattrs,
                 volatile: true,
             };
-            let root = overlay.mount_by(handover).unwrap();
+            let root = overlay.mount_by(method).unwrap();
             let expected = [
                 ("below", "dir"),
                 ("below/shown", "2"),
@@ -127,7 +128,7 @@ fn each_way_of_handing_layers_over_makes_the_same_tree_and_leaves_nothing() {
                 ("link", "both"),
             ];
             let expected = expected.map(|(name, text)| (PathBuf::from(name), text.to_owned()));
-            assert_eq!(tree(&root), BTreeMap::from(expected), "{overlay_xattrs:?} {handover:?}");
+            assert_eq!(tree(&root), BTreeMap::from(expected), "{overlay_xattrs:?} {method:?}");
             let how = OpenHow::new()
                 .flags(OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_CLOEXEC)
                 .mode(Mode::S_IRWXU)
@@ -135,7 +136,7 @@ fn each_way_of_handing_layers_over_makes_the_same_tree_and_leaves_nothing() {
             let made = openat2(&root, "/link/../new", how).unwrap();
             nix::unistd::write(&made, b"3").unwrap();
             assert_eq!(fs::read_to_string(bench.path(&at("upper/new"))).unwrap(), "3");
-            assert_eq!(visible_overlays(), before, "{overlay_xattrs:?} {handover:?}");
+            assert_eq!(visible_overlays(), before, "{overlay_xattrs:?} {method:?}");
             assert!(!bench.path(&at("work/mount")).exists());
             let options = {
                 let target = bench.path(&at("target"));
@@ -154,10 +155,10 @@ fn each_way_of_handing_layers_over_makes_the_same_tree_and_leaves_nothing() {
 }
 
 #[test]
-fn five_hundred_layers_are_mounted_in_each_way_and_one_more_is_refused() {
+fn five_hundred_layers_are_mounted_by_each_method_and_one_more_is_refused() {
     let bench = Bench::new();
     let layers = bench.layers(501);
-    for (number, handover) in known_ways().iter().copied().enumerate() {
+    for (number, method) in supported_methods().iter().copied().enumerate() {
         for count in [128, 499, 500] {
             let at = |name: &str| bench.directory(&format!("{name}{number}-{count}"));
             let (upper, work) = (at("upper"), at("work"));
@@ -165,8 +166,8 @@ fn five_hundred_layers_are_mounted_in_each_way_and_one_more_is_refused() {
             let overlay_xattrs = OverlayXattrs::Trusted;
             let overlay =
                 Overlay { lower, upper: &upper, work: &work, overlay_xattrs, volatile: false };
-            let found = tree(&overlay.mount_by(handover).unwrap());
-            assert_eq!(found.len(), count + 1, "{handover:?}");
+            let found = tree(&overlay.mount_by(method).unwrap());
+            assert_eq!(found.len(), count + 1, "{method:?}");
             assert_eq!(found[&PathBuf::from("of-all")], "0");
         }
     }
@@ -177,7 +178,7 @@ fn five_hundred_layers_are_mounted_in_each_way_and_one_more_is_refused() {
 }
 
 #[test]
-fn refusal_has_the_kernels_own_explanation() {
+fn error_of_a_refused_mount_has_the_messages_of_the_kernel() {
     let bench = Bench::new();
     let (upper, work) = (bench.directory("upper"), bench.directory("work"));
     let lower = [bench.directory("layer")];
@@ -185,13 +186,13 @@ fn refusal_has_the_kernels_own_explanation() {
     mount(None::<&str>, &bench.path("work"), Some("tmpfs"), read_only, None::<&str>).unwrap();
     let error =
         overlay(&lower, &upper, &bench.directory("work"), OverlayXattrs::Trusted).unwrap_err();
-    // Older kernels explain nothing.
-    let explains = known_ways().contains(&Handover::Paths);
+    // Older kernels return no messages.
+    let explains = supported_methods().contains(&Method::Paths);
     assert_eq!(errno(&error), Some(if explains { Errno::EINVAL } else { Errno::EROFS }));
     let text = error.to_string();
     let (begin, end) = ("(it says: overlay: filesystem on ", " is read-only)");
     assert_eq!(text.contains(begin) && text.ends_with(end), explains, "{text}");
-    // Of what it tells nobody about, its error number is left.
+    // For the same directory twice the kernel has only an errno and no message.
     let twice = [bench.directory("layer"), bench.directory("layer")];
     let error = overlay(&twice, &upper, &work, OverlayXattrs::Trusted).unwrap_err();
     assert_eq!(errno(&error), Some(Errno::ELOOP));
@@ -199,22 +200,22 @@ fn refusal_has_the_kernels_own_explanation() {
 }
 
 #[test]
-fn layer_cannot_redirect_lookups() {
+fn redirect_xattr_of_a_layer_is_not_followed() {
     let bench = Bench::new();
     bench.write("bottom/secret/file", "");
     bench.write("top/shown/own", "");
     bench.set("top/shown", "trusted.overlay.redirect", "/secret");
     let lower = [bench.directory("top"), bench.directory("bottom")];
     let (upper, work) = (bench.directory("upper"), bench.directory("work"));
-    for handover in known_ways().iter().copied() {
+    for method in supported_methods().iter().copied() {
         let overlay_xattrs = OverlayXattrs::Trusted;
         let overlay =
             Overlay { lower: &lower, upper: &upper, work: &work, overlay_xattrs, volatile: false };
-        let root = overlay.mount_by(handover).unwrap();
+        let root = overlay.mount_by(method).unwrap();
         let shown = format!("/proc/thread-self/fd/{}/shown", root.as_raw_fd());
         let names: Vec<_> = match fs::read_dir(shown) {
             Ok(entries) => entries.map(|entry| entry.unwrap().file_name()).collect(),
-            // The kernel shows nothing of such a directory.
+            // The kernel refuses to list such a directory.
             Err(error) if errno(&error) == Some(Errno::EPERM) => Vec::new(),
             Err(error) => panic!("{error}"),
         };
@@ -222,9 +223,10 @@ fn layer_cannot_redirect_lookups() {
     }
 }
 
-/// What a kernel of each age answers in each way, and what comes of it.
+/// Each case has the results of the three methods on one kernel, the expected result, and the methods
+/// that are tried.
 #[test]
-fn kernels_of_each_age_are_asked_in_a_way_they_know_and_errors_explain_the_directories() {
+fn methods_are_tried_until_one_is_supported_and_the_error_with_a_reason_is_returned() {
     let refusal = |errno: Errno, explanation: Option<&str>| {
         let explanation = explanation.map(str::to_owned);
         Err(Refusal { step: Step::Create, explanation, source: errno.into() })
@@ -236,15 +238,15 @@ fn kernels_of_each_age_are_asked_in_a_way_they_know_and_errors_explain_the_direc
     type Case<'a> = ([Result<u8, Refusal>; 3], Result<u8, (Errno, Option<&'a str>)>, &'a str);
     let bad_fd = || refusal(Errno::EBADF, None);
     let cases: [Case<'_>; 10] = [
-        // Works at once; Linux 6.12; Linux 6.1.
+        // The first method succeeds; then Linux 6.12; then Linux 6.1.
         ([Ok(1), Ok(2), Ok(3)], Ok(1), "Fds"),
         ([bad_fd(), Ok(2), Ok(3)], Ok(2), "Fds Paths"),
         ([bad_value(), Ok(2), Ok(3)], Ok(2), "Fds Paths"),
         ([bad_fd(), silent(), silent()], Err((Errno::EINVAL, None)), "Fds Paths Classic"),
         ([legacy(), Ok(2), Ok(3)], Ok(3), "Fds Classic"),
-        // No new system calls at all.
+        // A kernel without the new mount API.
         ([refusal(Errno::ENOSYS, None), Ok(2), Ok(3)], Ok(3), "Fds Classic"),
-        // Each kernel with directories that overlayfs does not take.
+        // Each kernel with directories that overlayfs refuses.
         (
             [weird(), weird(), silent()],
             Err((Errno::EINVAL, Some("not supported"))),
@@ -256,15 +258,15 @@ fn kernels_of_each_age_are_asked_in_a_way_they_know_and_errors_explain_the_direc
             "Fds Paths Classic",
         ),
         ([legacy(), Ok(2), silent()], Err((Errno::EINVAL, None)), "Fds Classic"),
-        // Nothing that another way could help with.
+        // An error that does not depend on the method.
         ([refusal(Errno::EACCES, None), Ok(2), Ok(3)], Err((Errno::EACCES, None)), "Fds"),
     ];
     for (number, (answers, expected, expected_asked)) in cases.into_iter().enumerate() {
         let mut asked = Vec::new();
         let mut answers = answers.map(Some);
-        let found = first_that_works(|way| {
-            asked.push(format!("{way:?}"));
-            answers[way as usize].take().unwrap()
+        let found = try_methods(|method| {
+            asked.push(format!("{method:?}"));
+            answers[method as usize].take().unwrap()
         });
         assert_eq!(asked.join(" "), expected_asked, "case {number}");
         match (found, expected) {
@@ -281,7 +283,7 @@ fn kernels_of_each_age_are_asked_in_a_way_they_know_and_errors_explain_the_direc
 }
 
 #[test]
-fn the_flavour_is_found_by_many_at_once() {
+fn overlay_xattrs_are_found_by_several_threads_at_once() {
     let directory = tempfile::tempdir().unwrap();
     let find = || {
         let directory = fs::File::open(directory.path()).unwrap();

@@ -17,7 +17,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::host::overlay_mount::{attach, overlay};
 
-/// File systems of the test's own, in a mount namespace of its own.
+/// File systems for one test, in a private mount namespace of the test thread.
 struct Bench(TempDir);
 
 impl Bench {
@@ -48,7 +48,7 @@ impl Bench {
             _ => "btrfs-progs",
         };
         let image = self.path(&format!("{name}.img"));
-        // XFS is at least 300 MB; the file is sparse.
+        // `mkfs.xfs` refuses less than 300 MB. The file is sparse and takes less.
         File::create_new(&image).unwrap().set_len(400 << 20).unwrap();
         let program = format!("mkfs.{kind}");
         let made = Command::new(&program).arg("-q").arg(&image).output().unwrap_or_else(|error| {
@@ -66,14 +66,14 @@ impl Bench {
 impl Drop for Bench {
     fn drop(&mut self) {
         for entry in fs::read_dir(self.0.path()).into_iter().flatten().flatten() {
-            // Most are no mount points.
+            // This fails for entries that are not mount points, which is ignored.
             let _unmounted = umount2(&entry.path(), MntFlags::MNT_DETACH);
         }
     }
 }
 
-/// A generator of numbers that look random, the same for the same seed (an LCG with the constants of
-/// Knuth's MMIX).
+/// A pseudorandom number generator with a seed, so that failures can be repeated (an LCG with the
+/// constants of Knuth's MMIX).
 struct Dice(u64);
 
 impl Dice {
@@ -84,7 +84,7 @@ impl Dice {
     }
 }
 
-/// Puts entries of every kind into a layer's tree, at names that other layers have as well.
+/// Creates entries of each type in a layer's tree. Their names are few, so that layers collide.
 fn grow_layer(root: &Path, dice: &mut Dice) {
     fs::create_dir(root).unwrap();
     let mut files: Vec<PathBuf> = Vec::new();
@@ -166,13 +166,13 @@ fn directory(path: &Path) -> OwnedFd {
     File::open(path).unwrap().into()
 }
 
-/// Describes all that can be seen below `root`; names of one file are told by the first of them.
+/// Describes each path below `root`. Names of the same inode are described by the first of them.
 fn described(root: &Path) -> BTreeMap<PathBuf, String> {
     let mut pending = vec![root.to_owned()];
     let mut found = BTreeMap::new();
     while let Some(directory) = pending.pop() {
         for path in fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()) {
-            // A whiteout in a directory of one layer only is listed by overlayfs, and is not there.
+            // In a directory that is not merged, overlayfs lists a whiteout that cannot be opened.
             let Ok(metadata) = path.symlink_metadata() else { continue };
             if metadata.is_dir() {
                 pending.push(path.clone());
@@ -195,7 +195,7 @@ fn described(root: &Path) -> BTreeMap<PathBuf, String> {
         } else {
             format!("device {}", metadata.rdev())
         };
-        // Those of directories and links change when they are read.
+        // The access times of directories and symbolic links change when they are read.
         let atime = if metadata.is_file() { metadata.atime_nsec() } else { 0 };
         let text = format!(
             "{:o} {}:{} {}.{} {atime} {:?} {content}",
@@ -223,7 +223,7 @@ fn xattrs(path: &Path) -> BTreeMap<String, Vec<u8>> {
     names.map(value).collect()
 }
 
-/// Makes a stack of layers, flattens it, and compares with the kernel's own view.
+/// Creates a stack of layers, flattens it, and compares the copy with an overlay mount of the layers.
 fn check(layers: &Path, target: &Path, seed: u64) -> Method {
     let name = |number: usize| layers.join(format!("{seed}-{number}"));
     let mut dice = Dice(seed);
@@ -243,9 +243,9 @@ fn check(layers: &Path, target: &Path, seed: u64) -> Method {
         assert_eq!(found.get(name), Some(expected), "{} of seed {seed}", name.display());
     }
     assert_eq!(found.len(), expected.len(), "seed {seed}");
-    assert!(found.len() > 10, "the stack has something to compare");
+    assert!(found.len() > 10, "seed {seed} gives too few paths to compare: {}", found.len());
     umount2(&view, MntFlags::MNT_DETACH).unwrap();
-    // No file of the copy is one of a layer.
+    // The copy must not share an inode with a layer.
     let top = fs::metadata(name(0)).unwrap().dev();
     let inodes = |root: &Path| -> Vec<u64> {
         let paths = described(root).into_keys().map(|path| root.join(path));
@@ -259,7 +259,7 @@ fn check(layers: &Path, target: &Path, seed: u64) -> Method {
 }
 
 #[test]
-fn flattened_stack_is_what_overlayfs_shows_by_copies() {
+fn stack_flattened_by_copies_equals_the_overlay_mount() {
     let bench = Bench::new();
     let ext4 = bench.file_system("ext4", "ext4");
     let tmpfs = bench.file_system("tmpfs", "tmpfs");
@@ -267,12 +267,12 @@ fn flattened_stack_is_what_overlayfs_shows_by_copies() {
         assert_eq!(check(&ext4, &ext4, seed), Method::Copy);
     }
     assert_eq!(check(&tmpfs, &tmpfs, 100), Method::Copy);
-    // Here the kernel does not copy from one to the other.
+    // `copy_file_range(2)` refuses to copy between these file systems (`EXDEV`).
     assert_eq!(check(&ext4, &tmpfs, 101), Method::Copy);
 }
 
 #[test]
-fn flattened_stack_is_what_overlayfs_shows_by_reflinks() {
+fn stack_flattened_by_reflinks_equals_the_overlay_mount() {
     let bench = Bench::new();
     for kind in ["xfs", "btrfs"] {
         let own = bench.file_system(kind, kind);
@@ -283,7 +283,7 @@ fn flattened_stack_is_what_overlayfs_shows_by_reflinks() {
 }
 
 #[test]
-fn reflinks_share_blocks_and_are_no_way_into_the_layer() {
+fn write_to_a_reflinked_file_does_not_change_the_layer() {
     let bench = Bench::new();
     for kind in ["xfs", "btrfs"] {
         let own = bench.file_system(kind, kind);
@@ -304,7 +304,7 @@ fn reflinks_share_blocks_and_are_no_way_into_the_layer() {
 }
 
 #[test]
-fn tree_deeper_than_a_path_is_copied() {
+fn tree_deeper_than_path_max_is_copied() {
     let bench = Bench::new();
     let layer = directory(&bench.path("layer"));
     let name = "n".repeat(200);
@@ -340,7 +340,7 @@ fn failure_names_the_path() {
     let error =
         flatten(&[layer], &directory(&bench.path("target")), OverlayXattrs::Trusted).unwrap_err();
     assert_eq!(error.to_string(), r"cannot copy `/d/n\x1b`");
-    // A target that is not empty is not overwritten.
+    // A file in the target is not overwritten.
     let layer = directory(&bench.path("layer2"));
     fs::write(bench.path("layer2/file"), "new").unwrap();
     fs::write(bench.path("target/file"), "old").unwrap();
@@ -351,7 +351,7 @@ fn failure_names_the_path() {
 }
 
 #[test]
-fn user_flavour_has_marks_of_its_own_that_are_not_copied() {
+fn opaque_mark_is_read_from_the_chosen_xattrs_and_not_copied() {
     let bench = Bench::new();
     let trees = [directory(&bench.path("top")), directory(&bench.path("bottom"))];
     fs::create_dir(bench.path("top/d")).unwrap();

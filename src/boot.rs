@@ -22,7 +22,8 @@
 //!
 //! # Invariants
 //!
-//! Nothing relies on `Drop` once libkrun is entered, because the process then ends in `exit_group(2)`.
+//! Nothing relies on `Drop` once libkrun is entered, because the process then ends in
+//! `exit_group(2)`.
 
 use std::io;
 use std::path::Path;
@@ -106,7 +107,8 @@ pub(crate) fn run(shim: &mut Shim<'_>) -> Result<(), ShimError> {
     process::enter_private_mounts()?;
     let mut confinement = Confinement::begin(&spec);
     let state = shim.acquire_state(&spec, event_file)?;
-    // passt needs the host's network, so it is started before the shim enters an empty one.
+    // This enters an empty network. unshare(2) moves only the calling thread, so it comes before
+    // the first other thread.
     let mut network = Network::start(&spec)?;
     let configured_ms = shim.events.elapsed_ms();
 
@@ -204,8 +206,8 @@ impl Shim<'_> {
 
     /// Names the box in events and log, opens `event_file`, and emits the first event.
     ///
-    /// The file is opened before, so that it has the first event. `--gc` and `--verify` have no event
-    /// file, because they run beside a box that may be writing it.
+    /// The file is opened before, so that it has the first event. `--gc` and `--verify` have no
+    /// event file, because they run beside a box that may be writing it.
     fn announce(&self, spec: &VmSpec, event_file: Option<&Path>) -> Result<(), EventFileError> {
         self.events.name(&spec.id);
         log::name(&spec.id);
@@ -219,8 +221,8 @@ impl Shim<'_> {
 
     /// Locks the directory of the box, and returns the error of the event file if it has one.
     ///
-    /// The error of the event file comes second. If another shim has a box of this id, that shim also
-    /// has the file open, and the id in use is the error that explains both.
+    /// The error of the event file comes second. If another shim has a box of this id, that shim
+    /// also has the file open, and the id in use is the error that explains both.
     fn acquire_state(
         &mut self,
         spec: &VmSpec,

@@ -86,7 +86,8 @@ impl ShimError {
         self.stop_request().map(|request| StopProgress::new(request.cause(), now_ms).report())
     }
 
-    /// Returns the stop request that ended the unpacking, which is the only phase that reads them.
+    /// Returns the stop request if the error is one. Only unpacking and `--verify` read signals
+    /// before the control thread does.
     fn stop_request(&self) -> Option<StopRequest> {
         match self {
             Self::Rootfs(RootfsError::Stopped(request)) => Some(*request),
@@ -104,8 +105,8 @@ impl ShimError {
             Self::State(StateDirError::InUse { .. }) => ErrorCode::IdInUse,
             Self::State(_) | Self::Console(_) | Self::EventFile(_) => ErrorCode::StateDir,
             Self::Network(_) => ErrorCode::NetworkSetup,
-            // A full disk also ends the unpacking of a layer with an error of this layer. The reason is
-            // the host, so the image must not be reported as invalid.
+            // A full disk also ends the unpacking of a layer with an error of this layer. The
+            // reason is the host, so the image must not be reported as invalid.
             Self::Rootfs(error)
                 if failure_of_host(error).is_some() || has_unmapped_owner(error) =>
             {
@@ -136,21 +137,23 @@ impl ShimError {
                 Some("install a3s-box-guest beside the shim, or set `paths.guest`".to_owned())
             }
             Self::Rootfs(error) if has_unmapped_owner(error) => Some(
-                "give the user sub-ids for the image's other users: a line `USER:100000:65536`, or another \
-                 free range, in /etc/subuid and in /etc/subgid, and the package `uidmap`; or run as root"
+                "give the user sub-ids for the image's other users: a line `USER:100000:65536`, or \
+                 another free range, in /etc/subuid and in /etc/subgid, and the package `uidmap`; \
+                 or run as root"
                     .to_owned(),
             ),
             Self::Rootfs(error) => match failure_of_host(error) {
                 Some(Errno::ENOSPC | Errno::EDQUOT) => Some(
-                    "make room, or set `paths.cache_dir` and `paths.state_dir` to a larger file system"
+                    "free space, or set `paths.cache_dir` and `paths.state_dir` to a larger file \
+                     system"
                         .to_owned(),
                 ),
                 _ => None,
             },
             Self::Cgroup(error) => Some(error.hint().to_owned()),
             Self::Confinement(_) => Some(
-                "`a3s-box-shim --doctor` shows what this host lacks; with `confinement.level: \"best_effort\"` the \
-                 box starts with less"
+                "`a3s-box-shim --doctor` shows what this host lacks; with \
+                 `confinement.level: \"best_effort\"` the box starts with less"
                     .to_owned(),
             ),
             Self::Process(_) => Some(
@@ -175,8 +178,9 @@ fn root_of(error: &RootfsError) -> Option<&(dyn Error + 'static)> {
     std::iter::successors(Some(error as &dyn Error), |&error| error.source()).last()
 }
 
-/// Returns the errno at the end of the chain of `error` if its reason is the host and never the image: a
-/// disk or quota that is full, fails or is read-only, or a lack of memory or file descriptors.
+/// Returns the errno at the end of the chain of `error` if its reason is the host and never the
+/// image: a disk or quota that is full, fails or is read-only, or a lack of memory or file
+/// descriptors.
 fn failure_of_host(error: &RootfsError) -> Option<Errno> {
     let errno = Errno::from_raw(root_of(error)?.downcast_ref::<io::Error>()?.raw_os_error()?);
     match errno {

@@ -39,8 +39,8 @@ pub(crate) fn find(spec: &VmSpec) -> Result<(PathBuf, Vec<u8>), GuestProgramErro
     for path in &candidates {
         match std::fs::read(path) {
             Ok(program) => return Ok((path.clone(), program)),
-            // Any other error ends the search. Otherwise a file without read permission would be hidden
-            // by the guest program of another installation.
+            // Any other error ends the search. Otherwise a file without read permission would be
+            // hidden by the guest program of another installation.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(source) => {
                 return Err(GuestProgramError::Unreadable { path: path.clone(), source });

@@ -1,5 +1,5 @@
-//! The host's operating system as the shim uses it: its own process, helper programs, the cgroup and
-//! filters of system calls.
+//! The host's operating system as the shim uses it: its own process, helper programs, the cgroup
+//! and filters of system calls.
 
 pub(crate) mod cgroup;
 pub(crate) mod command;

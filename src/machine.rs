@@ -42,8 +42,9 @@ pub(crate) struct Guest {
     pub(crate) stop_signal: Signal,
 }
 
-/// Merges image and config into the config of the guest program, and opens the shares. Callers must be
-/// in the mount namespace of the VM, see [`SharedDirectory::pin`](crate::share::SharedDirectory::pin).
+/// Merges image and config into the config of the guest program, and opens the shares. Callers must
+/// be in the mount namespace of the VM, see
+/// [`SharedDirectory::pin`](crate::share::SharedDirectory::pin).
 pub(crate) fn describe(
     spec: &VmSpec,
     image: Option<&Image>,
@@ -81,8 +82,8 @@ fn pin_shares(spec: &VmSpec) -> Result<Vec<PinnedShare>, ShareError> {
     spec.mounts.iter().filter_map(pin).collect()
 }
 
-/// Returns the workload, or nothing if there is nothing to run. Without an image that is no error: the
-/// box then is an empty machine, which tests and benchmarks use.
+/// Returns the workload, or nothing if there is nothing to run. Without an image that is no error:
+/// the box then is an empty machine, which tests and benchmarks use.
 fn workload(spec: &VmSpec, run: RunSpec, has_image: bool) -> Result<Option<Workload>, GuestError> {
     let args: Vec<String> = run.entrypoint.into_iter().chain(run.args).collect();
     if args.is_empty() {
@@ -109,8 +110,8 @@ fn guest_mount(spec: &MountSpec) -> Mount {
     Mount { target: spec.target.clone(), source: Some(source) }
 }
 
-/// Returns the complete description of the VM for libkrun. `guest` must outlive the VM, because it keeps
-/// the shares open, whose paths lead through its fds.
+/// Returns the complete description of the VM for libkrun. `guest` must outlive the VM, because it
+/// keeps the shares open, whose paths lead through its fds.
 pub(crate) fn assemble(
     spec: &VmSpec,
     state: &StateDir,

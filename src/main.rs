@@ -1,7 +1,7 @@
 //! `a3s-box-shim`: the process that becomes a microVM.
 //!
-//! This file maps the command line to a mode and the mode to a function. `boot` has one function for
-//! each mode that reads a config and emits events, and a drawing of the phases of a box.
+//! This file maps the command line to a mode and the mode to a function. `boot` has one function
+//! for each mode that reads a config and emits events, and a drawing of the phases of a box.
 
 mod boot;
 mod confine;

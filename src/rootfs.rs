@@ -107,8 +107,8 @@ impl Root {
     /// Writes the layers to the disk while the VM starts, where `level` allows it.
     ///
     /// All threads of a confined shim are confined, because it is single-threaded when it confines
-    /// itself, and a confined thread cannot reach the cache. Such a shim syncs at once and closes the
-    /// cache.
+    /// itself, and a confined thread cannot reach the cache. Such a shim syncs at once and closes
+    /// the cache.
     pub(crate) fn sync_meanwhile(&mut self, level: ConfinementLevel) -> Result<(), RootfsError> {
         if level == ConfinementLevel::None {
             self.layers.sync_in_background();

@@ -1,8 +1,8 @@
 //! Shares: directories of the host that a guest can see.
 //!
-//! libkrun opens a share by its path, late, when the guest mounts it (`PassthroughFs::init`, 1.19.7).
-//! Another directory can have this path by then. So this module opens the directory early, compares
-//! its inode with the one that the config was validated with, and gives libkrun a path in
+//! libkrun opens a share by its path, late, when the guest mounts it (`PassthroughFs::init`,
+//! 1.19.7). Another directory can have this path by then. So this module opens the directory early,
+//! compares its inode with the one that the config was validated with, and gives libkrun a path in
 //! `/proc/self/fd`, which leads to the open directory even if its name has changed.
 
 use std::fs::File;
@@ -48,8 +48,8 @@ pub(crate) struct PinnedShare {
 impl SharedDirectory {
     /// Opens the directory, and refuses it if it is not the one that was validated.
     ///
-    /// Callers must call it in the mount namespace in which the fd is used, because the kernel refuses
-    /// to clone a mount of another namespace (`open_tree(2)`, EINVAL).
+    /// Callers must call it in the mount namespace in which the fd is used, because the kernel
+    /// refuses to clone a mount of another namespace (`open_tree(2)`, EINVAL).
     pub(crate) fn pin(&self) -> Result<PinnedDirectory, ShareError> {
         let replaced = || ShareError::Replaced { path: self.path.clone() };
         let open_error = |source| ShareError::Open { path: self.path.clone(), source };

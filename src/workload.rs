@@ -1,9 +1,10 @@
-//! The workload: the image's config and the box's `process`, merged as container engines merge them.
+//! The workload: the image's config and the box's `process`, merged as container engines merge
+//! them.
 //!
-//! `args` replace the image's default arguments and follow its entrypoint. An `entrypoint` replaces the
-//! image's entrypoint and drops its default arguments. The environment is merged name by name. Both the
-//! guest program and the event `image.resolved` get the result, but the event has no values of the
-//! environment, because they can be secrets.
+//! `args` replace the image's default arguments and follow its entrypoint. An `entrypoint` replaces
+//! the image's entrypoint and drops its default arguments. The environment is merged name by name.
+//! Both the guest program and the event `image.resolved` get the result, but the event has no
+//! values of the environment, because they can be secrets.
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -17,7 +18,8 @@ use crate::spec::VmSpec;
 /// `$PATH` of a workload if neither image nor config sets one.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Most bytes of text in one event. JSON escapes a byte as at most six, and readers take lines of 1 MiB.
+/// Most bytes of text in one event. JSON escapes a byte as at most six, and readers take lines of 1
+/// MiB.
 const EVENT_TEXT_BYTES: usize = 128 * 1024;
 
 /// The merged workload. It does not implement `Debug`, because the environment can hold secrets.
@@ -31,8 +33,8 @@ pub(crate) struct RunSpec {
     /// Full name of a known signal, or the image's text if it is no signal.
     pub(crate) stop_signal: String,
     healthcheck: Option<Healthcheck>,
-    /// Volumes of the image. None is mounted, because the box's own writable layer serves the purpose of
-    /// an anonymous volume.
+    /// Volumes of the image. None is mounted, because the box's own writable layer serves the
+    /// purpose of an anonymous volume.
     volumes: Vec<String>,
     exposed_ports: Vec<String>,
 }
@@ -122,8 +124,8 @@ impl Budget {
             self.exceeded = true;
             text.truncate(text.floor_char_boundary(self.left));
         }
-        // In a list, JSON adds two quotes and a comma to each text. Without counting them, many empty
-        // texts would exceed the limit.
+        // In a list, JSON adds two quotes and a comma to each text. Without counting them, many
+        // empty texts would exceed the limit.
         self.left = self.left.saturating_sub(text.len() + 3);
         text
     }

@@ -1,9 +1,10 @@
-//! The cgroup of a box (cgroups(7), version 2). The host kernel enforces its limits even on a VMM that a
-//! guest has taken over.
+//! The cgroup of a box (cgroups(7), version 2). The host kernel enforces its limits even on a VMM
+//! that a guest has taken over.
 //!
-//! The shim creates the directory `resources.cgroup` if it is missing, sets its limits, and moves itself
-//! into it before it starts a thread or a child. A process cannot remove the cgroup that it is in, so
-//! `VmManager` removes it after the box, or the service manager removes it with the unit's own cgroup.
+//! The shim creates the directory `resources.cgroup` if it is missing, sets its limits, and moves
+//! itself into it before it starts a thread or a child. A process cannot remove the cgroup that it
+//! is in, so `VmManager` removes it after the box, or the service manager removes it with the
+//! unit's own cgroup.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
@@ -19,9 +20,9 @@ use crate::spec::VmSpec;
 /// buffers of devices. The number is measured, see `docs/benchmarks.md`.
 const OVERHEAD_MIB: u64 = 128;
 
-/// Threads and processes beside the threads of the virtual CPUs. libkrun starts up to three threads for
-/// each of at most eleven devices. The rest is for the shim's own threads, the gate, passt, and the
-/// helper programs that prepare a box.
+/// Threads and processes beside the threads of the virtual CPUs. libkrun starts up to three threads
+/// for each of at most eleven devices. The rest is for the shim's own threads, the gate, passt, and
+/// the helper programs that prepare a box.
 const OTHER_TASKS: u32 = 64;
 
 /// Period of `cpu.max`, which is also the time of one full CPU in it. It is the kernel's default.
@@ -53,8 +54,8 @@ impl CgroupError {
     }
 }
 
-/// Moves this process into the box's cgroup, if the config names one. Callers must not have started a
-/// thread or a child: a child would stay in the old cgroup.
+/// Moves this process into the box's cgroup, if the config names one. Callers must not have started
+/// a thread or a child: a child would stay in the old cgroup.
 pub(crate) fn join(spec: &VmSpec) -> Result<(), CgroupError> {
     let Some(directory) = &spec.cgroup else { return Ok(()) };
     let parent = directory.parent().unwrap_or(directory);
@@ -73,8 +74,8 @@ pub(crate) fn join(spec: &VmSpec) -> Result<(), CgroupError> {
     let cpu_us = u64::from(spec.vcpus) * CPU_PERIOD_US;
     let tasks = u32::from(spec.vcpus) + OTHER_TASKS;
     set(directory, "memory", "memory.max", &memory_bytes.to_string())?;
-    // The OOM killer then kills all processes of the box at once, because the VMM, the gate and passt
-    // are of no use without each other.
+    // The OOM killer then kills all processes of the box at once, because the VMM, the gate and
+    // passt are of no use without each other.
     set(directory, "memory", "memory.oom.group", "1")?;
     set(directory, "pids", "pids.max", &tasks.to_string())?;
     set(directory, "cpu", "cpu.max", &format!("{cpu_us} {CPU_PERIOD_US}"))?;
@@ -95,8 +96,8 @@ fn memory_mib(guest_mib: u32, disk: DiskPlace, disk_mib: Option<u32>) -> u64 {
     u64::from(guest_mib) + u64::from(disk_mib) + OVERHEAD_MIB
 }
 
-/// Writes a limit. If its file is missing, first enables the controller for the children of the parent
-/// cgroup.
+/// Writes a limit. If its file is missing, first enables the controller for the children of the
+/// parent cgroup.
 fn set(
     directory: &Path,
     controller: &'static str,
@@ -114,7 +115,8 @@ fn set(
     Ok(write(&file, value).map_err(HostError::at("set", &file))?)
 }
 
-/// Writes to an interface file. It is not created, because a missing one means a missing controller.
+/// Writes to an interface file. It is not created, because a missing one means a missing
+/// controller.
 fn write(path: &Path, text: &str) -> io::Result<()> {
     OpenOptions::new().write(true).open(path)?.write_all(text.as_bytes())
 }

@@ -1,5 +1,5 @@
-//! Helper programs of the host, which the shim runs while it prepares a box: `newuidmap`, `mkfs.ext4`,
-//! `mount`, and the gate. Their time and the output that is kept are bounded.
+//! Helper programs of the host, which the shim runs while it prepares a box: `newuidmap`,
+//! `mkfs.ext4`, `mount`, and the gate. Their time and the output that is kept are bounded.
 
 use std::io::{self, Read};
 use std::os::fd::AsFd;
@@ -27,8 +27,8 @@ pub(crate) struct Ended {
     pub(crate) complaint: String,
 }
 
-/// Returns a command that passes on only `$PATH` of the shim's environment. `$NOTIFY_SOCKET` and the
-/// watchdog's variables are for the shim alone, and other variables may hold secrets.
+/// Returns a command that passes on only `$PATH` of the shim's environment. `$NOTIFY_SOCKET` and
+/// the watchdog's variables are for the shim alone, and other variables may hold secrets.
 pub(crate) fn new(program: &str) -> Command {
     let mut command = Command::new(program);
     command.env_clear();
@@ -69,8 +69,8 @@ fn wait(mut child: Child, deadline: Instant) -> io::Result<ExitStatus> {
     }
 }
 
-/// Reads standard error to its end or until the deadline, and returns its beginning. The rest is read
-/// as well, because a full pipe would block the program.
+/// Reads standard error to its end or until the deadline, and returns its beginning. The rest is
+/// read as well, because a full pipe would block the program.
 fn complaint(child: &mut Child, deadline: Instant) -> io::Result<Vec<u8>> {
     let mut kept = Vec::new();
     let Some(mut stderr) = child.stderr.take() else { return Ok(kept) };

@@ -26,7 +26,8 @@ impl Parent {
     /// Blocks the signal, and requests it from the kernel. `expected` is the value of `--parent`.
     ///
     /// Callers must call it early, because the shim does not notice a death before this call unless
-    /// there is an `expected` pid, and before they start a thread, because threads inherit the mask.
+    /// there is an `expected` pid, and before they start a thread, because threads inherit the
+    /// mask.
     pub(crate) fn watch(expected: Option<u32>) -> Result<Self, HostError> {
         let set: SigSet = [PARENT_SIGNAL].into_iter().collect();
         sigprocmask(SigmaskHow::SIG_BLOCK, Some(&set), None)

@@ -42,12 +42,13 @@ pub(crate) fn executable() -> Result<PathBuf, HostError> {
     std::env::current_exe().map_err(HostError::of("find the path of this executable"))
 }
 
-/// Raises the limit of open files to its hard limit, makes new files accessible to their owner only,
-/// and replaces standard input by `/dev/null`.
+/// Raises the limit of open files to its hard limit, makes new files accessible to their owner
+/// only, and replaces standard input by `/dev/null`.
 ///
 /// libkrun's virtio-fs server keeps an fd open for every inode that the guest kernel has cached, so
-/// the usual soft limit of 1024 files does not suffice. Standard input is of no further use, because
-/// the config was read from it. `/dev/null` keeps its number occupied, so that no other file gets it.
+/// the usual soft limit of 1024 files does not suffice. Standard input is of no further use,
+/// because the config was read from it. `/dev/null` keeps its number occupied, so that no other
+/// file gets it.
 pub(crate) fn raise_limits() -> Result<(), HostError> {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)
         .map_err(HostError::of("read the limit of open files"))?;
@@ -193,7 +194,8 @@ impl Signals {
                 PARENT_SIGNAL if self.parent.is_some_and(Parent::is_gone) => {
                     return Some(StopRequest::ParentDied);
                 }
-                // Another process or thread sent it, or the parent's thread ended and the parent lives.
+                // Another process or thread sent it, or the parent's thread ended and the parent
+                // lives.
                 PARENT_SIGNAL => {}
                 signal => return Some(StopRequest::Signal(signal)),
             }

@@ -2,10 +2,10 @@
 //! create files of several owners.
 //!
 //! Id 0 in the namespace is the user's own id. The ids from 1 on are the user's sub-ids. They exist
-//! if `/etc/subuid` and `/etc/subgid` list some for the user, and if the setuid programs `newuidmap`
-//! and `newgidmap` are installed, because the kernel allows only a privileged process to write a map
-//! of several ids. Without sub-ids only id 0 is mapped, and an image with files of other owners
-//! cannot be unpacked.
+//! if `/etc/subuid` and `/etc/subgid` list some for the user, and if the setuid programs
+//! `newuidmap` and `newgidmap` are installed, because the kernel allows only a privileged process
+//! to write a map of several ids. Without sub-ids only id 0 is mapped, and an image with files of
+//! other owners cannot be unpacked.
 
 use std::fs;
 use std::io::Write;
@@ -83,8 +83,9 @@ pub(super) fn enter() -> Result<(), HostError> {
     }
 }
 
-/// Maps the user's own ids to 0. The kernel allows this without privilege only after setgroups(2) was
-/// denied, because dropping a group could otherwise gain access to a file (`user_namespaces(7)`).
+/// Maps the user's own ids to 0. The kernel allows this without privilege only after setgroups(2)
+/// was denied, because dropping a group could otherwise gain access to a file
+/// (`user_namespaces(7)`).
 fn map_own_ids(uid: u32, gid: u32) -> Result<(), HostError> {
     fs::write("/proc/self/setgroups", "deny").map_err(HostError::of("give up setgroups"))?;
     fs::write("/proc/self/uid_map", format!("0 {uid} 1"))
@@ -124,8 +125,8 @@ impl Mapper {
     }
 }
 
-/// Returns the lines of a map, each with the first id inside and a range outside: 0 is the user, and
-/// the ids from 1 on are the sub-ids.
+/// Returns the lines of a map, each with the first id inside and a range outside: 0 is the user,
+/// and the ids from 1 on are the sub-ids.
 fn map(own: u32, ranges: &[Range]) -> Vec<(u32, Range)> {
     let mut lines = vec![(0, Range { first: own, count: 1 })];
     let mut inside = 1_u32;
@@ -140,8 +141,8 @@ fn map(own: u32, ranges: &[Range]) -> Vec<(u32, Range)> {
     lines
 }
 
-/// Parses the ranges of a user in the text of `/etc/subuid` or `/etc/subgid` (subuid(5)). Both files
-/// name the user, the second one as well. Lines with an error are skipped.
+/// Parses the ranges of a user in the text of `/etc/subuid` or `/etc/subgid` (subuid(5)). Both
+/// files name the user, the second one as well. Lines with an error are skipped.
 fn sub_ids(text: &str, user: Option<&str>, uid: u32) -> Vec<Range> {
     let number = uid.to_string();
     let range = |line: &str| {

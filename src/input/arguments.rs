@@ -1,5 +1,5 @@
-//! The command line. Its flags are for people and for other modes; a supervisor that starts a box needs
-//! none of them.
+//! The command line. Its flags are for people and for other modes; a supervisor that starts a box
+//! needs none of them.
 
 use std::ffi::OsString;
 use std::num::NonZeroU32;
@@ -100,7 +100,8 @@ impl Arguments {
                 Some("--help" | "-h") => Mode::Help,
                 _ => return Err(ArgumentError::Unknown(word.to_string_lossy().into_owned())),
             };
-            // `Mode::Run` has no flag, so another mode means that a second flag of a mode was given.
+            // `Mode::Run` has no flag, so another mode means that a second flag of a mode was
+            // given.
             if arguments.mode != Mode::Run {
                 return Err(ArgumentError::TwoModes);
             }
@@ -113,7 +114,7 @@ impl Arguments {
     }
 }
 
-/// Parses a pid. 0 is refused, because `getppid(2)` returns it for a parent in another pid namespace.
+/// Parses a pid. 0 is none: `getppid(2)` returns it for a parent in another pid namespace.
 fn pid(word: Option<OsString>) -> Option<u32> {
     word?.to_str()?.parse().ok().map(NonZeroU32::get)
 }

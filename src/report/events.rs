@@ -4,9 +4,9 @@
 //! much of the queue as the reader takes without blocking. The control thread calls
 //! [`EventWriter::flush`] while lines are waiting.
 //!
-//! When the reader is far behind, droppable events are dropped before they get a number, and changes
-//! of state and of health are merged. The number of lost events is announced before the next event
-//! that is not dropped, or as soon as no line is waiting.
+//! When the reader is far behind, droppable events are dropped before they get a number, and
+//! changes of state and of health are merged. The number of lost events is announced before the
+//! next event that is not dropped, or as soon as no line is waiting.
 //!
 //! ```text
 //!  emit ──► droppable ────── 256 lines or 4 MiB wait ──► counted
@@ -15,8 +15,8 @@
 //!                             └───────► `events.file`
 //! ```
 //!
-//! The waiting lines take at most about 6 MiB: 4 MiB, one more line, and the events of which none is
-//! lost. A box has a few dozen of those. They are short, except for one `image.resolved` (below
+//! The waiting lines take at most about 6 MiB: 4 MiB, one more line, and the events of which none
+//! is lost. A box has a few dozen of those. They are short, except for one `image.resolved` (below
 //! 1 MiB) and an error (below half a MiB, see [`MAX_ERROR_TEXT_BYTES`]).
 
 use std::collections::VecDeque;
@@ -36,26 +36,27 @@ use nix::sys::stat::{Mode, SFlag, fstat};
 use super::merged::{Merged, Moment};
 use super::rotated_file::{RotatedFile, RotatedFileError, Rotation};
 
-/// Number of waiting lines from which on droppable events, such as progress and metrics, are dropped.
-/// The other events of a box are a few dozen, so they fit into far less.
+/// Number of waiting lines from which on droppable events, such as progress and metrics, are
+/// dropped. The other events of a box are a few dozen, so they fit into far less.
 const MAX_WAITING_LINES: usize = 256;
 
-/// Number of waiting lines from which on changes of state and health are merged. It is four times as
-/// high, so that these events are lost last.
+/// Number of waiting lines from which on changes of state and health are merged. It is four times
+/// as high, so that these events are lost last.
 const MAX_WAITING_CHANGES: usize = 1024;
 
-/// Number of waiting bytes from which on both happens: 1024 lines of 4 KiB. Few lines have more than
-/// 300 bytes, so usually the limits on lines apply first.
+/// Number of waiting bytes from which on both happens: 1024 lines of 4 KiB. Few lines have more
+/// than 300 bytes, so usually the limits on lines apply first.
 const MAX_WAITING_BYTES: usize = 4 << 20;
 
 /// Longest text in an error. No path or message that a person reads is as long.
 const MAX_ERROR_TEXT_BYTES: usize = 4096;
 
-/// Most causes of an error. With the longest texts, and each byte escaped as six by JSON, the line has
-/// 430 KiB.
+/// Most causes of an error. With the longest texts, and each byte escaped as six by JSON, the line
+/// has 430 KiB.
 const MAX_CAUSES: usize = 16;
 
-/// Bytes that a pipe takes without blocking once `poll(2)` reports it as writable (`PIPE_BUF`, pipe(7)).
+/// Bytes that a pipe takes without blocking once `poll(2)` reports it as writable (`PIPE_BUF`,
+/// pipe(7)).
 const CHUNK_BYTES: usize = 4096;
 
 /// Longest time that the end of the process waits until the last events are read.
@@ -269,8 +270,8 @@ impl Stream {
         }
     }
 
-    /// Writes until the reader takes nothing within `timeout`. Then adds the merged changes if there is
-    /// space for them, and the number of dropped events if no line is waiting.
+    /// Writes until the reader takes nothing within `timeout`. Then adds the merged changes if
+    /// there is space for them, and the number of dropped events if no line is waiting.
     fn drain(&mut self, timeout: PollTimeout) {
         self.write(timeout);
         if !self.merged.is_empty() && !self.is_behind(MAX_WAITING_CHANGES) {
@@ -315,16 +316,17 @@ impl Stream {
     }
 }
 
-/// Opens a pipe a second time. `O_NONBLOCK` belongs to the open file description, so the new one can be
-/// non-blocking without changing the supervisor's.
+/// Opens a pipe a second time. `O_NONBLOCK` belongs to the open file description, so the new one
+/// can be non-blocking without changing the supervisor's.
 ///
-/// The poll before each write does not suffice: if the log goes to the same pipe, another thread can
-/// fill it between the poll and the write.
+/// The poll before each write does not suffice: if the log goes to the same pipe, another thread
+/// can fill it between the poll and the write.
 fn own_description(fd: &OwnedFd) -> Option<OwnedFd> {
     let is_pipe = fstat(fd).is_ok_and(|found| {
         SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT == SFlag::S_IFIFO
     });
-    // A socket or a file cannot be opened by this path, or is not blocked by other writers.
+    // A socket cannot be opened by this path (ENXIO), and a second description of a regular file
+    // would have an offset of its own.
     let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
     let flags = OFlag::O_WRONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
     is_pipe.then(|| open(&*path, flags, Mode::empty()).ok()).flatten()

@@ -1,4 +1,5 @@
-//! The log: records of `tracing` and of libkrun's `log`, in the journal or as lines on standard error.
+//! The log: records of `tracing` and of libkrun's `log`, in the journal or as lines on standard
+//! error.
 //!
 //! | variable | values |
 //! |---|---|
@@ -6,13 +7,13 @@
 //! | `A3S_BOX_LOG_TO` | `journal`, `stderr`; absent: the journal if standard error is connected to it |
 //! | `A3S_BOX_LOG_FORMAT` | the form on standard error: `text` (default), `json` |
 //!
-//! Every record names the box and its phase. Both are kept for the process and not in a span, so that
-//! records of libkrun's threads have them as well. The output of the guest kernel is logged only from
-//! level `info` on, because a guest can print without limit.
+//! Every record names the box and its phase. Both are kept for the process and not in a span, so
+//! that records of libkrun's threads have them as well. The output of the guest kernel is logged
+//! only from level `info` on, because a guest can print without limit.
 //!
 //! # Invariants
-//! A record that cannot be written without blocking is lost, because libkrun logs on threads that the
-//! VM waits for.
+//! A record that cannot be written without blocking is lost, because libkrun logs on threads that
+//! the VM waits for.
 
 mod journal;
 mod lines;
@@ -54,10 +55,11 @@ fn current_phase() -> Phase {
     Phase::ALL.get(PHASE.load(Ordering::Relaxed)).copied().unwrap_or(Phase::Stopping)
 }
 
-/// Sets up the log of the whole process. An invalid setting counts as absent and is logged as a warning.
+/// Sets up the log of the whole process. An invalid setting counts as absent and is logged as a
+/// warning.
 ///
-/// Callers must not have started a thread, because [`Journal::open`] finds its socket by comparing the
-/// process's fds before and after, which a thread could change.
+/// Callers must not have started a thread, because [`Journal::open`] finds its socket by comparing
+/// the process's fds before and after, which a thread could change.
 pub(crate) fn install() {
     let level = setting("A3S_BOX_LOG", |text| text.parse().ok());
     let form = setting("A3S_BOX_LOG_FORMAT", |text| match text {
@@ -89,8 +91,8 @@ pub(crate) fn install() {
     }
 }
 
-/// Returns the path of the journal's socket if records are sent to the journal. A process that changes
-/// its root must keep this path.
+/// Returns the path of the journal's socket if records are sent to the journal. A process that
+/// changes its root must keep this path.
 pub(crate) fn journal_socket() -> Option<&'static Path> {
     JOURNAL.get().map(|_| Path::new(journal::SOCKET))
 }
@@ -142,8 +144,8 @@ enum Place {
 }
 
 impl Place {
-    /// Returns the journal if standard error is connected to it: systemd sets `$JOURNAL_STREAM` to the
-    /// device and inode of that connection (systemd.exec(5)).
+    /// Returns the journal if standard error is connected to it: systemd sets `$JOURNAL_STREAM` to
+    /// the device and inode of that connection (systemd.exec(5)).
     fn of_stderr() -> Self {
         let stream = env::var("JOURNAL_STREAM").unwrap_or_default();
         match fstat(std::io::stderr().as_fd()) {

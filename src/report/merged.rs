@@ -31,12 +31,14 @@ impl Merged {
         matches!(kind, EventKind::StateChanged { .. } | EventKind::HealthChanged { .. })
     }
 
-    /// Adds a change, and returns how many events were dropped: 1 if it was merged with an earlier one.
+    /// Adds a change, and returns how many events were dropped: 1 if it was merged with an earlier
+    /// one.
     pub(super) fn add(&mut self, kind: EventKind, moment: Moment) -> u64 {
         let is_same =
             |other: &Change| std::mem::discriminant(&other.kind) == std::mem::discriminant(&kind);
         let earlier = self.0.iter().position(is_same).map(|at| self.0.remove(at));
-        // Cause and message are the ones of the later change, because they explain the present state.
+        // Cause and message are the ones of the later change, because they explain the present
+        // state.
         let change = match earlier {
             None => Change { kind, moment, replaced: 0 },
             Some(earlier) => {
@@ -53,8 +55,8 @@ impl Merged {
         self.0.is_empty()
     }
 
-    /// Takes the changes out, in order. Merged changes that end where they began are dropped, and their
-    /// number is returned as well.
+    /// Takes the changes out, in order. Merged changes that end where they began are dropped, and
+    /// their number is returned as well.
     pub(super) fn take(&mut self) -> (Vec<(EventKind, Moment)>, u64) {
         let (kept, dropped): (Vec<_>, Vec<_>) = std::mem::take(&mut self.0)
             .into_iter()

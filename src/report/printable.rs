@@ -1,5 +1,5 @@
-//! Makes text of a guest or of another program safe to print: bounded, in one line and without control
-//! characters, which could imitate a line or act on a terminal.
+//! Makes text of a guest or of another program safe to print: bounded, in one line and without
+//! control characters, which could imitate a line or act on a terminal.
 
 /// Longest message in an event or report, in characters.
 pub(crate) const MESSAGE_CHARS: usize = 1024;

@@ -5,10 +5,10 @@
 //! name.1   the bytes before them: `name` is renamed to it when it has reached its half
 //! ```
 //!
-//! Both are opened relative to an fd of the directory, so that they stay reachable after this process
-//! has changed its root. The file is locked with flock(2), and a second writer is refused, because each
-//! would rename the file of the other. No other program may rotate the file either. Appended bytes
-//! survive this process, but not a crash of the host, because they are not synced.
+//! Both are opened relative to an fd of the directory, so that they stay reachable after this
+//! process has changed its root. The file is locked with flock(2), and a second writer is refused,
+//! because each would rename the file of the other. No other program may rotate the file either.
+//! Appended bytes survive this process, but not a crash of the host, because they are not synced.
 //!
 //! A confined process cannot keep the fd of a directory outside of the box, because it leads out of
 //! every root. Such a process opens `name.1` early, closes the directory, and rotates by copying
@@ -68,7 +68,8 @@ pub(crate) enum Rotation {
 }
 
 impl Rotation {
-    /// Returns the rotation that a shim of this confinement level can do outside of the box directory.
+    /// Returns the rotation that a shim of this confinement level can do outside of the box
+    /// directory.
     pub(crate) fn of(level: ConfinementLevel) -> Self {
         if level == ConfinementLevel::None { Self::Rename } else { Self::Copy }
     }
@@ -135,7 +136,8 @@ impl RotatedFile {
             let owner_only = Mode::S_IRUSR | Mode::S_IWUSR;
             let opened =
                 openat(directory, &*this.previous_name, flags | OFlag::O_CLOEXEC, owner_only);
-            // If it cannot be opened, a rotation drops the old bytes, and only the current file remains.
+            // If it cannot be opened, a rotation drops the old bytes, and only the current file
+            // remains.
             this.open_previous = opened
                 .ok()
                 .map(File::from)
@@ -153,7 +155,8 @@ impl RotatedFile {
         Ok(this)
     }
 
-    /// Appends a line feed if the last line has none, because a process was killed while it wrote it.
+    /// Appends a line feed if the last line has none, because a process was killed while it wrote
+    /// it.
     pub(crate) fn complete_line(&mut self) -> Result<(), RotatedFileError> {
         let failed = |source| RotatedFileError::Open { path: self.path.clone(), source };
         if self.current.bytes == 0 {
@@ -207,8 +210,8 @@ impl RotatedFile {
         loss
     }
 
-    /// Appends as many bytes as fit into the current file, which is rotated first if it is full. Adds
-    /// the number of own bytes that were dropped for this to `dropped`.
+    /// Appends as many bytes as fit into the current file, which is rotated first if it is full.
+    /// Adds the number of own bytes that were dropped for this to `dropped`.
     fn append_some(&mut self, bytes: &[u8], dropped: &mut u64) -> io::Result<usize> {
         self.reopen()?;
         if self.space() == 0 {
@@ -253,13 +256,15 @@ impl RotatedFile {
         Ok(())
     }
 
-    /// Rotates as [`rotate`](Self::rotate) does, by copying. Without `name.1` the bytes are dropped.
+    /// Rotates as [`rotate`](Self::rotate) does, by copying. Without `name.1` the bytes are
+    /// dropped.
     fn copy_to_previous(&mut self) -> io::Result<u64> {
         let (Some(file), Some(previous)) = (&self.file, &mut self.open_previous) else {
             return self.truncate();
         };
         let dropped = std::mem::take(&mut self.previous).own_bytes;
-        // The old content must be gone before the copy, so that both together stay within the bound.
+        // The old content must be gone before the copy, so that both together stay within the
+        // bound.
         previous.set_len(0)?;
         let (mut from, mut at) = (vec![0; COPY_BYTES], 0);
         loop {
@@ -275,8 +280,8 @@ impl RotatedFile {
         Ok(dropped)
     }
 
-    /// Makes the current file the previous one, and returns how many own bytes were dropped with the
-    /// old previous file.
+    /// Makes the current file the previous one, and returns how many own bytes were dropped with
+    /// the old previous file.
     fn rotate(&mut self) -> io::Result<u64> {
         let Some(directory) = &self.directory else { return self.copy_to_previous() };
         let dropped = match renameat(directory, &*self.name, directory, &*self.previous_name) {
@@ -293,8 +298,8 @@ impl RotatedFile {
         // Closing the file also releases its lock, so the lock is taken again on the new file.
         self.file = None;
         self.current = Extent::default();
-        // The bytes are dropped even if this fails, so their number must be returned. The next append
-        // opens the file again.
+        // The bytes are dropped even if this fails, so their number must be returned. The next
+        // append opens the file again.
         let _reopened = self.open_current();
         Ok(dropped)
     }
@@ -347,7 +352,8 @@ impl RotatedFile {
         if let Ok(found) = fstatat(directory, &*self.name, AtFlags::AT_SYMLINK_NOFOLLOW) {
             regular(&found)?;
         }
-        // O_NONBLOCK keeps the open of a FIFO from blocking, should one replace the file after the check.
+        // O_NONBLOCK keeps the open from blocking, should a device replace the file after the
+        // check.
         let flags = OFlag::O_RDWR
             | OFlag::O_APPEND
             | OFlag::O_CREAT

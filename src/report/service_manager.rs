@@ -1,12 +1,12 @@
 //! Messages to the service manager that started the shim, in the protocol of `sd_notify(3)`.
 //!
-//! The socket is connected once, early. The crate `sd-notify` is not used, because it opens the socket
-//! by its path for each message, and a confined process has left the root that has this path. Each
-//! message is one datagram, which is lost if it cannot be sent without blocking, because a slow
-//! service manager must not stop the VM.
+//! The socket is connected once, early. The crate `sd-notify` is not used, because it opens the
+//! socket by its path for each message, and a confined process has left the root that has this
+//! path. Each message is one datagram, which is lost if it cannot be sent without blocking, because
+//! a slow service manager must not stop the VM.
 //!
-//! `$NOTIFY_SOCKET` and the watchdog's variables are meant for the shim alone. Helper programs do not
-//! inherit them (`host::command::new`).
+//! `$NOTIFY_SOCKET` and the watchdog's variables are meant for the shim alone. Helper programs do
+//! not inherit them (`host::command::new`).
 
 use std::env;
 use std::ffi::{OsStr, OsString};
@@ -18,9 +18,9 @@ use std::time::Duration;
 
 use super::printable::printable;
 
-/// Longest status text. systemd takes datagrams of 4096 bytes (`PIPE_BUF`, `manager.c`), and a character
-/// has at most four bytes. Control characters are replaced, because a line feed would begin another
-/// assignment.
+/// Longest status text. systemd takes datagrams of 4096 bytes (`PIPE_BUF`, `manager.c`), and a
+/// character has at most four bytes. Control characters are replaced, because a line feed would
+/// begin another assignment.
 const MAX_STATUS_CHARACTERS: usize = 500;
 
 /// A connection to the service manager. Without one, all messages are dropped.
@@ -101,8 +101,8 @@ impl ServiceManager {
 }
 
 impl Environment {
-    /// Returns half of the watchdog's timeout, as `sd_watchdog_enabled(3)` recommends. Returns nothing
-    /// if there is no timeout or if it is for another process.
+    /// Returns half of the watchdog's timeout, as `sd_watchdog_enabled(3)` recommends. Returns
+    /// nothing if there is no timeout or if it is for another process.
     fn watchdog_interval(&self) -> Option<Duration> {
         let number = |name: &str, text: &OsStr| {
             let number = text.to_str().and_then(|text| text.parse::<u64>().ok());
@@ -117,8 +117,8 @@ impl Environment {
         {
             return None;
         }
-        // A shorter interval than a millisecond would keep the control thread busy. systemd's unit is
-        // the second, so such a value is a mistake.
+        // A shorter interval than a millisecond would keep the control thread busy. systemd's unit
+        // is the second, so such a value is a mistake.
         (timeout >= 2000).then(|| Duration::from_micros(timeout / 2))
     }
 }

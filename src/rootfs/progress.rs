@@ -36,7 +36,8 @@ impl<'a> Meter<'a> {
         Self { events, service_manager, layers, done: HashMap::new(), last: None }
     }
 
-    /// Records the progress of the layer `index`, and emits an event unless the last one is too recent.
+    /// Records the progress of the layer `index`, and emits an event unless the last one is too
+    /// recent.
     pub(super) fn report(&mut self, index: usize, progress: Progress) {
         let Some(layer) = self.layers.get(index) else { return };
         let bytes_done = match progress {

@@ -1,7 +1,7 @@
 //! The layers of a root: keeps them in use while the box lives, and writes them to the disk.
 //!
-//! Unpacking leaves the files of a new layer in the page cache. A layer that was not synced counts as
-//! missing after a reboot of the host, because a crash can have lost a part of it.
+//! Unpacking leaves the files of a new layer in the page cache. A layer that was not synced counts
+//! as missing after a reboot of the host, because a crash can have lost a part of it.
 
 use std::sync::Arc;
 
@@ -15,7 +15,8 @@ pub(super) enum Layers {
     None,
     /// The layers with their cache.
     Cached(Arc<CachedStack>),
-    /// The leases alone. The cache has fds of directories, which lead a hostile guest out of the root.
+    /// The leases alone. The cache has fds of directories, which lead a hostile guest out of the
+    /// root.
     Held { _leases: Stack },
 }
 
@@ -62,8 +63,8 @@ impl Layers {
 }
 
 impl CachedStack {
-    /// Writes the layers to the disk. If that added layers to the cache, brings the cache within its
-    /// limits.
+    /// Writes the layers to the disk. If that added layers to the cache, brings the cache within
+    /// its limits.
     fn sync(&self) -> Result<(), CacheError> {
         if self.cache.sync(&self.stack)? && self.retention != Retention::default() {
             let collected = self.cache.collect(&self.retention)?;

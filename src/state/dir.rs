@@ -1,4 +1,5 @@
-//! The box directory of this shim: takes it over, locks it, and removes what a dead shim left in it.
+//! The box directory of this shim: takes it over, locks it, and removes what a dead shim left in
+//! it.
 //!
 //! [`BoxDir`] has the names of the files in it.
 //!
@@ -6,8 +7,8 @@
 //!
 //! - A box is live as long as its lock is held. The kernel releases the lock when the process ends,
 //!   even after SIGKILL.
-//! - A start removes the old `exit.json` before it writes `run.json`, so that no reader finds a new run
-//!   with an old ending.
+//! - A start removes the old `exit.json` before it writes `run.json`, so that no reader finds a new
+//!   run with an old ending.
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
@@ -26,8 +27,8 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use crate::spec::VmSpec;
 use crate::state::record::{self, ExitFile, Process};
 
-/// Files and directories that only a live box needs. They are removed at its end, and at the next start
-/// if a killed shim left them.
+/// Files and directories that only a live box needs. They are removed at its end, and at the next
+/// start if a killed shim left them.
 const TRANSIENT: [&str; 7] = [AGENT_SOCKET, CONTROL_SOCKET, ROOT, UPPER, WORK, DISK, DISK_IMAGE];
 
 /// Why the box directory cannot be used.
@@ -71,15 +72,17 @@ pub(crate) struct StateDir {
 }
 
 impl StateDir {
-    /// Creates or takes over the directory, locks it, makes it a mount, writes `run.json`, and removes
-    /// the files that a killed shim left.
+    /// Creates or takes over the directory, locks it, makes it a mount, writes `run.json`, and
+    /// removes the files that a killed shim left.
     ///
-    /// Callers must be in a private mount namespace, because the mount must not be visible on the host.
+    /// Callers must be in a private mount namespace, because the mount must not be visible on the
+    /// host.
     pub(crate) fn acquire(spec: &VmSpec) -> Result<Self, StateDirError> {
         let parent = &spec.paths.state_dir;
         let made = DirBuilder::new().recursive(true).mode(0o700).create(parent);
         made.map_err(HostError::at("make", parent))?;
-        // Another user who can rename a parent directory could put a directory of their own in its place.
+        // Another user who can rename a parent directory could put a directory of their own in its
+        // place.
         check_parents(parent)?;
         private_directory(parent)?;
         let directory = BoxDir::new(parent, &spec.id);
@@ -141,15 +144,15 @@ impl StateDir {
         self.directory.console()
     }
 
-    /// Removes the directory. It is for `--prepare` only: a box that has run leaves its exit record and
-    /// its console output.
+    /// Removes the directory. It is for `--prepare` only: a box that has run leaves its exit record
+    /// and its console output.
     pub(crate) fn remove(&self) {
         // The next start of this id removes the files that cannot be removed now.
         let _best_effort = self.remove_all();
     }
 
-    /// Removes the files, and the lock last. A start of the same id that waits for the lock then creates
-    /// a new directory.
+    /// Removes the files, and the lock last. A start of the same id that waits for the lock then
+    /// creates a new directory.
     fn remove_all(&self) -> io::Result<()> {
         let directory = self.directory.path();
         umount2(directory, MntFlags::MNT_DETACH)?;
@@ -165,8 +168,9 @@ impl StateDir {
     }
 }
 
-/// Makes the directory a mount, by a bind mount on itself. The fds of files that are opened in it later
-/// refer to this mount. After the confinement has changed the root, they lead to no directory above.
+/// Makes the directory a mount, by a bind mount on itself. The fds of files that are opened in it
+/// later refer to this mount. After the confinement has changed the root, they lead to no directory
+/// above.
 fn own_mount(path: &Path) -> nix::Result<()> {
     mount(Some(path), path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
 }
@@ -187,9 +191,9 @@ fn lock(directory: &BoxDir, id: &str) -> Result<File, StateDirError> {
     box_dir::lock_patiently(attempt)?.ok_or_else(in_use)
 }
 
-/// The part of a box's end that concerns its directory: the exit record, and the removal of files that
-/// only a live box needs. The main thread and the control thread can each end the box; clones share the
-/// exit record.
+/// The part of a box's end that concerns its directory: the exit record, and the removal of files
+/// that only a live box needs. The main thread and the control thread can each end the box; clones
+/// share the exit record.
 #[derive(Clone, Debug)]
 pub(crate) struct BoxCleanup {
     /// The exit record.
@@ -198,8 +202,8 @@ pub(crate) struct BoxCleanup {
 }
 
 impl BoxCleanup {
-    /// Removes the files and directories that only a live box needs. The empty mount points `root` and
-    /// `disk` stay, because they are busy until this process has ended.
+    /// Removes the files and directories that only a live box needs. The empty mount points `root`
+    /// and `disk` stay, because they are busy until this process has ended.
     pub(crate) fn remove_transient(&self) {
         let is_mount_point = |path: &PathBuf| path.ends_with(ROOT) || path.ends_with(DISK);
         for path in self.transient.iter().filter(|path| !is_mount_point(path)) {
@@ -272,7 +276,8 @@ mod tests {
         assert!(matches!(error, StateDirError::NotAFile { .. }), "{error}");
     }
 
-    /// A guest can nest directories deeper than the limits on open files, path length and stack allow.
+    /// A guest can nest directories deeper than the limits on open files, path length and stack
+    /// allow.
     #[test]
     fn directories_of_a_guest_are_removed_at_any_depth() {
         let (_dir, directory) = demo();
@@ -300,7 +305,8 @@ mod tests {
                             Err(error) => panic!("{error:?}"),
                         };
                         fs::remove_file(directory.run_file()).unwrap();
-                        // The directory is not empty if the other thread has created its lock in it.
+                        // The directory is not empty if the other thread has created its lock in
+                        // it.
                         let _not_empty = fs::remove_dir(directory.path());
                         drop(held);
                     }

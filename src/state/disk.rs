@@ -6,9 +6,9 @@
 //! | `state_dir`      | given                | ext4 in the sparse file `disk.img`, mounted at `disk/` |
 //! | `memory`         | either               | a tmpfs at `disk/`          |
 //!
-//! The mounts are in the shim's own mount namespace, so the kernel removes them when the process ends.
-//! `mount(8)` sets up the loop device of the image with `LO_FLAGS_AUTOCLEAR`, so the kernel frees the
-//! device with its last mount.
+//! The mounts are in the shim's own mount namespace, so the kernel removes them when the process
+//! ends. `mount(8)` sets up the loop device of the image with `LO_FLAGS_AUTOCLEAR`, so the kernel
+//! frees the device with its last mount.
 
 use std::fs::{DirBuilder, OpenOptions};
 use std::io;
@@ -26,8 +26,8 @@ use crate::host::command::{self, Ended};
 use crate::spec::VmSpec;
 use crate::state::dir::StateDir;
 
-/// Inodes for each MiB of a tmpfs, which is one for each page. An empty file uses kernel memory of about
-/// one page, and the limit on the size of the tmpfs does not count it.
+/// Inodes for each MiB of a tmpfs, which is one for each page. An empty file uses kernel memory of
+/// about one page, and the limit on the size of the tmpfs does not count it.
 const MEMORY_INODES_PER_MIB: u64 = 256;
 
 /// Why the disk cannot be made.
@@ -91,8 +91,8 @@ fn make_directory(state: &StateDir) -> Result<PathBuf, DiskError> {
     Ok(path)
 }
 
-/// Refuses a shim without access to loop devices. They belong to the initial user namespace, so root of
-/// another user namespace cannot use them.
+/// Refuses a shim without access to loop devices. They belong to the initial user namespace, so
+/// root of another user namespace cannot use them.
 fn check_loop_devices() -> Result<(), DiskError> {
     match OpenOptions::new().write(true).open("/dev/loop-control") {
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
@@ -110,7 +110,8 @@ fn mount_memory(target: &Path, limit_mib: Option<u32>) -> Result<(), DiskError> 
         let inodes = u64::from(mib) * MEMORY_INODES_PER_MIB;
         options += &format!(",size={mib}m,nr_inodes={inodes}");
     }
-    // The guest kernel applies setuid bits and device nodes itself. On the host they must have no effect.
+    // The guest kernel applies setuid bits and device nodes itself. On the host they must have no
+    // effect.
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     mount(Some("tmpfs"), target, Some("tmpfs"), flags, Some(options.as_str()))
         .map_err(HostError::at("mount a tmpfs at", target))?;

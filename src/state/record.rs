@@ -94,9 +94,11 @@ impl ExitFile {
             .create_new(true)
             .mode(0o600)
             .open(directory.join(EXIT_DRAFT))?;
-        // Some file systems cannot reserve space. The record can still be written if the disk has space.
+        // Some file systems cannot reserve space. The record can still be written if the disk has
+        // space.
         let _best_effort = fallocate(&draft, FallocateFlags::empty(), 0, RESERVED_BYTES);
-        // The fd of the directory is for the rename, which then needs no path after the root has changed.
+        // The fd of the directory is for the rename, which then needs no path after the root has
+        // changed.
         let directory = OpenOptions::new()
             .read(true)
             .custom_flags((OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW).bits())
@@ -105,8 +107,8 @@ impl ExitFile {
         Ok(Self(Arc::new(Prepared { box_id, process, directory, draft, is_published })))
     }
 
-    /// Makes the record visible as `exit.json`. Only the first call has an effect. A failure is logged
-    /// and changes nothing else about the end of the box.
+    /// Makes the record visible as `exit.json`. Only the first call has an effect. A failure is
+    /// logged and changes nothing else about the end of the box.
     ///
     /// Callers must call it before they emit `box.stopped`, because a supervisor that has read this
     /// event must find the record.
@@ -134,7 +136,8 @@ impl ExitFile {
             error: error.cloned(),
         };
         let mut written = self.write(&record);
-        // The causes of an error have no limit in a record. Without them it fits into the reserved space.
+        // The causes of an error have no limit in a record. Without them it fits into the reserved
+        // space.
         if let (Err(_), Some(report)) = (&written, &mut record.error) {
             report.causes.clear();
             written = self.write(&record);
@@ -144,8 +147,9 @@ impl ExitFile {
         }
     }
 
-    /// Writes the record to the disk, so that it survives a crash of the host. Callers must call it after
-    /// they have emitted `box.stopped`, so that a slow disk delays the end of the process only.
+    /// Writes the record to the disk, so that it survives a crash of the host. Callers must call it
+    /// after they have emitted `box.stopped`, so that a slow disk delays the end of the process
+    /// only.
     pub(crate) fn settle(&self) {
         let synced = self.0.draft.sync_all().and_then(|()| self.0.directory.sync_all());
         if let Err(error) = synced {

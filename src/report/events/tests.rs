@@ -34,8 +34,8 @@ fn lifecycle(number: usize) -> EventKind {
     EventKind::VmStarting { vcpus: 1, memory_mib: u32::try_from(number).unwrap() }
 }
 
-/// The events of a box that never rests. Of each ten, six are droppable, three are changes of state and
-/// one is a change of health. Each two thousandth event is never dropped.
+/// The events of a box that never rests. Of each ten, six are droppable, three are changes of state
+/// and one is a change of health. Each two thousandth event is never dropped.
 fn mix(number: usize) -> EventKind {
     const STATES: [BoxState; 3] = [BoxState::Ready, BoxState::Busy, BoxState::Compacting];
     if number % 2000 == 1 {
@@ -239,8 +239,8 @@ fn changes_with_long_texts_are_bounded_in_bytes() {
     assert!((MAX_WAITING_BYTES..MAX_WAITING_BYTES + long + 1000).contains(&waiting), "{waiting}");
 }
 
-/// Returns a reader that has read nothing, its writer with the most lines that can wait before changes
-/// are merged, and the number of the next event.
+/// Returns a reader that has read nothing, its writer with the most lines that can wait before
+/// changes are merged, and the number of the next event.
 fn full() -> (PipeReader, EventWriter, u64) {
     let (reader, writer) = std::io::pipe().unwrap();
     let events = EventWriter::new(writer.into());

@@ -1,12 +1,12 @@
 //! The journal of systemd, through the crate `tracing-journald`.
 //!
-//! The crate (0.3.2) can add fields to all records, but cannot change them later. Therefore there is a
-//! layer for each phase of a box, each with its own socket, `BOX_ID` and `PHASE`.
+//! The crate (0.3.2) can add fields to all records, but cannot change them later. Therefore there
+//! is a layer for each phase of a box, each with its own socket, `BOX_ID` and `PHASE`.
 //!
-//! The crate's socket is blocking, and the crate gives no access to it. A journal that is stopped or
-//! slow would then stop the VM. So this module finds the socket among the fds of this process, and
-//! makes it non-blocking through a duplicate. `pidfd_getfd(2)` makes the duplicate, because it needs no
-//! `unsafe` code to use the number of an fd.
+//! The crate's socket is blocking, and the crate gives no access to it. A journal that is stopped
+//! or slow would then stop the VM. So this module finds the socket among the fds of this process,
+//! and makes it non-blocking through a duplicate. `pidfd_getfd(2)` makes the duplicate, because it
+//! needs no `unsafe` code to use the number of an fd.
 //!
 //! The crate sends each record to the path of the journal's socket, so this path must exist in the
 //! root of a confined shim.
@@ -32,20 +32,21 @@ pub(super) const SOCKET: &str = "/run/systemd/journal/socket";
 /// `SYSLOG_IDENTIFIER` of the records, by which `journalctl -t` selects them.
 const IDENTIFIER: &str = "a3s-box-shim";
 
-/// Longest time that the start of a shim waits for a slow journal. A journal reads within milliseconds,
-/// unless it is stopped.
+/// Longest time that the start of a shim waits for a slow journal. A journal reads within
+/// milliseconds, unless it is stopped.
 const WRITABLE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The layers that write to the journal.
 pub(super) struct Journal {
     unnamed: Layer,
-    /// A layer for each phase, or nothing if they could not be made, which means that the journal is lost.
+    /// A layer for each phase, or nothing if they could not be made, which means that the journal
+    /// is lost.
     named: OnceLock<Option<Vec<Layer>>>,
 }
 
 impl Journal {
-    /// Connects to the journal. Callers of this and of [`Self::name`] must not have started a thread,
-    /// because [`layer`] compares the fds of the process.
+    /// Connects to the journal. Callers of this and of [`Self::name`] must not have started a
+    /// thread, because [`layer`] compares the fds of the process.
     pub(super) fn open() -> io::Result<Self> {
         let fields = [("PHASE", Phase::Config.name())];
         Ok(Self { unnamed: layer(&fields)?, named: OnceLock::new() })
@@ -72,8 +73,8 @@ impl Journal {
         }
     }
 
-    /// Returns the layer that keeps the fields of spans. It is always the same one, because the crate
-    /// panics if a span has fields of two layers.
+    /// Returns the layer that keeps the fields of spans. It is always the same one, because the
+    /// crate panics if a span has fields of two layers.
     pub(super) fn for_spans(&self) -> &Layer {
         &self.unnamed
     }
@@ -81,8 +82,8 @@ impl Journal {
 
 /// Makes a layer that adds these fields and never blocks.
 fn layer(fields: &[(&str, &str)]) -> io::Result<Layer> {
-    // `Layer::new` sends an empty datagram while its socket is still blocking, so the journal must have
-    // space for it.
+    // `Layer::new` sends an empty datagram while its socket is still blocking, so the journal must
+    // have space for it.
     wait_until_writable()?;
     let before = sockets()?;
     let layer = Layer::new()?;

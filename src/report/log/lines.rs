@@ -13,12 +13,12 @@ use tracing::field::{Field, Visit};
 
 use super::phase::Phase;
 
-/// Longest line. A pipe takes as many bytes as one piece and without blocking once `poll(2)` reports it
-/// as writable (`PIPE_BUF`, pipe(7)).
+/// Longest line. A pipe takes as many bytes as one piece and without blocking once `poll(2)`
+/// reports it as writable (`PIPE_BUF`, pipe(7)).
 const MAX_LINE_BYTES: usize = 4096;
 
-/// Bytes of message and target that are kept of a record that is too long as JSON. JSON escapes a byte
-/// as at most six, so both together take at most seven eighths of a line.
+/// Bytes of message and target that are kept of a record that is too long as JSON. JSON escapes a
+/// byte as at most six, so both together take at most seven eighths of a line.
 const CUT_MESSAGE_BYTES: usize = 512;
 const CUT_TARGET_BYTES: usize = 64;
 
@@ -32,8 +32,8 @@ pub(super) enum Form {
 /// Writer to standard error that drops lines which cannot be written without blocking.
 pub(super) struct Lines {
     form: Form,
-    /// Held from the poll to the write, because another thread could fill the pipe in between and the
-    /// write would block.
+    /// Held from the poll to the write, because another thread could fill the pipe in between and
+    /// the write would block.
     writing: Mutex<()>,
 }
 
@@ -85,8 +85,8 @@ impl<'a> Record<'a> {
         record
     }
 
-    /// Returns `TIME LEVEL BOX PHASE TARGET: MESSAGE FIELD=VALUE…`. Control characters are escaped, because
-    /// text of a guest must not look like another record or act on a terminal.
+    /// Returns `TIME LEVEL BOX PHASE TARGET: MESSAGE FIELD=VALUE…`. Control characters are escaped,
+    /// because text of a guest must not look like another record or act on a terminal.
     fn text(&self) -> String {
         let Self { time, level, phase, target, message, .. } = self;
         let box_id = if self.box_id.is_empty() { "-" } else { self.box_id };
@@ -98,7 +98,8 @@ impl<'a> Record<'a> {
                 value => write!(text, " {name}={value}"),
             };
         }
-        // All parts are escaped at once, because box id, target and fields can be foreign text, too.
+        // All parts are escaped at once, because box id, target and fields can be foreign text,
+        // too.
         let mut line = String::with_capacity(text.len() + 1);
         for character in text.chars() {
             match character.is_control() {
@@ -114,7 +115,8 @@ impl<'a> Record<'a> {
         line
     }
 
-    /// Returns a JSON object. A record that is too long loses its fields and the end of its message.
+    /// Returns a JSON object. A record that is too long loses its fields and the end of its
+    /// message.
     fn json(mut self) -> String {
         let fields = Value::Object(std::mem::take(&mut self.fields));
         let whole = self.object([("fields", fields)]);
@@ -143,8 +145,8 @@ impl<'a> Record<'a> {
     fn add(&mut self, field: &Field, value: Value) {
         match (field.name(), value) {
             ("message", Value::String(message)) => self.message = message,
-            // `tracing-log` adds fields that describe a record of the crate `log`. Its target is the
-            // one of the record, and the other fields are of no use.
+            // `tracing-log` adds fields that describe a record of the crate `log`. Its target is
+            // the one of the record, and the other fields are of no use.
             ("log.target", Value::String(target)) => self.target = target,
             (name, _) if name.starts_with("log.") => {}
             (name, value) => self.fields.extend([(name.to_owned(), value)]),

@@ -124,7 +124,7 @@ impl ShimError {
             Self::GuestProgram(_) => ErrorCode::HostUnsupported,
             Self::Confinement(_) => ErrorCode::Confinement,
             Self::Control(_) => ErrorCode::Internal,
-            Self::Vm(error) if error.is_of_host() => ErrorCode::HostUnsupported,
+            Self::Vm(error) if error.is_host_fault() => ErrorCode::HostUnsupported,
             Self::Vm(_) => ErrorCode::VmSetup,
         }
     }

@@ -1,86 +1,96 @@
-//! What can go wrong before and while entering a VM.
+//! Errors of configuring and entering a VM.
 
 use std::io;
 use std::path::PathBuf;
 
-/// Why a VM cannot be configured or entered.
+/// Reason why a VM cannot be configured or entered.
 #[derive(Debug, thiserror::Error)]
 pub enum KrunError {
-    /// The kernel offers no KVM.
+    /// The host kernel has no KVM device: no module is loaded, or the CPU has no virtualization.
     #[error("`/dev/kvm` does not exist")]
     KvmMissing,
-    /// `/dev/kvm` exists and cannot be opened.
+    /// `/dev/kvm` exists but cannot be opened for reading and writing.
     #[error("cannot open `/dev/kvm` for reading and writing")]
     KvmDenied(#[source] io::Error),
-    /// `/dev/kvm` was opened and does not answer as KVM does.
+    /// `/dev/kvm` could be opened but does not report virtual CPUs. The value is the result of the
+    /// call.
     #[error("`/dev/kvm` does not offer virtual CPUs: krun_get_max_vcpus returned {0}")]
     KvmUnusable(i32),
-    /// No guest kernel was found.
+    /// No guest kernel was found at any of the places.
     #[error("guest kernel `libkrunfw.so.5` not found, looked at: {searched}")]
     KernelMissing {
-        /// Where it was looked for.
+        /// The places, in the order of the search.
         searched: String,
     },
-    /// The guest kernel's library cannot be loaded.
+    /// The library exists but cannot be loaded, or is not libkrunfw.
     #[error("cannot load the guest kernel `{}`", path.display())]
     KernelUnloadable {
         /// The library.
         path: PathBuf,
-        /// What the dynamic loader says.
+        /// The message of the dynamic loader, from `dlerror(3)`.
         #[source]
         source: libloading::Error,
     },
-    /// The library is not a guest kernel that libkrun accepts.
+    /// libkrun cannot use this version of libkrunfw.
     #[error("`{}` has libkrunfw version {found}, expected {expected}", path.display())]
     KernelVersion {
         /// The library.
         path: PathBuf,
-        /// Version that it says.
+        /// Version of the library.
         found: u32,
-        /// Version that libkrun accepts.
+        /// Version that libkrun requires.
         expected: u32,
     },
-    /// More or fewer virtual CPUs than the guest kernel supports.
+    /// A number of virtual CPUs that the guest kernel does not support.
     #[error("{found} virtual CPUs, expected 1 to {max}", max = crate::machine::MAX_VCPUS)]
     Vcpus {
-        /// What was asked for.
+        /// Number that was requested.
         found: u8,
     },
-    /// Too little memory for the guest kernel.
+    /// Too little memory for the guest kernel and the guest program.
     #[error("{found} MiB of memory, expected at least {min}", min = crate::machine::MIN_MEMORY_MIB)]
     Memory {
-        /// What was asked for.
+        /// Memory in MiB that was requested.
         found: u32,
     },
-    /// More devices than the machine has interrupts for.
+    /// More devices than the VM has interrupts.
     #[error("{found} shared directories, expected at most {max}")]
     TooManyShares {
-        /// What was asked for.
+        /// Number that was requested.
         found: usize,
-        /// What the other devices leave.
+        /// Number that the interrupts allow, besides the other devices.
         max: usize,
     },
-    /// A virtio-fs tag that the device cannot hold.
-    #[error("tag `{tag}` has {} bytes, expected 1 to {max}", tag.len(), max = crate::machine::MAX_TAG_BYTES)]
+    /// A virtio-fs tag that does not fit into the device's configuration space.
+    #[error(
+        "tag `{tag}` has {} bytes, expected 1 to {max}",
+        tag.len(),
+        max = crate::machine::MAX_TAG_BYTES
+    )]
     Tag {
         /// The tag.
         tag: String,
     },
     /// A socket path that does not fit into a `sockaddr_un`.
-    #[error("socket path `{}` has {} bytes, expected at most {max}", path.display(), path.as_os_str().len(), max = crate::machine::MAX_SOCKET_PATH_BYTES)]
+    #[error(
+        "socket path `{}` has {} bytes, expected at most {max}",
+        path.display(),
+        path.as_os_str().len(),
+        max = crate::machine::MAX_SOCKET_PATH_BYTES
+    )]
     SocketPath {
         /// The path.
         path: PathBuf,
     },
-    /// A path or name that a C string cannot hold.
+    /// A path or name that libkrun cannot take: it is not UTF-8, or contains a NUL byte.
     #[error("{argument} of {call} is not UTF-8, or contains a NUL byte")]
     Text {
         /// The call of libkrun.
         call: &'static str,
-        /// Which argument.
+        /// The argument of this call.
         argument: &'static str,
     },
-    /// libkrun refused a call.
+    /// A call of libkrun failed.
     #[error("{call} failed")]
     Call {
         /// The call of libkrun.
@@ -89,19 +99,19 @@ pub enum KrunError {
         #[source]
         source: io::Error,
     },
-    /// The process that plays the guest could not be started (feature `fake`).
+    /// The process that plays the guest cannot be started (feature `fake`).
     #[error("cannot start the fake guest `{program}`")]
     FakeGuest {
         /// The program.
         program: String,
-        /// Why.
+        /// The error of `execve(2)` or `fork(2)`.
         #[source]
         source: io::Error,
     },
 }
 
 impl KrunError {
-    /// What a user can do about it.
+    /// Returns advice for the user, if there is any that the message does not contain.
     #[must_use]
     pub fn hint(&self) -> Option<&'static str> {
         match self {
@@ -117,9 +127,9 @@ impl KrunError {
         }
     }
 
-    /// Whether the fault lies with this host and not with what was asked for.
+    /// Whether the host causes the error, and not the requested [`Machine`](crate::Machine).
     #[must_use]
-    pub fn is_of_host(&self) -> bool {
+    pub fn is_host_fault(&self) -> bool {
         matches!(
             self,
             Self::KvmMissing

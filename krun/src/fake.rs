@@ -1,19 +1,28 @@
-//! A libkrun without a VM, for tests: a process plays the guest.
+//! A replacement of libkrun for tests. It runs no VM: a process, the fake guest, plays the guest.
 //!
-//! The calls have libkrun's signatures and record what they are given. The program in
-//! `A3S_BOX_FAKE_GUEST` is started with the guest kernel, since a shim that has confined itself starts none;
-//! `krun_start_enter` tells it what was recorded, and ends as libkrun would:
+//! The functions have libkrun's signatures and record their arguments. The fake guest is the
+//! program named by the environment variable `A3S_BOX_FAKE_GUEST`. It starts when the guest kernel
+//! would be loaded, because a shim cannot start a process once it has confined itself.
+//! `krun_start_enter` sends the recorded arguments to its standard input:
 //!
-//! | the program | the "VM" |
+//! ```text
+//! VSOCK_<port>=<socket path>     one line for each vsock port
+//! CONFIG_BYTES=<n>
+//!                                an empty line
+//! <n bytes>                      the content of the last overlay file
+//! ```
+//!
+//! Standard output and standard error of the fake guest are the console ports. Its standard input
+//! stays open for as long as the shim lives, so the fake guest can exit at the end of its input.
+//! `krun_start_enter` also writes a line to fd 1 of the shim, as a library that prints would, and
+//! then ends as libkrun would:
+//!
+//! | the fake guest | the shim |
 //! |---|---|
-//! | reads lines `VSOCK_<port>=<socket path>` and `CONFIG_BYTES=<n>`, an empty line, and the last overlay file, of n bytes, on stdin | |
-//! | ends when its stdin does | |
-//! | writes to the console ports as stdout and stderr | |
-//! | is preceded by a line on fd 1, as a library that prints | |
-//! | exits with n | `_exit(n)` |
-//! | is killed by a signal | `abort()`, as a panicking worker of libkrun |
+//! | exits with status n | calls `_exit(n)` |
+//! | is killed by a signal | calls `abort()`, as a worker thread of libkrun that panics |
 //!
-//! With `A3S_BOX_FAKE_PROBE` there is no guest: the VMM itself tries to break out ([`probe`]).
+//! If `A3S_BOX_FAKE_PROBE` is set, the shim itself makes an attempt to break out ([`probe`]).
 
 mod probe;
 mod recorded;
@@ -27,6 +36,7 @@ use std::sync::{Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use self::recorded::{RECORDED, record};
+use crate::KrunError;
 
 pub(crate) extern "C" fn krun_create_ctx() -> i32 {
     record(|_| {})
@@ -51,10 +61,12 @@ pub(crate) unsafe extern "C" fn krun_add_virtiofs3(
     _shm_bytes: u64,
     read_only: bool,
 ) -> i32 {
-    // SAFETY: the caller passes a string that ends in NUL, as libkrun's contract demands.
+    // SAFETY: libkrun's contract requires a string that ends in NUL and outlives the call.
+    // `Vm::add_virtiofs` passes a pointer to a live `CString`.
     let tag = unsafe { CStr::from_ptr(tag) };
-    // SAFETY: as above.
+    // SAFETY: the path is a live `CString` of `Vm::add_virtiofs` as well.
     let path = unsafe { CStr::from_ptr(path) }.to_string_lossy().into_owned();
+    // The root is no share, so the probe must not find it among the shares.
     if tag == c"/dev/root" {
         return 0;
     }
@@ -70,7 +82,8 @@ pub(crate) unsafe extern "C" fn krun_fs_add_overlay_file(
     _mode: u32,
     _one_shot: bool,
 ) -> i32 {
-    // SAFETY: the caller passes a live buffer of this length, as libkrun's contract demands.
+    // SAFETY: libkrun's contract requires a buffer of `length` bytes. `Vm::add_overlay_file` passes
+    // pointer and length of one slice that is never freed.
     let content = unsafe { std::slice::from_raw_parts(data, length) };
     record(|recorded| recorded.config = content.to_vec())
 }
@@ -89,7 +102,8 @@ pub(crate) unsafe extern "C" fn krun_add_vsock_port2(
     path: *const c_char,
     _listen: bool,
 ) -> i32 {
-    // SAFETY: the caller passes a string that ends in NUL, as libkrun's contract demands.
+    // SAFETY: libkrun's contract requires a string that ends in NUL and outlives the call.
+    // `Vm::add_vsock_port` passes a pointer to a live `CString`.
     let path = unsafe { CStr::from_ptr(path) }.to_string_lossy().into_owned();
     record(|recorded| recorded.ports.push((format!("VSOCK_{port}"), path)))
 }
@@ -102,7 +116,8 @@ pub(crate) unsafe extern "C" fn krun_add_net_unixstream(
     _features: u32,
     _flags: u32,
 ) -> i32 {
-    // It stays open until the process ends, as with libkrun.
+    // The fd stays open until the process ends, as it does with libkrun. The peer would otherwise
+    // see the end of the VM too early.
     if socket < 0 { -libc::EINVAL } else { 0 }
 }
 
@@ -117,7 +132,8 @@ pub(crate) unsafe extern "C" fn krun_add_virtio_console_default(
     error: c_int,
 ) -> i32 {
     let duplicate = |fd| {
-        // SAFETY: the caller passes an open fd, which it does not close (libkrun's contract).
+        // SAFETY: the fd must stay open during the borrow. `Vm::configure` has given up its
+        // ownership, so no code closes it.
         unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned()
     };
     match (duplicate(output), duplicate(error)) {
@@ -128,12 +144,19 @@ pub(crate) unsafe extern "C" fn krun_add_virtio_console_default(
 
 static GUEST: Mutex<Option<Child>> = Mutex::new(None);
 
-/// Starts the program that plays the guest, if there is one.
-pub(crate) fn start_guest() -> io::Result<()> {
+/// Starts the fake guest, if the environment names one.
+///
+/// # Errors
+///
+/// [`KrunError::FakeGuest`] if the program cannot be started.
+pub(crate) fn start_guest() -> Result<(), KrunError> {
     let Some(program) = std::env::var_os("A3S_BOX_FAKE_GUEST") else { return Ok(()) };
-    let mut command = Command::new(program);
+    let mut command = Command::new(&program);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let guest = command.spawn()?;
+    let guest = command.spawn().map_err(|source| {
+        let program = program.to_string_lossy().into_owned();
+        KrunError::FakeGuest { program, source }
+    })?;
     GUEST.lock().unwrap_or_else(PoisonError::into_inner).replace(guest);
     Ok(())
 }
@@ -146,19 +169,23 @@ pub(crate) extern "C" fn krun_start_enter(_ctx: u32) -> i32 {
     let guest = GUEST.lock().unwrap_or_else(PoisonError::into_inner).take();
     let (Some(recorded), Some(mut guest)) = (recorded, guest) else { return -libc::ENOENT };
     let noise = b"a library prints to standard output\n";
-    // SAFETY: the buffer is live and of this length. What becomes of the line is not our matter.
+    // SAFETY: `write(2)` reads `noise.len()` bytes at the pointer, which is what the array has. The
+    // result is ignored because the tests check the line where it arrives.
     unsafe { libc::write(libc::STDOUT_FILENO, noise.as_ptr().cast(), noise.len()) };
-    // As a worker of libkrun does it.
+    // libkrun's workers log from threads of their own, so the log must accept lines from any
+    // thread.
     let worker = std::thread::spawn(|| log::info!(target: "krun_devices::fake", "a worker logs"));
-    // It does not panic.
+    // The thread only logs, so its result holds nothing.
     let _joined = worker.join();
-    // Open for as long as this process lives: the guest ends with it.
+    // The write end stays open in this process, so the fake guest reads the end of its input
+    // exactly when the process ends.
     let stdin = guest.stdin.take();
     if let Some(mut stdin) = stdin.as_ref() {
         let ports: String =
             recorded.ports.iter().map(|(name, path)| format!("{name}={path}\n")).collect();
         let bytes = recorded.config.len();
-        // A guest that does not read its config is one of the cases to test.
+        // Some tests have a fake guest that exits before it reads its config, which makes these
+        // writes fail.
         let _ignored = stdin.write_all(format!("{ports}CONFIG_BYTES={bytes}\n\n").as_bytes());
         let _ignored = stdin.write_all(&recorded.config);
     }
@@ -166,19 +193,19 @@ pub(crate) extern "C" fn krun_start_enter(_ctx: u32) -> i32 {
         relay(&mut guest, output, error);
     }
     match guest.wait().map(|status| status.code()) {
-        // SAFETY: does not return; this is how libkrun ends.
+        // SAFETY: `_exit` takes a number, accesses no memory of the caller and does not return.
         Ok(Some(code)) => unsafe { libc::_exit(code) },
         Ok(None) => std::process::abort(),
         Err(_) => -libc::EINVAL,
     }
 }
 
-/// Copies what the guest writes to the console's ports, until it has ended.
+/// Copies the fake guest's output to the console ports until both of its pipes are closed.
 fn relay(guest: &mut Child, output: OwnedFd, error: OwnedFd) {
     let stdout = guest.stdout.take().map(|from| copy(from, output));
     let stderr = guest.stderr.take().map(|from| copy(from, error));
     for thread in [stdout, stderr].into_iter().flatten() {
-        // A thread that failed lost output, which the tests see.
+        // A thread that failed has lost output. The tests compare the output, so they see it.
         let _joined = thread.join();
     }
 }
@@ -186,7 +213,7 @@ fn relay(guest: &mut Child, output: OwnedFd, error: OwnedFd) {
 fn copy(mut from: impl Read + Send + 'static, to: OwnedFd) -> JoinHandle<io::Result<u64>> {
     let mut to = File::from(to);
     std::thread::spawn(move || {
-        // Not `io::copy`, whose splice is a call of its own.
+        // `io::copy` would call `splice(2)`, which the shim's seccomp filter does not allow.
         let (mut buffer, mut copied) = (vec![0; 64 * 1024], 0);
         loop {
             let count = from.read(&mut buffer)?;

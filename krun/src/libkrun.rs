@@ -1,7 +1,7 @@
-//! The calls of libkrun that are used, as typed function pointers.
+//! The libkrun functions that this crate calls, as typed function pointers.
 //!
-//! The compiler compares each type with the chosen backend's declaration, so the crate, the
-//! installed header and the fake cannot drift apart unseen.
+//! The compiler compares each type with the declaration of the backend that was chosen. A
+//! difference between the crate, the installed header and the fake therefore fails the build.
 
 use std::ffi::{c_char, c_int};
 
@@ -11,6 +11,9 @@ use crate::fake as sys;
 use krun as sys;
 #[cfg(all(feature = "system", not(feature = "fake")))]
 use krun_sys as sys;
+
+// The parameters of each function are described in `libkrun.h` of libkrun 1.19.7. Each returns 0 or
+// more on success and a negated errno on failure.
 
 pub(crate) const CREATE_CTX: unsafe extern "C" fn() -> i32 = sys::krun_create_ctx;
 pub(crate) const GET_MAX_VCPUS: unsafe extern "C" fn() -> i32 = sys::krun_get_max_vcpus;
@@ -44,15 +47,20 @@ pub(crate) const ADD_VIRTIO_CONSOLE_DEFAULT: unsafe extern "C" fn(u32, c_int, c_
     sys::krun_add_virtio_console_default;
 pub(crate) const START_ENTER: unsafe extern "C" fn(u32) -> i32 = sys::krun_start_enter;
 
-/// `krun_add_net_unixstream` with a socket. A function, because the type of the address differs: the
-/// installed header says `uint8_t *`, the crate `*const u8`, and a pointer to what may change fits both.
+/// Calls `krun_add_net_unixstream` with a connected socket and returns its result.
+///
+/// This is a function and not a constant because the declarations of the address differ: `uint8_t
+/// *` in the installed header, `*const u8` in the crate. A `*mut u8` converts to both types.
 ///
 /// # Safety
 ///
-/// `socket` is open, and nobody else closes it from here on.
+/// `socket` must be an open fd that no other code of this process closes later, because libkrun
+/// keeps the number and takes ownership of the fd when the VM is entered.
 pub(crate) unsafe fn add_net(ctx: u32, socket: c_int, mut mac: [u8; 6], features: u32) -> i32 {
     let mac = (&raw mut mac).cast::<u8>();
-    // SAFETY: the path is null, as there is a socket; the address has the six bytes that libkrun reads, and
-    // outlives the call. Flags 0: the guest's addresses are not libkrun's matter.
+    // SAFETY: libkrun accepts a null path if there is a socket. `mac` points to the six bytes that
+    // libkrun copies, in a local variable that outlives the call. The caller guarantees the fd. The
+    // flags are 0 because the guest gets its addresses from the guest program and needs no DHCP
+    // client.
     unsafe { sys::krun_add_net_unixstream(ctx, std::ptr::null(), socket, mac, features, 0) }
 }

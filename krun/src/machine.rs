@@ -1,73 +1,90 @@
-//! What a VM is made of, and the limits that libkrun has without saying so.
+//! The description of a VM, and the limits that libkrun does not check.
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use crate::KrunError;
 
-/// The stock guest kernel is built with `NR_CPUS=16`; with 20 the guest resets silently.
+/// Largest number of virtual CPUs. libkrunfw 5 builds its kernel with `NR_CPUS=16`. libkrun accepts
+/// more, but a guest with 20 resets during its boot and prints no error.
 pub const MAX_VCPUS: u8 = 16;
 
-/// Below the end of the kernel (37 MiB) libkrun panics; a guest that does anything needs more.
+/// Smallest memory size in MiB. libkrun panics if the memory ends below the end of the guest kernel
+/// (37 MiB). The guest program and a workload need memory as well, so the limit is higher.
 pub const MIN_MEMORY_MIB: u32 = 128;
 
-/// x86-64 has interrupts for 11 virtio devices (IRQ 5 to 15). Balloon, rng, console, vsock and
-/// root take five. With a network device it is one less.
+/// Largest number of [`Machine::shares`]; with a network device it is one less. On x86-64 libkrun
+/// has interrupts for 11 virtio devices (krun-arch, `src/x86_64/layout.rs`: `IRQ_BASE` 5 to
+/// `IRQ_MAX` 15). Balloon, rng, console, vsock and the root device use five of them.
 pub const MAX_SHARES: usize = 6;
 
-/// Size of the tag in the configuration space of a virtio-fs device (virtio 1.2, 5.11.4).
+/// Longest virtio-fs tag in bytes: the size of the field `tag` in the device's configuration space
+/// (virtio 1.2, section 5.11.4). libkrun panics on a longer one (krun-devices,
+/// `src/virtio/fs/device.rs`).
 pub const MAX_TAG_BYTES: usize = 36;
 
-/// `sun_path` has 108 bytes, with a NUL at the end.
+/// Longest path of a unix socket in bytes: `sun_path` has 108 bytes including the final NUL
+/// (unix(7)).
 pub const MAX_SOCKET_PATH_BYTES: usize = 107;
 
-/// Everything that libkrun is told.
+/// The complete description of a VM. The example of the [crate] fills one in.
 #[derive(Debug)]
 pub struct Machine {
-    /// Virtual CPUs.
+    /// Number of virtual CPUs, 1 to [`MAX_VCPUS`].
     pub vcpus: u8,
-    /// Memory in MiB.
+    /// Memory in MiB, at least [`MIN_MEMORY_MIB`].
     pub memory_mib: u32,
-    /// Directory of the host that is the guest's root. Must not be a symlink: libkrun opens it with
-    /// `O_NOFOLLOW`, late and in the guest's time.
+    /// Directory of the host that is the guest's root, read and write. The path must be UTF-8, and
+    /// its last component must not be a symlink: libkrun opens it with `O_NOFOLLOW`. It does so
+    /// only when the guest mounts its root, so an error is visible in the guest alone
+    /// (krun-devices, `src/virtio/fs/linux/passthrough.rs`, `init`).
     pub root: PathBuf,
-    /// Files that only exist in the guest's root directory.
+    /// Virtual files in the guest's root directory that do not exist in [`root`](Self::root)
+    /// itself.
     pub overlay_files: Vec<OverlayFile>,
-    /// Other directories of the host.
+    /// Other directories of the host, at most [`MAX_SHARES`].
     pub shares: Vec<Share>,
-    /// Sockets of the host that are bridged to the guest.
+    /// Bridges between vsock ports of the guest and unix sockets of the host.
     pub vsock_ports: Vec<VsockPort>,
-    /// The guest's Ethernet, if it has one.
+    /// The guest's Ethernet device, if it has one.
     pub net: Option<NetDevice>,
-    /// Whether sockets of the guest are this process's (TSI): in its network, with its rights.
+    /// Whether libkrun opens the IPv4 and IPv6 sockets of the guest in this process (transparent
+    /// socket impersonation, TSI). The guest then reaches the network of this process with the
+    /// rights of this process.
     pub tsi: bool,
-    /// Becomes the guest's port `krun-stdout`. Not a terminal, and not standard output: libkrun
-    /// sets `O_NONBLOCK` on it.
+    /// Destination of the console port `krun-stdout`. It must not be a terminal, for which libkrun
+    /// creates no such port. It must not share its open file description with standard output,
+    /// because libkrun sets `O_NONBLOCK` on it (krun-vmm, `src/builder.rs`; krun-devices,
+    /// `src/virtio/console/port_io.rs`).
     pub stdout: OwnedFd,
-    /// Becomes the guest's port `krun-stderr`. The same holds.
+    /// Destination of the console port `krun-stderr`, under the same conditions as
+    /// [`stdout`](Self::stdout).
     pub stderr: OwnedFd,
 }
 
-/// A virtual, read-only file in the guest's root directory, owned by root.
+/// A virtual, read-only file in the guest's root directory, owned by root
+/// (`krun_fs_add_overlay_file`, libkrun `src/lib.rs`).
 #[derive(Debug)]
 pub struct OverlayFile {
-    /// Name in the root directory, without a slash.
+    /// Name in the root directory, without a slash. libkrun resolves a slash as a virtual
+    /// directory, and fails with ENOENT if there is none.
     pub name: String,
-    /// Content. Stays in memory as long as the process lives.
+    /// Content. It stays in memory until the process ends.
     pub content: Vec<u8>,
-    /// Permission bits.
+    /// Permission bits, such as `0o600`, without the bits of the file type.
     pub permissions: u32,
-    /// Whether it vanishes once it was opened. Not for a program: libkrun forgets the file while the
-    /// guest still pages from it.
+    /// Whether the guest can open the file only once. The name disappears with the first lookup,
+    /// and the content when the file is closed (krun-devices, `src/virtio/fs/augment_fs.rs`). An
+    /// executable must not be one: the guest kernel reads its pages after the file was closed.
     pub one_shot: bool,
 }
 
 /// A directory of the host, as a virtio-fs device.
 #[derive(Debug)]
 pub struct Share {
-    /// Name by which the guest mounts it.
+    /// Name by which the guest mounts the device, 1 to [`MAX_TAG_BYTES`] bytes.
     pub tag: String,
-    /// The directory.
+    /// The directory. The path must be UTF-8.
     pub path: PathBuf,
     /// Whether the device accepts writes.
     pub access: Access,
@@ -76,17 +93,21 @@ pub struct Share {
 /// An Ethernet device.
 #[derive(Debug)]
 pub struct NetDevice {
-    /// Connected to whoever carries its frames, each with its length before it (four bytes, big endian).
-    /// The other end must stay open for as long as the VM runs, and send no frame over 65550 bytes.
+    /// A connected stream socket that carries Ethernet frames. Each frame follows its length as
+    /// four bytes, big endian (krun-devices, `src/virtio/net/unixstream.rs`).
+    ///
+    /// The peer must keep its end open for as long as the VM runs. It must not send a frame of more
+    /// than 65550 bytes: the device's buffer has 65562 bytes (`MAX_BUFFER_SIZE`), of which the
+    /// virtio-net header takes 12.
     pub socket: OwnedFd,
-    /// The guest's hardware address.
+    /// MAC address of the guest's device.
     pub mac: [u8; 6],
 }
 
 /// Whether a device accepts writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
-    /// Writes are refused on the host's side.
+    /// libkrun refuses writes with EROFS, whatever the guest does.
     ReadOnly,
     /// Writes reach the host's directory.
     ReadWrite,
@@ -97,24 +118,27 @@ pub enum Access {
 pub struct VsockPort {
     /// Port number.
     pub port: u32,
-    /// The unix socket.
+    /// Path of the unix socket, at most [`MAX_SOCKET_PATH_BYTES`] bytes of UTF-8.
     pub socket: PathBuf,
-    /// Who connects.
+    /// Direction in which connections are opened.
     pub connect: Connect,
 }
 
-/// Who connects to a bridged port.
+/// Direction in which connections to a bridged port are opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Connect {
-    /// libkrun listens on the socket; connections go to a listener in the guest. The socket appears
-    /// during the guest's boot.
+    /// libkrun listens on the unix socket and forwards each connection to a listener in the guest.
+    /// The path must not exist when the VM is configured (EEXIST). libkrun creates the socket while
+    /// the guest boots, when the guest's driver activates the vsock device.
     FromHost,
-    /// The guest connects; libkrun connects to the socket, on which somebody must listen already.
+    /// libkrun listens on the vsock port of the host and forwards each connection of the guest to
+    /// the unix socket. A process of the host must listen there before the guest connects.
     FromGuest,
 }
 
 impl Machine {
-    /// Checks what libkrun would turn into a panic, a hang or a silent exit.
+    /// Refuses the values for which libkrun panics, or for which the guest hangs or resets without
+    /// an error.
     pub(crate) fn check(&self) -> Result<(), KrunError> {
         if !(1..=MAX_VCPUS).contains(&self.vcpus) {
             return Err(KrunError::Vcpus { found: self.vcpus });
@@ -122,6 +146,7 @@ impl Machine {
         if self.memory_mib < MIN_MEMORY_MIB {
             return Err(KrunError::Memory { found: self.memory_mib });
         }
+        // Each device takes one interrupt, so a network device leaves one less for shares.
         let (found, max) = (self.shares.len(), MAX_SHARES - usize::from(self.net.is_some()));
         if found > max {
             return Err(KrunError::TooManyShares { found, max });
@@ -132,6 +157,8 @@ impl Machine {
             }
         }
         for VsockPort { socket, .. } in &self.vsock_ports {
+            // libkrun binds or connects the socket when the guest already runs, and only logs a
+            // failure.
             if socket.as_os_str().len() > MAX_SOCKET_PATH_BYTES {
                 return Err(KrunError::SocketPath { path: socket.clone() });
             }
@@ -165,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn limits_are_checked_on_both_sides() {
+    fn values_outside_of_the_limits_are_refused_and_the_largest_are_accepted() {
         type Change = fn(&mut Machine);
         let refused: [(Change, &str); 8] = [
             (|m| m.vcpus = 0, "0 virtual CPUs, expected 1 to 16"),

@@ -1,4 +1,4 @@
-//! A configured VM, and the way in.
+//! A configured VM, and its start.
 
 use std::ffi::CString;
 use std::fs::OpenOptions;
@@ -10,45 +10,71 @@ use crate::guest_kernel::GuestKernel;
 use crate::machine::{Access, Connect, Machine, NetDevice, OverlayFile, VsockPort};
 use crate::{KrunError, libkrun};
 
-/// libkrun mounts the device with this tag as the guest's root.
+/// Tag of the root device. libkrun passes `rootfstype=virtiofs` and no `root=` to the guest kernel
+/// (krun-vmm, `src/vmm_config/kernel_cmdline.rs`), which then mounts its default name, and that is
+/// `/dev/root`.
 const ROOT_TAG: &str = "/dev/root";
 
-/// Sockets of the guest for IPv4 and IPv6 become this process's (`KRUN_TSI_HIJACK_INET`).
+/// `KRUN_TSI_HIJACK_INET` of `libkrun.h`: libkrun opens the guest's IPv4 and IPv6 sockets in this
+/// process.
 const TSI_HIJACK_INET: u32 = 1;
 
-/// Checksums and large TCP and UDP packets are left to the other side, which neither checks nor minds. Without
-/// them the guest's driver has no room for frames over 1518 bytes (`NET_COMPAT_FEATURES`, libkrun.h).
+/// Features of the network device: `NET_COMPAT_FEATURES` of libkrun (`src/lib.rs`), which are CSUM,
+/// `GUEST_CSUM`, `GUEST_TSO4`, `GUEST_UFO`, `HOST_TSO4` and `HOST_UFO` of `linux/virtio_net.h`.
+///
+/// They let both sides send packets without checksums, and TCP and UDP packets above the MTU. passt
+/// accepts such packets and sends such packets. Without the `GUEST_*` features the guest's driver
+/// gives the device buffers of 1518 bytes, which are too small for the packets of passt.
 const NET_FEATURES: u32 = 1 | 1 << 1 | 1 << 7 | 1 << 10 | 1 << 11 | 1 << 14;
 
-/// `S_IFREG`: the mode of an overlay file includes the file type.
+/// `S_IFREG` (inode(7)), because libkrun expects the mode of an overlay file with its file type.
 const REGULAR_FILE: u32 = 0o100_000;
 
-/// Owns a libkrun context with everything configured.
+/// A fully configured libkrun context. Its only operation is [`enter`](Self::enter). The example of
+/// the [crate] configures and enters one.
 ///
-/// There is no way to change it, and none to use it but [`enter`](Self::enter).
+/// Dropping it does not free the context (`krun_free_ctx`). The context is small, and a process that
+/// does not enter its VM ends soon.
 #[derive(Debug)]
 pub struct Vm {
     context: u32,
 }
 
 impl Vm {
-    /// Checks the machine and this host, then configures a libkrun context. Nothing of the
-    /// workload is given to `krun_set_exec` and its kin: they write it, unescaped, onto the kernel
-    /// command line. TSI is off unless asked for, DAX is off, libkrun's own init and console are off.
+    /// Checks the machine and the host, and configures a libkrun context. The argument `_kernel`
+    /// proves that the guest kernel is loaded, which libkrun reports only when the VM is entered.
+    ///
+    /// No call of the family `krun_set_exec`, `krun_set_env` and `krun_set_workdir` is made,
+    /// because libkrun writes their arguments onto the guest kernel's command line without escaping
+    /// them. The guest program reads its config from a file instead. libkrun's own init, its
+    /// console and the shared memory window of virtio-fs (DAX) are off. TSI is off unless
+    /// [`Machine::tsi`] is set.
     ///
     /// # Errors
     ///
-    /// One variant for each thing that libkrun itself would answer with a panic, a hang or an
-    /// exit status of 0. After an error the process may go on, and a second try is possible.
+    /// - [`Vcpus`](KrunError::Vcpus), [`Memory`](KrunError::Memory),
+    ///   [`TooManyShares`](KrunError::TooManyShares), [`Tag`](KrunError::Tag),
+    ///   [`SocketPath`](KrunError::SocketPath): a value outside of its limits.
+    /// - [`KvmMissing`](KrunError::KvmMissing), [`KvmDenied`](KrunError::KvmDenied),
+    ///   [`KvmUnusable`](KrunError::KvmUnusable): the host offers no usable KVM.
+    /// - [`Text`](KrunError::Text): a path or name that libkrun's interface cannot express.
+    /// - [`Call`](KrunError::Call): libkrun returned an errno.
+    ///
+    /// The process can continue after an error, and can configure another VM.
     pub fn configure(machine: Machine, _kernel: &GuestKernel) -> Result<Self, KrunError> {
         machine.check()?;
         check_kvm()?;
-        // SAFETY: takes nothing. It loads libkrunfw, whose presence the `Kernel` argument proves.
+        // SAFETY: the function takes no argument. It loads `libkrunfw.so.5` by its soname, which
+        // runs that library's constructors. `GuestKernel::load` has loaded the same library, so
+        // none is left to run.
         let context = unsafe { libkrun::CREATE_CTX() };
         check("krun_create_ctx", context)?;
+        // The id is at least 0 after the check, so its absolute value is the id itself.
         let vm = Self { context: context.unsigned_abs() };
         vm.set_size(machine.vcpus, machine.memory_mib)?;
         vm.disable_implicit_devices(machine.tsi)?;
+        // The root device comes first: an overlay file names the device that it belongs to, and
+        // libkrun answers ENOENT if that does not exist yet.
         vm.add_virtiofs(ROOT_TAG, &machine.root, Access::ReadWrite)?;
         for file in machine.overlay_files {
             vm.add_overlay_file(file)?;
@@ -62,15 +88,25 @@ impl Vm {
         if let Some(device) = machine.net {
             vm.add_net(device)?;
         }
+        // `into_raw_fd` gives up the ownership of both fds. They stay open until the process ends,
+        // because libkrun duplicates them only when the VM is entered.
         vm.add_console(machine.stdout.into_raw_fd(), machine.stderr.into_raw_fd())?;
         Ok(vm)
     }
 
-    /// Becomes the VM. Comes back only with an error; otherwise libkrun ends the process by
-    /// `_exit` on this thread (see [`exit`](crate::exit)).
+    /// Turns the process into the VM. Returns only if that fails. Otherwise libkrun runs its event
+    /// loop on this thread, and ends the process with `_exit` when the guest has ended (see
+    /// [`exit`](crate::exit)).
+    ///
+    /// The value is a [`KrunError::Call`] with the errno of libkrun, which is EINVAL for most
+    /// failures. The cause is in libkrun's log. libkrun panics on some failures, which this
+    /// function does not catch.
     #[must_use]
     pub fn enter(self) -> KrunError {
-        // SAFETY: the context is ours and fully configured. libkrun takes it over.
+        // SAFETY: the function takes the id of a context. `configure` created this one, and `self`
+        // is consumed, so the context is entered once. All memory that it refers to (the overlay
+        // files) is never freed, and all its fds stay open, because `configure` gave up their
+        // ownership.
         let ret = unsafe { libkrun::START_ENTER(self.context) };
         check("krun_start_enter", ret).err().unwrap_or(KrunError::Call {
             call: "krun_start_enter",
@@ -79,26 +115,32 @@ impl Vm {
     }
 
     fn set_size(&self, vcpus: u8, memory_mib: u32) -> Result<(), KrunError> {
-        // SAFETY: plain numbers; libkrun checks the context id.
+        // SAFETY: the function takes only numbers. It returns ENOENT if the context does not exist.
         check("krun_set_vm_config", unsafe {
             libkrun::SET_VM_CONFIG(self.context, vcpus, memory_mib)
         })
     }
 
-    /// Order matters: the first must precede the root device, the second any vsock port.
+    /// Turns off the devices that libkrun adds by default, and adds a vsock device with explicit
+    /// TSI flags.
+    ///
+    /// `krun_disable_implicit_init` must precede the root device, because libkrun adds its init to
+    /// the root while it adds the device. The vsock device must precede any vsock port, because
+    /// libkrun answers ENODEV while there is none.
     fn disable_implicit_devices(&self, tsi: bool) -> Result<(), KrunError> {
-        // SAFETY: plain numbers; libkrun checks the context id.
+        // SAFETY: the function takes only numbers. It returns ENOENT if the context does not exist.
         check("krun_disable_implicit_init", unsafe {
             libkrun::DISABLE_IMPLICIT_INIT(self.context)
         })?;
-        // SAFETY: as above.
+        // SAFETY: the function takes only numbers. It returns ENOENT if the context does not exist.
         check("krun_disable_implicit_vsock", unsafe {
             libkrun::DISABLE_IMPLICIT_VSOCK(self.context)
         })?;
         let flags = if tsi { TSI_HIJACK_INET } else { 0 };
-        // SAFETY: as above.
+        // SAFETY: the function takes only numbers. It returns ENOENT if the context does not exist,
+        // and EINVAL for unknown flags.
         check("krun_add_vsock", unsafe { libkrun::ADD_VSOCK(self.context, flags) })?;
-        // SAFETY: as above.
+        // SAFETY: the function takes only numbers. It returns ENOENT if the context does not exist.
         check("krun_disable_implicit_console", unsafe {
             libkrun::DISABLE_IMPLICIT_CONSOLE(self.context)
         })
@@ -108,10 +150,13 @@ impl Vm {
         const CALL: &str = "krun_add_virtiofs3";
         let tag = c_string(CALL, "tag", tag.as_bytes())?;
         let path = c_path(CALL, path)?;
-        // Without a shared memory window (DAX): its bounds check in libkrun can overflow.
+        // 0 means no shared memory window (DAX). libkrun's check of the window's bounds can
+        // overflow, so a hostile guest could reach memory of the VMM.
         let shm_bytes = 0;
         let read_only = access == Access::ReadOnly;
-        // SAFETY: both strings end in NUL and outlive the call; libkrun copies them.
+        // SAFETY: the function reads two strings that must end in NUL. Both pointers come from
+        // `CString`s that outlive the call, and libkrun copies the strings. The other arguments are
+        // numbers.
         check(CALL, unsafe {
             libkrun::ADD_VIRTIOFS3(self.context, tag.as_ptr(), path.as_ptr(), shm_bytes, read_only)
         })
@@ -123,8 +168,10 @@ impl Vm {
         let name = c_string(CALL, "path", file.name.as_bytes())?;
         let content: &'static [u8] = Vec::leak(file.content);
         let mode = REGULAR_FILE | file.permissions;
-        // SAFETY: both strings end in NUL and outlive the call; the content is never freed, which
-        // libkrun needs because it serves the guest from this memory.
+        // SAFETY: the function reads two strings that must end in NUL. Both pointers come from
+        // `CString`s that outlive the call, and libkrun copies the strings. The content must be
+        // valid and unchanged while the VM runs, because libkrun serves the guest from this memory:
+        // `Vec::leak` returns a `&'static` slice, whose pointer and length are passed.
         check(CALL, unsafe {
             libkrun::FS_ADD_OVERLAY_FILE(
                 self.context,
@@ -142,7 +189,8 @@ impl Vm {
         const CALL: &str = "krun_add_vsock_port2";
         let socket = c_path(CALL, &port.socket)?;
         let listen = port.connect == Connect::FromHost;
-        // SAFETY: the string ends in NUL and outlives the call; libkrun copies it.
+        // SAFETY: the function reads one string that must end in NUL. The pointer comes from a
+        // `CString` that outlives the call, and libkrun copies the string.
         check(CALL, unsafe {
             libkrun::ADD_VSOCK_PORT2(self.context, port.port, socket.as_ptr(), listen)
         })
@@ -150,27 +198,32 @@ impl Vm {
 
     fn add_net(&self, device: NetDevice) -> Result<(), KrunError> {
         let socket = device.socket.into_raw_fd();
-        // SAFETY: the socket is open, and no longer owned by anyone here.
+        // SAFETY: `add_net` requires an open fd that no other code closes. The fd comes from an
+        // `OwnedFd`, and `into_raw_fd` has given up its ownership.
         check("krun_add_net_unixstream", unsafe {
             libkrun::add_net(self.context, socket, device.mac, NET_FEATURES)
         })
     }
 
     fn add_console(&self, stdout: i32, stderr: i32) -> Result<(), KrunError> {
-        // SAFETY: both fds are open and no longer owned by anyone here; libkrun duplicates them.
-        // Input -1: none.
+        // SAFETY: the function records the fds, and libkrun duplicates them when the VM is entered,
+        // so they must stay open until then. `configure` has given up their ownership, so no code
+        // closes them. An input of -1 creates no input port.
         check("krun_add_virtio_console_default", unsafe {
             libkrun::ADD_VIRTIO_CONSOLE_DEFAULT(self.context, -1, stdout, stderr)
         })
     }
 }
 
-/// Says whether this host's KVM can be used. libkrun panics in `krun_start_enter` when it cannot open
+/// Checks that this process can use KVM. libkrun panics in `krun_start_enter` if it cannot open
 /// `/dev/kvm`.
 ///
 /// # Errors
 ///
-/// There is none, it may not be opened, or it does not answer as KVM does.
+/// - [`KvmMissing`](KrunError::KvmMissing): `/dev/kvm` does not exist.
+/// - [`KvmDenied`](KrunError::KvmDenied): it cannot be opened for reading and writing.
+/// - [`KvmUnusable`](KrunError::KvmUnusable): it does not report virtual CPUs, as another file of
+///   this name.
 pub fn check_kvm() -> Result<(), KrunError> {
     if cfg!(feature = "fake") {
         return Ok(());
@@ -181,14 +234,15 @@ pub fn check_kvm() -> Result<(), KrunError> {
             _ => KrunError::KvmDenied(error),
         }
     })?;
-    // SAFETY: takes nothing; it opens /dev/kvm and asks for an extension.
+    // SAFETY: the function takes no argument. It opens `/dev/kvm` and calls the ioctl
+    // `KVM_CHECK_EXTENSION`.
     match unsafe { libkrun::GET_MAX_VCPUS() } {
         count if count > 0 => Ok(()),
         error => Err(KrunError::KvmUnusable(error)),
     }
 }
 
-/// The one place where libkrun's return value becomes a `Result`: 0 or more, or `-errno`.
+/// Converts a return value of libkrun: 0 or more is success, a negative value is a negated errno.
 fn check(call: &'static str, ret: i32) -> Result<(), KrunError> {
     if ret >= 0 {
         return Ok(());

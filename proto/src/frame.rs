@@ -1,18 +1,24 @@
-//! Length-prefixed messages on a byte stream: the framing of the control protocol.
+//! The framing of the control protocol: length-prefixed messages on a byte stream.
 //!
-//! A frame is its payload's length (four bytes, little endian) and the payload. The
-//! length is checked before a byte of the payload is kept, so a peer that lies about
-//! it costs no memory.
+//! ```text
+//! ┌──────────────────────────────┬─────────────────────┐
+//! │ length n, 4 bytes, LE        │ message, n bytes    │   n is at most 16384
+//! └──────────────────────────────┴─────────────────────┘
+//! ```
+//!
+//! [`FrameBuffer`] checks the length before it waits for the payload. A peer that announces a huge
+//! payload thus gets an error and no memory.
 
 use prost::Message;
 
-/// Longest payload that is accepted. The largest honest message is `StartFailed`, whose
-/// text the guest cuts at 4 KiB.
+/// Longest payload that is accepted, in bytes. The largest message is `StartFailed`, whose text the
+/// guest program cuts to 4 KiB. The rest is reserve for later versions.
 pub const MAX_PAYLOAD_BYTES: usize = 16 * 1024;
 
+/// Size of the length in front of each payload.
 const PREFIX_BYTES: usize = 4;
 
-/// Why a stream of frames cannot be read further.
+/// Reason why a stream of frames cannot be read further.
 #[derive(Debug, thiserror::Error)]
 pub enum FrameError {
     /// The peer announced more than [`MAX_PAYLOAD_BYTES`].
@@ -21,12 +27,13 @@ pub enum FrameError {
         /// Length that the prefix announced.
         found: usize,
     },
-    /// The payload is not the expected message.
+    /// The payload is not an encoding of the expected message.
     #[error("frame does not hold the expected message")]
     Malformed(#[from] prost::DecodeError),
 }
 
-/// Encodes one message as a frame.
+/// Encodes one message as a frame. The message must not encode to more than [`MAX_PAYLOAD_BYTES`],
+/// because the receiver would refuse it.
 #[must_use]
 pub fn encode(message: &impl Message) -> Vec<u8> {
     let length = message.encoded_len();
@@ -38,30 +45,50 @@ pub fn encode(message: &impl Message) -> Vec<u8> {
     frame
 }
 
-/// Bytes received so far, cut into messages.
+/// Collects received bytes and cuts them into messages.
 ///
-/// Holds at most one frame and what one `push` added beyond it.
+/// The caller must take all messages with [`next_message`](Self::next_message) after each
+/// [`push`](Self::push). The buffer then holds at most one incomplete frame between two pushes.
+///
+/// ```
+/// use a3s_box_proto::control::GuestMessage;
+/// use a3s_box_proto::frame::{FrameBuffer, encode};
+///
+/// let frame = encode(&GuestMessage::default());
+/// let mut buffer = FrameBuffer::default();
+/// buffer.push(&frame[..3]);
+/// assert_eq!(buffer.next_message::<GuestMessage>()?, None);
+/// buffer.push(&frame[3..]);
+/// assert_eq!(buffer.next_message::<GuestMessage>()?, Some(GuestMessage::default()));
+/// # Ok::<_, a3s_box_proto::frame::FrameError>(())
+/// ```
 #[derive(Debug, Default)]
 pub struct FrameBuffer {
     bytes: Vec<u8>,
 }
 
 impl FrameBuffer {
-    /// Appends what was read from the stream.
+    /// Appends bytes that were read from the stream.
     pub fn push(&mut self, bytes: &[u8]) {
         self.bytes.extend_from_slice(bytes);
     }
 
-    /// Takes the next complete message, if there is one.
+    /// Removes and returns the next message, or returns `None` if no frame is complete.
     ///
     /// # Errors
     ///
-    /// The stream is unusable after any error.
+    /// - [`TooLong`](FrameError::TooLong): the length is above [`MAX_PAYLOAD_BYTES`].
+    /// - [`Malformed`](FrameError::Malformed): the payload does not decode as an `M`.
+    ///
+    /// The caller must close the stream after an error, because the position of the next frame is
+    /// unknown.
     pub fn next_message<M: Message + Default>(&mut self) -> Result<Option<M>, FrameError> {
         let Some((prefix, rest)) = self.bytes.split_first_chunk::<PREFIX_BYTES>() else {
             return Ok(None);
         };
         let length = u32::from_le_bytes(*prefix) as usize;
+        // This check precedes the wait for the payload, so the buffer never grows to a length that
+        // the peer invented.
         if length > MAX_PAYLOAD_BYTES {
             return Err(FrameError::TooLong { found: length });
         }
@@ -83,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn frames_cut_anywhere_arrive_whole() {
+    fn frames_that_arrive_in_two_parts_are_decoded_whole() {
         let stream =
             [encode(&hello()), encode(&GuestMessage::default()), encode(&hello())].concat();
         for cut in 0..stream.len() {
@@ -100,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn an_announced_length_beyond_the_limit_is_refused_before_the_payload_comes() {
+    fn length_above_the_limit_is_refused_before_the_payload_arrives() {
         let mut buffer = FrameBuffer::default();
         buffer.push(&u32::MAX.to_le_bytes());
         let error = buffer.next_message::<GuestMessage>().unwrap_err();
@@ -108,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn a_payload_that_is_not_a_message_is_refused() {
+    fn payload_that_is_no_message_is_refused() {
         let mut buffer = FrameBuffer::default();
         buffer.push(&[2, 0, 0, 0, 0xff, 0xff]);
         assert!(matches!(buffer.next_message::<GuestMessage>(), Err(FrameError::Malformed(_))));

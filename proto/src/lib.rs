@@ -1,47 +1,49 @@
-//! Messages between the shim, the program in the guest, and supervisors.
+//! Messages between the shim, the guest program and supervisors.
 //!
-//! Generated from the `.proto` files beside this crate's manifest, which are the
-//! documentation of each message. Only [`frame`] is written by hand.
+//! The build script generates [`agent`] and [`control`] from the `.proto` files beside the manifest
+//! of this crate. Those files document each message. [`frame`] is written by hand.
 //!
-//! | module | who speaks it | transport |
+//! | module | participants | transport |
 //! |---|---|---|
-//! | [`agent`] | supervisor and shim ask, the guest answers | gRPC on vsock [`AGENT_PORT`] |
-//! | [`control`] | shim and the guest's PID 1 | frames on vsock [`CONTROL_PORT`] |
+//! | [`agent`] | supervisor and shim send requests, the agent in the guest answers | gRPC on vsock [`AGENT_PORT`] |
+//! | [`control`] | the shim and the guest program | frames on vsock [`CONTROL_PORT`] |
 //!
-//! The guest is hostile: whatever decodes its messages must expect any field to be
-//! missing and any number to be out of range.
+//! The guest is hostile. Code that decodes its messages must expect that any field is missing and
+//! that any number is out of range.
 
 pub mod frame;
 
-/// vsock port of the guest on which the health services listen.
+/// vsock port of the guest on which the agent listens.
 pub const AGENT_PORT: u32 = 4088;
 
-/// vsock port of the host to which PID 1 of the guest connects.
+/// vsock port of the host to which the guest program connects.
 pub const CONTROL_PORT: u32 = 4087;
 
-/// Version of the control protocol; both ends are released together.
+/// Version of the control protocol. The shim and the guest program are released together, so the
+/// shim accepts this version only.
 pub const PROTOCOL_VERSION: u32 = 1;
 
-/// Name in the root directory of the guest's config: a virtual file that vanishes
-/// once it was read (`krun_fs_add_overlay_file` with `one_shot`, libkrun 1.19).
+/// Name of the file with the [`GuestConfig`](control::GuestConfig) in the root directory of the
+/// guest. It is a virtual file that the guest can open once (`krun_fs_add_overlay_file` with
+/// `one_shot`, libkrun 1.19).
 pub const GUEST_CONFIG_FILE: &str = ".a3s-box-guest";
 
-/// The bytes of a message, as the guest's config file holds them.
+/// Encodes a message without a frame, as the file [`GUEST_CONFIG_FILE`] contains it.
 #[must_use]
 pub fn encode(message: &impl prost::Message) -> Vec<u8> {
     message.encode_to_vec()
 }
 
-/// Reads what [`encode`] wrote.
+/// Decodes the bytes that [`encode`] returned.
 ///
 /// # Errors
 ///
-/// When the bytes are not this message.
+/// The bytes are not an encoding of an `M`.
 pub fn decode<M: prost::Message + Default>(bytes: &[u8]) -> Result<M, prost::DecodeError> {
     M::decode(bytes)
 }
 
-/// The service that a guest agent offers (package `a3s.box.agent.v1`).
+/// The service of the agent in the guest (package `a3s.box.agent.v1`).
 pub mod agent {
     #![expect(missing_docs, reason = "generated; the .proto file documents it")]
     #![allow(
@@ -55,7 +57,7 @@ pub mod agent {
     tonic::include_proto!("a3s.r#box.agent.v1");
 }
 
-/// The shim's channel to PID 1 of the guest (package `a3s.box.control.v1`).
+/// The messages of the control connection (package `a3s.box.control.v1`).
 pub mod control {
     #![expect(missing_docs, reason = "generated; the .proto file documents it")]
     #![allow(clippy::all, clippy::doc_markdown, reason = "generated")]

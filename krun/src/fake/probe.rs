@@ -1,20 +1,28 @@
-//! What a VMM that a guest has taken over would try, one attempt a process: code in its place, after it has
-//! confined itself. Says on fd 1 (the log) what came of it, and ends the process.
+//! Attempts to break out of a confined VMM, for the tests of the confinement.
 //!
-//! `reached` means that the attempt did what it must not; an errno, that a layer refused it. A process
-//! that the attempt ends was ended by seccomp.
+//! A guest that takes over the VMM runs its code in a process that has confined itself. This module
+//! runs in the same state. Each process makes one attempt, writes a line to fd 1 (the log), and
+//! exits:
+//!
+//! | line | meaning |
+//! |---|---|
+//! | `probe reached` | the attempt succeeded, although the confinement should prevent it |
+//! | `probe errno:<n>` | the attempt failed with this errno |
+//! | `probe known:<names>` | there is no attempt of this name; the names of all attempts |
+//! | no line | the attempt ended the process, which seccomp does |
 
 use std::ffi::CString;
 use std::io;
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 
-/// Of each attempt its name, and whether it succeeds.
+/// An attempt. `Ok` means that it succeeded, although the confinement should prevent it.
 type Attempt = fn() -> io::Result<()>;
 
-/// A file that every host has, and that no box shares.
+/// A file that every host has and that the tests share with no box.
 const HOST_FILE: &str = "/etc/passwd";
 
+/// The attempts with the names by which the tests select them.
 const ATTEMPTS: [(&str, Attempt); 58] = [
     ("open-read", || open(HOST_FILE, libc::O_RDONLY)),
     ("open-write", || open("/etc/a3s-box-probe", libc::O_WRONLY | libc::O_CREAT)),
@@ -76,63 +84,72 @@ const ATTEMPTS: [(&str, Attempt); 58] = [
     ("reboot", || raw(libc::SYS_reboot, [0; 5])),
 ];
 
-/// Makes the attempt, tells, and does not come back.
+/// Makes the attempt with this name, writes its outcome to fd 1, and ends the process.
 pub(super) fn run(name: &str) -> ! {
     let found = ATTEMPTS.iter().find(|(known, _)| *known == name);
-    let said = match found.map(|(_, attempt)| attempt()) {
+    let outcome = match found.map(|(_, attempt)| attempt()) {
         None => format!("known:{}", ATTEMPTS.map(|(name, _)| name).join(",")),
         Some(Ok(())) => "reached".to_owned(),
         Some(Err(error)) => format!("errno:{}", error.raw_os_error().unwrap_or(-1)),
     };
-    let line = format!("probe {said}\n");
-    // SAFETY: the buffer is live and of this length.
+    let line = format!("probe {outcome}\n");
+    // SAFETY: `write(2)` reads `line.len()` bytes at the pointer, which is what the string has.
     unsafe { libc::write(libc::STDOUT_FILENO, line.as_ptr().cast(), line.len()) };
     a3s_box_sys::exit::now(0)
 }
 
+/// Converts the result of a system call: a negative value means that `errno` has the error.
 fn result(value: i64) -> io::Result<()> {
     if value < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 fn raw(call: i64, arguments: [i64; 5]) -> io::Result<()> {
     let [a, b, c, d, e] = arguments;
-    // SAFETY: these calls get numbers, null pointers and bad ones that the kernel checks; those that
-    // could change this process if they were allowed end the test as a failure, which it then is.
+    // SAFETY: the arguments are numbers and null pointers. The host kernel checks pointers and
+    // returns EFAULT for bad ones, so no call accesses memory of this process. A call that succeeds
+    // can change the process (`fork`, `unshare`). The caller then only writes one line and ends the
+    // process.
     result(unsafe { libc::syscall(call, a, b, c, d, e) })
 }
 
 fn path_call(call: i64, path: &str, argument: i64) -> io::Result<()> {
     let path = CString::new(path)?;
-    // SAFETY: the path ends in NUL and outlives the call; the rest are numbers or null.
+    // SAFETY: the path must end in NUL and outlive the call, which a local `CString` does. The
+    // other arguments are numbers or null pointers.
     result(unsafe { libc::syscall(call, path.as_ptr(), argument, 0_i64) })
 }
 
 fn open(path: &str, flags: i32) -> io::Result<()> {
     let path = CString::new(path)?;
-    // SAFETY: the path ends in NUL and outlives the call.
+    // SAFETY: the path must end in NUL and outlive the call, which a local `CString` does.
     result(i64::from(unsafe { libc::open(path.as_ptr(), flags, 0o600) }))
 }
 
 fn open_at(directory: i32, path: &str, flags: i32) -> io::Result<i32> {
     let path = CString::new(path)?;
-    // SAFETY: the path ends in NUL and outlives the call; a directory that is none is an error.
+    // SAFETY: the path must end in NUL and outlive the call, which a local `CString` does. A number
+    // that is no fd of a directory makes the call fail with EBADF or ENOTDIR.
     let fd = unsafe { libc::openat(directory, path.as_ptr(), flags, 0o600) };
     result(i64::from(fd)).map(|()| fd)
 }
 
-/// An `O_PATH` fd is given where files are not: what can be done with one?
+/// Opens a file with `O_PATH` and then reopens it through `/proc/self/fd`. `O_PATH` requires no
+/// permission on the file itself, so a layer that checks only reads and writes would miss it.
 fn read_through_path_fd() -> io::Result<()> {
     let fd = open_at(libc::AT_FDCWD, HOST_FILE, libc::O_PATH)?;
     open(&format!("/proc/self/fd/{fd}"), libc::O_RDONLY)
 }
 
-/// Directories that were left open lead to their parents.
+/// Opens a file of the host through each fd that the shim left open. `..` from the fd of a
+/// directory leads out of any root directory that does not contain it.
 fn read_through_open_directories() -> io::Result<()> {
     let mut last = io::Error::from_raw_os_error(libc::ENOENT);
     for fd in 0..256 {
         for up in ["etc/passwd", "../../../../../../../../etc/passwd"] {
             match open_at(fd, up, libc::O_RDONLY) {
                 Ok(_) => return Ok(()),
+                // EACCES shows that the path was reachable and that a layer refused it. Other
+                // errors mean that the fd is none or leads to no such file.
                 Err(error) if error.raw_os_error() == Some(libc::EACCES) => last = error,
                 Err(_) => {}
             }
@@ -141,23 +158,27 @@ fn read_through_open_directories() -> io::Result<()> {
     Err(last)
 }
 
-/// A handle of an ext4 needs no path: this one is of its root directory.
+/// Opens the root directory of the file system by its handle. A handle needs no path, so no mount
+/// namespace and no root directory restricts it. On ext4 the root has inode 2.
 fn open_by_handle() -> io::Result<()> {
-    // Bytes, type (inode and generation), inode, generation.
+    // `struct file_handle`: size of the handle, type (`FILEID_INO32_GEN`), inode number,
+    // generation.
     let mut handle = [8_u32, 1, 2, 0];
     let flags = libc::O_RDONLY;
-    // SAFETY: the kernel reads the handle, whose length is in it.
+    // SAFETY: the host kernel reads a header of 8 bytes and then as many bytes as the header
+    // states. The array has 16 bytes, and its header states 8.
     let opened = unsafe {
         libc::syscall(libc::SYS_open_by_handle_at, libc::AT_FDCWD, handle.as_mut_ptr(), flags)
     };
     result(opened)
 }
 
-/// A new path in the box's directory, where everything may be made.
+/// Returns a new path in the box directory, in which the VMM can create files.
 fn own_file() -> io::Result<String> {
     Ok(format!("{}/probe-{}", own_directory()?, std::process::id()))
 }
 
+/// Returns the box directory, which contains the sockets of the vsock ports.
 fn own_directory() -> io::Result<String> {
     let recorded =
         super::recorded::RECORDED.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -168,7 +189,7 @@ fn own_directory() -> io::Result<String> {
         .ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 
-/// A path in the share that is only read, or in the one that is written.
+/// Returns a path in the first share that is read-only, or in the first one that is not.
 fn in_share(read_only: bool, name: &str) -> io::Result<String> {
     let recorded =
         super::recorded::RECORDED.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -177,7 +198,7 @@ fn in_share(read_only: bool, name: &str) -> io::Result<String> {
     share.map(|(path, _)| format!("{path}/{name}")).ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 
-/// Where the test listens.
+/// Returns the address at which the test listens, from the environment.
 fn listener(kind: &str) -> String {
     std::env::var(format!("A3S_BOX_FAKE_PROBE_{kind}")).unwrap_or_default()
 }
@@ -185,7 +206,7 @@ fn listener(kind: &str) -> String {
 fn follow_symlink() -> io::Result<()> {
     let link = own_file()?;
     let (target, name) = (CString::new(HOST_FILE)?, CString::new(link.as_str())?);
-    // SAFETY: both paths end in NUL and outlive the call.
+    // SAFETY: both paths must end in NUL and outlive the call, which local `CString`s do.
     result(i64::from(unsafe { libc::symlinkat(target.as_ptr(), libc::AT_FDCWD, name.as_ptr()) }))?;
     open(&link, libc::O_RDONLY)
 }
@@ -204,7 +225,8 @@ fn rename_out() -> io::Result<()> {
 
 fn mknod_device() -> io::Result<()> {
     let name = CString::new(own_file()?)?;
-    // SAFETY: the path ends in NUL and outlives the call. The device is /dev/mem's.
+    // The device number is the one of `/dev/mem`.
+    // SAFETY: the path must end in NUL and outlive the call, which a local `CString` does.
     result(i64::from(unsafe {
         libc::mknodat(libc::AT_FDCWD, name.as_ptr(), libc::S_IFCHR | 0o600, libc::makedev(1, 1))
     }))
@@ -213,7 +235,8 @@ fn mknod_device() -> io::Result<()> {
 fn executable_memory() -> io::Result<()> {
     let (protection, flags) =
         (libc::PROT_WRITE | libc::PROT_EXEC, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
-    // SAFETY: a new mapping of its own replaces nothing.
+    // SAFETY: a mapping must not replace memory in use. The address is null and `MAP_FIXED` is
+    // absent, so the host kernel chooses a free range.
     let mapped = unsafe { libc::mmap(std::ptr::null_mut(), 4096, protection, flags, -1, 0) };
     if mapped == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
@@ -225,6 +248,6 @@ fn connect_abstract() -> io::Result<()> {
 }
 
 fn parent() -> i64 {
-    // SAFETY: takes nothing and cannot fail.
+    // SAFETY: the function takes no argument and cannot fail.
     i64::from(unsafe { libc::getppid() })
 }

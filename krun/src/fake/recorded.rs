@@ -1,21 +1,28 @@
-//! What the calls of the fake libkrun were given.
+//! The arguments of the calls to the fake libkrun.
 
 use std::os::fd::OwnedFd;
 use std::sync::{Mutex, PoisonError};
 
-/// The calls of one VM.
+/// The arguments of the calls that configured one VM.
 #[derive(Default)]
 pub(super) struct Recorded {
+    /// Content of the last overlay file, which is the config of the guest program.
     pub(super) config: Vec<u8>,
+    /// Path of each share, and whether it is read-only.
     pub(super) shares: Vec<(String, bool)>,
+    /// `VSOCK_<port>` and the path of the socket, for each vsock port.
     pub(super) ports: Vec<(String, String)>,
+    /// Duplicates of the fds of the console ports `krun-stdout` and `krun-stderr`.
     pub(super) console: Option<(OwnedFd, OwnedFd)>,
 }
 
-/// What was recorded so far; nothing before the first call.
+/// The record of this process. It is `None` before the first call and after `krun_start_enter`.
+/// libkrun keeps its contexts in a global table as well, because its functions take a number and no
+/// pointer.
 pub(super) static RECORDED: Mutex<Option<Recorded>> = Mutex::new(None);
 
-/// Changes the record, and returns libkrun's code for success.
+/// Changes the record, and returns 0, which is the success of a libkrun function and the id of its
+/// first context.
 pub(super) fn record(change: impl FnOnce(&mut Recorded)) -> i32 {
     change(RECORDED.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_default());
     0

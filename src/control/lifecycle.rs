@@ -121,7 +121,7 @@ impl Lifecycle {
         if found != PROTOCOL_VERSION {
             let message =
                 format!("guest speaks control protocol {found}, expected {PROTOCOL_VERSION}");
-            self.stopping.note(failure(ErrorCode::GuestProtocol, &message));
+            self.stopping.replace_error(failure(ErrorCode::GuestProtocol, &message));
             decisions.push(Decision::Arm(Due::GiveUp, Duration::ZERO));
         }
         decisions

@@ -178,6 +178,11 @@ impl Stopping {
         self.facts.failure.get_or_insert(error);
     }
 
+    /// Keeps the error of a guest of another protocol, which explains any earlier error.
+    pub(super) fn replace_error(&mut self, error: ErrorReport) {
+        self.facts.failure = Some(error);
+    }
+
     /// Ends the box, because libkrun has ended the VM with `code`.
     pub(super) fn vm_exited(&mut self, code: i32) -> Vec<Decision> {
         self.facts.libkrun = Some(code);

@@ -1,9 +1,10 @@
-//! The workload's output: two pipes from libkrun, one file, a thread that never stops reading.
+//! The console: the relay of the workload's output from two pipes to a file or a device.
 //!
-//! libkrun sets `O_NONBLOCK` on what it is given and waits for ever when that is full, so it gets
-//! pipes of its own, and they are always drained. A file is kept within its bound: the oldest output
-//! makes room for the newest. What the disk does not take is lost, not waited for; a reader of a
-//! FIFO or terminal is waited for a second once. All that is not kept is counted.
+//! libkrun sets `O_NONBLOCK` on the fds of its console ports and waits forever while they are full.
+//! The shim therefore gives it pipes, and a thread always drains them. A console file has a maximum
+//! size: the oldest output is discarded for the newest. Output that the disk does not accept is
+//! discarded at once, because waiting would stall the guest. The reader of a FIFO or terminal has
+//! one second, once. All discarded output is counted.
 
 mod device;
 
@@ -27,7 +28,7 @@ use crate::report::rotated_file::{RotatedFile, RotatedFileError, Rotation};
 use crate::spec::{ConsoleSpec, VmSpec};
 use crate::state::dir::StateDir;
 
-/// The console cannot be opened.
+/// Error of opening the console.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ConsoleError {
     #[error("cannot open the console `{}`", path.display())]
@@ -45,7 +46,7 @@ pub(crate) struct Console {
     pub(crate) relay: Relay,
 }
 
-/// The ends for libkrun.
+/// The ends of the pipes that libkrun writes to.
 #[derive(Debug)]
 pub(crate) struct Ports {
     pub(crate) stdout: OwnedFd,
@@ -59,12 +60,12 @@ pub(crate) struct Relay {
     thread: JoinHandle<()>,
 }
 
-/// Output that is not kept.
+/// Discarded output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Truncation {
-    /// All of it since the start.
+    /// Number of bytes since the start of the box.
     pub(crate) discarded_bytes: u64,
-    /// Why the last of it is not.
+    /// Cause of the latest discard.
     pub(crate) cause: TruncationCause,
 }
 
@@ -73,18 +74,19 @@ struct State {
     stdout_bytes: AtomicU64,
     stderr_bytes: AtomicU64,
     truncation: watch::Sender<Option<Truncation>>,
-    /// Readable once the thread is to end with what is in the pipes; never read.
+    /// Readable once the thread shall end as soon as the pipes are empty. It is never read, so it
+    /// stays readable.
     finish: EventFd,
 }
 
-/// Where the output goes.
+/// Destination of the output.
 #[derive(Debug)]
 enum Sink {
     File(RotatedFile),
     Device(Device),
 }
 
-/// A console whose thread is not started yet.
+/// A console without its thread. The jail and the seccomp filter come between `open` and `start`.
 #[derive(Debug)]
 pub(crate) struct Opened {
     ports: Ports,
@@ -92,7 +94,7 @@ pub(crate) struct Opened {
     sink: Sink,
 }
 
-/// Opens the console, wherever it is.
+/// Opens the file or device of the console, and makes the pipes.
 pub(crate) fn open(spec: &VmSpec, state: &StateDir) -> Result<Opened, ConsoleError> {
     let sink = Sink::open(&spec.console, state, Rotation::of(spec.confinement))?;
     let (stdout, stdout_port) = io::pipe().map_err(ConsoleError::Pipe)?;
@@ -121,12 +123,15 @@ impl Sink {
     ) -> Result<Self, ConsoleError> {
         match &spec.path {
             Some(path) => Self::open_path(path, spec.max_bytes, rotation),
-            // Without an own file the console of an earlier box of this id would be continued.
+            // A new file is made, because this box must not append to the console of an earlier
+            // one.
             None => Ok(Self::File(RotatedFile::create(&state.console(), spec.max_bytes)?)),
         }
     }
 
-    /// A FIFO without a reader is an error and not a wait. A terminal does not become ours.
+    /// Opens a path of the config. `O_NONBLOCK` makes a FIFO without a reader an error (ENXIO)
+    /// instead of a wait, and `O_NOCTTY` keeps a terminal from becoming the controlling one of the
+    /// shim.
     fn open_path(path: &Path, max_bytes: u64, rotation: Rotation) -> Result<Self, ConsoleError> {
         let failed = |source| ConsoleError::Open { path: path.to_owned(), source };
         let mut options = OpenOptions::new();
@@ -136,22 +141,23 @@ impl Sink {
         if !file.metadata().map_err(failed)?.is_file() {
             return Ok(Self::Device(Device::new(file)));
         }
-        // Not a symlink is to be renamed, but what it leads to.
+        // Rotation renames the file. It must rename the target of a symlink and not the symlink.
         let path = fs::canonicalize(path).map_err(failed)?;
         Ok(Self::File(RotatedFile::open_for(&path, max_bytes, rotation)?))
     }
 
-    /// Writes a chunk, and tells what is not kept of it, or of earlier ones because of it.
-    fn write(&mut self, chunk: &[u8], mut tell: impl FnMut(u64, TruncationCause)) {
+    /// Writes a chunk. Calls `on_discard` for the bytes that are lost: bytes of the chunk, and
+    /// bytes of earlier output that a rotation has removed for it.
+    fn write(&mut self, chunk: &[u8], mut on_discard: impl FnMut(u64, TruncationCause)) {
         match self {
             Self::File(file) => {
                 let loss = file.append(chunk);
-                tell(loss.old_bytes, TruncationCause::Size);
-                tell(loss.new_bytes, TruncationCause::WriteFailed);
+                on_discard(loss.old_bytes, TruncationCause::Size);
+                on_discard(loss.new_bytes, TruncationCause::WriteFailed);
             }
             Self::Device(device) => {
                 if let Some((bytes, cause)) = device.write(chunk) {
-                    tell(bytes, cause);
+                    on_discard(bytes, cause);
                 }
             }
         }
@@ -171,13 +177,13 @@ impl Relay {
         Ok(Self { state, thread: thread? })
     }
 
-    /// Whether at least this much has arrived of each stream.
+    /// Whether at least this many bytes of each stream have arrived.
     pub(crate) fn has(&self, stdout_bytes: u64, stderr_bytes: u64) -> bool {
         self.state.stdout_bytes.load(Ordering::Acquire) >= stdout_bytes
             && self.state.stderr_bytes.load(Ordering::Acquire) >= stderr_bytes
     }
 
-    /// What has arrived, and what of it is not kept.
+    /// Returns the numbers of bytes that have arrived and that were discarded.
     pub(crate) fn metrics(&self) -> ConsoleMetrics {
         let truncation = *self.state.truncation.borrow();
         ConsoleMetrics {
@@ -187,21 +193,21 @@ impl Relay {
         }
     }
 
-    /// Tells whenever output is not kept, up to thousands of times a second in a flood.
+    /// Returns a receiver that changes with each discard, up to thousands of times a second.
     pub(crate) fn truncation(&self) -> watch::Receiver<Option<Truncation>> {
         self.state.truncation.subscribe()
     }
 
-    /// Asks the thread to end once the pipes are empty, and says whether it has.
+    /// Asks the thread to end once the pipes are empty. Returns whether it has ended.
     pub(crate) fn finish(&self) -> bool {
-        // It only fails when it is readable already.
+        // A write to a non-blocking eventfd fails only if the counter is full, thus readable.
         let _readable = self.state.finish.write(1);
         self.thread.is_finished()
     }
 }
 
 impl State {
-    fn tell(&self, bytes: u64, cause: TruncationCause) {
+    fn count_discarded(&self, bytes: u64, cause: TruncationCause) {
         if bytes > 0 {
             self.truncation.send_modify(|truncation| {
                 let before = truncation.map_or(0, |truncation| truncation.discarded_bytes);
@@ -217,7 +223,7 @@ fn relay(state: &State, [stdout, stderr]: [File; 2], mut sink: Sink) {
     while !streams.is_empty() {
         let mut fds = vec![PollFd::new(state.finish.as_fd(), PollFlags::POLLIN)];
         fds.extend(streams.iter().map(|(pipe, _)| PollFd::new(pipe.as_fd(), PollFlags::POLLIN)));
-        // An interruption leaves nothing readable.
+        // After EINTR all `revents` are zero, so the loop polls again.
         let _count = poll(&mut fds, PollTimeout::NONE);
         let ready: Vec<bool> = fds.iter().map(|fd| fd.any().unwrap_or(false)).collect();
         let [finish, readable @ ..] = &ready[..] else { return };
@@ -233,8 +239,9 @@ fn relay(state: &State, [stdout, stderr]: [File; 2], mut sink: Sink) {
                 Ok(0) => false,
                 Ok(length) => {
                     let chunk = buffer.get(..length).unwrap_or_default();
-                    sink.write(chunk, |bytes, cause| state.tell(bytes, cause));
-                    // Counted last: who sees the count finds the output, or the loss of it.
+                    sink.write(chunk, |bytes, cause| state.count_discarded(bytes, cause));
+                    // The count is raised last: a thread that reads it finds the output in the
+                    // file, or its loss in the count of discarded bytes.
                     count.fetch_add(length as u64, Ordering::Release);
                     true
                 }

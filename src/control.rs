@@ -22,12 +22,12 @@
 //! | `process_end` | exit record, last events, exit status |
 //! | `link`, `agent`, `connection` | the two connections to the guest |
 //!
-//! One thread with one current-thread runtime owns all of it, so that no two things happen at the same
-//! time. Each part owns its state and returns decisions; no part knows the loop.
+//! One thread with one current-thread runtime owns all of it, so that no two things happen at the
+//! same time. Each part owns its state and returns decisions; no part knows the loop.
 //!
-//! If the VM ends by itself, libkrun calls `_exit` on the main thread. The hook passes the code to this
-//! thread and waits for the exit status. If the VM does not end by itself, this thread ends the
-//! process.
+//! If the VM ends by itself, libkrun calls `_exit` on the main thread. The hook passes the code to
+//! this thread and waits for the exit status. If the VM does not end by itself, this thread ends
+//! the process.
 
 mod activity;
 mod agent;
@@ -96,8 +96,8 @@ pub(crate) enum ControlError {
 #[derive(Debug)]
 pub(crate) struct Control {
     vm_news: mpsc::UnboundedSender<VmNews>,
-    /// The status that the process ends with if the control thread has decided it and does not end the
-    /// process in time.
+    /// The status that the process ends with if the control thread has decided it and does not end
+    /// the process in time.
     exit_status: Arc<AtomicU8>,
 }
 
@@ -105,6 +105,7 @@ impl Control {
     /// Starts the thread. From here on only it ends the process.
     pub(crate) fn start(setup: Setup<'_>) -> Result<Self, ControlError> {
         let socket = setup.state.control_socket();
+        // The socket exists before the VM does, so that PID 1 can connect at its first attempt.
         let listener = UnixListener::bind(&socket)
             .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
             .map_err(|source| ControlError::Listen { path: socket, source })?;
@@ -122,8 +123,8 @@ impl Control {
         Ok(Self { vm_news, exit_status })
     }
 
-    /// Makes libkrun's `_exit` end the process with the verdict of the control thread. Callers enter
-    /// libkrun right after it.
+    /// Makes libkrun's `_exit` end the process with the verdict of the control thread. Callers
+    /// enter libkrun right after it.
     pub(crate) fn entering(&self) {
         let (news, exit_status) = (self.vm_news.clone(), Arc::clone(&self.exit_status));
         // The send fails only if the control thread is ending the process already.
@@ -153,6 +154,8 @@ fn assemble(
     let mut deadlines = Deadlines::default();
     deadlines.set(Due::Boot, spec.agent.boot_timeout);
     if let Some(timeout) = spec.timeout {
+        // The timeout counts from the start of the shim, and the phases so far have used part of
+        // it.
         deadlines.set(Due::Timeout, timeout.saturating_sub(events.elapsed()));
     }
     if let Some(interval) = service_manager.watchdog_interval() {

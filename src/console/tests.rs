@@ -7,7 +7,7 @@ use nix::unistd::mkfifo;
 
 use super::*;
 
-/// The thread with a sink, and the ends of its pipes.
+/// Starts a relay to `sink`. Returns it with the write ends of its pipes.
 fn relay_to(sink: Sink) -> (Relay, PipeWriter, PipeWriter) {
     let (stdout, stdout_port) = io::pipe().unwrap();
     let (stderr, stderr_port) = io::pipe().unwrap();
@@ -23,7 +23,7 @@ fn wait_until(what: &str, condition: impl Fn() -> bool) {
     }
 }
 
-/// Bytes that tell where they are.
+/// Returns `count` bytes of numbered lines, so that each byte's position can be read from it.
 fn numbered(count: usize) -> Vec<u8> {
     (0_u32..).flat_map(|i| format!("{i:07}\n").into_bytes()).take(count).collect()
 }
@@ -36,8 +36,8 @@ fn fifo(directory: &tempfile::TempDir) -> (PathBuf, File) {
     (path, reader)
 }
 
-/// All that is there, from an fd that does not block.
-fn read_what_is_there(reader: &mut File) -> Vec<u8> {
+/// Reads all that is available from a non-blocking file.
+fn read_available(reader: &mut File) -> Vec<u8> {
     let mut bytes = Vec::new();
     let end = reader.read_to_end(&mut bytes);
     assert!(end.is_ok() || end.unwrap_err().kind() == io::ErrorKind::WouldBlock);
@@ -45,7 +45,7 @@ fn read_what_is_there(reader: &mut File) -> Vec<u8> {
 }
 
 #[test]
-fn a_flood_leaves_its_end_and_the_rest_is_counted() {
+fn file_keeps_the_end_of_a_flood_and_counts_the_discarded_bytes() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("console");
     let sink = Sink::open_path(&path, 1 << 20, Rotation::Rename).unwrap();
@@ -54,9 +54,9 @@ fn a_flood_leaves_its_end_and_the_rest_is_counted() {
     assert_eq!(*truncation.borrow_and_update(), None);
     let flood = numbered(5_000_000);
     stdout.write_all(&flood).unwrap();
-    wait_until("all is read", || relay.has(5_000_000, 0));
+    wait_until("the relay has read all output", || relay.has(5_000_000, 0));
     stderr.write_all(b"the end").unwrap();
-    wait_until("all is read", || relay.has(5_000_000, 7));
+    wait_until("the relay has read all output", || relay.has(5_000_000, 7));
     let previous = fs::read(directory.path().join("console.1")).unwrap();
     let kept = [previous, fs::read(&path).unwrap()].concat();
     assert!((1 << 19..=1 << 20).contains(&kept.len()), "{}", kept.len());
@@ -70,7 +70,7 @@ fn a_flood_leaves_its_end_and_the_rest_is_counted() {
 }
 
 #[test]
-fn a_fifo_whose_reader_does_not_read_is_waited_for_once() {
+fn stuck_reader_of_a_fifo_delays_the_relay_once() {
     let directory = tempfile::tempdir().unwrap();
     let (path, mut reader) = fifo(&directory);
     let (relay, mut stdout, _stderr) =
@@ -78,37 +78,37 @@ fn a_fifo_whose_reader_does_not_read_is_waited_for_once() {
     let start = Instant::now();
     let flood = numbered(5_000_000);
     stdout.write_all(&flood).unwrap();
-    wait_until("all is read", || relay.has(5_000_000, 0));
+    wait_until("the relay has read all output", || relay.has(5_000_000, 0));
     let took = start.elapsed();
     // Waiting for each of some 80 chunks would take over a minute.
     assert!((1000..10_000).contains(&took.as_millis()), "{took:?}");
-    let received = read_what_is_there(&mut reader);
+    let received = read_available(&mut reader);
     assert!(flood.starts_with(&received));
     let discarded_bytes = 5_000_000 - received.len() as u64;
     let cause = TruncationCause::SlowReader;
     assert_eq!(*relay.truncation().borrow(), Some(Truncation { discarded_bytes, cause }));
-    // A reader that reads again gets what comes then.
+    // A reader that reads again receives the output from then on.
     stdout.write_all(b"again").unwrap();
-    wait_until("all is read", || relay.has(5_000_005, 0));
-    assert_eq!(read_what_is_there(&mut reader), b"again");
+    wait_until("the relay has read all output", || relay.has(5_000_005, 0));
+    assert_eq!(read_available(&mut reader), b"again");
     assert_eq!(relay.metrics().discarded_bytes, discarded_bytes);
-    // And so does the next one after it is gone.
+    // Without a reader, output is discarded at once, and the relay goes on.
     drop(reader);
     stdout.write_all(b"lost").unwrap();
-    wait_until("all is read", || relay.has(5_000_009, 0));
+    wait_until("the relay has read all output", || relay.has(5_000_009, 0));
     assert_eq!(relay.metrics().discarded_bytes, discarded_bytes + 4);
     wait_until("the thread ends", || relay.finish());
 }
 
 #[test]
-fn a_reader_that_takes_a_page_at_times_does_not_hold_a_chunk_for_long() {
+fn slow_reader_delays_several_chunks_by_one_second_in_all() {
     let directory = tempfile::tempdir().unwrap();
     let (path, mut reader) = fifo(&directory);
     let mut sink = Sink::open_path(&path, 1 << 20, Rotation::Rename).unwrap();
-    let sip = thread::spawn(move || {
+    let slow_reader = thread::spawn(move || {
         for _ in 0..30 {
             thread::sleep(Duration::from_millis(100));
-            // There may be nothing any more.
+            // The FIFO may be empty, which is EAGAIN.
             let _count = reader.read(&mut [0; 4096]);
         }
     });
@@ -118,14 +118,14 @@ fn a_reader_that_takes_a_page_at_times_does_not_hold_a_chunk_for_long() {
         sink.write(&[b'x'; 64 * 1024], |bytes, _cause| lost += bytes);
     }
     let took = start.elapsed();
-    // A second for the first chunk, and not for each.
+    // The first chunk waits a second. A wait for each of the three would exceed the limit.
     assert!(took < Duration::from_millis(2500), "{took:?}");
     assert!(lost > 0);
-    sip.join().unwrap();
+    slow_reader.join().unwrap();
 }
 
 #[test]
-fn a_fifo_without_a_reader_is_an_error_and_no_wait() {
+fn fifo_without_a_reader_is_an_error() {
     let directory = tempfile::tempdir().unwrap();
     let (path, reader) = fifo(&directory);
     drop(reader);
@@ -134,18 +134,18 @@ fn a_fifo_without_a_reader_is_an_error_and_no_wait() {
 }
 
 #[test]
-fn what_a_full_disk_does_not_take_is_counted() {
+fn output_that_a_full_disk_refuses_is_counted() {
     let sink = Sink::open_path(Path::new("/dev/full"), 1 << 20, Rotation::Rename).unwrap();
     let (relay, mut stdout, _stderr) = relay_to(sink);
     stdout.write_all(b"12345").unwrap();
-    wait_until("all is read", || relay.has(5, 0));
+    wait_until("the relay has read all output", || relay.has(5, 0));
     let cause = TruncationCause::WriteFailed;
     let expected = Some(Truncation { discarded_bytes: 5, cause });
     assert_eq!(*relay.truncation().borrow(), expected);
 }
 
 #[test]
-fn not_a_symlink_is_rotated_but_its_target() {
+fn rotation_renames_the_target_of_a_symlink() {
     let directory = tempfile::tempdir().unwrap();
     let (link, target) = (directory.path().join("link"), directory.path().join("target"));
     symlink("target", &link).unwrap();

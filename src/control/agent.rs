@@ -1,8 +1,9 @@
-//! The agent in the guest, asked over the socket that libkrun bridges to it.
+//! Client of the agent in the guest, over the socket that libkrun bridges to it.
 //!
-//! Two services are understood: the project's own `Agent`, which also says the box's state and its
-//! figures, and the standard `grpc.health.v1.Health`. An agent that does not know the first is asked
-//! for the second. What it answers is hostile: bounded, and shown without control characters.
+//! The client supports two services: the project's own `Agent`, which also reports the state of the
+//! box and its figures, and the standard `grpc.health.v1.Health`. It uses the standard one if the
+//! agent answers `UNIMPLEMENTED` to the first. Answers are hostile input: their size is bounded,
+//! and control characters are replaced before they are shown.
 
 use std::error::Error;
 use std::io;
@@ -24,20 +25,20 @@ use tower::service_fn;
 use super::connection::{AbortHandle, Connection};
 use crate::report::printable::{MESSAGE_CHARS, printable};
 
-/// The longest answer that is decoded. A real one has some tens of bytes.
+/// Longest answer that is decoded. An honest agent sends some tens of bytes.
 const MAX_ANSWER_BYTES: usize = 64 * 1024;
 
-/// The longest header list of an answer: servers send a few hundred bytes.
+/// Longest header list of an answer. Common servers send a few hundred bytes.
 const MAX_HEADER_BYTES: u32 = 16 * 1024;
 
-/// What an agent that could be reached says about itself.
+/// Answer of an agent that serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Answer {
-    /// Absent when the agent does not say it, or says something that this version does not know.
+    /// State of the box. It is absent if the agent does not report one, or one of a newer version.
     pub(super) state: Option<BoxState>,
 }
 
-/// Why a check failed.
+/// Cause of a failed check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Failure {
     pub(super) cause: HealthCause,
@@ -45,21 +46,21 @@ pub(super) struct Failure {
 }
 
 impl Failure {
-    /// Whether nothing was heard of the other end.
+    /// Whether the agent has sent nothing at all.
     pub(super) fn is_silence(&self) -> bool {
         matches!(self.cause, HealthCause::Transport | HealthCause::Timeout)
     }
 }
 
-/// Which service the agent offers, as far as it was asked.
+/// The service that the next check uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Service {
     Own,
     Standard,
 }
 
-/// A client whose one connection is made at the first call, and again after it broke or a check
-/// took too long: a peer that lost the connection looks like one that is slow.
+/// A client with one connection, which is made at the first call. It is made again after it broke,
+/// and after a check took too long, because a peer that has lost its end looks like a slow one.
 #[derive(Debug)]
 pub(super) struct Agent {
     socket: PathBuf,
@@ -69,13 +70,14 @@ pub(super) struct Agent {
 }
 
 impl Agent {
-    /// A client for the agent behind `socket`. To be called in a tokio runtime.
+    /// Creates a client for the agent behind `socket`. The caller must be in a tokio runtime.
     pub(super) fn new(socket: &Path) -> Self {
         let (channel, abort_handle) = channel(socket);
         Self { socket: socket.to_owned(), channel, abort_handle, service: Service::Own }
     }
 
-    /// Asks once; a success is an answer that says that the agent serves.
+    /// Makes one check, which takes at most `within`. It succeeds if the agent answers that it
+    /// serves.
     pub(super) async fn check(&mut self, within: Duration) -> Result<Answer, Failure> {
         match timeout(within, self.ask()).await {
             Ok(answer) => answer,
@@ -88,7 +90,7 @@ impl Agent {
         }
     }
 
-    /// The guest's figures; nothing if the agent does not know them or takes too long.
+    /// Requests the figures of the guest. Returns nothing if the agent has none or takes too long.
     pub(super) async fn metrics(&self, within: Duration) -> Option<GuestMetrics> {
         if self.service == Service::Standard {
             return None;
@@ -99,7 +101,7 @@ impl Agent {
             return None;
         };
         let answer = answer.ok()?.into_inner();
-        // JSON has no other numbers.
+        // JSON can express neither infinities nor NaN (RFC 8259, section 6).
         let finite = |number: f64| if number.is_finite() { number } else { 0.0 };
         Some(GuestMetrics {
             memory_total_kib: answer.memory_total_kib,
@@ -109,7 +111,7 @@ impl Agent {
         })
     }
 
-    /// One that shares the connection, for other questions.
+    /// Returns a client that shares the connection, for calls at the same time.
     pub(super) fn share(&self) -> Self {
         Self {
             socket: self.socket.clone(),
@@ -140,14 +142,16 @@ impl Agent {
         }
         let mut client = HealthClient::new(self.channel.clone());
         client = client.max_decoding_message_size(MAX_ANSWER_BYTES);
-        // The name of no service asks for the server as a whole (the protocol's specification).
+        // An empty service name asks for the health of the whole server (gRPC health checking
+        // protocol).
         match client.check(tonic_health::pb::HealthCheckRequest::default()).await {
             Ok(answer) => {
                 let answer = answer.into_inner();
                 serving(answer.status() == ServingStatus::Serving, answer.status, None)
             }
             Err(status) => {
-                // Another agent may listen there by the next time.
+                // Another agent may listen by the next check, so that one starts with our own
+                // service.
                 self.service = Service::Own;
                 Err(refused(&status))
             }
@@ -163,7 +167,7 @@ fn channel(socket: &Path) -> (Channel, AbortHandle) {
     let abort_handle = AbortHandle::default();
     let (socket, for_each) = (socket.to_owned(), abort_handle.clone());
     let connect = service_fn(move |_: Uri| connect(socket.clone(), for_each.clone()));
-    // The authority of a unix socket is not looked at; it must only be one.
+    // tonic requires a valid authority, though a unix socket has none. The server ignores it.
     let endpoint = Endpoint::from_static("http://localhost");
     let endpoint = endpoint.http2_max_header_list_size(MAX_HEADER_BYTES);
     (endpoint.connect_with_connector_lazy(connect), abort_handle)
@@ -181,8 +185,8 @@ fn serving(is_serving: bool, status: i32, state: Option<BoxState>) -> Result<Ans
     Err(Failure { cause: HealthCause::NotServing, message })
 }
 
-/// What an error of a call means: a status that the agent sent, or one that stands for a connection
-/// that could not be made or broke.
+/// Converts the error of a call. The error is a status that the agent sent, or one that tonic made
+/// because the connection could not be made or broke. Only the latter has a source.
 fn refused(status: &Status) -> Failure {
     let chain = std::iter::successors(status.source(), |&cause| cause.source());
     let root = chain.last();
@@ -193,7 +197,7 @@ fn refused(status: &Status) -> Failure {
         }
         _ => HealthCause::NotServing,
     };
-    // What stands before the root of a lost connection says only that there was one.
+    // The errors above the root of a lost connection only repeat that there was a transport error.
     let message = root.map_or_else(|| status.message().to_owned(), ToString::to_string);
     Failure { cause, message: printable(&message, MESSAGE_CHARS) }
 }

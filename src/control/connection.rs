@@ -1,8 +1,9 @@
-//! Connections to the agent that can be ended from outside of what uses them.
+//! Connections to the agent that can be cut while an HTTP/2 client uses them.
 //!
-//! An HTTP/2 client whose peer sends without end and never reads cannot say goodbye: it waits for room to
-//! write, does not read meanwhile, and keeps the socket. libkrun passes data on with a send that blocks
-//! (`UnixProxy::sendmsg`, 1.19.7), so one socket that nobody reads stops all vsock of the guest, PID 1's
+//! An HTTP/2 client cannot close a connection whose peer sends without end and never reads: it
+//! waits for room to write its GOAWAY frame, reads nothing meanwhile, and keeps the socket open.
+//! libkrun passes data on with a send that blocks (`UnixProxy::sendmsg`, 1.19.7). One socket that
+//! is not read therefore stops the whole vsock device of the guest, the control connection of PID 1
 //! included.
 
 use std::io;
@@ -17,31 +18,33 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
 
-/// One connection. Its socket is closed with it.
+/// One connection. Dropping it closes its socket.
 #[derive(Debug)]
 pub(super) struct Connection {
     stream: UnixStream,
-    _handle: Arc<StdStream>,
+    /// The only strong reference to a duplicate of the socket's fd. The abort handle holds a weak
+    /// one, so that it cannot keep the socket open.
+    _duplicate: Arc<StdStream>,
 }
 
-/// Ends the last connection that was made with it.
+/// Cuts the last connection that was made with it.
 #[derive(Clone, Debug, Default)]
 pub(super) struct AbortHandle(Arc<Mutex<Weak<StdStream>>>);
 
 impl AbortHandle {
-    /// Connects to `socket`.
+    /// Connects to `socket`, and makes the new connection the one that [`Self::cut`] cuts.
     pub(super) async fn connect(self, socket: &Path) -> io::Result<Connection> {
         let stream = UnixStream::connect(socket).await?;
-        let handle = Arc::new(StdStream::from(stream.as_fd().try_clone_to_owned()?));
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(&handle);
-        Ok(Connection { stream, _handle: handle })
+        let duplicate = Arc::new(StdStream::from(stream.as_fd().try_clone_to_owned()?));
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(&duplicate);
+        Ok(Connection { stream, _duplicate: duplicate })
     }
 
-    /// Ends the connection, if there still is one: both sides see it at once.
+    /// Shuts the connection down, if it is still open. Reads and writes of both sides fail at once.
     pub(super) fn cut(&self) {
-        let handle = self.0.lock().unwrap_or_else(PoisonError::into_inner).upgrade();
-        // One that the other end has closed cannot be shut down, and need not be.
-        let _closed = handle.map(|handle| handle.shutdown(Shutdown::Both));
+        let duplicate = self.0.lock().unwrap_or_else(PoisonError::into_inner).upgrade();
+        // shutdown(2) fails with ENOTCONN if the peer has closed its end, which needs no action.
+        let _closed = duplicate.map(|duplicate| duplicate.shutdown(Shutdown::Both));
     }
 }
 
@@ -81,25 +84,25 @@ mod tests {
     use super::*;
 
     #[tokio::test(flavor = "current_thread")]
-    async fn a_peer_that_is_not_read_is_free_once_the_line_is_cut() {
+    async fn cut_unblocks_a_peer_whose_data_is_not_read() {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("s");
         let listener = UnixListener::bind(&socket).unwrap();
         let abort_handle = AbortHandle::default();
         abort_handle.cut();
-        let line = abort_handle.clone().connect(&socket).await.unwrap();
+        let connection = abort_handle.clone().connect(&socket).await.unwrap();
         let (mut peer, _) = listener.accept().unwrap();
         let flood = std::thread::spawn(move || while peer.write_all(&[0; 4096]).is_ok() {});
         std::thread::sleep(std::time::Duration::from_millis(50));
-        assert!(!flood.is_finished(), "it waits for room");
+        assert!(!flood.is_finished(), "the peer still writes, though its data is not read");
         abort_handle.cut();
         flood.join().unwrap();
-        drop(line);
+        drop(connection);
         abort_handle.cut();
     }
 
     #[tokio::test(flavor = "current_thread")]
-    async fn a_line_that_is_dropped_is_closed_for_its_peer() {
+    async fn dropped_connection_is_closed_for_its_peer() {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("s");
         let listener = UnixListener::bind(&socket).unwrap();

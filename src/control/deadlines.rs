@@ -1,23 +1,23 @@
-//! The points in time at which something must have happened, or is to be done.
+//! The deadlines of a box: points in time at which the control loop acts.
 
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
-/// What a deadline is for. In this order if two are due at once.
+/// Purpose of a deadline. If two are due at once, the earlier one in this list comes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Due {
-    /// The guest has not come up.
+    /// The box must be ready.
     Boot,
-    /// `resources.timeout_ms` ran out.
+    /// The end of `resources.timeout_ms`, at which the box is stopped.
     Timeout,
-    /// The grace period of a stop ran out.
+    /// The end of the grace period of a stop, at which the workload is killed.
     Grace,
-    /// The VM has not ended, though everything was done for it.
+    /// The VM must have ended. The shim ends without it otherwise.
     GiveUp,
-    /// The supervisor wants to hear that this thread lives.
+    /// The next `WATCHDOG=1` for the service manager (`sd_notify(3)`).
     Watchdog,
-    /// The next figures.
+    /// The next metrics.
     Metrics,
 }
 
@@ -31,19 +31,19 @@ pub(super) struct Deadlines {
 }
 
 impl Deadlines {
-    /// Sets the deadline `due`, replacing an earlier one.
+    /// Sets the deadline `due`, and replaces an earlier one of the same purpose.
     pub(super) fn set(&mut self, due: Due, after: Duration) {
         self.at[due as usize] = Some(Instant::now() + after);
     }
 
-    /// Takes deadlines away.
+    /// Removes deadlines.
     pub(super) fn clear(&mut self, dues: &[Due]) {
         for due in dues {
             self.at[*due as usize] = None;
         }
     }
 
-    /// Waits for the next deadline, and takes it away. For ever if there is none.
+    /// Waits for the next deadline and removes it. Waits forever if there is none.
     pub(super) async fn next(&mut self) -> Due {
         let next = ALL.into_iter().filter_map(|due| Some((self.at[due as usize]?, due)));
         match next.min_by_key(|(at, due)| (*at, *due as usize)) {

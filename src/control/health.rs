@@ -1,7 +1,7 @@
-//! Health checks, for as long as the box runs.
+//! Health checks, from the start of the workload until the box ends.
 //!
-//! A task asks and hands each result to the monitor, which keeps the [`Checks`] of the box. Up to
-//! the first success it asks every few milliseconds, so that a box is ready as soon as its agent is.
+//! A task sends the checks and passes each result to the monitor through [`Checks`]. Before the
+//! first success it checks every few milliseconds, so that a box is ready as soon as its agent is.
 
 use std::path::Path;
 use std::time::Duration;
@@ -15,35 +15,36 @@ use tokio::time::{Instant, sleep};
 use super::agent::{Agent, Answer, Failure};
 use crate::spec::HealthSpec;
 
-/// First and longest pause between two questions before the first success: an agent that begins to
-/// listen is seen within one of them.
+/// First and longest pause between two checks before the first success. The longest one bounds the
+/// delay between the agent's first `listen(2)` and the shim's notice of it.
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 const LONGEST_PAUSE: Duration = Duration::from_millis(5);
 
-/// The least that the first answer may take: it includes the connection, and an agent that starts.
+/// Least timeout of the checks before the first success. Such a check includes the connection and
+/// possibly the start of the agent, so the configured timeout may be too short for it.
 const FIRST_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Results that may wait for the monitor.
+/// Bound of the channel from the task to the monitor. The task waits while it is full.
 const MAX_WAITING_CHECKS: usize = 4;
 
-/// A check that ended.
+/// A check that has ended.
 #[derive(Debug)]
 pub(super) struct Check {
     result: Result<Answer, Failure>,
     took: Duration,
 }
 
-/// What a check says that was not known before.
+/// Changes that a check has caused.
 #[derive(Debug)]
 pub(super) struct Outcome {
-    /// It is the first success.
+    /// Whether the check is the first success.
     pub(super) is_first: bool,
-    /// The event that tells a change of health.
+    /// The event of a change of health.
     pub(super) changed: Option<EventKind>,
-    /// The box's health, for people.
+    /// The box's health as a sentence for the service manager's status.
     pub(super) health: &'static str,
-    /// What the box does, if the agent says something else than in its last answer: an answer that
-    /// says the same may be older than what the workload has said since.
+    /// The state of the box, if the agent's answer differs from its previous one. An unchanged
+    /// answer is left out, because the workload may have reported a newer state since.
     pub(super) state: Option<BoxState>,
 }
 
@@ -58,26 +59,26 @@ pub(super) struct Checks {
 }
 
 impl Checks {
-    /// Starts to ask the agent behind `socket`. The receiver says when an answer of any kind came last.
+    /// Starts to check the agent behind `socket`. The receiver holds the time of the last answer.
     pub(super) fn start(socket: &Path, spec: HealthSpec) -> (Self, LastAnswer) {
         let agent = Agent::new(socket);
         let (sender, results) = mpsc::channel(MAX_WAITING_CHECKS);
         let (answered, last_answer) = watch::channel(None);
-        tokio::spawn(ask_again_and_again(agent.share(), spec, sender, answered));
+        tokio::spawn(check_repeatedly(agent.share(), spec, sender, answered));
         let health = Health::new(spec, Instant::now());
         (Self { agent, results, health, has_succeeded: false, last_state: None }, last_answer)
     }
 
-    /// The next check that ends. May be dropped at any time without losing anything.
+    /// Returns the next check that ends. The future is cancel safe: `select!` may drop it.
     pub(super) async fn next(&mut self) -> Check {
         match self.results.recv().await {
             Some(check) => check,
-            // Not while this receiver is there.
+            // The task ends only after this receiver is dropped.
             None => std::future::pending().await,
         }
     }
 
-    /// Takes a check in.
+    /// Records a check and returns the changes that it has caused.
     pub(super) fn take(&mut self, check: &Check) -> Outcome {
         let changed = self.health.take(check, Instant::now());
         let is_first = check.result.is_ok() && !self.has_succeeded;
@@ -101,28 +102,29 @@ impl Checks {
         self.health.spec.on_unhealthy
     }
 
-    /// A client that shares the connection.
+    /// Returns a client that shares the connection.
     pub(super) fn agent(&self) -> Agent {
         self.agent.share()
     }
 
-    /// The figures; the longest latency begins anew.
+    /// Returns the figures, and starts a new maximum of the latency.
     pub(super) fn metrics(&mut self) -> HealthMetrics {
         self.health.metrics()
     }
 }
 
-/// When an answer of any kind came last.
+/// Time of the agent's last answer. An error that the agent sent counts as an answer.
 pub(super) type LastAnswer = watch::Receiver<Option<Instant>>;
 
-/// Asks until nobody wants to know. Before the first success, failures are told once an interval.
-async fn ask_again_and_again(
+/// Checks until the receiver of `checks` is dropped. Before the first success it passes on one
+/// failure an interval, because the short pauses would use up the retries in milliseconds.
+async fn check_repeatedly(
     mut agent: Agent,
     spec: HealthSpec,
     checks: mpsc::Sender<Check>,
     answered: watch::Sender<Option<Instant>>,
 ) {
-    let (mut pause, mut told, mut has_succeeded) = (FIRST_PAUSE, Instant::now(), false);
+    let (mut pause, mut last_passed_on, mut has_succeeded) = (FIRST_PAUSE, Instant::now(), false);
     loop {
         let start = Instant::now();
         let limit = if has_succeeded { spec.timeout } else { spec.timeout.max(FIRST_TIMEOUT) };
@@ -131,8 +133,8 @@ async fn ask_again_and_again(
             answered.send_replace(Some(Instant::now()));
         }
         has_succeeded |= result.is_ok();
-        if has_succeeded || told.elapsed() >= spec.interval {
-            told = Instant::now();
+        if has_succeeded || last_passed_on.elapsed() >= spec.interval {
+            last_passed_on = Instant::now();
             if checks.send(Check { result, took: start.elapsed() }).await.is_err() {
                 return;
             }
@@ -142,7 +144,7 @@ async fn ask_again_and_again(
     }
 }
 
-/// What the checks say of a box.
+/// The health of a box as its checks have shown it.
 #[derive(Debug)]
 struct Health {
     spec: HealthSpec,
@@ -157,7 +159,7 @@ struct Health {
 }
 
 impl Health {
-    /// That of a box whose workload was started at `start`.
+    /// Creates the health of a box whose workload was started at `start`.
     fn new(spec: HealthSpec, start: Instant) -> Self {
         Self {
             spec,
@@ -171,7 +173,7 @@ impl Health {
         }
     }
 
-    /// Takes a check in; says what it changes.
+    /// Records a check and returns the event of the change that it has caused.
     fn take(&mut self, check: &Check, now: Instant) -> Option<EventKind> {
         self.checks += 1;
         let to = match &check.result {
@@ -183,6 +185,7 @@ impl Health {
             }
             Err(_) => {
                 self.failures += 1;
+                // The start period ends early with the first success, as in container engines.
                 let excused = self.state == HealthState::Starting
                     && now.duration_since(self.start) < self.spec.start_period;
                 if !excused {
@@ -240,7 +243,8 @@ mod tests {
         Check { result, took: Duration::from_millis(2) }
     }
 
-    /// States after each of `checks`: `+` or `-`, one a second from the start on.
+    /// Returns the state after each of `checks`. A `+` is a success, a `-` is a failure, and a
+    /// check ends each second from the start on.
     fn states(checks: &str) -> Vec<HealthState> {
         let start = Instant::now();
         let mut health = health(start);
@@ -254,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn failures_do_not_count_in_the_start_period_and_then_they_do() {
+    fn failures_count_only_after_the_start_period() {
         use HealthState::{Starting, Unhealthy};
         let states = states("-------------");
         assert_eq!(states[..12], [Starting; 12]);
@@ -262,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn a_success_ends_the_start_period_and_the_count_of_failures() {
+    fn success_ends_the_start_period_and_resets_the_count_of_failures() {
         use HealthState::{Healthy, Unhealthy};
         let expected =
             [Healthy, Healthy, Healthy, Healthy, Healthy, Healthy, Unhealthy, Unhealthy, Healthy];
@@ -271,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_names_its_cause_and_the_number_of_failures() {
+    fn change_contains_its_cause_and_the_number_of_failures() {
         let start = Instant::now();
         let mut health = health(start);
         let later = start + Duration::from_secs(60);

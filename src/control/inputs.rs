@@ -20,7 +20,8 @@ use crate::console::Truncation;
 use crate::host::process::{Signals, StopRequest};
 use crate::network::Carrier;
 
-/// Time between two looks at a slow reader of events and at the console, which cannot wake this thread.
+/// Time between two looks at a slow reader of events and at the console, which cannot wake this
+/// thread.
 pub(super) const TICK: Duration = Duration::from_millis(5);
 
 /// One thing that has happened.
@@ -103,6 +104,7 @@ impl Inputs {
         let Wakeups { deadlines, watch, metrics, .. } = wakeups;
         tokio::select! {
             biased;
+            // The main thread waits in the `_exit` hook for a limited time, so its news come first.
             Some(news) = self.vm_news.recv() => Ok(Input::Vm(news)),
             guard = self.signals.readable() => {
                 let mut guard = guard?;

@@ -1,7 +1,8 @@
 //! The life of a box, from the boot of its guest to the end of its workload.
 //!
-//! This part passes each message, check and deadline to the parts that own the matter, and joins their
-//! decisions in one list. What the guest sends is hostile: a guest that lies harms only itself.
+//! This part passes each message, check and deadline to the parts that own the matter, and joins
+//! their decisions in one list. What the guest sends is hostile: a guest that lies harms only
+//! itself.
 
 use std::time::Duration;
 
@@ -78,13 +79,14 @@ impl Lifecycle {
     /// Handles an event of the control connection.
     pub(super) fn on_guest(&mut self, event: LinkEvent, now_ms: u64) -> Vec<Decision> {
         match event {
-            LinkEvent::Said(message) => return self.on_message(message, now_ms),
+            LinkEvent::Received(message) => return self.on_message(message, now_ms),
             LinkEvent::Broken(error) => {
                 self.stopping.note(ErrorReport::new(ErrorCode::GuestProtocol, &error));
             }
             // PID 1 has ended. Its kernel panics and resets the machine, or the machine is halting.
             LinkEvent::Closed => {}
         }
+        // No further message can come, so the VM has a short time to end by itself.
         vec![Decision::Arm(Due::GiveUp, LAST_WORD_TIMEOUT)]
     }
 
@@ -109,6 +111,7 @@ impl Lifecycle {
             Message::Drained(drained) if self.stopping.has_report() => {
                 vec![Decision::AwaitOutput(drained)]
             }
+            // An acknowledgement before the report would let PID 1 reboot without one.
             Message::Drained(_) => Vec::new(),
         }
     }
@@ -122,12 +125,14 @@ impl Lifecycle {
             let message =
                 format!("guest speaks control protocol {found}, expected {PROTOCOL_VERSION}");
             self.stopping.replace_error(failure(ErrorCode::GuestProtocol, &message));
+            // A guest of another protocol may not understand a stop, so its VM is ended at once.
             decisions.push(Decision::Arm(Due::GiveUp, Duration::ZERO));
         }
         decisions
     }
 
     fn on_notified(&mut self, notified: Notified) -> Vec<Decision> {
+        // Notifications come from the workload. Without a running one they are out of order.
         if !self.readiness.has_started() || self.stopping.has_report() {
             return Vec::new();
         }
@@ -147,6 +152,8 @@ impl Lifecycle {
     /// Handles a health check that has ended.
     pub(super) fn on_check(&mut self, check: &Check, now_ms: u64) -> Vec<Decision> {
         let Some((outcome, must_stop)) = self.watch.take(check) else { return Vec::new() };
+        // The order of the events is part of the contract: `agent.ready`, `health.changed`, then
+        // the state that they cause.
         let mut decisions = Vec::new();
         if outcome.is_first {
             decisions.push(Decision::Emit(self.readiness.agent_answered(now_ms)));
@@ -181,6 +188,7 @@ impl Lifecycle {
             Decision::Emit(ready),
             Decision::ReportReady,
         ];
+        // A state that was reported before the box was ready has been held back until now.
         decisions.extend(self.on_throttled());
         decisions.push(Decision::GatherMetrics);
         decisions

@@ -1,8 +1,8 @@
-//! The connection to PID 1 of the guest.
+//! The control connection: the shim's end of it.
 //!
-//! The guest connects once, before its workload exists; then the listener is gone, so that
-//! nothing else in the guest can speak for PID 1. What arrives is hostile: bounded, decoded
-//! without panic, and any surprise ends the conversation.
+//! The guest connects once, before its workload exists. The listener is closed then, so that no
+//! other process in the guest can take the place of PID 1. All input is hostile: its size is
+//! bounded, it is decoded without a panic, and the first error ends the connection.
 
 use std::io;
 use std::os::unix::net::UnixListener as StdListener;
@@ -11,14 +11,14 @@ use a3s_box_proto::control::{GuestMessage, ShimMessage, guest_message, shim_mess
 use a3s_box_proto::frame::{self, FrameBuffer, FrameError};
 use tokio::net::{UnixListener, UnixStream};
 
-/// What the guest did.
+/// An event of the control connection.
 #[derive(Debug)]
 pub(super) enum LinkEvent {
-    /// It said something.
-    Said(guest_message::Message),
-    /// It broke the protocol. Nothing follows.
+    /// The guest sent a message.
+    Received(guest_message::Message),
+    /// The guest broke the protocol. No event follows.
     Broken(FrameError),
-    /// It closed the connection. Nothing follows.
+    /// The guest closed the connection. No event follows.
     Closed,
 }
 
@@ -34,7 +34,8 @@ pub(super) enum Link {
 pub(super) struct GuestConnection {
     stream: UnixStream,
     incoming: FrameBuffer,
-    /// What the socket did not take yet; a box sends fewer than ten messages.
+    /// Bytes that did not fit in the socket yet. The shim sends fewer than ten messages to a guest,
+    /// so this needs no bound.
     outgoing: Vec<u8>,
 }
 
@@ -44,12 +45,12 @@ impl Link {
         UnixListener::from_std(listener).map(Self::Listening)
     }
 
-    /// What the guest does next. May be dropped at any time without losing anything.
+    /// Returns the next event. The future is cancel safe: `select!` may drop it.
     pub(super) async fn next(&mut self) -> LinkEvent {
         loop {
             match self {
                 Self::Listening(listener) => {
-                    // A failed accept (the peer is gone already) is followed by another try.
+                    // accept(2) fails if the peer has gone again. The guest may still connect.
                     if let Ok((stream, _)) = listener.accept().await {
                         let (incoming, outgoing) = (FrameBuffer::default(), Vec::new());
                         *self = Self::Connected(GuestConnection { stream, incoming, outgoing });
@@ -57,7 +58,7 @@ impl Link {
                 }
                 Self::Connected(connection) => {
                     let event = connection.next().await;
-                    if !matches!(event, LinkEvent::Said(_)) {
+                    if !matches!(event, LinkEvent::Received(_)) {
                         *self = Self::Closed;
                     }
                     return event;
@@ -67,7 +68,7 @@ impl Link {
         }
     }
 
-    /// Sends a message, if there is somebody to receive it.
+    /// Sends a message if the guest is connected, and drops it otherwise.
     pub(super) fn send(&mut self, message: shim_message::Message) {
         if let Self::Connected(connection) = self {
             connection.outgoing.extend(frame::encode(&ShimMessage { message: Some(message) }));
@@ -81,9 +82,9 @@ impl GuestConnection {
         loop {
             match self.incoming.next_message::<GuestMessage>() {
                 Ok(Some(GuestMessage { message: Some(message) })) => {
-                    return LinkEvent::Said(message);
+                    return LinkEvent::Received(message);
                 }
-                // A kind of message that a newer guest knows.
+                // The message is of a newer version of the protocol. Its kind is unknown here.
                 Ok(Some(GuestMessage { message: None })) => continue,
                 Ok(None) => {}
                 Err(error) => return LinkEvent::Broken(error),
@@ -107,7 +108,8 @@ impl GuestConnection {
         }
     }
 
-    /// An error shows again when reading.
+    /// Writes as much as the socket takes. An error is ignored here, because the next read returns
+    /// it.
     fn flush(&mut self) {
         if let Ok(count) = self.stream.try_write(&self.outgoing) {
             self.outgoing.drain(..count);

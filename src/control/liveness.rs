@@ -1,9 +1,9 @@
-//! Finds out that a guest has halted.
+//! Detects a guest that has halted.
 //!
-//! `poweroff -f` and `halt -f` stop an x86 guest's CPUs, and libkrun waits for ever. A guest that
-//! does not answer may just be busy, so silence alone means nothing: a guest has halted when it
-//! does not answer *and* its virtual CPUs hardly run *and* they are not waiting for a CPU of the
-//! host either.
+//! `poweroff -f` and `halt -f` stop the CPUs of an x86 guest, and libkrun then waits forever.
+//! Silence alone is no proof, because a busy guest is silent too. A guest counts as halted if three
+//! things hold at once: it does not answer, its virtual CPUs hardly run, and they do not wait for a
+//! CPU of the host.
 
 use std::fs;
 use std::path::Path;
@@ -16,36 +16,37 @@ use tokio::time::{sleep, timeout};
 use super::agent::Agent;
 use super::health::LastAnswer;
 
-/// Pause between two looks: a tenth of a per mille of a CPU.
+/// Pause between two probes. At this rate they cost about 0.01 % of a CPU.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// Looks in a row that must find the guest silent and still.
-const LOOKS: u32 = 3;
+/// Number of consecutive probes that must find the guest silent and still.
+const PROBES: u32 = 3;
 
-/// A guest that lives runs for longer to answer one question; a halted one is only woken by the
-/// question's interrupt, some microseconds.
+/// Time on a CPU below which the virtual CPUs count as still. A running guest needs more than this
+/// to answer one probe. The probe's interrupt wakes a halted guest for some microseconds only.
 const STILL_NS: u64 = 5_000_000;
 
-/// How long an answer may take: a busy host's guest needs some tens of milliseconds.
+/// Timeout of an answer. The guest of a busy host needs some tens of milliseconds.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// libkrun names the threads of virtual CPUs `fc_vcpu 0` and on (1.19.7, vstate.rs).
 const VCPU_THREAD: &str = "fc_vcpu";
 
-/// Who can be asked.
+/// The part of the guest that is probed.
 #[derive(Debug)]
 pub(super) enum Probe {
-    /// The agent, which answers health checks. Not asked where it has just answered one: that is
-    /// what the other end says.
+    /// The agent. It is left alone for an interval after it has answered a health check, whose time
+    /// is in the [`LastAnswer`].
     Agent(Agent, LastAnswer),
-    /// Nobody: the guest's kernel refuses a connection, and so answers too.
+    /// The guest kernel, for a box without health checks. It resets a connection to a port on which
+    /// no process listens, and this reset is an answer.
     Kernel,
 }
 
-/// Comes back when the guest behind `socket` has halted.
+/// Returns when the guest behind `socket` has halted.
 pub(super) async fn until_halted(mut probe: Probe, socket: &Path) {
     let mut still = 0;
-    while still < LOOKS {
+    while still < PROBES {
         sleep(INTERVAL).await;
         let before = vcpu_time();
         let answered = match &mut probe {
@@ -56,28 +57,29 @@ pub(super) async fn until_halted(mut probe: Probe, socket: &Path) {
             Probe::Kernel => kernel_answers(socket).await,
         };
         let ran = before.zip(vcpu_time()).map(|(before, after)| after.since(before));
-        tracing::debug!(answered, ?ran, "looked whether the guest lives");
+        tracing::debug!(answered, ?ran, "probed the guest");
+        // An unreadable schedstat gives no time; it must not turn a silent guest into a halted one.
         still = if !answered && ran.is_some_and(CpuTime::is_still) { still + 1 } else { 0 };
     }
 }
 
-/// Whether the agent answers, be it that it does not serve.
+/// Whether the agent answers. An answer that it does not serve counts.
 async fn answers(agent: &mut Agent) -> bool {
     !agent.check(ANSWER_TIMEOUT).await.is_err_and(|failure| failure.is_silence())
 }
 
-/// Nobody listens in the guest: its kernel resets the connection.
+/// Whether the guest kernel resets a connection to the agent's port.
 async fn kernel_answers(socket: &Path) -> bool {
     let ask = async {
         let Ok(mut stream) = UnixStream::connect(socket).await else { return false };
-        // Any end of the stream is the answer.
+        // Data, an end of file and an error all prove that the guest kernel runs.
         let _reset = stream.read(&mut [0; 16]).await;
         true
     };
     timeout(2 * INTERVAL, ask).await.unwrap_or(false)
 }
 
-/// Time in nanoseconds that threads ran, and that they waited for a CPU.
+/// Time that threads ran, and time that they waited for a CPU of the host.
 #[derive(Clone, Copy, Debug)]
 struct CpuTime {
     ran_ns: u64,
@@ -97,13 +99,14 @@ impl CpuTime {
     }
 }
 
-/// How long the virtual CPUs ran so far: tells a guest that is slow from one that is stuck.
+/// Returns the time that the virtual CPUs have run so far. In the error of a boot that took too
+/// long, it distinguishes a slow guest from a stuck one.
 pub(super) fn vcpu_ran() -> Duration {
     Duration::from_nanos(vcpu_time().map_or(0, |time| time.ran_ns))
 }
 
-/// Of all virtual CPUs of this process (`/proc/thread-self/schedstat`, proc(5)); nothing if there
-/// is none.
+/// Returns the sum over all virtual CPUs of this process, from `schedstat` of each thread
+/// (proc(5)), or nothing if there is no such thread.
 fn vcpu_time() -> Option<CpuTime> {
     let threads = fs::read_dir("/proc/self/task").ok()?;
     let times = threads.flatten().filter_map(|thread| {

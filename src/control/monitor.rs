@@ -27,8 +27,8 @@ use crate::report::events::EventWriter;
 use crate::report::log::{self, Phase};
 use crate::report::service_manager::ServiceManager;
 
-/// Messages of the guest in a row after which the loop yields to the runtime: as many as the guest's
-/// PID 1 reads from the workload in a row.
+/// Messages of the guest in a row after which the loop yields to the runtime: as many as the
+/// guest's PID 1 reads from the workload in a row.
 const GUEST_TURN: u32 = 64;
 
 /// Messages that are read after the VM has ended. An honest guest has sent two at most.
@@ -151,6 +151,7 @@ impl Monitor {
                 }
                 Decision::AwaitOutput(drained) => {
                     self.lifecycle.throttled.output.drained(drained);
+                    // All of the output may have arrived before this report.
                     self.acknowledge_complete_output(link);
                 }
                 Decision::EndWatch => self.lifecycle.watch.end(),
@@ -160,11 +161,11 @@ impl Monitor {
         has_ended
     }
 
-    /// Reads the messages that the guest has sent before its machine ended. Its report counts whether
-    /// it was read before or after that.
+    /// Reads the messages that the guest has sent before its machine ended. Its report counts
+    /// whether it was read before or after that.
     async fn read_last_words(&mut self, link: &mut Link) {
         for _ in 0..MAX_LAST_WORDS {
-            let Ok(LinkEvent::Said(message)) = timeout(LAST_WORDS_TIMEOUT, link.next()).await
+            let Ok(LinkEvent::Received(message)) = timeout(LAST_WORDS_TIMEOUT, link.next()).await
             else {
                 return;
             };
@@ -198,6 +199,7 @@ impl Monitor {
             events: self.events.metrics(),
             health: self.lifecycle.watch.metrics(),
         })));
+        // The interval begins after a set was gathered, so that a slow agent delays the next set.
         if let Some(interval) = self.metrics.interval() {
             self.deadlines.set(Due::Metrics, interval);
         }
@@ -208,6 +210,7 @@ impl Monitor {
         let has_arrived = |stdout, stderr| self.console.has(stdout, stderr);
         if self.lifecycle.throttled.output.is_complete(has_arrived) {
             link.send(shim_message::Message::Acknowledged(Acknowledged {}));
+            // The guest reboots at once after the acknowledgement.
             self.deadlines.set(Due::GiveUp, LAST_WORD_TIMEOUT);
         }
     }

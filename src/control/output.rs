@@ -39,6 +39,7 @@ impl Output {
         let is_complete = self.drained.is_some_and(|Drained { stdout_bytes, stderr_bytes }| {
             has_arrived(stdout_bytes, stderr_bytes)
         });
+        // One acknowledgement is enough, and the console need not be polled any longer.
         if is_complete {
             self.drained = None;
         }

@@ -23,14 +23,15 @@ impl ProcessEnd {
         Self { exit_status, cleanup }
     }
 
-    /// Writes the exit record and the last events, and ends the process. `stopped` is the event of the
-    /// box's last state.
+    /// Writes the exit record and the last events, and ends the process. `stopped` is the event of
+    /// the box's last state.
     pub(super) fn run(
         self,
         (ending, error, stop): (Ending, Option<ErrorReport>, Option<StopReport>),
         stopped: EventKind,
         events: &EventWriter,
     ) -> ! {
+        // From here on, the `_exit` hook ends the process with this status even if a step hangs.
         self.exit_status.store(ending.exit_code, Ordering::Release);
         // A supervisor that has read `box.stopped` must find the exit record.
         self.cleanup.exit_file.publish(&ending, events.elapsed(), stop, error.as_ref());

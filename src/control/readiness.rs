@@ -68,6 +68,7 @@ impl Readiness {
         }
         Some(EventKind::GuestStarted {
             guest_version: self.guest_version.clone().unwrap_or_default(),
+            // The guest sends pid 0 if the box has no workload.
             workload_pid: Some(started.pid).filter(|pid| *pid != 0),
         })
     }
@@ -79,8 +80,8 @@ impl Readiness {
         EventKind::AgentReady { phases: self.phases }
     }
 
-    /// Returns the error of a box that was not ready in time. `vcpus_ran` distinguishes a guest that is
-    /// slow from one that is stuck.
+    /// Returns the error of a box that was not ready in time. `vcpus_ran` distinguishes a guest
+    /// that is slow from one that is stuck.
     pub(super) fn timeout(&self, now_ms: u64, vcpus_ran: Duration) -> ErrorReport {
         let BootPhases { config_ms, rootfs_ms, .. } = self.phases;
         let waited_ms = now_ms.saturating_sub(config_ms + rootfs_ms);
@@ -95,6 +96,7 @@ impl Readiness {
             "the guest was not ready {waited_ms} ms after its start (`agent.boot_timeout_ms`)"
         );
         let cause = format!("{progress}; its CPUs ran for {ran_ms} ms");
+        // A busy host is a possible reason, so another start may succeed.
         ErrorReport { causes: vec![cause], ..failure(ErrorCode::BootTimeout, &message) }.retryable()
     }
 

@@ -46,6 +46,7 @@ impl Reported {
         notified.status = notified.status.map(|status| printable(&status, MAX_STATUS_CHARS));
         let before = std::mem::replace(&mut self.last, notified.clone());
         let has_new_state = notified.state != before.state;
+        // A change of the state alone is no change here, because `state.changed` reports it.
         let has_changed = notified != Notified { state: notified.state, ..before };
         News {
             is_ready: notified.ready,

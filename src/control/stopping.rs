@@ -25,8 +25,8 @@ use super::verdict::{Facts, Report, StopTrigger, failure};
 use crate::ending::Ending;
 use crate::host::process::{StopRequest, signal_number};
 
-/// From the workload's end to the end of the VM. The guest kills the processes that are left, drains its
-/// output (5 s at most), waits for the acknowledgement (5 s at most), syncs and reboots.
+/// From the workload's end to the end of the VM. The guest kills the processes that are left,
+/// drains its output (5 s at most), waits for the acknowledgement (5 s at most), syncs and reboots.
 pub(super) const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// From the guest's last message, or the loss of its connection, to the end of the VM.
@@ -66,6 +66,7 @@ impl Stopping {
             None => self.trigger(StopTrigger::Request(request), has_started, now_ms),
             // The parent's death is not a second stop request: no person or program asked again.
             Some(_) if request == StopRequest::ParentDied => Vec::new(),
+            // The guest was asked to kill its processes already, so the host ends the VM.
             Some(progress) if progress.is_killing() => {
                 progress.ended_by_host();
                 vec![Decision::End]
@@ -96,6 +97,7 @@ impl Stopping {
                 grace_ms: u64::try_from(self.grace.as_millis()).unwrap_or(u64::MAX),
             }),
         ];
+        // Without a workload there is no process that a signal could reach.
         if !has_started {
             decisions.push(Decision::End);
             return decisions;
@@ -123,6 +125,7 @@ impl Stopping {
             Decision::Disarm(&[Due::Grace]),
             Decision::Emit(EventKind::StopKilled {}),
             Decision::Send(shim_message::Message::Kill(Kill {})),
+            // SIGKILL cannot be delayed by the workload, so only a lost guest needs longer.
             Decision::Arm(Due::GiveUp, LAST_WORD_TIMEOUT),
         ]
     }
@@ -138,6 +141,7 @@ impl Stopping {
             Report::Signaled(signal) => (None, Some(*signal)),
             Report::NotStarted { .. } => (None, None),
         };
+        // A workload that was not started has no end. `error` reports it instead.
         if exit_code.is_some() || signal.is_some() {
             decisions.push(Decision::EmitHeldBack);
             decisions.push(Decision::Emit(EventKind::GuestExited { exit_code, signal }));

@@ -1,14 +1,15 @@
-//! Keeps what the guest may say without end from becoming as many events.
+//! Limits the rate of events that the guest can cause without end.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Lets one value through each interval: the first at once, of those that follow the last.
+/// Passes at most one value an interval: the first at once, then the latest at the end of each
+/// interval.
 #[derive(Debug)]
 pub(super) struct Throttle<T> {
     interval: Duration,
-    /// When the next value may pass.
+    /// Time from which the next value may pass.
     free_at: Option<Instant>,
     pending: Option<T>,
 }
@@ -18,18 +19,18 @@ impl<T> Throttle<T> {
         Self { interval, free_at: None, pending: None }
     }
 
-    /// Gives `value` back if it may pass now, and keeps it for later if not.
+    /// Returns `value` if it may pass now. Otherwise it is held back and replaces an earlier one.
     pub(super) fn offer(&mut self, value: T, now: Instant) -> Option<T> {
         self.pending = Some(value);
         self.take(now)
     }
 
-    /// Keeps `value` for a later look.
+    /// Holds `value` back until [`Self::take`] is called.
     pub(super) fn keep(&mut self, value: T) {
         self.pending = Some(value);
     }
 
-    /// The value that waits, if its time has come.
+    /// Returns the value that is held back if it is due.
     pub(super) fn take(&mut self, now: Instant) -> Option<T> {
         if self.free_at.is_some_and(|free_at| now < free_at) {
             return None;
@@ -39,12 +40,12 @@ impl<T> Throttle<T> {
         Some(value)
     }
 
-    /// The value that waits, whether its time has come or not.
+    /// Returns the value that is held back, due or not.
     pub(super) fn take_now(&mut self) -> Option<T> {
         self.pending.take()
     }
 
-    /// When there is something to take; never if nothing waits.
+    /// Returns the time at which the value that is held back is due.
     pub(super) fn due(&self) -> Option<Instant> {
         self.pending.as_ref().and(self.free_at)
     }
@@ -55,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn first_value_passes_at_once_and_of_the_others_the_last_one_in_time() {
+    fn first_value_passes_at_once_and_later_only_the_latest_of_an_interval() {
         let (mut throttle, start) = (Throttle::new(Duration::from_millis(100)), Instant::now());
         let at = |ms| start + Duration::from_millis(ms);
         assert_eq!(throttle.offer(1, at(0)), Some(1));

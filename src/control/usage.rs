@@ -1,4 +1,4 @@
-//! What this process takes of the host, as its kernel says (proc(5)).
+//! Memory, CPU time, threads and open files of this process, from proc(5).
 
 use std::fs;
 
@@ -7,16 +7,17 @@ use nix::unistd::{SysconfVar, sysconf};
 
 use crate::host::process::stat_field;
 
-/// Writable memory of at least this much in one piece is the guest's: libkrun maps 16 MiB below its
-/// kernel, and the rest, 112 MiB at least, above it (`kernel_guest_addr`, libkrunfw 5). What else a
-/// shim maps is smaller: stacks of 2 MiB, and the parts of the allocator's arenas that are in use.
+/// Size from which a writable mapping is taken for guest memory. libkrun maps 16 MiB below the
+/// guest kernel and at least 112 MiB above it (`kernel_guest_addr`, libkrunfw 5). The other
+/// mappings of a shim are smaller: stacks of 2 MiB, and the used parts of the allocator's arenas.
 const GUEST_MEMORY_KIB: u64 = 16 * 1024;
 
-/// In the name of the library that is the guest's kernel; it is mapped into the guest.
+/// Part of the file name of the library that contains the guest kernel. libkrun maps it into the
+/// guest.
 const GUEST_KERNEL: &str = "libkrunfw";
 
-/// Reads it all. What cannot be read is zero. Takes a millisecond, and more for a large guest: the
-/// kernel looks at each page.
+/// Reads all figures. A figure that cannot be read is zero. This takes a millisecond, or more for a
+/// large guest, because the host kernel walks each page for `smaps`.
 pub(super) fn read() -> ProcessMetrics {
     let memory = fs::read_to_string("/proc/self/smaps");
     let mut metrics = memory.map(|smaps| memory_of(&smaps)).unwrap_or_default();
@@ -28,12 +29,13 @@ pub(super) fn read() -> ProcessMetrics {
     metrics.cpu_system_ms = system.saturating_mul(ms_per_tick);
     metrics.threads = threads;
     let open = fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
-    // Not the directory that is being read.
+    // The listing itself holds one fd open, which is not counted.
     metrics.open_files = u32::try_from(open.saturating_sub(1)).unwrap_or(u32::MAX);
     metrics
 }
 
-/// Sums of the mappings in `smaps`.
+/// Sums up the mappings in `smaps`. Each mapping is a line with its addresses, followed by lines of
+/// the form `Key: value`.
 fn memory_of(smaps: &str) -> ProcessMetrics {
     let mut metrics = ProcessMetrics::default();
     let mut is_guests = false;
@@ -54,7 +56,8 @@ fn memory_of(smaps: &str) -> ProcessMetrics {
     metrics
 }
 
-/// Whether a mapping is the guest's: `range` is its addresses, `rest` what follows on its line.
+/// Whether a mapping belongs to the guest. `range` holds the addresses of the mapping, and `rest`
+/// is the remainder of its line: permissions, offset, device, inode and name.
 fn is_of_guest(range: &str, rest: &str) -> bool {
     let name = rest.splitn(5, ' ').last().unwrap_or_default().trim_start();
     if name.contains(GUEST_KERNEL) {
@@ -67,7 +70,8 @@ fn is_of_guest(range: &str, rest: &str) -> bool {
     is_writable && !name.contains("[heap]") && kib >= GUEST_MEMORY_KIB
 }
 
-/// Ticks in user mode and in the kernel, and the number of threads: fields 14, 15 and 20.
+/// Returns the clock ticks in user mode and in kernel mode, and the number of threads. These are
+/// fields 14, 15 and 20 of proc_pid_stat(5).
 fn times_of(stat: &str) -> Option<(u64, u64, u32)> {
     let threads = u32::try_from(stat_field(stat, 20)?).ok()?;
     Some((stat_field(stat, 14)?, stat_field(stat, 15)?, threads))
@@ -78,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn memory_of_the_guest_and_its_kernel_is_not_the_shims() {
+    fn shim_memory_excludes_the_guest_and_the_guest_kernel() {
         let smaps = "\
 55d0c0000000-55d0c0200000 r-xp 00000000 fe:00 12 /usr/bin/a3s-box-shim
 Size:               2048 kB
@@ -106,7 +110,7 @@ Pss:                  30 kB
     }
 
     #[test]
-    fn a_name_with_parentheses_does_not_move_the_fields() {
+    fn parentheses_in_the_process_name_do_not_shift_the_fields() {
         let stat = "7 (a) b) S 1 7 7 0 -1 4194560 1 2 3 4 150 50 0 0 20 0 9 0 12345 1 1";
         assert_eq!(times_of(stat), Some((150, 50, 9)));
         assert_eq!(times_of("7 (a"), None);

@@ -85,6 +85,8 @@ impl Facts {
     /// Decides.
     pub(super) fn verdict(&self) -> (Ending, Option<ErrorReport>) {
         match (self.stop, &self.report) {
+            // A trigger counts only if it came before the report (`Stopping::trigger`), so a report
+            // beside these two is the effect of the stop and not its reason.
             (Some(StopTrigger::Timeout), _) => {
                 (ending(StopReason::Timeout, exit::TIMEOUT, None), None)
             }
@@ -92,6 +94,7 @@ impl Facts {
                 let ending = ending(StopReason::Unhealthy, exit::FAILED, None);
                 (ending, Some(self.failure.clone().unwrap_or_else(unhealthy)))
             }
+            // A report outranks a failure, because the workload is over whatever happened later.
             (_, Some(report)) => self.reported(report),
             (Some(StopTrigger::Request(request)), None) if self.failure.is_none() => {
                 (Ending::stopped(request), None)
@@ -116,6 +119,7 @@ impl Facts {
                     StartFailure::NotExecutable => {
                         (ErrorCode::WorkloadNotExecutable, exit::NOT_EXECUTABLE)
                     }
+                    // A newer guest may send a reason that this version does not know.
                     StartFailure::Setup | StartFailure::Unspecified => {
                         (ErrorCode::WorkloadSetup, exit::FAILED)
                     }

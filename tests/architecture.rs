@@ -1,4 +1,4 @@
-//! Keeps true what ARCHITECTURE.md says about the code.
+//! Checks the code and the documents against the rules of ARCHITECTURE.md.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails here")]
 
@@ -17,17 +17,18 @@ use syn::visit::{self, Visit};
 
 use crate::imports::{Crate, circles, is_for_tests};
 
-/// Most lines of a file, without its tests. A longer file cannot be read in one go.
+/// Maximum number of lines of a file without its tests.
 const MAX_LINES: usize = 600;
 
-/// Most lines of code of `src/main.rs`, which maps arguments to a mode and a mode to a function.
+/// Maximum number of lines of code of `src/main.rs`, which only chooses a mode.
 const MAX_MAIN_LINES: usize = 100;
 
-/// Most fields of the control loop, and lines of its file: its parts own the rest.
+/// Maximum number of fields of the control loop, and of lines of its file. More would be work that
+/// belongs to its parts.
 const MAX_MONITOR_FIELDS: usize = 12;
 const MAX_MONITOR_LINES: usize = 300;
 
-/// Most lines and columns of the README.
+/// Maximum number of lines and columns of the README.
 const MAX_README_LINES: usize = 130;
 const MAX_README_COLUMNS: usize = 120;
 
@@ -41,11 +42,11 @@ const ALLOWED: [(&str, &[&str]); 9] = [
     ("proto", &[]),
     ("runtime", &["a3s-box-core", "a3s-box-oci", "a3s-box-proto", "a3s-box-sys"]),
     ("sys", &[]),
-    // Its own tests use it with the feature that derives JSON Schemas.
+    // The crate depends on itself for its tests, with the feature that derives JSON Schemas.
     ("shim-protocol", &["a3s-box-core", "a3s-box-sys"]),
 ];
 
-/// Dependencies for tests alone: the tests of the shim drive it as a supervisor does.
+/// Crates that are allowed as dev-dependencies only. The tests of the shim drive it as a supervisor.
 const ALLOWED_IN_TESTS: [(&str, &str); 1] = [(".", "a3s-box-runtime")];
 
 /// Root files of all crates.
@@ -64,10 +65,10 @@ const ROOTS: [&str; 9] = [
 /// Files and directories with `unsafe` code.
 const UNSAFE: [&str; 3] = ["krun/src/", "sys/src/", "guest/src/syscall.rs"];
 
-/// The one file that knows the names in the directory of a box.
+/// The one file that contains the names in the box directory.
 const BOX_DIR: &str = "shim-protocol/src/box_dir.rs";
 
-/// Names in the directory of a box that mean nothing else anywhere.
+/// Names in the box directory that occur for no other purpose.
 const NAMES_OF_BOX_DIR: [&str; 7] = [
     "run.json",
     "exit.json",
@@ -78,7 +79,7 @@ const NAMES_OF_BOX_DIR: [&str; 7] = [
     "disk.img",
 ];
 
-/// Words that the glossary of ARCHITECTURE.md replaces, and the words to use.
+/// Words that the glossary of ARCHITECTURE.md replaces, each with the word to use.
 const REPLACED: [(&str, &str); 6] = [
     ("folder", "directory"),
     ("Flavour", "OverlayXattrs"),
@@ -122,11 +123,11 @@ fn all_rust_files() -> Vec<PathBuf> {
     for directory in directories {
         rust_files(&root().join(directory), &mut found);
     }
-    assert!(found.len() > 40, "the walk finds the code");
+    assert!(found.len() > 40, "the walk found {} files only", found.len());
     found
 }
 
-/// Files of all crates that are not tests.
+/// Returns the source files of all crates, without the files of tests.
 fn sources() -> impl Iterator<Item = PathBuf> {
     let directories = ROOTS.iter().map(|file| root().join(file).parent().unwrap().to_owned());
     let mut found = Vec::new();
@@ -142,14 +143,18 @@ fn relative(path: &Path) -> String {
     path.strip_prefix(root()).unwrap().to_str().unwrap().to_owned()
 }
 
-/// Lines that are neither blank nor comments.
+/// Counts the lines that are neither blank nor comments.
 fn lines_of_code(text: &str) -> usize {
     let is_code = |line: &&str| !line.trim().is_empty() && !line.trim_start().starts_with("//");
     text.lines().filter(is_code).count()
 }
 
+/// Returns the part of a file before its module of tests, which is the last item by convention. A
+/// single item with `#[cfg(test)]` does not end that part.
 fn without_tests(text: &str) -> &str {
-    text.split("#[cfg(test)]").next().unwrap()
+    let starts = ["\n#[cfg(test)]\nmod tests", "\n#[cfg(test)]\npub(crate) mod tests"];
+    let end = starts.iter().filter_map(|start| text.find(start)).min();
+    text.get(..end.unwrap_or(text.len())).unwrap()
 }
 
 #[test]
@@ -181,7 +186,7 @@ fn imports_make_no_circle() {
     assert!(found.is_empty(), "{found}");
 }
 
-/// The circles of the crate with this root file, and their arrows.
+/// Describes the circles of the crate whose root file is `file`, each with its arrows.
 fn circles_in(file: &str) -> String {
     let arrows = Crate::read(&root().join(file)).arrows();
     let mut text = String::new();
@@ -242,7 +247,7 @@ fn control_loop_leaves_the_work_to_its_parts() {
     assert!(fields <= MAX_MONITOR_FIELDS, "{fields} fields, at most {MAX_MONITOR_FIELDS}");
 }
 
-/// Types and texts of a file, without its tests.
+/// The names of the types and the string literals of a file, without its tests.
 #[derive(Default)]
 struct Declared {
     types: Vec<String>,
@@ -301,9 +306,9 @@ fn directory_of_a_box_has_one_owner() {
 }
 
 #[test]
-fn every_file_says_what_it_owns() {
+fn each_file_begins_with_its_documentation() {
     for path in all_rust_files() {
-        // The tests of a module are described by their names.
+        // A module of tests needs none: the names of its tests describe them.
         if path.ends_with("tests.rs") {
             continue;
         }
@@ -313,7 +318,7 @@ fn every_file_says_what_it_owns() {
 }
 
 #[test]
-fn no_file_is_longer_than_one_can_read() {
+fn files_are_not_too_long() {
     for path in all_rust_files() {
         let text = fs::read_to_string(&path).unwrap();
         let lines = without_tests(&text).lines().count();
@@ -322,7 +327,7 @@ fn no_file_is_longer_than_one_can_read() {
 }
 
 #[test]
-fn unsafe_stays_where_it_belongs() {
+fn unsafe_code_is_only_in_its_modules() {
     let mut holders = BTreeSet::new();
     for path in sources() {
         let text = fs::read_to_string(&path).unwrap();
@@ -338,19 +343,19 @@ fn unsafe_stays_where_it_belongs() {
 }
 
 #[test]
-fn modules_are_nouns_that_own_something() {
+fn names_of_modules_say_more_than_utils() {
     for path in all_rust_files() {
         let name = path.file_stem().unwrap().to_str().unwrap();
-        let drawers = ["utils", "util", "helpers", "helper", "common", "misc", "types"];
-        assert!(!drawers.contains(&name), "{} is a junk drawer", path.display());
+        let vague = ["utils", "util", "helpers", "helper", "common", "misc", "types"];
+        assert!(!vague.contains(&name), "{}: the name describes no subject", path.display());
     }
 }
 
 #[test]
-fn words_that_the_glossary_replaces_are_gone() {
+fn words_that_the_glossary_replaces_do_not_occur() {
     let documents = documents::markdown_files(root());
     for path in all_rust_files().into_iter().chain(documents) {
-        // This file lists them, and so does the glossary.
+        // This file and the glossary list the words.
         let name = relative(&path);
         if name == "tests/architecture.rs" || name == "ARCHITECTURE.md" {
             continue;
@@ -371,13 +376,26 @@ fn links_of_documents_lead_somewhere() {
 }
 
 #[test]
-fn readme_can_be_read_in_some_minutes() {
+fn readme_is_short() {
     let text = fs::read_to_string(root().join("README.md")).unwrap();
     let lines = text.lines().count();
     assert!(lines <= MAX_README_LINES, "{lines} lines, at most {MAX_README_LINES}");
     for (number, line) in (1..).zip(text.lines()) {
         let columns = line.chars().count();
         assert!(columns <= MAX_README_COLUMNS, "line {number} has {columns} columns");
+    }
+}
+
+#[test]
+fn code_map_lists_each_module() {
+    let map = fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
+    for directory in ["src", "oci/src"] {
+        for entry in fs::read_dir(root().join(directory)).unwrap().map(Result::unwrap) {
+            let name = entry.path().file_stem().unwrap().to_str().unwrap().to_owned();
+            // The root file of a library is its list of modules.
+            let is_listed = name == "lib" || map.contains(&format!("`{name}`"));
+            assert!(is_listed, "the code map of ARCHITECTURE.md has no `{name}` of {directory}");
+        }
     }
 }
 

@@ -14,7 +14,7 @@ pub(crate) struct Block {
     pub(crate) text: String,
 }
 
-/// All Markdown files of the repository, in the directories that hold documents.
+/// Returns the Markdown files in the directories that contain documents.
 pub(crate) fn markdown_files(root: &Path) -> Vec<PathBuf> {
     let directories = ["", "docs", "docs/decisions", "tests", "benches", "fuzz", "systemd"];
     let mut found = Vec::new();
@@ -28,7 +28,7 @@ pub(crate) fn markdown_files(root: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// Links of `file` that lead to no file, or to no heading of one. Web addresses are not followed.
+/// Returns the links of `file` whose file or heading does not exist. Web addresses are not checked.
 pub(crate) fn dead_links(file: &Path) -> Vec<String> {
     let text = fs::read_to_string(file).unwrap();
     let links = Parser::new(&text).filter_map(|event| match event {
@@ -79,7 +79,7 @@ fn slug(heading: &str) -> String {
     heading.to_lowercase().chars().filter(is_kept).map(|c| if c == ' ' { '-' } else { c }).collect()
 }
 
-/// The fenced blocks of `file`.
+/// Returns the fenced blocks of `file`.
 pub(crate) fn blocks(file: &Path) -> Vec<Block> {
     let text = fs::read_to_string(file).unwrap();
     let mut found = Vec::new();

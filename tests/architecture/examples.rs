@@ -25,7 +25,7 @@ fn blocks() -> Vec<Block> {
     files.flat_map(|file| documents::blocks(&file)).collect()
 }
 
-/// Panics with the place of the example.
+/// Fails the test with the place of the example.
 fn refuse(block: &Block, reason: &str) -> ! {
     panic!("{}: {reason}:\n{}", block.file.display(), block.text)
 }

@@ -17,7 +17,7 @@ use proc_macro2::{TokenStream, TokenTree};
 use syn::visit::{self, Visit};
 use syn::{Attribute, Item, UseTree};
 
-/// Longest chain of re-exports that is followed; more are an error of the crate.
+/// Maximum length of a chain of re-exports. Cargo accepts no crate whose re-exports form a loop.
 const MAX_REEXPORTS: u32 = 16;
 
 /// Path of a module or item from the crate's root.
@@ -29,11 +29,11 @@ struct Module {
     file: PathBuf,
     /// Names of the items that are defined in it.
     items: BTreeSet<String>,
-    /// What a `use` declaration brings in, by the name that it has in this module.
+    /// Targets of the `use` declarations, by the name that each target has in this module.
     imports: BTreeMap<String, Names>,
-    /// Modules whose names all are brought in (`use path::*`).
+    /// Modules all of whose names are imported (`use path::*`).
     globs: Vec<Names>,
-    /// Paths that its code names, as they stand in it.
+    /// Paths in the code, as they are written.
     paths: BTreeSet<Names>,
 }
 
@@ -52,7 +52,8 @@ impl Crate {
         Self { root: root.parent().unwrap().to_owned(), modules }
     }
 
-    /// For each file the files that it imports from, relative to the crate's root directory.
+    /// Returns, for each file, the files that it imports from. Paths are relative to the crate's root
+    /// directory.
     pub(crate) fn arrows(&self) -> BTreeMap<PathBuf, BTreeSet<PathBuf>> {
         let mut arrows: BTreeMap<PathBuf, BTreeSet<PathBuf>> = BTreeMap::new();
         for (path, module) in &self.modules {
@@ -71,8 +72,8 @@ impl Crate {
         file.strip_prefix(&self.root).unwrap().to_owned()
     }
 
-    /// The file that defines what `names` means in the module at `at`; none for other crates' items
-    /// and for modules themselves, of which only the items that are named count.
+    /// Returns the file that defines the item `names` of the module at `at`. Items of other crates have
+    /// none. Modules have none either, because an import counts once it names an item.
     fn file_of(&self, at: &Names, names: &[String], hops: u32) -> Option<PathBuf> {
         assert!(hops > 0, "re-exports without an end at {names:?}");
         let (first, rest) = names.split_first()?;
@@ -87,12 +88,12 @@ impl Crate {
                     _ => self.file_in(&module, rest, hops),
                 }
             }
-            // A name of this module, or else another crate.
+            // The first name is an import or a child of this module, or another crate.
             _ => self.file_in(at, names, hops),
         }
     }
 
-    /// The same for names from the module at `at` downwards.
+    /// Returns the same as `file_of` for names that begin below the module at `at`.
     fn file_in(&self, at: &Names, names: &[String], hops: u32) -> Option<PathBuf> {
         let module = self.modules.get(at)?;
         let (first, rest) = names.split_first()?;
@@ -105,7 +106,7 @@ impl Crate {
         }
         if let Some(target) = module.imports.get(first) {
             let whole: Names = target.iter().chain(rest).cloned().collect();
-            // `use x::x` would resolve to itself for ever.
+            // An import such as `use x::x` resolves to itself, so it must be an item of another crate.
             return (whole != names).then(|| self.file_of(at, &whole, hops - 1)).flatten();
         }
         module.globs.iter().find_map(|glob| {
@@ -154,7 +155,7 @@ fn read_items(
     modules.insert(path.clone(), module);
 }
 
-/// The file of `mod name;` in a file whose children are in `directory`.
+/// Returns the file of `mod name;` in a file whose children are in `directory`.
 fn file_of_module(directory: &Path, name: &str) -> PathBuf {
     let files = [directory.join(format!("{name}.rs")), directory.join(name).join("mod.rs")];
     files.into_iter().find(|file| file.exists()).unwrap_or_else(|| panic!("no file of {name}"))
@@ -169,7 +170,7 @@ fn directory_of_children(file: &Path, is_root: bool) -> PathBuf {
     }
 }
 
-/// What one module names and defines.
+/// Collects the names that a module defines and imports.
 #[derive(Default)]
 struct Reader {
     items: BTreeSet<String>,
@@ -202,7 +203,8 @@ impl Reader {
         }
     }
 
-    /// Finds paths in the arguments of a macro, which are no syntax tree.
+    /// Finds paths in the arguments of a macro. syn does not parse these, because only the macro defines
+    /// their syntax.
     fn read_tokens(&mut self, tokens: TokenStream) {
         let mut path = Names::new();
         let mut colons = 0;
@@ -233,7 +235,8 @@ impl Reader {
         self.add_path(path);
     }
 
-    /// A single name is an item of the same file or an import, which is an arrow already.
+    /// Adds a path of several names. A single name is an item of the same file, or an import that was
+    /// counted already.
     fn add_path(&mut self, path: Names) {
         if path.len() > 1 {
             self.paths.insert(path);
@@ -257,7 +260,7 @@ impl<'ast> Visit<'ast> for Reader {
     }
 }
 
-/// Whether an item is compiled for tests only.
+/// Returns whether an item is compiled for tests only.
 pub(crate) fn is_for_tests(attributes: &[Attribute]) -> bool {
     attributes.iter().any(|attribute| {
         attribute.path().is_ident("cfg")
@@ -292,7 +295,7 @@ fn name_of(item: &Item) -> Option<String> {
     Some(name.to_string())
 }
 
-/// The circles: sets of files of which each reaches every other one.
+/// Returns the circles: the sets of files in which each file reaches every other one.
 pub(crate) fn circles(arrows: &BTreeMap<PathBuf, BTreeSet<PathBuf>>) -> Vec<BTreeSet<PathBuf>> {
     let reached: BTreeMap<&PathBuf, BTreeSet<&PathBuf>> =
         arrows.keys().map(|file| (file, reached_from(file, arrows))).collect();

@@ -23,7 +23,7 @@ const MAX_BYTES: u64 = 1024 * 1024;
 /// Maximum id that Docker accepts.
 const MAX_ID: u32 = (1 << 31) - 1;
 
-/// Maximum number of supplementary groups of a process (`NGROUPS_MAX`). setgroups(2) refuses a
+/// Maximum number of supplementary groups of a process (`NGROUPS_MAX`). `setgroups(2)` refuses a
 /// longer list.
 const MAX_GROUPS: usize = 65_536;
 
@@ -83,7 +83,7 @@ pub(crate) struct Accounts {
     group: String,
 }
 
-/// The fields of a line of `/etc/passwd` that are used here (passwd(5)).
+/// The fields of a line of `/etc/passwd` that are used here (`passwd(5)`).
 struct PasswdEntry<'a> {
     name: &'a str,
     uid: u32,
@@ -91,7 +91,7 @@ struct PasswdEntry<'a> {
     home: &'a str,
 }
 
-/// The fields of a line of `/etc/group` that are used here (group(5)).
+/// The fields of a line of `/etc/group` that are used here (`group(5)`).
 struct GroupEntry<'a> {
     name: &'a str,
     gid: u32,
@@ -120,6 +120,8 @@ impl Accounts {
             (None, None) => (0, 0, DEFAULT_HOME),
         };
         let mut groups = Vec::new();
+        // A user that is only an id, without an entry, has no name that could be a member of
+        // groups.
         if group.is_empty() {
             groups = entry.map(|entry| self.groups_of(entry.name)).unwrap_or_default();
         } else {
@@ -131,6 +133,8 @@ impl Accounts {
 
     /// Returns the first entry of a user. Returns `None` for an id without an entry.
     fn find_user(&self, user: &str) -> Result<Option<PasswdEntry<'_>>, AccountError> {
+        // An empty user is looked up as id 0, so that it gets the home directory and groups of
+        // root.
         let wanted = if user.is_empty() { Some(0) } else { parse_id(user)? };
         let found = self.passwd.lines().filter_map(parse_passwd).find(|entry| match wanted {
             // An entry whose name is this number does not count: a number is always an id.
@@ -182,7 +186,9 @@ fn parse_id(text: &str) -> Result<Option<u32>, AccountError> {
 /// Parses `name:password:uid:gid:comment:home:shell`. Fields after the group may be missing.
 fn parse_passwd(line: &str) -> Option<PasswdEntry<'_>> {
     let mut fields = line.trim().split(':');
+    // A comment can contain colons and look like an entry.
     let name = fields.next().filter(|name| !name.is_empty() && !name.starts_with('#'))?;
+    // `nth(1)` skips one field: the password here, and the comment below.
     let uid = fields.nth(1)?.parse().ok()?;
     let gid = fields.next()?.parse().ok()?;
     Some(PasswdEntry { name, uid, gid, home: fields.nth(1).unwrap_or_default() })

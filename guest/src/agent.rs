@@ -34,7 +34,8 @@ const REQUESTS_PER_CONNECTION: u32 = 16;
 /// Maximum size of a request's header list in bytes. Usual clients send a few hundred bytes.
 const HEADER_BYTES: u32 = 8 * 1024;
 
-/// Pause after accept(2) has failed. The causes, a lack of descriptors or memory, last for a while.
+/// Pause after `accept(2)` has failed. The causes, a lack of descriptors or memory, last for a
+/// while.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// The reason why the agent cannot start.
@@ -85,6 +86,7 @@ async fn accept(listener: VsockListener, sender: mpsc::Sender<HostStream>) {
                     return;
                 }
             }
+            // Not logged, because an error that lasts would repeat the line every 100 ms.
             Err(_) => sleep(ACCEPT_PAUSE).await,
         }
     }
@@ -97,6 +99,7 @@ where
     IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
 {
     let (reporter, health) = tonic_health::server::health_reporter();
+    // tonic-health itself reports the empty service name, which stands for the whole server.
     reporter.set_serving::<AgentServer<GuestAgent>>().await;
     Server::builder()
         .max_concurrent_streams(REQUESTS_PER_CONNECTION)

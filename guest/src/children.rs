@@ -34,6 +34,7 @@ impl Children {
         loop {
             match reap_batch(Some(pid)) {
                 Batch::Found(status) => return status,
+                // SIGCHLD may have come for all of them already, so this must not wait for it.
                 Batch::Full => yield_now().await,
                 Batch::Waiting | Batch::Empty => self.changed().await,
             }
@@ -62,7 +63,7 @@ impl Children {
     }
 
     /// Waits for SIGCHLD. One signal can stand for several children, because the kernel does not
-    /// queue it (signal(7)). Callers therefore reap until no child is left that has ended.
+    /// queue it (`signal(7)`). Callers therefore reap until no child is left that has ended.
     async fn changed(&mut self) {
         // tokio never ends this stream, so the result cannot be `None`.
         let _ = self.signal.recv().await;
@@ -81,12 +82,12 @@ enum Batch {
     Empty,
 }
 
-/// Reaps up to [`BATCH`] children, and stops after the wanted one. The statuses of others are
-/// dropped.
+/// Reaps up to [`BATCH`] children, and stops after the wanted one.
 fn reap_batch(wanted: Option<pid_t>) -> Batch {
     for _ in 0..BATCH {
         match syscall::reap_any() {
             Reaped::Ended(pid, status) if Some(pid) == wanted => return Batch::Found(status),
+            // The status of an orphan is of no interest, but a zombie would keep its PID.
             Reaped::Ended(..) => {}
             Reaped::NotYet => return Batch::Waiting,
             Reaped::NoChildren => return Batch::Empty,

@@ -10,7 +10,7 @@ use nix::libc;
 use prost::Message;
 
 /// Maximum size of the config in bytes. It has room for the longest arguments and environment that
-/// execve(2) accepts, which are 6 MiB together, and for the rest.
+/// `execve(2)` accepts, which are 6 MiB together, and for the rest.
 const MAX_BYTES: u64 = 8 * 1024 * 1024;
 
 /// The reason why the config cannot be read.

@@ -82,6 +82,7 @@ pub(crate) async fn connect() -> Result<Control<VsockStream>, ControlError> {
         // An attempt that gets no answer must end at the deadline as well.
         let source = match tokio::time::timeout_at(deadline, attempt).await {
             Ok(Ok(stream)) => return Ok(Control::new(stream)),
+            // A busy host can refuse a connection, so the attempt is repeated.
             Ok(Err(error)) if Instant::now() < deadline => {
                 crate::kmsg::error(&error);
                 sleep(CONNECT_PAUSE).await;
@@ -138,6 +139,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Control<S> {
 
 /// Converts a message of the protocol to an order.
 fn order(message: ShimMessage) -> Result<Order, ControlError> {
+    // A decoder of protobuf skips unknown fields, so a message of an unknown kind is empty.
     match message.message.ok_or(ControlError::Unknown)? {
         shim_message::Message::Stop(stop) => Ok(Order::Stop { signal: stop.signal }),
         shim_message::Message::Kill(_) => Ok(Order::Kill),

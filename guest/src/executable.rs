@@ -1,4 +1,4 @@
-//! Finds the executable of the workload, and turns an error of execve(2) into one with a cause.
+//! Finds the executable of the workload, and turns an error of `execve(2)` into one with a cause.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -98,7 +98,7 @@ impl ExecutableError {
 /// The first executable file is taken, as in a shell. A file without execute permission is an error
 /// only if no executable one follows.
 ///
-/// A name with a slash is returned as it is, and may not exist. execve(2) reports that.
+/// A name with a slash is returned as it is, and may not exist. `execve(2)` reports that.
 pub(crate) fn find(name: &str, search: &OsStr, cwd: &Path) -> Result<PathBuf, ExecutableError> {
     // No file has an empty name, so there is nothing to look up.
     if name.is_empty() {
@@ -128,7 +128,7 @@ pub(crate) fn find(name: &str, search: &OsStr, cwd: &Path) -> Result<PathBuf, Ex
     })
 }
 
-/// Returns the cause of an error of execve(2). The file is examined after the fact. If another
+/// Returns the cause of an error of `execve(2)`. The file is examined after the fact. If another
 /// process changes it meanwhile, the cause can be wrong, but the kind of failure is from `errno`.
 pub(crate) fn explain(program: &Path, cwd: &Path, errno: Errno) -> ExecutableError {
     let path = cwd.join(program);
@@ -165,14 +165,14 @@ fn interpreter(path: &Path) -> Option<PathBuf> {
 }
 
 /// Returns the interpreter of a script from the start of the file, without `#!`. An argument may
-/// follow it in the line (execve(2)).
+/// follow it in the line (`execve(2)`).
 fn shebang(line: &[u8]) -> Option<&[u8]> {
     let line = line.split(|byte| *byte == b'\n').next()?.trim_ascii();
     line.split(|byte| matches!(byte, b' ' | b'\t')).next().filter(|name| !name.is_empty())
 }
 
-/// Returns the path in the `PT_INTERP` header of a little-endian 64-bit ELF file (elf(5)). `header`
-/// is the start of the file.
+/// Returns the path in the `PT_INTERP` header of a little-endian 64-bit ELF file (`elf(5)`).
+/// `header` is the start of the file.
 ///
 /// No number in the file is trusted: counts and lengths are bounded, and offsets are checked.
 fn elf_interpreter(file: &mut File, header: &[u8]) -> Option<Vec<u8>> {

@@ -1,7 +1,7 @@
 //! Starts the workload and reports whether its program was executed.
 //!
-//! The child has the writing end of a pipe, which execve(2) closes. The parent reads either end of
-//! file, after which the program runs, or a [`Failure`].
+//! The child has the writing end of a pipe, which `execve(2)` closes. The parent reads either end
+//! of file, after which the program runs, or a [`Failure`].
 
 use std::ffi::OsStr;
 use std::fs::OpenOptions;
@@ -22,20 +22,20 @@ use tokio::time::timeout;
 use crate::executable::{self, ExecutableError};
 use crate::syscall::{self, Command, Descriptors, Failure, Step};
 
-/// Maximum time for execve(2). It reads the program from a file system of the host, which can be
+/// Maximum time for `execve(2)`. It reads the program from a file system of the host, which can be
 /// slow or hang.
 const EXEC_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The reason why the workload does not run.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LaunchError {
-    /// A pipe, `/dev/null` or fork(2) failed, or the report of the child is malformed.
+    /// A pipe, `/dev/null` or `fork(2)` failed, or the report of the child is malformed.
     #[error("cannot start a process")]
     Process(#[source] io::Error),
-    /// execve(2) did not finish within [`EXEC_TIMEOUT`].
+    /// `execve(2)` did not finish within [`EXEC_TIMEOUT`].
     #[error("the workload's program was not loaded in {EXEC_TIMEOUT:?}")]
     Timeout,
-    /// A step before execve(2) failed in the child.
+    /// A step before `execve(2)` failed in the child.
     #[error("cannot set {what} of the workload")]
     Setup {
         /// The property that was to be set.
@@ -43,7 +43,7 @@ pub(crate) enum LaunchError {
         /// Error of the kernel.
         source: io::Error,
     },
-    /// execve(2) failed.
+    /// `execve(2)` failed.
     #[error(transparent)]
     Program(#[from] ExecutableError),
 }
@@ -92,7 +92,8 @@ pub(crate) async fn launch(command: &Command) -> Result<Launched, LaunchError> {
         }
     }
     let pid = syscall::spawn(command, descriptors).map_err(LaunchError::Process)?;
-    // A pipe reports end of file only if no writing end is open, in this process either.
+    // A pipe reports end of file only when all its writing ends are closed. This process must close
+    // its copies, so that only the child and its descendants hold any.
     drop((stdout_child, stderr_child, report_child));
     match timeout(EXEC_TIMEOUT, read_report(report)).await {
         Ok(Ok(None)) => Ok(Launched { pid, stdout, stderr }),
@@ -110,7 +111,7 @@ pub(crate) async fn launch(command: &Command) -> Result<Launched, LaunchError> {
 /// Creates a pipe with its reading end for this process and its writing end for the child.
 ///
 /// Only the reading end is non-blocking, because programs expect that their output blocks. Both
-/// ends have FD_CLOEXEC: the child copies those that its program needs.
+/// ends have the flag `FD_CLOEXEC`: the child copies those that its program needs.
 fn pipe() -> io::Result<(pipe::Receiver, OwnedFd)> {
     let (ours, child) = pipe2(OFlag::O_CLOEXEC)?;
     if !syscall::is_above_standard(&child) {

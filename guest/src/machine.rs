@@ -9,7 +9,7 @@ use a3s_box_proto::control::GuestConfig;
 use nix::unistd::sethostname;
 use tokio::net::unix::pipe;
 
-use crate::life::{Job, Machine, StartError};
+use crate::lifecycle::{Job, Machine, StartError};
 use crate::notify::{self, Notices};
 use crate::{agent, config, kmsg, mounts, names, network, plan, ports, syscall};
 

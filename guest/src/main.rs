@@ -27,7 +27,7 @@ mod control;
 mod executable;
 mod kmsg;
 mod launch;
-mod life;
+mod lifecycle;
 mod machine;
 mod metrics;
 mod mounts;
@@ -48,7 +48,7 @@ use nix::sys::stat::{Mode, umask};
 use nix::unistd::Pid;
 use tokio::runtime::Builder;
 
-use crate::life::LifeError;
+use crate::lifecycle::LifecycleError;
 use crate::machine::Guest;
 
 fn main() -> ExitCode {
@@ -67,13 +67,14 @@ fn main() -> ExitCode {
     power::reboot(code)
 }
 
-/// Runs the box until it ends and returns the exit code for reboot(2).
-fn run(started: Instant) -> Result<u8, LifeError> {
+/// Runs the box until it ends and returns the exit code for `reboot(2)`.
+fn run(started: Instant) -> Result<u8, LifecycleError> {
     // One thread is enough, because all tasks wait most of the time.
-    let runtime = Builder::new_current_thread().enable_all().build().map_err(LifeError::Runtime)?;
+    let runtime =
+        Builder::new_current_thread().enable_all().build().map_err(LifecycleError::Runtime)?;
     let code = runtime.block_on(async {
         let mut control = control::connect().await?;
-        life::run(&mut control, &mut Guest::new(started)).await
+        lifecycle::run(&mut control, &mut Guest::new(started)).await
     });
     // A drop of the runtime would wait for tasks that block, and would delay the reboot.
     runtime.shutdown_background();

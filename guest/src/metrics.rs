@@ -1,4 +1,4 @@
-//! Reads the memory usage and the load of the guest from `/proc` (proc(5)).
+//! Reads the memory usage and the load of the guest from `/proc` (`proc(5)`).
 //!
 //! The files are opened before the workload starts, and read at each request. A workload that runs
 //! as root can mount anything over their paths, for example a FIFO, at whose open PID 1 would
@@ -52,6 +52,7 @@ impl Metrics {
             let path = directory.join(name);
             File::open(&path).map_err(|source| MetricsError::Read { path, source })
         };
+        // A missing file is thereby reported before the workload starts, and not at a request.
         Ok(Self {
             directory: directory.to_path_buf(),
             meminfo: open(Memory::FILE)?,
@@ -81,6 +82,8 @@ impl Metrics {
         let length = file
             .read_at(&mut bytes, 0)
             .map_err(|source| MetricsError::Read { path: self.directory.join(name), source })?;
+        // The end of the buffer can cut a character. That does not matter to the lines that are
+        // needed, which come first.
         Ok(String::from_utf8_lossy(&bytes[..length]).into_owned())
     }
 }

@@ -36,7 +36,7 @@ pub(crate) enum MountError {
         /// Error of the kernel.
         source: io::Error,
     },
-    /// mount(2) failed.
+    /// `mount(2)` failed.
     #[error("cannot mount {what} at `{path}`", path = path.display())]
     Mount {
         /// Type of the file system, with the tag of the device if it has one.
@@ -76,7 +76,7 @@ enum When {
     Unused,
 }
 
-/// A mount that every box has. The fields are arguments of mount(2).
+/// A mount that every box has. The fields are arguments of `mount(2)`.
 struct Standard {
     target: &'static str,
     kind: &'static str,
@@ -196,8 +196,8 @@ fn tmpfs_data(size_mib: u64) -> String {
     }
 }
 
-/// Calls mount(2). An existing mount of the same file system is no error, unless it is a virtio-fs
-/// device.
+/// Calls `mount(2)`. An existing mount of the same file system is no error, unless it is a
+/// virtio-fs device.
 fn mount_at(
     source: &str,
     path: &Path,

@@ -67,8 +67,8 @@ fn open_etc(root: &Path) -> io::Result<File> {
     Ok(etc.into())
 }
 
-/// Writes a new file and renames it to `name`. renameat(2) replaces a symbolic link itself and does
-/// not follow it.
+/// Writes a new file and renames it to `name`. `renameat(2)` replaces a symbolic link itself and
+/// does not follow it.
 fn replace(etc: BorrowedFd<'_>, name: &str, text: &str) -> io::Result<()> {
     // An image can contain the temporary name. It is removed, so that O_EXCL can refuse any file
     // that is not new.
@@ -94,7 +94,7 @@ fn hosts(hostname: &str, address: Option<Ipv4Addr>) -> String {
 }
 
 /// Returns the content of `/etc/resolv.conf`. Without name servers it is a comment. The C library
-/// then asks 127.0.0.1, where the guest has no server (resolv.conf(5)).
+/// then asks 127.0.0.1, where the guest has no server (`resolv.conf(5)`).
 fn resolv_conf(servers: &NameServers) -> String {
     let line = |address: &u32| format!("nameserver {}\n", Ipv4Addr::from(*address));
     match servers.addresses.is_empty() {

@@ -1,7 +1,7 @@
-//! Configures network interfaces by rtnetlink(7): state, address, MTU and default route.
+//! Configures network interfaces by `rtnetlink(7)`: state, address, MTU and default route.
 //!
 //! The guest program sends the requests itself, so that a box needs no program of its image for
-//! this. Each request is one message in the format of netlink(7).
+//! this. Each request is one message in the format of `netlink(7)`.
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -18,7 +18,7 @@ use nix::sys::socket::{
 /// Length of `struct nlmsghdr`, after which an answer has its errno.
 const HEADER_BYTES: usize = 16;
 
-/// `AF_INET` as the byte that rtnetlink(7) has in its structs.
+/// `AF_INET` as the byte that `rtnetlink(7)` has in its structs.
 const FAMILY_IPV4: u8 = 2;
 
 /// Flags of a request that creates an object, and fails if the object exists (`NLM_F_CREATE`,

@@ -14,7 +14,7 @@
 //!
 //! # Invariants
 //!
-//! - The guest program never receives a descriptor. recv(2) has no room for control messages, so
+//! - The guest program never receives a descriptor. `recv(2)` has no room for control messages, so
 //!   the kernel closes the descriptors of a datagram when it is read.
 //! - `BARRIER=1` works for the same reason (`sd_notify_barrier(3)`). Its sender waits until the
 //!   descriptor in it is closed. By then, all earlier datagrams have been read.
@@ -179,7 +179,7 @@ fn open(address: &str) -> io::Result<UnixDatagram> {
 /// Reads up to `limit` datagrams and merges them into `received`. Returns `WouldBlock` if the
 /// socket is empty before that.
 ///
-/// Calls recv(2) itself. A read of tokio reports nothing until its event loop has polled the
+/// Calls `recv(2)` itself. A read of tokio reports nothing until its event loop has polled the
 /// socket, and [`Notices::unsent`] cannot wait for that.
 fn read(socket: &UnixDatagram, received: &mut Notified, limit: usize) -> io::Result<()> {
     // The buffer has one byte more than a datagram may have, so that a longer one is detected.

@@ -64,7 +64,7 @@ pub(crate) fn plan(workload: Workload, root: &Path) -> Result<Command, PlanError
     // The search for the program comes after it, because entries of PATH can be relative to it.
     let cwd = make_cwd(&workload.cwd)?;
     let account = Accounts::read(root)?.resolve(&workload.user)?;
-    // The PATH of the workload counts. The guest program has an environment of the kernel's.
+    // The lookup uses the PATH of the workload, not the one of PID 1, which comes from the kernel.
     let search = workload.env.iter().find(|variable| variable.name == "PATH");
     let search = search.map_or(DEFAULT_PATH, |variable| &variable.value);
     let program = executable::find(name, OsStr::new(search), &cwd)?;
@@ -88,9 +88,10 @@ pub(crate) fn plan(workload: Workload, root: &Path) -> Result<Command, PlanError
     })
 }
 
-/// Returns the variables of the config. Adds HOME and NOTIFY_SOCKET if the config does not contain
-/// them.
+/// Returns the variables of the config. Adds `HOME` and `NOTIFY_SOCKET` if the config does not
+/// contain them.
 fn environment(given: &[EnvironmentVariable], home: &str) -> Result<Vec<CString>, PlanError> {
+    // Container engines add HOME, too. An empty value in the config counts as present and stays.
     let defaults = [("HOME", home), (notify::VARIABLE, notify::ADDRESS)];
     let missing = defaults
         .into_iter()

@@ -19,8 +19,8 @@ pub(crate) const EXIT_CODE_FAILURE: u8 = 125;
 /// The shim has a deadline of its own for the whole end.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Kills all processes, writes dirty data back, and reboots with reboot(2). Under libkrun this ends
-/// the VMM, with `code` as its exit status.
+/// Kills all processes, writes dirty data back, and reboots with `reboot(2)`. Under libkrun this
+/// ends the VMM, with `code` as its exit status.
 pub(crate) fn reboot(code: u8) -> ! {
     syscall::kill_everything();
     // Another thread makes the calls that can hang, so that this one can stop waiting for them.

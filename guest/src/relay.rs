@@ -1,7 +1,7 @@
 //! Copies the workload's output from its pipes to the virtio console ports.
 //!
-//! The copy uses read(2) and write(2). splice(2) from a pipe to a virtio console port reports a
-//! false end of file.
+//! The copy uses `read(2)` and `write(2)`. `splice(2)` from a pipe to a virtio console port reports
+//! a false end of file.
 //!
 //! If the host does not read a port, the relay stops, then the pipe fills up and the workload
 //! blocks. The rest of the guest program goes on.

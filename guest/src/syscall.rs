@@ -1,11 +1,11 @@
 //! Safe functions for the system calls that `nix` cannot make safely.
 //!
-//! This includes the code of the child between fork(2) and execve(2). It makes system calls on
+//! This includes the code of the child between `fork(2)` and `execve(2)`. It makes system calls on
 //! memory that [`Command`] has prepared, and nothing else. In particular it does not allocate: if
 //! the parent has other threads, a lock of the allocator may be held for ever in the child.
 //!
-//! waitpid(2) and kill(2) are here because `nix` does not support real-time signals. For a process
-//! that `SIGRTMIN` ended, its `waitpid` returns `EINVAL`, and the wait status is lost.
+//! `waitpid(2)` and `kill(2)` are here because `nix` does not support real-time signals. For a
+//! process that `SIGRTMIN` ended, its `waitpid` returns `EINVAL`, and the wait status is lost.
 #![expect(unsafe_code, reason = "fork, execve and ioctls; each block names its preconditions")]
 
 use std::ffi::{CString, c_char, c_int};
@@ -108,7 +108,7 @@ pub(crate) fn set_exit_code(root: BorrowedFd<'_>, code: u8) -> io::Result<()> {
     check(result).map_err(io::Error::from_raw_os_error)
 }
 
-/// An array of strings as execve(2) takes it: pointers, of which the last is null.
+/// An array of strings as `execve(2)` takes it: pointers, of which the last is null.
 #[derive(Debug)]
 pub(crate) struct StringArray {
     #[cfg_attr(not(test), expect(dead_code, reason = "owns the memory behind the pointers"))]
@@ -138,7 +138,7 @@ impl StringArray {
     }
 }
 
-/// The user and groups of a process (credentials(7)).
+/// The user and groups of a process (`credentials(7)`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Credentials {
     /// User id.
@@ -149,7 +149,7 @@ pub(crate) struct Credentials {
     pub(crate) groups: Vec<libc::gid_t>,
 }
 
-/// A resource limit of a process (setrlimit(2)).
+/// A resource limit of a process (`setrlimit(2)`).
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limit {
     /// Number of the resource (`RLIMIT_*`).
@@ -186,15 +186,15 @@ pub(crate) struct Descriptors<'a> {
     pub(crate) stdout: BorrowedFd<'a>,
     /// Standard error.
     pub(crate) stderr: BorrowedFd<'a>,
-    /// Receives a [`Failure`]. It has the flag `FD_CLOEXEC`, so that execve(2) closes it.
+    /// Receives a [`Failure`]. It has the flag `FD_CLOEXEC`, so that `execve(2)` closes it.
     pub(crate) report: BorrowedFd<'a>,
 }
 
-/// A step of the child between fork(2) and the program. The number identifies it in a report.
+/// A step of the child between `fork(2)` and the program. The number identifies it in a report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Step {
-    /// Starting a session with setsid(2).
+    /// Starting a session with `setsid(2)`.
     Session = 1,
     /// Replacing descriptors 0, 1 and 2.
     Descriptors,
@@ -204,7 +204,7 @@ pub(crate) enum Step {
     Credentials,
     /// Entering the working directory.
     WorkingDirectory,
-    /// Calling execve(2).
+    /// Calling `execve(2)`.
     Execute,
 }
 
@@ -232,7 +232,7 @@ pub(crate) struct Failure {
 
 impl Failure {
     /// Length of an encoded failure: one byte each for step and index, two zeros, and the errno as
-    /// four bytes. It is below `PIPE_BUF`, so one write(2) transfers all of it (pipe(7)).
+    /// four bytes. It is below `PIPE_BUF`, so one `write(2)` transfers all of it (`pipe(7)`).
     pub(crate) const BYTES: usize = 8;
 
     /// Decodes a failure. Returns `None` if the length is wrong or the step does not exist.
@@ -251,11 +251,11 @@ impl Failure {
 
 /// Starts a child that executes the command, and returns its PID.
 ///
-/// Does not wait for execve(2). If the child cannot execute the command, it writes a [`Failure`] to
-/// `descriptors.report` and exits.
+/// Does not wait for `execve(2)`. If the child cannot execute the command, it writes a [`Failure`]
+/// to `descriptors.report` and exits.
 ///
-/// The descriptors must be above 2. Otherwise dup2(2) to one of 0, 1 and 2 would close another one
-/// that is still needed.
+/// The descriptors must be above 2. Otherwise `dup2(2)` to one of 0, 1 and 2 would close another
+/// one that is still needed.
 pub(crate) fn spawn(command: &Command, descriptors: Descriptors<'_>) -> io::Result<libc::pid_t> {
     // SAFETY: until `_exit`, the child only makes system calls on memory that exists already.
     match unsafe { libc::fork() } {
@@ -298,7 +298,7 @@ fn execute(command: &Command, descriptors: Descriptors<'_>) -> Failure {
     }
 }
 
-/// Takes all steps before execve(2). Counts in `index` the limits that are set.
+/// Takes all steps before `execve(2)`. Counts in `index` the limits that are set.
 fn prepare_child(
     command: &Command,
     descriptors: Descriptors<'_>,
@@ -337,7 +337,7 @@ fn enter(command: &Command) -> Result<(), c_int> {
     check(unsafe { libc::chdir(command.cwd.as_ptr()) })
 }
 
-/// Sets supplementary groups, group and user. The user comes last: setuid(2) drops the capability
+/// Sets supplementary groups, group and user. The user comes last: `setuid(2)` drops the capability
 /// that the other two calls need.
 fn assume(credentials: &Credentials) -> Result<(), c_int> {
     let groups = &credentials.groups;
@@ -349,7 +349,7 @@ fn assume(credentials: &Credentials) -> Result<(), c_int> {
     check(unsafe { libc::setuid(credentials.uid) })
 }
 
-/// Resets all signals to their default actions and unblocks them. execve(2) keeps ignored and
+/// Resets all signals to their default actions and unblocks them. `execve(2)` keeps ignored and
 /// blocked signals, and the Rust runtime ignores SIGPIPE.
 fn reset_signals() {
     // The kernel's `struct sigaction` in zeros: default action, no flags, empty mask. It is passed

@@ -94,7 +94,7 @@ struct Shim {
     frames: FrameBuffer,
     stdout: Option<pipe::Receiver>,
     stderr: Option<pipe::Receiver>,
-    guest: tokio::task::JoinHandle<Result<u8, LifeError>>,
+    guest: tokio::task::JoinHandle<Result<u8, LifecycleError>>,
 }
 
 impl Shim {
@@ -161,7 +161,7 @@ impl Shim {
     }
 
     /// Sends `Acknowledged` and returns the result of the guest.
-    async fn acknowledge(mut self) -> Result<u8, LifeError> {
+    async fn acknowledge(mut self) -> Result<u8, LifecycleError> {
         self.send(ToGuest::Acknowledged(Acknowledged {})).await;
         timeout(PATIENCE, self.guest).await.expect("the guest does not end").unwrap()
     }
@@ -318,7 +318,7 @@ async fn the_loss_of_the_shim_ends_the_box() {
     shim.start().await;
     drop(shim.stream);
     let error = timeout(PATIENCE, shim.guest).await.unwrap().unwrap().unwrap_err();
-    assert!(matches!(error, LifeError::Control(ControlError::Closed)), "{error}");
+    assert!(matches!(error, LifecycleError::Control(ControlError::Closed)), "{error}");
     // The workload is still running: in a real guest, the reboot kills it.
     FakeMachine { job: Mutex::default() }.kill_everything();
 }
@@ -332,7 +332,10 @@ async fn a_malformed_message_of_the_shim_ends_the_box() {
         shim.stream.write_all(malformed).await.unwrap();
         let error = timeout(PATIENCE, shim.guest).await.unwrap().unwrap().unwrap_err();
         assert!(
-            matches!(error, LifeError::Control(ControlError::Frame(_) | ControlError::Unknown)),
+            matches!(
+                error,
+                LifecycleError::Control(ControlError::Frame(_) | ControlError::Unknown)
+            ),
             "{error}"
         );
     }

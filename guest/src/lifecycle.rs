@@ -61,7 +61,7 @@ const LAST_SIGNAL: u32 = 64;
 
 /// An error that ends the box before its sequence is complete.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum LifeError {
+pub(crate) enum LifecycleError {
     /// The tokio runtime or its handler of SIGCHLD could not be created.
     #[error("cannot make the event loop")]
     Runtime(#[source] io::Error),
@@ -151,14 +151,17 @@ enum Event {
 }
 
 /// Runs the box until it ends and returns the exit code for libkrun.
-pub(crate) async fn run<S, M>(control: &mut Control<S>, machine: &mut M) -> Result<u8, LifeError>
+pub(crate) async fn run<S, M>(
+    control: &mut Control<S>,
+    machine: &mut M,
+) -> Result<u8, LifecycleError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
     M: Machine,
 {
     // The default action of SIGCHLD is to ignore it (signal(7)), so the handler is installed before
     // the first child exists.
-    let mut children = Children::watch().map_err(LifeError::Runtime)?;
+    let mut children = Children::watch().map_err(LifecycleError::Runtime)?;
     let guest_version = env!("CARGO_PKG_VERSION").to_owned();
     control
         .send(Message::Hello(Hello { protocol_version: PROTOCOL_VERSION, guest_version }))
@@ -167,7 +170,8 @@ where
         Ok(running) => running,
         Err(error) => return report_start_failure(control, &error).await,
     };
-    // PID 0 stands for a box without a workload.
+    // PID 0 stands for a box without a workload. The shim's first health check follows this message
+    // (docs/decisions/0004-ready-means-that-the-workload-runs.md).
     let pid = running.as_ref().map(|running| running.pid);
     let number = pid.and_then(|pid| u32::try_from(pid).ok()).unwrap_or(0);
     control.send(Message::Started(Started { pid: number })).await?;
@@ -182,6 +186,7 @@ where
     Ok(exit_code(status))
 }
 
+/// Sets up the guest and starts the workload, if there is one.
 async fn start<M: Machine>(machine: &mut M) -> Result<Option<Running>, StartError> {
     let Some(job) = machine.prepare().await? else { return Ok(None) };
     let launched = launch(&job.command).await?;
@@ -197,7 +202,7 @@ async fn start<M: Machine>(machine: &mut M) -> Result<Option<Running>, StartErro
 async fn report_start_failure<S>(
     control: &mut Control<S>,
     error: &StartError,
-) -> Result<u8, LifeError>
+) -> Result<u8, LifecycleError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -223,14 +228,14 @@ async fn supervise<S, M>(
     children: &mut Children,
     machine: &M,
     mut running: Option<&mut Running>,
-) -> Result<Status, LifeError>
+) -> Result<Status, LifecycleError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
     M: Machine,
 {
     let workload = running.as_ref().map(|running| running.pid);
     loop {
-        // `select!` drops the futures that lose. None of the three loses data when it is dropped.
+        // `select!` drops the two futures that did not finish. None of the three loses data then.
         let ended = async {
             match workload {
                 Some(pid) => children.wait_for(pid).await,
@@ -269,7 +274,8 @@ where
             }
             (Event::Ordered(Order::Stop { signal }), Some(pid)) => stop(pid, signal),
             (Event::Ordered(Order::Kill), Some(_)) => machine.kill_everything(),
-            // A mistake of the shim that does no harm here: the workload goes on.
+            // The shim must not send this yet. The workload continues, so the message is only
+            // logged.
             (Event::Ordered(Order::Acknowledged), _) => {
                 kmsg::line("the shim acknowledged what has not ended");
             }
@@ -297,7 +303,7 @@ async fn drain<S>(
     control: &mut Control<S>,
     children: &mut Children,
     running: Option<Running>,
-) -> Result<Drained, LifeError>
+) -> Result<Drained, LifecycleError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -330,7 +336,7 @@ where
 ///
 /// A timeout is logged and is no error: the guest reboots either way. A closed connection counts as
 /// an acknowledgement, because nothing is left to wait for when the shim is gone.
-async fn await_acknowledgement<S>(control: &mut Control<S>) -> Result<(), LifeError>
+async fn await_acknowledgement<S>(control: &mut Control<S>) -> Result<(), LifecycleError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {

@@ -1,10 +1,12 @@
-//! `user[:group]` resolved in the guest's own `/etc/passwd` and `/etc/group`, as Docker does.
+//! Resolves `user[:group]` in `/etc/passwd` and `/etc/group` of the guest, by the rules of Docker:
 //!
-//! The rules: a number is always an id, and needs no entry; a name needs one. Without a
-//! group, it is the one of the user's entry, and the supplementary groups are those that
-//! list the user. With a group, there are no supplementary ones.
+//! - A number is always an id and needs no entry. A name needs an entry.
+//! - Without a group, the group is the one in the user's entry, or 0 if there is no entry. The
+//!   supplementary groups are the groups that have the user as a member.
+//! - With a group, there are no supplementary groups.
 //!
-//! The files are the image's: bounded, and a line that makes no sense is skipped.
+//! The files come from the image and can be hostile. Their size is limited, and a malformed line is
+//! skipped.
 
 use std::fs::OpenOptions;
 use std::io::{self, Read};
@@ -15,71 +17,73 @@ use nix::libc;
 
 use crate::syscall::Credentials;
 
-/// Largest file that is read: some ten thousand accounts.
+/// Maximum size of a file in bytes, enough for about ten thousand accounts.
 const MAX_BYTES: u64 = 1024 * 1024;
 
-/// Largest id that Docker accepts.
+/// Maximum id that Docker accepts.
 const MAX_ID: u32 = (1 << 31) - 1;
 
-/// Most supplementary groups that Linux gives a process (`NGROUPS_MAX`).
+/// Maximum number of supplementary groups of a process (`NGROUPS_MAX`). `setgroups(2)` refuses a
+/// longer list.
 const MAX_GROUPS: usize = 65_536;
 
-/// Home of an account that has no entry.
+/// Home directory of a user without an entry, or with an entry that has none.
 const DEFAULT_HOME: &str = "/";
 
-/// Why a user cannot be resolved.
+/// The reason why a user or group cannot be resolved.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AccountError {
-    /// A file exists and cannot be read.
+    /// A file exists but cannot be read.
     #[error("cannot read `{path}`", path = path.display())]
     Read {
         /// The file.
         path: PathBuf,
-        /// What the kernel said.
+        /// Error of the kernel.
         source: io::Error,
     },
-    /// A file that is none, or is beyond the limit.
+    /// The path leads to something other than a regular file, or the file is too large.
     #[error("`{path}`: expected a regular file of at most {MAX_BYTES} bytes", path = path.display())]
     NotUsable {
         /// The file.
         path: PathBuf,
     },
-    /// No entry of that name.
+    /// `/etc/passwd` has no entry with this name.
     #[error("user `{name}`: found no entry in `/etc/passwd`, expected one or a numeric id")]
     UnknownUser {
-        /// As given.
+        /// The name as the config has it.
         name: String,
     },
-    /// No entry of that name.
+    /// `/etc/group` has no entry with this name.
     #[error("group `{name}`: found no entry in `/etc/group`, expected one or a numeric id")]
     UnknownGroup {
-        /// As given.
+        /// The name as the config has it.
         name: String,
     },
-    /// A number that is no id.
+    /// A number is above [`MAX_ID`].
     #[error("id `{found}`: expected at most {MAX_ID}")]
     IdOutOfRange {
-        /// As given.
+        /// The number as the config has it.
         found: String,
     },
 }
 
-/// A user, resolved.
+/// A resolved user.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Account {
-    /// Ids.
+    /// Ids of the user and its groups.
     pub(crate) credentials: Credentials,
     /// Home directory.
     pub(crate) home: String,
 }
 
-/// The content of both files.
+/// The content of `/etc/passwd` and `/etc/group`.
 #[derive(Debug, Default)]
 pub(crate) struct Accounts {
     passwd: String,
     group: String,
 }
 
+/// The fields of a line of `/etc/passwd` that are used here (`passwd(5)`).
 struct PasswdEntry<'a> {
     name: &'a str,
     uid: u32,
@@ -87,14 +91,17 @@ struct PasswdEntry<'a> {
     home: &'a str,
 }
 
+/// The fields of a line of `/etc/group` that are used here (`group(5)`).
 struct GroupEntry<'a> {
     name: &'a str,
     gid: u32,
+    /// User names, separated by commas.
     members: &'a str,
 }
 
 impl Accounts {
-    /// Reads the files below `root`. A missing one has no entries.
+    /// Reads the files below `root`. A missing file counts as empty, because an image need not have
+    /// any.
     pub(crate) fn read(root: &Path) -> Result<Self, AccountError> {
         Ok(Self {
             passwd: read_bounded(root.join("etc/passwd"))?,
@@ -102,16 +109,19 @@ impl Accounts {
         })
     }
 
-    /// Resolves `user[:group]`; empty is root.
+    /// Resolves `user[:group]`. An empty user means root.
     pub(crate) fn resolve(&self, spec: &str) -> Result<Account, AccountError> {
         let (user, group) = spec.split_once(':').unwrap_or((spec, ""));
         let entry = self.find_user(user)?;
         let (uid, mut gid, home) = match (&entry, parse_id(user)?) {
             (Some(entry), _) => (entry.uid, entry.gid, entry.home),
             (None, Some(uid)) => (uid, 0, DEFAULT_HOME),
+            // `find_user` refuses an unknown name, so the user is empty.
             (None, None) => (0, 0, DEFAULT_HOME),
         };
         let mut groups = Vec::new();
+        // A user that is only an id, without an entry, has no name that could be a member of
+        // groups.
         if group.is_empty() {
             groups = entry.map(|entry| self.groups_of(entry.name)).unwrap_or_default();
         } else {
@@ -121,9 +131,13 @@ impl Accounts {
         Ok(Account { credentials: Credentials { uid, gid, groups }, home: home.to_owned() })
     }
 
+    /// Returns the first entry of a user. Returns `None` for an id without an entry.
     fn find_user(&self, user: &str) -> Result<Option<PasswdEntry<'_>>, AccountError> {
+        // An empty user is looked up as id 0, so that it gets the home directory and groups of
+        // root.
         let wanted = if user.is_empty() { Some(0) } else { parse_id(user)? };
         let found = self.passwd.lines().filter_map(parse_passwd).find(|entry| match wanted {
+            // An entry whose name is this number does not count: a number is always an id.
             Some(uid) => entry.uid == uid,
             None => entry.name == user,
         });
@@ -133,6 +147,7 @@ impl Accounts {
         Ok(found)
     }
 
+    /// Returns the id of a group, which is a number or the name of an entry.
     fn find_group(&self, group: &str) -> Result<u32, AccountError> {
         if let Some(gid) = parse_id(group)? {
             return Ok(gid);
@@ -145,6 +160,7 @@ impl Accounts {
             .ok_or_else(|| AccountError::UnknownGroup { name: group.to_owned() })
     }
 
+    /// Returns the ids of all groups that have this user as a member. Members are names, never ids.
     fn groups_of(&self, user: &str) -> Vec<u32> {
         self.group
             .lines()
@@ -156,7 +172,7 @@ impl Accounts {
     }
 }
 
-/// The id that a string of digits is; none for a name.
+/// Parses an id. Returns `None` for a name, which is any text that is not all digits.
 fn parse_id(text: &str) -> Result<Option<u32>, AccountError> {
     if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
         return Ok(None);
@@ -167,14 +183,18 @@ fn parse_id(text: &str) -> Result<Option<u32>, AccountError> {
     }
 }
 
+/// Parses `name:password:uid:gid:comment:home:shell`. Fields after the group may be missing.
 fn parse_passwd(line: &str) -> Option<PasswdEntry<'_>> {
     let mut fields = line.trim().split(':');
+    // A comment can contain colons and look like an entry.
     let name = fields.next().filter(|name| !name.is_empty() && !name.starts_with('#'))?;
+    // `nth(1)` skips one field: the password here, and the comment below.
     let uid = fields.nth(1)?.parse().ok()?;
     let gid = fields.next()?.parse().ok()?;
     Some(PasswdEntry { name, uid, gid, home: fields.nth(1).unwrap_or_default() })
 }
 
+/// Parses `name:password:gid:members`. The members may be missing.
 fn parse_group(line: &str) -> Option<GroupEntry<'_>> {
     let mut fields = line.trim().split(':');
     let name = fields.next().filter(|name| !name.is_empty() && !name.starts_with('#'))?;
@@ -182,7 +202,9 @@ fn parse_group(line: &str) -> Option<GroupEntry<'_>> {
     Some(GroupEntry { name, gid, members: fields.next().unwrap_or_default() })
 }
 
+/// Reads a regular file of at most [`MAX_BYTES`]. Returns an empty text if it does not exist.
 fn read_bounded(path: PathBuf) -> Result<String, AccountError> {
+    // O_NONBLOCK, because the open of a FIFO would wait for a writer.
     let opened = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&path);
     let file = match opened {
         Ok(file) => file,
@@ -195,6 +217,8 @@ fn read_bounded(path: PathBuf) -> Result<String, AccountError> {
         Err(source) => return Err(AccountError::Read { path, source }),
     }
     let mut bytes = Vec::new();
+    // The limit applies to the read as well, because the file may grow after the check. Bytes that
+    // are not UTF-8 are replaced, so that they make only their own line unusable.
     match file.take(MAX_BYTES).read_to_end(&mut bytes) {
         Ok(_) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
         Err(source) => Err(AccountError::Read { path, source }),
@@ -235,7 +259,7 @@ wheel:x:10:root
     }
 
     #[test]
-    fn users_resolve_as_docker_resolves_them() {
+    fn resolves_users_and_groups_as_docker_does() {
         let cases = [
             ("", account(0, 0, &[10], "/root")),
             ("root", account(0, 0, &[10], "/root")),
@@ -247,7 +271,7 @@ wheel:x:10:root
             ("4242", account(4242, 0, &[], "/")),
             ("4242:video", account(4242, 44, &[], "/")),
             (":video", account(0, 44, &[], "/root")),
-            // A number is an id, even where an account has it as its name.
+            // A number is an id, even if it is the name of an entry.
             ("42", account(42, 0, &[], "/")),
             ("nohome", account(50, 51, &[], "/")),
             ("2147483647", account(2_147_483_647, 0, &[], "/")),
@@ -258,7 +282,7 @@ wheel:x:10:root
     }
 
     #[test]
-    fn what_has_no_entry_is_refused_by_name() {
+    fn names_the_user_group_or_id_that_cannot_be_resolved() {
         let cases = [
             ("ghost", "user `ghost`"),
             ("comment", "user `comment`"),
@@ -277,7 +301,7 @@ wheel:x:10:root
     }
 
     #[test]
-    fn an_empty_root_has_root_and_numbers() {
+    fn resolves_root_and_numbers_without_the_files() {
         let directory = tempfile::tempdir().unwrap();
         let accounts = Accounts::read(directory.path()).unwrap();
         assert_eq!(accounts.resolve("").unwrap(), account(0, 0, &[], "/"));
@@ -286,7 +310,7 @@ wheel:x:10:root
     }
 
     #[test]
-    fn hostile_files_are_refused() {
+    fn refuses_a_directory_a_fifo_or_a_large_file_and_skips_malformed_lines() {
         let directory = tempfile::tempdir().unwrap();
         let passwd = directory.path().join("etc/passwd");
         std::fs::create_dir_all(&passwd).unwrap();
@@ -294,7 +318,7 @@ wheel:x:10:root
         std::fs::remove_dir(&passwd).unwrap();
         std::fs::File::create(&passwd).unwrap().set_len(MAX_BYTES + 1).unwrap();
         assert!(matches!(Accounts::read(directory.path()), Err(AccountError::NotUsable { .. })));
-        // No writer ever comes: opening must not wait for one.
+        // The FIFO never gets a writer, so the open must not wait for one.
         std::fs::remove_file(&passwd).unwrap();
         nix::unistd::mkfifo(&passwd, nix::sys::stat::Mode::S_IRUSR).unwrap();
         assert!(matches!(Accounts::read(directory.path()), Err(AccountError::NotUsable { .. })));

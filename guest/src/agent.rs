@@ -1,7 +1,8 @@
-//! The health services: `grpc.health.v1.Health`, and the project's own `HealthCheck`.
+//! The gRPC server of the agent: the standard `grpc.health.v1.Health` and the project's own
+//! service.
 //!
-//! They answer from memory, and from what the kernel keeps there, so they answer whatever the
-//! workload, the disk or a console port that nobody drains is doing.
+//! Answers come from the memory of this process and from `/proc`. They need neither the workload
+//! nor a disk, so a busy workload, a slow disk or a full console port does not delay them.
 
 use std::io;
 use std::path::Path;
@@ -26,32 +27,36 @@ use tonic::{Request, Response, Status};
 use crate::kmsg;
 use crate::metrics::{Metrics, MetricsError};
 
-/// Requests at once on a connection. A prober has one or two; each costs a few KiB.
+/// Maximum number of concurrent requests on a connection. A client that checks health has one or
+/// two. Each request takes a few KiB.
 const REQUESTS_PER_CONNECTION: u32 = 16;
 
-/// Largest header list of a request: a prober sends a few hundred bytes.
+/// Maximum size of a request's header list in bytes. Usual clients send a few hundred bytes.
 const HEADER_BYTES: u32 = 8 * 1024;
 
-/// Pause after a failed accept: the cause, no descriptors or no memory, does not go at once.
+/// Pause after `accept(2)` has failed. The causes, a lack of descriptors or memory, last for a
+/// while.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Why no health services are served.
+/// The reason why the agent cannot start.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ListenError {
-    /// No socket.
+    /// The port cannot be bound.
     #[error("cannot listen on vsock port {port}")]
     Bind {
         /// Port of the guest.
         port: u32,
-        /// What the kernel said.
+        /// Error of the kernel.
         source: io::Error,
     },
-    /// No figures.
+    /// A file of `/proc` cannot be opened.
     #[error(transparent)]
     Metrics(#[from] MetricsError),
 }
 
-/// Listens, and serves in the background until the end of the process.
+/// Listens on a vsock port, and serves requests in the background until the process ends.
+///
+/// The uptime in answers counts from `started`.
 pub(crate) fn listen(
     port: u32,
     started: Instant,
@@ -60,6 +65,7 @@ pub(crate) fn listen(
     let agent = GuestAgent { started, state, metrics: Metrics::open(Path::new("/proc"))? };
     let listener = VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, port))
         .map_err(|source| ListenError::Bind { port, source })?;
+    // A task accepts the connections, so that it can pause after an error of accept(2).
     let (sender, receiver) = mpsc::channel(1);
     tokio::spawn(accept(listener, sender));
     let incoming = ReceiverStream::new(receiver).map(Ok::<_, io::Error>);
@@ -71,6 +77,7 @@ pub(crate) fn listen(
     Ok(())
 }
 
+/// Accepts connections until the server is gone.
 async fn accept(listener: VsockListener, sender: mpsc::Sender<HostStream>) {
     loop {
         match listener.accept().await {
@@ -79,18 +86,20 @@ async fn accept(listener: VsockListener, sender: mpsc::Sender<HostStream>) {
                     return;
                 }
             }
+            // Not logged, because an error that lasts would repeat the line every 100 ms.
             Err(_) => sleep(ACCEPT_PAUSE).await,
         }
     }
 }
 
-/// Serves the connections that come in.
+/// Serves the connections of `incoming`.
 async fn serve<I, IO>(incoming: I, agent: GuestAgent) -> Result<(), tonic::transport::Error>
 where
     I: Stream<Item = io::Result<IO>>,
     IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
 {
     let (reporter, health) = tonic_health::server::health_reporter();
+    // tonic-health itself reports the empty service name, which stands for the whole server.
     reporter.set_serving::<AgentServer<GuestAgent>>().await;
     Server::builder()
         .max_concurrent_streams(REQUESTS_PER_CONNECTION)
@@ -101,6 +110,7 @@ where
         .await
 }
 
+/// The data that answers are made of.
 #[derive(Debug)]
 struct GuestAgent {
     started: Instant,
@@ -115,6 +125,7 @@ impl Agent for GuestAgent {
         _: Request<HealthCheckRequest>,
     ) -> Result<Response<HealthCheckResponse>, Status> {
         Ok(Response::new(HealthCheckResponse {
+            // Constant: an agent that cannot serve does not answer at all.
             status: Health::Serving.into(),
             state: (*self.state.borrow()).into(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -126,12 +137,12 @@ impl Agent for GuestAgent {
         &self,
         _: Request<MetricsRequest>,
     ) -> Result<Response<MetricsResponse>, Status> {
-        let figures = self.metrics.read();
-        figures.map(Response::new).map_err(|error| Status::unavailable(kmsg::chain(&error)))
+        let values = self.metrics.read();
+        values.map(Response::new).map_err(|error| Status::unavailable(kmsg::chain(&error)))
     }
 }
 
-/// A connection from the host, in the form that tonic serves.
+/// A connection from the host. tonic requires the trait [`Connected`], which `VsockStream` lacks.
 struct HostStream(VsockStream);
 
 impl Connected for HostStream {

@@ -1,4 +1,4 @@
-//! The guest's part of the box's config: a virtual file that is gone once it was read.
+//! Reads the config of the guest program, a virtual file of libkrun that can be opened once.
 
 use std::fs::OpenOptions;
 use std::io::{self, Read};
@@ -9,11 +9,11 @@ use a3s_box_proto::control::GuestConfig;
 use nix::libc;
 use prost::Message;
 
-/// Largest config: room for the kernel's own limit on arguments and environment (`ARG_MAX`,
-/// at most 6 MiB) and the rest.
+/// Maximum size of the config in bytes. It has room for the longest arguments and environment that
+/// `execve(2)` accepts, which are 6 MiB together, and for the rest.
 const MAX_BYTES: u64 = 8 * 1024 * 1024;
 
-/// Why there is no config.
+/// The reason why the config cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ConfigError {
     /// The file cannot be opened or read.
@@ -21,35 +21,41 @@ pub(crate) enum ConfigError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the kernel said.
+        /// Error of the kernel.
         source: io::Error,
     },
-    /// Not the virtual file.
+    /// The path does not lead to a regular file, so it is not the virtual file.
     #[error("guest's config `{path}`: found no regular file", path = path.display())]
     NotAFile {
         /// The file.
         path: PathBuf,
     },
-    /// Beyond the limit.
+    /// The file is larger than the limit.
     #[error("guest's config `{path}`: found over {MAX_BYTES} bytes", path = path.display())]
     TooLong {
         /// The file.
         path: PathBuf,
     },
-    /// Not a `GuestConfig`.
+    /// The content cannot be decoded as a `GuestConfig`.
     #[error("guest's config `{path}`: found no GuestConfig message", path = path.display())]
     Malformed {
         /// The file.
         path: PathBuf,
-        /// What prost said.
+        /// Error of the decoder.
         source: prost::DecodeError,
     },
 }
 
-/// Reads the config. Looks the name up once: libkrun's one-shot files vanish after that.
+/// Reads the config.
+///
+/// Looks the path up only once, because a one-shot file of libkrun vanishes after its first lookup.
+/// The kind of file is therefore read from the open file.
 pub(crate) fn read(path: &Path) -> Result<GuestConfig, ConfigError> {
     let at = || path.to_path_buf();
     let failed = |source| ConfigError::Read { path: at(), source };
+    // libkrun's file hides one of the image with the same name. If it is missing, the file of the
+    // image can be of any kind: O_NOFOLLOW refuses a symbolic link, and O_NONBLOCK keeps the open
+    // of a FIFO from waiting.
     let file = OpenOptions::new()
         .read(true)
         .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
@@ -59,6 +65,7 @@ pub(crate) fn read(path: &Path) -> Result<GuestConfig, ConfigError> {
         return Err(ConfigError::NotAFile { path: at() });
     }
     let mut bytes = Vec::new();
+    // One byte more than the limit shows that the file is larger.
     file.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
     if bytes.len() as u64 > MAX_BYTES {
         return Err(ConfigError::TooLong { path: at() });
@@ -72,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_config_is_read_whole() {
+    fn reads_a_config() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("config");
         let config = GuestConfig { hostname: "ünï".into(), ..GuestConfig::default() };
@@ -81,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_config_is_refused_by_name() {
+    fn refuses_anything_that_is_not_a_config_and_names_the_file() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("config");
         assert!(matches!(read(&path), Err(ConfigError::Read { .. })));

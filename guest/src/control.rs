@@ -1,4 +1,4 @@
-//! The stream to the shim: frames out, orders in.
+//! The control connection: sends messages to the shim and receives its orders.
 
 use std::io;
 use std::time::Duration;
@@ -9,76 +9,80 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_vsock::{VMADDR_CID_HOST, VsockAddr, VsockStream};
 
-/// How long the shim may take to accept: it listens before it starts the VM, so this only
-/// covers a busy host.
+/// Maximum time for the connection. The shim listens before it starts the VM, so this only has to
+/// cover a busy host.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Pause between two attempts.
+/// Pause between two attempts to connect.
 const CONNECT_PAUSE: Duration = Duration::from_millis(50);
 
-/// How long a message may wait for room: messages are small, and the shim always reads.
+/// Maximum time to send a message. Messages are small, and the shim reads all the time, so a longer
+/// wait means that the shim hangs.
 const SEND_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The shim's messages are under 16 bytes.
+/// Size of a read in bytes. A message of the shim has less than 16 bytes.
 const CHUNK_BYTES: usize = 256;
 
-/// Why the shim can no longer be heard or told.
+/// An error of the control connection. The connection cannot be used afterwards.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ControlError {
-    /// No connection in time.
+    /// The shim did not accept within [`CONNECT_TIMEOUT`].
     #[error("cannot connect to the shim on vsock port {port}")]
     Connect {
         /// Port of the host.
         port: u32,
-        /// What the last attempt said, unless it hung.
+        /// Error of the last attempt, or `TimedOut` if that did not finish.
         source: io::Error,
     },
-    /// End of stream: the shim is gone.
+    /// The shim has closed its end, or has ended.
     #[error("the shim closed the control stream")]
     Closed,
-    /// Reading failed.
+    /// A read failed.
     #[error("cannot read the control stream")]
     Read(#[source] io::Error),
-    /// Writing failed.
+    /// A write failed, or took longer than [`SEND_TIMEOUT`].
     #[error("cannot write the control stream")]
     Write(#[source] io::Error),
-    /// The bytes are not a message.
+    /// The bytes cannot be decoded as a message.
     #[error("malformed message of the shim")]
     Frame(#[from] FrameError),
-    /// A message without content, or of a kind this version does not know.
+    /// The message is empty, or of a kind that this version does not implement.
     #[error("message of the shim of unknown kind, expected stop, kill or acknowledged")]
     Unknown,
 }
 
-/// What the shim wants.
+/// A message of the shim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Order {
-    /// Send this signal to the workload.
+    /// Send a signal to the workload.
     Stop {
-        /// As received: not checked.
+        /// Number of the signal, not validated.
         signal: u32,
     },
-    /// Kill all.
+    /// Kill all processes.
     Kill,
-    /// The end was recorded.
+    /// The shim has recorded the end.
     Acknowledged,
 }
 
-/// The stream, and what was read of it and is not yet a message.
+/// The stream to the shim, with bytes that were read but are no complete message.
 #[derive(Debug)]
 pub(crate) struct Control<S> {
     stream: S,
     frames: FrameBuffer,
 }
 
-/// Connects to the shim.
+/// Connects to the shim on the control port of the host. Repeats a failed attempt for
+/// [`CONNECT_TIMEOUT`].
 pub(crate) async fn connect() -> Result<Control<VsockStream>, ControlError> {
     let port = a3s_box_proto::CONTROL_PORT;
     let deadline = Instant::now() + CONNECT_TIMEOUT;
     loop {
         let attempt = VsockStream::connect(VsockAddr::new(VMADDR_CID_HOST, port));
+        // An attempt that gets no answer must end at the deadline as well.
         let source = match tokio::time::timeout_at(deadline, attempt).await {
             Ok(Ok(stream)) => return Ok(Control::new(stream)),
+            // A busy host can refuse a connection, so the attempt is repeated.
             Ok(Err(error)) if Instant::now() < deadline => {
                 crate::kmsg::error(&error);
                 sleep(CONNECT_PAUSE).await;
@@ -92,12 +96,12 @@ pub(crate) async fn connect() -> Result<Control<VsockStream>, ControlError> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Control<S> {
-    /// A stream of which nothing was read yet.
+    /// Takes a stream of which nothing has been read.
     pub(crate) fn new(stream: S) -> Self {
         Self { stream, frames: FrameBuffer::default() }
     }
 
-    /// Tells the shim.
+    /// Sends one message. After an error or a cancellation, a part of it may have been sent.
     pub(crate) async fn send(
         &mut self,
         message: guest_message::Message,
@@ -115,10 +119,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Control<S> {
         }
     }
 
-    /// The next order. Loses nothing when it is cancelled.
+    /// Returns the next order.
+    ///
+    /// Loses nothing when it is cancelled: the bytes of an incomplete message stay in `self`.
     pub(crate) async fn receive(&mut self) -> Result<Order, ControlError> {
         let mut chunk = [0; CHUNK_BYTES];
         loop {
+            // One read can contain several messages, so the buffer is tried before the next read.
             if let Some(message) = self.frames.next_message::<ShimMessage>()? {
                 return order(message);
             }
@@ -130,7 +137,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Control<S> {
     }
 }
 
+/// Converts a message of the protocol to an order.
 fn order(message: ShimMessage) -> Result<Order, ControlError> {
+    // A decoder of protobuf skips unknown fields, so a message of an unknown kind is empty.
     match message.message.ok_or(ControlError::Unknown)? {
         shim_message::Message::Stop(stop) => Ok(Order::Stop { signal: stop.signal }),
         shim_message::Message::Kill(_) => Ok(Order::Kill),

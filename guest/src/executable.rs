@@ -1,4 +1,4 @@
-//! Finds the workload's program, and explains why one could not be executed.
+//! Finds the executable of the workload, and turns an error of `execve(2)` into one with a cause.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -12,35 +12,37 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::unistd::{AccessFlags, access};
 
-/// Where programs are looked for if the environment does not say: Docker's default.
+/// The search path of a workload whose environment has no PATH, the same as Docker's.
 pub(crate) const DEFAULT_PATH: &str =
     "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// How much of a script's first line the kernel reads (`BINPRM_BUF_SIZE`).
+/// Number of bytes that the kernel reads of a script's first line (`BINPRM_BUF_SIZE`).
 const SHEBANG_BYTES: usize = 256;
 
-/// Longest path of an interpreter that is read (`PATH_MAX`).
+/// Maximum length of an interpreter's path in bytes (`PATH_MAX`).
 const INTERPRETER_BYTES: u64 = 4096;
 
-/// Program headers that are looked at; real programs have about a dozen.
+/// Maximum number of program headers that are read. Usual executables have about a dozen, but a
+/// file of a hostile image can announce 65535.
 const MAX_HEADERS: u16 = 64;
 
-/// Why a program cannot be executed.
+/// The reason why a program cannot be executed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ExecutableError {
-    /// Not in any directory of the search path.
+    /// No directory of the search path contains the program. The error does not contain PATH,
+    /// because values of the environment can be secret.
     #[error("program `{name}` not found in PATH")]
     NotInPath {
-        /// As given.
+        /// The name as the config has it.
         name: String,
     },
-    /// No such file.
+    /// The file does not exist.
     #[error("program `{path}` does not exist", path = path.display())]
     Missing {
         /// The program.
         path: PathBuf,
     },
-    /// The file exists, and what it names as its interpreter does not.
+    /// The file exists, but not its interpreter.
     #[error(
         "interpreter `{interpreter}` of program `{path}` does not exist",
         interpreter = interpreter.display(), path = path.display()
@@ -48,10 +50,10 @@ pub(crate) enum ExecutableError {
     MissingInterpreter {
         /// The program.
         path: PathBuf,
-        /// What it needs.
+        /// The interpreter that the file names.
         interpreter: PathBuf,
     },
-    /// Neither a program for this machine nor a script that names its interpreter.
+    /// The file is neither an executable for this architecture nor a script with an interpreter.
     #[error(
         "program `{path}`: found neither an executable for this machine nor a script with `#!`",
         path = path.display()
@@ -60,24 +62,24 @@ pub(crate) enum ExecutableError {
         /// The program.
         path: PathBuf,
     },
-    /// A directory.
+    /// The file is a directory.
     #[error("program `{path}`: found a directory", path = path.display())]
     Directory {
         /// The program.
         path: PathBuf,
     },
-    /// Anything else.
+    /// Any other error, for example a missing permission.
     #[error("program `{path}` cannot be executed", path = path.display())]
     NotExecutable {
         /// The program.
         path: PathBuf,
-        /// What the kernel said.
+        /// Error of the kernel.
         source: io::Error,
     },
 }
 
 impl ExecutableError {
-    /// The kind of failure that the shim is told.
+    /// Returns the kind of failure for `StartFailed`.
     pub(crate) fn reason(&self) -> StartFailure {
         match self {
             Self::NotInPath { .. } | Self::Missing { .. } | Self::MissingInterpreter { .. } => {
@@ -90,11 +92,15 @@ impl ExecutableError {
     }
 }
 
-/// The path to execute: a name without a slash is looked up in `search`.
+/// Returns the path of the executable. Looks up a name without a slash in `search`, a list of
+/// directories in the form of PATH.
 ///
-/// The first executable file wins, as in a shell; a file that is not executable is only an
-/// error if no other is found.
+/// The first executable file is taken, as in a shell. A file without execute permission is an error
+/// only if no executable one follows.
+///
+/// A name with a slash is returned as it is, and may not exist. `execve(2)` reports that.
 pub(crate) fn find(name: &str, search: &OsStr, cwd: &Path) -> Result<PathBuf, ExecutableError> {
+    // No file has an empty name, so there is nothing to look up.
     if name.is_empty() {
         return Err(ExecutableError::NotInPath { name: String::new() });
     }
@@ -103,7 +109,8 @@ pub(crate) fn find(name: &str, search: &OsStr, cwd: &Path) -> Result<PathBuf, Ex
     }
     let mut found = None;
     for directory in search.as_bytes().split(|byte| *byte == b':') {
-        // An empty or relative entry is relative to the working directory.
+        // An empty or relative entry is relative to the working directory (POSIX, section 8.3). PID
+        // 1 has another one, so the path is made absolute here.
         let path = cwd.join(OsStr::from_bytes(directory)).join(name);
         match path.metadata() {
             Ok(metadata) if metadata.is_file() => {}
@@ -111,6 +118,7 @@ pub(crate) fn find(name: &str, search: &OsStr, cwd: &Path) -> Result<PathBuf, Ex
         }
         match access(&path, AccessFlags::X_OK) {
             Ok(()) => return Ok(path),
+            // The first error is kept, for the file that a shell would report.
             Err(errno) => found = found.or(Some((path, errno))),
         }
     }
@@ -120,24 +128,29 @@ pub(crate) fn find(name: &str, search: &OsStr, cwd: &Path) -> Result<PathBuf, Ex
     })
 }
 
-/// Explains what `execve` said.
+/// Returns the cause of an error of `execve(2)`. The file is examined after the fact. If another
+/// process changes it meanwhile, the cause can be wrong, but the kind of failure is from `errno`.
 pub(crate) fn explain(program: &Path, cwd: &Path, errno: Errno) -> ExecutableError {
     let path = cwd.join(program);
     match errno {
+        // execve(2) reports ENOENT for a missing file and for a missing interpreter alike.
         Errno::ENOENT => match interpreter(&path) {
             Some(interpreter) => ExecutableError::MissingInterpreter { path, interpreter },
             None => ExecutableError::Missing { path },
         },
         Errno::ENOTDIR => ExecutableError::Missing { path },
         Errno::ENOEXEC => ExecutableError::Format { path },
+        // execve(2) reports EACCES for a directory, as for a file without permission.
         _ if path.is_dir() => ExecutableError::Directory { path },
         _ => ExecutableError::NotExecutable { path, source: errno.into() },
     }
 }
 
-/// The interpreter that an existing program names, if it names one.
+/// Returns the interpreter that the file at `path` names. Returns `None` if the file does not
+/// exist, names no interpreter, or cannot be parsed.
 fn interpreter(path: &Path) -> Option<PathBuf> {
     let mut options = std::fs::OpenOptions::new();
+    // O_NONBLOCK, because the open of a FIFO would wait for a writer.
     let mut file = options.read(true).custom_flags(libc::O_NONBLOCK).open(path).ok()?;
     if !file.metadata().ok()?.is_file() {
         return None;
@@ -151,23 +164,32 @@ fn interpreter(path: &Path) -> Option<PathBuf> {
     Some(PathBuf::from(OsStr::from_bytes(&name)))
 }
 
+/// Returns the interpreter of a script from the start of the file, without `#!`. An argument may
+/// follow it in the line (`execve(2)`).
 fn shebang(line: &[u8]) -> Option<&[u8]> {
     let line = line.split(|byte| *byte == b'\n').next()?.trim_ascii();
     line.split(|byte| matches!(byte, b' ' | b'\t')).next().filter(|name| !name.is_empty())
 }
 
-/// `PT_INTERP` of a little-endian 64-bit ELF file.
+/// Returns the path in the `PT_INTERP` header of a little-endian 64-bit ELF file (`elf(5)`).
+/// `header` is the start of the file.
+///
+/// No number in the file is trusted: counts and lengths are bounded, and offsets are checked.
 fn elf_interpreter(file: &mut File, header: &[u8]) -> Option<Vec<u8>> {
     const PT_INTERP: u32 = 3;
+    /// Size of `Elf64_Phdr`.
     const HEADER_BYTES: u64 = 56;
+    // The bytes after the magic number are ELFCLASS64 and ELFDATA2LSB.
     if !header.starts_with(b"\x7fELF\x02\x01") {
         return None;
     }
+    // `e_phoff` and `e_phnum`.
     let table = u64::from_le_bytes(field(header, 32)?);
     let count = u16::from_le_bytes(field(header, 56)?).min(MAX_HEADERS);
     for index in 0..u64::from(count) {
         let entry = read_at(file, table.checked_add(index * HEADER_BYTES)?, HEADER_BYTES)?;
         if u32::from_le_bytes(field(&entry, 0)?) == PT_INTERP {
+            // `p_offset` and `p_filesz`.
             let offset = u64::from_le_bytes(field(&entry, 8)?);
             let length = u64::from_le_bytes(field(&entry, 32)?).min(INTERPRETER_BYTES);
             let name = read_at(file, offset, length)?;
@@ -177,10 +199,12 @@ fn elf_interpreter(file: &mut File, header: &[u8]) -> Option<Vec<u8>> {
     None
 }
 
+/// Returns `N` bytes at `offset`, or `None` if they are not there.
 fn field<const N: usize>(bytes: &[u8], offset: usize) -> Option<[u8; N]> {
     bytes.get(offset..)?.first_chunk().copied()
 }
 
+/// Reads up to `length` bytes at `offset`.
 fn read_at(file: &mut File, offset: u64, length: u64) -> Option<Vec<u8>> {
     file.seek(SeekFrom::Start(offset)).ok()?;
     let mut bytes = Vec::new();
@@ -195,30 +219,30 @@ mod tests {
 
     use super::*;
 
-    fn file(path: &Path, content: &[u8], mode: u32) {
+    fn write_file(path: &Path, content: &[u8], mode: u32) {
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(path, content).unwrap();
         std::fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
     }
 
     #[test]
-    fn the_first_executable_file_of_the_path_wins() {
+    fn finds_the_first_executable_file_in_the_search_path() {
         let directory = tempfile::tempdir().unwrap();
         let root = directory.path();
         std::fs::create_dir_all(root.join("a/tool")).unwrap();
-        file(&root.join("b/tool"), b"", 0o644);
-        file(&root.join("c/tool"), b"", 0o755);
-        file(&root.join("d/tool"), b"", 0o755);
+        write_file(&root.join("b/tool"), b"", 0o644);
+        write_file(&root.join("c/tool"), b"", 0o755);
+        write_file(&root.join("d/tool"), b"", 0o755);
         let search = ["a", "b", "c", "d"].map(|name| root.join(name).display().to_string());
         let found = find("tool", OsStr::new(&search.join(":")), Path::new("/")).unwrap();
         assert_eq!(found, root.join("c/tool"));
     }
 
     #[test]
-    fn relative_and_empty_entries_are_relative_to_the_working_directory() {
+    fn resolves_relative_and_empty_entries_in_the_working_directory() {
         let directory = tempfile::tempdir().unwrap();
-        file(&directory.path().join("here"), b"", 0o755);
-        file(&directory.path().join("bin/there"), b"", 0o755);
+        write_file(&directory.path().join("here"), b"", 0o755);
+        write_file(&directory.path().join("bin/there"), b"", 0o755);
         let search = OsStr::new("/nowhere::bin");
         assert_eq!(find("here", search, directory.path()).unwrap(), directory.path().join("here"));
         assert_eq!(
@@ -228,26 +252,29 @@ mod tests {
     }
 
     #[test]
-    fn a_name_with_a_slash_is_not_looked_up() {
+    fn does_not_look_up_a_name_with_a_slash() {
         let found = find("./tool", OsStr::new("/bin"), Path::new("/")).unwrap();
         assert_eq!(found, Path::new("./tool"));
     }
 
     #[test]
-    fn a_name_found_only_without_permission_is_not_executable() {
+    fn reports_a_file_without_permission_as_not_executable_and_a_missing_one_as_not_found() {
         let directory = tempfile::tempdir().unwrap();
-        file(&directory.path().join("tool"), b"", 0o644);
+        write_file(&directory.path().join("tool"), b"", 0o644);
         let error = find("tool", directory.path().as_os_str(), Path::new("/")).unwrap_err();
         assert_eq!(error.reason(), StartFailure::NotExecutable);
         let error = find("ghost", directory.path().as_os_str(), Path::new("/")).unwrap_err();
         assert_eq!(error.reason(), StartFailure::NotFound);
-        assert!(!error.to_string().contains(directory.path().to_str().unwrap()), "PATH is secret");
+        assert!(
+            !error.to_string().contains(directory.path().to_str().unwrap()),
+            "the error contains PATH"
+        );
         let error = find("", directory.path().as_os_str(), Path::new("/")).unwrap_err();
         assert_eq!(error.reason(), StartFailure::NotFound);
     }
 
     #[test]
-    fn interpreters_are_read_from_scripts_and_executables() {
+    fn reads_the_interpreter_of_a_script_or_executable() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("x");
         let cases: [(&[u8], Option<&str>); 7] = [
@@ -260,7 +287,7 @@ mod tests {
             (b"\x7fELF\x01\x01", None),
         ];
         for (content, expected) in cases {
-            file(&path, content, 0o755);
+            write_file(&path, content, 0o755);
             assert_eq!(interpreter(&path).as_deref(), expected.map(Path::new), "{content:?}");
         }
         let loader = interpreter(Path::new("/proc/self/exe")).unwrap();
@@ -268,12 +295,12 @@ mod tests {
     }
 
     #[test]
-    fn a_hostile_executable_costs_nothing() {
+    fn finds_no_interpreter_in_an_elf_file_with_offsets_beyond_its_end() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("x");
         let mut header = vec![0xff; 128];
         header[..6].copy_from_slice(b"\x7fELF\x02\x01");
-        file(&path, &header, 0o755);
+        write_file(&path, &header, 0o755);
         assert_eq!(interpreter(&path), None);
     }
 }

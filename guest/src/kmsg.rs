@@ -1,7 +1,9 @@
-//! The few lines that PID 1 logs: to the kernel's log, which reaches the shim over hvc0.
+//! Logs lines of the guest program to the guest kernel's log. The kernel prints them to the console
+//! `hvc0`, from which the shim reads them.
 //!
-//! Never arguments, environment or anything else of the workload. Silent outside a box,
-//! so that tests do not write to the log of the machine they run on.
+//! A line never contains arguments, environment or output of the workload, which can be secret. If
+//! this process is not PID 1, nothing is logged, so that tests do not write to the kernel's log of
+//! the host.
 
 use std::error::Error;
 use std::fs::OpenOptions;
@@ -11,10 +13,12 @@ use std::os::unix::fs::OpenOptionsExt;
 use nix::libc;
 use nix::unistd::Pid;
 
-/// Severity `err`: the kernel's command line says `quiet`, which hides all above it.
+/// Prefix of a record with the severity `err`. The kernel's command line contains `quiet`, which
+/// keeps less severe records from the console.
 const PRIORITY: &str = "<3>";
 
-/// Longest line; the kernel cuts a record at about 1 KiB (`PRINTKRB_RECORD_MAX`).
+/// Maximum length of a line in bytes. The kernel cuts a record at about 1 KiB
+/// (`PRINTKRB_RECORD_MAX`).
 const LINE_BYTES: usize = 900;
 
 /// Logs one line.
@@ -23,22 +27,24 @@ pub(crate) fn line(text: &str) {
         return;
     }
     let text = &text[..text.floor_char_boundary(LINE_BYTES)];
+    // Opened for each line: lines are rare, and the file exists only after devtmpfs is mounted.
     let kmsg = OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open("/dev/kmsg");
     let written = match kmsg {
         Ok(mut kmsg) => kmsg.write_all(format!("{PRIORITY}a3s-box-guest: {text}\n").as_bytes()),
-        // Before devtmpfs is mounted: the console that the kernel opened for PID 1.
+        // Before devtmpfs is mounted, standard error is the console, which the kernel has opened
+        // for PID 1.
         Err(_) => std::io::stderr().write_all(format!("a3s-box-guest: {text}\r\n").as_bytes()),
     };
-    // A log that cannot be written has nowhere to say so.
+    // There is no other place to report that the log cannot be written.
     drop(written);
 }
 
-/// Logs an error with its causes.
+/// Logs an error with its causes in one line.
 pub(crate) fn error(error: &dyn Error) {
     line(&chain(error));
 }
 
-/// The error and its causes, as one line.
+/// Returns the error and its causes as one line, separated by colons.
 pub(crate) fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -59,7 +65,7 @@ mod tests {
     struct Outer(#[source] std::io::Error);
 
     #[test]
-    fn an_error_is_told_with_its_causes() {
+    fn joins_an_error_and_its_causes() {
         assert_eq!(chain(&Outer(std::io::Error::other("inner"))), "outer: inner");
     }
 }

@@ -1,7 +1,7 @@
-//! Starts the workload, and learns whether it became its program.
+//! Starts the workload and reports whether its program was executed.
 //!
-//! The child holds one end of a pipe that `execve` closes: end of file means that the
-//! program runs, a [`Failure`] says why it does not.
+//! The child has the writing end of a pipe, which `execve(2)` closes. The parent reads either end
+//! of file, after which the program runs, or a [`Failure`].
 
 use std::ffi::OsStr;
 use std::fs::OpenOptions;
@@ -20,35 +20,36 @@ use tokio::net::unix::pipe;
 use tokio::time::timeout;
 
 use crate::executable::{self, ExecutableError};
-use crate::syscall::{self, Descriptors, Failure, Image, Step};
+use crate::syscall::{self, Command, Descriptors, Failure, Step};
 
-/// How long the kernel may take to load a program: it reads it from the host's file system.
+/// Maximum time for `execve(2)`. It reads the program from a file system of the host, which can be
+/// slow or hang.
 const EXEC_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Why the workload does not run.
+/// The reason why the workload does not run.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LaunchError {
-    /// Pipes, `/dev/null` or `fork`.
+    /// A pipe, `/dev/null` or `fork(2)` failed, or the report of the child is malformed.
     #[error("cannot start a process")]
     Process(#[source] io::Error),
-    /// The child neither became its program nor said why.
+    /// `execve(2)` did not finish within [`EXEC_TIMEOUT`].
     #[error("the workload's program was not loaded in {EXEC_TIMEOUT:?}")]
     Timeout,
-    /// The child could not be made what the config asks for.
+    /// A step before `execve(2)` failed in the child.
     #[error("cannot set {what} of the workload")]
     Setup {
-        /// What was to be set.
+        /// The property that was to be set.
         what: String,
-        /// What the kernel said.
+        /// Error of the kernel.
         source: io::Error,
     },
-    /// The program cannot be executed.
+    /// `execve(2)` failed.
     #[error(transparent)]
     Program(#[from] ExecutableError),
 }
 
 impl LaunchError {
-    /// The kind of failure that the shim is told.
+    /// Returns the kind of failure for `StartFailed`.
     pub(crate) fn reason(&self) -> StartFailure {
         match self {
             Self::Program(error) => error.reason(),
@@ -57,19 +58,21 @@ impl LaunchError {
     }
 }
 
-/// A running workload.
+/// A workload that has started.
 #[derive(Debug)]
 pub(crate) struct Launched {
-    /// Its process, not reaped yet.
+    /// PID of the process, which has not been reaped.
     pub(crate) pid: pid_t,
-    /// What it writes.
+    /// Reading end of its standard output.
     pub(crate) stdout: pipe::Receiver,
-    /// What it writes as errors.
+    /// Reading end of its standard error.
     pub(crate) stderr: pipe::Receiver,
 }
 
-/// Starts a process that becomes the image. Ends when it did, or cannot.
-pub(crate) async fn launch(image: &Image) -> Result<Launched, LaunchError> {
+/// Starts a process and waits until it has executed the command or has failed to do so.
+///
+/// A child that failed is left for [`Children`](crate::children::Children) to reap.
+pub(crate) async fn launch(command: &Command) -> Result<Launched, LaunchError> {
     let (stdout, stdout_child) = pipe().map_err(LaunchError::Process)?;
     let (stderr, stderr_child) = pipe().map_err(LaunchError::Process)?;
     let (report, report_child) = pipe().map_err(LaunchError::Process)?;
@@ -80,39 +83,49 @@ pub(crate) async fn launch(image: &Image) -> Result<Launched, LaunchError> {
         stderr: stderr_child.as_fd(),
         report: report_child.as_fd(),
     };
-    if let Some(credentials) = &image.credentials {
-        // Or the workload could not open its own /dev/stdout: that needs the pipe's owner.
+    if let Some(credentials) = &command.credentials {
+        // Programs open `/dev/stdout`, which leads to the pipe by `/proc/self/fd/1`. The kernel
+        // then checks the permissions of the pipe, and only its owner has any.
         for end in [&stdout_child, &stderr_child] {
             fchown(end, Some(Uid::from_raw(credentials.uid)), None)
                 .map_err(|errno| LaunchError::Process(errno.into()))?;
         }
     }
-    let pid = syscall::spawn(image, descriptors).map_err(LaunchError::Process)?;
-    // Only the child may hold these now, or there would never be an end of file.
+    let pid = syscall::spawn(command, descriptors).map_err(LaunchError::Process)?;
+    // A pipe reports end of file only when all its writing ends are closed. This process must close
+    // its copies, so that only the child and its descendants hold any.
     drop((stdout_child, stderr_child, report_child));
     match timeout(EXEC_TIMEOUT, read_report(report)).await {
         Ok(Ok(None)) => Ok(Launched { pid, stdout, stderr }),
-        Ok(Ok(Some(failure))) => Err(explain(image, failure)),
+        Ok(Ok(Some(failure))) => Err(explain(command, failure)),
         Ok(Err(source)) => Err(LaunchError::Process(source)),
         Err(_) => {
-            // It cannot have been reaped: that is done later, by another part.
+            // The PID still belongs to the child: nothing reaps while this function runs. An error
+            // is ignored, because the box ends anyway.
             drop(syscall::send_signal(pid, libc::SIGKILL));
             Err(LaunchError::Timeout)
         }
     }
 }
 
-/// A pipe: our end is not blocking, the child's is. `execve` closes both.
+/// Creates a pipe with its reading end for this process and its writing end for the child.
+///
+/// Only the reading end is non-blocking, because programs expect that their output blocks. Both
+/// ends have the flag `FD_CLOEXEC`: the child copies those that its program needs.
 fn pipe() -> io::Result<(pipe::Receiver, OwnedFd)> {
     let (ours, child) = pipe2(OFlag::O_CLOEXEC)?;
     if !syscall::is_above_standard(&child) {
+        // `syscall::spawn` requires it.
         return Err(io::Error::other("descriptors 0, 1 and 2 are not open"));
     }
     Ok((pipe::Receiver::from_owned_fd(ours)?, child))
 }
 
+/// Reads the report of a child until end of file. Returns `None` if the child has executed its
+/// program.
 async fn read_report(mut report: pipe::Receiver) -> io::Result<Option<Failure>> {
-    // One byte more than a failure, so that a longer report is seen as none.
+    // The limit is one byte more than a failure, so that a report that is too long has a length
+    // that `decode` refuses.
     let mut bytes = Vec::with_capacity(Failure::BYTES + 1);
     (&mut report).take(Failure::BYTES as u64 + 1).read_to_end(&mut bytes).await?;
     if bytes.is_empty() {
@@ -121,24 +134,26 @@ async fn read_report(mut report: pipe::Receiver) -> io::Result<Option<Failure>> 
     Failure::decode(&bytes).map(Some).ok_or_else(|| io::Error::other("malformed report"))
 }
 
-fn explain(image: &Image, failure: Failure) -> LaunchError {
-    let cwd = Path::new(OsStr::from_bytes(image.cwd.to_bytes()));
+/// Makes an error with the names of the config from a failure of the child.
+fn explain(command: &Command, failure: Failure) -> LaunchError {
+    let cwd = Path::new(OsStr::from_bytes(command.cwd.to_bytes()));
     let what = match failure.step {
         Step::Execute => {
-            let program = Path::new(OsStr::from_bytes(image.program.to_bytes()));
+            let program = Path::new(OsStr::from_bytes(command.program.to_bytes()));
             return executable::explain(program, cwd, failure.errno).into();
         }
         Step::Session => "the session".to_owned(),
         Step::Descriptors => "the standard streams".to_owned(),
-        Step::Limit => limit_text(image, failure.index),
+        Step::Limit => limit_text(command, failure.index),
         Step::Credentials => "the user and groups".to_owned(),
         Step::WorkingDirectory => format!("the working directory `{}`", cwd.display()),
     };
     LaunchError::Setup { what, source: failure.errno.into() }
 }
 
-fn limit_text(image: &Image, index: u8) -> String {
-    match image.limits.get(usize::from(index)) {
+/// Returns the text for the limit at `index`. The index comes from the child, and may not exist.
+fn limit_text(command: &Command, index: u8) -> String {
+    match command.limits.get(usize::from(index)) {
         Some(limit) => {
             format!("rlimit {} to {} and {}", limit.resource, limit.soft, limit.hard)
         }

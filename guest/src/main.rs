@@ -1,21 +1,23 @@
-//! PID 1 of a box: prepares the guest, runs the workload, reports to the shim, reboots.
+//! The guest program, PID 1 of a box: sets up the guest, runs the workload, reports to the shim and
+//! reboots.
 //!
-//! One static program over whatever root file system the box has, an empty one included.
-//! Nothing of the image is needed, and nothing in it is trusted. The phases:
+//! It is a static executable, which needs no file of the image. The root file system can be empty.
+//! Files of the image are not trusted. The phases:
 //!
 //! ```text
 //! connect control ─► Hello ─► config ─► mounts ─► agent and notify socket listen ─► workload
 //!                                                                                      │
-//!   ┌── Exited ◄── Notified, as often as the workload says something new ◄── Started ◄───┘
+//!   ┌── Exited ◄── Notified, when the workload sends notifications ◄──── Started ◄───────┘
 //!   │
 //!   └──► kill the rest ─► Drained ─► Acknowledged ─► reboot
 //! ```
 //!
 //! # Invariants
 //!
-//! PID 1 never returns from `main`: the kernel would panic. Every end is a reboot, because
-//! x86 guests without ACPI hang on power-off. Only [`children`] calls `waitpid`. Only
-//! [`syscall`] has `unsafe`.
+//! - PID 1 never returns from `main`, because the kernel panics when PID 1 ends.
+//! - Every end is a reboot, because an x86 guest without ACPI hangs on a power-off.
+//! - Only [`children`] reaps children.
+//! - Only [`syscall`] contains `unsafe` code.
 
 mod account;
 mod agent;
@@ -25,7 +27,7 @@ mod control;
 mod executable;
 mod kmsg;
 mod launch;
-mod life;
+mod lifecycle;
 mod machine;
 mod metrics;
 mod mounts;
@@ -46,32 +48,35 @@ use nix::sys::stat::{Mode, umask};
 use nix::unistd::Pid;
 use tokio::runtime::Builder;
 
-use crate::life::LifeError;
+use crate::lifecycle::LifecycleError;
 use crate::machine::Guest;
 
 fn main() -> ExitCode {
     let started = Instant::now();
     if Pid::this().as_raw() != 1 {
-        // A failed write leaves the exit status, which says the same.
+        // If the write fails, the exit status still reports the failure.
         drop(writeln!(std::io::stderr(), "a3s-box-guest: only runs as PID 1 of a box"));
         return ExitCode::FAILURE;
     }
+    // The workload inherits this mask, 0022, which is the default of container engines.
     umask(Mode::S_IWGRP | Mode::S_IWOTH);
-    let code = live(started).unwrap_or_else(|error| {
+    let code = run(started).unwrap_or_else(|error| {
         kmsg::error(&error);
         power::EXIT_CODE_FAILURE
     });
     power::reboot(code)
 }
 
-/// Runs the box until its end, and says with which code.
-fn live(started: Instant) -> Result<u8, LifeError> {
-    let runtime = Builder::new_current_thread().enable_all().build().map_err(LifeError::Runtime)?;
+/// Runs the box until it ends and returns the exit code for `reboot(2)`.
+fn run(started: Instant) -> Result<u8, LifecycleError> {
+    // One thread is enough, because all tasks wait most of the time.
+    let runtime =
+        Builder::new_current_thread().enable_all().build().map_err(LifecycleError::Runtime)?;
     let code = runtime.block_on(async {
         let mut control = control::connect().await?;
-        life::run(&mut control, &mut Guest::new(started)).await
+        lifecycle::run(&mut control, &mut Guest::new(started)).await
     });
-    // Dropping the runtime could wait for a blocked task; the reboot does not.
+    // A drop of the runtime would wait for tasks that block, and would delay the reboot.
     runtime.shutdown_background();
     code
 }

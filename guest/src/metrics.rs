@@ -1,7 +1,8 @@
-//! What the guest takes of its machine, as its kernel says it in `/proc` (proc(5)).
+//! Reads the memory usage and the load of the guest from `/proc` (`proc(5)`).
 //!
-//! The files are opened before the workload runs and read only when someone asks. A workload that is
-//! root may mount anything over their names, a pipe that never answers included; PID 1 would wait for it.
+//! The files are opened before the workload starts, and read at each request. A workload that runs
+//! as root can mount anything over their paths, for example a FIFO, at whose open PID 1 would
+//! block.
 
 use std::fs::File;
 use std::io;
@@ -10,11 +11,11 @@ use std::path::{Path, PathBuf};
 
 use a3s_box_proto::agent::MetricsResponse;
 
-/// How much is read of a file: what is looked for in `meminfo` is in its first three lines, and
-/// `loadavg` has one.
+/// Number of bytes that are read of a file. The fields of `meminfo` are in its first three lines,
+/// and `loadavg` has one line.
 const FILE_BYTES: usize = 4096;
 
-/// Why there are no figures.
+/// The reason why there are no values.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum MetricsError {
     /// The file cannot be opened or read.
@@ -22,34 +23,36 @@ pub(crate) enum MetricsError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the kernel said.
+        /// Error of the kernel.
         source: io::Error,
     },
-    /// The file does not say it, or not as a number.
+    /// The file does not contain the field, or its value cannot be parsed.
     #[error("`{file}` of the guest: found no usable {field}")]
     Missing {
         /// Name of the file in `/proc`.
         file: &'static str,
-        /// What was looked for.
+        /// The missing field.
         field: &'static str,
     },
 }
 
-/// Where the figures come from.
+/// The open files.
 #[derive(Debug)]
 pub(crate) struct Metrics {
+    /// For errors only: the files are not opened again.
     directory: PathBuf,
     meminfo: File,
     loadavg: File,
 }
 
 impl Metrics {
-    /// Opens the files in `directory`, which is `/proc`.
+    /// Opens the files in `directory`, which is `/proc` except in tests.
     pub(crate) fn open(directory: &Path) -> Result<Self, MetricsError> {
         let open = |name: &str| {
             let path = directory.join(name);
             File::open(&path).map_err(|source| MetricsError::Read { path, source })
         };
+        // A missing file is thereby reported before the workload starts, and not at a request.
         Ok(Self {
             directory: directory.to_path_buf(),
             meminfo: open(Memory::FILE)?,
@@ -57,7 +60,7 @@ impl Metrics {
         })
     }
 
-    /// The figures of this moment.
+    /// Returns the current values.
     pub(crate) fn read(&self) -> Result<MetricsResponse, MetricsError> {
         let memory = Memory::parse(&self.text(&self.meminfo, Memory::FILE)?)?;
         let load = Load::parse(&self.text(&self.loadavg, Load::FILE)?)?;
@@ -72,16 +75,20 @@ impl Metrics {
         })
     }
 
+    /// Returns the current content of a file, at most [`FILE_BYTES`].
     fn text(&self, file: &File, name: &str) -> Result<String, MetricsError> {
         let mut bytes = [0; FILE_BYTES];
-        // From its start, where the kernel makes the text anew.
+        // A read at offset 0 makes the kernel generate the text again.
         let length = file
             .read_at(&mut bytes, 0)
             .map_err(|source| MetricsError::Read { path: self.directory.join(name), source })?;
+        // The end of the buffer can cut a character. That does not matter to the lines that are
+        // needed, which come first.
         Ok(String::from_utf8_lossy(&bytes[..length]).into_owned())
     }
 }
 
+/// Values of `meminfo`.
 #[derive(Debug, PartialEq, Eq)]
 struct Memory {
     total_kib: u64,
@@ -96,7 +103,7 @@ impl Memory {
     }
 }
 
-/// The value of a line like `MemTotal:        1024 kB`. The kernel's kB is a KiB.
+/// Returns the value of a line like `MemTotal:        1024 kB`. The kernel's unit `kB` is a KiB.
 fn kib(text: &str, field: &'static str) -> Result<u64, MetricsError> {
     text.lines()
         .find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))
@@ -104,16 +111,20 @@ fn kib(text: &str, field: &'static str) -> Result<u64, MetricsError> {
         .ok_or(MetricsError::Missing { file: Memory::FILE, field })
 }
 
+/// Values of `loadavg`.
 #[derive(Debug, PartialEq)]
 struct Load {
+    /// Averages of 1, 5 and 15 minutes.
     averages: [f64; 3],
+    /// Number of existing processes and threads.
     processes: u32,
 }
 
 impl Load {
     const FILE: &'static str = "loadavg";
 
-    /// Reads `0.20 0.18 0.12 1/80 11206`: averages, runnable of all, the newest pid.
+    /// Parses a line like `0.20 0.18 0.12 1/80 11206`: the averages, the number of runnable threads
+    /// and of all threads, and the PID of the newest process.
     fn parse(text: &str) -> Result<Self, MetricsError> {
         let missing = |field| MetricsError::Missing { file: Self::FILE, field };
         let mut words = text.split_ascii_whitespace();
@@ -122,6 +133,7 @@ impl Load {
             *average = words
                 .next()
                 .and_then(|word| word.parse().ok())
+                // Rust also parses `inf` and `nan`, which are no load.
                 .filter(|average: &f64| average.is_finite() && *average >= 0.0)
                 .ok_or(missing("averages"))?;
         }
@@ -138,7 +150,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn figures_are_the_kernels_own() {
+    fn reads_plausible_values_from_proc() {
         let metrics = Metrics::open(Path::new("/proc")).unwrap();
         for _ in 0..2 {
             let found = metrics.read().unwrap();
@@ -152,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn figures_are_read_when_asked_from_the_files_of_the_start() {
+    fn reads_current_values_from_the_files_that_were_opened_first() {
         let directory = tempfile::tempdir().unwrap();
         let write = |available: u32| {
             let text = format!("MemTotal: 9 kB\nMemAvailable: {available} kB\n");
@@ -177,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_missing_is_named() {
+    fn names_a_missing_file() {
         let directory = tempfile::tempdir().unwrap();
         let message = Metrics::open(directory.path()).unwrap_err().to_string();
         assert!(message.contains("/meminfo`"), "{message}");
@@ -187,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_taken_from_its_two_lines() {
+    fn parses_the_two_lines_of_meminfo() {
         let text =
             "MemTotal:       24684092 kB\nMemFree: 3 kB\nMemAvailable:   23991084 kB\nX: 1\n";
         let expected = Memory { total_kib: 24_684_092, available_kib: 23_991_084 };
@@ -198,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_that_is_not_said_is_named() {
+    fn names_a_missing_or_malformed_field_of_meminfo() {
         let cases = [
             ("", "MemTotal"),
             ("MemAvailable: 1 kB", "MemTotal"),
@@ -222,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn load_is_three_averages_and_the_number_after_the_slash() {
+    fn parses_three_averages_and_the_number_after_the_slash() {
         let expected = Load { averages: [0.2, 0.18, 10.12], processes: 80 };
         for text in
             ["0.20 0.18 10.12 1/80 11206\n", "0.2 0.18 10.12 1/80", " .2\t0.18 10.12\n9/80 "]
@@ -232,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn load_that_is_not_said_is_named() {
+    fn names_a_missing_or_malformed_field_of_loadavg() {
         let cases = [
             ("", "averages"),
             ("0.1 0.1", "averages"),

@@ -1,8 +1,9 @@
-//! What is mounted in the guest: the standard file systems, then those of the config.
+//! Mounts the file systems of the guest: the standard ones first, then those of the config.
 //!
-//! A target in an image may be anything. A required one that is no directory is an error
-//! that says so; `/run` and `/tmp` get a tmpfs only where the image has nothing there,
-//! because images ship directories in them (`/run/mysqld`) that their programs expect.
+//! An image can have any kind of file at a mount point. A mount point of a required file system
+//! that is not a directory is an error. `/run` and `/tmp` get a tmpfs only if they are missing or
+//! empty in the image: images ship directories there (`/run/mysqld`) that their programs need, and
+//! a mount would hide them.
 
 use std::fs::DirBuilder;
 use std::io;
@@ -13,10 +14,10 @@ use a3s_box_proto::control::{Mount, mount};
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount as mount_kernel};
 
-/// Mode of a target that was missing.
+/// Mode of a mount point that was missing.
 const TARGET_MODE: u32 = 0o755;
 
-/// Why something is not mounted.
+/// The reason why a file system is not mounted.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum MountError {
     /// The target is not a directory.
@@ -24,57 +25,58 @@ pub(crate) enum MountError {
     NotADirectory {
         /// The target.
         path: PathBuf,
-        /// What is there.
+        /// The kind of file that is there.
         found: &'static str,
     },
-    /// The target cannot be looked at or made.
+    /// The target cannot be examined or created.
     #[error("cannot make mount target `{path}`", path = path.display())]
     MakeTarget {
         /// The target.
         path: PathBuf,
-        /// What the kernel said.
+        /// Error of the kernel.
         source: io::Error,
     },
-    /// The kernel refused.
+    /// `mount(2)` failed.
     #[error("cannot mount {what} at `{path}`", path = path.display())]
     Mount {
-        /// Type of file system, or the device.
+        /// Type of the file system, with the tag of the device if it has one.
         what: String,
         /// The target.
         path: PathBuf,
-        /// What the kernel said.
+        /// Error of the kernel.
         source: Errno,
     },
-    /// A mount of the config that makes no sense.
+    /// The target of a mount in the config is relative, or is the root itself.
     #[error("mount target `{found}`: expected an absolute path below `/`")]
     BadTarget {
-        /// As given.
+        /// The target as the config has it.
         found: String,
     },
-    /// A mount of the config without content.
+    /// A mount in the config has no source, or one of a kind that this version does not implement.
     #[error("mount target `{target}`: found no source, expected virtiofs or tmpfs")]
     NoSource {
-        /// As given.
+        /// The target as the config has it.
         target: String,
     },
-    /// A link in `/dev` cannot be made.
+    /// A symbolic link in `/dev` cannot be created.
     #[error("cannot link `{path}`", path = path.display())]
     Link {
         /// The link.
         path: PathBuf,
-        /// What the kernel said.
+        /// Error of the kernel.
         source: io::Error,
     },
 }
 
-/// When a standard file system is mounted.
+/// The condition for a standard mount.
 #[derive(Clone, Copy)]
 enum When {
     Always,
-    /// The target is missing, or an empty directory.
+    /// Only if the target is missing or an empty directory.
     Unused,
 }
 
+/// A mount that every box has. The fields are arguments of `mount(2)`.
 struct Standard {
     target: &'static str,
     kind: &'static str,
@@ -96,15 +98,19 @@ const fn standard(
     Standard { target, kind, flags, data, when: When::Always }
 }
 
-/// In this order: a target may lie in one that was mounted before.
+/// Returns the standard mounts in the order in which they are made. Some targets are in a file
+/// system that comes earlier in the list.
 fn standards() -> [Standard; 8] {
     let quiet = NOSUID.union(NODEV).union(NOEXEC);
     let private = NOSUID.union(NODEV);
     [
+        // Not nodev, because the file system consists of device nodes.
         standard("/dev", "devtmpfs", NOSUID, "mode=755"),
         standard("/proc", "proc", quiet, ""),
         standard("/sys", "sysfs", quiet, ""),
         standard("/sys/fs/cgroup", "cgroup2", quiet, ""),
+        // `ptmxmode` must be set: the default 0000 keeps users from `/dev/pts/ptmx`. Group 5 is
+        // `tty` in most distributions, and mode 0620 lets its members write to terminals.
         standard(
             "/dev/pts",
             "devpts",
@@ -117,7 +123,7 @@ fn standards() -> [Standard; 8] {
     ]
 }
 
-/// Links in `/dev` that programs expect.
+/// Symbolic links in `/dev` that programs expect. devtmpfs does not contain them.
 const LINKS: [(&str, &str); 4] = [
     ("/dev/fd", "/proc/self/fd"),
     ("/dev/stdin", "/proc/self/fd/0"),
@@ -125,7 +131,9 @@ const LINKS: [(&str, &str); 4] = [
     ("/dev/stderr", "/proc/self/fd/2"),
 ];
 
-/// Mounts what every box has.
+/// Mounts the file systems that every box has, and creates the links in `/dev`.
+///
+/// Stops at the first error. The mounts that were made until then stay, because the box ends.
 pub(crate) fn mount_standard() -> Result<(), MountError> {
     for entry in standards() {
         let path = Path::new(entry.target);
@@ -137,6 +145,7 @@ pub(crate) fn mount_standard() -> Result<(), MountError> {
     }
     for (path, target) in LINKS {
         match symlink(target, path) {
+            // EEXIST: the name is in `/dev` already and stays as it is.
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
                 return Err(MountError::Link { path: path.into(), source: error });
             }
@@ -146,10 +155,12 @@ pub(crate) fn mount_standard() -> Result<(), MountError> {
     Ok(())
 }
 
-/// Mounts what the config asks for, in its order.
+/// Makes the mounts of the config in the order of the config. Stops at the first error.
 pub(crate) fn mount_configured(mounts: &[Mount]) -> Result<(), MountError> {
     for entry in mounts {
         let path = Path::new(&entry.target);
+        // Only `/` is absolute and has no parent. A mount there would have no effect on processes,
+        // because their root stays the directory below the mount.
         if !path.is_absolute() || path.parent().is_none() {
             return Err(MountError::BadTarget { found: entry.target.clone() });
         }
@@ -158,6 +169,8 @@ pub(crate) fn mount_configured(mounts: &[Mount]) -> Result<(), MountError> {
             .as_ref()
             .ok_or_else(|| MountError::NoSource { target: entry.target.clone() })?;
         make_target(path)?;
+        // A share or a tmpfs is no part of the image, so no set-user-id program and no device node
+        // is expected in it.
         let private = NOSUID | NODEV;
         match source {
             mount::Source::Virtiofs(device) if device.read_only => {
@@ -174,7 +187,8 @@ pub(crate) fn mount_configured(mounts: &[Mount]) -> Result<(), MountError> {
     Ok(())
 }
 
-/// Docker's mode for a tmpfs, and the size if there is one.
+/// Returns the mount options of a tmpfs. The mode is Docker's default. Without a size, the kernel
+/// limits a tmpfs to half of the memory (`tmpfs(5)`).
 fn tmpfs_data(size_mib: u64) -> String {
     match size_mib {
         0 => "mode=1777".to_owned(),
@@ -182,6 +196,8 @@ fn tmpfs_data(size_mib: u64) -> String {
     }
 }
 
+/// Calls `mount(2)`. An existing mount of the same file system is no error, unless it is a
+/// virtio-fs device.
 fn mount_at(
     source: &str,
     path: &Path,
@@ -191,7 +207,9 @@ fn mount_at(
 ) -> Result<(), MountError> {
     match mount_kernel(Some(source), path, Some(kind), flags, Some(data)) {
         Ok(()) => Ok(()),
-        // It is there already: the kernel mounts devtmpfs itself, if built so.
+        // mount(2) reports EBUSY if the file system is already mounted at the target. A kernel with
+        // CONFIG_DEVTMPFS_MOUNT has done so for devtmpfs. virtio-fs is never mounted in advance, so
+        // its error is reported.
         Err(Errno::EBUSY) if kind != "virtiofs" => Ok(()),
         Err(errno) => {
             let what = if source == kind { kind.to_owned() } else { format!("{kind} `{source}`") };
@@ -200,7 +218,8 @@ fn mount_at(
     }
 }
 
-/// Makes a directory that a standard file system needs. Follows nothing.
+/// Makes the mount point of a standard file system. A symbolic link is an error: following it would
+/// mount the file system over another directory of the image.
 fn make_directory(path: &Path) -> Result<(), MountError> {
     let failed = |source| MountError::MakeTarget { path: path.to_path_buf(), source };
     match path.symlink_metadata() {
@@ -216,8 +235,8 @@ fn make_directory(path: &Path) -> Result<(), MountError> {
     }
 }
 
-/// Makes the target of a mount of the config. Follows the image's links, which lead nowhere
-/// but into the image.
+/// Makes the mount point of a mount in the config, with its parents. Follows symbolic links of the
+/// image, as container engines do. They cannot leave the guest.
 fn make_target(path: &Path) -> Result<(), MountError> {
     match path.metadata() {
         Ok(metadata) if metadata.is_dir() => Ok(()),
@@ -225,6 +244,7 @@ fn make_target(path: &Path) -> Result<(), MountError> {
             path: path.to_path_buf(),
             found: kind_of(metadata.file_type()),
         }),
+        // Usually ENOENT. For any other error `create` fails, too, and reports it.
         Err(_) => DirBuilder::new()
             .recursive(true)
             .mode(TARGET_MODE)
@@ -233,7 +253,8 @@ fn make_target(path: &Path) -> Result<(), MountError> {
     }
 }
 
-/// Whether the image has nothing of its own at `path`.
+/// Returns whether `path` is missing or an empty directory. A directory that cannot be read counts
+/// as used.
 fn is_unused(path: &Path) -> bool {
     match path.symlink_metadata() {
         Ok(metadata) => {
@@ -243,6 +264,7 @@ fn is_unused(path: &Path) -> bool {
     }
 }
 
+/// Returns the kind of a file that is no directory, as text for an error.
 fn kind_of(kind: std::fs::FileType) -> &'static str {
     if kind.is_symlink() {
         "a symbolic link"
@@ -262,7 +284,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_standard_target_that_is_no_directory_is_told_by_name() {
+    fn reports_the_path_and_kind_of_a_standard_target_that_is_not_a_directory() {
         let directory = tempfile::tempdir().unwrap();
         let proc = directory.path().join("proc");
         symlink("/etc", &proc).unwrap();
@@ -284,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_the_image_left_empty_is_unused() {
+    fn only_a_missing_or_empty_directory_is_unused() {
         let directory = tempfile::tempdir().unwrap();
         let run = directory.path().join("run");
         assert!(is_unused(&run));
@@ -298,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn a_configured_target_is_made_with_its_parents_and_through_links() {
+    fn makes_a_configured_target_with_its_parents_and_follows_links() {
         let directory = tempfile::tempdir().unwrap();
         std::fs::create_dir(directory.path().join("real")).unwrap();
         symlink("real", directory.path().join("link")).unwrap();
@@ -310,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn mounts_that_make_no_sense_are_refused_before_anything_is_made() {
+    fn refuses_an_invalid_mount_before_it_makes_the_target() {
         let source = Some(mount::Source::Tmpfs(TmpfsMount { size_mib: 1 }));
         for target in ["", "/", "relative"] {
             let entry = Mount { target: target.into(), source: source.clone() };
@@ -325,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tmpfs_has_a_size_only_if_asked() {
+    fn a_tmpfs_has_a_size_option_only_if_the_config_has_a_size() {
         assert_eq!(tmpfs_data(0), "mode=1777");
         assert_eq!(tmpfs_data(64), "mode=1777,size=64m");
     }

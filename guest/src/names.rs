@@ -1,8 +1,11 @@
-//! What programs look names up in: `/etc/hosts`, `/etc/hostname`, `/etc/resolv.conf`.
+//! Writes the files for the resolution of names: `/etc/hosts`, `/etc/hostname`, `/etc/resolv.conf`.
 //!
-//! The image's own are replaced, as container engines do it: a link by a file, and not what it leads to. All
-//! of it is done before the config's mounts, so that nothing is written into a directory of the host. An image
-//! that has something else than a directory in the place of `/etc` is left alone, with a word in the log.
+//! Files of the image are replaced, as container engines do. A symbolic link is replaced by a file,
+//! and its target stays as it is.
+//!
+//! The files must be written before the mounts of the config are made. A share can be mounted on
+//! `/etc`, and nothing may be written to a directory of the host. If `/etc` is not a directory,
+//! nothing is written, and the caller logs the error.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -16,13 +19,13 @@ use nix::fcntl::{OFlag, open, openat, renameat};
 use nix::sys::stat::{Mode, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
-/// Address of a host name whose host has none (Debian's convention).
+/// Address of the host name in a guest without a network, by the convention of Debian.
 const NO_ADDRESS: Ipv4Addr = Ipv4Addr::new(127, 0, 1, 1);
 
-/// A file on its way to its name.
+/// Name of a new file until it is renamed to its final name.
 const NEW: &str = ".a3s-box-names";
 
-/// What cannot be written.
+/// A file cannot be written. `file` is empty if `/etc` itself cannot be opened.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot write `/etc/{file}`")]
 pub(crate) struct NameError {
@@ -30,7 +33,10 @@ pub(crate) struct NameError {
     source: io::Error,
 }
 
-/// Writes the files below `root`.
+/// Writes the files to `etc` below `root`. Without `name_servers`, `resolv.conf` of the image
+/// stays.
+///
+/// Stops at the first error. Files that were written until then stay.
 pub(crate) fn write(
     root: &Path,
     hostname: &str,
@@ -47,6 +53,7 @@ pub(crate) fn write(
     Ok(())
 }
 
+/// Opens `etc` below `root`, and creates it if it is missing. Follows no symbolic link.
 fn open_etc(root: &Path) -> io::Result<File> {
     let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let root = open(root, OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
@@ -60,7 +67,11 @@ fn open_etc(root: &Path) -> io::Result<File> {
     Ok(etc.into())
 }
 
+/// Writes a new file and renames it to `name`. `renameat(2)` replaces a symbolic link itself and
+/// does not follow it.
 fn replace(etc: BorrowedFd<'_>, name: &str, text: &str) -> io::Result<()> {
+    // An image can contain the temporary name. It is removed, so that O_EXCL can refuse any file
+    // that is not new.
     match unlinkat(etc, NEW, UnlinkatFlags::NoRemoveDir) {
         Ok(()) | Err(Errno::ENOENT) => {}
         Err(errno) => return Err(errno.into()),
@@ -71,9 +82,10 @@ fn replace(etc: BorrowedFd<'_>, name: &str, text: &str) -> io::Result<()> {
     Ok(renameat(etc, NEW, etc, name)?)
 }
 
+/// Returns the content of `/etc/hosts`. `address` is the address of the guest in its network.
 fn hosts(hostname: &str, address: Option<Ipv4Addr>) -> String {
     let own = address.unwrap_or(NO_ADDRESS);
-    // The whole name first, then its first part (hosts(5)).
+    // The canonical name comes first, then its alias (hosts(5)).
     let names = match hostname.split_once('.') {
         Some((first, _)) => format!("{hostname} {first}"),
         None => hostname.to_owned(),
@@ -81,6 +93,8 @@ fn hosts(hostname: &str, address: Option<Ipv4Addr>) -> String {
     format!("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n{own}\t{names}\n")
 }
 
+/// Returns the content of `/etc/resolv.conf`. Without name servers it is a comment. The C library
+/// then asks 127.0.0.1, where the guest has no server (`resolv.conf(5)`).
 fn resolv_conf(servers: &NameServers) -> String {
     let line = |address: &u32| format!("nameserver {}\n", Ipv4Addr::from(*address));
     match servers.addresses.is_empty() {
@@ -101,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn files_are_made_where_there_is_nothing() {
+    fn writes_the_files_if_the_image_has_none() {
         let root = tempfile::tempdir().unwrap();
         let address = Some(Ipv4Addr::new(10, 0, 2, 15));
         write(root.path(), "web.example", address, Some(&servers(&[[1, 1, 1, 1], [9, 9, 9, 9]])))
@@ -116,23 +130,23 @@ mod tests {
     }
 
     #[test]
-    fn a_link_of_the_image_is_replaced_and_not_followed() {
+    fn replaces_a_symbolic_link_and_does_not_follow_it() {
         let root = tempfile::tempdir().unwrap();
         let etc = root.path().join("etc");
         fs::create_dir(&etc).unwrap();
-        let victim = root.path().join("victim");
-        fs::write(&victim, "mine").unwrap();
+        let target = root.path().join("target");
+        fs::write(&target, "mine").unwrap();
         for name in ["hosts", "hostname", "resolv.conf", NEW] {
-            symlink(&victim, etc.join(name)).unwrap();
+            symlink(&target, etc.join(name)).unwrap();
         }
         write(root.path(), "a", None, Some(&servers(&[]))).unwrap();
-        assert_eq!(fs::read_to_string(&victim).unwrap(), "mine");
+        assert_eq!(fs::read_to_string(&target).unwrap(), "mine");
         assert!(fs::symlink_metadata(etc.join("resolv.conf")).unwrap().is_file());
         assert!(fs::read_to_string(etc.join("hosts")).unwrap().ends_with("127.0.1.1\ta\n"));
     }
 
     #[test]
-    fn what_the_image_has_instead_is_left_alone_and_told() {
+    fn reports_and_keeps_an_etc_or_file_that_is_something_else() {
         let root = tempfile::tempdir().unwrap();
         let other = root.path().join("other");
         fs::create_dir(&other).unwrap();
@@ -146,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn resolv_conf_of_the_image_stays_without_a_network() {
+    fn keeps_resolv_conf_of_the_image_without_name_servers() {
         let root = tempfile::tempdir().unwrap();
         fs::create_dir(root.path().join("etc")).unwrap();
         fs::write(root.path().join("etc/resolv.conf"), "mine").unwrap();

@@ -1,20 +1,25 @@
-//! What the workload says about itself on `$NOTIFY_SOCKET`, the way of `sd_notify(3)`.
+//! Receives the notifications of the workload on `$NOTIFY_SOCKET`, in the protocol of
+//! `sd_notify(3)`.
 //!
 //! ```text
-//!                              ┌─► state, at once ──► health answers
-//! any process ──► socket ──► said
-//!                              └─► what changed, at most ten a second ──► shim
+//!                              ┌─► state, at once ───────────────────────────► health answers
+//! any process ──► socket ──► received
+//!                              └─► changes, at most ten messages a second ──► shim
 //! ```
 //!
-//! The socket is abstract: it needs no place in a root that may be empty or read-only. Such a socket
-//! has no permissions either, so any process of the guest may speak for the workload. That is fine: a
-//! guest that lies here lies about itself only, which the workload could do anyway.
+//! The socket has an abstract address (`unix(7)`), because the root file system can be empty or
+//! read-only. An abstract socket has no permissions, so any process of the guest can send to it.
+//! This is acceptable: the notifications concern only this box, and the workload itself can send
+//! any of them.
 //!
 //! # Invariants
 //!
-//! No descriptor comes in: a read without room for control messages makes the kernel close those that
-//! a datagram brings. The sender of `BARRIER=1` waits for just that, so it means that what was sent
-//! before has been read. A flood is read in turns, and costs its sender the wait for them.
+//! - The guest program never receives a descriptor. `recv(2)` has no room for control messages, so
+//!   the kernel closes the descriptors of a datagram when it is read.
+//! - `BARRIER=1` works for the same reason (`sd_notify_barrier(3)`). Its sender waits until the
+//!   descriptor in it is closed. By then, all earlier datagrams have been read.
+//! - A flood of datagrams is read in batches, between which other tasks run. While its queue is
+//!   full, the sender waits.
 
 mod datagram;
 
@@ -34,27 +39,29 @@ use tokio::sync::watch;
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until};
 
-/// Name of the environment variable by which a workload finds the socket.
+/// Name of the environment variable with the address of the socket.
 pub(crate) const VARIABLE: &str = "NOTIFY_SOCKET";
 
-/// Its value: the `@` is for the NUL byte that an abstract address begins with.
+/// The address of the socket, as the value of [`VARIABLE`]. The `@` stands for the NUL byte at the
+/// start of an abstract address.
 pub(crate) const ADDRESS: &str = "@a3s-box/notify";
 
-/// Longest datagram that is taken, twice what systemd takes (`NOTIFY_BUFFER_MAX`). A longer one is
-/// dropped whole: its last line may not be what was meant.
+/// Maximum length of a datagram in bytes, twice the limit of systemd (`NOTIFY_BUFFER_MAX`). A
+/// longer datagram is dropped as a whole, because a cut line can have another meaning.
 const DATAGRAM_BYTES: usize = 8 * 1024;
 
-/// How many datagrams are read before others get their turn, as many as children are reaped.
+/// Number of datagrams that are read before other tasks run. It is equal to the number of children
+/// that are reaped in a row.
 const BATCH: usize = 64;
 
-/// More than the socket can hold: `net.unix.max_dgram_qlen` at its making, 10 unless the kernel was
-/// told otherwise; systemd tells it 512.
+/// Upper bound for the length of the socket's queue. The kernel sets the length to
+/// `net.unix.max_dgram_qlen` when the socket is created: 10 by default, 512 under systemd.
 const QUEUE: usize = 1024;
 
-/// Pause between two messages to the shim: the contract's ten a second.
+/// Minimum time between two messages to the shim. The contract allows ten a second.
 const PERIOD: Duration = Duration::from_millis(100);
 
-/// Why the workload cannot be heard.
+/// The notify socket cannot be created.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot listen on the notify socket `{address}`")]
 pub(crate) struct BindError {
@@ -62,75 +69,90 @@ pub(crate) struct BindError {
     source: io::Error,
 }
 
-/// What the workload has said so far, and what the shim knows of it.
+/// The notify socket with its received notifications, and those that the shim has got.
 #[derive(Debug)]
 pub(crate) struct Notices {
     socket: UnixDatagram,
-    said: Notified,
-    told: Notified,
-    // Nothing is told before.
+    /// All notifications so far, merged.
+    received: Notified,
+    /// The value of `received` in the last message to the shim.
+    sent: Notified,
+    /// Earliest time of the next message to the shim.
     next: Instant,
     state: watch::Sender<State>,
 }
 
 impl Notices {
-    /// Listens. Must come before the workload's start: it may speak at once.
+    /// Creates the socket. This must happen before the workload starts, because the workload can
+    /// send its first notification at once.
     pub(crate) fn bind(address: &str) -> Result<Self, BindError> {
         let socket =
             open(address).map_err(|source| BindError { address: address.to_owned(), source })?;
         Ok(Self {
             socket,
-            said: Notified::default(),
-            told: Notified::default(),
+            received: Notified::default(),
+            sent: Notified::default(),
             next: Instant::now(),
             state: watch::Sender::new(State::Ready),
         })
     }
 
-    /// The state of the box, as it was said last; ready before that.
+    /// Returns the last state that the workload has sent. The state is `Ready` before the first.
     pub(crate) fn state(&self) -> watch::Receiver<State> {
         self.state.subscribe()
     }
 
-    /// Listens until there is something to tell the shim. Loses nothing when it is cancelled.
+    /// Waits until there is a change for the shim and the rate limit allows a message, and returns
+    /// it. The caller must send it.
+    ///
+    /// Loses nothing when it is cancelled: all state is in `self`.
     pub(crate) async fn changed(&mut self) -> Notified {
         loop {
-            let is_news = self.said != self.told;
-            if is_news && Instant::now() >= self.next {
-                return self.tell();
+            let has_changed = self.received != self.sent;
+            if has_changed && Instant::now() >= self.next {
+                return self.take();
             }
+            // The socket is read during the wait, too. Otherwise its queue would fill up, and the
+            // workload would block.
             tokio::select! {
-                () = sleep_until(self.next), if is_news => {}
-                () = self.listen() => {}
+                () = sleep_until(self.next), if has_changed => {}
+                () = self.receive() => {}
             }
         }
     }
 
-    /// What is left to tell of a workload that has ended: all that it said is in the socket.
-    pub(crate) fn last(&mut self) -> Option<Notified> {
-        // `WouldBlock`, unless others go on talking; what they say now was not said before the end.
-        drop(read(&self.socket, &mut self.said, QUEUE));
+    /// Reads all datagrams that are in the socket, and returns the change for the shim, if there is
+    /// one. Ignores the rate limit.
+    ///
+    /// To be called after the end of the workload, when all of its datagrams are in the socket.
+    pub(crate) fn unsent(&mut self) -> Option<Notified> {
+        // The usual result is `WouldBlock`: the socket is empty. Other processes can go on sending,
+        // but their datagrams beyond the length of the queue are from after the end.
+        drop(read(&self.socket, &mut self.received, QUEUE));
         self.publish();
-        (self.said != self.told).then(|| self.tell())
+        (self.received != self.sent).then(|| self.take())
     }
 
-    /// Waits for datagrams, and reads some.
-    async fn listen(&mut self) {
+    /// Waits for datagrams and reads one batch.
+    async fn receive(&mut self) {
         if self.socket.readable().await.is_err() {
-            // Without an event loop the process is at its end.
+            // This fails only while the runtime shuts down, so the result is of no use any more.
             return pending().await;
         }
-        let batch =
-            self.socket.try_io(Interest::READABLE, || read(&self.socket, &mut self.said, BATCH));
+        let batch = self
+            .socket
+            .try_io(Interest::READABLE, || read(&self.socket, &mut self.received, BATCH));
         self.publish();
-        // Others get their turn as well if the kernel has no memory for a moment.
+        // After a full batch and after any other error, such as ENOMEM, the socket stays readable.
+        // Other tasks must run before the next read.
         if !matches!(batch, Err(error) if error.kind() == io::ErrorKind::WouldBlock) {
             yield_now().await;
         }
     }
 
+    /// Makes the last state visible to the health service.
     fn publish(&self) {
-        let state = match self.said.state() {
+        let state = match self.received.state() {
             BoxState::Ready | BoxState::Unspecified => State::Ready,
             BoxState::Busy => State::Busy,
             BoxState::Compacting => State::Compacting,
@@ -138,13 +160,15 @@ impl Notices {
         self.state.send_replace(state);
     }
 
-    fn tell(&mut self) -> Notified {
+    /// Returns the message to the shim and counts it as sent.
+    fn take(&mut self) -> Notified {
         self.next = Instant::now() + PERIOD;
-        self.told = self.said.clone();
-        self.told.clone()
+        self.sent = self.received.clone();
+        self.sent.clone()
     }
 }
 
+/// Creates a socket with an abstract address. `from_abstract_name` adds the NUL byte itself.
 fn open(address: &str) -> io::Result<UnixDatagram> {
     let name = address.strip_prefix('@').unwrap_or(address);
     let socket = net::UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(name)?)?;
@@ -152,17 +176,18 @@ fn open(address: &str) -> io::Result<UnixDatagram> {
     UnixDatagram::from_std(socket)
 }
 
-/// Reads up to so many datagrams; `WouldBlock` if there are no more.
+/// Reads up to `limit` datagrams and merges them into `received`. Returns `WouldBlock` if the
+/// socket is empty before that.
 ///
-/// By itself, as tokio's own reads find nothing before its event loop has seen the datagram, and
-/// what is left at the workload's end cannot wait for that.
-fn read(socket: &UnixDatagram, said: &mut Notified, limit: usize) -> io::Result<()> {
-    // One byte more, so that a longer datagram is seen.
+/// Calls `recv(2)` itself. A read of tokio reports nothing until its event loop has polled the
+/// socket, and [`Notices::unsent`] cannot wait for that.
+fn read(socket: &UnixDatagram, received: &mut Notified, limit: usize) -> io::Result<()> {
+    // The buffer has one byte more than a datagram may have, so that a longer one is detected.
     let mut bytes = [0; DATAGRAM_BYTES + 1];
     for _ in 0..limit {
         let length = recv(socket.as_raw_fd(), &mut bytes, MsgFlags::MSG_DONTWAIT)?;
         if length <= DATAGRAM_BYTES {
-            datagram::apply(&bytes[..length], said);
+            datagram::apply(&bytes[..length], received);
         }
     }
     Ok(())

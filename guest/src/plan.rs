@@ -1,4 +1,5 @@
-//! What the workload is, made ready to run: names resolved, strings in the kernel's form.
+//! Turns the config of the workload into a [`Command`]: resolves names and converts strings for the
+//! kernel.
 
 use std::ffi::{CString, NulError, OsStr};
 use std::fs::DirBuilder;
@@ -12,52 +13,58 @@ use a3s_box_proto::control::{EnvironmentVariable, Workload};
 use crate::account::{AccountError, Accounts};
 use crate::executable::{self, DEFAULT_PATH, ExecutableError};
 use crate::notify;
-use crate::syscall::{Image, Limit, StringArray};
+use crate::syscall::{Command, Limit, StringArray};
 
-/// Mode of a working directory that was missing: Docker's.
+/// Mode of a working directory that was missing, the same as Docker's.
 const CWD_MODE: u32 = 0o755;
 
-/// Why a workload cannot be planned.
+/// The reason why no command can be made of a workload.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PlanError {
-    /// Nothing to run.
+    /// The list of arguments is empty.
     #[error("workload: found no arguments, expected a program")]
     NoProgram,
-    /// Not absolute.
+    /// The working directory is a relative path.
     #[error("working directory `{found}`: expected an absolute path")]
     RelativeCwd {
-        /// As given.
+        /// The path as the config has it.
         found: String,
     },
-    /// Cannot be made.
+    /// The working directory cannot be created.
     #[error("cannot make working directory `{path}`", path = path.display())]
     MakeCwd {
         /// The directory.
         path: PathBuf,
-        /// What the kernel said.
+        /// Error of the kernel.
         source: io::Error,
     },
-    /// A NUL byte ends a string for the kernel. The text itself may be secret.
+    /// A string contains a NUL byte, at which the kernel would cut it. The error does not contain
+    /// the string, which can be a secret.
     #[error("workload: found a NUL byte in {place}")]
     Nul {
-        /// Where.
+        /// The part of the workload that has the string.
         place: &'static str,
-        /// At which byte.
+        /// Position of the byte.
         source: NulError,
     },
-    /// The user.
+    /// The user cannot be resolved.
     #[error(transparent)]
     Account(#[from] AccountError),
-    /// The program.
+    /// The executable was not found.
     #[error(transparent)]
     Program(#[from] ExecutableError),
 }
 
-/// Resolves a workload below `root`, and makes its working directory.
-pub(crate) fn plan(workload: Workload, root: &Path) -> Result<Image, PlanError> {
+/// Makes the command of a workload, and its working directory if that is missing.
+///
+/// `/etc/passwd` and `/etc/group` are read below `root`. All other paths are relative to the root
+/// of this process.
+pub(crate) fn plan(workload: Workload, root: &Path) -> Result<Command, PlanError> {
     let name = workload.args.first().ok_or(PlanError::NoProgram)?;
+    // The search for the program comes after it, because entries of PATH can be relative to it.
     let cwd = make_cwd(&workload.cwd)?;
     let account = Accounts::read(root)?.resolve(&workload.user)?;
+    // The lookup uses the PATH of the workload, not the one of PID 1, which comes from the kernel.
     let search = workload.env.iter().find(|variable| variable.name == "PATH");
     let search = search.map_or(DEFAULT_PATH, |variable| &variable.value);
     let program = executable::find(name, OsStr::new(search), &cwd)?;
@@ -67,7 +74,7 @@ pub(crate) fn plan(workload: Workload, root: &Path) -> Result<Image, PlanError> 
         .into_iter()
         .map(|arg| string(arg, "an argument"))
         .collect::<Result<_, _>>()?;
-    Ok(Image {
+    Ok(Command {
         program: string(program.as_os_str().as_bytes(), "the program's path")?,
         args: StringArray::new(args),
         env: StringArray::new(env),
@@ -81,8 +88,10 @@ pub(crate) fn plan(workload: Workload, root: &Path) -> Result<Image, PlanError> 
     })
 }
 
-/// The variables as given, and those that a workload counts on unless it was given its own.
+/// Returns the variables of the config. Adds `HOME` and `NOTIFY_SOCKET` if the config does not
+/// contain them.
 fn environment(given: &[EnvironmentVariable], home: &str) -> Result<Vec<CString>, PlanError> {
+    // Container engines add HOME, too. An empty value in the config counts as present and stays.
     let defaults = [("HOME", home), (notify::VARIABLE, notify::ADDRESS)];
     let missing = defaults
         .into_iter()
@@ -95,17 +104,20 @@ fn environment(given: &[EnvironmentVariable], home: &str) -> Result<Vec<CString>
         .collect()
 }
 
+/// Creates the working directory with its parents. An empty path means `/`.
 fn make_cwd(cwd: &str) -> Result<PathBuf, PlanError> {
     let path = PathBuf::from(if cwd.is_empty() { "/" } else { cwd });
     if !path.is_absolute() {
         return Err(PlanError::RelativeCwd { found: cwd.to_owned() });
     }
+    // With `recursive`, an existing directory is no error.
     match DirBuilder::new().recursive(true).mode(CWD_MODE).create(&path) {
         Ok(()) => Ok(path),
         Err(source) => Err(PlanError::MakeCwd { path, source }),
     }
 }
 
+/// Converts a string for the kernel. `place` stands for the text in an error.
 fn string(text: impl Into<Vec<u8>>, place: &'static str) -> Result<CString, PlanError> {
     CString::new(text).map_err(|source| PlanError::Nul { place, source })
 }
@@ -133,19 +145,20 @@ mod tests {
         array.strings().iter().map(|string| string.to_str().unwrap()).collect()
     }
 
-    fn empty_root(workload: Workload) -> Result<Image, PlanError> {
+    fn plan_in_empty_root(workload: Workload) -> Result<Command, PlanError> {
         plan(workload, tempfile::tempdir().unwrap().path())
     }
 
     #[test]
-    fn the_name_stays_as_given_and_the_program_is_its_path() {
-        let image = empty_root(workload(&["sh", "-c", "x"], &[("PATH", "/bin")])).unwrap();
-        assert_eq!(image.program.to_str().unwrap(), "/bin/sh");
-        assert_eq!(texts(&image.args), ["sh", "-c", "x"]);
+    fn looks_up_the_program_in_path_and_keeps_the_first_argument() {
+        let command =
+            plan_in_empty_root(workload(&["sh", "-c", "x"], &[("PATH", "/bin")])).unwrap();
+        assert_eq!(command.program.to_str().unwrap(), "/bin/sh");
+        assert_eq!(texts(&command.args), ["sh", "-c", "x"]);
     }
 
     #[test]
-    fn home_and_notify_socket_are_added_only_if_the_environment_has_none() {
+    fn adds_home_and_notify_socket_only_if_the_config_has_none() {
         let notify = "NOTIFY_SOCKET=@a3s-box/notify";
         for (given, expected) in [
             (&[("A", "b")][..], &["A=b", "HOME=/", notify][..]),
@@ -153,31 +166,33 @@ mod tests {
             (&[("NOTIFY_SOCKET", "/run/own")], &["NOTIFY_SOCKET=/run/own", "HOME=/"]),
             (&[("NOTIFY_SOCKET", ""), ("HOME", "/h")], &["NOTIFY_SOCKET=", "HOME=/h"]),
         ] {
-            let image = empty_root(workload(&["/x"], given)).unwrap();
-            assert_eq!(texts(&image.env), expected);
+            let command = plan_in_empty_root(workload(&["/x"], given)).unwrap();
+            assert_eq!(texts(&command.env), expected);
         }
     }
 
     #[test]
-    fn a_missing_working_directory_is_made() {
+    fn creates_a_missing_working_directory() {
         let directory = tempfile::tempdir().unwrap();
         let cwd = directory.path().join("a/b");
-        let image =
-            empty_root(Workload { cwd: cwd.display().to_string(), ..workload(&["/x"], &[]) })
-                .unwrap();
+        let command = plan_in_empty_root(Workload {
+            cwd: cwd.display().to_string(),
+            ..workload(&["/x"], &[])
+        })
+        .unwrap();
         assert!(cwd.is_dir());
-        assert_eq!(image.cwd.to_bytes(), cwd.as_os_str().as_bytes());
+        assert_eq!(command.cwd.to_bytes(), cwd.as_os_str().as_bytes());
     }
 
     #[test]
-    fn what_cannot_be_planned_is_refused() {
-        assert!(matches!(empty_root(workload(&[], &[])), Err(PlanError::NoProgram)));
+    fn refuses_an_invalid_workload_and_keeps_secrets_out_of_the_error() {
+        assert!(matches!(plan_in_empty_root(workload(&[], &[])), Err(PlanError::NoProgram)));
         let relative = Workload { cwd: "srv".into(), ..workload(&["/x"], &[]) };
-        assert!(matches!(empty_root(relative), Err(PlanError::RelativeCwd { .. })));
+        assert!(matches!(plan_in_empty_root(relative), Err(PlanError::RelativeCwd { .. })));
         let file = Workload { cwd: "/etc/passwd/x".into(), ..workload(&["/x"], &[]) };
-        let message = empty_root(file).unwrap_err().to_string();
+        let message = plan_in_empty_root(file).unwrap_err().to_string();
         assert!(message.contains("/etc/passwd/x"), "{message}");
-        let nul = empty_root(workload(&["/x"], &[("TOKEN", "s3cret\0")])).unwrap_err();
+        let nul = plan_in_empty_root(workload(&["/x"], &[("TOKEN", "s3cret\0")])).unwrap_err();
         let message = crate::kmsg::chain(&nul);
         assert!(!message.contains("s3cret"), "{message}");
     }

@@ -1,8 +1,8 @@
-//! The console ports that carry the workload's output out of the box.
+//! Opens the virtio console ports that carry the workload's output out of the guest.
 //!
-//! libkrun opens a port for the guest once: a second open, even after a close, ends the
-//! VMM. So each is opened exactly once, kept until the end, and its device node is removed,
-//! so that nothing in the box opens it by chance.
+//! libkrun supports one open per port. A second one aborts the VMM, even after a close
+//! (krun-devices, `src/virtio/console/device.rs`). Each port is therefore opened once and stays
+//! open until the end. Its device node is removed, so that no program opens it by accident.
 
 use std::fs::OpenOptions;
 use std::io::{self, Read};
@@ -20,25 +20,25 @@ pub(crate) const STDOUT: &str = "krun-stdout";
 /// Name of the port for standard error.
 pub(crate) const STDERR: &str = "krun-stderr";
 
-/// How long the device may take to tell its ports' names: messages after the driver's start,
-/// which is before PID 1's.
+/// Time for the names of the ports to appear. The device sends them as messages after the driver
+/// has started, which is before PID 1 starts.
 const NAME_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Pause between two looks.
+/// Time between two searches.
 const NAME_PAUSE: Duration = Duration::from_millis(2);
 
-/// Longest name that is read.
+/// Maximum number of bytes that are read of a name.
 const NAME_BYTES: u64 = 256;
 
-/// Why a port cannot be used.
+/// The reason why a port cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PortError {
-    /// Not there.
+    /// No port has this name.
     #[error("found no console port named `{name}` in `{directory}`", directory = directory.display())]
     Missing {
         /// Name of the port.
         name: &'static str,
-        /// Where it was looked for.
+        /// The directory that was searched.
         directory: PathBuf,
     },
     /// The device node cannot be opened.
@@ -46,10 +46,10 @@ pub(crate) enum PortError {
     Open {
         /// The device node.
         path: PathBuf,
-        /// What the kernel said.
+        /// Error of the kernel.
         source: io::Error,
     },
-    /// The device node is something else.
+    /// The path does not lead to a character device.
     #[error("console port `{path}`: expected a character device", path = path.display())]
     NotADevice {
         /// The device node.
@@ -57,10 +57,11 @@ pub(crate) enum PortError {
     },
 }
 
-/// Waits for the port of this name, and opens it.
+/// Waits for the port with this name, at most [`NAME_TIMEOUT`], and opens it.
 pub(crate) async fn open(name: &'static str) -> Result<pipe::Sender, PortError> {
     let directory = Path::new("/sys/class/virtio-ports");
     let deadline = Instant::now() + NAME_TIMEOUT;
+    // sysfs reports no event for a name that appears, so it is polled.
     loop {
         if let Some(device) = find(directory, name) {
             return open_device(&Path::new("/dev").join(device));
@@ -72,7 +73,8 @@ pub(crate) async fn open(name: &'static str) -> Result<pipe::Sender, PortError> 
     }
 }
 
-/// The device with this name in its file `name`.
+/// Returns the device whose attribute `name` in sysfs is this name. A port without a name is
+/// skipped.
 fn find(directory: &Path, name: &str) -> Option<PathBuf> {
     for entry in directory.read_dir().ok()?.flatten() {
         let mut text = String::new();
@@ -85,8 +87,10 @@ fn find(directory: &Path, name: &str) -> Option<PathBuf> {
     None
 }
 
+/// Opens a device node for writing and removes it.
 fn open_device(path: &Path) -> Result<pipe::Sender, PortError> {
     let failed = |source| PortError::Open { path: path.to_path_buf(), source };
+    // O_NONBLOCK, because PID 1 has one thread, and a full port must not block it.
     let file = OpenOptions::new()
         .write(true)
         .custom_flags(libc::O_NONBLOCK | libc::O_NOFOLLOW | libc::O_NOCTTY)
@@ -95,9 +99,10 @@ fn open_device(path: &Path) -> Result<pipe::Sender, PortError> {
     if !file.metadata().map_err(failed)?.file_type().is_char_device() {
         return Err(PortError::NotADevice { path: path.to_path_buf() });
     }
-    // If it stays, it is as it would be without this.
+    // An error is ignored: the removal only prevents accidents, and root can create the node again.
     drop(std::fs::remove_file(path));
-    // Like a pipe in all that counts: it polls, and a full one says EAGAIN.
+    // The port is no pipe, so the check for one is skipped. It behaves like a pipe where tokio
+    // depends on it: it supports epoll(7), and a write to a full port returns EAGAIN.
     pipe::Sender::from_file_unchecked(file).map_err(failed)
 }
 
@@ -106,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_port_is_found_by_its_whole_name() {
+    fn finds_a_port_by_its_whole_name() {
         let directory = tempfile::tempdir().unwrap();
         let ports =
             [("vport0p0", ""), ("vport1p1", "krun-stdout2\n"), ("vport1p2", "krun-stdout\n")];
@@ -121,7 +126,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_not_a_device_is_neither_used_nor_removed() {
+    async fn refuses_and_keeps_a_file_that_is_not_a_device() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("vport1p2");
         std::fs::write(&path, "").unwrap();

@@ -1,4 +1,4 @@
-//! The end of the machine.
+//! Reboots the guest, which ends the VM.
 
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -11,36 +11,40 @@ use nix::unistd::{pause, sync};
 
 use crate::{kmsg, syscall};
 
-/// Exit code for libkrun when the box ended without a status of its workload. The shim has the same
-/// code for a failure that is not the workload's.
+/// Exit code for libkrun if there is no status of the workload. It is the shim's own exit status
+/// for a failure that the workload has not caused.
 pub(crate) const EXIT_CODE_FAILURE: u8 = 125;
 
-/// How long the last file operations may take: they need the host's file system, which may
-/// hang, and the shim has a deadline of its own for that.
+/// Maximum time for the last file operations. They use a file system of the host, which can hang.
+/// The shim has a deadline of its own for the whole end.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Kills what still runs, writes back what is dirty, and reboots: under libkrun that ends
-/// the VMM, with this exit status.
+/// Kills all processes, writes dirty data back, and reboots with `reboot(2)`. Under libkrun this
+/// ends the VMM, with `code` as its exit status.
 pub(crate) fn reboot(code: u8) -> ! {
     syscall::kill_everything();
+    // Another thread makes the calls that can hang, so that this one can stop waiting for them.
     let (done, settled) = mpsc::channel();
     let started = thread::Builder::new().stack_size(64 * 1024).spawn(move || {
         set_exit_code(code);
         sync();
-        // Nobody waits any longer if this fails.
+        // The send fails only after the timeout, when its result does not matter.
         let _ = done.send(());
     });
     if started.is_err() || settled.recv_timeout(SETTLE_TIMEOUT).is_err() {
         kmsg::line("the root file system did not settle before the reboot");
     }
-    // A reboot, not a power-off: that one would stop the processor for ever on x86.
+    // A power-off would stop the virtual CPU of an x86 guest without an end of the VM.
     let failed = reboot_kernel(RebootMode::RB_AUTOBOOT);
     kmsg::line(&format!("cannot reboot: {failed:?}"));
+    // The end of PID 1 would be a kernel panic. The shim's deadline ends the VM instead.
     loop {
         pause();
     }
 }
 
+/// Passes the exit code to libkrun. An error is only logged, because the shim takes the status of
+/// the workload from the control connection.
 fn set_exit_code(code: u8) {
     let result = File::open("/").and_then(|root| syscall::set_exit_code(root.as_fd(), code));
     if let Err(error) = result {

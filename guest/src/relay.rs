@@ -1,7 +1,10 @@
-//! Copies what the workload writes to a port of the virtio console.
+//! Copies the workload's output from its pipes to the virtio console ports.
 //!
-//! With read and write, never splice: from a pipe to a port it sees a false end of file. A
-//! port whose host does not drain it stops the relay, then the workload, and nothing else.
+//! The copy uses `read(2)` and `write(2)`. `splice(2)` from a pipe to a virtio console port reports
+//! a false end of file.
+//!
+//! If the host does not read a port, the relay stops, then the pipe fills up and the workload
+//! blocks. The rest of the guest program goes on.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,10 +14,11 @@ use tokio::task::JoinHandle;
 
 use crate::kmsg;
 
-/// What is held of each stream. The kernel's port driver copies at most this much a write.
+/// Size of the buffer for each stream in bytes. The kernel's driver for console ports accepts at
+/// most this much per write.
 const BUFFER_BYTES: usize = 32 * 1024;
 
-/// A stream that is being copied.
+/// A task that copies one stream.
 #[derive(Debug)]
 pub(crate) struct Relay {
     task: JoinHandle<()>,
@@ -22,7 +26,7 @@ pub(crate) struct Relay {
 }
 
 impl Relay {
-    /// Starts to copy, until the end of `from`.
+    /// Starts a task that copies `from` to `to` until `from` ends.
     pub(crate) fn spawn<R, W>(from: R, to: W) -> Self
     where
         R: AsyncRead + Unpin + Send + 'static,
@@ -33,20 +37,22 @@ impl Relay {
         Self { task, written }
     }
 
-    /// Waits until the source has ended and all of it is written.
+    /// Waits until the source has ended and all of it is written. Can be called again afterwards.
     pub(crate) async fn finished(&mut self) {
+        // Polling the handle of a finished task again would panic.
         if !self.task.is_finished() {
-            // A task that panicked has ended too.
+            // The result is an error if the task panicked. It has ended then, too.
             drop((&mut self.task).await);
         }
     }
 
-    /// Bytes that the port took since the start.
+    /// Returns the number of bytes that the port has accepted so far.
     pub(crate) fn written(&self) -> u64 {
         self.written.load(Ordering::Relaxed)
     }
 }
 
+/// Copies until the source ends. Counts in `written` the bytes that `to` has accepted.
 async fn copy<R, W>(mut from: R, mut to: W, written: Arc<AtomicU64>)
 where
     R: AsyncRead + Unpin,
@@ -55,12 +61,14 @@ where
     let mut buffer = vec![0; BUFFER_BYTES];
     let mut open = true;
     loop {
+        // A pipe whose read fails delivers nothing more, so an error counts as its end.
         let length = match from.read(&mut buffer).await {
             Ok(0) | Err(_) => return,
             Ok(length) => length,
         };
         let mut rest = &buffer[..length];
-        // A port that broke is a reason to lose output, not to block the workload.
+        // After an error of the port, the output is read and dropped. Otherwise the pipe would fill
+        // up and the workload would block.
         while open && !rest.is_empty() {
             match to.write(rest).await {
                 Ok(0) => open = false,
@@ -87,7 +95,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn all_bytes_arrive_in_order_and_are_counted() {
+    async fn copies_all_bytes_in_order_and_counts_them() {
         let bytes: Vec<u8> = (0..1_000_003_u32).map(|index| (index % 251) as u8).collect();
         let (mut source, from) = duplex(700);
         let (to, mut sink) = duplex(900);
@@ -118,11 +126,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_port_that_is_not_drained_holds_a_bounded_amount() {
+    async fn buffers_a_bounded_amount_if_the_port_is_not_read() {
         let (mut source, from) = duplex(64);
         let (to, sink) = duplex(1000);
         let relay = Relay::spawn(from, to);
-        let endless = async {
+        let write_until_blocked = async {
             let mut taken = 0;
             while let Ok(Ok(())) =
                 timeout(Duration::from_millis(200), source.write_all(&[1; 64])).await
@@ -131,8 +139,8 @@ mod tests {
             }
             taken
         };
-        let taken: usize = endless.await;
-        assert!(taken <= BUFFER_BYTES + 2000, "{taken} bytes were taken");
+        let taken: usize = write_until_blocked.await;
+        assert!(taken <= BUFFER_BYTES + 2000, "the relay accepted {taken} bytes");
         assert_eq!(relay.written(), 1000);
         drop(sink);
     }

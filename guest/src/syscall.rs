@@ -1,10 +1,11 @@
-//! The system calls that `nix` has no safe form of, behind functions that are safe to call.
+//! Safe functions for the system calls that `nix` cannot make safely.
 //!
-//! The child between `fork` and `execve` lives here too: it does nothing but system calls
-//! on what [`Image`] prepared before, because the parent may have other threads.
+//! This includes the code of the child between `fork(2)` and `execve(2)`. It makes system calls on
+//! memory that [`Command`] has prepared, and nothing else. In particular it does not allocate: if
+//! the parent has other threads, a lock of the allocator may be held for ever in the child.
 //!
-//! `waitpid` and `kill` are here because `nix` knows no real-time signals: it turns the
-//! status of a process that `SIGRTMIN` ended into `EINVAL`, and the status is lost.
+//! `waitpid(2)` and `kill(2)` are here because `nix` does not support real-time signals. For a
+//! process that `SIGRTMIN` ended, its `waitpid` returns `EINVAL`, and the wait status is lost.
 #![expect(unsafe_code, reason = "fork, execve and ioctls; each block names its preconditions")]
 
 use std::ffi::{CString, c_char, c_int};
@@ -16,33 +17,34 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::unistd::Pid;
 
-/// libkrun's request on any file of a virtio-fs device: sets the exit status of the VMM.
+/// libkrun's ioctl request that sets the exit status of the VMM. Its virtio-fs server accepts the
+/// request on each file (krun-devices, `src/virtio/fs/augment_fs.rs`).
 const EXIT_CODE_REQUEST: libc::Ioctl = 0x7602;
 
 /// Highest signal number of Linux (`_NSIG`).
 const LAST_SIGNAL: c_int = 64;
 
-/// How a process ended.
+/// The end of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Status {
-    /// With this exit status.
+    /// The process exited with this status.
     Exited(u8),
-    /// By the signal with this number.
+    /// The signal with this number ended the process.
     Signaled(u8),
 }
 
-/// What one look at the children found.
+/// The result of [`reap_any`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reaped {
-    /// This one ended, and is gone now.
+    /// A child has ended. Its PID can be used again from now on.
     Ended(libc::pid_t, Status),
-    /// There are children, and none has ended.
+    /// There are children, but none has ended.
     NotYet,
     /// There are no children.
     NoChildren,
 }
 
-/// Takes the status of any child that ended. Does not block.
+/// Reaps one child that has ended, if there is one. Does not block.
 pub(crate) fn reap_any() -> Reaped {
     loop {
         let mut status: c_int = 0;
@@ -52,15 +54,19 @@ pub(crate) fn reap_any() -> Reaped {
             0 => return Reaped::NotYet,
             1.. => match decode(status) {
                 Some(status) => return Reaped::Ended(pid, status),
+                // The child is alive, so it was not reaped. waitpid(2) reports it again when it
+                // ends.
                 None => continue,
             },
             _ if Errno::last() == Errno::EINTR => continue,
+            // The arguments are valid, so the error is ECHILD.
             _ => return Reaped::NoChildren,
         }
     }
 }
 
-/// The end that a wait status tells of, unless it tells of something else.
+/// Returns the end of a process from its wait status, or `None` if the process has only stopped or
+/// continued.
 fn decode(status: c_int) -> Option<Status> {
     let byte = |number: c_int| u8::try_from(number).ok();
     if libc::WIFEXITED(status) {
@@ -72,99 +78,106 @@ fn decode(status: c_int) -> Option<Status> {
     }
 }
 
-/// Sends a signal, real-time ones included, to one process.
+/// Sends a signal to one child. The signal can be a real-time signal.
+///
+/// `pid` must be a child that has not been reaped. The PID of any other process may be in use
+/// again.
 pub(crate) fn send_signal(pid: libc::pid_t, signal: c_int) -> io::Result<()> {
+    // 0 and negative numbers are process groups, and 1 is this process.
     debug_assert!(pid > 1);
-    // SAFETY: no memory is passed; `pid` is a child that was not reaped, so not reused.
+    // SAFETY: the call passes no memory.
     check(unsafe { libc::kill(pid, signal) }).map_err(io::Error::from_raw_os_error)
 }
 
-/// Kills every process of the box but PID 1. Does nothing in any other process.
+/// Kills every process of the guest except PID 1. Does nothing if the caller is not PID 1.
 pub(crate) fn kill_everything() {
+    // In a test, `kill(-1)` would kill the processes of the host.
     if Pid::this().as_raw() != 1 {
         return;
     }
-    // SAFETY: no memory is passed; the caller is PID 1, whom `kill(-1)` spares.
+    // The error ESRCH means that there is no other process.
+    // SAFETY: the call passes no memory.
     let _ = unsafe { libc::kill(-1, libc::SIGKILL) };
 }
 
-/// Tells libkrun with which status its process is to end.
+/// Sets the status with which libkrun ends the VMM. `root` is any file of the root file system,
+/// which is a virtio-fs device.
 pub(crate) fn set_exit_code(root: BorrowedFd<'_>, code: u8) -> io::Result<()> {
-    // SAFETY: the request takes its argument by value, so no memory is passed.
+    // SAFETY: the request takes its argument by value, so the call passes no memory.
     let result = unsafe { libc::ioctl(root.as_raw_fd(), EXIT_CODE_REQUEST, c_int::from(code)) };
     check(result).map_err(io::Error::from_raw_os_error)
 }
 
-/// Strings as `execve` takes them: an array of pointers that ends in a null pointer.
+/// An array of strings as `execve(2)` takes it: pointers, of which the last is null.
 #[derive(Debug)]
 pub(crate) struct StringArray {
-    #[cfg_attr(not(test), expect(dead_code, reason = "owns what the pointers point to"))]
+    #[cfg_attr(not(test), expect(dead_code, reason = "owns the memory behind the pointers"))]
     strings: Vec<CString>,
     pointers: Vec<*const c_char>,
 }
 
-// SAFETY: the pointers are to the heap buffers of `strings`, which move with it and are
-// never changed.
+// SAFETY: the pointers refer to the heap buffers of `strings`. A move of the struct does not move
+// the buffers, and nothing changes them.
 unsafe impl Send for StringArray {}
 
-// SAFETY: nothing is changed through a shared reference.
+// SAFETY: a shared reference allows no change.
 unsafe impl Sync for StringArray {}
 
 impl StringArray {
-    /// Keeps the strings and points to them.
+    /// Takes ownership of the strings and creates the pointers.
     pub(crate) fn new(strings: Vec<CString>) -> Self {
         let mut pointers: Vec<_> = strings.iter().map(|string| string.as_ptr()).collect();
         pointers.push(ptr::null());
         Self { strings, pointers }
     }
 
-    /// The strings.
+    /// Returns the strings.
     #[cfg(test)]
     pub(crate) fn strings(&self) -> &[CString] {
         &self.strings
     }
 }
 
-/// Who a process is to be.
+/// The user and groups of a process (`credentials(7)`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Credentials {
-    /// User.
+    /// User id.
     pub(crate) uid: libc::uid_t,
-    /// Group.
+    /// Group id.
     pub(crate) gid: libc::gid_t,
-    /// Supplementary groups.
+    /// Ids of the supplementary groups.
     pub(crate) groups: Vec<libc::gid_t>,
 }
 
-/// A limit of a process.
+/// A resource limit of a process (`setrlimit(2)`).
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limit {
-    /// Linux number of the resource.
+    /// Number of the resource (`RLIMIT_*`).
     pub(crate) resource: u32,
-    /// What is enforced.
+    /// The limit that the kernel enforces.
     pub(crate) soft: u64,
-    /// How far it may be raised.
+    /// The maximum to which the process can raise the soft limit.
     pub(crate) hard: u64,
 }
 
-/// All that a child needs, made before the `fork`.
+/// A command to execute. It owns all memory that the child needs, so that the child allocates none.
 #[derive(Debug)]
-pub(crate) struct Image {
-    /// Path of the program.
+pub(crate) struct Command {
+    /// Path of the executable, relative to `cwd` or absolute.
     pub(crate) program: CString,
-    /// Arguments, `argv[0]` included.
+    /// Arguments, starting with `argv[0]`.
     pub(crate) args: StringArray,
-    /// The whole environment.
+    /// The complete environment.
     pub(crate) env: StringArray,
     /// Working directory.
     pub(crate) cwd: CString,
-    /// None: those of the parent.
+    /// User and groups. `None`: those of the parent.
     pub(crate) credentials: Option<Credentials>,
-    /// Limits, set in this order.
+    /// Limits, in the order in which they are set.
     pub(crate) limits: Vec<Limit>,
 }
 
-/// What a child gets as its descriptors 0, 1 and 2, and where it tells of a failure.
+/// The standard streams of a child, and the pipe on which it reports a failure.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Descriptors<'a> {
     /// Standard input.
@@ -173,25 +186,25 @@ pub(crate) struct Descriptors<'a> {
     pub(crate) stdout: BorrowedFd<'a>,
     /// Standard error.
     pub(crate) stderr: BorrowedFd<'a>,
-    /// Closed by `execve`; gets a [`Failure`] before that.
+    /// Receives a [`Failure`]. It has the flag `FD_CLOEXEC`, so that `execve(2)` closes it.
     pub(crate) report: BorrowedFd<'a>,
 }
 
-/// What a child was doing when it failed.
+/// A step of the child between `fork(2)` and the program. The number identifies it in a report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Step {
-    /// A session of its own.
+    /// Starting a session with `setsid(2)`.
     Session = 1,
-    /// Descriptors 0, 1 and 2.
+    /// Replacing descriptors 0, 1 and 2.
     Descriptors,
-    /// The limit with this index.
+    /// Setting a limit.
     Limit,
-    /// Supplementary groups, group, user.
+    /// Setting supplementary groups, group and user.
     Credentials,
-    /// The working directory.
+    /// Entering the working directory.
     WorkingDirectory,
-    /// `execve`.
+    /// Calling `execve(2)`.
     Execute,
 }
 
@@ -206,129 +219,148 @@ impl Step {
     ];
 }
 
-/// Why a child did not become the program.
+/// The report of a child that could not execute its program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Failure {
-    /// What it was doing.
+    /// The step that failed.
     pub(crate) step: Step,
-    /// Index in [`Image::limits`], for [`Step::Limit`].
+    /// Index of the limit in [`Command::limits`] if the step is [`Step::Limit`].
     pub(crate) index: u8,
-    /// What the kernel said.
+    /// Error of the kernel.
     pub(crate) errno: Errno,
 }
 
 impl Failure {
-    /// Length of a failure on the pipe: step, index, two zeros, errno.
+    /// Length of an encoded failure: one byte each for step and index, two zeros, and the errno as
+    /// four bytes. It is below `PIPE_BUF`, so one `write(2)` transfers all of it (`pipe(7)`).
     pub(crate) const BYTES: usize = 8;
 
-    /// A failure as it came through the pipe, if it is one.
+    /// Decodes a failure. Returns `None` if the length is wrong or the step does not exist.
     pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
         let [step, index, _, _, errno @ ..] = <[u8; Self::BYTES]>::try_from(bytes).ok()?;
         let step = Step::ALL.into_iter().find(|known| *known as u8 == step)?;
         Some(Self { step, index, errno: Errno::from_raw(i32::from_ne_bytes(errno)) })
     }
 
+    /// Encodes without an allocation, because the child calls it.
     fn encode(self) -> [u8; Self::BYTES] {
         let [a, b, c, d] = (self.errno as i32).to_ne_bytes();
         [self.step as u8, self.index, 0, 0, a, b, c, d]
     }
 }
 
-/// Starts a child that becomes the image, or tells why not.
+/// Starts a child that executes the command, and returns its PID.
 ///
-/// The descriptors must be above 2, so that putting one in place does not close another.
-pub(crate) fn spawn(image: &Image, descriptors: Descriptors<'_>) -> io::Result<libc::pid_t> {
-    // SAFETY: the child calls only `become_image`, which makes system calls on memory that
-    // exists already and never returns here.
+/// Does not wait for `execve(2)`. If the child cannot execute the command, it writes a [`Failure`]
+/// to `descriptors.report` and exits.
+///
+/// The descriptors must be above 2. Otherwise `dup2(2)` to one of 0, 1 and 2 would close another
+/// one that is still needed.
+pub(crate) fn spawn(command: &Command, descriptors: Descriptors<'_>) -> io::Result<libc::pid_t> {
+    // SAFETY: until `_exit`, the child only makes system calls on memory that exists already.
     match unsafe { libc::fork() } {
         -1 => Err(io::Error::last_os_error()),
         0 => {
-            let failure = become_image(image, descriptors);
+            let failure = execute(command, descriptors);
             let report = failure.encode();
+            // If the write fails, the parent has closed its end and waits for no report.
             // SAFETY: `report` is readable for its length.
             let _ = unsafe {
                 libc::write(descriptors.report.as_raw_fd(), report.as_ptr().cast(), report.len())
             };
-            // SAFETY: `_exit` has no preconditions, and runs no handler of the parent.
+            // `_exit` and not `exit`, which would run the parent's exit handlers in the child.
+            // SAFETY: `_exit` has no preconditions.
             unsafe { libc::_exit(127) }
         }
         pid => Ok(pid),
     }
 }
 
-/// The child: returns only if it failed.
-fn become_image(image: &Image, descriptors: Descriptors<'_>) -> Failure {
+/// Executes the command in the child. Returns only after a failure.
+fn execute(command: &Command, descriptors: Descriptors<'_>) -> Failure {
     let mut index = 0;
-    match prepare_child(image, descriptors, &mut index) {
+    match prepare_child(command, descriptors, &mut index) {
         Ok(()) => {
-            // SAFETY: all three are NUL-terminated strings or arrays of them that end in a
-            // null pointer, and live until the call replaces the process.
+            // SAFETY: the path is a NUL-terminated string, and the arrays consist of pointers to
+            // such strings and a null pointer. All of them exist until execve(2) replaces the
+            // process.
             let _ = unsafe {
                 libc::execve(
-                    image.program.as_ptr(),
-                    image.args.pointers.as_ptr(),
-                    image.env.pointers.as_ptr(),
+                    command.program.as_ptr(),
+                    command.args.pointers.as_ptr(),
+                    command.env.pointers.as_ptr(),
                 )
             };
+            // execve(2) returns only after an error.
             Failure { step: Step::Execute, index: 0, errno: Errno::last() }
         }
         Err((step, errno)) => Failure { step, index, errno: Errno::from_raw(errno) },
     }
 }
 
+/// Takes all steps before `execve(2)`. Counts in `index` the limits that are set.
 fn prepare_child(
-    image: &Image,
+    command: &Command,
     descriptors: Descriptors<'_>,
     index: &mut u8,
 ) -> Result<(), (Step, c_int)> {
     // SAFETY: `setsid` has no preconditions.
     check(unsafe { libc::setsid() }).map_err(|errno| (Step::Session, errno))?;
     for (from, to) in [(descriptors.stdin, 0), (descriptors.stdout, 1), (descriptors.stderr, 2)] {
-        // SAFETY: no memory is passed; nothing in the child owns descriptor `to`.
+        // The copy has no FD_CLOEXEC flag (dup2(2)), so it stays open in the program.
+        // SAFETY: the call passes no memory, and nothing in the child owns descriptor `to`.
         check(unsafe { libc::dup2(from.as_raw_fd(), to) })
             .map_err(|errno| (Step::Descriptors, errno))?;
     }
     reset_signals();
-    for limit in &image.limits {
+    // Limits come before the credentials: raising a hard limit takes CAP_SYS_RESOURCE, and
+    // setuid(2) to another user than root drops all capabilities.
+    for limit in &command.limits {
         set_limit(*limit).map_err(|errno| (Step::Limit, errno))?;
         *index = index.saturating_add(1);
     }
-    // As root first: a directory that the user may not enter is still a place to be.
-    let entered = enter(image);
-    if let Some(credentials) = &image.credentials {
+    // The directory is entered as root first, because the user may have no permission to enter it.
+    let entered = enter(command);
+    if let Some(credentials) = &command.credentials {
         assume(credentials).map_err(|errno| (Step::Credentials, errno))?;
     }
     match entered {
-        // A virtio-fs server may refuse root what it grants the user.
-        Err(libc::EACCES | libc::EPERM) => enter(image),
+        // The file server of a share may grant the user access that it refuses to root.
+        Err(libc::EACCES | libc::EPERM) => enter(command),
         entered => entered,
     }
     .map_err(|errno| (Step::WorkingDirectory, errno))
 }
 
-fn enter(image: &Image) -> Result<(), c_int> {
+fn enter(command: &Command) -> Result<(), c_int> {
     // SAFETY: `cwd` is a NUL-terminated string.
-    check(unsafe { libc::chdir(image.cwd.as_ptr()) })
+    check(unsafe { libc::chdir(command.cwd.as_ptr()) })
 }
 
+/// Sets supplementary groups, group and user. The user comes last: `setuid(2)` drops the capability
+/// that the other two calls need.
 fn assume(credentials: &Credentials) -> Result<(), c_int> {
     let groups = &credentials.groups;
     // SAFETY: `groups` is readable for its length.
     check(unsafe { libc::setgroups(groups.len(), groups.as_ptr()) })?;
-    // SAFETY: no memory is passed; the child has one thread, so no other is left behind.
+    // SAFETY: the call passes no memory.
     check(unsafe { libc::setgid(credentials.gid) })?;
-    // SAFETY: as above; last, because it takes the right to do the others.
+    // SAFETY: the call passes no memory.
     check(unsafe { libc::setuid(credentials.uid) })
 }
 
-/// Default actions and an empty mask: a program must not inherit what PID 1 ignores.
+/// Resets all signals to their default actions and unblocks them. `execve(2)` keeps ignored and
+/// blocked signals, and the Rust runtime ignores SIGPIPE.
 fn reset_signals() {
-    // The kernel's `struct sigaction`, all zeros: the default action, no flags, no mask. The
-    // system call, because the C library keeps signals 32 and 33 for itself.
+    // The kernel's `struct sigaction` in zeros: default action, no flags, empty mask. It is passed
+    // by the system call itself, because the C library refuses signals 32 and 33, which it
+    // reserves.
     let default = [0_usize; 4];
     for signal in 1..=LAST_SIGNAL {
-        // SAFETY: `default` is readable for the struct's size, on every 64-bit machine at
-        // most four words; the old action is not asked for; a signal set has eight bytes.
+        // SIGKILL and SIGSTOP cannot be changed: the call fails with EINVAL, which is ignored.
+        // SAFETY: `default` is readable and at least as long as the struct, which has at most four
+        // words on a 64-bit machine. The null pointer means that the old action is not returned.
+        // The last argument is the size of the kernel's signal set.
         let _ = unsafe {
             libc::syscall(
                 libc::SYS_rt_sigaction,
@@ -342,7 +374,8 @@ fn reset_signals() {
     let mut set = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
     // SAFETY: `set` is a valid place for a `sigset_t`.
     let _ = unsafe { libc::sigemptyset(set.as_mut_ptr()) };
-    // SAFETY: `set` was initialized by `sigemptyset`; the old set is not asked for.
+    // SAFETY: `sigemptyset` has initialized `set`. The null pointer means that the old set is not
+    // returned.
     let _ = unsafe { libc::sigprocmask(libc::SIG_SETMASK, set.as_ptr(), ptr::null_mut()) };
 }
 
@@ -352,11 +385,12 @@ fn set_limit(limit: Limit) -> Result<(), c_int> {
     check(unsafe { libc::setrlimit(limit.resource, &raw const value) })
 }
 
+/// Returns the errno of a call that returned -1.
 fn check(result: c_int) -> Result<(), c_int> {
     if result == -1 { Err(Errno::last_raw()) } else { Ok(()) }
 }
 
-/// Whether a descriptor is usable in [`Descriptors`].
+/// Returns whether a descriptor can be used in [`Descriptors`].
 pub(crate) fn is_above_standard(descriptor: impl AsFd) -> bool {
     descriptor.as_fd().as_raw_fd() > 2
 }

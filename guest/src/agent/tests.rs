@@ -1,3 +1,5 @@
+//! Tests of the agent through gRPC clients over a socket pair.
+
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tonic::Code;
@@ -10,7 +12,7 @@ use super::*;
 use crate::notify::{self, Notices};
 use a3s_box_proto::agent::agent_client::AgentClient;
 
-/// An agent as it is before the workload has said anything.
+/// Returns an agent for a workload that has sent no notification.
 fn agent() -> GuestAgent {
     let metrics = Metrics::open(Path::new("/proc")).unwrap();
     GuestAgent {
@@ -20,8 +22,8 @@ fn agent() -> GuestAgent {
     }
 }
 
-/// A channel to the services over a socket pair.
-async fn served(agent: GuestAgent) -> Channel {
+/// Serves the agent over a socket pair and returns a channel to it.
+async fn connect(agent: GuestAgent) -> Channel {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let incoming = tokio_stream::iter([Ok(theirs)]).chain(tokio_stream::pending());
     tokio::spawn(serve(incoming, agent));
@@ -36,8 +38,8 @@ async fn served(agent: GuestAgent) -> Channel {
 }
 
 #[tokio::test]
-async fn the_agent_is_serving_and_ready() {
-    let mut client = AgentClient::new(served(agent()).await);
+async fn reports_serving_and_ready_without_a_notification() {
+    let mut client = AgentClient::new(connect(agent()).await);
     let answer = client.health_check(HealthCheckRequest {}).await.unwrap().into_inner();
     assert_eq!(answer.status(), Health::Serving);
     assert_eq!(answer.state(), State::Ready);
@@ -46,8 +48,8 @@ async fn the_agent_is_serving_and_ready() {
 }
 
 #[tokio::test]
-async fn standard_health_knows_the_box_and_the_agent_only() {
-    let mut client = HealthClient::new(served(agent()).await);
+async fn standard_health_covers_the_box_and_the_agent_only() {
+    let mut client = HealthClient::new(connect(agent()).await);
     for service in ["", "a3s.box.agent.v1.Agent"] {
         let request = tonic_health::pb::HealthCheckRequest { service: service.into() };
         let answer = client.check(request).await.unwrap().into_inner();
@@ -58,11 +60,11 @@ async fn standard_health_knows_the_box_and_the_agent_only() {
 }
 
 #[tokio::test]
-async fn the_state_is_what_the_workload_said_last_and_stopping_is_still_healthy() {
+async fn reports_the_last_state_of_the_workload_and_serving_while_it_stops() {
     let address = notify::tests::address();
     let mut notices = Notices::bind(&address).unwrap();
     let mut client =
-        AgentClient::new(served(GuestAgent { state: notices.state(), ..agent() }).await);
+        AgentClient::new(connect(GuestAgent { state: notices.state(), ..agent() }).await);
     let cases: [(&[u8], State); 6] = [
         (b"READY=1", State::Ready),
         (b"X_A3S_STATE=busy", State::Busy),
@@ -73,7 +75,7 @@ async fn the_state_is_what_the_workload_said_last_and_stopping_is_still_healthy(
     ];
     for (datagram, expected) in cases {
         notify::tests::send(&address, datagram);
-        notices.last();
+        notices.unsent();
         let answer = client.health_check(HealthCheckRequest {}).await.unwrap().into_inner();
         assert_eq!(answer.state(), expected, "{}", datagram.escape_ascii());
         assert_eq!(answer.status(), Health::Serving);
@@ -84,8 +86,8 @@ async fn the_state_is_what_the_workload_said_last_and_stopping_is_still_healthy(
 }
 
 #[tokio::test]
-async fn metrics_are_the_guests() {
-    let mut client = AgentClient::new(served(agent()).await);
+async fn reports_the_metrics_of_the_kernel() {
+    let mut client = AgentClient::new(connect(agent()).await);
     let answer = client.metrics(MetricsRequest {}).await.unwrap().into_inner();
     assert!(answer.memory_available_kib > 0, "{answer:?}");
     assert!(answer.memory_total_kib >= answer.memory_available_kib, "{answer:?}");
@@ -93,12 +95,12 @@ async fn metrics_are_the_guests() {
 }
 
 #[tokio::test]
-async fn metrics_that_the_kernel_does_not_say_are_unavailable() {
+async fn reports_unavailable_and_stays_healthy_without_usable_metrics() {
     let directory = tempfile::tempdir().unwrap();
     std::fs::write(directory.path().join("meminfo"), "MemTotal: 1 kB\n").unwrap();
     std::fs::write(directory.path().join("loadavg"), "0.1 0.1 0.1 1/2 3\n").unwrap();
     let metrics = Metrics::open(directory.path()).unwrap();
-    let mut client = AgentClient::new(served(GuestAgent { metrics, ..agent() }).await);
+    let mut client = AgentClient::new(connect(GuestAgent { metrics, ..agent() }).await);
     let status = client.metrics(MetricsRequest {}).await.unwrap_err();
     assert_eq!(status.code(), Code::Unavailable);
     assert_eq!(status.message(), "`meminfo` of the guest: found no usable MemAvailable");

@@ -1,3 +1,5 @@
+//! Tests that start real programs of the host.
+
 use std::ffi::CString;
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
@@ -8,11 +10,14 @@ use super::*;
 use crate::children::Children;
 use crate::syscall::{Limit, Status, StringArray};
 
+/// Limit for each wait, far above the usual time.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Children belong to the process: without nextest, tests are threads of one.
+/// Keeps tests from running at the same time. `cargo test` runs them as threads of one process, and
+/// one test would reap the children of another.
 static SERIAL: Mutex<()> = Mutex::const_new(());
 
+/// Waits until no other test with children runs.
 pub(crate) async fn serial() -> MutexGuard<'static, ()> {
     SERIAL.lock().await
 }
@@ -21,8 +26,8 @@ fn strings(texts: &[&str]) -> StringArray {
     StringArray::new(texts.iter().map(|text| CString::new(*text).unwrap()).collect())
 }
 
-pub(crate) fn image(program: &str, args: &[&str], env: &[&str]) -> Image {
-    Image {
+pub(crate) fn command(program: &str, args: &[&str], env: &[&str]) -> Command {
+    Command {
         program: CString::new(program).unwrap(),
         args: strings(args),
         env: strings(env),
@@ -32,18 +37,18 @@ pub(crate) fn image(program: &str, args: &[&str], env: &[&str]) -> Image {
     }
 }
 
-fn shell(script: &str) -> Image {
-    image("/bin/sh", &["sh", "-c", script], &["PATH=/usr/bin:/bin"])
+fn shell(script: &str) -> Command {
+    command("/bin/sh", &["sh", "-c", script], &["PATH=/usr/bin:/bin"])
 }
 
-/// Runs to the end: what was written, and how it ended.
-async fn output(image: &Image) -> (Vec<u8>, Vec<u8>, Status) {
-    timeout(PATIENCE, output_unbounded(image)).await.expect("the program does not end")
+/// Runs a command to its end. Returns standard output, standard error and the status.
+async fn output(command: &Command) -> (Vec<u8>, Vec<u8>, Status) {
+    timeout(PATIENCE, output_without_timeout(command)).await.expect("the program does not end")
 }
 
-async fn output_unbounded(image: &Image) -> (Vec<u8>, Vec<u8>, Status) {
+async fn output_without_timeout(command: &Command) -> (Vec<u8>, Vec<u8>, Status) {
     let mut children = Children::watch().unwrap();
-    let mut launched = launch(image).await.unwrap();
+    let mut launched = launch(command).await.unwrap();
     let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
     let (a, b) = tokio::join!(
         launched.stdout.read_to_end(&mut stdout),
@@ -54,13 +59,15 @@ async fn output_unbounded(image: &Image) -> (Vec<u8>, Vec<u8>, Status) {
     (stdout, stderr, children.wait_for(launched.pid).await)
 }
 
-async fn failure(image: &Image) -> LaunchError {
-    let error = launch(image).await.unwrap_err();
+/// Launches a command that must fail, and reaps its child.
+async fn failure(command: &Command) -> LaunchError {
+    let error = launch(command).await.unwrap_err();
     let mut children = Children::watch().unwrap();
     timeout(PATIENCE, children.wait_for_all()).await.expect("the child does not end");
     error
 }
 
+/// Writes an executable file and returns its path. The file exists as long as the directory.
 fn script(content: &[u8], mode: u32) -> (tempfile::TempDir, String) {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("program");
@@ -71,7 +78,7 @@ fn script(content: &[u8], mode: u32) -> (tempfile::TempDir, String) {
 }
 
 #[tokio::test]
-async fn streams_and_status_are_the_programs_own() {
+async fn returns_the_output_and_status_of_the_program() {
     let _serial = serial().await;
     let (stdout, stderr, status) = output(&shell("echo out; echo err >&2; exit 42")).await;
     assert_eq!((stdout.as_slice(), stderr.as_slice()), (&b"out\n"[..], &b"err\n"[..]));
@@ -79,7 +86,7 @@ async fn streams_and_status_are_the_programs_own() {
 }
 
 #[tokio::test]
-async fn a_signal_is_reported_as_its_number_even_a_real_time_one() {
+async fn reports_the_number_of_a_signal_also_of_a_real_time_signal() {
     let _serial = serial().await;
     for signal in [9, 15, 34, 64] {
         let (.., status) = output(&shell(&format!("kill -{signal} $$; sleep 5"))).await;
@@ -88,20 +95,20 @@ async fn a_signal_is_reported_as_its_number_even_a_real_time_one() {
 }
 
 #[tokio::test]
-async fn the_program_starts_with_default_signals() {
+async fn the_program_starts_with_default_signal_actions_and_an_empty_mask() {
     let _serial = serial().await;
-    let (stdout, ..) = output(&image("/bin/cat", &["cat", "/proc/self/status"], &[])).await;
+    let (stdout, ..) = output(&command("/bin/cat", &["cat", "/proc/self/status"], &[])).await;
     let text = String::from_utf8(stdout).unwrap();
-    // Rust ignores SIGPIPE, tokio catches SIGCHLD: neither may reach the program.
+    // This process ignores SIGPIPE (the Rust runtime) and catches SIGCHLD (tokio).
     for name in ["SigBlk", "SigIgn", "SigCgt"] {
         assert!(text.contains(&format!("{name}:\t0000000000000000\n")), "{text}");
     }
 }
 
 #[tokio::test]
-async fn the_program_gets_its_three_descriptors_and_no_other() {
+async fn the_program_inherits_only_its_three_standard_streams() {
     let _serial = serial().await;
-    // What a test runner leaves open for everyone is not ours.
+    // The test runner can leave descriptors without FD_CLOEXEC open. They are not counted.
     let inherited: Vec<String> = Path::new("/proc/self/fdinfo")
         .read_dir()
         .unwrap()
@@ -113,19 +120,19 @@ async fn the_program_gets_its_three_descriptors_and_no_other() {
         })
         .map(|entry| entry.file_name().into_string().unwrap())
         .collect();
-    let program = image("/bin/ls", &["ls", "/proc/self/fd"], &[]);
+    let program = command("/bin/ls", &["ls", "/proc/self/fd"], &[]);
     let (stdout, ..) = output(&program).await;
     let found = String::from_utf8(stdout).unwrap();
     let ours: Vec<&str> =
         found.lines().filter(|name| !inherited.iter().any(|known| known == name)).collect();
-    // The directory that `ls` reads.
+    // The one descriptor is the directory that `ls` reads.
     assert_eq!(ours.len(), 1, "{found} without {inherited:?}");
     let (stdout, ..) = output(&shell("readlink /proc/self/fd/0; umask")).await;
     assert_eq!(stdout, b"/dev/null\n0022\n");
 }
 
 #[tokio::test]
-async fn the_program_leads_a_session_of_its_own() {
+async fn the_program_is_the_leader_of_a_new_session() {
     let _serial = serial().await;
     let (stdout, ..) = output(&shell("echo $$; cut -d' ' -f5,6 /proc/$$/stat")).await;
     let text = String::from_utf8(stdout).unwrap();
@@ -144,8 +151,9 @@ async fn arguments_and_environment_arrive_byte_for_byte() {
     args[1] = String::new();
     let big = format!("BIG={}", "x".repeat(64 * 1024));
     let env = ["EMPTY=", "QUOTE=a \"b\" 'c'", "LINES=a\nb", "UNI=ünï☃", &big];
-    let image = image("/bin/cat", &["renamed", "/proc/self/cmdline", "/proc/self/environ"], &env);
-    let (stdout, ..) = output(&image).await;
+    let renamed =
+        command("/bin/cat", &["renamed", "/proc/self/cmdline", "/proc/self/environ"], &env);
+    let (stdout, ..) = output(&renamed).await;
     let mut expected = b"renamed\0/proc/self/cmdline\0/proc/self/environ\0".to_vec();
     for variable in env {
         expected.extend_from_slice(variable.as_bytes());
@@ -153,16 +161,16 @@ async fn arguments_and_environment_arrive_byte_for_byte() {
     }
     assert!(stdout == expected, "{} of {} bytes", stdout.len(), expected.len());
 
-    // The second command keeps the shell from becoming `cat`.
+    // The second command of the script keeps the shell from replacing itself with `cat`.
     let mut shell = vec!["sh", "-c", "cat /proc/$$/cmdline; :"];
     shell.extend(args.iter().map(String::as_str));
-    let (stdout, ..) = output(&self::image("/bin/sh", &shell, &["PATH=/usr/bin:/bin"])).await;
+    let (stdout, ..) = output(&command("/bin/sh", &shell, &["PATH=/usr/bin:/bin"])).await;
     let expected = format!("{}\0", shell.join("\0"));
     assert!(stdout == expected.as_bytes(), "{} of {} bytes", stdout.len(), expected.len());
 }
 
 #[tokio::test]
-async fn the_user_may_open_its_own_streams() {
+async fn a_user_can_open_its_standard_streams_by_path() {
     let _serial = serial().await;
     assert!(nix::unistd::geteuid().is_root(), "this test needs root");
     let mut other = shell("echo out > /proc/self/fd/1; echo err > /proc/self/fd/2");
@@ -172,18 +180,18 @@ async fn the_user_may_open_its_own_streams() {
 }
 
 #[tokio::test]
-async fn what_does_not_exist_is_not_found() {
+async fn reports_a_missing_program_as_not_found() {
     let _serial = serial().await;
-    let error = failure(&image("/nonexistent/x", &["x"], &[])).await;
+    let error = failure(&command("/nonexistent/x", &["x"], &[])).await;
     assert_eq!(error.reason(), StartFailure::NotFound);
     assert_eq!(error.to_string(), "program `/nonexistent/x` does not exist");
 }
 
 #[tokio::test]
-async fn a_missing_interpreter_is_not_found_and_named() {
+async fn reports_a_missing_interpreter_as_not_found_and_names_it() {
     let _serial = serial().await;
     let (_directory, path) = script(b"#!/nonexistent/sh -e\n", 0o755);
-    let error = failure(&image(&path, &["x"], &[])).await;
+    let error = failure(&command(&path, &["x"], &[])).await;
     assert_eq!(error.reason(), StartFailure::NotFound);
     let message = error.to_string();
     assert_eq!(
@@ -193,28 +201,29 @@ async fn a_missing_interpreter_is_not_found_and_named() {
 }
 
 #[tokio::test]
-async fn what_exists_and_cannot_run_is_not_executable() {
+async fn reports_a_file_that_cannot_run_as_not_executable() {
     let _serial = serial().await;
-    // No exec bit, no `#!` (a C library's execvp would give it to a shell), a directory.
+    // The first file has no execute permission. The second has no `#!`: execvp(3) would pass it to
+    // a shell, execve(2) does not.
     let cases = [script(b"#!/bin/sh\nexit 3\n", 0o644), script(b"exit 3\n", 0o755)];
     for (_directory, path) in &cases {
-        let error = failure(&image(path, &["x"], &[])).await;
+        let error = failure(&command(path, &["x"], &[])).await;
         assert_eq!(error.reason(), StartFailure::NotExecutable, "{error}");
     }
-    let error = failure(&image("/etc", &["x"], &[])).await;
+    let error = failure(&command("/etc", &["x"], &[])).await;
     assert_eq!(error.reason(), StartFailure::NotExecutable);
     assert_eq!(error.to_string(), "program `/etc`: found a directory");
 }
 
 #[tokio::test]
-async fn a_script_with_an_interpreter_runs() {
+async fn runs_a_script_with_an_interpreter() {
     let _serial = serial().await;
     let (_directory, path) = script(b"#!/bin/sh\nexit 3\n", 0o755);
-    assert_eq!(output(&image(&path, &["x"], &[])).await.2, Status::Exited(3));
+    assert_eq!(output(&command(&path, &["x"], &[])).await.2, Status::Exited(3));
 }
 
 #[tokio::test]
-async fn limits_are_set_and_a_refused_one_is_named() {
+async fn sets_limits_and_names_one_that_the_kernel_refuses() {
     let _serial = serial().await;
     let limit = |resource, soft, hard| Limit { resource, soft, hard };
     let mut limited = shell("ulimit -Sn; ulimit -Hn; ulimit -Sc");
@@ -228,7 +237,7 @@ async fn limits_are_set_and_a_refused_one_is_named() {
 }
 
 #[tokio::test]
-async fn the_working_directory_is_entered_or_named() {
+async fn enters_the_working_directory_or_names_it() {
     let _serial = serial().await;
     let mut here = shell("pwd");
     here.cwd = c"/etc".into();
@@ -240,7 +249,7 @@ async fn the_working_directory_is_entered_or_named() {
 }
 
 #[tokio::test]
-async fn the_user_and_exactly_its_groups_are_assumed() {
+async fn sets_the_user_and_exactly_its_groups() {
     let _serial = serial().await;
     assert!(nix::unistd::geteuid().is_root(), "this test needs root");
     let mut other = shell("id -u; id -g; id -G");
@@ -251,7 +260,7 @@ async fn the_user_and_exactly_its_groups_are_assumed() {
 }
 
 #[tokio::test]
-async fn root_enters_a_directory_that_the_user_may_not() {
+async fn enters_a_working_directory_that_only_root_can_enter() {
     let _serial = serial().await;
     assert!(nix::unistd::geteuid().is_root(), "this test needs root");
     let directory = tempfile::tempdir().unwrap();

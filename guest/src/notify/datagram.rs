@@ -1,37 +1,47 @@
-//! What one datagram of the `sd_notify` protocol says. Pure, and the only code that looks into one.
+//! Parses one datagram of the protocol of `sd_notify(3)`. The functions are pure, and no other code
+//! reads the content of a datagram.
 
 use a3s_box_proto::control::{BoxState, Notified};
 
-/// Longest status that is kept, in characters: a line for people.
+/// Maximum length of a status in characters, as the control protocol defines it. The status is one
+/// line for people.
 const STATUS_CHARS: usize = 256;
 
-/// Adds what the datagram says to what was said before it.
+/// Merges the content of a datagram into `received`.
 ///
-/// Like systemd: lines of `KEY=VALUE`, a NUL at the end is allowed and any other makes the datagram
-/// worthless, a status that is not UTF-8 is ignored, and an empty one takes the last one back. A key or
-/// a value that means nothing here (`WATCHDOG`, `MAINPID`, `FDSTORE`, `RELOADING`) changes nothing.
-pub(crate) fn apply(datagram: &[u8], said: &mut Notified) {
+/// The rules are those of systemd:
+///
+/// - A datagram has lines of the form `KEY=VALUE`.
+/// - One NUL byte at the end is allowed. A datagram with any other NUL byte is ignored.
+/// - A status that is not UTF-8 is ignored. An empty status removes the last one.
+///
+/// Unknown keys and values are ignored, among them keys of systemd that have no meaning for a box
+/// (`WATCHDOG`, `MAINPID`, `FDSTORE`, `RELOADING`).
+pub(crate) fn apply(datagram: &[u8], received: &mut Notified) {
+    // A sender in C may count the terminator of its string.
     let text = datagram.strip_suffix(b"\0").unwrap_or(datagram);
     if text.contains(&0) {
         return;
     }
     for line in text.split(|byte| *byte == b'\n') {
         match line {
-            b"READY=1" => said.ready = true,
-            b"STOPPING=1" => said.stopping = true,
-            b"X_A3S_STATE=ready" => said.set_state(BoxState::Ready),
-            b"X_A3S_STATE=busy" => said.set_state(BoxState::Busy),
-            b"X_A3S_STATE=compacting" => said.set_state(BoxState::Compacting),
+            // Nothing resets these two, because the protocol defines no other value than 1 for
+            // them.
+            b"READY=1" => received.ready = true,
+            b"STOPPING=1" => received.stopping = true,
+            b"X_A3S_STATE=ready" => received.set_state(BoxState::Ready),
+            b"X_A3S_STATE=busy" => received.set_state(BoxState::Busy),
+            b"X_A3S_STATE=compacting" => received.set_state(BoxState::Compacting),
             _ => {
                 if let Some(Ok(status)) = line.strip_prefix(b"STATUS=").map(str::from_utf8) {
-                    said.status = (!status.is_empty()).then(|| cut(status).to_owned());
+                    received.status = (!status.is_empty()).then(|| cut(status).to_owned());
                 }
             }
         }
     }
 }
 
-/// The first characters of a text.
+/// Returns the first [`STATUS_CHARS`] characters of a text.
 fn cut(text: &str) -> &str {
     text.char_indices().nth(STATUS_CHARS).map_or(text, |(end, _)| &text[..end])
 }
@@ -40,12 +50,12 @@ fn cut(text: &str) -> &str {
 mod tests {
     use super::*;
 
-    fn said(datagrams: &[&[u8]]) -> Notified {
-        let mut said = Notified::default();
+    fn apply_all(datagrams: &[&[u8]]) -> Notified {
+        let mut received = Notified::default();
         for datagram in datagrams {
-            apply(datagram, &mut said);
+            apply(datagram, &mut received);
         }
-        said
+        received
     }
 
     fn status(text: &str) -> Notified {
@@ -53,7 +63,7 @@ mod tests {
     }
 
     #[test]
-    fn each_known_line_says_its_part() {
+    fn merges_each_known_line() {
         let ready = Notified { ready: true, ..Notified::default() };
         let all = Notified {
             ready: true,
@@ -82,12 +92,12 @@ mod tests {
         ];
         for (datagrams, expected) in cases {
             let shown: Vec<_> = datagrams.iter().map(|datagram| datagram.escape_ascii()).collect();
-            assert_eq!(said(datagrams), expected, "{shown:?}");
+            assert_eq!(apply_all(datagrams), expected, "{shown:?}");
         }
     }
 
     #[test]
-    fn what_is_unknown_or_malformed_says_nothing() {
+    fn ignores_unknown_and_malformed_lines() {
         let cases: [&[u8]; 20] = [
             b"",
             b"\0",
@@ -111,30 +121,33 @@ mod tests {
             b"\xff\xfe\xfd",
         ];
         for datagram in cases {
-            assert_eq!(said(&[datagram]), Notified::default(), "{}", datagram.escape_ascii());
+            assert_eq!(apply_all(&[datagram]), Notified::default(), "{}", datagram.escape_ascii());
         }
     }
 
     #[test]
-    fn a_long_status_is_cut_between_characters() {
+    fn cuts_a_long_status_between_characters() {
         for (unit, bytes) in [("x", 256), ("ü", 512), ("☃", 768), ("🦀", 1024)] {
             let exact = unit.repeat(STATUS_CHARS);
             assert_eq!(exact.len(), bytes);
-            assert_eq!(said(&[format!("STATUS={exact}").as_bytes()]), status(&exact));
-            assert_eq!(said(&[format!("STATUS={exact}{unit}").as_bytes()]), status(&exact));
-            assert_eq!(said(&[format!("STATUS={}", unit.repeat(1500)).as_bytes()]), status(&exact));
+            assert_eq!(apply_all(&[format!("STATUS={exact}").as_bytes()]), status(&exact));
+            assert_eq!(apply_all(&[format!("STATUS={exact}{unit}").as_bytes()]), status(&exact));
+            assert_eq!(
+                apply_all(&[format!("STATUS={}", unit.repeat(1500)).as_bytes()]),
+                status(&exact)
+            );
         }
     }
 
     #[test]
-    fn no_cut_or_changed_byte_is_too_much() {
+    fn accepts_any_inserted_byte_and_any_cut_without_a_panic() {
         let whole = "READY=1\nSTATUS=ünï☃\nX_A3S_STATE=busy\nSTOPPING=1".as_bytes();
         for length in 0..=whole.len() {
             for byte in 0..=u8::MAX {
                 let mut datagram = whole[..length].to_vec();
                 datagram.push(byte);
                 datagram.extend_from_slice(&whole[length..]);
-                said(&[&datagram, &whole[..length]]);
+                apply_all(&[&datagram, &whole[..length]]);
             }
         }
     }

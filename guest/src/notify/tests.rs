@@ -1,3 +1,5 @@
+//! Tests of the notify socket with real sockets and senders.
+
 use std::io::IoSlice;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
@@ -14,16 +16,18 @@ use tokio::time::{sleep, timeout};
 
 use super::*;
 
+/// Limit for each wait, far above the usual time.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// An address that no other test has: abstract ones are the machine's.
+/// Returns an address that no other test uses. Tests share the network namespace of the host, to
+/// which abstract addresses belong.
 pub(crate) fn address() -> String {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let number = COUNT.fetch_add(1, Ordering::Relaxed);
     format!("@a3s-box-test/{}/{number}", std::process::id())
 }
 
-/// A socket of someone who has something to say.
+/// Returns a socket that is connected to the address.
 pub(crate) fn sender(address: &str) -> UnixDatagram {
     let socket = UnixDatagram::unbound().unwrap();
     let name = address.strip_prefix('@').unwrap();
@@ -31,7 +35,7 @@ pub(crate) fn sender(address: &str) -> UnixDatagram {
     socket
 }
 
-/// Says it once.
+/// Sends one datagram from a socket of its own.
 pub(crate) fn send(address: &str, datagram: &[u8]) {
     sender(address).send(datagram).unwrap();
 }
@@ -43,7 +47,7 @@ fn bound() -> (Notices, UnixDatagram) {
 }
 
 async fn changed(notices: &mut Notices) -> Notified {
-    timeout(PATIENCE, notices.changed()).await.expect("nothing is told")
+    timeout(PATIENCE, notices.changed()).await.expect("the socket reports no change")
 }
 
 fn status(text: &str) -> Option<String> {
@@ -51,18 +55,19 @@ fn status(text: &str) -> Option<String> {
 }
 
 #[tokio::test]
-async fn the_workloads_address_is_the_one_that_is_listened_on() {
-    // With its NUL byte in place of the `@`, and of exactly this length, as libsystemd has it.
+async fn listens_on_the_address_of_the_environment_variable() {
+    // An abstract address has a NUL byte in place of the `@`, and includes no NUL bytes at its end.
+    // The library of systemd makes it in the same way.
     let mut notices = Notices::bind(ADDRESS).unwrap();
-    let theirs = UnixDatagram::unbound().unwrap();
+    let workload = UnixDatagram::unbound().unwrap();
     let path = UnixAddr::new_abstract(b"a3s-box/notify").unwrap();
-    nix::sys::socket::connect(theirs.as_raw_fd(), &path).unwrap();
-    theirs.send(b"READY=1").unwrap();
+    nix::sys::socket::connect(workload.as_raw_fd(), &path).unwrap();
+    workload.send(b"READY=1").unwrap();
     assert!(changed(&mut notices).await.ready);
 }
 
 #[tokio::test]
-async fn an_address_in_use_is_named() {
+async fn names_an_address_that_is_in_use() {
     let address = address();
     let _notices = Notices::bind(&address).unwrap();
     let message = Notices::bind(&address).unwrap_err().to_string();
@@ -70,7 +75,7 @@ async fn an_address_in_use_is_named() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_first_change_goes_at_once_and_later_ones_are_merged() {
+async fn returns_the_first_change_at_once_and_merges_later_ones() {
     let (mut notices, workload) = bound();
     let start = Instant::now();
     workload.send(b"READY=1").unwrap();
@@ -91,7 +96,7 @@ async fn the_first_change_goes_at_once_and_later_ones_are_merged() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_did_not_change_is_not_told() {
+async fn returns_nothing_without_a_change() {
     let (mut notices, workload) = bound();
     workload.send(b"READY=1\nSTATUS=a").unwrap();
     changed(&mut notices).await;
@@ -99,36 +104,36 @@ async fn what_did_not_change_is_not_told() {
     for datagram in unchanged {
         workload.send(datagram).unwrap();
     }
-    // Changed, and changed back before its time.
+    // This change is reverted before the rate limit allows a message.
     workload.send(b"STATUS=b").unwrap();
     workload.send(b"STATUS=a").unwrap();
     timeout(PERIOD * 5, notices.changed()).await.unwrap_err();
-    assert_eq!(notices.last(), None);
+    assert_eq!(notices.unsent(), None);
 }
 
 #[tokio::test(start_paused = true)]
-async fn at_most_ten_a_second_are_told_and_the_last_one_is() {
+async fn returns_at_most_ten_changes_a_second_and_always_the_last_one() {
     let (mut notices, workload) = bound();
-    let talk = async {
+    let send_all = async {
         for number in 0..1000 {
             workload.send(format!("STATUS={number}").as_bytes()).unwrap();
             sleep(Duration::from_millis(1)).await;
         }
     };
-    let mut told = Vec::new();
+    let mut changes = Vec::new();
     let start = Instant::now();
-    let hear = async {
-        while told.last() != Some(&status("999")) {
-            told.push(changed(&mut notices).await.status);
+    let receive_all = async {
+        while changes.last() != Some(&status("999")) {
+            changes.push(changed(&mut notices).await.status);
         }
     };
-    tokio::join!(talk, hear);
-    assert!((5..=12).contains(&told.len()), "{told:?}");
+    tokio::join!(send_all, receive_all);
+    assert!((5..=12).contains(&changes.len()), "{changes:?}");
     assert!(start.elapsed() <= Duration::from_millis(1101), "{:?}", start.elapsed());
 }
 
 #[tokio::test]
-async fn a_flood_from_many_is_read_to_its_last_word_and_nobody_starves() {
+async fn reads_a_flood_to_its_last_datagram_while_other_tasks_run() {
     let address = address();
     let mut notices = Notices::bind(&address).unwrap();
     let floods: Vec<_> = (0..4)
@@ -142,9 +147,9 @@ async fn a_flood_from_many_is_read_to_its_last_word_and_nobody_starves() {
         })
         .collect();
     let state = notices.state();
-    // A task beside it, as orders and the reaping are.
+    // This task stands for the tasks that read orders and reap children.
     let (stop, mut stopped) = tokio::sync::oneshot::channel();
-    let beside = tokio::spawn(async move {
+    let other = tokio::spawn(async move {
         let mut longest = Duration::ZERO;
         while stopped.try_recv().is_err() {
             let before = Instant::now();
@@ -158,23 +163,23 @@ async fn a_flood_from_many_is_read_to_its_last_word_and_nobody_starves() {
         send(&address, b"STATUS=last\nX_A3S_STATE=compacting");
     });
     let start = Instant::now();
-    let mut told = 0;
+    let mut changes = 0;
     while changed(&mut notices).await.status != status("last") {
-        told += 1;
+        changes += 1;
     }
     let elapsed = start.elapsed();
     last.join().unwrap();
     assert_eq!(*state.borrow(), State::Compacting);
-    assert!(told <= elapsed.as_millis() / PERIOD.as_millis() + 1, "{told} in {elapsed:?}");
+    assert!(changes <= elapsed.as_millis() / PERIOD.as_millis() + 1, "{changes} in {elapsed:?}");
     stop.send(()).unwrap();
-    let longest = beside.await.unwrap();
-    assert!(longest < Duration::from_millis(500), "{longest:?} without a turn");
+    let longest = other.await.unwrap();
+    assert!(longest < Duration::from_millis(500), "the other task waited {longest:?}");
 }
 
 #[tokio::test]
-async fn others_get_their_turn_after_a_batch() {
-    // A queue that holds more than a batch is the privilege of a network namespace's owner. The
-    // thread keeps the namespace, and ends with the test.
+async fn other_tasks_run_after_each_batch() {
+    // By default the queue is shorter than a batch. Only the owner of a network namespace can make
+    // it longer, so this thread enters a new one. The thread ends with the test.
     assert!(nix::unistd::geteuid().is_root(), "this test needs root");
     unshare(CloneFlags::CLONE_NEWNET).unwrap();
     std::fs::write("/proc/sys/net/unix/max_dgram_qlen", (BATCH * 4).to_string()).unwrap();
@@ -192,7 +197,7 @@ async fn others_get_their_turn_after_a_batch() {
             }
         }
     });
-    // Found by a turn of the event loop, before the count.
+    // The event loop must report the socket as readable before the count starts.
     notices.socket.readable().await.unwrap();
     turns.store(0, Ordering::Relaxed);
     assert_eq!(changed(&mut notices).await.status, status(&BATCH.to_string()));
@@ -202,23 +207,24 @@ async fn others_get_their_turn_after_a_batch() {
 }
 
 #[tokio::test]
-async fn a_datagram_beyond_the_limit_is_dropped_whole() {
+async fn drops_a_datagram_beyond_the_limit_as_a_whole() {
     let (mut notices, workload) = bound();
     let mut datagram = b"READY=1\nSTATUS=x\n".to_vec();
     datagram.resize(DATAGRAM_BYTES, b'y');
     workload.send(&datagram).unwrap();
-    assert!(notices.last().unwrap().ready);
+    assert!(notices.unsent().unwrap().ready);
     let mut datagram = b"STOPPING=1\nSTATUS=z\n".to_vec();
     for length in [DATAGRAM_BYTES + 1, DATAGRAM_BYTES + 2, 100_000] {
         datagram.resize(length, b'\n');
         workload.send(&datagram).unwrap();
-        assert_eq!(notices.last(), None, "{length}");
+        assert_eq!(notices.unsent(), None, "{length}");
     }
     workload.send(b"STATUS=after").unwrap();
-    assert_eq!(notices.last().unwrap().status, status("after"));
+    assert_eq!(notices.unsent().unwrap().status, status("after"));
 }
 
-/// Sends the only copy of a pipe's end for writing, as `sd_notify_barrier` does.
+/// Sends the only copy of a pipe's writing end, as `sd_notify_barrier(3)` does. Returns the reading
+/// end.
 fn send_barrier(workload: &UnixDatagram, datagram: &[u8]) -> OwnedFd {
     let (read, write) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).unwrap();
     let rights = [ControlMessage::ScmRights(&[write.as_raw_fd()])];
@@ -227,7 +233,7 @@ fn send_barrier(workload: &UnixDatagram, datagram: &[u8]) -> OwnedFd {
     read
 }
 
-/// Whether no copy of the other end is left anywhere.
+/// Returns whether all copies of the writing end are closed.
 fn is_closed(barrier: &OwnedFd) -> bool {
     match nix::unistd::read(barrier, &mut [0]) {
         Ok(0) => true,
@@ -237,25 +243,25 @@ fn is_closed(barrier: &OwnedFd) -> bool {
 }
 
 #[tokio::test]
-async fn the_descriptor_of_a_barrier_is_closed_once_it_is_read() {
+async fn reading_a_datagram_closes_its_descriptors() {
     let (mut notices, workload) = bound();
     let too_long = [b"BARRIER=1\n".as_slice(), &[b'x'; DATAGRAM_BYTES]].concat();
     let datagrams: [&[u8]; 4] = [b"BARRIER=1", b"FDSTORE=1\nFDNAME=x", b"", &too_long];
     for datagram in datagrams.into_iter().cycle().take(400) {
         let barrier = send_barrier(&workload, datagram);
-        assert!(!is_closed(&barrier), "the socket holds it");
-        notices.last();
+        assert!(!is_closed(&barrier), "the descriptor is closed before the read");
+        notices.unsent();
         assert!(is_closed(&barrier), "{} bytes", datagram.len());
     }
 }
 
 #[tokio::test]
-async fn a_barrier_means_that_what_came_before_was_heard() {
+async fn a_barrier_is_closed_after_earlier_datagrams_are_read() {
     let (mut notices, workload) = bound();
     workload.send(b"X_A3S_STATE=busy").unwrap();
     let barrier = send_barrier(&workload, b"BARRIER=1");
     let state = notices.state();
-    let heard = tokio::spawn(async move { notices.changed().await });
+    let change = tokio::spawn(async move { notices.changed().await });
     timeout(PATIENCE, async {
         while !is_closed(&barrier) {
             sleep(Duration::from_millis(1)).await;
@@ -264,11 +270,11 @@ async fn a_barrier_means_that_what_came_before_was_heard() {
     .await
     .expect("the barrier is not closed");
     assert_eq!(*state.borrow(), State::Busy);
-    assert_eq!(heard.await.unwrap().state(), BoxState::Busy);
+    assert_eq!(change.await.unwrap().state(), BoxState::Busy);
 }
 
 #[tokio::test]
-async fn a_barrier_that_nobody_reads_is_closed_with_the_socket() {
+async fn closing_the_socket_closes_a_barrier_that_was_not_read() {
     let (notices, workload) = bound();
     let barrier = send_barrier(&workload, b"BARRIER=1");
     drop(notices);

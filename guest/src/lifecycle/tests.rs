@@ -1,11 +1,12 @@
-//! Whole lives on this machine: a socket pair for vsock, pipes for console ports, real
-//! processes, and a process group instead of "all processes".
+//! Tests of the whole sequence without a VM. A socket pair takes the place of vsock, and pipes take
+//! the place of console ports. Processes are real. Descendants of this process take the place of
+//! all processes of a guest.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Mutex;
 
-use a3s_box_proto::control::shim_message::Message as Word;
+use a3s_box_proto::control::shim_message::Message as ToGuest;
 use a3s_box_proto::control::{Acknowledged, GuestMessage, Kill, ShimMessage, Stop};
 use a3s_box_proto::frame::{FrameBuffer, encode};
 use nix::sys::prctl::set_child_subreaper;
@@ -16,19 +17,21 @@ use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
 
 use super::*;
-use crate::launch::tests::{image, serial};
+use crate::launch::tests::{command, serial};
 use crate::notify;
 
 mod notices;
 
+/// Limit for each wait, far above the usual time.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A machine whose only processes are this process's descendants.
-struct Fake {
+/// A machine whose processes are the descendants of this process.
+struct FakeMachine {
+    /// The result of `prepare`, which takes it.
     job: Mutex<Option<Result<Option<Job<pipe::Sender>>, StartError>>>,
 }
 
-impl Machine for Fake {
+impl Machine for FakeMachine {
     type Port = pipe::Sender;
 
     async fn prepare(&mut self) -> Result<Option<Job<Self::Port>>, StartError> {
@@ -36,17 +39,18 @@ impl Machine for Fake {
     }
 
     fn kill_everything(&self) {
-        // Orphans come to this process, a subreaper; never a signal to -1 here. A whole
-        // group at once, or a shell could see its child end and exit by itself.
+        // `kill(-1)` would kill the processes of the host. Orphans are found, too, because this
+        // process is a subreaper and becomes their parent. A whole process group is killed at once.
+        // Otherwise a shell could exit by itself when its child is dead.
         while let Some(group) = living_group() {
-            // It may have ended meanwhile.
+            // An error means that the group has ended in the meantime.
             let _ = killpg(group, Signal::SIGKILL);
             std::thread::sleep(Duration::from_millis(5));
         }
     }
 }
 
-/// The process group of a descendant that lives, if there is one.
+/// Returns the process group of a descendant that is alive and not in the group of this process.
 fn living_group() -> Option<Pid> {
     let mut processes = HashMap::new();
     for entry in PathBuf::from("/proc").read_dir().unwrap().flatten() {
@@ -68,7 +72,7 @@ fn living_group() -> Option<Pid> {
     })
 }
 
-/// What a fake machine gives a workload.
+/// The guest's ends of the ports and of the notify socket.
 struct Ports {
     stdout: pipe::Sender,
     stderr: pipe::Sender,
@@ -76,43 +80,47 @@ struct Ports {
 }
 
 impl Ports {
-    fn job(self, image: Image) -> Job<pipe::Sender> {
+    fn job(self, command: Command) -> Job<pipe::Sender> {
         let Self { stdout, stderr, notices } = self;
-        Job { image, stdout, stderr, notices }
+        Job { command, stdout, stderr, notices }
     }
 }
 
-/// The shim's side.
+/// The shim's end of the control connection and of the ports, and the task of the guest.
 struct Shim {
-    /// Where the guest hears its workload.
+    /// Address of the notify socket.
     notify: String,
     stream: UnixStream,
     frames: FrameBuffer,
     stdout: Option<pipe::Receiver>,
     stderr: Option<pipe::Receiver>,
-    guest: tokio::task::JoinHandle<Result<u8, LifeError>>,
+    guest: tokio::task::JoinHandle<Result<u8, LifecycleError>>,
 }
 
 impl Shim {
-    fn over(job: impl FnOnce(Ports) -> Result<Option<Job<pipe::Sender>>, StartError>) -> Self {
+    /// Starts a guest whose machine prepares the result of `job`.
+    fn with_job(job: impl FnOnce(Ports) -> Result<Option<Job<pipe::Sender>>, StartError>) -> Self {
         set_child_subreaper(true).unwrap();
-        let (stream, theirs) = UnixStream::pair().unwrap();
+        let (stream, guest_stream) = UnixStream::pair().unwrap();
         let (out, stdout) = pipe::pipe().unwrap();
         let (err, stderr) = pipe::pipe().unwrap();
         let notify = notify::tests::address();
         let ports = Ports { stdout: out, stderr: err, notices: Notices::bind(&notify).unwrap() };
-        let mut machine = Fake { job: Mutex::new(Some(job(ports))) };
-        let guest = tokio::spawn(async move { run(&mut Control::new(theirs), &mut machine).await });
+        let mut machine = FakeMachine { job: Mutex::new(Some(job(ports))) };
+        let guest =
+            tokio::spawn(async move { run(&mut Control::new(guest_stream), &mut machine).await });
         let frames = FrameBuffer::default();
         Self { notify, stream, frames, stdout: Some(stdout), stderr: Some(stderr), guest }
     }
 
-    fn running(script: &str) -> Self {
-        let image = image("/bin/sh", &["sh", "-c", script], &["PATH=/usr/bin:/bin"]);
-        Self::over(|ports| Ok(Some(ports.job(image))))
+    /// Starts a guest whose workload is a shell script.
+    fn with_script(script: &str) -> Self {
+        let command = command("/bin/sh", &["sh", "-c", script], &["PATH=/usr/bin:/bin"]);
+        Self::with_job(|ports| Ok(Some(ports.job(command))))
     }
 
-    async fn hear(&mut self) -> Message {
+    /// Returns the next message of the guest.
+    async fn receive(&mut self) -> Message {
         timeout(PATIENCE, async {
             loop {
                 if let Some(message) = self.frames.next_message::<GuestMessage>().unwrap() {
@@ -120,41 +128,45 @@ impl Shim {
                 }
                 let mut chunk = [0; 4096];
                 let length = self.stream.read(&mut chunk).await.unwrap();
-                assert!(length > 0, "the guest closed the stream");
+                assert!(length > 0, "the guest closed the connection");
                 self.frames.push(&chunk[..length]);
             }
         })
         .await
-        .expect("the guest says nothing")
+        .expect("the guest sends no message")
     }
 
-    async fn say(&mut self, word: Word) {
-        self.stream.write_all(&encode(&ShimMessage { message: Some(word) })).await.unwrap();
+    async fn send(&mut self, message: ToGuest) {
+        self.stream.write_all(&encode(&ShimMessage { message: Some(message) })).await.unwrap();
     }
 
+    /// Receives `Hello` and `Started`, and returns the PID of the workload.
     async fn start(&mut self) -> u32 {
-        let Message::Hello(hello) = self.hear().await else { panic!("expected Hello") };
+        let Message::Hello(hello) = self.receive().await else { panic!("expected Hello") };
         assert_eq!(hello.protocol_version, PROTOCOL_VERSION);
-        let Message::Started(started) = self.hear().await else { panic!("expected Started") };
+        let Message::Started(started) = self.receive().await else { panic!("expected Started") };
         started.pid
     }
 
+    /// Receives `Exited` and returns its status.
     async fn ended(&mut self) -> exited::Status {
-        let Message::Exited(exited) = self.hear().await else { panic!("expected Exited") };
+        let Message::Exited(exited) = self.receive().await else { panic!("expected Exited") };
         exited.status.unwrap()
     }
 
+    /// Receives `Drained` and returns its numbers of bytes.
     async fn drained(&mut self) -> (u64, u64) {
-        let Message::Drained(drained) = self.hear().await else { panic!("expected Drained") };
+        let Message::Drained(drained) = self.receive().await else { panic!("expected Drained") };
         (drained.stdout_bytes, drained.stderr_bytes)
     }
 
-    async fn acknowledge(mut self) -> Result<u8, LifeError> {
-        self.say(Word::Acknowledged(Acknowledged {})).await;
+    /// Sends `Acknowledged` and returns the result of the guest.
+    async fn acknowledge(mut self) -> Result<u8, LifecycleError> {
+        self.send(ToGuest::Acknowledged(Acknowledged {})).await;
         timeout(PATIENCE, self.guest).await.expect("the guest does not end").unwrap()
     }
 
-    /// All of both streams, read in the background.
+    /// Reads both output streams to their ends in the background.
     fn output(&mut self) -> tokio::task::JoinHandle<(Vec<u8>, Vec<u8>)> {
         let (mut stdout, mut stderr) = (self.stdout.take().unwrap(), self.stderr.take().unwrap());
         tokio::spawn(async move {
@@ -168,9 +180,9 @@ impl Shim {
 }
 
 #[tokio::test]
-async fn a_workload_lives_from_hello_to_acknowledged() {
+async fn runs_a_workload_from_hello_to_acknowledged() {
     let _serial = serial().await;
-    let mut shim = Shim::running("echo out; echo error >&2; exit 7");
+    let mut shim = Shim::with_script("echo out; echo error >&2; exit 7");
     let output = shim.output();
     assert!(shim.start().await > 1);
     assert_eq!(shim.ended().await, exited::Status::ExitCode(7));
@@ -180,9 +192,9 @@ async fn a_workload_lives_from_hello_to_acknowledged() {
 }
 
 #[tokio::test]
-async fn large_output_arrives_whole_and_is_counted() {
+async fn copies_large_output_completely_and_counts_it() {
     let _serial = serial().await;
-    let mut shim = Shim::running("yes a3s-box | head -c 5000000; yes 2 | head -c 70001 >&2");
+    let mut shim = Shim::with_script("yes a3s-box | head -c 5000000; yes 2 | head -c 70001 >&2");
     let output = shim.output();
     shim.start().await;
     assert_eq!(shim.ended().await, exited::Status::ExitCode(0));
@@ -194,11 +206,12 @@ async fn large_output_arrives_whole_and_is_counted() {
 }
 
 #[tokio::test]
-async fn orphans_are_reaped_while_the_workload_runs() {
+async fn reaps_orphans_while_the_workload_runs() {
     let _serial = serial().await;
-    // Each subshell leaves a child to this process. A zombie would keep its directory in /proc.
+    // Each subshell exits and leaves its child to this process. A zombie would keep its directory
+    // in /proc.
     let script = "for i in 1 2 3; do (sh -c 'echo $$' & ); done; sleep 0.5; echo done; read x < /proc/self/fd/9 || sleep 30";
-    let mut shim = Shim::running(script);
+    let mut shim = Shim::with_script(script);
     let mut stdout = shim.stdout.take().unwrap();
     shim.start().await;
     let mut text = String::new();
@@ -212,52 +225,53 @@ async fn orphans_are_reaped_while_the_workload_runs() {
     for orphan in orphans {
         assert!(!PathBuf::from("/proc").join(orphan).exists(), "{orphan} was not reaped");
     }
-    shim.say(Word::Kill(Kill {})).await;
+    shim.send(ToGuest::Kill(Kill {})).await;
     assert_eq!(shim.ended().await, exited::Status::Signal(9));
     shim.drained().await;
     assert_eq!(shim.acknowledge().await.unwrap(), 137);
 }
 
 #[tokio::test]
-async fn what_the_workload_leaves_is_killed_and_its_output_ends() {
+async fn kills_the_processes_that_the_workload_leaves_so_that_its_output_ends() {
     let _serial = serial().await;
-    let mut shim = Shim::running("sleep 300 & sleep 300 & echo x; exit 1");
+    let mut shim = Shim::with_script("sleep 300 & sleep 300 & echo x; exit 1");
     let output = shim.output();
     shim.start().await;
     let before = std::time::Instant::now();
     assert_eq!(shim.ended().await, exited::Status::ExitCode(1));
     assert_eq!(shim.drained().await, (2, 0));
-    assert!(before.elapsed() < DRAIN_TIMEOUT, "the drain ran into its limit");
+    assert!(before.elapsed() < DRAIN_TIMEOUT, "the drain reached its timeout");
     assert_eq!(shim.acknowledge().await.unwrap(), 1);
     assert_eq!(output.await.unwrap().0, b"x\n");
     assert_eq!(living_group(), None);
 }
 
 #[tokio::test]
-async fn stop_sends_the_signal_that_the_shim_named() {
+async fn stop_sends_the_signal_of_the_order_to_the_workload() {
     let _serial = serial().await;
-    let mut shim = Shim::running("trap 'exit 3' USR1; echo ready; while :; do sleep 0.05; done");
+    let mut shim =
+        Shim::with_script("trap 'exit 3' USR1; echo ready; while :; do sleep 0.05; done");
     let mut stdout = shim.stdout.take().unwrap();
     shim.start().await;
     let mut ready = [0; 6];
     timeout(PATIENCE, stdout.read_exact(&mut ready)).await.unwrap().unwrap();
-    // Not signals: nothing happens, in particular not `kill(pid, 0)` by wrap-around.
+    // These are no signal numbers, and nothing may happen. `u32::MAX` must not wrap around.
     for signal in [0, 65, u32::MAX] {
-        shim.say(Word::Stop(Stop { signal })).await;
+        shim.send(ToGuest::Stop(Stop { signal })).await;
     }
-    shim.say(Word::Stop(Stop { signal: 10 })).await;
+    shim.send(ToGuest::Stop(Stop { signal: 10 })).await;
     assert_eq!(shim.ended().await, exited::Status::ExitCode(3));
     shim.drained().await;
     shim.acknowledge().await.unwrap();
 }
 
 #[tokio::test]
-async fn a_box_without_a_workload_lives_until_it_is_told() {
+async fn a_box_without_a_workload_runs_until_the_first_order() {
     let _serial = serial().await;
-    for word in [Word::Stop(Stop { signal: 15 }), Word::Kill(Kill {})] {
-        let mut shim = Shim::over(|_| Ok(None));
+    for order in [ToGuest::Stop(Stop { signal: 15 }), ToGuest::Kill(Kill {})] {
+        let mut shim = Shim::with_job(|_| Ok(None));
         assert_eq!(shim.start().await, 0);
-        shim.say(word).await;
+        shim.send(order).await;
         assert_eq!(shim.ended().await, exited::Status::ExitCode(0));
         assert_eq!(shim.drained().await, (0, 0));
         assert_eq!(shim.acknowledge().await.unwrap(), 0);
@@ -265,17 +279,17 @@ async fn a_box_without_a_workload_lives_until_it_is_told() {
 }
 
 #[tokio::test]
-async fn what_cannot_start_says_why() {
+async fn reports_why_a_program_cannot_start() {
     let _serial = serial().await;
     let cases = [
         ("/nonexistent/x", StartFailure::NotFound, 127),
         ("/etc/passwd", StartFailure::NotExecutable, 126),
     ];
     for (program, reason, code) in cases {
-        let image = image(program, &["x"], &[]);
-        let mut shim = Shim::over(|ports| Ok(Some(ports.job(image))));
-        assert!(matches!(shim.hear().await, Message::Hello(_)));
-        let Message::StartFailed(failed) = shim.hear().await else {
+        let command = command(program, &["x"], &[]);
+        let mut shim = Shim::with_job(|ports| Ok(Some(ports.job(command))));
+        assert!(matches!(shim.receive().await, Message::Hello(_)));
+        let Message::StartFailed(failed) = shim.receive().await else {
             panic!("expected StartFailed")
         };
         assert_eq!(failed.reason(), reason);
@@ -285,12 +299,12 @@ async fn what_cannot_start_says_why() {
 }
 
 #[tokio::test]
-async fn a_machine_that_cannot_be_prepared_is_a_setup_failure_of_bounded_length() {
+async fn reports_a_failed_setup_with_a_text_of_limited_length() {
     let _serial = serial().await;
     let found = "ü".repeat(MESSAGE_BYTES);
-    let mut shim = Shim::over(|_| Err(MountError::BadTarget { found }.into()));
-    assert!(matches!(shim.hear().await, Message::Hello(_)));
-    let Message::StartFailed(failed) = shim.hear().await else { panic!("expected StartFailed") };
+    let mut shim = Shim::with_job(|_| Err(MountError::BadTarget { found }.into()));
+    assert!(matches!(shim.receive().await, Message::Hello(_)));
+    let Message::StartFailed(failed) = shim.receive().await else { panic!("expected StartFailed") };
     assert_eq!(failed.reason(), StartFailure::Setup);
     assert!(failed.message.starts_with("mount target `ü"));
     assert!(failed.message.len() <= MESSAGE_BYTES);
@@ -298,38 +312,42 @@ async fn a_machine_that_cannot_be_prepared_is_a_setup_failure_of_bounded_length(
 }
 
 #[tokio::test]
-async fn a_lost_shim_ends_the_life() {
+async fn the_loss_of_the_shim_ends_the_box() {
     let _serial = serial().await;
-    let mut shim = Shim::running("exec sleep 300");
+    let mut shim = Shim::with_script("exec sleep 300");
     shim.start().await;
     drop(shim.stream);
     let error = timeout(PATIENCE, shim.guest).await.unwrap().unwrap().unwrap_err();
-    assert!(matches!(error, LifeError::Control(ControlError::Closed)), "{error}");
-    Fake { job: Mutex::default() }.kill_everything();
+    assert!(matches!(error, LifecycleError::Control(ControlError::Closed)), "{error}");
+    // The workload is still running: in a real guest, the reboot kills it.
+    FakeMachine { job: Mutex::default() }.kill_everything();
 }
 
 #[tokio::test]
-async fn a_shim_that_talks_nonsense_ends_the_life() {
+async fn a_malformed_message_of_the_shim_ends_the_box() {
     let _serial = serial().await;
-    for nonsense in [&[0xff; 8][..], &[0, 0, 0, 0][..], &[2, 0, 0, 0, 0xff, 0xff][..]] {
-        let mut shim = Shim::over(|_| Ok(None));
+    for malformed in [&[0xff; 8][..], &[0, 0, 0, 0][..], &[2, 0, 0, 0, 0xff, 0xff][..]] {
+        let mut shim = Shim::with_job(|_| Ok(None));
         shim.start().await;
-        shim.stream.write_all(nonsense).await.unwrap();
+        shim.stream.write_all(malformed).await.unwrap();
         let error = timeout(PATIENCE, shim.guest).await.unwrap().unwrap().unwrap_err();
         assert!(
-            matches!(error, LifeError::Control(ControlError::Frame(_) | ControlError::Unknown)),
+            matches!(
+                error,
+                LifecycleError::Control(ControlError::Frame(_) | ControlError::Unknown)
+            ),
             "{error}"
         );
     }
 }
 
 #[tokio::test]
-async fn a_port_that_nobody_drains_does_not_deafen_the_guest() {
+async fn executes_orders_while_the_host_does_not_read_a_port() {
     let _serial = serial().await;
-    let mut shim = Shim::running("yes");
+    let mut shim = Shim::with_script("yes");
     shim.start().await;
     tokio::time::sleep(Duration::from_millis(300)).await;
-    shim.say(Word::Kill(Kill {})).await;
+    shim.send(ToGuest::Kill(Kill {})).await;
     let before = std::time::Instant::now();
     assert_eq!(shim.ended().await, exited::Status::Signal(9));
     assert!(before.elapsed() < Duration::from_secs(2), "{:?}", before.elapsed());
@@ -341,9 +359,9 @@ async fn a_port_that_nobody_drains_does_not_deafen_the_guest() {
 }
 
 #[tokio::test]
-async fn an_end_that_nobody_acknowledges_still_ends() {
+async fn ends_without_an_acknowledgement_after_the_timeout() {
     let _serial = serial().await;
-    let mut shim = Shim::running("exit 0");
+    let mut shim = Shim::with_script("exit 0");
     shim.start().await;
     shim.ended().await;
     shim.drained().await;

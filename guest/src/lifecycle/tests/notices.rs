@@ -1,4 +1,4 @@
-//! Lives whose workload says something about itself.
+//! Tests with a workload that sends notifications.
 
 use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
@@ -12,13 +12,15 @@ use tokio::time::Instant;
 use super::*;
 use crate::notify::tests::{send, sender};
 
-async fn said(shim: &mut Shim) -> Notified {
-    let Message::Notified(notified) = shim.hear().await else { panic!("expected Notified") };
+/// Receives `Notified`.
+async fn notified(shim: &mut Shim) -> Notified {
+    let Message::Notified(notified) = shim.receive().await else { panic!("expected Notified") };
     notified
 }
 
-/// Waits, without giving the guest a turn, until the workload has ended.
-fn end(pid: u32) {
+/// Kills the workload and waits until it is a zombie. Blocks the thread, so that the guest cannot
+/// run in the meantime.
+fn kill_workload(pid: u32) {
     let pid = Pid::from_raw(pid.try_into().unwrap());
     kill(pid, Signal::SIGKILL).unwrap();
     loop {
@@ -30,13 +32,14 @@ fn end(pid: u32) {
     }
 }
 
-/// Says it as fast as it is heard, until someone stops it.
+/// Sends notifications as fast as the guest reads them, until `running` is false. Returns their
+/// number.
 fn flood(address: &str, running: &Arc<AtomicBool>) -> thread::JoinHandle<u64> {
     let workload: UnixDatagram = sender(address);
     let running = Arc::clone(running);
     thread::spawn(move || {
         let mut count = 0;
-        // The socket goes with the guest.
+        // A send fails when the guest has closed the socket.
         while running.load(Ordering::Relaxed)
             && workload.send(format!("READY=1\nSTATUS={count}").as_bytes()).is_ok()
         {
@@ -47,35 +50,35 @@ fn flood(address: &str, running: &Arc<AtomicBool>) -> thread::JoinHandle<u64> {
 }
 
 #[tokio::test]
-async fn what_is_said_before_the_start_is_known_is_told_after_it() {
+async fn sends_early_notifications_after_started() {
     let _serial = serial().await;
-    let mut shim = Shim::running("exec sleep 300");
+    let mut shim = Shim::with_script("exec sleep 300");
     send(&shim.notify, b"READY=1\nSTATUS=early");
     shim.start().await;
-    let first = said(&mut shim).await;
+    let first = notified(&mut shim).await;
     assert_eq!((first.ready, first.status()), (true, "early"));
     send(&shim.notify, b"X_A3S_STATE=busy\nSTOPPING=1");
-    let second = said(&mut shim).await;
+    let second = notified(&mut shim).await;
     assert_eq!((second.ready, second.stopping, second.state()), (true, true, BoxState::Busy));
-    shim.say(Word::Kill(Kill {})).await;
+    shim.send(ToGuest::Kill(Kill {})).await;
     assert_eq!(shim.ended().await, exited::Status::Signal(9));
     shim.drained().await;
     shim.acknowledge().await.unwrap();
 }
 
 #[tokio::test]
-async fn what_is_said_right_before_the_end_is_told_before_it() {
+async fn sends_the_last_notification_before_exited() {
     let _serial = serial().await;
-    // Which of two things that have happened is seen first is left to chance.
+    // `select!` takes one of two events that have happened at random, so the test is repeated.
     for _ in 0..10 {
-        let mut shim = Shim::running("exec sleep 300");
+        let mut shim = Shim::with_script("exec sleep 300");
         let pid = shim.start().await;
         send(&shim.notify, b"STATUS=first");
-        assert_eq!(said(&mut shim).await.status(), "first");
+        assert_eq!(notified(&mut shim).await.status(), "first");
         send(&shim.notify, b"STATUS=second");
         send(&shim.notify, b"READY=1\nSTATUS=last");
-        end(pid);
-        let last = said(&mut shim).await;
+        kill_workload(pid);
+        let last = notified(&mut shim).await;
         assert_eq!((last.ready, last.status()), (true, "last"));
         assert_eq!(shim.ended().await, exited::Status::Signal(9));
         shim.drained().await;
@@ -84,15 +87,15 @@ async fn what_is_said_right_before_the_end_is_told_before_it() {
 }
 
 #[tokio::test]
-async fn what_is_said_while_the_output_drains_is_ignored() {
+async fn ignores_notifications_during_the_drain() {
     let _serial = serial().await;
-    let mut shim = Shim::running("exec yes");
+    let mut shim = Shim::with_script("exec yes");
     let pid = shim.start().await;
-    // Until all pipes are full.
+    // By the end of this time, all pipes are full.
     tokio::time::sleep(Duration::from_millis(300)).await;
-    end(pid);
+    kill_workload(pid);
     assert_eq!(shim.ended().await, exited::Status::Signal(9));
-    // Nobody has read the output yet, so the socket is still there.
+    // The output has not been read yet, so the guest still drains and the socket exists.
     send(&shim.notify, b"READY=1");
     let output = shim.output();
     shim.drained().await;
@@ -101,36 +104,36 @@ async fn what_is_said_while_the_output_drains_is_ignored() {
 }
 
 #[tokio::test]
-async fn a_flood_delays_no_order_and_is_told_ten_times_a_second() {
+async fn a_flood_delays_no_order_and_causes_ten_messages_a_second() {
     let _serial = serial().await;
-    let mut shim = Shim::running("exec sleep 300");
+    let mut shim = Shim::with_script("exec sleep 300");
     shim.start().await;
     let running = Arc::new(AtomicBool::new(true));
     let floods: Vec<_> = (0..4).map(|_| flood(&shim.notify, &running)).collect();
     let start = Instant::now();
-    let mut told = 0;
+    let mut messages = 0;
     while start.elapsed() < Duration::from_secs(1) {
-        assert!(said(&mut shim).await.ready);
-        told += 1;
+        assert!(notified(&mut shim).await.ready);
+        messages += 1;
     }
-    shim.say(Word::Kill(Kill {})).await;
+    shim.send(ToGuest::Kill(Kill {})).await;
     let ordered = Instant::now();
     let status = loop {
-        match shim.hear().await {
-            Message::Notified(_) => told += 1,
+        match shim.receive().await {
+            Message::Notified(_) => messages += 1,
             Message::Exited(exited) => break exited.status.unwrap(),
             other => panic!("expected Notified or Exited, not {other:?}"),
         }
     };
     let elapsed = ordered.elapsed();
     assert_eq!(status, exited::Status::Signal(9));
-    assert!(elapsed < Duration::from_secs(1), "{elapsed:?} to obey");
-    // One at once, one at the end.
+    assert!(elapsed < Duration::from_secs(1), "{elapsed:?} between the order and the end");
+    // The rate limit does not apply to the first message and to the last one.
     let most = start.elapsed().as_millis() / 100 + 2;
-    assert!((5..=most).contains(&told), "{told}, at most {most}");
+    assert!((5..=most).contains(&messages), "{messages}, at most {most}");
     running.store(false, Ordering::Relaxed);
     shim.drained().await;
     shim.acknowledge().await.unwrap();
     let count: u64 = floods.into_iter().map(|flood| flood.join().unwrap()).sum();
-    assert!(count > 10_000, "{count} is no flood");
+    assert!(count > 10_000, "only {count} notifications were sent");
 }

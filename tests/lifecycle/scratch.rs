@@ -263,7 +263,7 @@ fn assert_trees_match(visible: &BTreeMap<PathBuf, Tree>, expected: &BTreeMap<Pat
     }
 }
 
-/// Each mount's place and type.
+/// Returns the type and the mount point of each mount of this thread, separated by a space.
 fn mounts() -> Vec<String> {
     let mounts = fs::read_to_string(MOUNTS).unwrap();
     let name = |line: &str| {

@@ -142,6 +142,7 @@ fn script_output(shim: &Shim) -> Vec<String> {
     text().lines().map(str::to_owned).collect()
 }
 
+/// Panics unless the output contains each of `lines`.
 fn assert_lines(output: &[String], lines: &[&str]) {
     for line in lines {
         assert!(output.iter().any(|found| found == line), "no `{line}` in {output:#?}");
@@ -162,6 +163,7 @@ fn warnings(shim: &Shim) -> Vec<&str> {
     warnings.map(|event| event["code"].as_str().unwrap()).collect()
 }
 
+/// Stops the box with SIGTERM.
 fn stop(shim: &mut Shim) {
     kill(Pid::from_raw(i32::try_from(shim.child.id()).unwrap()), Signal::SIGTERM).unwrap();
     shim.end();

@@ -53,6 +53,5 @@ fn a_box_is_limited_by_a_cgroup_of_its_own() {
     kill(Pid::from_raw(shim.child.id().cast_signed()), Signal::SIGTERM).unwrap();
     shim.end();
     assert_eq!(limit("cgroup.procs"), "", "{shim}");
-
     eventually("the cgroup can be removed", || fs::remove_dir(&own).is_ok());
 }

@@ -1,56 +1,59 @@
-//! Shims killed at random moments.
+//! Shims that are killed at random moments of their start.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::chance::Chance;
-use crate::ground::Ground;
 use crate::image::Image;
+use crate::random::Random;
+use crate::scratch::Scratch;
 use crate::shim::{Ended, Shim, Until};
 use crate::tree::{self, Tree};
 
-/// Kills of a test of cold starts, half of them with an empty cache. Two such tests make 200.
+/// Kills in each of the two tests of cold starts. In half of them the cache is empty.
 const COLD_KILLS: usize = 100;
 
-/// Kills after one of which the power fails, too, where the cache has a disk.
+/// A power failure is simulated after one of so many kills, if the cache has a disk of its own.
 const KILLS_PER_POWER_FAILURE: usize = 5;
 
-/// Kills of the test of warm starts: mounting and the end take some milliseconds, which kills spread
-/// over a whole unpacking hardly ever hit.
+/// Kills in the test of warm starts. Mounting and unmounting take a few milliseconds, which kills
+/// at random moments of a cold start rarely hit.
 const WARM_KILLS: usize = 100;
 
-/// The ground, and what must be seen on it.
-struct Expected {
-    ground: Ground,
+/// A scratch directory and the trees that must appear in it.
+struct Fixture {
+    scratch: Scratch,
     image: Tree,
     layers: BTreeMap<PathBuf, Tree>,
-    cold: Duration,
+    /// Duration of an undisturbed cold start.
+    cold_start: Duration,
 }
 
-/// What a start was doing when it was killed.
+/// Number of kills by the phase in which the start was.
 #[derive(Default, Debug)]
 struct Hits {
     before_unpacking: usize,
     unpacking: usize,
     mounted: usize,
-    undone: usize,
-    ended_before: usize,
+    /// After `prepare.done`, while the root was unmounted.
+    unmounting: usize,
+    /// Starts that ended before the kill.
+    not_killed: usize,
 }
 
 impl Hits {
     fn kills(&self) -> usize {
-        self.before_unpacking + self.unpacking + self.mounted + self.undone
+        self.before_unpacking + self.unpacking + self.mounted + self.unmounting
     }
 
-    fn count(&mut self, ended: &Ended, ground: &Ground) {
+    fn count(&mut self, ended: &Ended, scratch: &Scratch) {
         let hit = if !ended.was_killed() {
-            &mut self.ended_before
+            &mut self.not_killed
         } else if ended.event("prepare.done").is_some() {
-            &mut self.undone
+            &mut self.unmounting
         } else if ended.event("rootfs.ready").is_some() {
             &mut self.mounted
-        } else if ended.event("rootfs.progress").is_some() || ground.staged() > 0 {
+        } else if ended.event("rootfs.progress").is_some() || scratch.staged() > 0 {
             &mut self.unpacking
         } else {
             &mut self.before_unpacking
@@ -59,124 +62,128 @@ impl Hits {
     }
 }
 
-impl Expected {
-    /// Measures an undisturbed cold start, and takes its layers as those to expect, after its root has
-    /// been seen to be the image's.
-    fn on(mut ground: Ground, image: &Image) -> Self {
-        ground.settle();
+impl Fixture {
+    /// Measures an undisturbed cold start. Its layers become the expected ones, after the mounted
+    /// root has been compared with the image.
+    fn new(mut scratch: Scratch, image: &Image) -> Self {
+        scratch.record_mounts();
         let image = image.tree();
         let mut times: Vec<Duration> = (0..3)
             .map(|_| {
-                ground.clear_cache();
-                let ended = Shim::start(&ground, "box", Until::Prepared).end();
+                scratch.clear_cache();
+                let ended = Shim::start(&scratch, "box", Until::Prepared).end();
                 ended.assert_code(0);
                 ended.took
             })
             .collect();
-        // The shortest: the starts that follow hardly end before they are killed.
+        // The shortest time is used, so that few of the later starts end before they are killed.
         times.sort();
-        let layers = ground.visible();
-        let expected = Self { ground, image, layers, cold: times[0] };
-        expected.start_and_compare();
-        println!("a cold start takes {:?}", expected.cold);
-        expected
+        let layers = scratch.visible();
+        let fixture = Self { scratch, image, layers, cold_start: times[0] };
+        fixture.start_and_compare();
+        println!("a cold start takes {:?}", fixture.cold_start);
+        fixture
     }
 
-    /// Starts the box to its end, and finds everything as it must be.
+    /// Runs the box to its end. Panics unless root and cache are as expected and nothing is left.
     fn start_and_compare(&self) {
-        Shim::run_and_compare(&self.ground, "box", &self.image);
+        Shim::run_and_compare(&self.scratch, "box", &self.image);
         self.prepare();
-        let found = self.ground.visible();
+        let found = self.scratch.visible();
         assert_eq!(found.len(), self.layers.len(), "{:?}", found.keys());
-        self.ground.assert_visible_is_right(&self.layers);
+        self.scratch.assert_visible_trees_match(&self.layers);
     }
 
     fn prepare(&self) {
-        Shim::start(&self.ground, "box", Until::Prepared).end().assert_code(0);
-        self.ground.assert_nothing_left();
+        Shim::start(&self.scratch, "box", Until::Prepared).end().assert_code(0);
+        self.scratch.assert_nothing_left();
     }
 
-    /// Kills a start, unless it ends before; returns how it ended, and the bytes of the trees that can be
-    /// seen then, all of which are right.
+    /// Starts a shim and kills it at `moment`, unless it ends before. Panics if a visible tree is
+    /// damaged. Returns how the shim ended, and the bytes in the files of the visible trees.
     fn kill(&self, moment: Duration, hits: &mut Hits) -> (Ended, u64) {
-        let ended = Shim::start(&self.ground, "box", Until::Prepared).kill_at(moment);
-        hits.count(&ended, &self.ground);
-        self.ground.assert_nothing_runs();
-        (ended, self.ground.assert_visible_is_right(&self.layers))
+        let ended = Shim::start(&self.scratch, "box", Until::Prepared).kill_at(moment);
+        hits.count(&ended, &self.scratch);
+        self.scratch.assert_nothing_runs();
+        (ended, self.scratch.assert_visible_trees_match(&self.layers))
     }
 }
 
-/// Kills starts in pairs, the second one going on with what the first has left.
-fn kill_cold_starts(place: impl FnOnce(&Ground)) {
+/// Kills starts in pairs. The second start of a pair finds the cache as the first one left it.
+fn kill_cold_starts(prepare_cache: impl FnOnce(&Scratch)) {
     let image = Image::realistic();
-    let ground = Ground::new(&image);
-    place(&ground);
-    let has_disk = ground.disk().exists();
-    let mut chance = Chance::new();
-    let mut expected = Expected::on(ground, &image);
+    let scratch = Scratch::new(&image);
+    prepare_cache(&scratch);
+    let has_disk = scratch.disk().exists();
+    let mut random = Random::new();
+    let mut fixture = Fixture::new(scratch, &image);
     if has_disk {
-        expected.ground.assert_power_may_fail(&expected.layers);
+        fixture.scratch.assert_survives_power_failure(&fixture.layers);
     }
-    let all: u64 = expected.layers.values().map(tree::bytes).sum();
-    let (mut empty, mut left) = (Hits::default(), Hits::default());
-    while empty.kills() + left.kills() < COLD_KILLS {
-        expected.ground.clear_cache();
-        let late = empty.ended_before + left.ended_before;
+    let all_bytes: u64 = fixture.layers.values().map(tree::bytes).sum();
+    let (mut empty, mut partial) = (Hits::default(), Hits::default());
+    while empty.kills() + partial.kills() < COLD_KILLS {
+        fixture.scratch.clear_cache();
+        let late = empty.not_killed + partial.not_killed;
         assert!(
             late < COLD_KILLS,
-            "too many starts end before they are killed: {empty:?} {left:?}"
+            "too many starts end before they are killed: {empty:?} {partial:?}"
         );
-        let (first, ready) = expected.kill(chance.within(expected.cold), &mut empty);
+        let (first, ready_bytes) = fixture.kill(random.up_to(fixture.cold_start), &mut empty);
         if !first.was_killed() {
-            // The machine is less busy than it was when the time was measured.
-            expected.cold = expected.cold.min(first.took);
+            // The machine is less busy now than when the time was measured. With the old time, too
+            // many of the next starts would end before their kill.
+            fixture.cold_start = fixture.cold_start.min(first.took);
             continue;
         }
-        let rest = share(all - ready, all);
-        expected.kill(chance.within(expected.cold.mul_f64(rest)), &mut left);
+        // The second start only unpacks the layers that the first one has not published.
+        let rest = share(all_bytes - ready_bytes, all_bytes);
+        fixture.kill(random.up_to(fixture.cold_start.mul_f64(rest)), &mut partial);
         if has_disk && empty.kills() % KILLS_PER_POWER_FAILURE == 0 {
-            expected.ground.assert_power_may_fail(&expected.layers);
+            fixture.scratch.assert_survives_power_failure(&fixture.layers);
         }
-        expected.start_and_compare();
+        fixture.start_and_compare();
     }
-    println!("kills with an empty cache: {empty:?}\nkills with what a kill has left: {left:?}");
-    let unpacking = empty.unpacking + left.unpacking;
-    assert!(unpacking > COLD_KILLS / 2, "too few kills hit the unpacking: {empty:?} {left:?}");
+    println!("kills with an empty cache: {empty:?}\nkills after another kill: {partial:?}");
+    let unpacking = empty.unpacking + partial.unpacking;
+    assert!(unpacking > COLD_KILLS / 2, "too few kills hit the unpacking: {empty:?} {partial:?}");
 }
 
+/// Returns `part / all`. Panics if a number exceeds 32 bits, which convert to a float without loss.
 fn share(part: u64, all: u64) -> f64 {
     f64::from(u32::try_from(part).unwrap()) / f64::from(u32::try_from(all).unwrap())
 }
 
 #[test]
-fn start_killed_on_ext4_leaves_nothing_wrong() {
-    // Room for the cache twice.
-    kill_cold_starts(|ground| ground.make_disk(96 << 20));
+fn a_killed_cold_start_on_ext4_publishes_no_damaged_layer() {
+    // Twice the size of the cache.
+    kill_cold_starts(|scratch| scratch.make_disk(96 << 20));
 }
 
 #[test]
-fn start_killed_on_tmpfs_leaves_nothing_wrong() {
+fn a_killed_cold_start_on_tmpfs_publishes_no_damaged_layer() {
     kill_cold_starts(|_| {});
 }
 
 #[test]
-fn warm_start_killed_leaves_nothing_wrong() {
+fn a_killed_warm_start_leaves_root_and_cache_usable() {
     let image = Image::realistic();
-    let mut chance = Chance::new();
-    let expected = Expected::on(Ground::new(&image), &image);
+    let mut random = Random::new();
+    let fixture = Fixture::new(Scratch::new(&image), &image);
     let mut times: Vec<Duration> =
-        (0..9).map(|_| Shim::start(&expected.ground, "box", Until::Prepared).end().took).collect();
+        (0..9).map(|_| Shim::start(&fixture.scratch, "box", Until::Prepared).end().took).collect();
     times.sort();
+    let median = times[4];
     let mut hits = Hits::default();
     while hits.kills() < WARM_KILLS {
         let ended =
-            Shim::start(&expected.ground, "box", Until::Prepared).kill_at(chance.within(times[4]));
-        hits.count(&ended, &expected.ground);
-        expected.ground.assert_nothing_runs();
-        expected.prepare();
-        assert!(hits.ended_before < 3 * WARM_KILLS, "too many starts end early: {hits:?}");
+            Shim::start(&fixture.scratch, "box", Until::Prepared).kill_at(random.up_to(median));
+        hits.count(&ended, &fixture.scratch);
+        fixture.scratch.assert_nothing_runs();
+        fixture.prepare();
+        assert!(hits.not_killed < 3 * WARM_KILLS, "too many starts end early: {hits:?}");
     }
-    expected.start_and_compare();
-    println!("a warm start takes {:?}; kills: {hits:?}", times[4]);
-    assert!(hits.before_unpacking > 0 && hits.mounted + hits.undone > 0, "{hits:?}");
+    fixture.start_and_compare();
+    println!("a warm start takes {median:?}; kills: {hits:?}");
+    assert!(hits.before_unpacking > 0 && hits.mounted + hits.unmounting > 0, "{hits:?}");
 }

@@ -1,11 +1,11 @@
-//! From the death of a VM to the event that says so.
+//! The time from the death of a VM to its `box.stopped` event.
 //!
-//! | moment of the death | |
+//! | death | start of the measurement |
 //! |---|---|
-//! | of the shim | before the test sends the signal |
-//! | of the guest | before the fake guest ends: it writes the time down |
+//! | of the shim | just before the test sends the signal |
+//! | of the guest | the fake guest's step `stamp`, just before it ends, writes the time to a file |
 //!
-//! A guest that hangs dies by a deadline of the shim, which is a limit and no delay: it is not here.
+//! A guest that hangs is not measured here. It dies by a deadline that the config sets.
 
 use std::time::{Duration, SystemTime};
 
@@ -15,31 +15,31 @@ use nix::sys::signal::Signal;
 use crate::harness::{FakeBox, Host, READY, soon};
 use crate::percentiles::{ATTEMPTS, Percentiles};
 
-/// From a death to the observer of `box.stopped`, for 99 of 100 deaths.
+/// Longest time from a death to the observer of `box.stopped`, for 99 of 100 deaths.
 const LIMIT: Duration = Duration::from_millis(100);
 
-/// Deaths of each kind: with ten kinds, 200.
+/// Deaths of each kind. Ten kinds make 200 deaths.
 const DEATHS: usize = 20;
 
-/// How often a signal is sent.
+/// How often a signal is sent to a shim before the test gives up.
 const ATTEMPTS_TO_KILL: usize = 10;
 
 /// How a VM dies.
 enum Death {
     /// The shim gets this signal once the box is ready.
     Shim(Signal),
-    /// The guest plays this, stamps and ends with `exit` or `abort`.
+    /// The guest plays this script, which ends with `stamp` and then `exit` or `abort`.
     Guest(&'static [&'static str]),
 }
 
 use Death::{Guest, Shim};
 
-/// Each kind, and the end that it is to be told as.
+/// Each kind of death and the reason that `box.stopped` must give for it.
 const KINDS: [(&str, Death, StopReason); 10] = [
     ("SIGKILL of the shim", Shim(Signal::SIGKILL), StopReason::Killed),
     ("SIGSEGV of the shim", Shim(Signal::SIGSEGV), StopReason::Killed),
     ("SIGABRT of the shim", Shim(Signal::SIGABRT), StopReason::Killed),
-    ("exit before a word", Guest(&["stamp", "exit=0"]), StopReason::Failed),
+    ("exit at once", Guest(&["stamp", "exit=0"]), StopReason::Failed),
     ("exit 0, no report", Guest(&["connect", "hello", "stamp", "exit=0"]), StopReason::Failed),
     (
         "exit 42, no report",
@@ -74,19 +74,20 @@ const KINDS: [(&str, Death, StopReason); 10] = [
 ];
 
 impl Death {
-    /// Lets the box die; the time of it.
+    /// Starts a box and kills it. Returns the box and the time of its death.
     async fn happen(&self, host: &Host) -> (FakeBox, SystemTime) {
         match self {
             Shim(signal) => {
                 let demo = host.new_box(&READY);
                 soon(demo.vm.boot()).await.unwrap();
                 if *signal == Signal::SIGSEGV {
-                    // Rust's handler looks for an overflow of the stack, finds none, and leaves the
-                    // end to the fault when it comes again; this one was none.
+                    // Rust's SIGSEGV handler, which detects stack overflows, finds none here. It
+                    // resets the signal to its default action and returns, so that a real fault
+                    // happens again. A signal that was sent does not, so a second one is needed.
                     demo.send(*signal);
                 }
-                // A busy machine may not have handled the first one when the next is sent: then that
-                // is none.
+                // Signals of one number do not queue. If the first one is still pending when the
+                // next is sent, the kernel drops that one, and the test must send another.
                 for _ in 0..ATTEMPTS_TO_KILL {
                     tokio::time::sleep(Duration::from_millis(20)).await;
                     let death = SystemTime::now();
@@ -96,12 +97,13 @@ impl Death {
                         return (demo, death);
                     }
                 }
-                panic!("the shim survives {signal}");
+                panic!("the shim survives {ATTEMPTS_TO_KILL} {signal} signals");
             }
             Guest(script) => {
                 let demo = host.new_box(script);
-                // It ends before it is ready, and whether that is an error is not our matter.
-                let _ended = soon(demo.vm.boot()).await;
+                // Some of these guests end before the box is ready. Whether `boot` reports that as
+                // an error does not matter here.
+                let _booted = soon(demo.vm.boot()).await;
                 soon(demo.vm.wait()).await;
                 let death = demo.stamp();
                 (demo, death)
@@ -111,7 +113,7 @@ impl Death {
 }
 
 #[tokio::test]
-async fn two_hundred_deaths_of_every_kind_are_told_soon() {
+async fn box_stopped_follows_every_kind_of_death_within_100_ms() {
     let host = Host::new();
     for _ in 0..ATTEMPTS {
         let all = times(&host).await;
@@ -122,7 +124,8 @@ async fn two_hundred_deaths_of_every_kind_are_told_soon() {
     panic!("p99 over {LIMIT:?} in each of {ATTEMPTS} attempts");
 }
 
-/// Lets boxes die in every way, and prints the times of each.
+/// Measures [`DEATHS`] deaths of each kind, prints the percentiles of each kind, and returns those
+/// of all deaths.
 async fn times(host: &Host) -> Percentiles {
     let mut all = Vec::new();
     for (kind, death, reason) in KINDS {
@@ -131,8 +134,8 @@ async fn times(host: &Host) -> Percentiles {
             let (demo, died) = death.happen(host).await;
             let outcome = demo.vm.wait().await;
             assert_eq!(outcome.reason, reason, "{kind}: {:#?}", demo.events());
-            let told = demo.heard_at(|event| matches!(event, EventKind::BoxStopped { .. }));
-            times.push(told.unwrap().duration_since(died).unwrap());
+            let stopped = demo.observed_at(|event| matches!(event, EventKind::BoxStopped { .. }));
+            times.push(stopped.unwrap().duration_since(died).unwrap());
             soon(demo.vm.destroy()).await.unwrap();
         }
         println!("{kind:<20} {DEATHS:>3} deaths: {}", Percentiles::of(times.clone()));

@@ -1,4 +1,4 @@
-//! A box whose guest plays a script, its events, and when they came.
+//! A box with a scripted fake guest, driven by `VmManager`, and the times of its events.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -14,26 +14,28 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-/// No test waits longer for anything: longer than the longest bound of the shim (20 s).
+/// Longest time that a test waits for anything. It exceeds the longest timeout of the shim (20 s).
 const PATIENCE: Duration = Duration::from_secs(40);
 
-/// A guest that is ready and waits.
+/// Script of a guest that becomes ready and then hangs.
 pub(crate) const READY: [&str; 5] = ["connect", "hello", "serve", "started=7", "hang"];
 
-/// A directory with a shim and the state of its boxes.
+/// A temporary directory with a shim, its state directory and its cache directory.
 pub(crate) struct Host {
     dir: TempDir,
 }
 
-/// A box on a host.
+/// A box of a [`Host`].
 pub(crate) struct FakeBox {
     pub(crate) vm: VmManager,
-    heard: Arc<Mutex<Vec<(SystemTime, EventKind)>>>,
+    observed: Arc<Mutex<Vec<(SystemTime, EventKind)>>>,
     directory: PathBuf,
 }
 
 impl Host {
+    /// Makes the directory. The wrapper script `shim` finds the two programs beside its own link.
     pub(crate) fn new() -> Self {
+        // The prefix is short, because the path of a Unix socket in it is limited to 107 bytes.
         let dir = tempfile::Builder::new().prefix("l").tempdir().unwrap();
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/lifecycle/shim");
         for (program, name) in [
@@ -54,7 +56,7 @@ impl Host {
         self.dir.path().join("shim")
     }
 
-    /// A config whose guest plays `script`.
+    /// Returns a config whose guest plays `script`.
     pub(crate) fn config(&self, script: &[&str]) -> Value {
         json!({
             "id": "demo",
@@ -63,31 +65,32 @@ impl Host {
             "paths": {
                 "state_dir": self.state_dir(),
                 "cache_dir": self.dir.path().join("c"),
-                // The fake VM only passes it on.
+                // The shim requires a file, which the fake VM never runs.
                 "guest": "/bin/true",
             },
         })
     }
 
-    /// A box whose guest plays `script`; nothing is started.
+    /// Returns a box, not started, whose guest plays `script`.
     pub(crate) fn new_box(&self, script: &[&str]) -> FakeBox {
         self.box_of(&self.config(script))
     }
 
+    /// Returns a box, not started, with this config.
     pub(crate) fn box_of(&self, config: &Value) -> FakeBox {
         let config = BoxConfig::from_json(config.to_string().as_bytes()).unwrap();
         let emitter = EventEmitter::new();
-        let heard = Arc::new(Mutex::new(Vec::new()));
-        let hearing = Arc::clone(&heard);
+        let observed = Arc::new(Mutex::new(Vec::new()));
+        let observer = Arc::clone(&observed);
         emitter.observe(move |event| {
-            hearing.lock().unwrap().push((SystemTime::now(), event.kind.clone()));
+            observer.lock().unwrap().push((SystemTime::now(), event.kind.clone()));
         });
         let directory = self.state_dir().join(config.id.as_deref().unwrap());
         let vm = VmManager::new(config, emitter).with_shim(self.shim());
-        FakeBox { vm, heard, directory }
+        FakeBox { vm, observed, directory }
     }
 
-    /// What the state directory says about the box.
+    /// Returns the state of the box as its directory records it.
     pub(crate) fn record(&self) -> BoxRecord {
         inspect(&self.state_dir(), "demo").unwrap()
     }
@@ -95,15 +98,16 @@ impl Host {
 
 impl FakeBox {
     pub(crate) fn events(&self) -> Vec<EventKind> {
-        self.heard.lock().unwrap().iter().map(|(_, kind)| kind.clone()).collect()
+        self.observed.lock().unwrap().iter().map(|(_, kind)| kind.clone()).collect()
     }
 
-    /// When the first such event came.
-    pub(crate) fn heard_at(&self, is_it: impl Fn(&EventKind) -> bool) -> Option<SystemTime> {
-        let heard = self.heard.lock().unwrap();
-        heard.iter().find(|(_, kind)| is_it(kind)).map(|(at, _)| *at)
+    /// Returns the time at which the observer got the first event that `matches`.
+    pub(crate) fn observed_at(&self, matches: impl Fn(&EventKind) -> bool) -> Option<SystemTime> {
+        let observed = self.observed.lock().unwrap();
+        observed.iter().find(|(_, kind)| matches(kind)).map(|(at, _)| *at)
     }
 
+    /// Returns the process id from the event `shim.started`. Panics before that event.
     pub(crate) fn shim_pid(&self) -> u32 {
         let pid = self.events().into_iter().find_map(|kind| match kind {
             EventKind::ShimStarted { pid, .. } => Some(pid),
@@ -116,28 +120,28 @@ impl FakeBox {
         kill(Pid::from_raw(self.shim_pid().cast_signed()), signal).unwrap();
     }
 
-    /// Path in the state directory.
+    /// Returns the path of `name` in the box directory.
     pub(crate) fn state(&self, name: &str) -> PathBuf {
         self.directory.join(name)
     }
 
-    /// When the guest played `stamp`.
+    /// Returns the time at which the guest played the step `stamp`.
     pub(crate) fn stamp(&self) -> SystemTime {
         let nanoseconds = fs::read_to_string(self.state("stamp")).unwrap().parse().unwrap();
         UNIX_EPOCH + Duration::from_nanos(nanoseconds)
     }
 }
 
-/// The future's output, within a bound.
+/// Awaits a future. Panics after [`PATIENCE`].
 pub(crate) async fn soon<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, future).await.unwrap()
 }
 
-/// Waits until `is_so`.
-pub(crate) async fn until(is_so: impl Fn() -> bool) {
+/// Waits until `condition` holds. Panics after [`PATIENCE`].
+pub(crate) async fn until(condition: impl Fn() -> bool) {
     let start = Instant::now();
-    while !is_so() {
-        assert!(start.elapsed() < PATIENCE, "not so within {PATIENCE:?}");
+    while !condition() {
+        assert!(start.elapsed() < PATIENCE, "the condition does not hold within {PATIENCE:?}");
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
 }

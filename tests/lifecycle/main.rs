@@ -2,37 +2,39 @@
 //!
 //! | module | what must hold |
 //! |---|---|
-//! | `crash` | a kill leaves nothing wrong to be seen, and the next start repairs the rest |
-//! | `full` | a disk that is full or fails is an error that says so, and the cache works once there is room |
-//! | `crowd` | shims that want the same layers unpack each once |
+//! | `crash` | a killed start publishes no damaged layer, and the next start removes the rest |
+//! | `full_disk` | the error names a full or failing disk, and the cache works once there is room |
+//! | `concurrency` | shims that need the same layers unpack each of them once |
 //! | `readiness` | a box is ready as soon as its agent is |
-//! | `deaths` | every death of a VM is told by `VmManager`, and soon |
-//! | `records` | what is in the state directory at each time, and after each end |
+//! | `deaths` | `VmManager` reports every death of a VM within 100 ms |
+//! | `records` | the records in the state directory match the life and the ending of the box |
 //! | `matrix` | nothing is left of a box, however and whenever it ends |
 //!
-//! `deaths` and `records` drive the shim with `VmManager`; the others are its supervisor themselves.
+//! `deaths` and `records` drive the shim with `VmManager`. In the other modules, the test itself is
+//! the supervisor.
 //!
-//! Needs root, because the shim and the tests make mounts. Built with the feature `fake-vm`. Each test
-//! is a process of its own, as nextest has it, because it waits for every child of the process.
+//! The tests need root, because the shim and the tests make mounts, and the feature `fake-vm`. They
+//! must run under nextest, which starts a process for each test: a test waits for every child of
+//! its process, and would otherwise wait for the children of other tests.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails here")]
 #![expect(
     clippy::print_stdout,
-    reason = "seeds and counts, which the runner shows of a failed test"
+    reason = "prints seeds and counts, which the runner shows for a failed test"
 )]
 
-mod chance;
+mod concurrency;
 mod crash;
-mod crowd;
 mod deaths;
-mod full;
-mod ground;
+mod full_disk;
 mod harness;
 mod image;
 mod matrix;
 mod percentiles;
+mod random;
 mod readiness;
 mod records;
+mod scratch;
 mod shim;
 mod tree;
 #[path = "../wire/wire_types.rs"]

@@ -1,13 +1,13 @@
-//! What a set of times says.
+//! Percentiles of measured times.
 
 use std::fmt;
 use std::time::Duration;
 
-/// How often a set of times is taken at most, until it keeps its limit: others work on the machine, too,
-/// which makes times longer and never shorter.
+/// Number of measurements, of which one must keep its limit. Other processes on the machine make
+/// times longer and never shorter, so one good measurement proves that the shim is fast enough.
 pub(crate) const ATTEMPTS: usize = 3;
 
-/// Of a set of times, those that so many percent do not exceed.
+/// The times that 50, 99 and 100 percent of a set of times do not exceed.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Percentiles {
     pub(crate) p50: Duration,
@@ -16,6 +16,7 @@ pub(crate) struct Percentiles {
 }
 
 impl Percentiles {
+    /// Returns the percentiles by the nearest-rank method. Panics if there are no times.
     pub(crate) fn of(mut times: Vec<Duration>) -> Self {
         times.sort();
         let at = |percent: usize| times[(times.len() * percent).div_ceil(100) - 1];

@@ -1,4 +1,4 @@
-//! What the state directory says at each time of a box's life, and after each kind of end.
+//! The records in the state directory during the life of a box and after each kind of ending.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -16,20 +16,21 @@ use serde_json::{Value, json};
 
 use crate::harness::{FakeBox, Host, READY, soon, until};
 
-/// A guest whose workload exits with 3.
+/// Script of a guest whose workload exits with 3.
 const EXITS: [&str; 7] =
     ["connect", "hello", "started=7", "exited=3", "drained", "wait-ack", "exit=0"];
 
-/// A guest whose workload ends when it is told to.
+/// Script of a guest whose workload ends by the stop signal.
 const STOPS: [&str; 8] =
     ["connect", "hello", "serve", "started=7", "wait-stop", "signaled=15", "drained", "wait-ack"];
 
+/// Returns the run record. Panics unless the box is live.
 fn live(record: BoxRecord) -> RunRecord {
     let BoxRecord::Live(run) = record else { panic!("{record:?}") };
     run
 }
 
-/// The exit record, which says what the events said.
+/// Returns the exit record. Panics unless it agrees with the events of the box.
 fn ended(host: &Host, demo: &FakeBox) -> ExitRecord {
     let record = host.record();
     let BoxRecord::Ended(exit) = record else { panic!("{record:?}") };
@@ -39,6 +40,7 @@ fn ended(host: &Host, demo: &FakeBox) -> ExitRecord {
         panic!("{events:#?}")
     };
     assert_eq!((exit.reason, Some(exit.exit_code), exit.signal), (reason, exit_code, signal));
+    // The record is written before the event, so the two times differ.
     assert!(exit.uptime_ms.abs_diff(uptime_ms) < 1000, "{exit:?}");
     let error = events.iter().find_map(|kind| match kind {
         EventKind::Error(report) => Some(report),
@@ -49,15 +51,17 @@ fn ended(host: &Host, demo: &FakeBox) -> ExitRecord {
     exit
 }
 
-/// What the kernel says about when `pid` started.
+/// Returns the start time of a process in clock ticks, the 22nd field of `/proc/<pid>/stat`
+/// (proc(5)).
 fn start_time_ticks(pid: u32) -> u64 {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    // The second field, a name in parentheses, may contain spaces. The third one follows it.
     let fields = stat.split(") ").last().unwrap();
     fields.split(' ').nth(19).unwrap().parse().unwrap()
 }
 
 #[tokio::test]
-async fn live_box_says_which_process_it_is_and_a_stopped_one_how_it_ended() {
+async fn a_live_box_records_its_process_and_a_stopped_box_its_ending() {
     let host = Host::new();
     assert_eq!(host.record(), BoxRecord::Absent);
     let demo = host.new_box(&[&STOPS[..], &["exit=0"]].concat());
@@ -78,14 +82,15 @@ async fn live_box_says_which_process_it_is_and_a_stopped_one_how_it_ended() {
 }
 
 #[tokio::test]
-async fn end_of_the_workload_is_recorded() {
+async fn records_the_exit_status_of_the_workload() {
     let host = Host::new();
     let demo = host.new_box(&EXITS);
     soon(demo.vm.boot()).await.unwrap();
     soon(demo.vm.wait()).await;
     let exit = ended(&host, &demo);
     assert_eq!((exit.reason, exit.exit_code, exit.error), (StopReason::Exited, 3, None));
-    // The format a second time: a change of the types that changes it fails here.
+    // The field names are repeated here, so that the test fails if a change of the types changes
+    // the format.
     let fields = |name| {
         let json = fs::read(demo.state(name)).unwrap();
         let record: serde_json::Map<String, Value> = serde_json::from_slice(&json).unwrap();
@@ -103,7 +108,7 @@ async fn end_of_the_workload_is_recorded() {
 }
 
 #[tokio::test]
-async fn failure_before_the_vm_is_recorded_once_there_is_a_directory() {
+async fn records_a_failed_start_if_the_box_directory_exists() {
     let host = Host::new();
     let mut config = host.config(&EXITS);
     config["image"] = json!({"layout": "/nowhere"});
@@ -121,7 +126,7 @@ async fn failure_before_the_vm_is_recorded_once_there_is_a_directory() {
 }
 
 #[tokio::test]
-async fn killed_box_is_lost_and_the_next_one_of_its_id_has_its_own_records() {
+async fn a_killed_box_is_lost_and_the_next_box_of_its_id_has_its_own_records() {
     let host = Host::new();
     let first = host.new_box(&EXITS);
     soon(first.vm.boot()).await.unwrap();
@@ -132,10 +137,10 @@ async fn killed_box_is_lost_and_the_next_one_of_its_id_has_its_own_records() {
     soon(second.vm.boot()).await.unwrap();
     let run = live(host.record());
     assert_eq!(run.pid, second.shim_pid());
-    assert!(!second.state(EXIT_FILE).exists(), "the first one's end is gone");
+    assert!(!second.state(EXIT_FILE).exists(), "the exit record of the first box is still there");
     second.send(Signal::SIGKILL);
     soon(second.vm.wait()).await;
-    // The guest may have been forked a moment before, with a copy of the lock.
+    // A fake guest that was forked a moment ago may still have a copy of the lock.
     until(|| !matches!(host.record(), BoxRecord::Live(_))).await;
     assert_eq!(host.record(), BoxRecord::Lost(Some(run)));
 
@@ -146,7 +151,7 @@ async fn killed_box_is_lost_and_the_next_one_of_its_id_has_its_own_records() {
 }
 
 #[tokio::test]
-async fn second_box_of_a_live_id_changes_no_record() {
+async fn a_second_box_with_a_live_id_changes_no_record() {
     let host = Host::new();
     let first = host.new_box(&READY);
     soon(first.vm.boot()).await.unwrap();
@@ -160,7 +165,8 @@ async fn second_box_of_a_live_id_changes_no_record() {
 }
 
 #[tokio::test]
-async fn box_that_has_filled_the_disk_records_its_end_all_the_same() {
+async fn a_full_disk_does_not_prevent_the_exit_record() {
+    // The mounts of this test stay in a mount namespace of its own.
     unshare(CloneFlags::CLONE_NEWNS).unwrap();
     let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
     mount(None::<&str>, "/", None::<&str>, private, None::<&str>).unwrap();
@@ -179,9 +185,8 @@ async fn box_that_has_filled_the_disk_records_its_end_all_the_same() {
     assert_eq!(ended(&host, &demo).exit_code, 143);
 }
 
-/// Whoever reads the event without waiting for the process finds the record.
 #[test]
-fn record_is_there_when_the_event_comes() {
+fn the_exit_record_exists_before_the_event_box_stopped() {
     let host = Host::new();
     for (script, change) in [(&EXITS[..], None), (&[], Some(json!({"layout": "/nowhere"})))] {
         for _ in 0..10 {
@@ -200,6 +205,7 @@ fn record_is_there_when_the_event_comes() {
                 let event: Value = serde_json::from_str(&line.unwrap()).unwrap();
                 (event["type"] == "box.stopped").then_some(event)
             });
+            // The record is read before the process is waited for.
             let record = fs::read(host.state_dir().join("demo").join(EXIT_FILE)).unwrap();
             let record: ExitRecord = serde_json::from_slice(&record).unwrap();
             assert_eq!(record.pid, child.id());
@@ -210,7 +216,7 @@ fn record_is_there_when_the_event_comes() {
 }
 
 #[test]
-fn readers_refuse_no_start_and_never_see_a_box_go_back() {
+fn concurrent_readers_prevent_no_start_and_see_the_states_in_order() {
     let host = Host::new();
     let state_dir = host.state_dir();
     let is_over = AtomicBool::new(false);
@@ -218,7 +224,8 @@ fn readers_refuse_no_start_and_never_see_a_box_go_back() {
         let (pid, is_live) = match inspect(&state_dir, "demo") {
             Ok(BoxRecord::Live(run)) => (run.pid, true),
             Ok(BoxRecord::Ended(exit)) => (exit.pid, false),
-            // Between the lock and the records of a start, and before the first one.
+            // `Absent` before the first start, and `Unsettled` while a starting shim has locked the
+            // directory and not written its record yet.
             Ok(BoxRecord::Absent) | Err(RecordError::Unsettled { .. }) => return,
             other => panic!("{other:?}"),
         };
@@ -233,7 +240,7 @@ fn readers_refuse_no_start_and_never_see_a_box_go_back() {
                     let mut seen = Vec::new();
                     while !is_over.load(Ordering::Relaxed) {
                         read(&mut seen);
-                        // As often as a supervisor with hundreds of boxes.
+                        // Up to 5,000 reads a second, as by a supervisor of hundreds of boxes.
                         std::thread::sleep(std::time::Duration::from_micros(200));
                     }
                     seen
@@ -242,6 +249,7 @@ fn readers_refuse_no_start_and_never_see_a_box_go_back() {
             .collect();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let mut pids = Vec::new();
+        // A panic must not end the scope before the readers are stopped, or it would wait forever.
         let run = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             for _ in 0..20 {
                 let demo = host.new_box(&EXITS);

@@ -1,4 +1,4 @@
-//! A shim on the test's ground, and what it says.
+//! A shim in the scratch directory of a test, its events and its log.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
@@ -12,35 +12,37 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use crate::ground::Ground;
+use crate::scratch::Scratch;
 use crate::tree::{self, Tree};
 use crate::wire_types;
 
-/// Longer than sixteen shims need that share two busy cores.
+/// Longest time that a test waits for a shim. Sixteen shims on two busy cores need less.
 const PATIENCE: Duration = Duration::from_secs(100);
 
-/// What the shim is to do.
+/// How far a shim runs.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Until<'a> {
-    /// Mount the root, undo it, and end (`--prepare`).
+    /// It mounts the root, unmounts it, and ends (`--prepare`).
     Prepared,
-    /// Run a VM whose guest does nothing, until the shim is stopped.
+    /// It runs a VM whose guest hangs, until the shim is stopped.
     Stopped,
-    /// Run a VM whose guest plays this script.
+    /// It runs a VM whose guest plays this script.
     Played(&'a [&'a str]),
 }
 
-/// A shim that runs.
+/// A running shim.
 pub(crate) struct Shim {
     child: Child,
     started: Instant,
-    events: Receiver<Value>,
-    heard: Vec<Value>,
+    receiver: Receiver<Value>,
+    /// Events that the test has received so far.
+    received: Vec<Value>,
+    /// Mount point of the box's root.
     root: PathBuf,
     log: PathBuf,
 }
 
-/// How a shim ended.
+/// A shim that has ended.
 pub(crate) struct Ended {
     pub(crate) status: ExitStatus,
     pub(crate) took: Duration,
@@ -49,23 +51,23 @@ pub(crate) struct Ended {
 }
 
 impl Shim {
-    /// Starts a shim for box `id` with the image of the ground.
-    pub(crate) fn start(ground: &Ground, id: &str, until: Until<'_>) -> Self {
+    /// Starts a shim for box `id` with the image in the scratch directory.
+    pub(crate) fn start(scratch: &Scratch, id: &str, until: Until<'_>) -> Self {
         let script = match until {
             Until::Prepared | Until::Stopped => &["hang"],
             Until::Played(script) => script,
         };
         let config = json!({
             "id": id,
-            "image": {"layout": ground.path("layout")},
+            "image": {"layout": scratch.path("layout")},
             "process": {"entrypoint": script},
             "agent": {"boot_timeout_ms": PATIENCE.as_millis()},
             "paths": {
-                "state_dir": ground.path("s"), "cache_dir": ground.path("c"), "guest": "/bin/true",
+                "state_dir": scratch.path("s"), "cache_dir": scratch.path("c"), "guest": "/bin/true",
             },
         });
-        let file = ground.path("log").join(format!("{id}.json"));
-        let log = ground.path("log").join(id);
+        let file = scratch.path("log").join(format!("{id}.json"));
+        let log = scratch.path("log").join(id);
         fs::write(&file, config.to_string()).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_a3s-box-shim"));
         command.env("A3S_BOX_FAKE_GUEST", env!("CARGO_BIN_EXE_fake-guest"));
@@ -75,53 +77,57 @@ impl Shim {
         let started = Instant::now();
         let mut child = command.spawn().unwrap();
         let stdout = child.stdout.take().unwrap();
-        let (sender, events) = channel();
+        let (sender, receiver) = channel();
         std::thread::spawn(move || {
             for line in BufReader::new(stdout).lines().map(Result::unwrap) {
-                // A test that has heard enough listens no more.
-                let _gone = sender.send(serde_json::from_str(&line).unwrap_or(Value::String(line)));
+                // The test may have dropped the receiver. The thread still reads the rest, so that
+                // the shim never blocks on a full pipe.
+                let _dropped =
+                    sender.send(serde_json::from_str(&line).unwrap_or(Value::String(line)));
             }
         });
-        let root = ground.path("s").join(id).join("root");
-        Self { child, started, events, heard: Vec::new(), root, log }
+        let root = scratch.path("s").join(id).join("root");
+        Self { child, started, receiver, received: Vec::new(), root, log }
     }
 
-    /// Starts a shim for box `id`, compares the root that it mounts, and stops it.
-    pub(crate) fn run_and_compare(ground: &Ground, id: &str, expected: &Tree) {
-        let mut shim = Self::start(ground, id, Until::Stopped);
-        // Meanwhile it changes its root, and the path to the box's has a gap.
+    /// Starts a shim for box `id`, compares its mounted root with `expected`, and stops it.
+    pub(crate) fn run_and_compare(scratch: &Scratch, id: &str, expected: &Tree) {
+        let mut shim = Self::start(scratch, id, Until::Stopped);
+        // Before this event, the shim changes its own root (pivot_root(2)). During that change, the
+        // path of the box's root does not exist.
         shim.wait_for("shim.confined");
         tree::assert_equal(&shim.mounted(), expected, "the mounted root");
         shim.send(Signal::SIGTERM);
         shim.end().assert_code(128 + Signal::SIGTERM as i32);
-        // The next start of the box must not meet the fake guest, which may have been forked with the
-        // lock of the state directory and not be dead yet.
-        ground.assert_nothing_runs();
+        // A fake guest that was forked a moment ago may still have a copy of the box's lock. It
+        // must have ended before the next start of the box, which would otherwise fail.
+        scratch.assert_nothing_runs();
     }
 
-    /// Waits for the next event of a type.
+    /// Waits for the next event of type `kind` and returns it. Panics if none comes in time.
     pub(crate) fn wait_for(&mut self, kind: &str) -> Value {
         while self.started.elapsed() < PATIENCE {
-            match self.events.recv_timeout(PATIENCE) {
-                Ok(event) => self.heard.push(event),
+            match self.receiver.recv_timeout(PATIENCE) {
+                Ok(event) => self.received.push(event),
                 Err(_) => break,
             }
-            let last = self.heard.last().unwrap();
+            let last = self.received.last().unwrap();
             if last["type"] == kind {
                 return last.clone();
             }
         }
         let log = fs::read_to_string(&self.log).unwrap();
-        panic!("no event `{kind}`: {:#?}\n{log}", self.heard);
+        panic!("no event `{kind}`: {:#?}\n{log}", self.received);
     }
 
-    /// The root as the shim has it mounted, in its own namespace.
+    /// Reads the mounted root of the box, by way of the shim's mount namespace.
     pub(crate) fn mounted(&self) -> Tree {
         let root = self.root.strip_prefix("/").unwrap();
         tree::read(&PathBuf::from(format!("/proc/{}/root", self.child.id())).join(root))
     }
 
-    /// Memory of the shim, with what is shared counted in parts.
+    /// Returns the proportional set size of the shim in KiB (proc(5)), which counts a page that is
+    /// shared by n processes as 1/n.
     pub(crate) fn pss_kib(&self) -> u64 {
         let path = format!("/proc/{}/smaps_rollup", self.child.id());
         let text = fs::read_to_string(path).unwrap();
@@ -133,30 +139,31 @@ impl Shim {
         kill(Pid::from_raw(self.child.id().cast_signed()), signal).unwrap();
     }
 
-    /// Lets the shim run until `moment` after its start, and kills it.
+    /// Kills the shim when `moment` has passed since its start, and returns how it ended.
     pub(crate) fn kill_at(mut self, moment: Duration) -> Ended {
         std::thread::sleep(moment.saturating_sub(self.started.elapsed()));
+        // This succeeds for a process that has ended by itself, because it was not waited for yet.
         self.child.kill().unwrap();
         self.end()
     }
 
-    /// Waits for the end.
+    /// Waits for the end of the shim and checks the format and the numbers of all its events.
     pub(crate) fn end(mut self) -> Ended {
-        // The stream ends with the last process that has it.
-        while let Ok(event) = self.events.recv_timeout(PATIENCE) {
-            self.heard.push(event);
+        // The stream ends when the last process that has inherited the pipe ends.
+        while let Ok(event) = self.receiver.recv_timeout(PATIENCE) {
+            self.received.push(event);
         }
         let took = self.started.elapsed();
         if took > PATIENCE {
             self.child.kill().unwrap();
         }
         let status = self.child.wait().unwrap();
-        for (i, event) in self.heard.iter().enumerate() {
+        for (i, event) in self.received.iter().enumerate() {
             wire_types::check(event);
-            assert_eq!(event["seq"], i, "{:#?}", self.heard);
+            assert_eq!(event["seq"], i, "{:#?}", self.received);
         }
         let log = fs::read_to_string(&self.log).unwrap();
-        Ended { status, took, events: self.heard, log }
+        Ended { status, took, events: self.received, log }
     }
 }
 
@@ -165,17 +172,17 @@ impl Ended {
         self.status.signal() == Some(Signal::SIGKILL as i32)
     }
 
-    /// The first event of a type.
+    /// Returns the first event of type `kind`.
     pub(crate) fn event(&self, kind: &str) -> Option<&Value> {
         self.events.iter().find(|event| event["type"] == kind)
     }
 
-    /// Panics unless the shim ended with `code`.
+    /// Panics unless the shim exited with `code`.
     pub(crate) fn assert_code(&self, code: i32) {
         assert_eq!(self.status.code(), Some(code), "{:#?}\n{}", self.events, self.log);
     }
 
-    /// Layers that this shim unpacked itself.
+    /// Returns the number of layers that this shim did not find in the cache.
     pub(crate) fn unpacked_layers(&self) -> u64 {
         let ready = self.event("rootfs.ready").unwrap_or_else(|| panic!("{:#?}", self.events));
         ready["layers"].as_u64().unwrap() - ready["cache_hits"].as_u64().unwrap()

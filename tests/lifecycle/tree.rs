@@ -1,37 +1,40 @@
-//! Trees of files, read from a file system and compared.
+//! Trees of files: reads them from a file system and compares them.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-/// Everything below a directory, the directory itself under the empty path. Paths are text, which is compared
-/// much faster than `Path`.
+/// A directory and all files below it by relative path. The path of the directory itself is empty.
+///
+/// Paths are strings, because comparing a `Path` parses its components and is much slower.
 pub(crate) type Tree = BTreeMap<String, Node>;
 
-/// One file of whatever kind.
+/// A file of any kind.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Node {
     pub(crate) kind: Kind,
     pub(crate) mode: u32,
     pub(crate) owner: (u32, u32),
     pub(crate) mtime_s: i64,
-    /// Names of a regular file; 1 for all else, as file systems count directories in different ways.
+    /// Number of hard links of a regular file. It is 1 for all other files, because file systems
+    /// count the links of directories in different ways.
     pub(crate) links: u64,
     pub(crate) xattrs: Vec<(String, Vec<u8>)>,
 }
 
-/// What a file is.
+/// Type and content of a file.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) enum Kind {
     Directory,
     File(Vec<u8>),
     Symlink(PathBuf),
     Fifo,
+    /// Any other file, with its device number.
     Device(u64),
 }
 
-/// Reads all that is below `root`, without following links.
+/// Reads the tree at `root` without following symbolic links.
 pub(crate) fn read(root: &Path) -> Tree {
     let mut tree = Tree::new();
     let mut pending = vec![root.to_owned()];
@@ -43,14 +46,15 @@ pub(crate) fn read(root: &Path) -> Tree {
             pending.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
         }
         let xattrs = xattrs(&path);
-        // Overlayfs's mark of a hidden name, in either form; it has the time at which it was made.
-        let hides = kind == Kind::Device(0)
+        // Both forms of an overlayfs whiteout. The image gives no modification time for it, so it
+        // has the time at which it was made, which differs from start to start.
+        let is_whiteout = kind == Kind::Device(0)
             || xattrs.iter().any(|(name, _)| name == "trusted.overlay.whiteout");
         let node = Node {
             kind,
             mode: found.mode() & 0o7777,
             owner: (found.uid(), found.gid()),
-            mtime_s: if hides { 0 } else { found.mtime() },
+            mtime_s: if is_whiteout { 0 } else { found.mtime() },
             links: if found.is_file() { found.nlink() } else { 1 },
             xattrs,
         };
@@ -75,9 +79,10 @@ fn kind(path: &Path, found: &fs::Metadata) -> Kind {
     }
 }
 
-/// Extended attributes, which hold overlayfs's own marks in a layer.
+/// Returns the extended attributes of a file, sorted by name. In a layer, they contain the marks of
+/// overlayfs.
 fn xattrs(path: &Path) -> Vec<(String, Vec<u8>)> {
-    // Room for overlayfs's few names.
+    // The marks of overlayfs are shorter. Longer names or values make the test fail.
     let mut buffer = [0; 1024];
     let length = rustix::fs::llistxattr(path, &mut buffer[..]).unwrap();
     let names = buffer[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty());
@@ -94,7 +99,7 @@ fn xattrs(path: &Path) -> Vec<(String, Vec<u8>)> {
     found
 }
 
-/// Panics, with the first difference, unless the trees are equal.
+/// Panics with the first difference unless the trees are equal.
 pub(crate) fn assert_equal(found: &Tree, expected: &Tree, what: &str) {
     for (path, node) in expected {
         match found.get(path) {
@@ -106,11 +111,11 @@ pub(crate) fn assert_equal(found: &Tree, expected: &Tree, what: &str) {
         }
     }
     for (path, node) in found {
-        assert!(expected.contains_key(path), "{what}: `{path}` is too much: {}", show(node));
+        assert!(expected.contains_key(path), "{what}: `{path}` is unexpected: {}", show(node));
     }
 }
 
-/// Bytes in regular files.
+/// Returns the number of bytes in regular files.
 pub(crate) fn bytes(tree: &Tree) -> u64 {
     let sizes = tree.values().map(|node| match &node.kind {
         Kind::File(content) => content.len() as u64,
@@ -119,6 +124,7 @@ pub(crate) fn bytes(tree: &Tree) -> u64 {
     sizes.sum()
 }
 
+/// Describes a file. A checksum stands for its content.
 fn show(node: &Node) -> String {
     let kind = match &node.kind {
         Kind::Directory => "a directory".to_owned(),

@@ -1,4 +1,4 @@
-//! The agent-only box.
+//! The agent-only box, and the size of the guest program.
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -7,7 +7,7 @@ use serde_json::json;
 use a3s_box_vm_tests::{Shim, variable};
 
 #[test]
-fn a_box_without_image_and_workload_becomes_ready_and_waits_for_its_stop() {
+fn a_box_without_image_and_workload_becomes_ready_and_runs_until_its_stop() {
     let mut shim = Shim::start_with(&json!({}), |config| {
         config.as_object_mut().unwrap().remove("image");
     });
@@ -23,10 +23,11 @@ fn a_box_without_image_and_workload_becomes_ready_and_waits_for_its_stop() {
 fn the_guest_program_is_small_on_disk_and_in_memory() {
     const LIMIT: u64 = 6 << 20;
     let on_disk = std::fs::metadata(variable("A3S_BOX_GUEST")).unwrap().len();
-    assert!(on_disk < LIMIT, "{on_disk} bytes on disk, less than {LIMIT} expected");
+    assert!(on_disk < LIMIT, "{on_disk} bytes on disk, expected less than {LIMIT}");
+    // VmHWM is the peak resident set size (proc(5)).
     let mut shim = Shim::start(&json!({"args": ["grep", "VmHWM", "/proc/1/status"]}));
     shim.ends_with(0, "exited", None);
     let line = String::from_utf8(shim.console()).unwrap();
     let peak_kib: u64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
-    assert!(peak_kib << 10 < LIMIT, "{line}, less than {LIMIT} bytes expected");
+    assert!(peak_kib << 10 < LIMIT, "{line}, expected less than {LIMIT} bytes");
 }

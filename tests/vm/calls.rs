@@ -1,5 +1,6 @@
-//! The system calls that a confined shim makes, beside those that its filter allows: none is allowed that
-//! nothing needs.
+//! Compares the system calls that a confined shim makes with those that its filter allows.
+//!
+//! The shim must make each allowed call, or a list in this file must give the reason for it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -11,10 +12,10 @@ use serde_json::json;
 
 use a3s_box_vm_tests::{Shim, eventually};
 
-/// The filter's source: its lists are what is allowed.
+/// Source code of the filter, which has the lists of the allowed calls.
 const FILTER: &str = include_str!("../../src/confine/seccomp.rs");
 
-/// Calls that every box makes all the time: traced as well, a box would take minutes.
+/// Calls that every box makes all the time. With them in the trace, a box would take minutes.
 const NOT_TRACED: [&str; 10] = [
     "epoll_ctl",
     "epoll_wait",
@@ -28,46 +29,48 @@ const NOT_TRACED: [&str; 10] = [
     "write",
 ];
 
-/// Calls that are allowed and not seen here, and who makes them. Files are libkrun's, 1.19.7
-/// (`krun-devices`), if nothing else is said.
+/// Allowed calls that the traced boxes do not make, and the code that makes them elsewhere. File
+/// names without a crate are those of `krun-devices` in libkrun 1.19.7.
 const NOT_SEEN: [(&str, &str); 25] = [
-    ("clock_gettime", "where the vDSO has no clock"),
-    ("clone3", "the first filter answers it, before a tracer sees it"),
-    ("epoll_pwait", "where there is no epoll_wait: aarch64"),
-    ("fchmod", "passthrough.rs: an open file's mode, which Linux sends by name"),
+    ("clock_gettime", "hosts whose vDSO has no clock"),
+    ("clone3", "glibc; the first filter makes it fail before strace sees it"),
+    ("epoll_pwait", "aarch64, which has no epoll_wait"),
+    ("fchmod", "passthrough.rs: the mode of an open file, which Linux guests set by name"),
     ("fstat", "glibc from 2.39 on, instead of newfstatat"),
-    ("getcwd", "a panic's backtrace"),
-    ("getgid", "passthrough.rs, where the shim has no CAP_SETGID"),
+    ("getcwd", "the backtrace of a panic"),
+    ("getgid", "passthrough.rs, if the shim has no CAP_SETGID"),
     ("getpeername", "tsi_stream.rs, for a box with the network `tsi`"),
-    ("getppid", "a signal that says that the parent has ended"),
-    ("getuid", "passthrough.rs, where the shim has no CAP_SETUID"),
+    ("getppid", "the shim, when it gets the signal for the death of its parent"),
+    ("getuid", "passthrough.rs, if the shim has no CAP_SETUID"),
     ("memfd_create", "the journal, for a record that is longer than a datagram"),
-    ("mremap", "glibc's realloc of a large block"),
-    ("ppoll", "where there is no poll: aarch64"),
-    ("pread64", "file_traits.rs: one buffer, at a place"),
+    ("mremap", "realloc of a large block in glibc"),
+    ("ppoll", "aarch64, which has no poll"),
+    ("pread64", "file_traits.rs: one buffer at an offset"),
     ("prlimit64", "glibc, for the stack of the main thread"),
-    ("readlink", "a panic's backtrace"),
-    ("readv", "file_traits.rs: several buffers, in turn"),
-    ("restart_syscall", "the kernel, after a stop and a continuation"),
-    ("sendmsg", "the journal, with a file for a long record"),
+    ("readlink", "the backtrace of a panic"),
+    ("readv", "file_traits.rs: several buffers at the file position"),
+    ("restart_syscall", "the kernel, after SIGSTOP and SIGCONT"),
+    ("sendmsg", "the journal, which gets a long record as a file"),
     ("setsockopt", "vsock/unix.rs, and network devices"),
-    ("socketpair", "tokio, where another crate of the same build asks for its feature `signal`"),
+    ("socketpair", "tokio, if another crate of the build enables its feature `signal`"),
     ("unlink", "vmm_config/vsock.rs, for a socket that it has made"),
-    ("wait4", "the gate's end, for a box with the network `passt`; and the fake VM"),
+    ("wait4", "the end of the gate, for a box with the network `passt`; and the fake VM"),
     ("waitid", "the fake VM only"),
-    ("writev", "hyper, when it has several buffers"),
+    ("writev", "hyper, if it has several buffers"),
 ];
 
-/// Starts the shim, and has its other calls written down.
+/// Returns a command that starts the shim under strace, which writes all calls except
+/// [`NOT_TRACED`] to `trace`.
 fn traced(trace: &Path) -> Command {
     let mut strace = Command::new("strace");
-    // The tracer is not the parent: signals and status are the shim's.
+    // With -D, strace is a detached grandchild and the child becomes the shim. The test can then
+    // send signals to the shim and read its exit status.
     strace.args(["-D", "-f", "-q", "--seccomp-bpf", "-e", "signal=none", "-e"]);
     strace.arg(format!("trace=!{}", NOT_TRACED.join(","))).arg("-o").arg(trace);
     strace
 }
 
-/// Names after `SYS_` in the lists of the filter.
+/// Returns the names after `SYS_` in the lists of the filter.
 fn allowed() -> BTreeSet<String> {
     let (_, lists) = FILTER.split_once("const MEMORY").unwrap();
     let names = lists.split("SYS_").skip(1).map(|rest| {
@@ -77,13 +80,14 @@ fn allowed() -> BTreeSet<String> {
     names.collect()
 }
 
-/// Calls in a trace, after the last filter was taken on, and how often each was made.
+/// Counts the calls in a trace by name, beginning after the installation of the last filter.
 fn seen(trace: &str) -> BTreeMap<String, usize> {
     let is_filter = |line: &&str| line.contains(" seccomp(") || line.contains("PR_SET_SECCOMP");
     let (before, _) = trace.lines().enumerate().filter(|(_, line)| is_filter(line)).last().unwrap();
     let mut seen = BTreeMap::new();
     for line in trace.lines().skip(before + 1) {
-        // `PID name(arguments…`; what was interrupted goes on in a line without a name.
+        // A line is `PID name(arguments…`. The end of an interrupted call has a line of its own,
+        // `PID <... name resumed>`, which is not counted again.
         let call = line.split_once(' ').map_or("", |(_, call)| call.trim_start());
         if let Some((name, _)) = call.split_once('(')
             && !call.starts_with(['<', '+', '-'])
@@ -94,9 +98,9 @@ fn seen(trace: &str) -> BTreeMap<String, usize> {
     seen
 }
 
-/// Boxes that together do all that boxes can do.
+/// Runs two traced boxes that use as many features as possible. Returns the number of each call.
 fn trace_boxes(directory: &Path) -> BTreeMap<String, usize> {
-    // So that no unpacking is traced.
+    // This box fills the cache, so that the traced ones unpack no layer.
     Shim::start(&json!({"args": ["true"]})).ends_with(0, "exited", None);
     let own = directory.join("own");
     std::fs::create_dir(&own).unwrap();
@@ -121,22 +125,23 @@ fn trace_boxes(directory: &Path) -> BTreeMap<String, usize> {
     shim.send(Signal::SIGTERM);
     shim.ends_with(143, "stopped", None);
     let mut traces = vec![(trace, shim.child.id())];
-    let lying = directory.join("lying");
+    let health = directory.join("health");
     let steps = ["lie-ms=3000", "serve-standard", "sleep-ms=2000"];
-    let mut shim = Shim::start_workload_by(traced(&lying), &steps, |config| {
+    let mut shim = Shim::start_workload_by(traced(&health), &steps, |config| {
         config["agent"]["provider"] = json!("image");
         config["agent"]["readiness"] = json!("started");
         config["agent"]["health"] =
             json!({"interval_ms": 100, "timeout_ms": 500, "start_period_ms": 0});
     });
     shim.ends_with(0, "exited", None);
-    traces.push((lying, shim.child.id()));
+    traces.push((health, shim.child.id()));
     let mut all = BTreeMap::new();
     for (trace, pid) in traces {
         let text = || String::from_utf8_lossy(&std::fs::read(&trace).unwrap()).into_owned();
         let is_end =
             |line: &str| line.starts_with(&format!("{pid} ")) && line.contains("+++ exited");
-        eventually("the tracer has written the end", || text().lines().any(is_end));
+        // strace may end after the shim, so the trace may still be incomplete.
+        eventually("the trace has the end of the shim", || text().lines().any(is_end));
         for (name, count) in seen(&text()) {
             *all.entry(name).or_default() += count;
         }
@@ -145,11 +150,11 @@ fn trace_boxes(directory: &Path) -> BTreeMap<String, usize> {
 }
 
 #[test]
-fn every_call_that_is_allowed_is_made_or_has_a_reason() {
+fn every_allowed_call_is_made_or_has_a_reason() {
     let directory = tempfile::Builder::new().prefix("t").tempdir().unwrap();
     let seen = trace_boxes(directory.path());
     let names: Vec<String> = seen.iter().map(|(name, count)| format!("{name} {count}")).collect();
-    println!("{} calls are made: {}", seen.len(), names.join(", "));
+    println!("the shim makes {} calls: {}", seen.len(), names.join(", "));
     let allowed = allowed();
     let known: BTreeSet<&str> = NOT_SEEN.iter().map(|(name, _)| *name).collect();
     let without_reason: Vec<&String> = allowed
@@ -162,8 +167,8 @@ fn every_call_that_is_allowed_is_made_or_has_a_reason() {
         .collect();
     assert!(
         without_reason.is_empty(),
-        "allowed, and neither made nor explained: {without_reason:?}"
+        "allowed calls that are not made and have no reason: {without_reason:?}"
     );
     let stale: Vec<&&str> = known.iter().filter(|name| !allowed.contains(**name)).collect();
-    assert!(stale.is_empty(), "explained, and not allowed: {stale:?}");
+    assert!(stale.is_empty(), "calls that have a reason and are not allowed: {stale:?}");
 }

@@ -1,4 +1,4 @@
-//! What a box may take of the host, in a cgroup of its own.
+//! Limits of a box that has a cgroup of its own.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,14 +10,14 @@ use serde_json::json;
 
 const ROOT: &str = "/sys/fs/cgroup";
 
-/// A cgroup that may be divided, as a supervisor's is that has some delegated.
-struct Delegated(PathBuf);
+/// A cgroup in which the shim can make others, like one that is delegated to a supervisor.
+struct DelegatedCgroup(PathBuf);
 
-impl Delegated {
+impl DelegatedCgroup {
     fn new() -> Self {
         assert!(
             Path::new(ROOT).join("cgroup.controllers").exists(),
-            "this test needs cgroups, version 2, in {ROOT}"
+            "this test needs cgroup v2 in {ROOT}"
         );
         fs::write(Path::new(ROOT).join("cgroup.subtree_control"), "+memory +pids +cpu").unwrap();
         let directory = Path::new(ROOT).join(format!("a3s-box-{}", std::process::id()));
@@ -26,7 +26,7 @@ impl Delegated {
     }
 }
 
-impl Drop for Delegated {
+impl Drop for DelegatedCgroup {
     fn drop(&mut self) {
         fs::remove_dir(&self.0).unwrap();
     }
@@ -34,7 +34,7 @@ impl Drop for Delegated {
 
 #[test]
 fn a_box_is_limited_by_a_cgroup_of_its_own() {
-    let parent = Delegated::new();
+    let parent = DelegatedCgroup::new();
     let own = parent.0.join("demo");
     let mut shim = Shim::start_with(&json!({"args": ["/bin/sh", "-c", "sleep 1000"]}), |config| {
         config["resources"] = json!({"vcpus": 1, "memory_mib": 256, "cgroup": own});
@@ -48,7 +48,7 @@ fn a_box_is_limited_by_a_cgroup_of_its_own() {
     assert_eq!(limit("pids.max"), "65", "{shim}");
     assert_eq!(limit("cpu.max"), "100000 100000", "{shim}");
     let (memory, tasks) = (number("memory.current") >> 20, number("pids.current"));
-    println!("a box that is ready takes {memory} MiB of its cgroup, and {tasks} threads");
+    println!("a ready box uses {memory} MiB of its cgroup, and {tasks} threads");
     assert!(memory < 256 && tasks < 65, "{memory} MiB, {tasks} threads");
     kill(Pid::from_raw(shim.child.id().cast_signed()), Signal::SIGTERM).unwrap();
     shim.end();

@@ -6,7 +6,7 @@ use a3s_box_vm_tests::variable;
 use serde_json::Value;
 
 #[test]
-fn doctor_finds_a_host_well_where_boxes_run_and_has_booted_one() {
+fn doctor_finds_no_problem_on_a_host_where_boxes_run_and_boots_a_box() {
     let output = Command::new(variable("A3S_BOX_SHIM"))
         .args(["--doctor", "--json"])
         .stdin(std::process::Stdio::null())
@@ -30,6 +30,6 @@ fn doctor_finds_a_host_well_where_boxes_run_and_has_booted_one() {
     ] {
         assert_eq!(status(name), "ok", "{name}: {report:#}");
     }
-    // A host may be degraded in what boxes do not need.
+    // Status 1 means that the host lacks something that is optional for boxes.
     assert!(matches!(output.status.code(), Some(0 | 1)), "{:?} {report:#}", output.status);
 }

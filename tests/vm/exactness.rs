@@ -1,4 +1,4 @@
-//! What goes in arrives byte for byte, and what comes out is complete.
+//! Arguments, environment and config arrive exactly, and the output is complete.
 
 use std::fmt::Write as _;
 
@@ -6,11 +6,11 @@ use serde_json::json;
 
 use a3s_box_vm_tests::Shim;
 
-/// Everything that a shell, a kernel command line or a sloppy parser would trip over.
+/// Words that a shell, a kernel command line or a careless parser would change.
 const WORDS: [&str; 9] = ["", "a b", "\"", "'", "new\nline", "--", "uid", "ünï→", "$HOME\\"];
 
 #[test]
-fn a_thousand_arguments_arrive() {
+fn a_thousand_arguments_arrive_unchanged() {
     let args: Vec<String> = (0..1000).map(|i| format!("{i}{}", WORDS[i % WORDS.len()])).collect();
     let mut all =
         vec!["/bin/sh".to_owned(), "-c".into(), "printf '<%s>' \"$@\"".into(), "sh".into()];
@@ -25,7 +25,7 @@ fn a_thousand_arguments_arrive() {
 }
 
 #[test]
-fn an_environment_of_64_kib_arrives() {
+fn an_environment_of_64_kib_arrives_unchanged() {
     let mut env = serde_json::Map::new();
     for i in 0..64 {
         env.insert(
@@ -44,7 +44,7 @@ fn an_environment_of_64_kib_arrives() {
     assert_eq!(String::from_utf8(shim.console()).unwrap(), expected);
     assert!(
         shim.events.iter().all(|event| !event.to_string().contains("xxxx")),
-        "no secret in an event"
+        "an event contains a value of the environment"
     );
 }
 
@@ -68,7 +68,7 @@ fn ten_mebibytes_of_output_are_complete_when_the_program_exits_at_once() {
 }
 
 #[test]
-fn user_and_working_directory_are_the_images_own() {
+fn a_user_by_name_has_the_ids_and_groups_of_the_image_and_the_working_directory_is_made() {
     let process = json!({"args": ["/bin/sh", "-c", "id -u; id -g; id -G; pwd"], "user": "app", "cwd": "/made/for/it"});
     let mut shim = Shim::start(&process);
     shim.ends_with(0, "exited", None);
@@ -76,7 +76,7 @@ fn user_and_working_directory_are_the_images_own() {
 }
 
 #[test]
-fn mounts_and_limits_are_as_configured() {
+fn mounts_and_resource_limits_match_the_config() {
     let script =
         "ulimit -n; cat /w/file; echo no > /w/x || echo refused; echo yes > /t/x && cat /t/x";
     let shared = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! Starts a shim, follows its events, and shows everything when something is wrong.
+//! Starts a shim, follows its events, and prints events, log and console if a test fails.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails here")]
 
@@ -12,26 +12,26 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-/// Longer than any boot in the lab under load.
+/// Longest time between two events of a shim. A boot in the lab takes less, even under load.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A running box.
 #[derive(Debug)]
 pub struct Shim {
-    /// The process.
+    /// Process of the shim, or of the program that starts it.
     pub child: Child,
     lines: Receiver<String>,
-    /// What it said so far.
+    /// Events that the test has received so far.
     pub events: Vec<Value>,
     directory: tempfile::TempDir,
 }
 
-/// A path that `tests/vm/run` has set.
+/// Returns a path from an environment variable that `tests/vm/run` sets. Panics without it.
 pub fn variable(name: &str) -> PathBuf {
     std::env::var_os(name).unwrap_or_else(|| panic!("{name} is not set: run tests/run")).into()
 }
 
-/// A config with `process.args`, on the demo image, below `directory`.
+/// Returns a config with this `process`, the demo image, and a state directory below `directory`.
 pub fn config(directory: &Path, process: &Value) -> Value {
     json!({
         "id": "test",
@@ -40,7 +40,7 @@ pub fn config(directory: &Path, process: &Value) -> Value {
         "agent": {"boot_timeout_ms": 110_000},
         "paths": {
             "state_dir": directory.join("s"),
-            // Shared by all tests: what is unpacked once is there.
+            // All tests share the cache, so that each layer is unpacked only once.
             "cache_dir": std::env::temp_dir().join("a3s-box-vm-cache"),
             "libkrunfw": variable("A3S_BOX_LIBKRUNFW"),
             "guest": variable("A3S_BOX_GUEST"),
@@ -48,7 +48,9 @@ pub fn config(directory: &Path, process: &Value) -> Value {
     })
 }
 
-/// A directory and a config for the tests' own workload.
+/// Returns a new directory and a config for the test workload with these steps.
+///
+/// The workload comes from the first share, mounted at `/w`.
 fn workload(steps: &[&str], change: impl FnOnce(&mut Value)) -> (tempfile::TempDir, Value) {
     let program = variable("A3S_BOX_WORKLOAD");
     let args: Vec<&str> = std::iter::once("/w/workload").chain(steps.iter().copied()).collect();
@@ -57,13 +59,15 @@ fn workload(steps: &[&str], change: impl FnOnce(&mut Value)) -> (tempfile::TempD
     let source = program.parent();
     config["mounts"] =
         json!([{"type": "virtiofs", "source": source, "target": "/w", "read_only": true}]);
-    // A guest that hangs is shown, and its test fails.
+    // This is shorter than PATIENCE. A guest that hangs then ends by itself, and its test fails
+    // with the events.
     config["resources"] = json!({"timeout_ms": 100_000});
     change(&mut config);
     (directory, config)
 }
 
-/// The shim. In the lab all of it stays on one CPU; `.config/nextest.toml` says why.
+/// Returns the command that starts the shim. In the lab, all its threads stay on one CPU, because
+/// the emulator makes mistakes otherwise (see `.config/nextest.toml`).
 fn shim() -> Command {
     let program = variable("A3S_BOX_SHIM");
     if std::env::var_os("A3S_BOX_IN_LAB").is_none() {
@@ -80,7 +84,7 @@ impl Shim {
         Self::start_with(process, |_| {})
     }
 
-    /// The same, with a change to the config.
+    /// Starts a box that runs `process`, after `change` has changed the config.
     pub fn start_with(process: &Value, change: impl FnOnce(&mut Value)) -> Self {
         let directory = tempfile::Builder::new().prefix("b").tempdir().unwrap();
         let mut config = config(directory.path(), process);
@@ -88,13 +92,14 @@ impl Shim {
         Self::spawn(directory, &config)
     }
 
-    /// Starts the tests' own workload with `steps`, from the first share.
+    /// Starts the test workload with `steps`, after `change` has changed the config.
     pub fn start_workload(steps: &[&str], change: impl FnOnce(&mut Value)) -> Self {
         let (directory, config) = workload(steps, change);
         Self::spawn(directory, &config)
     }
 
-    /// The same by a program that takes the shim's command line at the end of its own.
+    /// Starts the test workload like [`Shim::start_workload`]. The shim is started by `program`,
+    /// which gets the shim's command line as its last arguments.
     pub fn start_workload_by(
         program: Command,
         steps: &[&str],
@@ -104,12 +109,13 @@ impl Shim {
         Self::spawn_by(program, directory, &config)
     }
 
-    /// Starts a box of its own in the directory of another one.
+    /// Starts a box with a complete config. `directory` lives as long as the returned value.
     pub fn spawn(directory: tempfile::TempDir, config: &Value) -> Self {
         Self::spawn_with(shim(), directory, config)
     }
 
-    /// The same by another program.
+    /// Starts a box with a complete config by `program`, which gets the shim's command line as its
+    /// last arguments.
     pub fn spawn_by(mut program: Command, directory: tempfile::TempDir, config: &Value) -> Self {
         let shim = shim();
         program.arg(shim.get_program()).args(shim.get_args());
@@ -128,6 +134,7 @@ impl Shim {
         child.stdin.take().unwrap().write_all(config.to_string().as_bytes()).unwrap();
         let stdout = BufReader::new(child.stdout.take().unwrap());
         let (sender, lines) = channel();
+        // A thread reads the events, so that a wait for the next one can time out.
         std::thread::spawn(move || {
             for line in stdout.lines() {
                 sender.send(line.unwrap()).unwrap();
@@ -136,12 +143,13 @@ impl Shim {
         Self { child, lines, events: Vec::new(), directory }
     }
 
-    /// The next event; none at the end of the stream.
+    /// Returns the next event, or `None` at the end of the stream. Panics after [`PATIENCE`].
     fn next_event(&mut self) -> Option<&Value> {
         match self.lines.recv_timeout(PATIENCE) {
             Ok(line) => {
-                let event = serde_json::from_str(&line)
-                    .unwrap_or_else(|error| panic!("not an event ({error}): {line}\n{self}"));
+                let event = serde_json::from_str(&line).unwrap_or_else(|error| {
+                    panic!("the line is no event ({error}): {line}\n{self}")
+                });
                 self.events.push(event);
                 self.events.last()
             }
@@ -153,7 +161,7 @@ impl Shim {
         }
     }
 
-    /// Waits for an event of this type.
+    /// Waits for the next event of type `kind` and returns it.
     pub fn wait_for(&mut self, kind: &str) -> Value {
         loop {
             match self.next_event() {
@@ -164,7 +172,10 @@ impl Shim {
         }
     }
 
-    /// Waits for the end, and checks what every stream must keep.
+    /// Waits for the end of the shim and returns its status.
+    ///
+    /// Panics unless the events are numbered without gaps, and the only `box.stopped` is the last
+    /// event and has the exit status of the process.
     pub fn end(&mut self) -> ExitStatus {
         while self.next_event().is_some() {}
         let status = self.child.wait().unwrap();
@@ -179,7 +190,8 @@ impl Shim {
         status
     }
 
-    /// Waits for the end, and checks exit status, reason and the code of the error, if any.
+    /// Waits for the end of the shim. Panics unless exit status, reason and error code match. If
+    /// `error` is `None`, there must be no error event.
     pub fn ends_with(&mut self, code: i32, reason: &str, error: Option<&str>) {
         let status = self.end();
         assert_eq!(status.code(), Some(code), "{self}");
@@ -198,17 +210,17 @@ impl Shim {
         kill(Pid::from_raw(self.child.id().cast_signed()), signal).unwrap();
     }
 
-    /// Output of the workload.
+    /// Returns the output of the workload so far.
     pub fn console(&self) -> Vec<u8> {
         std::fs::read(self.state().join("console.log")).unwrap_or_default()
     }
 
-    /// The box's state directory.
+    /// Returns the path of the box directory.
     pub fn state(&self) -> PathBuf {
         self.directory.path().join("s/test")
     }
 
-    /// Ends this shim's part, and gives the directory to the next.
+    /// Returns the temporary directory, for the next box in it.
     pub fn into_directory(self) -> tempfile::TempDir {
         self.directory
     }
@@ -220,6 +232,7 @@ impl std::fmt::Display for Shim {
             writeln!(f, "  {event}")?;
         }
         let log = std::fs::read(self.directory.path().join("log")).unwrap_or_default();
+        // The end of the log and of the console shows the failure. Both can have many megabytes.
         for (name, text) in [("log", log), ("console", self.console())] {
             let end = text.get(text.len().saturating_sub(4000)..).unwrap_or_default();
             writeln!(f, "{name}: {}", String::from_utf8_lossy(end))?;
@@ -228,11 +241,11 @@ impl std::fmt::Display for Shim {
     }
 }
 
-/// Runs `check` until it holds, within a bound.
+/// Waits until `check` returns true. Panics with `what` after [`PATIENCE`].
 pub fn eventually(what: &str, check: impl Fn() -> bool) {
     let start = Instant::now();
     while !check() {
-        assert!(start.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
+        assert!(start.elapsed() < PATIENCE, "does not hold within {PATIENCE:?}: {what}");
         std::thread::sleep(Duration::from_millis(50));
     }
 }

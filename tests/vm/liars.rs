@@ -1,5 +1,6 @@
-//! A hostile guest and what the shim hears of it: whatever is said on whichever port, the shim goes on,
-//! ends when it is told to, and takes no more memory than it may.
+//! A hostile guest that sends false, malformed or endless messages on the ports of the shim.
+//!
+//! The shim must keep working, stop the box in time, and stay within a bound of memory.
 
 use std::time::{Duration, Instant};
 
@@ -8,16 +9,18 @@ use serde_json::{Value, json};
 
 use a3s_box_vm_tests::Shim;
 
-/// Most of the shim's own memory: an idle one touches 4.4 MiB (`lifecycle`), and libkrun's queues, tokio's
-/// buffers and the windows of HTTP/2 take some more under load.
+/// Most memory of the shim itself in KiB (PSS). An idle shim has 4.4 MiB (`lifecycle`). Under load,
+/// the queues of libkrun, the buffers of tokio and the windows of HTTP/2 need more.
 const MOST_KIB: u64 = 16 * 1024;
 
-/// Metrics, as often as they come.
+/// Sets the interval of the event `metrics`, by which the tests see that the shim is alive.
 fn with_metrics(config: &mut Value) {
     config["events"] = json!({"metrics_interval_ms": 500});
 }
 
-/// Follows the shim for a while, in which events go on, and gives the most of its own memory.
+/// Reads metrics for `duration` and returns the most memory of the shim itself in KiB.
+///
+/// Panics if fewer than three metrics come or the memory exceeds [`MOST_KIB`].
 fn follow(shim: &mut Shim, duration: Duration) -> u64 {
     let start = Instant::now();
     let mut most_kib = 0;
@@ -27,25 +30,27 @@ fn follow(shim: &mut Shim, duration: Duration) -> u64 {
         most_kib = most_kib.max(metrics["process"]["shim_pss_kib"].as_u64().unwrap());
         count += 1;
     }
-    assert!(count >= 3, "events stall\n{shim}");
+    assert!(count >= 3, "only {count} metrics came\n{shim}");
     assert!(most_kib <= MOST_KIB, "{most_kib} KiB\n{shim}");
     most_kib
 }
 
-/// Sends SIGTERM, checks that the box ends by it, within its grace, and gives the milliseconds that it took.
+/// Stops the box with SIGTERM and returns the milliseconds that the stop took. Panics unless the
+/// workload ends by the signal within the grace period.
 fn stop_in_time(shim: &mut Shim, grace_ms: u64) -> u64 {
     shim.send(Signal::SIGTERM);
-    let asked = shim.wait_for("stop.requested")["elapsed_ms"].as_u64().unwrap();
+    let requested_ms = shim.wait_for("stop.requested")["elapsed_ms"].as_u64().unwrap();
     shim.ends_with(143, "stopped", None);
-    let ended = shim.events.last().unwrap()["elapsed_ms"].as_u64().unwrap();
-    assert!(ended - asked <= grace_ms, "{} ms\n{shim}", ended - asked);
-    ended - asked
+    let ended_ms = shim.events.last().unwrap()["elapsed_ms"].as_u64().unwrap();
+    let stop_ms = ended_ms - requested_ms;
+    assert!(stop_ms <= grace_ms, "the stop took {stop_ms} ms\n{shim}");
+    stop_ms
 }
 
 #[test]
-fn root_of_the_guest_that_speaks_for_pid_1_ends_its_own_box_once() {
+fn forged_messages_of_pid_1_end_the_box_once() {
     let cases = [
-        // The first report counts, whatever follows.
+        // The shim accepts the first report of an exit and ignores the rest.
         ("forge=exited-5,exited-0,started,hello,exited-3,drained", 5, "exited", None),
         ("forge=garbage", 125, "failed", Some("guest_protocol")),
         ("forge=flood,huge", 125, "failed", Some("guest_protocol")),
@@ -62,7 +67,7 @@ fn root_of_the_guest_that_speaks_for_pid_1_ends_its_own_box_once() {
 }
 
 #[test]
-fn floods_on_every_port_at_once_stall_nothing_and_delay_no_stop() {
+fn floods_on_all_ports_at_once_stall_no_event_and_delay_no_stop() {
     const GRACE_MS: u64 = 20_000;
     let steps = ["flood-output", "flood-control", "sleep-ms=1000", "notify-flood"];
     let mut shim = Shim::start_workload(&steps, |config| {
@@ -73,11 +78,11 @@ fn floods_on_every_port_at_once_stall_nothing_and_delay_no_stop() {
     shim.wait_for("agent.ready");
     let most_kib = follow(&mut shim, Duration::from_secs(8));
     let stop_ms = stop_in_time(&mut shim, GRACE_MS);
-    println!("at most {most_kib} KiB of the shim's own; stopped in {stop_ms} ms");
+    println!("the shim itself had at most {most_kib} KiB; stopped in {stop_ms} ms");
 }
 
 #[test]
-fn an_agent_that_lies_is_unhealthy_and_harms_nobody_and_may_become_honest() {
+fn an_agent_with_malformed_answers_is_unhealthy_until_it_answers_correctly() {
     const GRACE_MS: u64 = 20_000;
     let steps = ["lie-ms=12000", "serve-standard", "sleep-ms=100000"];
     let mut shim = Shim::start_workload(&steps, |config| {
@@ -95,5 +100,5 @@ fn an_agent_that_lies_is_unhealthy_and_harms_nobody_and_may_become_honest() {
     assert_eq!(healthy["to"], "healthy", "{shim}");
     follow(&mut shim, Duration::from_secs(2));
     let stop_ms = stop_in_time(&mut shim, GRACE_MS);
-    println!("at most {most_kib} KiB of the shim's own; stopped in {stop_ms} ms");
+    println!("the shim itself had at most {most_kib} KiB; stopped in {stop_ms} ms");
 }

@@ -1,10 +1,11 @@
-//! What a box tells of its life: health, readiness, states, figures, and floods that change nothing.
+//! Health, readiness, states and metrics of a box, and the limits of a flood from the workload.
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use a3s_box_vm_tests::Shim;
 
+/// Returns the changes in the events of type `kind`, each as `from>to`.
 fn changes(shim: &Shim, kind: &str) -> Vec<String> {
     let of_kind = shim.events.iter().filter(|event| event["type"] == kind);
     let text = |event: &Value| {
@@ -14,7 +15,7 @@ fn changes(shim: &Shim, kind: &str) -> Vec<String> {
 }
 
 #[test]
-fn a_server_of_the_image_with_the_standard_service_is_the_agent() {
+fn a_health_server_of_the_image_serves_as_the_agent() {
     let steps = ["serve-standard", "sleep-ms=4000", "not-serving", "sleep-ms=100000"];
     let mut shim = Shim::start_workload(&steps, |config| {
         config["agent"]["provider"] = json!("image");
@@ -34,11 +35,11 @@ fn a_server_of_the_image_with_the_standard_service_is_the_agent() {
 }
 
 #[test]
-fn an_agent_that_never_reads_is_unhealthy_and_freezes_nothing() {
+fn an_agent_that_never_reads_is_unhealthy_and_delays_no_stop() {
     let mut shim = Shim::start_workload(&["deaf-agent", "sleep-ms=100000"], |config| {
         config["agent"]["provider"] = json!("image");
         config["agent"]["readiness"] = json!("started");
-        // The workload takes a moment until it listens.
+        // Until the workload listens, failed checks must not count.
         config["agent"]["health"] =
             json!({"interval_ms": 100, "timeout_ms": 500, "retries": 2, "start_period_ms": 5000});
     });
@@ -53,7 +54,7 @@ fn an_agent_that_never_reads_is_unhealthy_and_freezes_nothing() {
 }
 
 #[test]
-fn a_workload_says_when_it_is_ready_and_what_it_does() {
+fn notify_messages_of_the_workload_set_readiness_and_state() {
     let steps = [
         "sleep-ms=500",
         "notify=READY=1\nSTATUS=serving",
@@ -74,18 +75,18 @@ fn a_workload_says_when_it_is_ready_and_what_it_does() {
     let expected =
         ["created>ready", "ready>busy", "busy>compacting", "compacting>ready", "ready>stopped"];
     assert_eq!(changes(&shim, "state.changed"), expected, "{shim}");
-    let told = shim.events.iter().filter(|event| event["type"] == "workload.notified");
-    let told: Vec<&Value> = told.collect();
+    let notified = shim.events.iter().filter(|event| event["type"] == "workload.notified");
+    let notified: Vec<&Value> = notified.collect();
     assert_eq!(
-        (&told[0]["ready"], &told[0]["status"]),
+        (&notified[0]["ready"], &notified[0]["status"]),
         (&json!(true), &json!("serving")),
         "{shim}"
     );
-    assert_eq!(told.last().unwrap()["stopping"], json!(true), "{shim}");
+    assert_eq!(notified.last().unwrap()["stopping"], json!(true), "{shim}");
 }
 
 #[test]
-fn a_workload_that_floods_what_it_may_say_delays_no_stop() {
+fn a_flood_of_notify_messages_is_throttled_and_delays_no_stop() {
     let mut shim = Shim::start_workload(&["notify-flood"], |config| {
         config["stop"] = json!({"grace_ms": 20_000});
     });
@@ -96,12 +97,13 @@ fn a_workload_that_floods_what_it_may_say_delays_no_stop() {
     let last = shim.events.last().unwrap();
     assert_eq!(last["stop"]["ended_by"], "signal", "{shim}");
     let uptime_ms = last["uptime_ms"].as_u64().unwrap();
-    let told = changes(&shim, "state.changed").len() as u64;
-    assert!(told <= uptime_ms / 100 + 3, "{told} changes in {uptime_ms} ms");
+    // The shim emits at most ten changes a second. The start and the end of the box add a few.
+    let count = changes(&shim, "state.changed").len() as u64;
+    assert!(count <= uptime_ms / 100 + 3, "{count} changes in {uptime_ms} ms");
 }
 
 #[test]
-fn a_flood_of_output_takes_no_more_room_than_it_may_and_the_newest_stays() {
+fn a_flood_of_output_stays_within_the_console_limit_and_keeps_the_newest() {
     const MIB: u64 = 1 << 20;
     let mut shim =
         Shim::start_workload(&["print-mib=8"], |config| config["console"] = json!({"max_mib": 1}));
@@ -109,6 +111,7 @@ fn a_flood_of_output_takes_no_more_room_than_it_may_and_the_newest_stays() {
     let size = |name| std::fs::metadata(shim.state().join(name)).map_or(0, |found| found.len());
     let kept = size("console.log") + size("console.log.1");
     assert!(kept <= MIB && kept > MIB / 4, "{kept} bytes are kept");
+    // The workload prints numbers in lines of 16 bytes.
     let last = format!("{:015}\n", 8 * MIB / 16 - 1);
     assert!(shim.console().ends_with(last.as_bytes()), "{shim}");
     let truncated = shim.events.iter().rfind(|event| event["type"] == "console.truncated");
@@ -117,7 +120,7 @@ fn a_flood_of_output_takes_no_more_room_than_it_may_and_the_newest_stays() {
 }
 
 #[test]
-fn figures_are_of_the_guest() {
+fn metrics_describe_the_guest() {
     let mut shim = Shim::start_workload(&["sleep-ms=100000"], |config| {
         config["events"] = json!({"metrics_interval_ms": 1000});
     });
@@ -134,8 +137,8 @@ fn figures_are_of_the_guest() {
 }
 
 #[test]
-fn shims_side_by_side_take_little_beside_their_guests() {
-    // Each touches 4.4 MiB of the program, which they share.
+fn a_shim_itself_needs_at_most_5_mib_beside_its_guest() {
+    // Each shim touches 4.4 MiB, of which the pages of the executable are shared by all.
     const BOXES: usize = 3;
     const LIMIT_KIB: u64 = 5 * 1024;
     let start = |_| {
@@ -147,15 +150,20 @@ fn shims_side_by_side_take_little_beside_their_guests() {
     let time = |event: &Value| event["time"].as_str().unwrap().to_owned();
     let all_ready = shims.iter_mut().map(|shim| time(&shim.wait_for("agent.ready"))).max().unwrap();
     for shim in &mut shims {
+        // Metrics count only once all shims are ready and share their pages.
         let mut metrics = shim.wait_for("metrics");
         while time(&metrics) <= all_ready {
             metrics = shim.wait_for("metrics");
         }
         let kib = |name: &str| metrics["process"][name].as_u64().unwrap();
-        println!("PSS {} KiB, of which the shim's own {} KiB", kib("pss_kib"), kib("shim_pss_kib"));
+        println!(
+            "PSS {} KiB, of which the shim itself {} KiB",
+            kib("pss_kib"),
+            kib("shim_pss_kib")
+        );
         assert!(
             kib("pss_kib") > 20_000 && kib("shim_pss_kib") > 500,
-            "both have memory: {metrics}"
+            "implausibly little memory of the guest or the shim: {metrics}"
         );
         assert!(kib("shim_pss_kib") <= LIMIT_KIB, "{metrics}");
     }

@@ -1,25 +1,26 @@
-//! Real VMs. Each test boots one, on this host's KVM or in the lab (`tests/lab`).
+//! Tests that boot real VMs, on the KVM of this host or in the lab (`tests/lab`).
 //!
 //! | module | what must hold |
 //! |---|---|
-//! | `exit_status` | the workload's end is the shim's, whatever libkrun says |
-//! | `lost_guest` | a guest that vanishes is a failure, soon, and never a success |
+//! | `exit_status` | the ending of the workload, not libkrun's exit code, decides the exit status |
+//! | `lost_guest` | a guest that vanishes is a failure in bounded time, and never a success |
 //! | `exactness` | arguments, environment and output arrive byte for byte |
-//! | `stop` | signals, grace, kill, and what a killed shim leaves |
-//! | `lifecycle` | health, readiness, states, figures, and floods that change nothing |
+//! | `stop` | the stop signal, the grace period, SIGKILL, and a killed shim |
+//! | `lifecycle` | health, readiness, states, metrics, and the limits of a flood |
 //! | `matrix` | nothing is left of a VM, however and whenever it ends |
-//! | `shares` | a directory that is shared is all that a hostile guest reaches, and less if it is read-only |
-//! | `liars` | a guest that lies or floods, on whichever port, harms itself only |
-//! | `services` | images as databases are: several owners, and a user to drop to |
-//! | `calls` | no system call is allowed that nothing makes |
-//! | `cgroup` | what a box may take of the host |
-//! | `doctor` | a host where boxes run is found to be well |
-//! | `network` | what a guest reaches, and from where it is reached |
-//! | `agent` | the agent-only box and its health |
-//! | `supervisor` | the example of `VmManager`, as it is documented |
+//! | `shares` | a hostile guest reaches nothing outside its shares and changes no read-only one |
+//! | `liars` | a guest that sends false, malformed or endless messages harms only its own box |
+//! | `services` | images like those of databases: files of several owners, and a user to drop to |
+//! | `calls` | the shim makes each system call that its filter allows, or there is a reason |
+//! | `cgroup` | limits of what a box takes from the host |
+//! | `doctor` | `--doctor` finds no problem on a host where boxes run |
+//! | `network` | what a guest can reach, and from where it can be reached |
+//! | `agent` | the agent-only box, and the size of the guest program |
+//! | `supervisor` | the documented example of `VmManager` |
 //!
-//! `tests/vm/run` sets what they need: `A3S_BOX_SHIM`, `A3S_BOX_GUEST`, `A3S_BOX_EXAMPLE`,
-//! `A3S_BOX_WORKLOAD`, `A3S_BOX_LIBKRUNFW` and `A3S_BOX_IMAGES`.
+//! `tests/vm/run` sets the environment variables that the tests read: `A3S_BOX_SHIM`,
+//! `A3S_BOX_GUEST`, `A3S_BOX_EXAMPLE`, `A3S_BOX_WORKLOAD`, `A3S_BOX_LIBKRUNFW` and
+//! `A3S_BOX_IMAGES`.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails here")]
 

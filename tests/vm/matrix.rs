@@ -1,5 +1,7 @@
-//! Real VMs that are ended in every way, at every phase: nothing is left but the box's own directory, and
-//! the same id starts again at once. `tests/lifecycle` does the same a thousand times without VMs.
+//! Ends real VMs in several ways and in every phase.
+//!
+//! Nothing may be left except the box directory, and a box of the same id must start at once.
+//! `tests/lifecycle` does the same a thousand times with fake VMs.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -11,10 +13,10 @@ use serde_json::json;
 
 use a3s_box_vm_tests::{Shim, config, eventually};
 
-/// How often a VM is ended. The kinds and phases are gone through in turns.
+/// Number of VMs. Phases and signals rotate.
 const CYCLES: usize = 25;
 
-/// What a box has said last when it is ended, and how long before.
+/// Name of each phase, the event that begins it, and the milliseconds from the event to the signal.
 const PHASES: [(&str, &str, u64); 5] = [
     ("setup", "vm.starting", 0),
     ("kernel", "vm.starting", 700),
@@ -43,7 +45,8 @@ fn nothing_is_left_of_a_vm_however_it_ends() {
         std::thread::sleep(Duration::from_millis(wait_ms));
         let start = Instant::now();
         send(&shim, signal);
-        // The runtime's handler lets a fault come again, which one that was sent does not.
+        // Rust's SIGSEGV handler resets the signal to its default action and returns, so that a
+        // real fault happens again. A signal that was sent does not, so a second one is needed.
         while signal == Signal::SIGSEGV && shim.child.try_wait().unwrap().is_none() {
             std::thread::sleep(Duration::from_millis(20));
             send(&shim, signal);
@@ -57,7 +60,7 @@ fn nothing_is_left_of_a_vm_however_it_ends() {
     let again = config(directory.path(), &json!({"args": ["/bin/sh", "-c", "exit 4"]}));
     Shim::spawn(directory, &again).ends_with(4, "exited", None);
     deaths.sort();
-    println!("{CYCLES} ends of a VM, each followed by a start of the same id: {counts:?}");
+    println!("{CYCLES} endings, each followed by a start of the same id: {counts:?}");
     println!(
         "from the signal to the end of the process: median {:?}, longest {:?}",
         deaths[CYCLES / 2],
@@ -66,10 +69,11 @@ fn nothing_is_left_of_a_vm_however_it_ends() {
 }
 
 fn send(shim: &Shim, signal: Signal) {
-    // It may have ended by an earlier one.
+    // The shim may have ended by an earlier signal.
     let _ended = kill(Pid::from_raw(shim.child.id().cast_signed()), signal);
 }
 
+/// Panics if a thread, a mount, a lock or a file outside of the box directory is left.
 fn assert_nothing_is_left(shim: &Shim) {
     let pid = shim.child.id();
     eventually("no thread of the shim is left", || {
@@ -78,7 +82,7 @@ fn assert_nothing_is_left(shim: &Shim) {
     let mounts = std::fs::read_to_string("/proc/mounts").unwrap();
     assert!(!mounts.contains("/s/test/"), "a mount is left: {mounts}");
     let run = std::fs::File::open(shim.state().join("run.json")).unwrap();
-    assert!(run.try_lock().is_ok(), "the lock is held\n{shim}");
+    assert!(run.try_lock().is_ok(), "the lock of the box is held\n{shim}");
     let names: Vec<_> = std::fs::read_dir(shim.state().parent().unwrap()).unwrap().collect();
     assert_eq!(names.len(), 1, "{names:?}");
 }

@@ -1,5 +1,6 @@
-//! What a guest reaches, and from where it is reached, by `network.mode`. Each test has a network of its own
-//! that plays the host's.
+//! What a guest can reach, and from where it can be reached, in each `network.mode`.
+//!
+//! Each test runs in a network namespace of its own, which takes the place of the host's network.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
@@ -14,24 +15,26 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-/// An address of the host in its network; and where clouds tell credentials.
+/// An address of the host in its network (from TEST-NET-1, RFC 5737).
 const HOST: &str = "192.0.2.10";
+
+/// The address at which clouds serve the credentials of a machine.
 const METADATA: &str = "169.254.169.254";
 
-/// In the guest: `try NAME ADDRESS` tells whether there was an answer.
+/// Shell function of the guest. `try NAME ADDRESS` prints whether the server at ADDRESS answers.
 const TRY: &str = r#"
 try() { /w/workload "reach=$1@$2"; }
 "#;
 
-/// Speaks to the host's loopback address over the network, as a guest can that means harm.
-const SPEAK_TO_LOOPBACK: &str = "
+/// Shell commands of a hostile guest that send packets for 127.0.0.1 out over its Ethernet device.
+const TRY_LOOPBACK: &str = "
 ip addr del 127.0.0.1/8 dev lo
 ip route add 127.0.0.0/8 dev eth0
 try loopback 127.0.0.1:8001
 ";
 
-/// Tells what the guest was given.
-const TELL: &str = r#"
+/// Shell commands that print the network configuration of the guest.
+const SHOW_CONFIGURATION: &str = r#"
 echo "hostname $(hostname) $(cat /etc/hostname)"
 sed 's/^/hosts /; s/\t/ /' /etc/hosts
 sed 's/^/resolv /' /etc/resolv.conf
@@ -40,8 +43,9 @@ echo "mtu $(cat /sys/class/net/eth0/mtu)"
 ip route | sed 's/^/route /; s/ *$//'
 "#;
 
-/// Puts this thread, and what it starts, into a network of its own: a host with an address of its own.
-fn enter_a_hosts_network() {
+/// Moves this thread into a new network namespace with the addresses of a host. Threads and
+/// processes that it starts are in that namespace as well.
+fn enter_host_network() {
     unshare(CloneFlags::CLONE_NEWNET).unwrap();
     for arguments in [
         "link set lo up".to_owned(),
@@ -53,40 +57,45 @@ fn enter_a_hosts_network() {
     }
 }
 
-/// Answers every request, and counts them.
+/// Starts an HTTP server on `address` and returns the count of its connections.
 fn serve(address: &str) -> Arc<AtomicU32> {
     let listener = TcpListener::bind(address).unwrap();
     let count = Arc::new(AtomicU32::new(0));
     let counted = Arc::clone(&count);
     std::thread::spawn(move || {
         for stream in listener.incoming() {
-            // Also those who only connect.
+            // A connection without a request counts as well.
             counted.fetch_add(1, Ordering::SeqCst);
             let mut stream = stream.unwrap();
             let mut request = Vec::new();
             let mut part = [0; 1024];
-            // To its empty line: what is left unread would reset the connection.
+            // The request is read up to its empty line, because the kernel resets a connection that
+            // is closed with unread data.
             while !request.ends_with(b"\r\n\r\n") {
                 match stream.read(&mut part) {
                     Ok(count @ 1..) => request.extend(&part[..count]),
                     _ => break,
                 }
             }
-            let _told = stream.write_all(b"HTTP/1.0 200 OK\r\n\r\nhello\n");
+            // The client may be gone already.
+            let _sent = stream.write_all(b"HTTP/1.0 200 OK\r\n\r\nhello\n");
         }
     });
     count
 }
 
-/// Answers every question for an IPv4 address with [`HOST`].
+/// Starts a DNS server on [`HOST`] that resolves every name to [`HOST`] (RFC 1035).
 fn serve_names() {
     let socket = UdpSocket::bind((HOST, 53)).unwrap();
     std::thread::spawn(move || {
         let mut question = [0; 512];
         while let Ok((count, from)) = socket.recv_from(&mut question) {
             let mut answer = question[..count].to_vec();
+            // A response without an error, with recursion desired and available.
             answer[2..4].copy_from_slice(&[0x81, 0x80]);
+            // The question ends with type A and class IN. Questions of other types get no records.
             if answer[count - 4..count] == [0, 1, 0, 1] {
+                // One answer: the name of the question, type A, class IN, a TTL of 60 s, 4 bytes.
                 answer[6..8].copy_from_slice(&[0, 1]);
                 answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 192, 0, 2, 10]);
             }
@@ -95,7 +104,10 @@ fn serve_names() {
     });
 }
 
-/// A file of the image, from the guest's own server.
+/// Line that follows the output of a script.
+const END_OF_SCRIPT: &str = "end of the script";
+
+/// Fetches a file of the image from the HTTP server of the guest. Returns `None` if a call fails.
 fn fetch(address: &str) -> Option<String> {
     let mut stream = TcpStream::connect(address).ok()?;
     stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
@@ -105,8 +117,9 @@ fn fetch(address: &str) -> Option<String> {
     answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned())
 }
 
+/// Starts a box that runs `script`, prints [`END_OF_SCRIPT`], and then serves HTTP on port 80.
 fn start(script: &str, network: Value) -> Shim {
-    let script = format!("{TRY}{script}\necho all told\nexec httpd -f -p 80 -h /srv/data");
+    let script = format!("{TRY}{script}\necho {END_OF_SCRIPT}\nexec httpd -f -p 80 -h /srv/data");
     Shim::start_with(&json!({"args": ["/bin/sh", "-c", script]}), |config| {
         let program = variable("A3S_BOX_WORKLOAD");
         let directory = program.parent().unwrap();
@@ -117,36 +130,40 @@ fn start(script: &str, network: Value) -> Shim {
     })
 }
 
-/// The lines of the guest, when it has told all.
-fn told(shim: &Shim) -> Vec<String> {
+/// Waits until the script has ended and returns the lines of its output.
+fn script_output(shim: &Shim) -> Vec<String> {
     let text = || String::from_utf8(shim.console()).unwrap();
-    let all_told = || text().contains("all told\n");
+    let has_ended = || text().lines().any(|line| line == END_OF_SCRIPT);
     let start = std::time::Instant::now();
-    while !all_told() {
+    while !has_ended() {
         assert!(start.elapsed() < a3s_box_vm_tests::PATIENCE, "{shim}");
         std::thread::sleep(Duration::from_millis(50));
     }
     text().lines().map(str::to_owned).collect()
 }
 
-fn has(told: &[String], lines: &[&str]) {
+/// Panics unless the output contains each of `lines`.
+fn assert_lines(output: &[String], lines: &[&str]) {
     for line in lines {
-        assert!(told.iter().any(|found| found == line), "no `{line}` in {told:#?}");
+        assert!(output.iter().any(|found| found == line), "no `{line}` in {output:#?}");
     }
 }
 
-fn has_not(told: &[String], names: &[&str]) {
+/// Panics unless the guest has tried to reach each of `names` and failed.
+fn assert_not_reached(output: &[String], names: &[&str]) {
     for name in names {
         let start = format!("{name} not reached");
-        assert!(told.iter().any(|line| line.starts_with(&start)), "no `{start}` in {told:#?}");
+        assert!(output.iter().any(|line| line.starts_with(&start)), "no `{start}` in {output:#?}");
     }
 }
 
+/// Returns the codes of all warnings.
 fn warnings(shim: &Shim) -> Vec<&str> {
-    let of = shim.events.iter().filter(|event| event["type"] == "warning");
-    of.map(|event| event["code"].as_str().unwrap()).collect()
+    let warnings = shim.events.iter().filter(|event| event["type"] == "warning");
+    warnings.map(|event| event["code"].as_str().unwrap()).collect()
 }
 
+/// Stops the box with SIGTERM.
 fn stop(shim: &mut Shim) {
     kill(Pid::from_raw(i32::try_from(shim.child.id()).unwrap()), Signal::SIGTERM).unwrap();
     shim.end();
@@ -154,23 +171,23 @@ fn stop(shim: &mut Shim) {
 }
 
 #[test]
-fn a_guest_with_egress_reaches_the_network_and_not_the_host_itself() {
-    enter_a_hosts_network();
+fn a_guest_with_egress_reaches_the_network_but_not_loopback_or_metadata() {
+    enter_host_network();
     let server = serve(&format!("{HOST}:8000"));
     let loopback = serve("127.0.0.1:8001");
     let metadata = serve(&format!("{METADATA}:80"));
     serve_names();
     let script = format!(
-        "{TELL}\ntry server {HOST}:8000\nnslookup name.example {HOST} | sed 's/^/dns /'\n\
+        "{SHOW_CONFIGURATION}\ntry server {HOST}:8000\nnslookup name.example {HOST} | sed 's/^/dns /'\n\
          try metadata {METADATA}:80\ntry gateway 10.0.2.2:8001\n\
-         try this 0.0.0.0:8001\n{SPEAK_TO_LOOPBACK}"
+         try this 0.0.0.0:8001\n{TRY_LOOPBACK}"
     );
     let publish = json!([{"host_address": "127.0.0.1", "host_port": 80, "guest_port": 80}]);
     let network = json!({"mode": "passt", "egress": "allow", "dns": [HOST], "publish": publish});
     let mut shim = start(&script, network);
-    let told = told(&shim);
-    has(
-        &told,
+    let output = script_output(&shim);
+    assert_lines(
+        &output,
         &[
             "hostname web.example.org web.example.org",
             "hosts 10.0.2.15 web.example.org web",
@@ -182,34 +199,37 @@ fn a_guest_with_egress_reaches_the_network_and_not_the_host_itself() {
         ],
     );
     assert!(
-        told.iter().any(|line| line.starts_with("dns Address") && line.contains(HOST)),
-        "{told:#?}"
+        output.iter().any(|line| line.starts_with("dns Address") && line.contains(HOST)),
+        "{output:#?}"
     );
     let counts = [&server, &loopback, &metadata].map(|count| count.load(Ordering::SeqCst));
     assert_eq!(counts, [1, 0, 0]);
-    eventually("an answer of the published port", || {
+    eventually("the published port answers", || {
         fetch("127.0.0.1:80").as_deref() == Some("from layer 6\n")
     });
-    assert!(TcpStream::connect((HOST, 80)).is_err(), "published on one address only");
+    assert!(
+        TcpStream::connect((HOST, 80)).is_err(),
+        "the port is published on another address, too"
+    );
     stop(&mut shim);
     assert_eq!(warnings(&shim), [""; 0]);
 }
 
 #[test]
-fn a_guest_without_egress_reaches_nothing_and_is_reached() {
-    enter_a_hosts_network();
+fn a_guest_without_egress_reaches_nothing_but_its_published_port_is_reachable() {
+    enter_host_network();
     let counts =
         [serve(&format!("{HOST}:8000")), serve("127.0.0.1:8001"), serve(&format!("{METADATA}:80"))];
     let script = format!(
-        "{TELL}\ntry server {HOST}:8000\nip route add default via 10.0.2.2\n\
+        "{SHOW_CONFIGURATION}\ntry server {HOST}:8000\nip route add default via 10.0.2.2\n\
          try routed {HOST}:8000\ntry metadata {METADATA}:80\n\
-         try gateway 10.0.2.2:8001\n{SPEAK_TO_LOOPBACK}"
+         try gateway 10.0.2.2:8001\n{TRY_LOOPBACK}"
     );
     let publish = json!([{"host_address": HOST, "host_port": 80, "guest_port": 80}]);
     let mut shim = start(&script, json!({"mode": "passt", "publish": publish}));
-    let told = told(&shim);
-    has(
-        &told,
+    let output = script_output(&shim);
+    assert_lines(
+        &output,
         &[
             "hosts 10.0.2.15 web.example.org web",
             "resolv # This box has no name servers.",
@@ -217,16 +237,20 @@ fn a_guest_without_egress_reaches_nothing_and_is_reached() {
             "route 10.0.2.0/24 dev eth0 scope link  src 10.0.2.15",
         ],
     );
-    has_not(&told, &["server", "routed", "metadata", "gateway", "loopback"]);
-    assert!(!told.iter().any(|line| line.starts_with("route default")), "{told:#?}");
+    assert_not_reached(&output, &["server", "routed", "metadata", "gateway", "loopback"]);
+    assert!(!output.iter().any(|line| line.starts_with("route default")), "{output:#?}");
     assert_eq!(counts.map(|count| count.load(Ordering::SeqCst)), [0; 3]);
     let published = format!("{HOST}:80");
-    eventually("an answer of the published port", || {
+    eventually("the published port answers", || {
         fetch(&published).as_deref() == Some("from layer 6\n")
     });
-    assert!(TcpStream::connect("127.0.0.1:80").is_err(), "published on one address only");
+    assert!(
+        TcpStream::connect("127.0.0.1:80").is_err(),
+        "the port is published on another address, too"
+    );
 
-    // Without passt the box goes on, and nothing spins.
+    // The gate and, with it, passt end. The box must go on without a network, and no thread of the
+    // shim may spin on the closed socket.
     let gate =
         Command::new("pgrep").args(["-P", &shim_pid(&shim).to_string(), "a3s-box-gate"]).output();
     let gate = String::from_utf8(gate.unwrap().stdout).unwrap().trim().parse().unwrap();
@@ -240,33 +264,37 @@ fn a_guest_without_egress_reaches_nothing_and_is_reached() {
     assert_eq!(warnings(&shim), ["network_lost"]);
 }
 
-/// The shim itself: in the lab `taskset` has become it.
+/// Returns the pid of the shim. In the lab, the child is `taskset`, which has become the shim by
+/// execve(2).
 fn shim_pid(shim: &Shim) -> u32 {
     shim.child.id()
 }
 
-/// CPU time of the shim in user space and in the kernel, guest included.
+/// Returns the CPU time of the shim, with its guest, in clock ticks of 10 ms.
 fn cpu_ticks(shim: &Shim) -> u64 {
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", shim_pid(shim))).unwrap();
     let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
-    // utime and stime, the 14th and 15th (proc(5)).
+    // utime and stime are the fields 14 and 15 (proc(5)). The split removed the first two.
     fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
 }
 
 #[test]
-fn tsi_reaches_the_hosts_loopback_and_warns() {
-    enter_a_hosts_network();
+fn tsi_reaches_the_loopback_of_the_host_and_emits_a_warning() {
+    enter_host_network();
     let loopback = serve("127.0.0.1:8001");
     let script = "try loopback 127.0.0.1:8001\nhostname\nsed 's/\\t/ /' /etc/hosts";
     let mut shim = start(script, json!({"mode": "tsi"}));
-    has(&told(&shim), &["loopback reached", "web.example.org", "203.0.113.1 web.example.org web"]);
+    assert_lines(
+        &script_output(&shim),
+        &["loopback reached", "web.example.org", "203.0.113.1 web.example.org web"],
+    );
     assert_eq!(loopback.load(Ordering::SeqCst), 1);
     stop(&mut shim);
     assert_eq!(warnings(&shim), ["host_network"]);
 }
 
 #[test]
-fn a_guest_without_a_network_has_a_host_name_and_nothing_else() {
+fn a_guest_without_a_network_has_a_host_name_and_only_a_loopback_device() {
     let script = "hostname; sed 's/\\t/ /' /etc/hosts; ls /sys/class/net | grep -v dummy; \
                   cat /etc/resolv.conf 2>&1; echo end";
     let mut shim = Shim::start_with(&json!({"args": ["/bin/sh", "-c", script]}), |config| {

@@ -1,5 +1,7 @@
-//! Images as databases and web servers are: files of several owners, and an entrypoint that begins as root
-//! and drops to a user of its own. For root, and for an ordinary user with sub-ids.
+//! A service like a database or a web server: its image has files of several owners, and its
+//! entrypoint begins as root and drops to a user of its own.
+//!
+//! The shim runs it as root and as an ordinary user with subordinate ids (subuid(5)).
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -10,12 +12,13 @@ use serde_json::{Value, json};
 
 use a3s_box_vm_tests::{Shim, config};
 
-/// A user of the host that nobody is, and its first sub-id.
+/// A user id that no user of the host has, and its first subordinate id.
 const USER: u32 = 65533;
 const SUB_IDS: u32 = 700_000;
 
-/// Starts a program as [`USER`], with tables of users and sub-ids of its own over those of the machine: $1
-/// is the directory of the tables, the rest the program.
+/// Shell script that starts a program as [`USER`]. `$1` is a directory with the files `passwd`,
+/// `subuid` and `subgid`, which are mounted over those in `/etc`. The program and its arguments
+/// follow.
 const AS_USER: &str = r#"
 mount --make-rprivate /
 for table in passwd subuid subgid; do mount --bind "$1/$table" "/etc/$table"; done
@@ -23,8 +26,8 @@ shift
 exec setpriv --reuid=65533 --regid=65533 --clear-groups -- "$@"
 "#;
 
-/// What the service says when all is as it should be.
-const SAID: &str = "user 999 groups 998 70\n\
+/// Output of the service if its user, groups and owners are right.
+const OUTPUT: &str = "user 999 groups 998 70\n\
     owners 999:998 999:998 999:998 33:33 0:70 \n\
     page served\n";
 
@@ -35,15 +38,15 @@ fn service(directory: &Path) -> Value {
 }
 
 #[test]
-fn a_service_that_drops_to_its_user_works_as_root() {
+fn a_service_drops_to_its_user_under_a_shim_of_root() {
     let directory = tempfile::Builder::new().prefix("b").tempdir().unwrap();
     let config = service(directory.path());
     let mut shim = Shim::spawn(directory, &config);
     shim.ends_with(0, "exited", None);
-    assert_eq!(String::from_utf8(shim.console()).unwrap(), SAID, "{shim}");
+    assert_eq!(String::from_utf8(shim.console()).unwrap(), OUTPUT, "{shim}");
 }
 
-/// What an ordinary user runs a shim with.
+/// Returns a command that starts a shim as [`USER`], and writes the tables for it.
 fn as_user(tables: &Path) -> Command {
     let table = |name: &str, text: String| fs::write(tables.join(name), text).unwrap();
     let users = fs::read_to_string("/etc/passwd").unwrap();
@@ -56,8 +59,8 @@ fn as_user(tables: &Path) -> Command {
     command
 }
 
-/// Gives the user the right to use KVM, in the lab. Elsewhere it is the machine's to give: there `/dev/kvm`
-/// is left alone.
+/// Makes `/dev/kvm` accessible to all users in the lab. Elsewhere the test must not change the
+/// permissions of the host.
 fn allow_kvm() {
     if std::env::var_os("A3S_BOX_IN_LAB").is_some() {
         fs::set_permissions("/dev/kvm", fs::Permissions::from_mode(0o666)).unwrap();
@@ -65,17 +68,18 @@ fn allow_kvm() {
 }
 
 #[test]
-fn a_service_that_drops_to_its_user_works_for_an_ordinary_user_with_sub_ids() {
+fn a_service_drops_to_its_user_under_a_shim_of_an_ordinary_user() {
     allow_kvm();
     let directory = tempfile::Builder::new().prefix("b").tempdir().unwrap();
     let tables = tempfile::tempdir().unwrap();
     let mut config = service(directory.path());
+    // The user cannot write to the cache of the other tests.
     config["paths"]["cache_dir"] = json!(directory.path().join("c"));
     let chown = Command::new("chown").arg(USER.to_string()).arg(directory.path()).status().unwrap();
     assert!(chown.success());
     let mut shim = Shim::spawn_by(as_user(tables.path()), directory, &config);
     shim.ends_with(0, "exited", None);
-    assert_eq!(String::from_utf8(shim.console()).unwrap(), SAID, "{shim}");
+    assert_eq!(String::from_utf8(shim.console()).unwrap(), OUTPUT, "{shim}");
     let user_namespace = shim.events.iter().any(|event| {
         event["layers"]
             .as_array()

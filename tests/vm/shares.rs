@@ -1,5 +1,5 @@
-//! A hostile guest and the directories that it gets: root in the guest, which may do there what it likes,
-//! reaches no file of the host outside of them, and changes none in those that are read-only.
+//! A hostile guest and its shares: root of the guest must reach no file of the host outside of
+//! them, and must change no file in a read-only share.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -13,24 +13,25 @@ use tempfile::TempDir;
 
 use a3s_box_vm_tests::Shim;
 
-/// What must never be seen by a guest.
+/// Content of a file that no guest may read.
 const SECRET: &str = "secret of the host";
 
-/// All that says whether a file was changed, but the time of its last reading.
+/// Content and metadata of a file, except for the access time, which a reader changes.
 #[derive(Debug, PartialEq, Eq)]
-struct Found {
+struct FileState {
     mode: u32,
     owner: (u32, u32),
     links: u64,
     device: u64,
-    changed: [(i64, i64); 2],
-    /// Of a file its content, of a link its target.
+    /// Modification time and change time, each in seconds and nanoseconds.
+    times: [(i64, i64); 2],
+    /// Content of a regular file, or target of a symbolic link.
     content: Vec<u8>,
     xattrs: String,
 }
 
-/// All below `directory`, and itself.
-fn snapshot(directory: &Path) -> BTreeMap<PathBuf, Found> {
+/// Returns the state of `directory` and of every file below it.
+fn snapshot(directory: &Path) -> BTreeMap<PathBuf, FileState> {
     let mut found = BTreeMap::new();
     let mut left = vec![directory.to_path_buf()];
     while let Some(path) = left.pop() {
@@ -46,14 +47,14 @@ fn snapshot(directory: &Path) -> BTreeMap<PathBuf, Found> {
         if kind.is_dir() {
             left.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
         }
-        let changed =
+        let times =
             [(metadata.mtime(), metadata.mtime_nsec()), (metadata.ctime(), metadata.ctime_nsec())];
-        let entry = Found {
+        let entry = FileState {
             mode: metadata.mode(),
             owner: (metadata.uid(), metadata.gid()),
             links: metadata.nlink(),
             device: metadata.rdev(),
-            changed,
+            times,
             content,
             xattrs: xattrs(&path),
         };
@@ -67,7 +68,7 @@ fn xattrs(path: &Path) -> String {
     String::from_utf8(dump.stdout).unwrap()
 }
 
-/// A directory to share, with what the workload expects in it.
+/// Makes a directory to share, with the files that the steps of the workload expect.
 fn fill(directory: &Path) {
     fs::create_dir_all(directory.join("empty")).unwrap();
     fs::write(directory.join("file"), "of the host\n").unwrap();
@@ -81,12 +82,13 @@ fn fill(directory: &Path) {
     }
 }
 
-/// A share in a config.
+/// Returns a share for the field `mounts` of a config.
 fn share(directory: &Path, target: &str, read_only: bool) -> Value {
     json!({"type": "virtiofs", "source": directory, "target": target, "read_only": read_only})
 }
 
-/// Directories to share, with a file beside them that is not shared.
+/// Makes two directories to share and, beside them, a file with [`SECRET`] that is not shared.
+/// Returns the directory of all three and the path of the file.
 fn host() -> (TempDir, PathBuf) {
     let host = tempfile::Builder::new().prefix("h").tempdir().unwrap();
     for name in ["own", "other"] {
@@ -97,7 +99,8 @@ fn host() -> (TempDir, PathBuf) {
     (host, canary)
 }
 
-/// What the workload has reached, of how many attempts.
+/// Returns the names of the attempts that succeeded, and the number of all attempts. Panics if the
+/// secret is in the output of the guest.
 fn reached(shim: &Shim) -> (Vec<String>, usize) {
     let console = String::from_utf8_lossy(&shim.console()).into_owned();
     assert!(!console.contains(SECRET), "the guest has read the canary\n{console}");
@@ -109,7 +112,7 @@ fn reached(shim: &Shim) -> (Vec<String>, usize) {
 }
 
 #[test]
-fn a_read_only_share_is_unchanged_whatever_root_of_the_guest_tries() {
+fn root_of_the_guest_cannot_change_a_read_only_share() {
     let (host, _) = host();
     let directory = host.path().join("own");
     let before = snapshot(&directory);
@@ -125,7 +128,7 @@ fn a_read_only_share_is_unchanged_whatever_root_of_the_guest_tries() {
 }
 
 #[test]
-fn a_share_leads_nowhere_and_leaves_nothing_that_is_the_hosts() {
+fn root_of_the_guest_reaches_nothing_outside_a_writable_share_and_makes_no_device() {
     let (host, canary) = host();
     let before = snapshot(&canary);
     let escape = format!("escape=/own,/other,{}", canary.display());
@@ -152,7 +155,8 @@ fn a_share_leads_nowhere_and_leaves_nothing_that_is_the_hosts() {
     check_odd_files(&host.path().join("own"));
 }
 
-/// What is left on the host: files of the guest's own, and no device but the one that is nothing.
+/// Panics if the guest left a device on the host, except for character device 0:0, which is an
+/// overlayfs whiteout and has no driver.
 fn check_odd_files(directory: &Path) {
     let found = snapshot(directory);
     for (path, entry) in &found {
@@ -162,15 +166,15 @@ fn check_odd_files(directory: &Path) {
     }
     let kind = |name: &str| directory.join(name).symlink_metadata().unwrap().file_type();
     assert!(kind("fifo").is_fifo() && kind("socket").is_socket());
-    // What the guest's root owns is root's on the host, and its setuid bit is one: such a directory belongs
-    // where no other user of the host can reach it, or on a file system without setuid.
+    // A file of the guest's root belongs to root on the host, and its setuid bit is valid there. A
+    // writable share must therefore be out of reach of other users, or on a nosuid mount.
     let setuid = &found[&directory.join("setuid")];
     assert_eq!((setuid.mode & 0o7777, setuid.owner), (0o6755, (0, 0)));
     assert!(found.keys().any(|path| path.ends_with("deep/deep/deepest")));
 }
 
 #[test]
-fn requests_that_no_honest_kernel_sends_reach_nothing_outside_of_a_share() {
+fn malformed_fuse_requests_reach_nothing_outside_a_share() {
     let (host, canary) = host();
     let before = snapshot(host.path());
     let steps = [

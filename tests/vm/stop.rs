@@ -1,4 +1,4 @@
-//! Stopping: by signal, by force, and by kill -9 of the shim.
+//! Endings by the stop signal, by SIGKILL after the grace period, and by SIGKILL of the shim.
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -11,12 +11,12 @@ fn pid(shim: &Shim) -> Pid {
 }
 
 #[test]
-fn sigterm_gives_the_workload_its_stop_signal() {
+fn sigterm_to_the_shim_sends_the_stop_signal_to_the_workload() {
     let script = "trap 'echo got it; exit 3' INT; echo ready; while :; do sleep 0.1; done";
     let mut shim = Shim::start_with(&json!({"args": ["/bin/sh", "-c", script]}), |config| {
         config["stop"] = json!({"signal": "SIGINT", "grace_ms": 30_000});
     });
-    eventually("the trap is set", || shim.console() == b"ready\n");
+    eventually("the shell has set its trap", || shim.console() == b"ready\n");
     kill(pid(&shim), Signal::SIGTERM).unwrap();
     shim.ends_with(3, "stopped", None);
     assert_eq!(shim.console(), b"ready\ngot it\n");
@@ -28,20 +28,20 @@ fn a_workload_that_ignores_the_signal_is_killed_after_the_grace_period() {
     let mut shim = Shim::start_with(&json!({"args": ["/bin/sh", "-c", script]}), |config| {
         config["stop"] = json!({"grace_ms": 1000});
     });
-    eventually("the trap is set", || shim.console() == b"ready\n");
+    eventually("the shell has set its trap", || shim.console() == b"ready\n");
     kill(pid(&shim), Signal::SIGTERM).unwrap();
-    let asked = shim.wait_for("stop.requested")["elapsed_ms"].as_u64().unwrap();
-    let killed = shim.wait_for("stop.killed")["elapsed_ms"].as_u64().unwrap();
-    assert!(killed - asked >= 1000, "{shim}");
+    let requested_ms = shim.wait_for("stop.requested")["elapsed_ms"].as_u64().unwrap();
+    let killed_ms = shim.wait_for("stop.killed")["elapsed_ms"].as_u64().unwrap();
+    assert!(killed_ms - requested_ms >= 1000, "{shim}");
     shim.ends_with(137, "stopped", None);
 }
 
 #[test]
-fn kill_9_of_the_shim_leaves_nothing_and_the_same_id_starts_again_at_once() {
+fn sigkill_of_the_shim_leaves_nothing_and_the_same_id_starts_at_once() {
     let mut shim = Shim::start(&json!({"args": ["sleep", "1000"]}));
     shim.wait_for("agent.ready");
     let mounts = || std::fs::read_to_string("/proc/mounts").unwrap();
-    assert!(!mounts().contains("/s/test/root"), "the root is mounted for the shim only");
+    assert!(!mounts().contains("/s/test/root"), "the root is mounted in the test's namespace");
     shim.child.kill().unwrap();
     shim.child.wait().unwrap();
     let pid = shim.child.id();

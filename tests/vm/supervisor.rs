@@ -1,4 +1,4 @@
-//! The example of `VmManager`, as it is documented: the default config and the default paths.
+//! The documented example of `VmManager`, with the default config and the default paths.
 
 use std::path::Path;
 use std::process::Command;
@@ -12,5 +12,5 @@ fn the_documented_example_boots_checks_health_and_destroys() {
     assert_eq!(String::from_utf8(output.stdout).unwrap(), "healthy: true\n");
     let state = Path::new("/run/a3s-box");
     let left = std::fs::read_dir(state).map_or(0, Iterator::count);
-    assert_eq!(left, 0, "destroy leaves nothing in {}", state.display());
+    assert_eq!(left, 0, "destroy leaves a directory in {}", state.display());
 }

@@ -1,18 +1,20 @@
-//! What a test must see refused, an attempt a line: `refused NAME ERRNO` or `REACHED NAME`.
+//! Prints the outcome of each attempt in a line: `refused NAME ERRNO` or `REACHED NAME`.
+//!
+//! The test reads the lines on the host. Every attempt must be refused.
 
 use std::io::{self, Write};
 
-/// Tells how an attempt ended. A success is what a test looks for.
+/// Prints the outcome of an attempt. The errno is -1 if the error has none.
 pub(crate) fn attempt<T>(name: &str, outcome: io::Result<T>) {
     match outcome {
-        Ok(_) => say(&format!("REACHED {name}")),
-        Err(error) => say(&format!("refused {name} {}", error.raw_os_error().unwrap_or(-1))),
+        Ok(_) => print_line(&format!("REACHED {name}")),
+        Err(error) => print_line(&format!("refused {name} {}", error.raw_os_error().unwrap_or(-1))),
     }
 }
 
-/// A line to the test.
+/// Prints a line for the test.
 #[expect(clippy::disallowed_methods, reason = "no event is written here")]
-pub(crate) fn say(line: &str) {
-    // Without a console there is nobody to tell.
-    let _untold = writeln!(io::stdout(), "{line}");
+pub(crate) fn print_line(line: &str) {
+    // Without a console, there is no place to report the error either.
+    let _printed = writeln!(io::stdout(), "{line}");
 }

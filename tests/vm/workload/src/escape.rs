@@ -1,5 +1,5 @@
-//! What a guest with an honest kernel can try from a directory that it may write: to reach by links, races
-//! and odd files what is outside of it on the host.
+//! Attempts to reach files of the host outside of a writable share by links, races and unusual
+//! files, through the unmodified guest kernel.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -17,15 +17,16 @@ use rustix::fs::{
     renameat_with,
 };
 
-use crate::attempts::{attempt, say};
+use crate::attempts::{attempt, print_line};
 
-/// How long two threads race.
+/// Duration of a race between two threads.
 const RACE: Duration = Duration::from_secs(3);
 
-/// Directories in one another.
+/// Number of nested directories.
 const DEPTH: usize = 64;
 
-/// From the shared directories `own` and `other`; `canary` is a file's path on the host.
+/// Makes all attempts from the shares `own` and `other`. `canary` is the path of a file on the host
+/// beside the two directories.
 pub(crate) fn try_all(own: &Path, other: &Path, canary: &Path) -> Result<()> {
     fs::write(own.join("file"), "of the guest")?;
     follow_links(own, canary)?;
@@ -38,7 +39,9 @@ pub(crate) fn try_all(own: &Path, other: &Path, canary: &Path) -> Result<()> {
     Ok(())
 }
 
-/// All of these are resolved by the guest's own kernel, in the guest.
+/// Attempts to read the canary through symbolic links and paths.
+///
+/// The guest kernel resolves all of them in the guest, so they must lead to no file of the host.
 fn follow_links(own: &Path, canary: &Path) -> Result<()> {
     let up = "../".repeat(40);
     let relative = format!("{up}{}", canary.display());
@@ -52,7 +55,7 @@ fn follow_links(own: &Path, canary: &Path) -> Result<()> {
         let link = own.join(name);
         symlink(&target, &link)?;
         attempt(&format!("symlink-{name}"), fs::read(&link));
-        // A link to a link, in a directory that is reached through another one.
+        // The same by a link to the link.
         symlink(&link, own.join(format!("{name}-again")))?;
         attempt(&format!("symlink-{name}-again"), fs::read(own.join(format!("{name}-again"))));
         attempt(&format!("path-{name}"), fs::read(own.join(target)));
@@ -60,7 +63,10 @@ fn follow_links(own: &Path, canary: &Path) -> Result<()> {
     Ok(())
 }
 
-/// One thread swaps a directory and a link to the canary's directory, another opens what is below.
+/// Swaps a directory with a link to the canary's directory in one thread, while another thread
+/// opens a file below that name.
+///
+/// A server that resolves a path in several steps could follow the link between two of them.
 fn race(own: &Path, canary: &Path) -> Result<()> {
     let (directory, link) = (own.join("swapped"), own.join("swapping"));
     let (parent, name) = canary.parent().zip(canary.file_name()).context("a path of a file")?;
@@ -87,15 +93,17 @@ fn race(own: &Path, canary: &Path) -> Result<()> {
             }
         }
         is_over.store(true, Ordering::Relaxed);
-        say(&format!("swaps {}", swapper.join().unwrap_or(0)));
+        print_line(&format!("swaps {}", swapper.join().unwrap_or(0)));
     });
-    say(&format!("race opened {opened} missed {missed}"));
+    print_line(&format!("race opened {opened} missed {missed}"));
+    // ENOENT stands for a race that was never won.
     let outcome = if reached == 0 { Err(io::Error::from_raw_os_error(2)) } else { Ok(()) };
     attempt("race", outcome);
     Ok(())
 }
 
-/// Devices of the host, if the host made them.
+/// Attempts to make device nodes, which would give access to devices of the host if they existed on
+/// the host.
 fn make_devices(own: &Path) {
     let devices = [
         ("memory", FileType::CharacterDevice, makedev(1, 1)),
@@ -109,7 +117,7 @@ fn make_devices(own: &Path) {
     }
 }
 
-/// What is allowed, and must be harmless on the host.
+/// Makes unusual files, which are allowed. The test then checks on the host that they are harmless.
 fn leave_odd_files(own: &Path) -> Result<()> {
     fs::write(own.join("setuid"), "#!/bin/sh\n")?;
     chmodat(CWD, own.join("setuid"), Mode::from_raw_mode(0o6755), AtFlags::empty())?;
@@ -126,6 +134,6 @@ fn leave_odd_files(own: &Path) -> Result<()> {
         directory = openat(&directory, "deep", OFlags::DIRECTORY, Mode::empty())?;
     }
     drop(openat(&directory, "deepest", OFlags::CREATE | OFlags::WRONLY, Mode::RWXU)?);
-    say("odd files are made");
+    print_line("odd files are made");
     Ok(())
 }

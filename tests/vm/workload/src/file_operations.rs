@@ -1,5 +1,7 @@
-//! Every operation on files that a program can ask for, in a directory of the box: what the virtio-fs server
-//! then calls on the host is what its filter must allow. Each must succeed.
+//! Uses every operation on files that a program can ask for. Each must succeed.
+//!
+//! For each operation, the virtio-fs server makes system calls on the host, which the seccomp
+//! filter of the shim must allow.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Seek, Write};
@@ -17,11 +19,12 @@ use rustix::fs::{
 };
 use rustix::thread::{set_thread_res_gid, set_thread_res_uid};
 
-use crate::attempts::say;
+use crate::attempts::print_line;
 
-/// Entries of a directory: more than one answer holds.
+/// Entries of a directory. With their long names, they do not fit into one answer of the server.
 const ENTRIES: usize = 50;
 
+/// Makes `directory` and uses all operations in it.
 pub(crate) fn use_all(directory: &Path) -> Result<()> {
     fs::create_dir(directory).context("mkdir")?;
     contents(directory).context("contents")?;
@@ -29,7 +32,7 @@ pub(crate) fn use_all(directory: &Path) -> Result<()> {
     links(directory).context("links")?;
     names(directory).context("names")?;
     as_another_user(directory).context("as another user")?;
-    say("all operations are done");
+    print_line("all operations are done");
     Ok(())
 }
 
@@ -47,7 +50,7 @@ fn contents(directory: &Path) -> Result<()> {
     seek(&file, SeekFrom::Hole(0))?;
     file.rewind()?;
     let copy = File::create(directory.join("copy"))?;
-    // What the file system cannot do itself, the guest's kernel does.
+    // The guest kernel copies the data itself if the file system does not support the operation.
     ensure!(copy_file_range(&file, None, &copy, None, 4096)? == 4096, "copy_file_range");
     ftruncate(&file, 1000)?;
     OpenOptions::new().write(true).truncate(true).open(directory.join("copy"))?;
@@ -60,14 +63,14 @@ fn contents(directory: &Path) -> Result<()> {
     fcntl_lock(&file, FlockOperation::LockExclusive)?;
     let direct = OpenOptions::new().read(true).custom_flags_of(OFlags::DIRECT).open(&path)?;
     direct.read_at(&mut [0; 512], 0).or_else(|error| match error.kind() {
-        // Its buffer has to be aligned.
+        // O_DIRECT may require an aligned buffer (open(2)), and this one need not be aligned.
         io::ErrorKind::InvalidInput => Ok(0),
         _ => Err(error),
     })?;
     Ok(())
 }
 
-/// Flags of `open(2)` by their names.
+/// Sets flags of `open(2)` from the type of rustix.
 trait CustomFlags {
     fn custom_flags_of(&mut self, flags: OFlags) -> &mut Self;
 }
@@ -99,7 +102,7 @@ fn attributes(directory: &Path) -> Result<()> {
     Ok(())
 }
 
-/// From the bits of a mode.
+/// Makes permissions from the bits of a mode.
 trait FromModeBits {
     fn from_mode_bits(bits: u32) -> Self;
 }
@@ -117,7 +120,8 @@ fn links(directory: &Path) -> Result<()> {
     fs::hard_link(&file, directory.join("hard"))?;
     let nofollow = AtFlags::SYMLINK_NOFOLLOW;
     chownat(CWD, &link, Some(Uid::from_raw(1000)), None, nofollow)?;
-    // What a symbolic link can have of them depends on the host's file system.
+    // Whether a symbolic link can have extended attributes depends on the file system of the host.
+    // The server makes the calls in any case.
     let _refused = lsetxattr(&link, c"trusted.a", b"1", XattrFlags::empty());
     let _none = lgetxattr(&link, c"trusted.a", &mut [0_u8; 16]);
     let _none = llistxattr(&link, &mut [0_u8; 256]);
@@ -128,7 +132,10 @@ fn links(directory: &Path) -> Result<()> {
     Ok(())
 }
 
-/// What a user may do: the server acts as the owner of what is made, and takes a setuid bit away.
+/// Uses files as an ordinary user of the guest.
+///
+/// The server must create files with the ids of that user, and must clear the set-user-id bit of a
+/// file that the user truncates and writes.
 fn as_another_user(directory: &Path) -> Result<()> {
     let open = Mode::from_raw_mode(0o777);
     chmodat(CWD, directory, open, AtFlags::empty())?;
@@ -145,11 +152,12 @@ fn as_another_user(directory: &Path) -> Result<()> {
         OpenOptions::new().write(true).truncate(true).open(&setuid)?.write_all(b"1")?;
         Ok(())
     };
+    // Linux has ids per thread. The thread ends as that user, and the caller stays root.
     std::thread::scope(|scope| scope.spawn(as_user).join())
         .map_err(|_panic| anyhow::anyhow!("a panic"))??;
     let owner = |path: &Path| path.metadata().map(|found| found.uid());
-    ensure!(owner(&own)? == 1000, "owner");
-    ensure!(setuid.metadata()?.mode() & 0o4000 == 0, "a setuid bit stays");
+    ensure!(owner(&own)? == 1000, "the directory does not belong to the user");
+    ensure!(setuid.metadata()?.mode() & 0o4000 == 0, "the set-user-id bit is still set");
     Ok(())
 }
 
@@ -167,8 +175,9 @@ fn names(directory: &Path) -> Result<()> {
     let taken = renameat_with(CWD, &one, CWD, &other, RenameFlags::NOREPLACE);
     ensure!(taken.is_err(), "NOREPLACE");
     fs::rename(&one, &other)?;
-    // An overlay keeps whiteouts to itself.
+    // Overlayfs refuses this in the box's root, because such a device is its own whiteout.
     let _refused = mknodat(CWD, &one, FileType::CharacterDevice, Mode::RUSR, makedev(0, 0));
+    // The file is removed while it is open.
     let open = openat(CWD, directory.join("gone"), OFlags::CREATE | OFlags::RDWR, Mode::RWXU)?;
     fs::remove_file(directory.join("gone"))?;
     drop(open);

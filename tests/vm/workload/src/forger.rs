@@ -1,5 +1,6 @@
-//! Speaks for PID 1: root of a guest takes the control stream out of PID 1 (`pidfd_getfd(2)`), or tries
-//! to make one of its own.
+//! Forges messages of PID 1 on the control connection.
+//!
+//! Root of a guest can get a copy of the connection's fd from PID 1 by `pidfd_getfd(2)`.
 
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
@@ -9,12 +10,14 @@ use rustix::io::write;
 use rustix::net::{AddressFamily, getpeername};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
-use crate::attempts::say;
+use crate::attempts::print_line;
 
-/// How long a flood lasts.
+/// Duration of a flood.
 const FLOOD: Duration = Duration::from_secs(3);
 
-/// Sends what `words` name, on PID 1's own stream.
+/// Sends the messages that `words` name, separated by commas, on the connection of PID 1.
+///
+/// The messages are protobuf, encoded by hand.
 pub(crate) fn forge(words: &str) -> Result<()> {
     let stream = stolen_stream()?;
     for word in words.split(',') {
@@ -29,11 +32,14 @@ pub(crate) fn forge(words: &str) -> Result<()> {
             _ => bail!("unknown word `{word}`"),
         }
     }
-    say("forged");
+    print_line("forged");
     Ok(())
 }
 
-/// The first connected vsock of PID 1 is the one to the shim: the agent's come later.
+/// Returns a copy of PID 1's control connection.
+///
+/// It is the first connected vsock among the fds of PID 1, because the agent accepts its
+/// connections later.
 fn stolen_stream() -> Result<OwnedFd> {
     let init = pidfd_open(Pid::INIT, PidfdFlags::empty())?;
     for number in 0..256 {
@@ -46,12 +52,13 @@ fn stolen_stream() -> Result<OwnedFd> {
     None.context("PID 1 has no connected vsock")
 }
 
+/// Puts the length of a message before it, as the control protocol does.
 fn frame(message: &[u8]) -> Vec<u8> {
     let length = u32::try_from(message.len()).unwrap_or_default();
     [&length.to_le_bytes(), message].concat()
 }
 
-/// PID 1's stream does not block: what has no room yet is sent again.
+/// Sends all bytes. The fd of PID 1 is nonblocking, so a full socket is tried again after 1 ms.
 fn send(stream: &OwnedFd, mut bytes: &[u8]) -> Result<()> {
     while !bytes.is_empty() {
         match write(stream, bytes) {
@@ -63,7 +70,7 @@ fn send(stream: &OwnedFd, mut bytes: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// The state of the workload, said anew as often as the stream takes it: busy, ready.
+/// Sends the workload states busy and ready in turn, as fast as the connection accepts them.
 fn flood(stream: &OwnedFd) -> Result<()> {
     let states = [frame(&[0x32, 2, 0x20, 2]), frame(&[0x32, 2, 0x20, 1])].concat().repeat(256);
     let start = Instant::now();
@@ -72,6 +79,6 @@ fn flood(stream: &OwnedFd) -> Result<()> {
         send(stream, &states)?;
         count += 512;
     }
-    say(&format!("{count} messages"));
+    print_line(&format!("{count} messages"));
     Ok(())
 }

@@ -1,11 +1,12 @@
-//! What VM tests run in their boxes. Each argument is one step, `verb` or `verb=value`; the program
-//! ends with 0 after the last one.
+//! The workload of VM tests. Each argument is one step, `verb` or `verb=value`.
+//!
+//! The steps run in order. The program exits with 0 after the last step, or with 1 if a step fails.
 
 mod attempts;
 mod escape;
 mod file_operations;
 mod forger;
-mod liar;
+mod malformed_agent;
 mod raw_fuse;
 mod read_only;
 
@@ -23,13 +24,13 @@ use tonic::transport::Server;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
-/// Where a shim looks for the agent.
+/// Vsock port on which the shim expects the agent.
 const AGENT_PORT: u32 = 4088;
 
-/// The shim's port on the host.
+/// Vsock port of the shim for the control connection.
 const CONTROL_PORT: u32 = 4087;
 
-/// The host, as vsock numbers it (vsock(7)).
+/// Context id of the host: `VMADDR_CID_HOST` of vsock(7).
 const HOST: u32 = 2;
 
 fn main() -> Result<()> {
@@ -43,15 +44,16 @@ fn main() -> Result<()> {
     })
 }
 
+/// Runs one step. `reporter` keeps the health service between steps.
 async fn play(step: &str, reporter: &mut Option<HealthReporter>) -> Result<()> {
     let (verb, value) = step.split_once('=').unwrap_or((step, ""));
     match verb {
         "sleep-ms" => sleep(Duration::from_millis(value.parse()?)).await,
         "notify" => notify(value)?,
-        // Without end, as a workload that harms itself.
+        // This step never ends.
         "notify-flood" => loop {
-            // A full socket is what this is for.
-            let _full = notify("X_A3S_STATE=busy").and(notify("X_A3S_STATE=ready"));
+            // Errors are ignored, because the flood is meant to fill the socket.
+            let _sent = notify("X_A3S_STATE=busy").and(notify("X_A3S_STATE=ready"));
         },
         "serve-standard" => *reporter = Some(serve_standard().await?),
         "not-serving" => {
@@ -65,7 +67,7 @@ async fn play(step: &str, reporter: &mut Option<HealthReporter>) -> Result<()> {
         "forge" => forger::forge(value)?,
         "lie-ms" => {
             let address = VsockAddr::new(VMADDR_CID_ANY, AGENT_PORT);
-            liar::lie(address, Duration::from_millis(value.parse()?)).await?;
+            malformed_agent::serve(address, Duration::from_millis(value.parse()?)).await?;
         }
         "another-control" => another_control().await?,
         "reach" => reach(value).await?,
@@ -100,7 +102,7 @@ fn notify(text: &str) -> Result<()> {
     Ok(())
 }
 
-/// Serves the standard health service, and nothing else.
+/// Serves only the standard gRPC health service.
 async fn serve_standard() -> Result<HealthReporter> {
     let (reporter, service) = tonic_health::server::health_reporter();
     reporter.set_service_status("", ServingStatus::Serving).await;
@@ -109,19 +111,20 @@ async fn serve_standard() -> Result<HealthReporter> {
     Ok(reporter)
 }
 
-/// Accepts, and never reads.
+/// Starts an agent that accepts connections and never reads from them.
 fn deaf_agent() -> Result<()> {
     let listener = VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, AGENT_PORT))?;
     tokio::spawn(async move {
-        let mut deaf = Vec::new();
+        // The connections are kept, because a dropped one would be closed.
+        let mut streams = Vec::new();
         while let Ok((stream, _)) = listener.accept().await {
-            deaf.push(stream);
+            streams.push(stream);
         }
     });
     Ok(())
 }
 
-/// Numbers, so that a test can tell which of them were kept.
+/// Prints `mib` MiB of numbered lines, so that a test can tell which lines were kept.
 #[expect(clippy::disallowed_methods, reason = "no event is written here")]
 fn print(mib: usize) -> Result<()> {
     let mut stdout = std::io::stdout().lock();
@@ -132,18 +135,18 @@ fn print(mib: usize) -> Result<()> {
     Ok(stdout.flush()?)
 }
 
-/// Tells whether a server answers: `name@address:port`.
+/// Prints whether an HTTP server answers within 3 seconds. `target` is `name@address:port`.
 #[expect(clippy::disallowed_methods, reason = "no event is written here")]
-async fn reach(whom: &str) -> Result<()> {
+async fn reach(target: &str) -> Result<()> {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let (name, address) = whom.split_once('@').context("name@address:port")?;
-    let ask = async {
+    let (name, address) = target.split_once('@').context("name@address:port")?;
+    let request = async {
         let mut stream = TcpStream::connect(address).await?;
         stream.write_all(b"GET / HTTP/1.0\r\n\r\n").await?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.map(|_| answer)
     };
-    let outcome = match timeout(Duration::from_secs(3), ask).await {
+    let outcome = match timeout(Duration::from_secs(3), request).await {
         Ok(Ok(answer)) if answer.ends_with("hello\n") => "reached".to_owned(),
         Ok(Ok(answer)) => format!("not reached: {answer:?}"),
         Ok(Err(error)) => format!("not reached: {error}"),
@@ -152,7 +155,7 @@ async fn reach(whom: &str) -> Result<()> {
     Ok(writeln!(std::io::stdout(), "{name} {outcome}")?)
 }
 
-/// Fills both streams of the console, without end.
+/// Writes to standard output and standard error without end, each in a thread.
 fn flood_output() {
     #[expect(clippy::disallowed_methods, reason = "no event is written here")]
     let streams: [Box<dyn Write + Send>; 2] =
@@ -162,18 +165,19 @@ fn flood_output() {
     }
 }
 
-/// Connects to the shim again and again, and says what a guest never says.
+/// Connects to the shim again and again and sends bytes that are no message of the protocol.
 async fn flood_control() {
     use tokio::io::AsyncWriteExt;
     let mut kept = std::collections::VecDeque::new();
     loop {
-        let speak = async {
+        let send = async {
             let mut stream = VsockStream::connect(VsockAddr::new(HOST, CONTROL_PORT)).await?;
             AsyncWriteExt::write_all(&mut stream, &[0xff; 4096]).await?;
             std::io::Result::Ok(stream)
         };
-        // Unheard or not, it is the next attempt that counts.
-        if let Ok(Ok(stream)) = timeout(Duration::from_millis(20), speak).await {
+        // Errors are ignored, because most attempts are expected to fail. Up to 64 connections stay
+        // open.
+        if let Ok(Ok(stream)) = timeout(Duration::from_millis(20), send).await {
             kept.push_back(stream);
         }
         if kept.len() > 64 {
@@ -182,18 +186,21 @@ async fn flood_control() {
     }
 }
 
-/// Tries to speak for PID 1: there is nobody any more who would listen.
+/// Tries to make a second control connection and to report the end of the workload on it.
+///
+/// The shim accepts only one control connection, that of PID 1.
 async fn another_control() -> Result<()> {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     for _ in 0..3 {
-        let speak = async {
+        let send = async {
             let mut stream = VsockStream::connect(VsockAddr::new(HOST, CONTROL_PORT)).await?;
-            // What a report of an end with status 0 looks like.
+            // A report that the workload has exited with 0.
             AsyncWriteExt::write_all(&mut stream, &[4, 0, 0, 0, 0x22, 2, 8, 0]).await?;
             AsyncReadExt::read(&mut stream, &mut [0; 8]).await
         };
-        // libkrun neither connects nor refuses where nobody listens.
-        let _unheard = timeout(Duration::from_millis(300), speak).await;
+        // libkrun neither accepts nor refuses a connection to a socket without a listener, so the
+        // attempt must time out.
+        let _outcome = timeout(Duration::from_millis(300), send).await;
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
-//! Everything that changes a directory, tried on one that may not be changed.
+//! Attempts to change a read-only directory by every call that could.
 //!
-//! Expects in it `file` with a `user.kept` attribute, an empty directory `empty`, a symbolic link `link`
-//! and a file `other`.
+//! The directory must have two files `file` and `other`, the first with the extended attribute
+//! `user.kept`, a symbolic link `link` with `trusted.kept`, and an empty directory `empty`.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -16,15 +16,16 @@ use rustix::fs::{
 };
 use rustix::mount::{MountFlags, mount, mount_remount};
 
-use crate::attempts::{attempt, say};
+use crate::attempts::{attempt, print_line};
 
-/// Tries on the mount itself, on one that was mounted again to be written, and on a second mount of the
-/// device `tag`.
+/// Makes all attempts three times: on the mount as it is, after an attempt to remount it writable,
+/// and on a second mount of the virtio-fs device `tag`.
 pub(crate) fn try_all(directory: &Path, tag: &str) -> Result<()> {
     change("as-mounted", directory);
     let remounted = mount_remount(directory, MountFlags::empty(), c"");
-    // A guest may do what it likes with its own mounts; what counts is what it can then change.
-    say(&format!("remount {remounted:?}"));
+    // Remounting does not count as an attempt, because the guest kernel controls its mounts and may
+    // allow it. Only changes to files of the host count.
+    print_line(&format!("remount {remounted:?}"));
     change("remounted", directory);
     let elsewhere = Path::new("/mounted-again");
     fs::create_dir(elsewhere)?;
@@ -33,6 +34,7 @@ pub(crate) fn try_all(directory: &Path, tag: &str) -> Result<()> {
     Ok(())
 }
 
+/// Attempts to change files and names. `how` prefixes the names of the attempts.
 fn change(how: &str, directory: &Path) {
     let (file, other, new) =
         (directory.join("file"), directory.join("other"), directory.join("new"));
@@ -43,6 +45,7 @@ fn change(how: &str, directory: &Path) {
     attempt(&named("read-write"), open(OpenOptions::new().read(true).write(true)));
     attempt(&named("append"), open(OpenOptions::new().append(true)));
     attempt(&named("truncate"), open(OpenOptions::new().write(true).truncate(true)));
+    // O_RDONLY | O_TRUNC is unspecified by POSIX, but Linux truncates the file.
     let truncate_read = OFlags::TRUNC.bits().cast_signed();
     attempt(
         &named("truncate-read"),
@@ -68,6 +71,7 @@ fn change(how: &str, directory: &Path) {
     change_metadata(&named, [directory, &file, &link]);
 }
 
+/// Attempts to change modes, owners, times and extended attributes.
 fn change_metadata(named: &impl Fn(&str) -> String, [directory, file, link]: [&Path; 3]) {
     let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
     let times = Timestamps { last_access: now, last_modification: now };

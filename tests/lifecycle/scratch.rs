@@ -1,16 +1,17 @@
-//! The ground that a test stands on: mounts of its own, on which a shim can write to its directories only.
+//! The scratch directory of a test, in a mount namespace in which nothing else is writable.
 //!
 //! ```text
 //! /mnt            tmpfs of the test; all other file systems are read-only
 //! ├── layout/     the image
-//! ├── c/          cache directory, may be a file system of its own
+//! ├── c/          cache directory; optionally a file system of its own
 //! ├── s/          state directory
-//! ├── disk/       the disk behind such a file system
-//! └── log/        configs, and what shims say on standard error
+//! ├── disk/       disk image of the cache's file system, if it has one
+//! └── log/        configs and logs of the shims
 //! ```
 //!
-//! All this is in a mount namespace of the test's thread, so it ends with the thread, however that
-//! ends. `/mnt` passes mounts on, so that one which a shim leaks into its parent's namespace is seen.
+//! The mount namespace belongs to the thread of the test. The kernel removes the mounts when the
+//! thread ends, even after a panic. `/mnt` is a shared mount, so that a mount which a shim leaks
+//! out of its own namespace appears here and the test finds it.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -27,32 +28,35 @@ use nix::sys::wait::{WaitPidFlag, waitpid};
 use crate::image::Image;
 use crate::tree::{self, Tree};
 
-/// Always there (Filesystem Hierarchy Standard), and never where this test or the shim is.
+/// Mount point of the scratch directory. The Filesystem Hierarchy Standard requires `/mnt`, and
+/// neither the tests nor the shim are installed below it.
 const DIRECTORY: &str = "/mnt";
 
-/// Of the thread that calls: `/proc/self` is the main thread's.
+/// Mounts of the calling thread. `/proc/self` would show the main thread, which is in another mount
+/// namespace.
 const MOUNTS: &str = "/proc/thread-self/mountinfo";
 
-/// Directories of a cache with what cannot be seen by a box.
-const UNSEEN: [&str; 2] = ["staging", "locks"];
+/// Directories of a cache from which no box gets a layer.
+const INVISIBLE: [&str; 2] = ["staging", "locks"];
 
-/// Where a test works.
-pub(crate) struct Ground {
+/// The scratch directory of a test.
+pub(crate) struct Scratch {
     directory: PathBuf,
-    /// The mounts that are there without any shim.
+    /// The mounts that exist while no shim runs.
     mounts: Vec<String>,
 }
 
-impl Ground {
-    /// Makes the ground with an image on it.
+impl Scratch {
+    /// Enters a new mount namespace and makes the scratch directory with `image` in it.
     pub(crate) fn new(image: &Image) -> Self {
         unshare(CloneFlags::CLONE_NEWNS)
             .unwrap_or_else(|errno| panic!("this test needs root: unshare: {errno}"));
         change("/", MsFlags::MS_REC | MsFlags::MS_PRIVATE);
-        protect_the_host();
+        make_host_read_only();
         mount(Some("test"), DIRECTORY, Some("tmpfs"), MsFlags::empty(), Some("mode=755")).unwrap();
         change(DIRECTORY, MsFlags::MS_SHARED);
-        // Whatever a shim leaves behind becomes a child of this process.
+        // A process that outlives its shim becomes a child of this process, which can then wait for
+        // it.
         set_child_subreaper(true).unwrap();
         let directory = PathBuf::from(DIRECTORY);
         for name in ["c", "disk", "log", "s"] {
@@ -60,44 +64,49 @@ impl Ground {
         }
         run("chmod", &["700", "/mnt/c", "/mnt/s"]);
         image.write(&directory.join("layout"));
-        let mut ground = Self { directory, mounts: Vec::new() };
-        ground.settle();
-        ground
+        let mut scratch = Self { directory, mounts: Vec::new() };
+        scratch.record_mounts();
+        scratch
     }
 
-    /// Takes the mounts of now as those that a shim must leave.
-    pub(crate) fn settle(&mut self) {
+    /// Records the present mounts as those that must exist after each shim has ended.
+    pub(crate) fn record_mounts(&mut self) {
         self.mounts = mounts();
     }
 
+    /// Returns the path of `name` in the scratch directory.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.directory.join(name)
     }
 
-    /// Puts the cache directory on an ext4 of its own, with a journal if there is room for one, on a loop
-    /// device.
+    /// Mounts an ext4 file system of `bytes` bytes on the cache directory, by a loop device.
+    ///
+    /// `mkfs.ext4` adds a journal if the disk is large enough for one.
     pub(crate) fn make_disk(&self, bytes: u64) {
         let disk = self.disk();
         File::create(&disk).unwrap().set_len(bytes).unwrap();
-        // An inode for each 2 KiB, so that room ends before inodes do, also after it has grown.
+        // One inode for each 2 KiB, so that the disk runs out of blocks before inodes, even after
+        // it has grown. Inode tables are written at once, so that no kernel thread writes them
+        // later.
         let options = ["-q", "-E", "lazy_itable_init=0", "-i", "2048"];
         run("mkfs.ext4", &[&options[..], &[disk.to_str().unwrap()]].concat());
         self.mount_disk();
         run("chmod", &["700", self.path("c").to_str().unwrap()]);
     }
 
-    /// Makes the disk larger, with what is on it.
+    /// Grows the disk to `bytes` bytes and keeps its content, as after a reboot.
     pub(crate) fn grow_disk(&self, bytes: u64) {
         let disk = self.disk();
-        // A disk that has failed is unmounted already.
+        // The caller may have unmounted a failed disk already.
         let _unmounted = umount2(&self.path("c"), MntFlags::empty());
         OpenOptions::new().write(true).open(&disk).unwrap().set_len(bytes).unwrap();
         let disk = disk.to_str().unwrap();
-        // Its exit status tells of repairs, which are no failure; resizing fails on a damaged one.
+        // The exit status is not 0 if e2fsck has repaired something, which is no failure here. If a
+        // file system is still damaged, resize2fs fails.
         drop(Command::new("e2fsck").args(["-fy", disk]).output().unwrap());
         run("resize2fs", &[disk]);
         self.mount_disk();
-        begin_another_boot(&self.path("c"));
+        forget_boot(&self.path("c"));
     }
 
     fn mount_disk(&self) {
@@ -105,26 +114,28 @@ impl Ground {
         run("mount", &["-o", "loop", disk.to_str().unwrap(), cache.to_str().unwrap()]);
     }
 
-    /// Panics unless every tree is right that could be seen if the machine had lost its power now: on a
-    /// copy of the disk as it is, without what memory holds of it.
-    pub(crate) fn assert_power_may_fail(&self, expected: &BTreeMap<PathBuf, Tree>) {
+    /// Panics if a power failure now would make a damaged tree visible after the next boot.
+    ///
+    /// The check mounts a copy of the disk image. The copy lacks the dirty pages that the mounted
+    /// file system has not written to the loop device yet.
+    pub(crate) fn assert_survives_power_failure(&self, expected: &BTreeMap<PathBuf, Tree>) {
         let (disk, copy, place) = (self.disk(), self.path("disk/copy"), self.path("power"));
         run("cp", &["--sparse=always", disk.to_str().unwrap(), copy.to_str().unwrap()]);
         fs::create_dir(&place).unwrap();
         run("mount", &["-o", "loop", copy.to_str().unwrap(), place.to_str().unwrap()]);
-        begin_another_boot(&place);
-        assert_right(&visible(&place), expected);
+        forget_boot(&place);
+        assert_trees_match(&visible(&place), expected);
         umount2(&place, MntFlags::empty()).unwrap();
         fs::remove_dir(&place).unwrap();
         fs::remove_file(&copy).unwrap();
     }
 
-    /// The file behind the loop device.
+    /// Returns the path of the disk image behind the loop device.
     pub(crate) fn disk(&self) -> PathBuf {
         self.path("disk").join("ext4")
     }
 
-    /// Removes everything from the cache directory.
+    /// Empties the cache directory, except for the `lost+found` of an ext4.
     pub(crate) fn clear_cache(&self) {
         for entry in fs::read_dir(self.path("c")).unwrap() {
             let path = entry.unwrap().path();
@@ -134,24 +145,25 @@ impl Ground {
         }
     }
 
-    /// Every tree that a box could be given, by its path below the cache directory.
+    /// Returns every tree that a box could get, by the layer's path below the cache directory.
     pub(crate) fn visible(&self) -> BTreeMap<PathBuf, Tree> {
         visible(&self.path("c"))
     }
 
-    /// Names in the staging directory.
+    /// Returns the number of entries in the staging directories.
     pub(crate) fn staged(&self) -> usize {
         formats(&self.path("c")).map(|format| entries(&format.join("staging")).len()).sum()
     }
 
-    /// Panics unless every visible tree is the one that it is in `expected`; returns their bytes.
-    pub(crate) fn assert_visible_is_right(&self, expected: &BTreeMap<PathBuf, Tree>) -> u64 {
+    /// Panics unless every visible tree equals the tree of the same path in `expected`. Returns the
+    /// bytes in the files of the visible trees.
+    pub(crate) fn assert_visible_trees_match(&self, expected: &BTreeMap<PathBuf, Tree>) -> u64 {
         let visible = self.visible();
-        assert_right(&visible, expected);
+        assert_trees_match(&visible, expected);
         visible.values().map(tree::bytes).sum()
     }
 
-    /// Panics if a shim has left anything but what the cache holds ready.
+    /// Panics if a shim has left anything except for published layers in the cache.
     pub(crate) fn assert_nothing_left(&self) {
         assert_eq!(self.staged(), 0, "the staging directory is not empty");
         assert_eq!(entries(&self.path("s")), [""; 0], "the state directory is not empty");
@@ -165,20 +177,20 @@ impl Ground {
         self.assert_no_file_elsewhere();
     }
 
-    /// Panics if there is a file outside of the directories of cache and state.
+    /// Panics if the scratch directory has an entry that no test made.
     pub(crate) fn assert_no_file_elsewhere(&self) {
         assert_eq!(
             entries(&self.directory),
             ["c", "disk", "layout", "log", "s"],
-            "a file elsewhere"
+            "a file outside of the cache and state directories"
         );
     }
 
-    /// Panics if a process or a mount is left.
+    /// Panics if a process or a mount is left. Waits a few seconds for the processes to end.
     pub(crate) fn assert_nothing_runs(&self) {
         let start = Instant::now();
         while waitpid(None, Some(WaitPidFlag::WNOHANG)) != Err(Errno::ECHILD) {
-            // The fake guest ends when its shim has, which takes a moment.
+            // The fake guest ends shortly after its shim.
             assert!(start.elapsed() < Duration::from_secs(5), "a process is left");
             std::thread::sleep(Duration::from_micros(200));
         }
@@ -186,30 +198,34 @@ impl Ground {
     }
 }
 
-/// Makes every file system read-only for what this thread starts, so that a file outside of the
-/// test's directory is an error where it is made.
-fn protect_the_host() {
-    // What has no files of its own.
+/// Makes every file system read-only for this thread and the processes that it starts.
+///
+/// A shim that writes outside of its directories then fails at that call.
+fn make_host_read_only() {
+    // No process stores files in these.
     let pseudo = ["proc", "sysfs", "cgroup", "cgroup2", "devpts", "devtmpfs", "mqueue"];
     for mount in mounts() {
         let (kind, place) = mount.split_once(' ').unwrap();
-        // A mount that lies under another one cannot be reached, by a shim neither.
+        // The path of a mount that is hidden under another one may not exist. A shim cannot reach
+        // such a mount.
         if !pseudo.contains(&kind) && Path::new(place).exists() {
             change(place, MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY);
         }
     }
-    let refused = fs::write(std::env::temp_dir().join("a3s-box-test"), "");
-    assert!(refused.is_err(), "the host's file systems can still be written to");
+    let written = fs::write(std::env::temp_dir().join("a3s-box-test"), "");
+    assert!(written.is_err(), "the file systems of the host are still writable");
 }
 
-/// Changes a mount.
+/// Changes the flags or the propagation of the mount on `target`.
 pub(crate) fn change(target: &str, flags: MsFlags) {
     mount(None::<&str>, target, None::<&str>, flags, None::<&str>)
         .unwrap_or_else(|errno| panic!("cannot change the mount `{target}`: {errno}"));
 }
 
-/// Removes what a boot has said about layers: in another one only those on the disk count.
-fn begin_another_boot(cache: &Path) {
+/// Removes the mark of the boot from every layer, as if the cache were read in a later boot.
+///
+/// Only layers that are marked as `synced` are then visible.
+fn forget_boot(cache: &Path) {
     for format in formats(cache) {
         for layer in directories(&format.join("ready")) {
             fs::remove_file(layer.join("boot")).unwrap_or_default();
@@ -217,8 +233,9 @@ fn begin_another_boot(cache: &Path) {
     }
 }
 
-/// Whether a box can be given a layer: it is on the disk, or was written in this boot.
-fn counts(layer: &Path) -> bool {
+/// Tells whether a box can get a layer: it is marked as synced, or was written in this boot.
+fn is_visible(layer: &Path) -> bool {
+    // `boot` is a symbolic link to a boot id, which is not a path that exists.
     layer.join("synced").exists() || layer.join("boot").symlink_metadata().is_ok()
 }
 
@@ -226,9 +243,9 @@ fn visible(cache: &Path) -> BTreeMap<PathBuf, Tree> {
     let mut trees = BTreeMap::new();
     for format in formats(cache) {
         for kind in
-            directories(&format).filter(|path| !UNSEEN.iter().any(|name| path.ends_with(name)))
+            directories(&format).filter(|path| !INVISIBLE.iter().any(|name| path.ends_with(name)))
         {
-            for layer in directories(&kind).filter(|layer| counts(layer)) {
+            for layer in directories(&kind).filter(|layer| is_visible(layer)) {
                 let name = layer.strip_prefix(cache).unwrap().to_owned();
                 trees.insert(name, tree::read(&layer.join("tree")));
             }
@@ -237,16 +254,16 @@ fn visible(cache: &Path) -> BTreeMap<PathBuf, Tree> {
     trees
 }
 
-fn assert_right(visible: &BTreeMap<PathBuf, Tree>, expected: &BTreeMap<PathBuf, Tree>) {
+fn assert_trees_match(visible: &BTreeMap<PathBuf, Tree>, expected: &BTreeMap<PathBuf, Tree>) {
     for (name, found) in visible {
         let expected = expected.get(name);
         let expected =
-            expected.unwrap_or_else(|| panic!("`{}` is not of this image", name.display()));
+            expected.unwrap_or_else(|| panic!("`{}` is no layer of this image", name.display()));
         tree::assert_equal(found, expected, &name.display().to_string());
     }
 }
 
-/// Each mount's place and type.
+/// Returns the type and the mount point of each mount of this thread, separated by a space.
 fn mounts() -> Vec<String> {
     let mounts = fs::read_to_string(MOUNTS).unwrap();
     let name = |line: &str| {
@@ -256,17 +273,17 @@ fn mounts() -> Vec<String> {
     mounts.lines().map(name).collect()
 }
 
-/// Runs a program of the system to its end.
+/// Runs a program of the host to its end, and panics if it fails.
 pub(crate) fn run(program: &str, args: &[&str]) {
     let output = Command::new(program).args(args).output();
     let output = output.unwrap_or_else(|error| {
         panic!("cannot run `{program}`: {error}: install `mount`, `e2fsprogs` and `coreutils`")
     });
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{program} {args:?}: {}: {said}", output.status);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{program} {args:?}: {}: {stderr}", output.status);
 }
 
-/// The directories of the formats of a cache.
+/// Returns the directories `layers-*` of a cache, one for each format and user namespace.
 fn formats(cache: &Path) -> impl Iterator<Item = PathBuf> {
     let is_format = |name: &str| name.starts_with("layers-");
     let cache = cache.to_owned();
@@ -278,7 +295,7 @@ fn directories(path: &Path) -> impl Iterator<Item = PathBuf> {
     entries(&path).into_iter().map(move |name| path.join(name)).filter(|path| path.is_dir())
 }
 
-/// Names in a directory, sorted; none in one that is not there.
+/// Returns the names in a directory, sorted, or no names if it cannot be read.
 fn entries(path: &Path) -> Vec<String> {
     let Ok(entries) = fs::read_dir(path) else { return Vec::new() };
     let mut names: Vec<String> =

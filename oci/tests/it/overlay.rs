@@ -296,7 +296,8 @@ fn root_is_a_copy_with_the_same_tree_where_overlayfs_is_refused() {
     assert_eq!(tree(&copied.target), expected);
     let options = mount_options(&copied.target);
     assert!(options.contains("nosuid") && options.contains("nodev"), "{options}");
-    // A second copy into the same upper directory is refused.
+    // The upper directory has the files of the first copy. Nothing is copied over them, and the
+    // error of the overlay mount is returned.
     nix::mount::umount(&copied.target).unwrap();
     let text = chain(&copied.mount().unwrap_err());
     assert!(text.contains("the kernel refused to make") || text.contains("upperdir"), "{text}");

@@ -240,7 +240,7 @@ fn listing(root: &Path) -> String {
         let line = format!("    {:o} {name}{suffix}{names}\n", found.mode() & 0o7777);
         lines.insert(path.clone(), line);
     }
-    // The root exists in each tree, and no case of the corpus is about its mode.
+    // The root is not listed, because each tree has one.
     lines.remove(root);
     lines.into_values().collect::<String>()
 }

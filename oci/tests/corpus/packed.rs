@@ -46,7 +46,7 @@ pub(crate) fn unpack(bytes: &[u8], directory: &Path) {
     for entry in Archive::new(bytes).entries().unwrap() {
         let mut entry = entry.unwrap();
         let path = directory.join(OsStr::from_bytes(&entry.path_bytes()));
-        // mkdir(2) refuses `directory/./`, so the components are joined again without `.`.
+        // mkdir(2) fails for `directory/./`, so the components are joined again without `.`.
         let path: PathBuf = path.components().collect();
         match entry.header().entry_type() {
             EntryType::Directory => fs::create_dir(path).unwrap(),

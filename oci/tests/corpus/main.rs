@@ -1,10 +1,10 @@
 //! The hostile corpus: one small file for each attack, and its expected result.
 //!
 //! `layers/` holds blobs of layers. `layouts/` holds image layouts, each packed into one archive.
-//! The modules of the same names create the files, and a run with `A3S_BOX_CORPUS=write` writes them
-//! to the disk. That is needed for a new case, and when a new version of a compressor gives other
-//! bytes. `layers.txt` and `layouts.txt` hold the expected results and are written by hand. A result
-//! is the error, or mode, name and extended attributes of each file in the unpacked tree.
+//! The modules of the same names create the files, and a run with `A3S_BOX_CORPUS=write` writes
+//! them to the disk. That is needed for a new case, and when a new version of a compressor gives
+//! other bytes. `layers.txt` and `layouts.txt` hold the expected results and are written by hand. A
+//! result is the error, or mode, name and extended attributes of each file in the unpacked tree.
 //!
 //! Each test reads the files from the disk and unpacks them as an image. Three conditions hold for
 //! each file:

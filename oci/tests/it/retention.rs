@@ -1,4 +1,5 @@
-//! Retention: the cache keeps the most recently used layers within the limits, and each layer in use.
+//! Retention: the cache keeps the most recently used layers within the limits, and each layer that
+//! is in use.
 
 use std::fs;
 use std::ops::ControlFlow;

@@ -111,8 +111,8 @@ fn later_entry_replaces_an_earlier_one_of_any_type() {
 #[test]
 fn symlink_of_another_owner_in_a_sticky_directory_is_resolved() {
     let bench = Bench::new();
-    // With `fs.protected_symlinks` (`proc_sys_fs(5)`) the kernel refuses to follow this link if it is
-    // the last component of a path.
+    // With `fs.protected_symlinks` (`proc_sys_fs(5)`) the kernel refuses to follow this link if it
+    // is the last component of a path.
     let mut tmp = header(EntryType::Directory, "tmp", 0o1777);
     tmp.set_uid(0);
     let tar = Tar::new()
@@ -199,7 +199,8 @@ fn plain_empty_compressed_and_mislabelled_blobs_are_unpacked() {
     let tar = Tar::new().file("a", "content").then(b"ignored, but part of the DiffID").bytes();
     let (front, back) = tar.split_at(700);
     let zstd = |bytes: &[u8]| zstd::encode_all(bytes, 1).unwrap();
-    // The threads pass a layer on in parts of 256 KiB. This layer has several, and the last is full.
+    // The threads pass a layer on in parts of 256 KiB. This layer has several, and the last one is
+    // full.
     let large = Tar::new().file("a", &"content".repeat(200_000)).bytes();
     let large =
         [&large[..], &vec![0; large.len().next_multiple_of(1 << 18) - large.len()]].concat();

@@ -286,6 +286,7 @@ fn bombs() -> Vec<Case> {
         tar.pax(&[("path", "d/".repeat(depth).as_bytes())]).dir("d")
     });
     let below = deep.bytes();
+    // Only the outer stream is decompressed, so its content is not an archive.
     let nested: Vec<u8> = (0..3).fold(zeros(4), |bytes, _| gzip(&bytes));
     let case = |file, bytes| Case { file, bytes };
     vec![
@@ -293,6 +294,7 @@ fn bombs() -> Vec<Case> {
         case("bomb-zstd.tar.zst", zstd(&zeros(8))),
         case("bomb-gzip-behind-the-end.tar.gz", gzip(&[vec![0; 1024], vec![0; 3 << 20]].concat())),
         case("bomb-nested-gzip.tar.gz", nested),
+        // 1500 entries, or names of 80 bytes each, are more than the limits of the tests.
         case("bomb-entries.tar.zst", zstd(&many(&|tar, _| tar.file("f", "")))),
         case(
             "bomb-directories.tar.zst",
@@ -353,6 +355,7 @@ fn sizes() -> Vec<Case> {
                 ])
                 .file("a", "0\n"),
         ),
+        // A directory has no body, whatever its size field holds, so `next` is the next entry.
         tar(
             "size-of-directory.tar",
             &Tar::new()
@@ -372,6 +375,8 @@ fn truncated() -> Vec<Case> {
         .pax(&[("path", b"a-name-from-pax"), ("SCHILY.xattr.user.a", b"x")])
         .file("a", &"content".repeat(100))
         .bytes();
+    // The archive has the pax header at byte 0, its body at 512, the file's header at 1024, its body
+    // of 700 bytes at 1536, and padding from 2236 to 2560.
     let cut = |file, length: usize| Case { file, bytes: whole[..length].to_vec() };
     let (gz, zst) = (gzip(&whole), zstd(&whole));
     let case = |file, bytes: &[u8]| Case { file, bytes: bytes.to_vec() };

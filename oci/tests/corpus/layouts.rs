@@ -210,6 +210,7 @@ fn huge() -> Vec<Case> {
     let top = |valid: &ValidLayout, name: &str, text: &str| {
         fs::write(valid.bench.path("layout").join(name), text).unwrap();
     };
+    // `serde_json` refuses more than 128 levels.
     let deep = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
     vec![
         case("huge-index.tar.zst", |valid| top(valid, "index.json", &spaces())),
@@ -247,6 +248,7 @@ fn odd_files() -> Vec<Case> {
         make(&path);
     };
     let outside = |path: &Path| symlink("/mnt/canary/secret", path).unwrap();
+    // A link to the same content is refused too: no symbolic link in a layout is followed.
     let inside = |path: &Path| symlink("moved", path).unwrap();
     let fifo = |path: &Path| mkfifo(path, Mode::S_IRUSR).unwrap();
     let directory = |path: &Path| fs::create_dir(path).unwrap();

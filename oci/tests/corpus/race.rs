@@ -1,4 +1,5 @@
-//! Another process exchanges files of the layout or of the cache while a layer is unpacked.
+//! A thread exchanges files of the layout or of the cache while a layer is unpacked, as a hostile
+//! process could.
 //!
 //! Nothing outside of the tree may change, and an accepted layer must match its digests. The races
 //! are random, so each test repeats them until both outcomes have occurred.

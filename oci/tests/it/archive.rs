@@ -1,6 +1,6 @@
 //! Writes tar archives entry by entry, without the checks of a real writer.
 //!
-//! Tests need archives that no real writer produces: names with `..`, wrong sizes, cut headers.
+//! Tests need archives that no real writer produces: names with `..`, wrong sizes, truncated headers.
 
 use tar::{Builder, EntryType, GnuExtSparseHeader, GnuSparseHeader, Header};
 

@@ -40,6 +40,7 @@ fn cached_layer_is_returned_without_its_blob() {
 fn cancelled_unpacking_leaves_no_files_and_the_next_call_succeeds() {
     let bench = Bench::new();
     let image = bench.resolved(&[big_layer()]);
+    // Each round cancels at another call of `progress`.
     for calls in 1..6 {
         let mut left = calls;
         let outcome = bench.cache().get_or_unpack(&bench.layout(), &image.layers[0], &mut |_| {
@@ -56,6 +57,7 @@ fn cancelled_unpacking_leaves_no_files_and_the_next_call_succeeds() {
 fn error_of_a_full_disk_is_reported_and_no_files_are_left() {
     let bench = Bench::new();
     let image = bench.resolved(&[Tar::new().file("a", &"content".repeat(1 << 20))]);
+    // The cache is on a file system of 1 MiB, and the layer has a file of 7 MiB.
     nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
     let private = nix::mount::MsFlags::MS_REC | nix::mount::MsFlags::MS_PRIVATE;
     nix::mount::mount(None::<&str>, "/", None::<&str>, private, None::<&str>).unwrap();
@@ -93,7 +95,7 @@ fn killed_unpacking_publishes_no_layer_and_the_next_call_succeeds() {
     let marker = bench.path("started");
     let started = Instant::now();
     while !marker.exists() {
-        assert!(started.elapsed() < Duration::from_secs(30), "the child does not unpack");
+        assert!(started.elapsed() < Duration::from_secs(30), "the child has not begun to unpack");
         thread::sleep(Duration::from_millis(5));
     }
     child.kill().unwrap();
@@ -182,6 +184,7 @@ fn wait_for_a_lock_can_be_cancelled_and_a_lease_is_a_shared_lock() {
         .join(image.layers[0].diff_id.to_string().replace(':', "-"));
     // Opening the cache creates its directories.
     drop(bench.cache());
+    // The test holds the exclusive lock of the layer, as a process that unpacks it does.
     let held = File::create(&lock).unwrap();
     held.lock().unwrap();
     let mut waits = 0;
@@ -193,6 +196,7 @@ fn wait_for_a_lock_can_be_cancelled_and_a_lease_is_a_shared_lock() {
     assert!(matches!(outcome, Err(CacheError::Cancelled { .. })), "{outcome:?}");
     held.unlock().unwrap();
     let layer = bench.unpack(&image.layers[0]).unwrap();
+    // A layer in use can be used by others, but not removed.
     let other = File::open(&lock).unwrap();
     other.try_lock().unwrap_err();
     other.try_lock_shared().unwrap();

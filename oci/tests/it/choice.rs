@@ -66,15 +66,20 @@ fn artifacts_beside_an_image_are_ignored() {
     let amd = r#""platform":{"os":"linux","architecture":"amd64"}"#;
     let reference = r#""annotations":{"vnd.docker.reference.type":"attestation-manifest"}"#;
     bench.publish(&[
+        // Artifacts with a configuration of another type: a Helm chart, a bill of materials, and a
+        // manifest that claims the platform of the image.
         artifact(&bench, helm, "").descriptor("chart:1"),
         artifact(&bench, empty, sbom).descriptor("sbom:1"),
         with(&artifact(&bench, empty, ""), amd),
+        // Artifacts with an image configuration: the descriptor's annotation, its artifact type or
+        // its unknown platform shows that they are not images.
         with(&artifact(&bench, CONFIG, ""), &format!("{amd},{reference}")),
         with(&artifact(&bench, CONFIG, ""), r#""artifactType":"application/vnd.example""#),
         with(
             &bench.image("unknown/unknown", &[]),
             r#""platform":{"os":"unknown","architecture":"unknown"}"#,
         ),
+        // A document that is neither a manifest nor an index.
         bench.blob("application/vnd.example+json", b"{}").descriptor(""),
         app.descriptor("app:1"),
     ]);

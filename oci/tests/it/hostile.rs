@@ -140,8 +140,8 @@ fn name_that_leads_out_of_the_root_is_resolved_in_the_root() {
     assert_eq!([read("one"), read("four"), read("dir/five"), read("three")], ["1", "1", "2", "3"]);
     assert_eq!(fs::metadata(&layer.path).unwrap().mode() & 0o7777, 0o710);
     assert!(fs::symlink_metadata(layer.path.join("six")).unwrap().file_type().is_char_device());
-    // No `one` was created outside of the cache's trees. There are two of these: the layer alone,
-    // and the layer on top of an empty stack, which was made because its whiteouts hide nothing.
+    // The cache has two trees of the layer: unpacked alone, and on top of an empty stack, where its
+    // whiteouts have nothing to hide. No other directory received the file `one`.
     let ones: Vec<_> =
         names(&bench.root).into_iter().filter(|name| name.ends_with("one")).collect();
     assert!(ones.len() == 2 && ones.iter().all(|name| name.ends_with("/tree/one")), "{ones:?}");
@@ -224,7 +224,7 @@ fn tree_deeper_than_path_max_is_removed_after_a_failure() {
             tar = tar.pax(&[("path", path.as_bytes())]).dir("d");
         }
     }
-    // The entry without a name is refused when the deep tree is there.
+    // The entry without a name is refused after the deep tree has been created.
     let error = refusal(tar.file("", ""));
     assert!(matches!(error, LayerError::Entry { source: EntryError::Name(_), .. }), "{error:?}");
 }

@@ -186,13 +186,16 @@ fn layer_that_depends_on_lower_ones_is_unpacked_on_top_of_them() {
         .file("usr/lib/a", "lower")
         .symlink("lib", "usr/lib")
         .symlink("back", "/usr");
+    // Each entry leads through a link of the lowest layer.
     let through_links = Tar::new()
         .file("lib/b", "through a link")
         .file("back/lib/c", "through another")
         .file("lib/.wh.a", "")
         .hard_link("usr/hard", "lib/b");
+    // Hard links to a file of a lower layer, and to a file that comes later in this layer.
     let linked =
         Tar::new().hard_link("usr/a", "usr/lib/a").hard_link("early", "late").file("late", "");
+    // Whiteouts of missing files. Overlayfs would list them in a directory that is not merged.
     let ghosts = Tar::new().dir("new").file("new/.wh.gone", "").file("lib/.wh.nothing", "");
     let top = Tar::new().file("usr/lib/.wh.b", "");
     let found = mounted_tree(&bench, &[base, linked, through_links, ghosts, top]);

@@ -172,6 +172,7 @@ fn layer_of_an_unknown_media_type_or_without_a_diff_id_is_refused() {
         let image = resolve(accepted, &empty).unwrap();
         bench.unpack(&image.layers[0]).unwrap_or_else(|error| panic!("{}", chain(&error)));
     }
+    // Layers in other encodings, and contents of artifacts that are not images.
     for refused in [
         "application/vnd.oci.image.layer.v1.tar+gzip+encrypted",
         "application/vnd.oci.image.layer.v1.tar+bzip2",
@@ -232,6 +233,7 @@ fn malformed_or_oversized_process_configuration_is_refused() {
         ),
         "{error:?}"
     );
+    // The environment can hold passwords, so no part of it is in the error.
     assert!(!chain(&error).contains("SECRET"));
     let error = resolve(r#"{"Cmd":["a\u0000b"]}"#).unwrap_err();
     assert!(

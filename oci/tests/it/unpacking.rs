@@ -43,6 +43,7 @@ fn entry_of_each_type_is_restored() {
     assert_eq!(found, expected.map(|(name, entry)| (name.to_owned(), entry)).into_iter().collect());
     let inode = |name: &str| fs::metadata(layer.path.join(name)).unwrap().ino();
     assert_eq!(inode("hard"), inode("ro/su"));
+    // The skipped device counts as an entry. The content of a hard link counts once.
     assert_eq!((layer.facts.entries, layer.facts.bytes), (8, 12));
     assert_eq!(layer.facts.skipped_devices, 1);
 }

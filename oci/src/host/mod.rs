@@ -9,6 +9,7 @@
 //! overlay_xattr  the extended attributes in which overlayfs stores its marks
 //! overlay_mount  overlay mounts
 //! text           prints text of an image without control characters
+//! scratch_dir    a temporary directory for tests that mount
 //! ```
 
 pub(crate) mod directory;
@@ -19,3 +20,6 @@ pub(crate) mod private_dir;
 pub(crate) mod remove;
 pub(crate) mod text;
 pub(crate) mod xattr;
+
+#[cfg(test)]
+pub(crate) mod scratch_dir;

@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn field_without_a_command_is_no_health_check() {
+    fn field_without_a_command_gives_no_health_check() {
         for value in [
             json!(null),
             json!({}),

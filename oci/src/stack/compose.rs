@@ -200,6 +200,7 @@ mod tests {
             Layer { digest, diff_id: digest, size_bytes: 0, compression: Compression::None }
         };
         let (a, b) = (layer(b"a"), layer(b"b"));
+        // The ChainID of two layers is the digest of both ids with a blank (image-spec, config.md).
         let text = format!("{} {}", a.diff_id, b.diff_id);
         assert_eq!(chain_ids(&[a, b]), [a.diff_id, Digest::of(text.as_bytes())]);
         assert_ne!(chain_ids(&[a, b])[1], chain_ids(&[b, a])[1]);

@@ -165,6 +165,7 @@ mod tests {
 
     #[test]
     fn malformed_header_is_refused() {
+        // A record is `length key=value` and a newline. The length counts the whole record.
         let cases: [&[u8]; 15] = [
             b"x",
             b"5",
@@ -195,6 +196,7 @@ mod tests {
             ("12.", Some((12, 0))),
             ("1.0000000019", Some((1, 1))),
             ("-1", Some((-1, 0))),
+            // The nanoseconds are never negative, so the seconds are rounded down.
             ("-1.25", Some((-2, 750_000_000))),
             ("-", None),
             ("1e9", None),

@@ -374,7 +374,7 @@ impl<E: From<SparseError>, F: FnMut() -> Result<[u8; BLOCK], E>> Text<F> {
 mod tests {
     use super::*;
 
-    /// Error of a reader of blocks.
+    /// The error of the reader that supplies the blocks in these tests.
     #[derive(Debug, PartialEq, Eq)]
     enum BlockError {
         Sparse(SparseError),
@@ -387,6 +387,7 @@ mod tests {
         }
     }
 
+    /// Returns the extents of pairs of offset and length.
     fn extents(pairs: &[(u64, u64)]) -> Vec<Extent> {
         pairs.iter().map(|(offset, length)| Extent { offset: *offset, length: *length }).collect()
     }
@@ -447,13 +448,14 @@ mod tests {
         }
         let padding = of_body(b"9\n0\n").unwrap_err();
         assert_eq!(padding, BlockError::Sparse(SparseError::Map));
+        // The count is the largest u64, so the extents never end.
         let endless = [b"18446744073709551615\n".to_vec(), b"0\n0\n".repeat(EXTENTS + 1)].concat();
         let error = of_body(&endless).unwrap_err();
         assert_eq!(error, BlockError::Sparse(SparseError::TooMany));
     }
 
     #[test]
-    fn records_that_do_not_describe_a_file_are_refused() {
+    fn incomplete_or_contradictory_records_are_refused() {
         let location = |records: &[(&str, &str)]| {
             let mut all = SparseRecords::default();
             for (key, value) in records {
@@ -496,6 +498,7 @@ mod tests {
         for (records, expected) in cases {
             assert_eq!(location(records).unwrap_err(), expected, "{records:?}");
         }
+        // Records of two versions of the format.
         let both = [&one[..], &[("offset", "1"), ("numbytes", "2")]].concat();
         assert_eq!(location(&both).unwrap_err(), SparseError::Ambiguous { what: "map" });
         let versioned = [&one[..], &[("major", "1"), ("minor", "0")]].concat();

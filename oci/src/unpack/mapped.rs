@@ -77,6 +77,7 @@ mod tests {
         for (map, expected) in cases {
             assert_eq!(MappedIds::parse(map).to_string(), expected, "{map}");
         }
+        // A longer list is cut, because it becomes a part of an error message.
         let many: String = (0..20).map(|i| format!("{} 0 1\n", i * 2)).collect();
         assert_eq!(MappedIds::parse(&many).to_string(), "0, 2, 4, 6, 8, 10, 12, 14, …");
     }

@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn spellings_of_one_name_are_equal() {
+    fn spellings_of_one_path_are_equal() {
         for raw in ["a/b", "./a/b", "/a/b", "a//b/", "///a/./b/."] {
             assert_eq!(parse(raw.as_bytes()).unwrap().as_bytes(), b"a/b", "{raw}");
         }

@@ -1,6 +1,6 @@
-//! Layers that mean harm: file name and archive. `layers.txt` says what becomes of each.
+//! Hostile layers: file name and archive of each. `layers.txt` has the expected results.
 //!
-//! A link that wants to leave the tree leads to `/mnt/canary`, or to `dir` or `secret` in it.
+//! A link or name that leads out of the tree leads to `/mnt/canary`, or to `dir` or `secret` in it.
 
 use std::io::Write;
 
@@ -16,9 +16,10 @@ pub(crate) struct Case {
     pub(crate) bytes: Vec<u8>,
 }
 
-/// Upwards from wherever a tree may be.
+/// A path that leads to the root of the host from any tree of the cache.
 const UP: &str = "../../../../../../../../../../../..";
 
+/// Returns all layers of the corpus.
 pub(crate) fn cases() -> Vec<Case> {
     let all = [
         symlinks(),
@@ -37,21 +38,24 @@ pub(crate) fn cases() -> Vec<Case> {
     all.into_iter().flatten().collect()
 }
 
+/// Returns a case of an uncompressed archive.
 fn tar(file: &'static str, tar: &Tar) -> Case {
     Case { file, bytes: tar.bytes() }
 }
 
-/// Compresses as much as deflate can.
+/// Compresses with the highest level, so that a bomb has the largest ratio.
 fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
     encoder.write_all(bytes).unwrap();
     encoder.finish().unwrap()
 }
 
+/// Compresses with a high level, so that the files of the corpus are small.
 pub(crate) fn zstd(bytes: &[u8]) -> Vec<u8> {
     zstd::encode_all(bytes, 19).unwrap()
 }
 
+/// Symbolic links that lead out of the tree, in the place of a parent, a file or the root.
 fn symlinks() -> Vec<Case> {
     let up = format!("{UP}/mnt/canary");
     vec![
@@ -73,7 +77,7 @@ fn symlinks() -> Vec<Case> {
                 .symlink("t", "/proc/self/cwd")
                 .file("t/planted", ""),
         ),
-        // CVE-2025-47290: the directory was found before, and has become a link since.
+        // CVE-2025-47290: a link replaces a directory that the unpacker has already found.
         tar(
             "symlink-swapped.tar",
             &Tar::new()
@@ -87,7 +91,7 @@ fn symlinks() -> Vec<Case> {
             "symlink-replaced.tar",
             &Tar::new().symlink("s", "/mnt/canary/secret").file("s", "changed"),
         ),
-        // CVE-2026-33056: the mode of a directory is set on what a link leads to.
+        // CVE-2026-33056: an unpacker sets the mode of a directory on the target of a link.
         tar(
             "symlink-chmod.tar",
             &Tar::new()
@@ -102,7 +106,7 @@ fn symlinks() -> Vec<Case> {
             &Tar::new().symlink("a", "b/x").symlink("b", "a/x").file("a/x", ""),
         ),
         tar("symlink-empty.tar", &Tar::new().symlink("s", "")),
-        // CVE-2021-29136: the root becomes a link, and later layers go through it.
+        // CVE-2021-29136: the root becomes a link, and later layers are unpacked at its target.
         tar("root-symlink.tar", &Tar::new().symlink("./", "/mnt/canary").file("planted", "")),
         tar("root-symlink-dot.tar", &Tar::new().symlink("/.", "/mnt/canary")),
         tar("root-file.tar", &Tar::new().file("/", "x")),
@@ -111,6 +115,7 @@ fn symlinks() -> Vec<Case> {
     ]
 }
 
+/// Hard links to files of the host, to missing files and to files of the wrong type.
 fn hard_links() -> Vec<Case> {
     let up = format!("{UP}/mnt/canary/secret");
     vec![
@@ -124,7 +129,8 @@ fn hard_links() -> Vec<Case> {
             "hard-link-through-relative-symlink.tar",
             &Tar::new().symlink("s", UP).hard_link("h", "s/mnt/canary/secret"),
         ),
-        // CVE-2021-32760: owner and mode of the link are set on what the symbolic link leads to.
+        // CVE-2021-32760: an unpacker sets owner and mode of the hard link on the target of the
+        // symbolic link.
         tar(
             "hard-link-to-symlink.tar",
             &Tar::new().symlink("s", "/mnt/canary/secret").hard_link("h", "s"),
@@ -151,6 +157,7 @@ fn hard_links() -> Vec<Case> {
     ]
 }
 
+/// Names that lead out of the tree, and names that no file can have.
 fn names() -> Vec<Case> {
     let (long, path) = ("n".repeat(256), "0123456789/".repeat(400));
     let named = |name: &str| Tar::new().pax(&[("path", name.as_bytes())]).file("short", "");
@@ -172,6 +179,7 @@ fn names() -> Vec<Case> {
     ]
 }
 
+/// Devices, set-user-ID files, pipes and unknown entry types.
 fn kinds() -> Vec<Case> {
     let device = |kind, name: &str, major, minor| {
         let mut header = Header::new_gnu();
@@ -193,7 +201,7 @@ fn kinds() -> Vec<Case> {
         tar("fifo.tar", &Tar::new().entry(EntryType::Fifo, "p", 0o666, b"")),
         tar("device-char.tar", &Tar::new().header(device(EntryType::Char, "mem", 1, 1), b"")),
         tar("device-block.tar", &Tar::new().header(device(EntryType::Block, "sda", 8, 0), b"")),
-        // What overlayfs takes as a whiteout.
+        // Overlayfs treats a character device 0:0 as a whiteout.
         tar(
             "device-whiteout.tar",
             &Tar::new().file("a", "").header(device(EntryType::Char, "b", 0, 0), b""),
@@ -204,10 +212,12 @@ fn kinds() -> Vec<Case> {
     ]
 }
 
+/// Returns a header with mode 0644.
 fn header_of(kind: EntryType, name: &str) -> Header {
     header(kind, name, 0o644)
 }
 
+/// Whiteouts with malformed names, below links, or of the wrong entry type.
 fn whiteouts() -> Vec<Case> {
     vec![
         tar("whiteout-nameless.tar", &Tar::new().file("a", "").file(".wh.", "")),
@@ -229,6 +239,7 @@ fn whiteouts() -> Vec<Case> {
     ]
 }
 
+/// Extended attributes that would change the meaning of a file for the host or for overlayfs.
 fn attributes() -> Vec<Case> {
     let of = |name: &str, value: &[u8]| {
         let key = format!("SCHILY.xattr.{name}");
@@ -266,13 +277,16 @@ fn attributes() -> Vec<Case> {
     ]
 }
 
+/// Small files that expand to many bytes, entries or names. See [`limits`](crate::limits).
 fn bombs() -> Vec<Case> {
     let zeros = |mib: usize| Tar::new().file("zeros", &"\0".repeat(mib << 20)).bytes();
     let many = |make: &dyn Fn(Tar, usize) -> Tar| (0..1500).fold(Tar::new(), make).bytes();
+    // A name has at most 256 components, so this is the deepest tree that names alone can make.
     let deep = (1..=256).fold(Tar::new(), |tar, depth| {
         tar.pax(&[("path", "d/".repeat(depth).as_bytes())]).dir("d")
     });
     let below = deep.bytes();
+    // Only the outer stream is decompressed, so its content is not an archive.
     let nested: Vec<u8> = (0..3).fold(zeros(4), |bytes, _| gzip(&bytes));
     let case = |file, bytes| Case { file, bytes };
     vec![
@@ -280,6 +294,7 @@ fn bombs() -> Vec<Case> {
         case("bomb-zstd.tar.zst", zstd(&zeros(8))),
         case("bomb-gzip-behind-the-end.tar.gz", gzip(&[vec![0; 1024], vec![0; 3 << 20]].concat())),
         case("bomb-nested-gzip.tar.gz", nested),
+        // 1500 entries, or names of 80 bytes each, are more than the limits of the tests.
         case("bomb-entries.tar.zst", zstd(&many(&|tar, _| tar.file("f", "")))),
         case(
             "bomb-directories.tar.zst",
@@ -298,7 +313,8 @@ fn bombs() -> Vec<Case> {
     ]
 }
 
-/// Links that each lead through two more: a million on the way.
+/// Returns a layer with links that each lead through the previous link twice, so that the last one
+/// leads through a million (2^20).
 fn hops() -> Tar {
     (0..20)
         .fold(Tar::new().dir("l0"), |tar, number| {
@@ -308,6 +324,7 @@ fn hops() -> Tar {
         .file("l20/x", "")
 }
 
+/// Sizes that the archive does not have.
 fn sizes() -> Vec<Case> {
     let sized = |kind, name: &str, size: u64| {
         let mut header = header_of(kind, name);
@@ -338,6 +355,7 @@ fn sizes() -> Vec<Case> {
                 ])
                 .file("a", "0\n"),
         ),
+        // A directory has no body, whatever its size field holds, so `next` is the next entry.
         tar(
             "size-of-directory.tar",
             &Tar::new()
@@ -351,11 +369,14 @@ fn sizes() -> Vec<Case> {
     ]
 }
 
+/// Archives and compressed streams that end early, and streams with bytes behind their end.
 fn truncated() -> Vec<Case> {
     let whole = Tar::new()
         .pax(&[("path", b"a-name-from-pax"), ("SCHILY.xattr.user.a", b"x")])
         .file("a", &"content".repeat(100))
         .bytes();
+    // The archive has the pax header at byte 0, its body at 512, the file's header at 1024, its body
+    // of 700 bytes at 1536, and padding from 2236 to 2560.
     let cut = |file, length: usize| Case { file, bytes: whole[..length].to_vec() };
     let (gz, zst) = (gzip(&whole), zstd(&whole));
     let case = |file, bytes: &[u8]| Case { file, bytes: bytes.to_vec() };
@@ -384,6 +405,7 @@ fn truncated() -> Vec<Case> {
     ]
 }
 
+/// Header fields with numbers out of range, and headers in the wrong place.
 fn headers() -> Vec<Case> {
     let with = |change: &dyn Fn(&mut Header)| {
         let mut header = header_of(EntryType::Regular, "a");
@@ -391,7 +413,7 @@ fn headers() -> Vec<Case> {
         change(&mut header);
         Tar::new().header(header, b"")
     };
-    let unsigned = |bytes: &[u8; 12]| {
+    let size_field = |bytes: &[u8; 12]| {
         let bytes = *bytes;
         with(&move |header| header.as_old_mut().size = bytes)
     };
@@ -401,11 +423,11 @@ fn headers() -> Vec<Case> {
     vec![
         tar(
             "header-size-negative.tar",
-            &unsigned(b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff"),
+            &size_field(b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff"),
         ),
-        tar("header-size-beyond-u64.tar", &unsigned(b"\x80\0\0\x01\0\0\0\0\0\0\0\0")),
-        tar("header-size-no-digit.tar", &unsigned(b"0000000009\0\0")),
-        tar("header-size-signed.tar", &unsigned(b"-0000000001\0")),
+        tar("header-size-beyond-u64.tar", &size_field(b"\x80\0\0\x01\0\0\0\0\0\0\0\0")),
+        tar("header-size-no-digit.tar", &size_field(b"0000000009\0\0")),
+        tar("header-size-signed.tar", &size_field(b"-0000000001\0")),
         tar("header-mode-beyond-u64.tar", &with(&|header| header.as_old_mut().mode = [0xff; 8])),
         tar("header-uid-beyond-u32.tar", &with(&|header| header.set_uid(1 << 32))),
         tar("header-uid-minus-one.tar", &with(&|header| header.set_uid(u64::from(u32::MAX)))),
@@ -420,6 +442,8 @@ fn headers() -> Vec<Case> {
     ]
 }
 
+/// Archives in which readers disagree about the end of a body, so that one reader finds a `hidden`
+/// entry in it, and malformed pax headers.
 fn desync() -> Vec<Case> {
     let hidden = Tar::new().file("hidden", "").bytes();
     let size = hidden.len().to_string();
@@ -439,24 +463,24 @@ fn desync() -> Vec<Case> {
     };
     let (long, body) = long_name(b"named-by-L\0");
     vec![
-        // CVE-2025-62518: a reader that takes the header's size finds `hidden` in the body.
+        // CVE-2025-62518: a reader that uses the size of the header finds `hidden` in the body.
         tar("desync-pax-size.tar", &pax(&[("size", size.as_bytes())], outer(0), &hidden)),
-        // The same for a reader that cuts records at newlines.
+        // A reader that ends each record at a newline does the same.
         tar(
             "desync-pax-size-behind-newline.tar",
             &pax(&[("SCHILY.xattr.user.a", b"x\ny"), ("size", size.as_bytes())], outer(0), &hidden),
         ),
-        // And for one that heeds only the size that is not zero.
+        // The pax size is 0 here. A reader that ignores a size of 0 skips `hidden` as a body.
         tar(
             "desync-pax-size-smaller.tar",
             &pax(&[("size", b"0")], outer(hidden.len() as u64), &hidden),
         ),
-        // A record inside of a value is none.
+        // The value of a record contains the text of another record, which must not be used.
         tar(
             "desync-size-in-value.tar",
             &pax(&[("comment", b"x\n13 size=1024\n")], outer(0), &[]).file("b", ""),
         ),
-        // The PAX header is the file's, not that of the long name between them.
+        // The PAX header describes the file, not the long-name header between the two.
         tar(
             "desync-pax-before-long-name.tar",
             &Tar::new()
@@ -486,17 +510,19 @@ fn desync() -> Vec<Case> {
     ]
 }
 
-/// A PAX header of these bytes in front of a file.
+/// Returns an archive with a PAX header of these bytes before a file.
 fn pax_of(bytes: &[u8]) -> Tar {
     let mut header = header_of(EntryType::XHeader, "x");
     header.set_size(bytes.len() as u64);
     Tar::new().header(header, bytes).file("a", "")
 }
 
+/// Two headers that give a name or a link target to one entry.
 fn duplicates() -> Vec<Case> {
     let long = |kind, name: &[u8]| {
         let mut header = header_of(kind, "././@LongLink");
         header.set_size(name.len() as u64);
+        // The header and its body have one block each. The zero blocks at the end are cut off.
         Tar::new().header(header, name).bytes()[..1024].to_vec()
     };
     let (name, link) =

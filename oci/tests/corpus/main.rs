@@ -1,17 +1,22 @@
-//! The hostile corpus: one small file for each attack, and what becomes of it.
+//! The hostile corpus: one small file for each attack, and its expected result.
 //!
-//! `layers/` has blobs of layers, `layouts/` whole image layouts, each packed into one archive. The
-//! modules of the same names make the files, and `A3S_BOX_CORPUS=write` writes them anew, which a
-//! new version of a compressor may ask for. `layers.txt` and `layouts.txt` say what is expected: the
-//! error, or mode, name and extended attributes of all that is made. They are written by hand.
+//! `layers/` holds blobs of layers. `layouts/` holds image layouts, each packed into one archive.
+//! The modules of the same names create the files, and a run with `A3S_BOX_CORPUS=write` writes
+//! them to the disk. That is needed for a new case, and when a new version of a compressor gives
+//! other bytes. `layers.txt` and `layouts.txt` hold the expected results and are written by hand. A
+//! result is the error, or mode, name and extended attributes of each file in the unpacked tree.
 //!
-//! Each file is read from the disk and treated like an image's. Afterwards a tree outside, to
-//! which the links in the files lead, must be what it was; a layer that was refused must have left
-//! nothing in the cache, and the error must be fit to be shown.
+//! Each test reads the files from the disk and unpacks them as an image. Three conditions hold for
+//! each file:
+//!
+//! - The canary does not change. It is a tree outside of the cache, and the links and names in the
+//!   files lead to it.
+//! - A refused layer leaves nothing in the cache.
+//! - An error is short and has no control characters, because it is shown to a person.
 
 #![expect(
     clippy::unwrap_used,
-    reason = "what cannot be set up or looked at is a failure of the test"
+    reason = "a failure of the set-up or of an inspection is a failure of the test"
 )]
 
 #[expect(dead_code, reason = "shared with the test binary `it`, which uses all of it")]
@@ -40,18 +45,19 @@ use crate::layers::Case;
 use crate::memory::{mount_memory, private_mounts};
 use a3s_box_oci::{CacheError, CachedLayer, Digest, Limits};
 
+/// Media type of all layers of the corpus. The compression is found from the blob's first bytes.
 const PLAIN: &str = "application/vnd.oci.image.layer.v1.tar";
 
-/// How a zstd frame begins (RFC 8878, 3.1.1).
+/// The magic number of a zstd frame (RFC 8878, 3.1.1).
 const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 
-/// Where the links of the corpus lead to.
+/// The tree outside of the cache that the links of the corpus lead to.
 const CANARY: &str = "/mnt/canary";
 
-/// Longest error that a person reads.
+/// Largest length of an error in bytes. Longer ones are not fit for a person.
 const ERROR_BYTES: usize = 1500;
 
-/// Bounds that small files can exceed.
+/// Returns limits that a small file can exceed, so that the corpus stays small.
 fn limits() -> Limits {
     Limits {
         entries: 1000,
@@ -63,7 +69,7 @@ fn limits() -> Limits {
 }
 
 #[test]
-fn layers_that_mean_harm_are_refused_or_confined() {
+fn hostile_layers_are_refused_or_confined() {
     check_all("layers", include_str!("layers.txt"), layers::cases(), |bench, blob| {
         let mut tar = Vec::new();
         let is_whole = match blob {
@@ -75,6 +81,7 @@ fn layers_that_mean_harm_are_refused_or_confined() {
             }
             _ => false,
         };
+        // The DiffID of a malformed blob does not matter, because the archive is refused before.
         let tar = if is_whole { &tar } else { blob };
         let blob = bench.blob(PLAIN, blob);
         let manifest = bench.image_of("linux/amd64", &[blob], &[Digest::of(tar)]);
@@ -83,8 +90,9 @@ fn layers_that_mean_harm_are_refused_or_confined() {
 }
 
 #[test]
-fn layouts_that_mean_harm_are_refused_or_confined() {
+fn hostile_layouts_are_refused_or_confined() {
     check_all("layouts", include_str!("layouts.txt"), layouts::cases(), |bench, bytes| {
+        // The file replaces the empty layout of the bench.
         fs::remove_dir_all(bench.path("layout")).unwrap();
         let is_packed = bytes.starts_with(&ZSTD_MAGIC);
         let plain = if is_packed { zstd::decode_all(bytes).unwrap() } else { bytes.to_vec() };
@@ -92,7 +100,9 @@ fn layouts_that_mean_harm_are_refused_or_confined() {
     });
 }
 
-/// Checks all files of a directory of the corpus, and lists those that fail.
+/// Checks all files of a directory of the corpus, and panics with a list of the failures.
+///
+/// `arrange` publishes the bytes of a file as the image of a bench.
 fn check_all(directory: &str, table: &str, cases: Vec<Case>, arrange: impl Fn(&Bench, &[u8])) {
     let expected = parse(table);
     let canary = Canary::build();
@@ -108,36 +118,38 @@ fn check_all(directory: &str, table: &str, cases: Vec<Case>, arrange: impl Fn(&B
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect();
+    // A file without a case, or a case without a file, would otherwise be ignored.
     let named: BTreeSet<String> = cases.iter().map(|case| case.file.to_owned()).collect();
-    assert_eq!(named.len(), cases.len(), "a name is used twice");
+    assert_eq!(named.len(), cases.len(), "two cases have the same file name");
     assert_eq!(
         files, named,
-        "some files are missing or left over: write them by A3S_BOX_CORPUS=write"
+        "files are missing or left over: run the test with A3S_BOX_CORPUS=write"
     );
-    assert_eq!(expected.len(), named.len(), "the table names files that are not there");
+    assert_eq!(expected.len(), named.len(), "the table has other files than the corpus");
     let mut failures = String::new();
     for case in cases {
         let bytes = fs::read(directory.join(case.file)).unwrap();
         let check = || {
             if bytes != case.bytes {
                 return Err(
-                    "the file is not what it is made to be: write it by A3S_BOX_CORPUS=write"
-                        .into(),
+                    "the file differs from its case: run the test with A3S_BOX_CORPUS=write".into(),
                 );
             }
             let expected = expected.get(case.file).ok_or("the table lacks this file")?;
             check(expected, |bench| arrange(bench, &bytes))
         };
-        let outcome = catch_unwind(AssertUnwindSafe(check)).unwrap_or(Err("it panicked".into()));
-        let touched = canary.changes();
-        for failure in outcome.err().into_iter().chain(touched) {
+        // A panic counts as a failure of this file only, so that the list is complete.
+        let outcome =
+            catch_unwind(AssertUnwindSafe(check)).unwrap_or(Err("the test panicked".into()));
+        let changes = canary.changes();
+        for failure in outcome.err().into_iter().chain(changes) {
             failures += &format!("{}: {failure}\n", case.file);
         }
     }
     assert!(failures.is_empty(), "\n{failures}");
 }
 
-/// Reads what is expected of each file: its name, and indented lines.
+/// Parses a table of expected results: a file name, and lines with an indent of four spaces.
 fn parse(table: &str) -> BTreeMap<&str, String> {
     let mut expected: BTreeMap<&str, String> = BTreeMap::new();
     let mut file = "";
@@ -150,19 +162,20 @@ fn parse(table: &str) -> BTreeMap<&str, String> {
     expected
 }
 
-/// Treats a file like an image, and says what differs from what is expected.
+/// Unpacks an image, and returns an error if the result differs from the expected one.
 fn check(expected: &str, arrange: impl FnOnce(&Bench)) -> Result<(), String> {
     let bench = Bench::new();
     arrange(&bench);
     let (found, is_refused) = match unpack(&bench) {
         Ok(layers) => (format!("accepted:\n{}", listing(&layers[0].path)), false),
         Err(text) if text.chars().any(char::is_control) || text.len() > ERROR_BYTES => {
-            return Err(format!("the error is not fit to be shown: {text:?}"));
+            return Err(format!("the error is too long or has control characters: {text:?}"));
         }
         Err(text) => (format!("refused: {text}\n"), true),
     };
     for directory in ["ready", "staging"] {
         let left = fs::read_dir(cache_directory(&bench, directory)).map_or(0, Iterator::count);
+        // An accepted layer is in `ready`. `staging` is empty in both cases.
         if left > 0 && (is_refused || directory == "staging") {
             return Err(format!("`{directory}` has {left} layers, expected none"));
         }
@@ -173,7 +186,7 @@ fn check(expected: &str, arrange: impl FnOnce(&Bench)) -> Result<(), String> {
     }
 }
 
-/// Unpacks all layers of the only image of a layout.
+/// Unpacks the only image of a layout, and returns its layers, or the text of the error.
 fn unpack(bench: &Bench) -> Result<Vec<CachedLayer>, String> {
     let layout = a3s_box_oci::Layout::open(&bench.path("layout"))
         .map_err(|error| without_path(bench, &chain(&error)))?;
@@ -189,24 +202,24 @@ fn unpack(bench: &Bench) -> Result<Vec<CachedLayer>, String> {
     image.layers.iter().map(unpack).collect::<Result<_, _>>().map_err(failed)
 }
 
-/// Returns a directory of the cache.
+/// Returns the path of a directory of the cache.
 fn cache_directory(bench: &Bench, name: &str) -> PathBuf {
     bench.path("cache/layers-v2").join(name)
 }
 
-/// Takes what differs from run to run out of an error.
+/// Replaces the path of the layout in an error, because it differs from run to run.
 fn without_path(bench: &Bench, text: &str) -> String {
     text.replace(bench.path("layout").to_str().unwrap(), "<layout>")
 }
 
-/// Lists a tree: mode, name, what the name is, and its extended attributes.
+/// Lists a tree: mode, name, type or link target, and extended attributes of each file.
 fn listing(root: &Path) -> String {
     let mut lines = BTreeMap::new();
     let mut pending = vec![root.to_owned()];
     while let Some(path) = pending.pop() {
         let found = fs::symlink_metadata(&path).unwrap();
         let kind = found.file_type();
-        let what = if kind.is_dir() {
+        let suffix = if kind.is_dir() {
             pending.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
             "/".to_owned()
         } else if kind.is_symlink() {
@@ -220,17 +233,19 @@ fn listing(root: &Path) -> String {
         };
         let mut names = [0_u8; 1024];
         let length = rustix::fs::llistxattr(&path, &mut names).unwrap();
+        // llistxattr(2) separates the names by NUL bytes.
         let names = names[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty());
         let names: String = names.map(|name| format!(" {}", name.escape_ascii())).collect();
         let name = path.strip_prefix(root).unwrap().to_str().unwrap().escape_debug().to_string();
-        let line = format!("    {:o} {name}{what}{names}\n", found.mode() & 0o7777);
+        let line = format!("    {:o} {name}{suffix}{names}\n", found.mode() & 0o7777);
         lines.insert(path.clone(), line);
     }
+    // The root is not listed, because each tree has one.
     lines.remove(root);
     lines.into_values().collect::<String>()
 }
 
-/// A tree outside of all that is unpacked, in a mount namespace of the test's own.
+/// A tree outside of the cache, at [`CANARY`], in a private mount namespace of the test.
 struct Canary(BTreeMap<String, String>);
 
 impl Canary {
@@ -244,9 +259,9 @@ impl Canary {
         Self(tree(Path::new("/mnt")))
     }
 
-    /// Says what has changed since, if anything.
+    /// Returns the current tree as a text if it has changed since it was built.
     fn changes(&self) -> Option<String> {
         let found = tree(Path::new("/mnt"));
-        (found != self.0).then(|| format!("the canary was touched: {found:?}"))
+        (found != self.0).then(|| format!("the canary was changed: {found:?}"))
     }
 }

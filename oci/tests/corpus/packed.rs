@@ -1,4 +1,4 @@
-//! A directory in one archive: what a layout of the corpus is kept as.
+//! Packs a directory into one archive, the form in which the corpus keeps image layouts.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -13,7 +13,8 @@ use tar::{Archive, EntryType};
 
 use crate::archive::{Tar, header};
 
-/// Packs all that is in `directory`, in the order of the names.
+/// Packs a directory. The entries are in the order of their names, so that each run gives the same
+/// bytes.
 pub(crate) fn pack(directory: &Path) -> Vec<u8> {
     let mut tar = Tar::new();
     let mut pending = vec![directory.to_owned()];
@@ -40,12 +41,12 @@ pub(crate) fn pack(directory: &Path) -> Vec<u8> {
     tar.bytes()
 }
 
-/// Unpacks what `pack` has made into a directory that is missing.
+/// Unpacks an archive of [`pack`] into `directory`, which must not exist.
 pub(crate) fn unpack(bytes: &[u8], directory: &Path) {
     for entry in Archive::new(bytes).entries().unwrap() {
         let mut entry = entry.unwrap();
         let path = directory.join(OsStr::from_bytes(&entry.path_bytes()));
-        // `./` cannot be made.
+        // mkdir(2) fails for `directory/./`, so the components are joined again without `.`.
         let path: PathBuf = path.components().collect();
         match entry.header().entry_type() {
             EntryType::Directory => fs::create_dir(path).unwrap(),

@@ -1,5 +1,8 @@
-//! Somebody who swaps things while they are used: nothing outside may be touched, and what is
-//! accepted must be what the digests say.
+//! A thread exchanges files of the layout or of the cache while a layer is unpacked, as a hostile
+//! process could.
+//!
+//! Nothing outside of the tree may change, and an accepted layer must match its digests. The races
+//! are random, so each test repeats them until both outcomes have occurred.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -16,32 +19,32 @@ use crate::archive::Tar;
 use crate::bench::{Bench, names};
 use crate::{CANARY, Canary, cache_directory, unpack};
 
-/// Attempts of each race; each is lost somewhere else.
+/// Smallest number of attempts of each race. The exchange happens at another moment in each.
 const ATTEMPTS: usize = 200;
 
-/// Most attempts, should one side always win.
+/// Largest number of attempts, after which the test fails if one outcome has not occurred.
 const ATTEMPTS_AT_MOST: usize = 20_000;
 
-/// What is left of the time in which things are as they should be: some attempts succeed.
+/// Time between two exchanges, in which all files are in place, so that some attempts succeed.
 const PAUSE: Duration = Duration::from_micros(300);
 
-/// Swaps names and swaps them back, again and again, until the value is dropped.
+/// A thread that exchanges pairs of names and exchanges them back, until the value is dropped.
 struct Swapper {
     stop: Arc<AtomicBool>,
     thread: Option<thread::JoinHandle<()>>,
 }
 
 impl Swapper {
-    /// Swaps the names of each pair; `find` is asked anew each time.
+    /// Starts the thread. It calls `find` for the pairs before each round.
     fn start(find: impl Fn() -> Vec<(PathBuf, PathBuf)> + Send + 'static) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
-        let seen = Arc::clone(&stop);
+        let stopped = Arc::clone(&stop);
         let swap = |(one, other): &(PathBuf, PathBuf)| {
-            // What is to be swapped may not be there yet, or not any more.
+            // The error is ignored: a name may not exist yet, or may be removed already.
             let _ = renameat2(AT_FDCWD, one, AT_FDCWD, other, RenameFlags::RENAME_EXCHANGE);
         };
         let thread = thread::spawn(move || {
-            while !seen.load(Ordering::Relaxed) {
+            while !stopped.load(Ordering::Relaxed) {
                 for pair in &find() {
                     swap(pair);
                     swap(pair);
@@ -61,7 +64,7 @@ impl Drop for Swapper {
 }
 
 #[test]
-fn layout_that_changes_while_it_is_read_is_what_its_digests_say_or_refused() {
+fn layout_that_changes_while_it_is_read_matches_its_digests_or_is_refused() {
     let canary = Canary::build();
     let bench = Bench::new();
     let manifest = bench.image("linux/amd64", &[Tar::new().file("a", "content")]);
@@ -76,7 +79,7 @@ fn layout_that_changes_while_it_is_read_is_what_its_digests_say_or_refused() {
         match number {
             0 => symlink(Path::new(CANARY).join("secret"), twin).unwrap(),
             1 => fs::create_dir(twin).unwrap(),
-            // The same size, another content.
+            // Only the digest can detect the change, because the size is the same.
             _ => fs::write(twin, "x".repeat(fs::read(blob).unwrap().len())).unwrap(),
         }
     }
@@ -100,27 +103,32 @@ fn layout_that_changes_while_it_is_read_is_what_its_digests_say_or_refused() {
     }
     drop(swapper);
     assert_eq!(canary.changes(), None);
-    assert!(accepted > 0 && refused > 0, "no race: {accepted} accepted, {refused} refused");
+    assert!(
+        accepted > 0 && refused > 0,
+        "the exchange had no effect or no layer was read: {accepted} accepted, {refused} refused"
+    );
 }
 
-/// Makes links that lead out, anew where one was swapped for something that stayed.
+/// Creates the links that lead out of the tree, where an exchange has left another file.
 fn make_twins(directory: &Path) {
     for (name, target) in
         [("d", CANARY), ("dir", "/mnt/canary/dir"), ("file", "/mnt/canary/secret")]
     {
         let twin = directory.join(name);
         if twin.is_dir() && !twin.is_symlink() {
-            // The other side may still be writing to it; then the next time will do.
+            // The unpacker may still write to the directory, which makes the removal fail. The next
+            // round tries again.
             let _left = fs::remove_dir_all(&twin);
         } else if !twin.is_symlink() {
             let _left = fs::remove_file(&twin);
         }
+        // In most rounds the link exists already (`EEXIST`).
         let _there = symlink(target, twin);
     }
 }
 
 #[test]
-fn tree_that_changes_while_it_is_made_leads_nowhere_else() {
+fn tree_that_changes_while_it_is_unpacked_does_not_lead_out() {
     let canary = Canary::build();
     let bench = Bench::new();
     let tar = (0..10).fold(Tar::new(), |tar, number| {
@@ -135,9 +143,10 @@ fn tree_that_changes_while_it_is_made_leads_nowhere_else() {
             .entry(EntryType::Fifo, "d/pipe", 0o777, b"")
             .file("d/.wh.gone", "")
     });
+    // The last entry is refused, so that each attempt unpacks the layer again.
     bench.resolved(&[tar.file("", "refused")]);
     let staging = cache_directory(&bench, "staging");
-    // The directory that is written to, and links that lead out, in the directory beside the tree.
+    // The links are in a directory beside the cache. They are exchanged with files of the tree.
     let twins = bench.path("twins");
     fs::create_dir(&twins).unwrap();
     let swapper = Swapper::start(move || {
@@ -167,5 +176,6 @@ fn tree_that_changes_while_it_is_made_leads_nowhere_else() {
     }
     drop(swapper);
     assert_eq!(canary.changes(), None);
-    assert!(errors.len() > 1, "no race: {errors:?}");
+    // Without an exchange the only error is the refusal of the last entry.
+    assert!(errors.len() > 1, "the exchange had no effect: {errors:?}");
 }

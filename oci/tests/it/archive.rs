@@ -1,16 +1,22 @@
-//! Tar archives, entry by entry, with whatever names and links a test wants.
+//! Writes tar archives entry by entry, without the checks of a real writer.
+//!
+//! Tests need archives that no real writer produces: names with `..`, wrong sizes, truncated headers.
 
 use tar::{Builder, EntryType, GnuExtSparseHeader, GnuSparseHeader, Header};
 
 /// Modification time of all entries.
 pub(crate) const TIME: u64 = 1_700_000_000;
 
-/// An archive that is being written.
-pub(crate) struct Tar(Builder<Vec<u8>>, Vec<u8>);
+/// A tar archive that is being written.
+pub(crate) struct Tar {
+    entries: Builder<Vec<u8>>,
+    /// Bytes that follow the two zero blocks at the archive's end.
+    trailer: Vec<u8>,
+}
 
 impl Tar {
     pub(crate) fn new() -> Self {
-        Self(Builder::new(Vec::new()), Vec::new())
+        Self { entries: Builder::new(Vec::new()), trailer: Vec::new() }
     }
 
     pub(crate) fn dir(self, name: &str) -> Self {
@@ -33,28 +39,33 @@ impl Tar {
         self.append(header(kind, name, mode), "", body)
     }
 
-    /// Appends an entry with a header of any kind.
+    /// Appends an entry. Sets the link target, the size and the checksum in `header`.
     pub(crate) fn append(mut self, mut header: Header, link: &str, body: &[u8]) -> Self {
+        // `Header::set_link_name` would refuse an empty target and normalize the others.
         header.as_old_mut().linkname[..link.len()].copy_from_slice(link.as_bytes());
         header.set_size(body.len() as u64);
         header.set_cksum();
-        self.0.append(&header, body).unwrap();
+        self.entries.append(&header, body).unwrap();
         self
     }
 
+    /// Appends a pax header for the next entry.
     pub(crate) fn pax(mut self, records: &[(&str, &[u8])]) -> Self {
-        self.0.append_pax_extensions(records.iter().copied()).unwrap();
+        self.entries.append_pax_extensions(records.iter().copied()).unwrap();
         self
     }
 
-    /// Appends a header as it is, but for its checksum, and a body.
+    /// Appends a header and a body. Sets only the checksum, so that the header's size can differ
+    /// from the length of the body.
     pub(crate) fn header(mut self, mut header: Header, body: &[u8]) -> Self {
         header.set_cksum();
-        self.0.append(&header, body).unwrap();
+        self.entries.append(&header, body).unwrap();
         self
     }
 
-    /// Adds a sparse file in the old GNU format, with as many headers as its extents take.
+    /// Appends a sparse file in the old GNU format. `map` lists offset and length of each extent.
+    ///
+    /// The format has room for 4 extents in the first header, and for 21 in each further one.
     pub(crate) fn old_sparse(self, name: &str, size: u64, map: &[(u64, u64)], body: &[u8]) -> Self {
         let (first, rest) = map.split_at(map.len().min(4));
         let mut header = header(EntryType::GNUSparse, name, 0o644);
@@ -76,9 +87,9 @@ impl Tar {
         all.raw(body)
     }
 
-    /// Adds bytes, and fills their last block.
+    /// Appends bytes, and zeros up to the end of their last block.
     pub(crate) fn raw(mut self, bytes: &[u8]) -> Self {
-        let archive = self.0.get_mut();
+        let archive = self.entries.get_mut();
         archive.extend(bytes);
         archive.resize(archive.len().next_multiple_of(512), 0);
         self
@@ -86,19 +97,20 @@ impl Tar {
 
     /// Appends bytes behind the archive's end.
     pub(crate) fn then(mut self, bytes: &[u8]) -> Self {
-        self.1.extend(bytes);
+        self.trailer.extend(bytes);
         self
     }
 
-    /// Ends the archive.
+    /// Returns the archive with the two zero blocks that end it.
     pub(crate) fn bytes(&self) -> Vec<u8> {
-        [self.0.get_ref(), &[0; 1024][..], &self.1].concat()
+        [self.entries.get_ref(), &[0; 1024][..], &self.trailer].concat()
     }
 }
 
-/// Makes a header, without any of the checks that a real writer has.
+/// Returns a header with owner 11, group 22 and time [`TIME`].
 pub(crate) fn header(kind: EntryType, name: &str, mode: u32) -> Header {
     let mut header = Header::new_gnu();
+    // `Header::set_path` would refuse absolute names and names with `..`.
     header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
     header.set_entry_type(kind);
     header.set_mode(mode);
@@ -108,18 +120,20 @@ pub(crate) fn header(kind: EntryType, name: &str, mode: u32) -> Header {
     header
 }
 
+/// Writes offset and length of each extent into the slots of a sparse header.
 fn set_extents(slots: &mut [GnuSparseHeader], map: &[(u64, u64)]) {
     for (slot, (offset, length)) in slots.iter_mut().zip(map) {
         (slot.offset, slot.numbytes) = (octal(*offset), octal(*length));
     }
 }
 
-/// Writes a number as eleven octal digits, or what does not fit in base 256.
+/// Encodes a number as eleven octal digits, or in base 256 if it needs more digits.
 fn octal(number: u64) -> [u8; 12] {
     let mut field = [0; 12];
     if number < 1 << 33 {
         field[..11].copy_from_slice(format!("{number:011o}").as_bytes());
     } else {
+        // The highest bit of the first byte marks base 256.
         field[0] = 0x80;
         field[4..].copy_from_slice(&number.to_be_bytes());
     }

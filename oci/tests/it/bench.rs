@@ -1,4 +1,4 @@
-//! The bench of these tests: writes archives and layouts, unpacks layers, reads trees back.
+//! A test directory with an image layout and a layer cache, and functions that describe trees.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -23,15 +23,16 @@ pub(crate) const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 pub(crate) const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 pub(crate) const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 
-/// A directory with a layout and a cache in it.
+/// A directory that holds an image layout in `layout` and a layer cache in `cache`.
 pub(crate) struct Bench {
     pub(crate) root: PathBuf,
-    /// What names the blobs that are written from now on, and the `DiffID`s of `image`.
+    /// The algorithm for the names of new blobs, and for the `DiffID`s of [`Bench::image`].
     pub(crate) algorithm: Algorithm,
+    /// Removes the directory. It is `None` if the caller removes it.
     guard: Option<TempDir>,
 }
 
-/// What a descriptor needs.
+/// A blob in the layout: the fields of its descriptor.
 #[derive(Clone)]
 pub(crate) struct Blob {
     pub(crate) media_type: String,
@@ -47,14 +48,14 @@ impl Bench {
         bench
     }
 
-    /// Makes a layout in a directory that the caller removes.
+    /// Creates an empty layout in a directory that the caller removes.
     pub(crate) fn make_at(root: &Path) -> Self {
         fs::create_dir_all(root.join("layout/blobs")).unwrap();
         fs::write(root.join("layout/oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
         Self::at(root)
     }
 
-    /// Takes the directory of another process, which removes it.
+    /// Opens the directory that another process has created and will remove.
     pub(crate) fn at(root: &Path) -> Self {
         Self { root: root.to_owned(), algorithm: Algorithm::Sha256, guard: None }
     }
@@ -67,6 +68,7 @@ impl Bench {
         self.path("layout/blobs").join(digest.algorithm().name()).join(digest.hex())
     }
 
+    /// Writes a blob into the layout.
     pub(crate) fn blob(&self, media_type: &str, bytes: &[u8]) -> Blob {
         let digest = self.algorithm.digest(bytes);
         let path = self.blob_path(digest);
@@ -75,7 +77,8 @@ impl Bench {
         Blob { media_type: media_type.to_owned(), digest, size: bytes.len() as u64 }
     }
 
-    /// Writes manifest and configuration of an image with gzip layers, given bottom first.
+    /// Writes the blobs of an image with gzip layers, and returns its manifest. `layers` has the
+    /// bottom layer first.
     pub(crate) fn image(&self, platform: &str, layers: &[Tar]) -> Blob {
         let blobs: Vec<Blob> =
             layers.iter().map(|layer| self.blob(GZIP, &gzip(&layer.bytes()))).collect();
@@ -84,10 +87,12 @@ impl Bench {
         self.image_of(platform, &blobs, &diff_ids)
     }
 
+    /// Writes configuration and manifest of an image whose layers are in the layout already.
     pub(crate) fn image_of(&self, platform: &str, layers: &[Blob], diff_ids: &[Digest]) -> Blob {
         self.manifest(&self.config(platform, diff_ids), layers)
     }
 
+    /// Writes an image configuration. Its `platform` has the form `os/architecture`.
     pub(crate) fn config(&self, platform: &str, diff_ids: &[Digest]) -> Blob {
         let (os, architecture) = platform.split_once('/').unwrap();
         let diff_ids: Vec<String> = diff_ids.iter().map(|digest| format!("\"{digest}\"")).collect();
@@ -112,7 +117,7 @@ impl Bench {
         self.blob(INDEX, index.as_bytes())
     }
 
-    /// Writes `index.json`.
+    /// Writes `index.json` with these descriptors.
     pub(crate) fn publish(&self, descriptors: &[String]) {
         let index = self.index(descriptors);
         fs::copy(self.blob_path(index.digest), self.path("layout/index.json")).unwrap();
@@ -132,7 +137,9 @@ impl Bench {
         self.layout().resolve(None, &amd64()).unwrap()
     }
 
-    /// Unpacks a layer alone, if an image of it alone can be composed.
+    /// Composes an image of one layer, and returns the layer as it is unpacked alone.
+    ///
+    /// The field `hit` is the result of the first call, before the image is composed.
     pub(crate) fn unpack(&self, layer: &Layer) -> Result<CachedLayer, CacheError> {
         let (cache, layout) = (self.cache(), self.layout());
         let unpack = || cache.get_or_unpack(&layout, layer, &mut |_| ControlFlow::Continue(()));
@@ -143,18 +150,18 @@ impl Bench {
         Ok(layer)
     }
 
-    /// Puts all of an image into the cache.
+    /// Unpacks all layers of an image into the cache.
     pub(crate) fn compose(&self, image: &Image) -> Result<Stack, CacheError> {
         let progress = &mut |_, _| ControlFlow::Continue(());
         self.cache().compose(&self.layout(), &image.layers, progress)
     }
 
-    /// Unpacks an image of one layer.
+    /// Publishes an image of one layer, and unpacks the layer.
     pub(crate) fn unpack_tar(&self, tar: Tar) -> Result<CachedLayer, CacheError> {
         self.unpack(&self.resolved(&[tar]).layers[0])
     }
 
-    /// Asserts that nothing can be seen of a layer that was not unpacked.
+    /// Asserts that the cache has neither layers nor unfinished trees.
     pub(crate) fn assert_cache_is_empty(&self) {
         for directory in ["ready", "staging"] {
             let names = fs::read_dir(self.path("cache/layers-v2").join(directory)).unwrap();
@@ -164,18 +171,18 @@ impl Bench {
 }
 
 impl Drop for Bench {
-    /// Unmounts what a test may have mounted, or its directory could not be removed.
+    /// Detaches the mounts that a test can make, because a mount point cannot be removed.
     fn drop(&mut self) {
         for directory in ["root", "cache"] {
-            // Most tests mount nothing.
+            // The result is ignored: in most tests these are no mount points (`EINVAL`).
             let _ = nix::mount::umount2(&self.path(directory), nix::mount::MntFlags::MNT_DETACH);
         }
     }
 }
 
 impl Blob {
-    /// Writes a descriptor; `extra` is a platform such as `linux/arm64`, a `name` in quotes, or
-    /// nothing.
+    /// Returns the descriptor as JSON. `extra` is a platform such as `linux/arm64`, a reference
+    /// name such as `app:1`, or empty.
     pub(crate) fn descriptor(&self, extra: &str) -> String {
         let extra = match extra.split_once('/') {
             _ if extra.is_empty() => String::new(),
@@ -201,7 +208,7 @@ pub(crate) fn gzip(bytes: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-/// Joins an error and its causes.
+/// Joins the messages of an error and its causes with `: `.
 pub(crate) fn chain(error: &dyn Error) -> String {
     let mut texts = vec![error.to_string()];
     let mut cause = error.source();
@@ -212,7 +219,7 @@ pub(crate) fn chain(error: &dyn Error) -> String {
     texts.join(": ")
 }
 
-/// Describes each entry below `root`: `path` to kind, mode, owner, links or content, and time.
+/// Maps the path of `root` and of each entry below it to mode, owner, time, type and content.
 pub(crate) fn tree(root: &Path) -> BTreeMap<String, String> {
     let mut entries = BTreeMap::new();
     let mut pending = vec![root.to_owned()];
@@ -242,7 +249,7 @@ pub(crate) fn tree(root: &Path) -> BTreeMap<String, String> {
     entries
 }
 
-/// Lists the names below `root`.
+/// Returns the sorted paths of all entries below `root`.
 pub(crate) fn names(root: &Path) -> Vec<String> {
     tree(root).into_keys().filter(|name| !name.is_empty()).collect()
 }

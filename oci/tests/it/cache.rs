@@ -1,4 +1,5 @@
-//! The layer cache between processes: one unpacking, no traces of failure, no trust in strangers.
+//! The layer cache: concurrent callers unpack a layer once, a failure leaves nothing behind, and a
+//! cache that other users can change is refused.
 
 use std::env;
 use std::fs::{self, File, Permissions};
@@ -15,15 +16,16 @@ use crate::archive::Tar;
 use crate::bench::{Bench, amd64, chain, names};
 use a3s_box_oci::{CacheError, Layer, LayerCache, Progress, StoreError};
 
-/// Tells the child of a test in which directory to unpack.
+/// Environment variable with the directory in which the child of a test unpacks and hangs.
 const HANG_IN: &str = "A3S_OCI_TEST_HANG_IN";
 
+/// Returns a layer with 2000 files, so that it calls `progress` several times.
 fn big_layer() -> Tar {
     (0..2000).fold(Tar::new(), |tar, number| tar.file(&format!("file{number}"), "content"))
 }
 
 #[test]
-fn second_call_is_a_hit_that_needs_no_blob() {
+fn cached_layer_is_returned_without_its_blob() {
     let bench = Bench::new();
     let image = bench.resolved(&[Tar::new().file("a", "content")]);
     let cold = bench.unpack(&image.layers[0]).unwrap();
@@ -35,9 +37,10 @@ fn second_call_is_a_hit_that_needs_no_blob() {
 }
 
 #[test]
-fn cancelled_unpacking_leaves_nothing_and_the_next_one_succeeds() {
+fn cancelled_unpacking_leaves_no_files_and_the_next_call_succeeds() {
     let bench = Bench::new();
     let image = bench.resolved(&[big_layer()]);
+    // Each round cancels at another call of `progress`.
     for calls in 1..6 {
         let mut left = calls;
         let outcome = bench.cache().get_or_unpack(&bench.layout(), &image.layers[0], &mut |_| {
@@ -51,9 +54,10 @@ fn cancelled_unpacking_leaves_nothing_and_the_next_one_succeeds() {
 }
 
 #[test]
-fn full_disk_leaves_nothing_and_says_so() {
+fn error_of_a_full_disk_is_reported_and_no_files_are_left() {
     let bench = Bench::new();
     let image = bench.resolved(&[Tar::new().file("a", &"content".repeat(1 << 20))]);
+    // The cache is on a file system of 1 MiB, and the layer has a file of 7 MiB.
     nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
     let private = nix::mount::MsFlags::MS_REC | nix::mount::MsFlags::MS_PRIVATE;
     nix::mount::mount(None::<&str>, "/", None::<&str>, private, None::<&str>).unwrap();
@@ -71,8 +75,9 @@ fn full_disk_leaves_nothing_and_says_so() {
 }
 
 #[test]
-fn killed_unpacking_leaves_nothing_visible_and_the_next_one_succeeds() {
-    // Only a process can be killed: the test runs itself, and the child hangs.
+fn killed_unpacking_publishes_no_layer_and_the_next_call_succeeds() {
+    // Only a process can be killed, not a thread. The test therefore runs its own executable as a
+    // child, which unpacks until the test kills it.
     if let Some(dir) = env::var_os(HANG_IN) {
         let bench = Bench::at(Path::new(&dir));
         hang(&bench, &bench.layout().resolve(None, &amd64()).unwrap().layers[0]);
@@ -80,7 +85,7 @@ fn killed_unpacking_leaves_nothing_visible_and_the_next_one_succeeds() {
     }
     let bench = Bench::new();
     let image = bench.resolved(&[big_layer(), Tar::new().dir("other")]);
-    let name = "cache::killed_unpacking_leaves_nothing_visible_and_the_next_one_succeeds";
+    let name = "cache::killed_unpacking_publishes_no_layer_and_the_next_call_succeeds";
     let mut child = Command::new(env::current_exe().unwrap())
         .args(["--exact", name])
         .env(HANG_IN, &bench.root)
@@ -90,7 +95,7 @@ fn killed_unpacking_leaves_nothing_visible_and_the_next_one_succeeds() {
     let marker = bench.path("started");
     let started = Instant::now();
     while !marker.exists() {
-        assert!(started.elapsed() < Duration::from_secs(30), "the child does not unpack");
+        assert!(started.elapsed() < Duration::from_secs(30), "the child has not begun to unpack");
         thread::sleep(Duration::from_millis(5));
     }
     child.kill().unwrap();
@@ -98,7 +103,7 @@ fn killed_unpacking_leaves_nothing_visible_and_the_next_one_succeeds() {
     let staging = bench.path("cache/layers-v2/staging");
     assert_eq!(fs::read_dir(bench.path("cache/layers-v2/ready")).unwrap().count(), 0);
     assert_eq!(fs::read_dir(&staging).unwrap().count(), 1);
-    // Unpacking another layer removes what the dead process has left.
+    // The next call removes the unfinished tree of the dead process, even for another layer.
     assert!(!bench.unpack(&image.layers[1]).unwrap().hit);
     assert_eq!(fs::read_dir(&staging).unwrap().count(), 0);
     let layer = bench.unpack(&image.layers[0]).unwrap();
@@ -106,7 +111,7 @@ fn killed_unpacking_leaves_nothing_visible_and_the_next_one_succeeds() {
 }
 
 #[test]
-fn two_at_once_unpack_once() {
+fn concurrent_calls_unpack_a_layer_once() {
     let bench = Bench::new();
     let image = bench.resolved(&[big_layer()]);
     let (unpackings, waits) = (AtomicUsize::new(0), AtomicUsize::new(0));
@@ -119,6 +124,7 @@ fn two_at_once_unpack_once() {
                     Progress::Unpacking { .. } if !started => {
                         started = true;
                         unpackings.fetch_add(1, Ordering::Relaxed);
+                        // Gives the other threads time to wait for the lock.
                         thread::sleep(Duration::from_millis(200));
                     }
                     Progress::Unpacking { .. }
@@ -138,7 +144,7 @@ fn two_at_once_unpack_once() {
 }
 
 #[test]
-fn all_layers_come_in_their_order_and_one_that_occurs_twice_is_unpacked_once() {
+fn layers_keep_their_order_and_a_repeated_layer_is_unpacked_once() {
     let bench = Bench::new();
     let small = |name: &str| Tar::new().file(name, "");
     let image = bench.resolved(&[small("a"), big_layer(), small("a"), small("b"), small("c")]);
@@ -152,13 +158,13 @@ fn all_layers_come_in_their_order_and_one_that_occurs_twice_is_unpacked_once() {
     };
     let stack = bench.cache().compose(&bench.layout(), &image.layers, &mut progress).unwrap();
     let found: Vec<_> = stack.trees().map(|tree| names(tree).len()).collect();
-    assert_eq!(found, [2000, 1, 1, 1], "of the two that are equal the topmost stays");
-    assert_eq!(stack.hits, 2, "of the pair, and the cached");
+    assert_eq!(found, [2000, 1, 1, 1], "the topmost of two equal layers stays");
+    assert_eq!(stack.hits, 2, "one of the two equal layers, and the layer that was cached before");
     assert_eq!(cached.into_inner().unwrap(), [3]);
 }
 
 #[test]
-fn one_bad_layer_ends_the_work_on_all_and_is_the_error() {
+fn error_of_one_layer_is_returned_and_ends_the_work_on_all() {
     let bench = Bench::new();
     let image = bench.resolved(&[big_layer(), Tar::new().file("", ""), Tar::new().dir("b")]);
     match bench.compose(&image) {
@@ -170,13 +176,15 @@ fn one_bad_layer_ends_the_work_on_all_and_is_the_error() {
 }
 
 #[test]
-fn waiting_can_be_cancelled_and_a_lease_is_a_shared_lock() {
+fn wait_for_a_lock_can_be_cancelled_and_a_lease_is_a_shared_lock() {
     let bench = Bench::new();
     let image = bench.resolved(&[Tar::new().dir("a")]);
     let lock = bench
         .path("cache/layers-v2/locks")
         .join(image.layers[0].diff_id.to_string().replace(':', "-"));
+    // Opening the cache creates its directories.
     drop(bench.cache());
+    // The test holds the exclusive lock of the layer, as a process that unpacks it does.
     let held = File::create(&lock).unwrap();
     held.lock().unwrap();
     let mut waits = 0;
@@ -188,6 +196,7 @@ fn waiting_can_be_cancelled_and_a_lease_is_a_shared_lock() {
     assert!(matches!(outcome, Err(CacheError::Cancelled { .. })), "{outcome:?}");
     held.unlock().unwrap();
     let layer = bench.unpack(&image.layers[0]).unwrap();
+    // A layer in use can be used by others, but not removed.
     let other = File::open(&lock).unwrap();
     other.try_lock().unwrap_err();
     other.try_lock_shared().unwrap();
@@ -234,11 +243,11 @@ fn cache_that_others_can_change_is_refused() {
     refused("cache/layers-v2", "found a directory of user 1 with mode 0700");
     chown(bench.path("cache/layers-v2"), Some(0), None).unwrap();
     drop(open().unwrap());
-    // A link in place of a directory of the cache.
+    // A symbolic link in place of a directory of the cache could lead to another user's directory.
     fs::rename(bench.path("cache/layers-v2/ready"), bench.path("elsewhere")).unwrap();
     symlink(bench.path("elsewhere"), bench.path("cache/layers-v2/ready")).unwrap();
     refused("cache/layers-v2/ready", "a symbolic link or a file");
-    // Others could put a cache of theirs in its place.
+    // In a parent that all users can write to, another user could replace the cache.
     chmod("", 0o777);
     refused("", "a parent directory of user 0 with mode 0777");
 }
@@ -249,7 +258,7 @@ const DAMAGES: [fn(&Path); 4] = [
     |directory| fs::remove_file(directory.join("seams")).unwrap(),
     |directory| fs::remove_dir_all(directory.join("tree")).unwrap(),
     |directory| {
-        // As after a crash of the machine before the layer was on the disk.
+        // The layer was not synced before the host crashed: its mark names another boot.
         fs::remove_file(directory.join("boot")).unwrap();
         symlink("another-boot", directory.join("boot")).unwrap();
     },
@@ -274,12 +283,12 @@ fn damaged_layer_is_unpacked_again_unless_it_is_in_use() {
 }
 
 #[test]
-fn layer_that_is_on_the_disk_counts_in_later_boots() {
+fn synced_layer_is_used_in_later_boots() {
     let bench = Bench::new();
     let image = bench.resolved(&[Tar::new().dir("a"), Tar::new().dir("b")]);
     let stack = bench.compose(&image).unwrap();
-    assert!(bench.cache().sync(&stack).unwrap(), "something was to be done");
-    assert!(!bench.cache().sync(&stack).unwrap(), "and was");
+    assert!(bench.cache().sync(&stack).unwrap(), "the first call syncs the layers");
+    assert!(!bench.cache().sync(&stack).unwrap(), "the second call has nothing to sync");
     for tree in stack.trees() {
         DAMAGES[3](tree.parent().unwrap());
     }
@@ -287,7 +296,7 @@ fn layer_that_is_on_the_disk_counts_in_later_boots() {
     assert_eq!(bench.compose(&image).unwrap().hits, 2);
 }
 
-/// Unpacks, and hangs in the middle of it.
+/// Unpacks a layer, and sleeps after 512 entries until the process is killed.
 fn hang(bench: &Bench, layer: &Layer) {
     let progress = &mut |progress| {
         if matches!(progress, Progress::Unpacking { entries: 512.., .. }) {

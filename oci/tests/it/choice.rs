@@ -1,4 +1,5 @@
-//! The choice among what a layout holds beside images: artifacts, twins, and what is not there.
+//! Selects an image in layouts that also hold other artifacts, several images of one name, or
+//! references to missing documents.
 
 use std::fs;
 
@@ -7,24 +8,27 @@ use a3s_box_oci::{LayoutError, Platform, SelectError};
 use crate::archive::Tar;
 use crate::bench::{Bench, Blob, CONFIG, INDEX, MANIFEST, amd64, chain};
 
-/// A descriptor with further fields, given as JSON.
+/// Returns a blob's descriptor with further fields, given as JSON.
 fn with(blob: &Blob, fields: &str) -> String {
     blob.descriptor("").replace('}', &format!(",{fields}}}"))
 }
 
+/// Returns the annotation with the reference name, as a JSON field.
 fn named(name: &str) -> String {
     format!(r#""annotations":{{"org.opencontainers.image.ref.name":"{name}"}}"#)
 }
 
+/// Writes an image whose layer has only the directory `name`, so that images differ by name.
 fn image(bench: &Bench, name: &str) -> Blob {
     bench.image("linux/amd64", &[Tar::new().dir(name)])
 }
 
+/// Resolves a reference that must be refused, and returns the error's text.
 fn refusal(bench: &Bench, reference: Option<&str>) -> String {
     chain(&bench.layout().resolve(reference, &amd64()).unwrap_err())
 }
 
-/// Writes a manifest whose configuration is something else, as other artifacts have it.
+/// Writes the manifest of an artifact that is not an image: its configuration has another type.
 fn artifact(bench: &Bench, config_type: &str, fields: &str) -> Blob {
     let config = bench.blob(config_type, b"{}").descriptor("");
     let text = format!(r#"{{"schemaVersion":2,"config":{config},"layers":[]{fields}}}"#);
@@ -46,14 +50,14 @@ fn two_images_of_one_name_are_reported() {
         let image = bench.layout().resolve(Some(&digest), &amd64()).unwrap();
         assert_eq!(image.manifest_digest, one.digest);
     }
-    // The same image twice is no question.
+    // Two descriptors of the same image are not ambiguous.
     bench.publish(&[one.descriptor("app:1"), one.descriptor("app:1")]);
     bench.layout().resolve(Some("app:1"), &amd64()).unwrap();
     bench.layout().resolve(None, &amd64()).unwrap();
 }
 
 #[test]
-fn artifacts_beside_an_image_are_passed_over() {
+fn artifacts_beside_an_image_are_ignored() {
     let bench = Bench::new();
     let app = image(&bench, "app");
     let helm = "application/vnd.cncf.helm.config.v1+json";
@@ -62,15 +66,20 @@ fn artifacts_beside_an_image_are_passed_over() {
     let amd = r#""platform":{"os":"linux","architecture":"amd64"}"#;
     let reference = r#""annotations":{"vnd.docker.reference.type":"attestation-manifest"}"#;
     bench.publish(&[
+        // Artifacts with a configuration of another type: a Helm chart, a bill of materials, and a
+        // manifest that claims the platform of the image.
         artifact(&bench, helm, "").descriptor("chart:1"),
         artifact(&bench, empty, sbom).descriptor("sbom:1"),
         with(&artifact(&bench, empty, ""), amd),
+        // Artifacts with an image configuration: the descriptor's annotation, its artifact type or
+        // its unknown platform shows that they are not images.
         with(&artifact(&bench, CONFIG, ""), &format!("{amd},{reference}")),
         with(&artifact(&bench, CONFIG, ""), r#""artifactType":"application/vnd.example""#),
         with(
             &bench.image("unknown/unknown", &[]),
             r#""platform":{"os":"unknown","architecture":"unknown"}"#,
         ),
+        // A document that is neither a manifest nor an index.
         bench.blob("application/vnd.example+json", b"{}").descriptor(""),
         app.descriptor("app:1"),
     ]);
@@ -87,7 +96,7 @@ fn artifacts_beside_an_image_are_passed_over() {
 }
 
 #[test]
-fn what_is_asked_for_and_is_no_image_is_named() {
+fn error_names_the_requested_artifact_and_its_type() {
     let bench = Bench::new();
     let app = image(&bench, "app");
     let wasm = "application/vnd.wasm.config.v0+json";
@@ -126,7 +135,7 @@ fn what_is_asked_for_and_is_no_image_is_named() {
 }
 
 #[test]
-fn document_that_is_missing_is_an_error_only_where_it_is_needed() {
+fn missing_document_is_an_error_only_if_it_is_needed() {
     let bench = Bench::new();
     let (app, gone) = (image(&bench, "app"), image(&bench, "gone"));
     let (arm, index) = (bench.image("linux/arm64", &[]), bench.index(&[gone.descriptor("")]));
@@ -141,7 +150,7 @@ fn document_that_is_missing_is_an_error_only_where_it_is_needed() {
         let image = image.unwrap_or_else(|error| panic!("{reference}: {}", chain(&error)));
         assert_eq!(image.manifest_digest, app.digest);
     }
-    // Nor does an index that is damaged matter to what has another name.
+    // An index that is damaged is not read for a reference to another name.
     let damaged = bench.blob(INDEX, b"{");
     bench.publish(&[damaged.descriptor("damaged:1"), multi.descriptor("app:1")]);
     bench.layout().resolve(Some("app:1"), &amd64()).unwrap();
@@ -159,7 +168,7 @@ fn document_that_is_missing_is_an_error_only_where_it_is_needed() {
 }
 
 #[test]
-fn newest_variant_that_runs_is_chosen() {
+fn newest_variant_that_the_platform_runs_is_selected() {
     let bench = Bench::new();
     let of = |variant: &str| {
         let platform = format!(r#""os":"linux","architecture":"amd64","variant":"{variant}""#);
@@ -168,10 +177,10 @@ fn newest_variant_that_runs_is_chosen() {
     };
     let all = ["", "v3", "v2", "v4"].map(of);
     bench.publish(&[bench.index(&all.clone().map(|(descriptor, _)| descriptor)).descriptor("")]);
-    for (asked, chosen) in [("", 0), ("/v1", 0), ("/v2", 2), ("/v3", 1), ("/v4", 3)] {
-        let platform: Platform = format!("linux/amd64{asked}").parse().unwrap();
+    for (requested, selected) in [("", 0), ("/v1", 0), ("/v2", 2), ("/v3", 1), ("/v4", 3)] {
+        let platform: Platform = format!("linux/amd64{requested}").parse().unwrap();
         let image = bench.layout().resolve(None, &platform).unwrap();
-        assert_eq!(image.manifest_digest, all[chosen].1, "{asked}");
+        assert_eq!(image.manifest_digest, all[selected].1, "{requested}");
     }
     bench.publish(&[bench.index(&[all[3].0.clone()]).descriptor("")]);
     let text = refusal(&bench, None);
@@ -180,9 +189,10 @@ fn newest_variant_that_runs_is_chosen() {
 }
 
 #[test]
-fn indexes_with_too_many_entries_are_refused() {
+fn indexes_with_more_entries_than_the_limit_are_refused() {
     let bench = Bench::new();
     let app = image(&bench, "app").descriptor("");
+    // 64 indexes of 64 entries each, and the entries of `index.json`, are more than 4096.
     let index = bench.index(&vec![app; 64]);
     bench.publish(&vec![index.descriptor(""); 64]);
     let error = bench.layout().resolve(None, &amd64()).unwrap_err();

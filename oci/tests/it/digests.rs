@@ -1,4 +1,4 @@
-//! Layouts whose content is named by SHA-512, by both algorithms, or by one that nobody here knows.
+//! Layouts with SHA-512 digests, with digests of both algorithms, and with an unknown algorithm.
 
 use std::fs;
 
@@ -9,8 +9,9 @@ use a3s_box_oci::{
 use crate::archive::Tar;
 use crate::bench::{Bench, Blob, CONFIG, GZIP, INDEX, MANIFEST, amd64, chain, gzip, names};
 
-/// Publishes an image of one layer: its blob, its `DiffID`, configuration and manifest each hashed
-/// with an algorithm of its own.
+/// Publishes an image of one layer, and returns its manifest.
+///
+/// The algorithms are those of the layer's blob, its `DiffID`, the configuration and the manifest.
 fn image_of(bench: &mut Bench, [blob, diff_id, config, manifest]: [Algorithm; 4]) -> Blob {
     let tar = Tar::new().file("a", "content").bytes();
     bench.algorithm = blob;
@@ -28,12 +29,12 @@ fn resolved(bench: &Bench) -> Image {
 }
 
 #[test]
-fn layout_whose_every_blob_is_sha512_is_read_and_unpacked() {
+fn layout_with_only_sha512_digests_is_read_and_unpacked() {
     let mut bench = Bench::new();
     let manifest = image_of(&mut bench, [Algorithm::Sha512; 4]);
     let index = bench.index(&[manifest.descriptor("linux/amd64")]);
     bench.publish(&[index.descriptor("multi:1")]);
-    assert!(!bench.path("layout/blobs/sha256").exists(), "nothing is named by sha256");
+    assert!(!bench.path("layout/blobs/sha256").exists(), "no blob has a sha256 digest");
     let by_digest = [manifest.digest.to_string(), index.digest.to_string()];
     assert!(by_digest.iter().all(|digest| digest.starts_with("sha512:")));
     for reference in [None, Some("multi:1"), Some(&by_digest[0]), Some(&by_digest[1])] {
@@ -48,14 +49,15 @@ fn layout_whose_every_blob_is_sha512_is_read_and_unpacked() {
 }
 
 #[test]
-fn each_part_of_an_image_may_be_of_either_algorithm() {
+fn each_part_of_an_image_can_use_either_algorithm() {
     let algorithm = |bit: usize| if bit == 0 { Algorithm::Sha256 } else { Algorithm::Sha512 };
+    // Each of the four bits selects the algorithm of one part.
     for mixture in 0..16 {
         let mut bench = Bench::new();
         let of = [0, 1, 2, 3].map(|bit| algorithm(mixture >> bit & 1));
         image_of(&mut bench, of);
         let image = resolved(&bench);
-        let [layer] = image.layers[..] else { panic!("one layer") };
+        let [layer] = image.layers[..] else { panic!("the image has one layer") };
         assert_eq!([layer.digest.algorithm(), layer.diff_id.algorithm()], of[..2]);
         let unpacked = bench.unpack(&layer).unwrap_or_else(|error| panic!("{}", chain(&error)));
         assert_eq!(names(&unpacked.path), ["a"], "{of:?}");
@@ -112,7 +114,7 @@ fn damaged_sha512_blob_is_refused() {
 }
 
 #[test]
-fn unknown_algorithm_is_refused_where_it_is_needed_and_the_error_says_what_is_known() {
+fn unknown_algorithm_is_refused_and_the_error_lists_the_supported_ones() {
     let unknown = |media_type: &str| {
         let digest = format!("blake3:{}", "ab".repeat(32));
         format!(r#"{{"mediaType":"{media_type}","digest":"{digest}","size":2}}"#)

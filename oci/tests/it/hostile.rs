@@ -1,5 +1,5 @@
-//! Layers that mean harm, where one file of the corpus would not do: every byte, every length, and
-//! what is too large.
+//! Hostile layers that are not files of the corpus: a blob damaged at each byte or cut at each
+//! length, and layers that are too large or too deep.
 
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -11,12 +11,13 @@ use tar::EntryType;
 use crate::archive::Tar;
 use crate::bench::{Bench, GZIP, amd64, chain, gzip, names};
 
-/// Unpacks a layer that must be refused, and returns why.
-fn refused(tar: Tar) -> LayerError {
+/// Unpacks a layer that must be refused, and returns its error.
+fn refusal(tar: Tar) -> LayerError {
     let bench = Bench::new();
     layer_error(&bench, bench.unpack_tar(tar).map(drop))
 }
 
+/// Returns the error of a refused layer, and asserts that the cache holds nothing of the layer.
 fn layer_error(bench: &Bench, outcome: Result<(), CacheError>) -> LayerError {
     bench.assert_cache_is_empty();
     match outcome {
@@ -25,7 +26,9 @@ fn layer_error(bench: &Bench, outcome: Result<(), CacheError>) -> LayerError {
     }
 }
 
-/// Unpacks a blob as a gzip layer with the given `DiffID`.
+/// Unpacks a blob as a gzip layer with the given `DiffID`, and returns the layer's error.
+///
+/// `damage` receives the path of the blob, and changes it after the image has been resolved.
 fn blob_error(blob: &[u8], diff_id: Digest, damage: impl Fn(&Path)) -> LayerError {
     let bench = Bench::new();
     let blob = bench.blob(GZIP, blob);
@@ -38,7 +41,7 @@ fn blob_error(blob: &[u8], diff_id: Digest, damage: impl Fn(&Path)) -> LayerErro
 }
 
 #[test]
-fn blob_that_is_not_the_one_described_is_refused() {
+fn missing_or_changed_blob_is_refused() {
     let tar = Tar::new().file("a", "content").bytes();
     let (blob, diff_id) = (gzip(&tar), Digest::of(&tar));
     let error = blob_error(&blob, diff_id, |path| fs::remove_file(path).unwrap());
@@ -46,7 +49,7 @@ fn blob_that_is_not_the_one_described_is_refused() {
     let error =
         blob_error(&blob, diff_id, |path| fs::write(path, [&blob[..], b"x"].concat()).unwrap());
     assert!(matches!(error, LayerError::Blob(BlobError::Size { .. })), "{error:?}");
-    // Each damaged byte is the digest's affair, also where the archive then makes no sense.
+    // The digest is the reported error even if the damage also makes the archive malformed.
     for position in 0..blob.len() {
         let error = blob_error(&blob, diff_id, |path| {
             let mut damaged = blob.clone();
@@ -61,7 +64,7 @@ fn blob_that_is_not_the_one_described_is_refused() {
 }
 
 #[test]
-fn something_behind_the_gzip_stream_is_refused() {
+fn bytes_behind_the_gzip_stream_are_refused() {
     let tar = Tar::new().file("a", "content").bytes();
     let end = gzip(&tar);
     for tail in [&b"x"[..], b"\0\0x", b"\0\x1f\x8b", b"\x1f", b"\x1f\x8b\x08\0"] {
@@ -71,22 +74,24 @@ fn something_behind_the_gzip_stream_is_refused() {
 }
 
 #[test]
-fn archive_that_is_not_the_one_described_is_refused() {
+fn archive_with_a_wrong_diff_id_is_refused() {
     let tar = Tar::new().file("a", "content").bytes();
     let error = blob_error(&gzip(&tar), Digest::of(b"another"), |_| {});
     assert!(
         matches!(error, LayerError::DiffId { found, .. } if found == Digest::of(&tar)),
         "{error:?}"
     );
+    // The DiffID also covers the bytes behind the archive's end.
     let behind_the_end = Tar::new().file("a", "content").then(b"x").bytes();
     let error = blob_error(&gzip(&behind_the_end), Digest::of(&tar), |_| {});
     assert!(matches!(error, LayerError::DiffId { .. }), "{error:?}");
 }
 
 #[test]
-fn compressed_stream_that_is_cut_off_or_goes_on_is_refused() {
+fn truncated_or_extended_gzip_stream_is_refused() {
     let tar = Tar::new().file("a", &"content".repeat(100)).bytes();
     let blob = gzip(&tar);
+    // Length 0 is left out, because an empty blob is an empty layer.
     for length in 1..blob.len() {
         let error = blob_error(&blob[..length], Digest::of(&tar), |_| {});
         let expected = matches!(error, LayerError::Archive { source: ArchiveError::Read(_), .. });
@@ -94,6 +99,7 @@ fn compressed_stream_that_is_cut_off_or_goes_on_is_refused() {
     }
     let error = blob_error(&[&blob[..], b"garbage"].concat(), Digest::of(&tar), |_| {});
     assert!(matches!(error, LayerError::Archive { .. }), "{error:?}");
+    // The gzip stream is whole here, and the archive inside is cut off in its first body.
     let error = blob_error(&gzip(&tar[..700]), Digest::of(&tar[..700]), |_| {});
     assert!(
         matches!(error, LayerError::Archive { source: ArchiveError::Truncated, .. }),
@@ -102,20 +108,20 @@ fn compressed_stream_that_is_cut_off_or_goes_on_is_refused() {
 }
 
 #[test]
-fn zstd_stream_that_is_cut_off_or_goes_on_is_refused() {
+fn truncated_or_extended_zstd_stream_is_refused() {
     let tar = Tar::new().file("a", &"content".repeat(100)).bytes();
     let blob = zstd::encode_all(&tar[..], 1).unwrap();
-    let cut_off = (1..blob.len()).map(|length| blob[..length].to_vec());
+    let truncated = (1..blob.len()).map(|length| blob[..length].to_vec());
     let tails = [&b"x"[..], b"garbage", b"\0\0\0\0", &blob[..5]];
-    let goes_on = tails.map(|tail| [&blob, tail].concat());
-    for (number, blob) in cut_off.chain(goes_on).enumerate() {
+    let extended = tails.map(|tail| [&blob, tail].concat());
+    for (number, blob) in truncated.chain(extended).enumerate() {
         let error = blob_error(&blob, Digest::of(&tar), |_| {});
         assert!(matches!(error, LayerError::Archive { .. }), "{number}: {error:?}");
     }
 }
 
 #[test]
-fn names_that_lead_out_are_names_in_the_root() {
+fn name_that_leads_out_of_the_root_is_resolved_in_the_root() {
     let bench = Bench::new();
     let tar = Tar::new()
         .file("../one", "1")
@@ -134,14 +140,15 @@ fn names_that_lead_out_are_names_in_the_root() {
     assert_eq!([read("one"), read("four"), read("dir/five"), read("three")], ["1", "1", "2", "3"]);
     assert_eq!(fs::metadata(&layer.path).unwrap().mode() & 0o7777, 0o710);
     assert!(fs::symlink_metadata(layer.path.join("six")).unwrap().file_type().is_char_device());
-    // Once alone, and once as an image, where whiteouts hide nothing.
+    // The cache has two trees of the layer: unpacked alone, and on top of an empty stack, where its
+    // whiteouts have nothing to hide. No other directory received the file `one`.
     let ones: Vec<_> =
         names(&bench.root).into_iter().filter(|name| name.ends_with("one")).collect();
     assert!(ones.len() == 2 && ones.iter().all(|name| name.ends_with("/tree/one")), "{ones:?}");
 }
 
 #[test]
-fn name_that_means_the_root_is_a_directorys_only() {
+fn only_a_directory_can_have_the_name_of_the_root() {
     for name in ["..", "a/..", "/../.", "a/../../.."] {
         for tar in [
             Tar::new().file(name, "x"),
@@ -150,18 +157,18 @@ fn name_that_means_the_root_is_a_directorys_only() {
             Tar::new().entry(EntryType::Char, name, 0o644, b""),
             Tar::new().file("f", "").hard_link(name, "f"),
         ] {
-            let error = refused(tar);
+            let error = refusal(tar);
             let is_root = matches!(error, LayerError::Entry { source: EntryError::Root, .. });
             assert!(is_root, "{name}: {error:?}");
         }
-        let error = refused(Tar::new().hard_link("b", name));
+        let error = refusal(Tar::new().hard_link("b", name));
         let expected = EntryError::HardLinkToDirectory { target: "/".to_owned() };
         assert!(chain(&error).ends_with(&expected.to_string()), "{name}: {error:?}");
     }
 }
 
 #[test]
-fn hard_link_cannot_name_a_file_of_the_host_or_one_that_is_not_there() {
+fn hard_link_to_a_file_of_the_host_or_to_a_missing_file_is_refused() {
     let cases: [fn() -> Tar; 4] = [
         || Tar::new().hard_link("a", "/etc/passwd"),
         || Tar::new().symlink("s", "/etc").hard_link("a", "s/passwd"),
@@ -169,6 +176,7 @@ fn hard_link_cannot_name_a_file_of_the_host_or_one_that_is_not_there() {
         || Tar::new().hard_link("a", "a"),
     ];
     for tar in cases {
+        // In the second image a lower layer has `hidden`, but the whiteout hides it.
         for layers in [vec![tar()], vec![Tar::new().file("hidden", ""), tar()]] {
             let bench = Bench::new();
             let image = bench.resolved(&layers);
@@ -180,7 +188,7 @@ fn hard_link_cannot_name_a_file_of_the_host_or_one_that_is_not_there() {
             assert!(matches!(source, EntryError::HardLinkTarget { .. }), "{source:?}");
         }
     }
-    let error = refused(Tar::new().dir("d").hard_link("a", "d"));
+    let error = refusal(Tar::new().dir("d").hard_link("a", "d"));
     assert!(
         matches!(error, LayerError::Entry { source: EntryError::HardLinkToDirectory { .. }, .. }),
         "{error:?}"
@@ -200,10 +208,11 @@ fn size_of_a_layer_is_limited() {
 }
 
 #[test]
-fn tree_deeper_than_a_path_is_removed_after_a_failure() {
+fn tree_deeper_than_path_max_is_removed_after_a_failure() {
     let mut tar = Tar::new();
     for number in 0..13 {
-        // Each link leads to the end of the last chain of directories, where the next one begins.
+        // An entry's name can have 256 components, so one chain of directories is not enough. Each
+        // link leads to the end of the previous chain, where the next one begins.
         let mut path = format!("l{number}");
         let end = format!("l{}{}", number - 1, "/d".repeat(170));
         tar = match number {
@@ -215,6 +224,7 @@ fn tree_deeper_than_a_path_is_removed_after_a_failure() {
             tar = tar.pax(&[("path", path.as_bytes())]).dir("d");
         }
     }
-    let error = refused(tar.file("", ""));
+    // The entry without a name is refused after the deep tree has been created.
+    let error = refusal(tar.file("", ""));
     assert!(matches!(error, LayerError::Entry { source: EntryError::Name(_), .. }), "{error:?}");
 }

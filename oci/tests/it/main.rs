@@ -1,14 +1,15 @@
-//! Library tests: tiny image layouts, built in code, read and unpacked and mounted for real.
+//! Tests of the library's public interface. They write small image layouts, and read, unpack and
+//! mount them on the host's own file systems.
 //!
-//! They run as root, as unpacking does. A test that changes its mount namespace relies on nextest,
-//! which gives each test a process of its own.
+//! The tests need root, because unpacking sets owners and mounting needs `CAP_SYS_ADMIN`. A test
+//! that changes its mount namespace relies on nextest, which runs each test in its own process.
 
 #![expect(
     clippy::unwrap_used,
-    reason = "what cannot be set up or looked at is a failure of the test"
+    reason = "a failure of the set-up or of an inspection is a failure of the test"
 )]
 
-#[expect(dead_code, reason = "some of it is for the test binary `corpus`")]
+#[expect(dead_code, reason = "the test binary `corpus` uses the rest")]
 mod archive;
 mod bench;
 mod cache;

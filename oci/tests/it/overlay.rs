@@ -1,4 +1,4 @@
-//! Layers mounted as a root file system.
+//! Mounts the layers of images as a root file system.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -12,30 +12,31 @@ use tar::EntryType;
 use crate::archive::{TIME, Tar};
 use crate::bench::{Bench, chain, names, tree};
 
-/// Gives the test process a mount namespace of its own, from which nothing spreads.
+/// Moves the thread into a new mount namespace, from which mounts do not propagate to the host.
 fn private_mounts() {
     unshare(CloneFlags::CLONE_NEWNS).unwrap();
     mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
         .unwrap();
 }
 
-/// Mounts layers, given bottom first, and returns where.
+/// Mounts a stack, and returns the path of the root.
 fn mounted(bench: &Bench, stack: &Stack) -> PathBuf {
     let spec = spec(bench, stack);
     spec.mount().unwrap_or_else(|error| panic!("{}", chain(&error)));
     spec.target
 }
 
+/// Returns the mount of a stack at `root`, with upper and work directory in one state directory.
 fn spec<'a>(bench: &Bench, stack: &'a Stack) -> OverlaySpec<'a> {
     let target = bench.path("root");
     fs::create_dir_all(&target).unwrap();
-    // Characters that an option string would have to escape.
+    // Colon, comma and backslash need escapes in the option string of mount(2).
     let state = bench.path("box:1,2\\3");
     fs::create_dir_all(&state).unwrap();
     OverlaySpec { stack, upper: state.join("upper"), work: state.join("work"), target }
 }
 
-/// Finds the options of the mount at `target`; it may be the thread's own.
+/// Returns the options of the topmost mount at `target` in the thread's mount namespace.
 fn mount_options(target: &Path) -> String {
     let mounts = fs::read_to_string("/proc/thread-self/mounts").unwrap();
     let mut found =
@@ -43,13 +44,14 @@ fn mount_options(target: &Path) -> String {
     found.next_back().unwrap().1.to_owned()
 }
 
+/// Unpacks an image whose layers are given bottom first.
 fn unpacked(bench: &Bench, layers: &[Tar]) -> Stack {
     let image = bench.resolved(layers);
     bench.compose(&image).unwrap_or_else(|error| panic!("{}", chain(&error)))
 }
 
 #[test]
-fn three_layers_make_the_tree_that_applying_them_makes() {
+fn mounted_layers_equal_the_layers_applied_in_order() {
     private_mounts();
     let bench = Bench::new();
     let layers = unpacked(
@@ -81,7 +83,7 @@ fn three_layers_make_the_tree_that_applying_them_makes() {
     assert_eq!(names(&root), ["a", "a/y", "a/z", "o", "o/new", "r", "r/new"]);
     let found = fs::metadata(&root).unwrap();
     assert_eq!((found.mode() & 0o7777, found.uid(), found.gid()), (0o751, 11, 22));
-    // What is written stays out of the layers.
+    // Writes to the root go to the upper directory and do not change the layers.
     fs::write(root.join("a/y"), "changed").unwrap();
     fs::remove_file(root.join("o/new")).unwrap();
     let trees: Vec<&Path> = layers.trees().collect();
@@ -94,7 +96,7 @@ fn three_layers_make_the_tree_that_applying_them_makes() {
 }
 
 #[test]
-fn opaque_root_and_repeated_layers_are_left_to_the_list() {
+fn layers_below_an_opaque_root_and_lower_copies_of_a_layer_are_not_mounted() {
     private_mounts();
     let bench = Bench::new();
     let layers = unpacked(
@@ -115,7 +117,7 @@ fn opaque_root_and_repeated_layers_are_left_to_the_list() {
 }
 
 #[test]
-fn image_without_layers_is_its_upper_directory() {
+fn root_of_an_image_without_layers_is_its_upper_directory() {
     private_mounts();
     let bench = Bench::new();
     let root = mounted(&bench, &Stack::empty());
@@ -126,7 +128,7 @@ fn image_without_layers_is_its_upper_directory() {
 }
 
 #[test]
-fn directory_that_no_entry_describes_is_as_lower_layers_have_it() {
+fn directory_without_an_entry_has_the_metadata_of_the_lower_layers() {
     private_mounts();
     let bench = Bench::new();
     let described = |name: &str, mode| Tar::new().entry(EntryType::Directory, name, mode, b"");
@@ -146,25 +148,26 @@ fn directory_that_no_entry_describes_is_as_lower_layers_have_it() {
     );
     let root = mounted(&bench, &layers);
     let described = [("", 0o711), ("tmp", 0o1777), ("tmp/in", 0o700), ("again", 0o750)];
-    let made = [("hidden", 0o755), ("new", 0o755)];
+    // No layer describes these two: a whiteout hides the entry of the first.
+    let undescribed = [("hidden", 0o755), ("new", 0o755)];
     for (name, mode, (owner, time)) in described
         .map(|(name, mode)| (name, mode, ((11, 22), i64::try_from(TIME).unwrap())))
         .into_iter()
-        .chain(made.map(|(name, mode)| (name, mode, ((0, 0), 0))))
+        .chain(undescribed.map(|(name, mode)| (name, mode, ((0, 0), 0))))
     {
         let found = fs::metadata(root.join(name)).unwrap();
         let found = (found.mode() & 0o7777, (found.uid(), found.gid()), found.mtime());
         assert_eq!(found, (mode, owner, time), "{name}");
     }
-    // A box that is started again has the say.
+    // A second mount with the same upper directory keeps the changes of the first.
     fs::set_permissions(root.join("tmp"), Permissions::from_mode(0o700)).unwrap();
     nix::mount::umount(&root).unwrap();
     mounted(&bench, &layers);
     assert_eq!(fs::metadata(root.join("tmp")).unwrap().mode() & 0o7777, 0o700);
 }
 
-/// Mounts an image, and reads back what matters of its tree: kind, mode, owner and content.
-fn seen(bench: &Bench, layers: &[Tar]) -> Vec<(String, String)> {
+/// Mounts an image, and returns the description of each path of its root (see [`tree`]).
+fn mounted_tree(bench: &Bench, layers: &[Tar]) -> Vec<(String, String)> {
     let stack = unpacked(bench, layers);
     let root = mounted(bench, &stack);
     let tree = tree(&root);
@@ -183,16 +186,19 @@ fn layer_that_depends_on_lower_ones_is_unpacked_on_top_of_them() {
         .file("usr/lib/a", "lower")
         .symlink("lib", "usr/lib")
         .symlink("back", "/usr");
+    // Each entry leads through a link of the lowest layer.
     let through_links = Tar::new()
         .file("lib/b", "through a link")
         .file("back/lib/c", "through another")
         .file("lib/.wh.a", "")
         .hard_link("usr/hard", "lib/b");
+    // Hard links to a file of a lower layer, and to a file that comes later in this layer.
     let linked =
         Tar::new().hard_link("usr/a", "usr/lib/a").hard_link("early", "late").file("late", "");
+    // Whiteouts of missing files. Overlayfs would list them in a directory that is not merged.
     let ghosts = Tar::new().dir("new").file("new/.wh.gone", "").file("lib/.wh.nothing", "");
     let top = Tar::new().file("usr/lib/.wh.b", "");
-    let found = seen(&bench, &[base, linked, through_links, ghosts, top]);
+    let found = mounted_tree(&bench, &[base, linked, through_links, ghosts, top]);
     let names: Vec<&str> = found.iter().map(|(name, _)| name.as_str()).collect();
     let expected = [
         "",
@@ -214,30 +220,31 @@ fn layer_that_depends_on_lower_ones_is_unpacked_on_top_of_them() {
         "{found:?}"
     );
     assert!(of("usr/hard").ends_with("file through a link"), "{found:?}");
-    // What no entry describes keeps all of its metadata, its time too.
+    // A directory without an entry keeps the metadata of the lower layer, with its time.
     let time = TIME.to_string();
     assert!(of("usr/lib").starts_with(&format!("755 11:22 {time}.000000000 dir")), "{found:?}");
+    // The layer has a file of no bytes, so a count above 0 would be from other layers.
     let once = unpacked(&bench, &[Tar::new().file("x", "")]);
     assert_eq!(once.unpacked_bytes, 0);
 }
 
 #[test]
-fn stack_is_remembered_and_shared_only_by_images_with_the_same_lower_layers() {
+fn layer_on_top_is_cached_only_for_images_with_the_same_lower_layers() {
     private_mounts();
     let bench = Bench::new();
     let link = || Tar::new().file("lib/f", "x");
     let through = |target: &str| [Tar::new().dir(target).symlink("lib", target), link()];
     let first = bench.resolved(&through("one"));
     assert_eq!((bench.compose(&first).unwrap().hits, bench.compose(&first).unwrap().hits), (0, 2));
-    assert_eq!(seen(&bench, &through("one")).len(), 4);
-    let second = seen(&bench, &through("two"));
+    assert_eq!(mounted_tree(&bench, &through("one")).len(), 4);
+    let second = mounted_tree(&bench, &through("two"));
     let names: Vec<&str> = second.iter().map(|(name, _)| name.as_str()).collect();
     assert_eq!(names, ["", "lib", "two", "two/f"]);
 }
 
-/// Mounts an overlay at the directory `name`, as containers have it for a root; overlayfs takes none for
-/// an upper directory.
-fn on_overlay(bench: &Bench, name: &str) -> PathBuf {
+/// Mounts an overlay at the directory `name`, as the root of most containers is one. Overlayfs
+/// refuses an upper directory on an overlay.
+fn overlay_at(bench: &Bench, name: &str) -> PathBuf {
     let directory = |part: &str| {
         let path = bench.path(&format!("{name}-{part}"));
         fs::create_dir(&path).unwrap();
@@ -255,7 +262,7 @@ fn on_overlay(bench: &Bench, name: &str) -> PathBuf {
 }
 
 #[test]
-fn where_overlayfs_cannot_be_had_the_root_is_the_same_as_a_copy() {
+fn root_is_a_copy_with_the_same_tree_where_overlayfs_is_refused() {
     private_mounts();
     let bench = Bench::new();
     let described = |name: &str, mode| Tar::new().entry(EntryType::Directory, name, mode, b"");
@@ -282,7 +289,7 @@ fn where_overlayfs_cannot_be_had_the_root_is_the_same_as_a_copy() {
         nix::mount::umount(&spec.target).unwrap();
         found
     };
-    let state = on_overlay(&bench, "state");
+    let state = overlay_at(&bench, "state");
     let copied = OverlaySpec {
         upper: state.join("upper"),
         work: state.join("work"),
@@ -292,32 +299,33 @@ fn where_overlayfs_cannot_be_had_the_root_is_the_same_as_a_copy() {
     assert_eq!(tree(&copied.target), expected);
     let options = mount_options(&copied.target);
     assert!(options.contains("nosuid") && options.contains("nodev"), "{options}");
-    // Nothing is copied over what is there.
+    // The upper directory has the files of the first copy. Nothing is copied over them, and the
+    // error of the overlay mount is returned.
     nix::mount::umount(&copied.target).unwrap();
     let text = chain(&copied.mount().unwrap_err());
     assert!(text.contains("the kernel refused to make") || text.contains("upperdir"), "{text}");
     nix::mount::umount(&state).unwrap();
 }
 
-/// Makes layers with a file each, unpacked.
-fn many(bench: &Bench, count: usize) -> Stack {
+/// Unpacks an image of `count` layers that have one file each.
+fn layers_of_one_file(bench: &Bench, count: usize) -> Stack {
     let layer = |number| Tar::new().file(&format!("file{number}"), "");
     unpacked(bench, &(0..count).map(layer).collect::<Vec<Tar>>())
 }
 
 #[test]
-fn as_many_layers_as_the_kernel_takes_are_mounted_and_one_more_is_refused() {
+fn five_hundred_layers_are_mounted_and_one_more_is_refused() {
     private_mounts();
     let bench = Bench::new();
-    let layers = many(&bench, 501);
+    let layers = layers_of_one_file(&bench, 501);
     let error = spec(&bench, &layers).mount().unwrap_err();
     let expected = "the image has 501 layers: one overlay mount can have at most 500";
     assert_eq!(error.to_string(), expected);
-    assert_eq!(names(&mounted(&bench, &many(&bench, 500))).len(), 500);
+    assert_eq!(names(&mounted(&bench, &layers_of_one_file(&bench, 500))).len(), 500);
 }
 
 #[test]
-fn missing_directory_is_an_error_that_names_it() {
+fn error_names_the_missing_directory() {
     private_mounts();
     let bench = Bench::new();
     let layers = unpacked(&bench, &[Tar::new().dir("a")]);

@@ -1,4 +1,4 @@
-//! Choosing an image from a layout, and refusing documents that are not what they seem.
+//! Selects an image from a layout, and refuses malformed, missing or ambiguous documents.
 
 use std::fs;
 
@@ -15,7 +15,7 @@ fn arm64() -> Platform {
 }
 
 #[test]
-fn only_image_is_found_without_a_reference() {
+fn only_image_of_a_layout_is_selected_without_a_reference() {
     let bench = Bench::new();
     let manifest = bench.image("linux/amd64", &[Tar::new().dir("a"), Tar::new().dir("b")]);
     bench.publish(&[manifest.descriptor("")]);
@@ -32,7 +32,7 @@ fn only_image_is_found_without_a_reference() {
 }
 
 #[test]
-fn reference_or_digest_chooses_and_a_missing_one_lists_what_is_there() {
+fn reference_or_digest_selects_an_image_and_a_missing_one_lists_the_images() {
     let bench = Bench::new();
     let (one, two) =
         (bench.image("linux/amd64", &[Tar::new().dir("a")]), bench.image("linux/amd64", &[]));
@@ -48,7 +48,7 @@ fn reference_or_digest_chooses_and_a_missing_one_lists_what_is_there() {
 }
 
 #[test]
-fn platform_chooses_in_a_nested_index_and_attestations_are_no_images() {
+fn platform_selects_in_a_nested_index_and_attestations_are_ignored() {
     let bench = Bench::new();
     let amd = bench.image("linux/amd64", &[Tar::new().dir("a")]);
     let arm = bench.image("linux/arm64", &[Tar::new().dir("b")]);
@@ -78,7 +78,7 @@ fn platform_chooses_in_a_nested_index_and_attestations_are_no_images() {
 }
 
 #[test]
-fn platform_of_a_bare_manifest_is_its_configurations() {
+fn platform_of_a_manifest_without_one_is_read_from_its_configuration() {
     let bench = Bench::new();
     bench.publish(&[bench.image("linux/arm64", &[]).descriptor("")]);
     let error = bench.layout().resolve(None, &amd64()).unwrap_err();
@@ -86,7 +86,7 @@ fn platform_of_a_bare_manifest_is_its_configurations() {
 }
 
 #[test]
-fn missing_file_is_an_error_that_names_it() {
+fn error_names_the_missing_file() {
     let bench = Bench::new();
     let manifest = bench.image("linux/amd64", &[]);
     bench.publish(&[manifest.descriptor("")]);
@@ -112,7 +112,7 @@ fn missing_file_is_an_error_that_names_it() {
 }
 
 #[test]
-fn document_of_two_types_is_refused() {
+fn document_with_the_fields_of_two_types_is_refused() {
     let bench = Bench::new();
     let both = bench.blob(
         "application/vnd.oci.image.index.v1+json",
@@ -143,7 +143,7 @@ fn document_of_two_types_is_refused() {
         matches!(error, LayoutError::Document(DocumentError::DocumentType { .. })),
         "{error:?}"
     );
-    // Null and empty are what some tools write for nothing.
+    // Some tools write `null` or an empty string for an absent field.
     for field in [r#""manifests":null"#, r#""mediaType":"""#, r#""subject":null,"mystery":7"#] {
         resolve(also(field)).unwrap_or_else(|error| panic!("{field}: {}", chain(&error)));
     }
@@ -152,7 +152,7 @@ fn document_of_two_types_is_refused() {
 }
 
 #[test]
-fn layers_that_do_not_fit_are_refused() {
+fn layer_of_an_unknown_media_type_or_without_a_diff_id_is_refused() {
     let bench = Bench::new();
     let resolve = |media_type: &str, diff_ids: &[Digest]| {
         let layer = bench.blob(media_type, b"");
@@ -172,6 +172,7 @@ fn layers_that_do_not_fit_are_refused() {
         let image = resolve(accepted, &empty).unwrap();
         bench.unpack(&image.layers[0]).unwrap_or_else(|error| panic!("{}", chain(&error)));
     }
+    // Layers in other encodings, and contents of artifacts that are not images.
     for refused in [
         "application/vnd.oci.image.layer.v1.tar+gzip+encrypted",
         "application/vnd.oci.image.layer.v1.tar+bzip2",
@@ -193,7 +194,7 @@ fn layers_that_do_not_fit_are_refused() {
 }
 
 #[test]
-fn foreign_layer_is_used_if_it_is_there_and_else_the_error_says_where_it_is_kept() {
+fn foreign_layer_is_used_if_present_and_else_the_error_lists_its_urls() {
     let bench = Bench::new();
     let tar = Tar::new().file("a", "").bytes();
     let media_type = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip";
@@ -213,7 +214,7 @@ fn foreign_layer_is_used_if_it_is_there_and_else_the_error_says_where_it_is_kept
 }
 
 #[test]
-fn configuration_that_no_process_could_use_is_refused() {
+fn malformed_or_oversized_process_configuration_is_refused() {
     let bench = Bench::new();
     let resolve = |config: &str| {
         let document = format!(
@@ -232,6 +233,7 @@ fn configuration_that_no_process_could_use_is_refused() {
         ),
         "{error:?}"
     );
+    // The environment can hold passwords, so no part of it is in the error.
     assert!(!chain(&error).contains("SECRET"));
     let error = resolve(r#"{"Cmd":["a\u0000b"]}"#).unwrap_err();
     assert!(
@@ -257,6 +259,7 @@ fn configuration_that_no_process_could_use_is_refused() {
         ),
         "{error:?}"
     );
+    // Longer than an argument or a variable of a process can be (`MAX_ARG_STRLEN`, `execve(2)`).
     let long = "x".repeat(128 * 1024 + 1);
     for (field, config) in [
         ("cmd", format!(r#"{{"Cmd":["{long}"]}}"#)),
@@ -273,12 +276,12 @@ fn configuration_that_no_process_could_use_is_refused() {
 }
 
 #[test]
-fn all_that_an_image_says_about_its_process_is_read() {
+fn each_field_of_the_process_configuration_is_read() {
     let bench = Bench::new();
     let config = r#"{"Volumes":{"/var/lib/b":{},"/a":{}},"ExposedPorts":{"80/tcp":{},"53/udp":{}},
         "Labels":{"org.example.b":"2","org.example.a":"1"},"StopSignal":"SIGQUIT",
         "Healthcheck":{"Test":["CMD","true"],"Interval":30000000000,"Timeout":1000000,"Retries":2}}"#;
-    let nothing =
+    let empty_fields =
         r#"{"Volumes":null,"ExposedPorts":null,"Labels":null,"Healthcheck":null,"StopSignal":""}"#;
     let resolve = |config: &str| {
         let document = format!(
@@ -297,7 +300,7 @@ fn all_that_an_image_says_about_its_process_is_read() {
     assert_eq!((check.test, check.retries), (vec!["CMD".to_owned(), "true".to_owned()], Some(2)));
     assert_eq!(check.interval.unwrap().as_secs(), 30);
     assert_eq!((check.timeout.unwrap().as_millis(), check.start_period), (1, None));
-    for empty in [nothing, "{}", "null"] {
+    for empty in [empty_fields, "{}", "null"] {
         assert_eq!(resolve(empty), a3s_box_oci::ImageConfig::default(), "{empty}");
     }
 }

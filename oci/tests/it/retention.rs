@@ -1,4 +1,5 @@
-//! What the cache keeps: the most recently used within the limits, and all that is in use.
+//! Retention: the cache keeps the most recently used layers within the limits, and each layer that
+//! is in use.
 
 use std::fs;
 use std::ops::ControlFlow;
@@ -13,24 +14,25 @@ use crate::bench::{Bench, names};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
-/// Layers of 8 KiB each: a file of 4096 bytes, and a block for its entry.
+/// Returns layers that count as 8 KiB each: a file of 4096 bytes, and 4096 bytes for its entry.
 fn layers(count: usize) -> Vec<Tar> {
     (0..count).map(|number| Tar::new().file(&format!("f{number}"), &"x".repeat(4096))).collect()
 }
 
-/// Makes a layer look as if it had been used that long ago.
+/// Sets the time of a layer's last use, which is the modification time of its lock file.
 fn age(bench: &Bench, image: &Image, layer: usize, age: Duration) {
     let name = image.layers[layer].diff_id.to_string().replace(':', "-");
     let lock = fs::File::options().write(true).open(bench.path("cache/layers-v2/locks").join(name));
     lock.unwrap().set_modified(SystemTime::now() - age).unwrap();
 }
 
+/// Returns the number of entries in a directory of the cache.
 fn count(bench: &Bench, directory: &str) -> usize {
     fs::read_dir(bench.path("cache/layers-v2").join(directory)).unwrap().count()
 }
 
 #[test]
-fn least_recently_used_goes_first_and_what_is_gone_is_unpacked_again() {
+fn least_recently_used_layer_is_removed_first_and_unpacked_again_on_demand() {
     let bench = Bench::new();
     let image = bench.resolved(&layers(4));
     drop(bench.compose(&image).unwrap());
@@ -57,7 +59,7 @@ fn least_recently_used_goes_first_and_what_is_gone_is_unpacked_again() {
 }
 
 #[test]
-fn layer_in_use_stays_and_what_is_damaged_goes() {
+fn layer_in_use_is_kept_and_damaged_layers_are_removed() {
     let bench = Bench::new();
     let image = bench.resolved(&layers(3));
     let stack = bench.compose(&image).unwrap();
@@ -67,10 +69,11 @@ fn layer_in_use_stays_and_what_is_damaged_goes() {
     let damaged = stack.trees().next().unwrap().to_owned();
     drop(stack);
     fs::remove_dir_all(damaged).unwrap();
-    // A process that died while it unpacked, and one that died while it removed.
+    // The remains of a process that died while it unpacked a layer, and of one that died while it
+    // removed a layer.
     fs::create_dir(bench.path("cache/layers-v2/staging/sha256-dead")).unwrap();
     fs::write(bench.path("cache/layers-v2/locks/sha256-gone"), "").unwrap();
-    // And what no process makes.
+    // No process of the cache creates a regular file here.
     fs::write(bench.path("cache/layers-v2/ready/sha256-file"), "").unwrap();
     let collected = bench.cache().collect(&Retention::default()).unwrap();
     assert_eq!((collected.removed, collected.kept), (2, 2));
@@ -81,7 +84,7 @@ fn layer_in_use_stays_and_what_is_damaged_goes() {
 }
 
 #[test]
-fn collectors_and_boxes_at_once_never_fail_and_never_lose_what_is_in_use() {
+fn concurrent_collection_and_use_do_not_fail_or_remove_layers_in_use() {
     let bench = Bench::new();
     let link = Tar::new().symlink("l", "d").dir("d");
     let image =

@@ -1,4 +1,4 @@
-//! Sparse files in the four formats of GNU tar: as it writes them, and as nobody means them.
+//! Sparse files in the four formats of GNU tar: archives that GNU tar writes, and malformed ones.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -12,7 +12,8 @@ use tar::EntryType;
 use crate::archive::Tar;
 use crate::bench::{Bench, GZIP, amd64, chain, gzip, tree};
 
-/// Files with holes at each place, with more extents than fit one header, and with long names.
+/// Shell script that creates files with holes at each place, with more extents than one header
+/// holds, and with long names.
 const SOURCE: &str = r#"
 mkdir source && cd source
 put() { dd if=/dev/urandom of="$1" bs="$3" seek="$2" oflag=seek_bytes count=1 conv=notrunc status=none; }
@@ -26,9 +27,10 @@ put "$long" 524288 100 && ln "$long" hard && chmod 4750 many && chown 7:8 many
 cp --sparse=always many .wh.hidden-by-a-sparse-file
 "#;
 
-/// Makes an archive of a file of 100 bytes from a map and its data.
+/// Returns an archive with a file of 100 bytes, given its map of extents and its data.
 type Make<'a> = &'a dyn Fn(&[(u64, u64)], &[u8]) -> Tar;
 
+/// The formats: name, options of GNU tar, and bytes that occur only in archives of this format.
 const FORMATS: [(&str, &str, &[u8]); 4] = [
     ("gnu", "--format=gnu", b"././@LongLink"),
     ("0.0", "--format=pax --sparse-version=0.0", b" GNU.sparse.offset=65536\n"),
@@ -37,7 +39,7 @@ const FORMATS: [(&str, &str, &[u8]); 4] = [
 ];
 
 #[test]
-fn files_of_each_format_are_the_ones_that_gnu_tar_read() {
+fn file_of_each_format_equals_the_file_that_gnu_tar_read() {
     let bench = Bench::new();
     let run = |script: &str| {
         let output = Command::new("bash").args(["-euc", script]).current_dir(&bench.root).output();
@@ -58,17 +60,18 @@ fn files_of_each_format_are_the_ones_that_gnu_tar_read() {
         let mut found = tree(&layer.path);
         assert!(found.remove("hidden-by-a-sparse-file").unwrap().contains("device 0"));
         if name == "gnu" {
-            // The GNU format has whole seconds only.
+            // Headers of the GNU format have whole seconds only.
             for entry in expected.values_mut() {
                 let (head, tail) = entry.split_once('.').unwrap();
                 *entry = format!("{head}.000000000{}", &tail[9..]);
             }
         }
         assert!(found == expected, "{name}: {:?} {:?}", found.keys(), expected.keys());
+        // Equal contents do not prove holes. The number of allocated blocks does.
         for file in ["first", "middle", "last", "hole", "many"] {
             let blocks = |root: &std::path::Path| root.join(file).metadata().unwrap().blocks();
             let (made, read) = (blocks(&layer.path), blocks(&source));
-            assert!(made <= read, "{name}: `{file}` has lost its holes: {made} blocks of {read}");
+            assert!(made <= read, "{name}: `{file}` has {made} blocks, the source has {read}");
         }
         let sizes = ["first", "middle", "last", "hole", "empty", "plain", "many", "hard"]
             .map(|file| source.join(file).metadata().unwrap().len());
@@ -77,14 +80,15 @@ fn files_of_each_format_are_the_ones_that_gnu_tar_read() {
     }
 }
 
+/// Publishes an image whose only layer is this archive, and unpacks it.
 fn unpack(bench: &Bench, tar: &[u8]) -> Result<CachedLayer, CacheError> {
     let blob = bench.blob(GZIP, &gzip(tar));
     bench.publish(&[bench.image_of("linux/amd64", &[blob], &[Digest::of(tar)]).descriptor("")]);
     bench.unpack(&bench.layout().resolve(None, &amd64()).unwrap().layers[0])
 }
 
-/// Unpacks a layer that must be refused, and returns why.
-fn refused(tar: &Tar) -> LayerError {
+/// Unpacks a layer that must be refused, and returns its error.
+fn refusal(tar: &Tar) -> LayerError {
     let bench = Bench::new();
     let outcome = unpack(&bench, &tar.bytes());
     bench.assert_cache_is_empty();
@@ -94,8 +98,9 @@ fn refused(tar: &Tar) -> LayerError {
     }
 }
 
+/// Unpacks a layer with a malformed sparse file, and returns the error of the file.
 fn malformed(tar: &Tar) -> SparseError {
-    match refused(tar) {
+    match refusal(tar) {
         LayerError::Archive {
             source: ArchiveError::Sparse(error) | ArchiveError::Pax(PaxError::Sparse(error)),
             ..
@@ -105,7 +110,7 @@ fn malformed(tar: &Tar) -> SparseError {
 }
 
 #[test]
-fn map_of_each_format_that_lies_is_refused() {
+fn map_that_does_not_match_the_file_is_refused_in_each_format() {
     let old = |map: &[(u64, u64)], body: &[u8]| Tar::new().old_sparse("a", 100, map, body);
     let text = |map: &[(u64, u64)]| -> Vec<String> {
         map.iter().map(|(offset, length)| format!("{offset},{length}")).collect()
@@ -155,7 +160,7 @@ fn map_of_each_format_that_lies_is_refused() {
 }
 
 #[test]
-fn headers_of_a_sparse_file_that_are_not_there_are_refused() {
+fn truncated_or_ustar_header_of_a_sparse_file_is_refused() {
     let extents: Vec<(u64, u64)> = (0..40).map(|at| (2 * at, 1)).collect();
     let whole = Tar::new().old_sparse("a", 100, &extents, &[b'x'; 40]).bytes();
     unpack(&Bench::new(), &whole).unwrap();
@@ -165,6 +170,7 @@ fn headers_of_a_sparse_file_that_are_not_there_are_refused() {
         assert!(text.ends_with("the archive is cut off"), "{length}: {text}");
         bench.assert_cache_is_empty();
     }
+    // Only the GNU format has a map in its header, so the magic of ustar makes it malformed.
     let mut ustar = whole;
     ustar[257..265].copy_from_slice(b"ustar\x0000");
     ustar[148..156].fill(b' ');
@@ -175,7 +181,7 @@ fn headers_of_a_sparse_file_that_are_not_there_are_refused() {
 }
 
 #[test]
-fn records_of_a_sparse_file_that_do_not_belong_together_are_refused() {
+fn incomplete_or_contradictory_records_of_a_sparse_file_are_refused() {
     let with = |records: &[(&str, &[u8])], kind| {
         malformed(&Tar::new().pax(records).entry(kind, "a", 0o644, b""))
     };
@@ -202,7 +208,7 @@ fn records_of_a_sparse_file_that_do_not_belong_together_are_refused() {
     ] {
         let tar = Tar::new().pax(&version_1).entry(EntryType::Regular, "a", 0o644, body);
         match expected {
-            // A map that is there and has no extents.
+            // This body is a valid map with 0 extents, so the layer is unpacked.
             SparseError::DataSize { .. } => drop(unpack(&Bench::new(), &tar.bytes()).unwrap()),
             expected => assert_eq!(malformed(&tar), expected),
         }
@@ -210,7 +216,7 @@ fn records_of_a_sparse_file_that_do_not_belong_together_are_refused() {
 }
 
 #[test]
-fn holes_count_against_the_limit_before_a_file_is_made() {
+fn holes_count_against_the_size_limit_before_the_file_is_created() {
     let limits = || Limits { unpacked_bytes: 1 << 30, ..Limits::default() };
     let outcome = |tar: &Tar| {
         let bench = Bench::new();
@@ -229,7 +235,7 @@ fn holes_count_against_the_limit_before_a_file_is_made() {
         Tar::new().old_sparse("a", 1 << 50, &[(0, 1)], b"x"),
         Tar::new().old_sparse("a", u64::MAX, &[], b""),
         half(half(Tar::new(), "a"), "b"),
-        // Not sparse, but with a body that cannot be there.
+        // These files are not sparse. The archive ends before their bodies.
         Tar::new().pax(&[("size", b"1125899906842624")]).file("a", ""),
         Tar::new().pax(&[("size", b"18446744073709551615")]).file("a", ""),
     ] {

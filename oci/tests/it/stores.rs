@@ -1,4 +1,4 @@
-//! Directories that no other user may reach or replace, and the ways to them.
+//! Private directories: no other user may read them, or replace them by way of a parent directory.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, chown, lchown, symlink};
@@ -8,14 +8,15 @@ use a3s_box_oci::{StoreError, check_parents, private_directory};
 use a3s_box_sys::HostError;
 use nix::unistd::{Uid, seteuid};
 
-/// Some other user.
+/// A user id that is neither root nor the owner of the private directory.
 const STRANGER: u32 = 1;
 
-/// A directory with the directory `way` in it, and a function that makes paths in the first.
-fn way() -> (tempfile::TempDir, impl Fn(&str) -> PathBuf) {
+/// Creates a directory with the directory `parent` in it, and returns it with a function that
+/// returns paths in it.
+fn directories() -> (tempfile::TempDir, impl Fn(&str) -> PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().canonicalize().unwrap();
-    fs::create_dir(root.join("way")).unwrap();
+    fs::create_dir(root.join("parent")).unwrap();
     (dir, move |path: &str| root.join(path))
 }
 
@@ -23,7 +24,7 @@ fn chmod(path: &Path, mode: u32) {
     fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
 }
 
-/// What is exposed, and how it was found.
+/// Returns the exposed path of an error, and its description of the path.
 fn exposed<T: std::fmt::Debug>(result: Result<T, StoreError>) -> (PathBuf, String) {
     match result {
         Err(StoreError::Exposed { path, found, .. }) => (path, found),
@@ -32,8 +33,8 @@ fn exposed<T: std::fmt::Debug>(result: Result<T, StoreError>) -> (PathBuf, Strin
 }
 
 #[test]
-fn private_directory_is_made_for_its_owner_only_and_nothing_else_counts_as_one() {
-    let (_dir, at) = way();
+fn private_directory_is_created_with_mode_0700_and_any_other_is_refused() {
+    let (_dir, at) = directories();
     let path = at("store");
     private_directory(&path).unwrap();
     assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o700);
@@ -47,10 +48,10 @@ fn private_directory_is_made_for_its_owner_only_and_nothing_else_counts_as_one()
     chown(&path, Some(STRANGER), None).unwrap();
     let found = format!("a directory of user {STRANGER} with mode 0700");
     assert_eq!(exposed(private_directory(&path)), (path, found));
-    symlink(at("way"), at("link")).unwrap();
+    symlink(at("parent"), at("link")).unwrap();
     symlink(at("nowhere"), at("dangling")).unwrap();
     fs::write(at("file"), "").unwrap();
-    chmod(&at("way"), 0o700);
+    chmod(&at("parent"), 0o700);
     for name in ["link", "dangling", "file"] {
         let found = "a symbolic link or a file".to_owned();
         assert_eq!(exposed(private_directory(&at(name))), (at(name), found));
@@ -62,77 +63,85 @@ fn private_directory_is_made_for_its_owner_only_and_nothing_else_counts_as_one()
 
 #[test]
 fn parent_that_others_can_write_to_is_refused_unless_it_is_sticky() {
-    let (_dir, at) = way();
-    fs::create_dir_all(at("way/a/store")).unwrap();
-    for path in ["way/a/store", "way/a", "way/missing", "way/missing/store", "way/a/../a/store"] {
+    let (_dir, at) = directories();
+    fs::create_dir_all(at("parent/a/store")).unwrap();
+    for path in [
+        "parent/a/store",
+        "parent/a",
+        "parent/missing",
+        "parent/missing/store",
+        "parent/a/../a/store",
+    ] {
         for mode in [0o777, 0o775, 0o702, 0o2770] {
-            chmod(&at("way"), mode);
+            chmod(&at("parent"), mode);
             let found = format!("a parent directory of user 0 with mode {mode:04o}");
-            assert_eq!(exposed(check_parents(&at(path))), (at("way"), found), "{path}");
+            assert_eq!(exposed(check_parents(&at(path))), (at("parent"), found), "{path}");
         }
         for mode in [0o755, 0o1777, 0o700] {
-            chmod(&at("way"), mode);
+            chmod(&at("parent"), mode);
             check_parents(&at(path)).unwrap();
         }
     }
-    // What is said of the directory itself is for `private_directory`.
-    chmod(&at("way"), 0o777);
-    check_parents(&at("way")).unwrap();
+    // `check_parents` checks only the parents. `private_directory` checks the directory itself.
+    chmod(&at("parent"), 0o777);
+    check_parents(&at("parent")).unwrap();
     check_parents(Path::new("/")).unwrap();
 }
 
 #[test]
-fn parent_of_another_user_is_refused_and_one_of_root_is_not() {
-    let (_dir, at) = way();
-    fs::create_dir(at("way/store")).unwrap();
-    chown(at("way"), Some(STRANGER), None).unwrap();
+fn parent_of_another_user_is_refused_and_a_parent_of_root_is_accepted() {
+    let (_dir, at) = directories();
+    fs::create_dir(at("parent/store")).unwrap();
+    chown(at("parent"), Some(STRANGER), None).unwrap();
     for mode in [0o755, 0o1777] {
-        chmod(&at("way"), mode);
+        chmod(&at("parent"), mode);
         let found = format!("a parent directory of user {STRANGER} with mode {mode:04o}");
-        assert_eq!(exposed(check_parents(&at("way/store"))), (at("way"), found));
+        assert_eq!(exposed(check_parents(&at("parent/store"))), (at("parent"), found));
     }
-    // For that user it is the own one, in directories of root.
+    // That user is accepted: the directory is the user's own, and its parents belong to root.
     chmod(&at(""), 0o755);
-    chmod(&at("way"), 0o755);
+    chmod(&at("parent"), 0o755);
     seteuid(Uid::from_raw(STRANGER)).unwrap();
-    let for_stranger = check_parents(&at("way/store"));
+    let for_stranger = check_parents(&at("parent/store"));
     seteuid(Uid::from_raw(0)).unwrap();
     for_stranger.unwrap();
-    // To everybody else it is neither root's nor their own.
+    // A third user is refused: the directory belongs neither to root nor to this user.
     seteuid(Uid::from_raw(STRANGER + 1)).unwrap();
-    let for_another = check_parents(&at("way/store"));
+    let for_another = check_parents(&at("parent/store"));
     seteuid(Uid::from_raw(0)).unwrap();
-    assert_eq!(exposed(for_another).0, at("way"));
+    assert_eq!(exposed(for_another).0, at("parent"));
 }
 
 #[test]
-fn symlinks_on_the_way_are_followed_if_nobody_else_made_them_and_all_they_lead_through_counts() {
-    let (_dir, at) = way();
+fn symlink_of_root_is_followed_and_each_directory_behind_it_is_checked() {
+    let (_dir, at) = directories();
     for directory in ["real/store", "open/store"] {
         fs::create_dir_all(at(directory)).unwrap();
     }
-    symlink(at("real"), at("way/absolute")).unwrap();
-    symlink("../real/.", at("way/relative")).unwrap();
-    symlink("relative/store", at("way/to-store")).unwrap();
-    symlink(at("open/store"), at("way/to-open")).unwrap();
-    symlink("loop", at("way/loop")).unwrap();
+    symlink(at("real"), at("parent/absolute")).unwrap();
+    symlink("../real/.", at("parent/relative")).unwrap();
+    symlink("relative/store", at("parent/to-store")).unwrap();
+    symlink(at("open/store"), at("parent/to-open")).unwrap();
+    symlink("loop", at("parent/loop")).unwrap();
     chmod(&at("open"), 0o777);
-    for path in ["way/absolute/store", "way/relative/store", "way/to-store", "way/relative/new"] {
+    for path in
+        ["parent/absolute/store", "parent/relative/store", "parent/to-store", "parent/relative/new"]
+    {
         check_parents(&at(path)).unwrap();
     }
-    for path in ["way/to-open", "way/to-open/new", "way/absolute/../open/store"] {
+    for path in ["parent/to-open", "parent/to-open/new", "parent/absolute/../open/store"] {
         assert_eq!(
             exposed(check_parents(&at(path))).1,
             "a parent directory of user 0 with mode 0777"
         );
     }
-    let error = check_parents(&at("way/loop/store")).unwrap_err();
+    let error = check_parents(&at("parent/loop/store")).unwrap_err();
     assert!(matches!(error, StoreError::Host(HostError { action: "follow", .. })), "{error}");
-    // As in `/tmp`, where anybody can make one.
-    chmod(&at("way"), 0o1777);
-    lchown(at("way/relative"), Some(STRANGER), None).unwrap();
-    for path in ["way/relative/store", "way/to-store"] {
+    // In a sticky directory such as `/tmp` each user can create symbolic links.
+    chmod(&at("parent"), 0o1777);
+    lchown(at("parent/relative"), Some(STRANGER), None).unwrap();
+    for path in ["parent/relative/store", "parent/to-store"] {
         let found = format!("a symbolic link of user {STRANGER}");
-        assert_eq!(exposed(check_parents(&at(path))), (at("way/relative"), found), "{path}");
+        assert_eq!(exposed(check_parents(&at(path))), (at("parent/relative"), found), "{path}");
     }
 }

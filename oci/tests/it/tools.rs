@@ -1,4 +1,4 @@
-//! The judgement of another tool: the tree of a whole image is the one that umoci makes.
+//! Compares the root of a whole image with the tree that umoci unpacks.
 
 use std::fs;
 use std::process::Command;
@@ -9,7 +9,8 @@ use nix::sched::{CloneFlags, unshare};
 
 use crate::bench::{Bench, chain, tree};
 
-/// Makes an image of three layers with umoci, and unpacks it with umoci once more.
+/// Shell script that builds an image of three layers with umoci, and unpacks it with umoci into
+/// `expected`. The layers add, replace and remove files of each type.
 const SCRIPT: &str = r#"
 umoci init --layout image && umoci new --image image:t && umoci unpack --image image:t one
 (cd one/rootfs && mkdir -p a/b o r usr/lib && echo 1 >a/x && echo 1 >a/y && echo 1 >o/old && echo 1 >r/f &&
@@ -25,7 +26,7 @@ umoci unpack --image image:t expected
 "#;
 
 #[test]
-fn image_looks_as_umoci_unpacks_it() {
+fn mounted_image_equals_the_tree_that_umoci_unpacks() {
     assert!(
         Command::new("umoci").arg("--version").output().is_ok_and(|output| output.status.success()),
         "this test needs umoci: install the package `umoci`"
@@ -40,6 +41,7 @@ fn image_looks_as_umoci_unpacks_it() {
     let mut progress = |_, _| std::ops::ControlFlow::Continue(());
     let stack = bench.cache().compose(&layout, &image.layers, &mut progress).unwrap();
 
+    // The mounts must not spread to the host's mount namespace.
     unshare(CloneFlags::CLONE_NEWNS).unwrap();
     mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
         .unwrap();

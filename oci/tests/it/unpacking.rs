@@ -1,4 +1,4 @@
-//! What comes out of layers that mean well.
+//! Well-formed layers: the unpacked tree has the entries, metadata and contents of the archive.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -13,7 +13,7 @@ use crate::bench::{Bench, GZIP, amd64, chain, gzip, names, tree};
 const ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
 
 #[test]
-fn all_kinds_of_entries_are_restored() {
+fn entry_of_each_type_is_restored() {
     let bench = Bench::new();
     let long = format!("{}/leaf", "long-name-of-a-directory".repeat(5));
     let tar = Tar::new()
@@ -43,13 +43,15 @@ fn all_kinds_of_entries_are_restored() {
     assert_eq!(found, expected.map(|(name, entry)| (name.to_owned(), entry)).into_iter().collect());
     let inode = |name: &str| fs::metadata(layer.path.join(name)).unwrap().ino();
     assert_eq!(inode("hard"), inode("ro/su"));
+    // The skipped device counts as an entry. The content of a hard link counts once.
     assert_eq!((layer.facts.entries, layer.facts.bytes), (8, 12));
     assert_eq!(layer.facts.skipped_devices, 1);
 }
 
 #[test]
-fn extended_attributes_are_restored_but_not_those_of_overlayfs() {
+fn extended_attributes_are_restored_except_overlayfs_and_selinux_ones() {
     let bench = Bench::new();
+    // A value of `security.capability` in revision 2 (linux/capability.h).
     let capability = b"\x01\0\0\x02\0\x0a\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
     let tar = Tar::new()
         .pax(&[
@@ -75,7 +77,7 @@ fn extended_attributes_are_restored_but_not_those_of_overlayfs() {
 }
 
 #[test]
-fn later_entry_replaces_an_earlier_one_whatever_their_types() {
+fn later_entry_replaces_an_earlier_one_of_any_type() {
     let bench = Bench::new();
     let tar = Tar::new()
         .dir("dir-to-file/with/content")
@@ -108,8 +110,10 @@ fn later_entry_replaces_an_earlier_one_whatever_their_types() {
 }
 
 #[test]
-fn symlinked_parent_of_another_owner_is_resolved_where_everybody_may_write() {
+fn symlink_of_another_owner_in_a_sticky_directory_is_resolved() {
     let bench = Bench::new();
+    // With `fs.protected_symlinks` (`proc_sys_fs(5)`) the kernel refuses to follow this link if it
+    // is the last component of a path.
     let mut tmp = header(EntryType::Directory, "tmp", 0o1777);
     tmp.set_uid(0);
     let tar = Tar::new()
@@ -123,7 +127,7 @@ fn symlinked_parent_of_another_owner_is_resolved_where_everybody_may_write() {
 }
 
 #[test]
-fn symlinked_parent_is_resolved_in_the_tree_and_made_if_missing() {
+fn symlinked_parent_is_resolved_in_the_tree_and_created_if_missing() {
     let bench = Bench::new();
     let tar = Tar::new()
         .dir("usr/lib")
@@ -152,7 +156,7 @@ fn symlinked_parent_is_resolved_in_the_tree_and_made_if_missing() {
 }
 
 #[test]
-fn whiteouts_are_free_of_order_and_leave_no_ghosts_in_opaque_directories() {
+fn whiteout_applies_at_any_position_and_not_in_an_opaque_directory() {
     let device = |path: std::path::PathBuf| {
         fs::symlink_metadata(path).is_ok_and(|found| found.mode() & 0o170_000 == 0o020_000)
     };
@@ -191,12 +195,13 @@ fn whiteouts_are_free_of_order_and_leave_no_ghosts_in_opaque_directories() {
 }
 
 #[test]
-fn plain_empty_compressed_and_mislabelled_blobs_are_layers() {
+fn plain_empty_compressed_and_mislabelled_blobs_are_unpacked() {
     let bench = Bench::new();
     let tar = Tar::new().file("a", "content").then(b"ignored, but part of the DiffID").bytes();
     let (front, back) = tar.split_at(700);
     let zstd = |bytes: &[u8]| zstd::encode_all(bytes, 1).unwrap();
-    // Several of the parts in which a layer goes from thread to thread (256 KiB), the last one full.
+    // The threads pass a layer on in parts of 256 KiB. This layer has several, and the last one is
+    // full.
     let large = Tar::new().file("a", &"content".repeat(200_000)).bytes();
     let large =
         [&large[..], &vec![0; large.len().next_multiple_of(1 << 18) - large.len()]].concat();
@@ -215,7 +220,8 @@ fn plain_empty_compressed_and_mislabelled_blobs_are_layers() {
         (ZSTD, zstd(&large), large.clone(), 1),
         (GZIP, gzip(&large), large.clone(), 1),
         ("application/vnd.oci.image.layer.v1.tar", large.clone(), large.clone(), 1),
-        // Labels that are wrong: the DiffID decides.
+        // The media types are wrong here. The blob's first bytes select the decompressor, and the
+        // DiffID verifies the result.
         (GZIP, zstd(&tar), tar.clone(), 1),
         (ZSTD, gzip(&tar), tar.clone(), 1),
         (GZIP, tar.clone(), tar.clone(), 1),
@@ -233,7 +239,7 @@ fn plain_empty_compressed_and_mislabelled_blobs_are_layers() {
 }
 
 #[test]
-fn tree_is_the_same_whatever_the_umask() {
+fn umask_does_not_change_the_tree() {
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
     let bench = Bench::new();
     let layer = bench.unpack_tar(Tar::new().file("implicit/file", "").dir("dir")).unwrap();
@@ -242,11 +248,11 @@ fn tree_is_the_same_whatever_the_umask() {
 }
 
 #[test]
-fn tree_is_the_one_that_gnu_tar_makes() {
+fn tree_equals_the_one_that_gnu_tar_extracts() {
     let bench = Bench::new();
     let (source, expected) = (bench.path("source"), bench.path("expected"));
     fs::create_dir_all(&expected).unwrap();
-    // The crate's own sources, with directories, and some that are more of a test.
+    // The crate's own sources, with links, a pipe, long and quoted names, and a set-user-ID file.
     let script = r#"cp -a "$1" "$2" && cd "$2" && ln -s Cargo.toml link && ln Cargo.toml hard && mkfifo pipe &&
         mkdir -p "$(printf 'n%.0s' $(seq 200))/$(printf 'm%.0s' $(seq 200))" && touch 'é "\' && chmod 4711 Cargo.toml &&
         tar --format=pax -cf ../pax.tar . && tar --format=gnu -cf ../gnu.tar . &&
@@ -267,7 +273,7 @@ fn tree_is_the_one_that_gnu_tar_makes() {
             bench.unpack(&bench.layout().resolve(None, &amd64()).unwrap().layers[0]).unwrap();
         let mut expected = tree(&expected);
         if format == "gnu" {
-            // The GNU format has whole seconds only.
+            // Headers of the GNU format have whole seconds only.
             for entry in expected.values_mut() {
                 let (head, tail) = entry.split_once('.').unwrap();
                 *entry = format!("{head}.000000000{}", &tail[9..]);
@@ -278,10 +284,11 @@ fn tree_is_the_one_that_gnu_tar_makes() {
 }
 
 #[test]
-fn a_zstd_window_beyond_the_limit_is_refused() {
+fn zstd_window_above_the_limit_is_refused() {
     let bench = Bench::new();
     let tar = Tar::new().file("a", "content").bytes();
     let mut encoder = zstd::Encoder::new(Vec::new(), 1).unwrap();
+    // A decoder needs as much memory as the window has bytes. The limit is 2^27 bytes.
     encoder.window_log(28).unwrap();
     std::io::Write::write_all(&mut encoder, &tar).unwrap();
     let blob = bench.blob(ZSTD, &encoder.finish().unwrap());

@@ -1,4 +1,5 @@
-//! Damage behind the cache's back: found, named, and mended unless a box uses what is damaged.
+//! Damage in cached layers is found, reported with path and kind, and repaired unless a box uses
+//! the layer.
 
 use std::fs::{self, File, Permissions};
 use std::ops::ControlFlow;
@@ -14,7 +15,7 @@ use crate::bench::{Bench, tree};
 fn image(bench: &Bench) -> Image {
     let pax = |tar: Tar| tar.pax(&[("SCHILY.xattr.user.a", b"1")]);
     let lower = pax(Tar::new().dir("d").file("d/f", "content").symlink("d/l", "f")).file("x", "x");
-    // The second is unpacked on top of the first.
+    // The second layer has a file below a link of the first, so it is unpacked on top of the first.
     bench.resolved(&[lower.dir("target").symlink("link", "target"), Tar::new().file("link/y", "y")])
 }
 
@@ -23,14 +24,16 @@ fn verify(bench: &Bench, image: &Image) -> Verified {
     bench.cache().verify(&bench.layout(), &image.layers, progress).unwrap()
 }
 
-/// Changes something in a tree, without a trace in the times of directories.
-type Harm = fn(&Path);
+/// Changes a file below the root of a tree.
+type Damage = fn(&Path);
 
-const HARMS: [(&str, &str, Harm); 10] = [
+/// Path, kind in the report, and function of each damage.
+const DAMAGES: [(&str, &str, Damage); 10] = [
     ("", "type or mode", |root| {
         fs::set_permissions(root, Permissions::from_mode(0o700)).unwrap();
     }),
     ("d/f", "content", |root| {
+        // The file keeps its size and time, so that only its content differs.
         let time = fs::metadata(root.join("d/f")).unwrap().modified().unwrap();
         fs::write(root.join("d/f"), "CONTENT").unwrap();
         File::options().write(true).open(root.join("d/f")).unwrap().set_modified(time).unwrap();
@@ -53,6 +56,7 @@ const HARMS: [(&str, &str, Harm); 10] = [
         rustix::fs::setxattr(root.join("x"), "user.a", b"2", flags).unwrap();
     }),
     ("d/l", "target of the symbolic link", |root| {
+        // The new link has owner and time of the old one, so that only its target differs.
         let time = fs::symlink_metadata(root.join("d/l")).unwrap();
         fs::remove_file(root.join("d/l")).unwrap();
         symlink("x", root.join("d/l")).unwrap();
@@ -65,23 +69,24 @@ const HARMS: [(&str, &str, Harm); 10] = [
 ];
 
 #[test]
-fn damage_of_each_kind_is_found_and_mended() {
-    for (path, what, harm) in HARMS {
+fn damage_of_each_kind_is_found_and_repaired() {
+    for (path, what, damage) in DAMAGES {
         let bench = Bench::new();
         let image = image(&bench);
         let layer = bench.unpack(&image.layers[0]).unwrap().path;
         let expected = tree(&layer);
-        // A directory's own time says that something in it was changed, which is the first difference.
-        let keep = |name: &str| fs::metadata(layer.join(name)).unwrap().modified().unwrap();
-        let times = [("d", keep("d")), ("", keep(""))];
-        harm(&layer);
+        // A change in a directory also changes the directory's time, and only the first difference
+        // is reported. The times are therefore restored.
+        let modified = |name: &str| fs::metadata(layer.join(name)).unwrap().modified().unwrap();
+        let times = [("d", modified("d")), ("", modified(""))];
+        damage(&layer);
         for (name, time) in times {
             File::open(layer.join(name)).unwrap().set_modified(time).unwrap();
         }
         let verified = verify(&bench, &image);
-        let [damage] = &verified.rebuilt[..] else { panic!("{what}: {verified:?}") };
-        assert_eq!((damage.path.to_str().unwrap(), damage.what), (path, what));
-        assert_eq!(damage.layer, image.layers[0].diff_id.to_string());
+        let [found] = &verified.rebuilt[..] else { panic!("{what}: {verified:?}") };
+        assert_eq!((found.path.to_str().unwrap(), found.what), (path, what));
+        assert_eq!(found.layer, image.layers[0].diff_id.to_string());
         assert_eq!(tree(&layer), expected, "{what}");
         let again = verify(&bench, &image);
         assert_eq!((again.intact, again.rebuilt.len(), again.in_use.len()), (2, 0, 0), "{what}");
@@ -91,7 +96,7 @@ fn damage_of_each_kind_is_found_and_mended() {
 }
 
 #[test]
-fn intact_layers_are_left_alone_and_damaged_ones_in_use_are_told_about() {
+fn intact_layer_is_kept_and_damaged_layer_in_use_is_reported_and_kept() {
     let bench = Bench::new();
     let image = image(&bench);
     let stack = bench.compose(&image).unwrap();

@@ -7,9 +7,9 @@ use std::path::PathBuf;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
 use nix::sys::stat::{SFlag, mknod};
 use rustix::fs::{XattrFlags, setxattr};
-use tempfile::TempDir;
 
 use super::*;
+use crate::host::scratch_dir::ScratchDir;
 
 /// Returns the methods that the version of the host kernel guarantees. With backports it can
 /// support more.
@@ -23,22 +23,7 @@ fn supported_methods() -> &'static [Method] {
     }
 }
 
-/// Directories for mounts, in a private mount namespace of the test thread.
-struct Bench(TempDir);
-
-impl Bench {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        unshare(CloneFlags::CLONE_NEWNS).unwrap();
-        let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
-        mount(None::<&str>, "/", None::<&str>, private, None::<&str>).unwrap();
-        Self(dir)
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
+impl ScratchDir {
     /// Opens a directory, and creates it if it is missing.
     fn directory(&self, name: &str) -> OwnedFd {
         fs::create_dir_all(self.path(name)).unwrap();
@@ -46,12 +31,13 @@ impl Bench {
         open(&self.path(name), flags, Mode::empty()).unwrap()
     }
 
+    /// Writes a file, and creates its parents if they are missing.
     fn write(&self, name: &str, text: &str) {
         fs::create_dir_all(self.path(name).parent().unwrap()).unwrap();
         fs::write(self.path(name), text).unwrap();
     }
 
-    fn set(&self, name: &str, attribute: &str, value: &str) {
+    fn set_xattr(&self, name: &str, attribute: &str, value: &str) {
         setxattr(self.path(name), attribute, value.as_bytes(), XattrFlags::empty()).unwrap();
     }
 
@@ -72,7 +58,8 @@ fn visible_overlays() -> Vec<String> {
     mounts.lines().filter(|line| line.starts_with("overlay ")).map(str::to_owned).collect()
 }
 
-/// Reads all names and contents below the directory of an fd.
+/// Returns the path of each entry below the directory of an fd, with its content, its link target,
+/// or `dir`.
 fn tree(root: &OwnedFd) -> BTreeMap<PathBuf, String> {
     let root = PathBuf::from(format!("/proc/thread-self/fd/{}/", root.as_raw_fd()));
     let mut found = BTreeMap::new();
@@ -96,21 +83,21 @@ fn tree(root: &OwnedFd) -> BTreeMap<PathBuf, String> {
 
 #[test]
 fn mount_by_each_method_shows_the_same_tree_and_leaves_no_mount_point() {
-    let bench = Bench::new();
+    let scratch = ScratchDir::new();
     let before = visible_overlays();
     for overlay_xattrs in [OverlayXattrs::Trusted, OverlayXattrs::User] {
         for method in supported_methods().iter().copied() {
             let at = |name: &str| format!("{overlay_xattrs:?} {method:?}/{name}");
-            bench.write(&at("bottom/gone"), "1");
-            bench.write(&at("bottom/below/hidden"), "1");
-            bench.write(&at("bottom/both/one"), "1");
-            bench.write(&at("top/below/shown"), "2");
-            bench.write(&at("top/both/two"), "2");
-            bench.set(&at("top/below"), overlay_xattrs.opaque_xattr(), "y");
-            mknod(&bench.path(&at("top/gone")), SFlag::S_IFCHR, Mode::empty(), 0).unwrap();
-            symlink("both", bench.path(&at("top/link"))).unwrap();
-            let lower = [bench.directory(&at("top")), bench.directory(&at("bottom"))];
-            let (upper, work) = (bench.directory(&at("upper")), bench.directory(&at("work")));
+            scratch.write(&at("bottom/gone"), "1");
+            scratch.write(&at("bottom/below/hidden"), "1");
+            scratch.write(&at("bottom/both/one"), "1");
+            scratch.write(&at("top/below/shown"), "2");
+            scratch.write(&at("top/both/two"), "2");
+            scratch.set_xattr(&at("top/below"), overlay_xattrs.opaque_xattr(), "y");
+            mknod(&scratch.path(&at("top/gone")), SFlag::S_IFCHR, Mode::empty(), 0).unwrap();
+            symlink("both", scratch.path(&at("top/link"))).unwrap();
+            let lower = [scratch.directory(&at("top")), scratch.directory(&at("bottom"))];
+            let (upper, work) = (scratch.directory(&at("upper")), scratch.directory(&at("work")));
             let overlay = Overlay {
                 lower: &lower,
                 upper: &upper,
@@ -129,38 +116,39 @@ fn mount_by_each_method_shows_the_same_tree_and_leaves_no_mount_point() {
             ];
             let expected = expected.map(|(name, text)| (PathBuf::from(name), text.to_owned()));
             assert_eq!(tree(&root), BTreeMap::from(expected), "{overlay_xattrs:?} {method:?}");
+            // The fd of a detached mount can be used without a path.
             let how = OpenHow::new()
                 .flags(OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_CLOEXEC)
                 .mode(Mode::S_IRWXU)
                 .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_XDEV);
             let made = openat2(&root, "/link/../new", how).unwrap();
             nix::unistd::write(&made, b"3").unwrap();
-            assert_eq!(fs::read_to_string(bench.path(&at("upper/new"))).unwrap(), "3");
+            assert_eq!(fs::read_to_string(scratch.path(&at("upper/new"))).unwrap(), "3");
             assert_eq!(visible_overlays(), before, "{overlay_xattrs:?} {method:?}");
-            assert!(!bench.path(&at("work/mount")).exists());
+            assert!(!scratch.path(&at("work/mount")).exists());
             let options = {
-                let target = bench.path(&at("target"));
+                let target = scratch.path(&at("target"));
                 fs::create_dir(&target).unwrap();
                 attach(&root, &target).unwrap();
                 visible_overlays().pop().unwrap()
             };
-            let user = options.contains(",userxattr");
-            assert_eq!(user, overlay_xattrs == OverlayXattrs::User, "{options}");
+            let has_userxattr = options.contains(",userxattr");
+            assert_eq!(has_userxattr, overlay_xattrs == OverlayXattrs::User, "{options}");
             for option in ["nosuid", "nodev", "volatile"] {
                 assert!(options.contains(option), "{option}: {options}");
             }
-            umount2(&bench.path(&at("target")), MntFlags::MNT_DETACH).unwrap();
+            umount2(&scratch.path(&at("target")), MntFlags::MNT_DETACH).unwrap();
         }
     }
 }
 
 #[test]
 fn five_hundred_layers_are_mounted_by_each_method_and_one_more_is_refused() {
-    let bench = Bench::new();
-    let layers = bench.layers(501);
+    let scratch = ScratchDir::new();
+    let layers = scratch.layers(501);
     for (number, method) in supported_methods().iter().copied().enumerate() {
         for count in [128, 499, 500] {
-            let at = |name: &str| bench.directory(&format!("{name}{number}-{count}"));
+            let at = |name: &str| scratch.directory(&format!("{name}{number}-{count}"));
             let (upper, work) = (at("upper"), at("work"));
             let lower = layers.get(..count).unwrap();
             let overlay_xattrs = OverlayXattrs::Trusted;
@@ -171,7 +159,7 @@ fn five_hundred_layers_are_mounted_by_each_method_and_one_more_is_refused() {
             assert_eq!(found[&PathBuf::from("of-all")], "0");
         }
     }
-    let (upper, work) = (bench.directory("upper"), bench.directory("work"));
+    let (upper, work) = (scratch.directory("upper"), scratch.directory("work"));
     let error = overlay(&layers, &upper, &work, OverlayXattrs::Trusted).unwrap_err();
     let expected = "501 layers are too many for one overlay mount: expected at most 500";
     assert_eq!(error.to_string(), expected);
@@ -179,21 +167,21 @@ fn five_hundred_layers_are_mounted_by_each_method_and_one_more_is_refused() {
 
 #[test]
 fn error_of_a_refused_mount_has_the_messages_of_the_kernel() {
-    let bench = Bench::new();
-    let (upper, work) = (bench.directory("upper"), bench.directory("work"));
-    let lower = [bench.directory("layer")];
+    let scratch = ScratchDir::new();
+    let (upper, work) = (scratch.directory("upper"), scratch.directory("work"));
+    let lower = [scratch.directory("layer")];
     let read_only = MsFlags::MS_RDONLY;
-    mount(None::<&str>, &bench.path("work"), Some("tmpfs"), read_only, None::<&str>).unwrap();
+    mount(None::<&str>, &scratch.path("work"), Some("tmpfs"), read_only, None::<&str>).unwrap();
     let error =
-        overlay(&lower, &upper, &bench.directory("work"), OverlayXattrs::Trusted).unwrap_err();
-    // Older kernels return no messages.
+        overlay(&lower, &upper, &scratch.directory("work"), OverlayXattrs::Trusted).unwrap_err();
+    // Kernels that support only mount(2) for overlays return no messages.
     let explains = supported_methods().contains(&Method::Paths);
     assert_eq!(errno(&error), Some(if explains { Errno::EINVAL } else { Errno::EROFS }));
     let text = error.to_string();
     let (begin, end) = ("(it says: overlay: filesystem on ", " is read-only)");
     assert_eq!(text.contains(begin) && text.ends_with(end), explains, "{text}");
-    // For the same directory twice the kernel has only an errno and no message.
-    let twice = [bench.directory("layer"), bench.directory("layer")];
+    // If a directory occurs twice, the kernel returns an errno and no message.
+    let twice = [scratch.directory("layer"), scratch.directory("layer")];
     let error = overlay(&twice, &upper, &work, OverlayXattrs::Trusted).unwrap_err();
     assert_eq!(errno(&error), Some(Errno::ELOOP));
     assert_eq!(error.to_string(), "the kernel refused to make the overlay");
@@ -201,12 +189,12 @@ fn error_of_a_refused_mount_has_the_messages_of_the_kernel() {
 
 #[test]
 fn redirect_xattr_of_a_layer_is_not_followed() {
-    let bench = Bench::new();
-    bench.write("bottom/secret/file", "");
-    bench.write("top/shown/own", "");
-    bench.set("top/shown", "trusted.overlay.redirect", "/secret");
-    let lower = [bench.directory("top"), bench.directory("bottom")];
-    let (upper, work) = (bench.directory("upper"), bench.directory("work"));
+    let scratch = ScratchDir::new();
+    scratch.write("bottom/secret/file", "");
+    scratch.write("top/shown/own", "");
+    scratch.set_xattr("top/shown", "trusted.overlay.redirect", "/secret");
+    let lower = [scratch.directory("top"), scratch.directory("bottom")];
+    let (upper, work) = (scratch.directory("upper"), scratch.directory("work"));
     for method in supported_methods().iter().copied() {
         let overlay_xattrs = OverlayXattrs::Trusted;
         let overlay =
@@ -223,8 +211,6 @@ fn redirect_xattr_of_a_layer_is_not_followed() {
     }
 }
 
-/// Each case has the results of the three methods on one kernel, the expected result, and the
-/// methods that are tried.
 #[test]
 fn methods_are_tried_until_one_is_supported_and_the_error_with_a_reason_is_returned() {
     let refusal = |errno: Errno, explanation: Option<&str>| {
@@ -232,9 +218,10 @@ fn methods_are_tried_until_one_is_supported_and_the_error_with_a_reason_is_retur
         Err(Refusal { step: Step::Create, explanation, source: errno.into() })
     };
     let bad_value = || refusal(Errno::EINVAL, Some("overlay: Bad value for 'upperdir'"));
-    let legacy = || refusal(Errno::EOPNOTSUPP, None);
-    let weird = || refusal(Errno::EINVAL, Some("overlay: filesystem on a not supported"));
+    let unsupported = || refusal(Errno::EOPNOTSUPP, None);
+    let not_supported = || refusal(Errno::EINVAL, Some("overlay: filesystem on a not supported"));
     let silent = || refusal(Errno::EINVAL, None);
+    // Results of the three methods; the expected result; the methods that are tried.
     type Case<'a> = ([Result<u8, Refusal>; 3], Result<u8, (Errno, Option<&'a str>)>, &'a str);
     let bad_fd = || refusal(Errno::EBADF, None);
     let cases: [Case<'_>; 10] = [
@@ -243,32 +230,32 @@ fn methods_are_tried_until_one_is_supported_and_the_error_with_a_reason_is_retur
         ([bad_fd(), Ok(2), Ok(3)], Ok(2), "Fds Paths"),
         ([bad_value(), Ok(2), Ok(3)], Ok(2), "Fds Paths"),
         ([bad_fd(), silent(), silent()], Err((Errno::EINVAL, None)), "Fds Paths Classic"),
-        ([legacy(), Ok(2), Ok(3)], Ok(3), "Fds Classic"),
+        ([unsupported(), Ok(2), Ok(3)], Ok(3), "Fds Classic"),
         // A kernel without the new mount API.
         ([refusal(Errno::ENOSYS, None), Ok(2), Ok(3)], Ok(3), "Fds Classic"),
-        // Each kernel with directories that overlayfs refuses.
+        // Directories that overlayfs refuses, on a kernel of each kind.
         (
-            [weird(), weird(), silent()],
+            [not_supported(), not_supported(), silent()],
             Err((Errno::EINVAL, Some("not supported"))),
             "Fds Paths Classic",
         ),
         (
-            [bad_value(), weird(), silent()],
+            [bad_value(), not_supported(), silent()],
             Err((Errno::EINVAL, Some("not supported"))),
             "Fds Paths Classic",
         ),
-        ([legacy(), Ok(2), silent()], Err((Errno::EINVAL, None)), "Fds Classic"),
+        ([unsupported(), Ok(2), silent()], Err((Errno::EINVAL, None)), "Fds Classic"),
         // An error that does not depend on the method.
         ([refusal(Errno::EACCES, None), Ok(2), Ok(3)], Err((Errno::EACCES, None)), "Fds"),
     ];
-    for (number, (answers, expected, expected_asked)) in cases.into_iter().enumerate() {
-        let mut asked = Vec::new();
-        let mut answers = answers.map(Some);
+    for (number, (results, expected, expected_tried)) in cases.into_iter().enumerate() {
+        let mut tried = Vec::new();
+        let mut results = results.map(Some);
         let found = try_methods(|method| {
-            asked.push(format!("{method:?}"));
-            answers[method as usize].take().unwrap()
+            tried.push(format!("{method:?}"));
+            results[method as usize].take().unwrap()
         });
-        assert_eq!(asked.join(" "), expected_asked, "case {number}");
+        assert_eq!(tried.join(" "), expected_tried, "case {number}");
         match (found, expected) {
             (Ok(found), Ok(expected)) => assert_eq!(found, expected, "case {number}"),
             (Err(found), Err((errno, text))) => {
@@ -283,7 +270,7 @@ fn methods_are_tried_until_one_is_supported_and_the_error_with_a_reason_is_retur
 }
 
 #[test]
-fn overlay_xattrs_are_found_by_several_threads_at_once() {
+fn overlay_xattrs_are_found_by_concurrent_threads() {
     let directory = tempfile::tempdir().unwrap();
     let find = || {
         let directory = fs::File::open(directory.path()).unwrap();

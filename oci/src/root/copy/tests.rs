@@ -9,30 +9,14 @@ use std::process::Command;
 use std::time::{Duration, UNIX_EPOCH};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::mknod;
 use rustix::fs::{XattrFlags, lgetxattr, llistxattr, setxattr};
-use tempfile::TempDir;
 
 use super::*;
 use crate::host::overlay_mount::{attach, overlay};
+use crate::host::scratch_dir::ScratchDir;
 
-/// File systems for one test, in a private mount namespace of the test thread.
-struct Bench(TempDir);
-
-impl Bench {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        unshare(CloneFlags::CLONE_NEWNS).unwrap();
-        let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
-        mount(None::<&str>, "/", None::<&str>, private, None::<&str>).unwrap();
-        Self(dir)
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
+impl ScratchDir {
     /// Mounts a new file system at the directory `name`.
     fn file_system(&self, name: &str, kind: &str) -> PathBuf {
         let target = self.path(name);
@@ -63,20 +47,12 @@ impl Bench {
     }
 }
 
-impl Drop for Bench {
-    fn drop(&mut self) {
-        for entry in fs::read_dir(self.0.path()).into_iter().flatten().flatten() {
-            // This fails for entries that are not mount points, which is ignored.
-            let _unmounted = umount2(&entry.path(), MntFlags::MNT_DETACH);
-        }
-    }
-}
-
-/// A pseudorandom number generator with a seed, so that failures can be repeated (an LCG with the
-/// constants of Knuth's MMIX).
+/// A pseudorandom number generator. Its seed makes failures repeatable. It is a linear congruential
+/// generator with the constants of Knuth's MMIX.
 struct Dice(u64);
 
 impl Dice {
+    /// Returns a number below `sides`.
     fn roll(&mut self, sides: usize) -> usize {
         self.0 =
             self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -84,7 +60,9 @@ impl Dice {
     }
 }
 
-/// Creates entries of each type in a layer's tree. Their names are few, so that layers collide.
+/// Creates entries of each type in the tree of a layer.
+///
+/// There are only a few names, so that the layers have entries at the same paths.
 fn grow_layer(root: &Path, dice: &mut Dice) {
     fs::create_dir(root).unwrap();
     let mut files: Vec<PathBuf> = Vec::new();
@@ -100,6 +78,7 @@ fn grow_layer(root: &Path, dice: &mut Dice) {
         }
         path.push(["a", "b", "c", "d", "e", "f", "g", "h"][dice.roll(8)]);
         if path.symlink_metadata().is_ok() {
+            // Some of the existing directories become opaque.
             if path.is_dir() && dice.roll(3) == 0 {
                 setxattr(&path, "trusted.overlay.opaque", b"y", XattrFlags::empty()).unwrap();
             }
@@ -115,6 +94,7 @@ fn grow_layer(root: &Path, dice: &mut Dice) {
             1 => symlink("../a//nowhere", &path).unwrap(),
             2 => mknod(&path, SFlag::S_IFIFO, Mode::from_bits_truncate(0o640), 0).unwrap(),
             3 => mknod(&path, SFlag::S_IFCHR, Mode::empty(), 0).unwrap(),
+            // A sparse file, with a hole before and after its data.
             4 => {
                 let file = File::create_new(&path).unwrap();
                 file.write_all_at(b"in the middle", 1 << 18).unwrap();
@@ -143,7 +123,9 @@ fn grow_layer(root: &Path, dice: &mut Dice) {
     set_times(root, dice);
 }
 
-/// Gives files and directories times of their own, deepest first.
+/// Sets the times of files and directories to random values.
+///
+/// A directory comes after its content, whose creation changes the time of the directory.
 fn set_times(directory: &Path, dice: &mut Dice) {
     for entry in fs::read_dir(directory).unwrap().map(Result::unwrap) {
         if entry.file_type().unwrap().is_dir() {
@@ -161,18 +143,20 @@ fn set_time(path: &Path, dice: &mut Dice) {
     File::open(path).unwrap().set_times(times).unwrap();
 }
 
+/// Opens a directory, and creates it if it is missing.
 fn directory(path: &Path) -> OwnedFd {
     fs::create_dir_all(path).unwrap();
     File::open(path).unwrap().into()
 }
 
-/// Describes each path below `root`. Names of the same inode are described by the first of them.
+/// Describes each path below `root`. The description of a file has the first name of its inode, so
+/// that hard links are compared too.
 fn described(root: &Path) -> BTreeMap<PathBuf, String> {
     let mut pending = vec![root.to_owned()];
     let mut found = BTreeMap::new();
     while let Some(directory) = pending.pop() {
         for path in fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()) {
-            // In a directory that is not merged, overlayfs lists a whiteout that cannot be opened.
+            // In a directory that is not merged, overlayfs lists a whiteout whose lookup fails.
             let Ok(metadata) = path.symlink_metadata() else { continue };
             if metadata.is_dir() {
                 pending.push(path.clone());
@@ -195,7 +179,7 @@ fn described(root: &Path) -> BTreeMap<PathBuf, String> {
         } else {
             format!("device {}", metadata.rdev())
         };
-        // The access times of directories and symbolic links change when they are read.
+        // Reading a directory or a symbolic link changes its access time, so it is not compared.
         let atime = if metadata.is_file() { metadata.atime_nsec() } else { 0 };
         let text = format!(
             "{:o} {}:{} {}.{} {atime} {:?} {content}",
@@ -211,6 +195,7 @@ fn described(root: &Path) -> BTreeMap<PathBuf, String> {
     found.into_iter().map(describe).collect()
 }
 
+/// Returns the extended attributes of a file, without following a symbolic link.
 fn xattrs(path: &Path) -> BTreeMap<String, Vec<u8>> {
     let mut list = vec![0; 4096];
     let length = llistxattr(path, &mut list).unwrap_or_default();
@@ -225,7 +210,7 @@ fn xattrs(path: &Path) -> BTreeMap<String, Vec<u8>> {
 
 /// Creates a stack of layers, flattens it, and compares the copy with an overlay mount of the
 /// layers.
-fn check(layers: &Path, target: &Path, seed: u64) -> Method {
+fn check_random_stack(layers: &Path, target: &Path, seed: u64) -> Method {
     let name = |number: usize| layers.join(format!("{seed}-{number}"));
     let mut dice = Dice(seed);
     for number in 0..4 {
@@ -246,7 +231,8 @@ fn check(layers: &Path, target: &Path, seed: u64) -> Method {
     assert_eq!(found.len(), expected.len(), "seed {seed}");
     assert!(found.len() > 10, "seed {seed} gives too few paths to compare: {}", found.len());
     umount2(&view, MntFlags::MNT_DETACH).unwrap();
-    // The copy must not share an inode with a layer.
+    // A write to a shared inode would change the layer in the cache. Inode numbers can be compared
+    // only within one file system.
     let top = fs::metadata(name(0)).unwrap().dev();
     let inodes = |root: &Path| -> Vec<u64> {
         let paths = described(root).into_keys().map(|path| root.join(path));
@@ -261,35 +247,36 @@ fn check(layers: &Path, target: &Path, seed: u64) -> Method {
 
 #[test]
 fn stack_flattened_by_copies_equals_the_overlay_mount() {
-    let bench = Bench::new();
-    let ext4 = bench.file_system("ext4", "ext4");
-    let tmpfs = bench.file_system("tmpfs", "tmpfs");
+    let scratch = ScratchDir::new();
+    let ext4 = scratch.file_system("ext4", "ext4");
+    let tmpfs = scratch.file_system("tmpfs", "tmpfs");
     for seed in 0..12 {
-        assert_eq!(check(&ext4, &ext4, seed), Method::Copy);
+        assert_eq!(check_random_stack(&ext4, &ext4, seed), Method::Copy);
     }
-    assert_eq!(check(&tmpfs, &tmpfs, 100), Method::Copy);
+    assert_eq!(check_random_stack(&tmpfs, &tmpfs, 100), Method::Copy);
     // `copy_file_range(2)` refuses to copy between these file systems (`EXDEV`).
-    assert_eq!(check(&ext4, &tmpfs, 101), Method::Copy);
+    assert_eq!(check_random_stack(&ext4, &tmpfs, 101), Method::Copy);
 }
 
 #[test]
 fn stack_flattened_by_reflinks_equals_the_overlay_mount() {
-    let bench = Bench::new();
+    let scratch = ScratchDir::new();
     for kind in ["xfs", "btrfs"] {
-        let own = bench.file_system(kind, kind);
+        let own = scratch.file_system(kind, kind);
         for seed in 0..3 {
-            assert_eq!(check(&own, &own, seed), Method::Reflink, "{kind}");
+            assert_eq!(check_random_stack(&own, &own, seed), Method::Reflink, "{kind}");
         }
     }
 }
 
 #[test]
 fn write_to_a_reflinked_file_does_not_change_the_layer() {
-    let bench = Bench::new();
+    let scratch = ScratchDir::new();
     for kind in ["xfs", "btrfs"] {
-        let own = bench.file_system(kind, kind);
+        let own = scratch.file_system(kind, kind);
         let layer = directory(&own.join("layer"));
         fs::write(own.join("layer/big"), vec![b'x'; 64 << 20]).unwrap();
+        // Data that is still in memory could change the number of free blocks later.
         rustix::fs::syncfs(&layer).unwrap();
         let free = || rustix::fs::statvfs(&own).map(|found| found.f_bfree * found.f_bsize).unwrap();
         let before = free();
@@ -298,6 +285,7 @@ fn write_to_a_reflinked_file_does_not_change_the_layer() {
         let clone = File::options().write(true).open(own.join("clone/big")).unwrap();
         rustix::fs::syncfs(&clone).unwrap();
         assert_eq!(method, Method::Reflink);
+        // A copy would take 64 MiB. A reflink takes only metadata.
         assert!(before - free() < 8 << 20, "{kind}: {}", before - free());
         clone.write_all_at(b"changed", 0).unwrap();
         assert_eq!(fs::read(own.join("layer/big")).unwrap()[..7], *b"xxxxxxx");
@@ -306,8 +294,8 @@ fn write_to_a_reflinked_file_does_not_change_the_layer() {
 
 #[test]
 fn tree_deeper_than_path_max_is_copied() {
-    let bench = Bench::new();
-    let layer = directory(&bench.path("layer"));
+    let scratch = ScratchDir::new();
+    let layer = directory(&scratch.path("layer"));
     let name = "n".repeat(200);
     let mut deep = openat(&layer, ".", OPEN_DIR, Mode::empty()).unwrap();
     for _ in 0..60 {
@@ -317,7 +305,7 @@ fn tree_deeper_than_path_max_is_copied() {
     let flags = OFlag::O_CREAT | OFlag::O_WRONLY | OFlag::O_CLOEXEC;
     drop(openat(&deep, "one", flags, Mode::S_IRWXU).unwrap());
     linkat(&deep, "one", &deep, "two", AtFlags::empty()).unwrap();
-    let target = directory(&bench.path("target"));
+    let target = directory(&scratch.path("target"));
     flatten(&[layer], &target, OverlayXattrs::Trusted).unwrap();
     let path = vec![name.as_bytes(); 60].join(&b'/');
     assert_eq!(
@@ -333,34 +321,34 @@ fn tree_deeper_than_path_max_is_copied() {
 }
 
 #[test]
-fn failure_names_the_path() {
-    let bench = Bench::new();
-    let layer = directory(&bench.path("layer"));
-    fs::create_dir(bench.path("layer/d")).unwrap();
-    mknod(&bench.path("layer/d/n\u{1b}"), SFlag::S_IFCHR, Mode::empty(), 0x103).unwrap();
+fn error_names_the_path() {
+    let scratch = ScratchDir::new();
+    let layer = directory(&scratch.path("layer"));
+    fs::create_dir(scratch.path("layer/d")).unwrap();
+    mknod(&scratch.path("layer/d/n\u{1b}"), SFlag::S_IFCHR, Mode::empty(), 0x103).unwrap();
     let error =
-        flatten(&[layer], &directory(&bench.path("target")), OverlayXattrs::Trusted).unwrap_err();
+        flatten(&[layer], &directory(&scratch.path("target")), OverlayXattrs::Trusted).unwrap_err();
     assert_eq!(error.to_string(), r"cannot copy `/d/n\x1b`");
-    // A file in the target is not overwritten.
-    let layer = directory(&bench.path("layer2"));
-    fs::write(bench.path("layer2/file"), "new").unwrap();
-    fs::write(bench.path("target/file"), "old").unwrap();
-    let target = directory(&bench.path("target"));
+    // An existing file in the target is an error and is not overwritten.
+    let layer = directory(&scratch.path("layer2"));
+    fs::write(scratch.path("layer2/file"), "new").unwrap();
+    fs::write(scratch.path("target/file"), "old").unwrap();
+    let target = directory(&scratch.path("target"));
     let error = flatten(&[layer], &target, OverlayXattrs::Trusted).unwrap_err();
     assert_eq!(error.to_string(), "cannot copy `/file`");
-    assert_eq!(fs::read_to_string(bench.path("target/file")).unwrap(), "old");
+    assert_eq!(fs::read_to_string(scratch.path("target/file")).unwrap(), "old");
 }
 
 #[test]
 fn opaque_mark_is_read_from_the_chosen_xattrs_and_not_copied() {
-    let bench = Bench::new();
-    let trees = [directory(&bench.path("top")), directory(&bench.path("bottom"))];
-    fs::create_dir(bench.path("top/d")).unwrap();
-    setxattr(bench.path("top/d"), "user.overlay.opaque", b"y", XattrFlags::empty()).unwrap();
-    fs::create_dir(bench.path("bottom/d")).unwrap();
-    fs::write(bench.path("bottom/d/hidden"), "").unwrap();
+    let scratch = ScratchDir::new();
+    let trees = [directory(&scratch.path("top")), directory(&scratch.path("bottom"))];
+    fs::create_dir(scratch.path("top/d")).unwrap();
+    setxattr(scratch.path("top/d"), "user.overlay.opaque", b"y", XattrFlags::empty()).unwrap();
+    fs::create_dir(scratch.path("bottom/d")).unwrap();
+    fs::write(scratch.path("bottom/d/hidden"), "").unwrap();
     for (overlay_xattrs, hidden) in [(OverlayXattrs::User, true), (OverlayXattrs::Trusted, false)] {
-        let target = bench.path(&format!("{overlay_xattrs:?}"));
+        let target = scratch.path(&format!("{overlay_xattrs:?}"));
         flatten(&trees, &directory(&target), overlay_xattrs).unwrap();
         assert_eq!(!target.join("d/hidden").exists(), hidden, "{overlay_xattrs:?}");
         assert_eq!(xattrs(&target.join("d")), BTreeMap::new());

@@ -1,5 +1,6 @@
 use super::*;
 
+/// Returns the header of an entry with mode 04755 and owner 1:2.
 fn header(kind: EntryType, path: &str, size: u64) -> Vec<u8> {
     let mut header = Header::new_ustar();
     header.set_entry_type(kind);
@@ -13,12 +14,14 @@ fn header(kind: EntryType, path: &str, size: u64) -> Vec<u8> {
     header.as_bytes().to_vec()
 }
 
+/// Returns the bytes with zeros up to the end of their last block.
 fn padded(bytes: &[u8]) -> Vec<u8> {
     let mut padded = bytes.to_vec();
     padded.resize(bytes.len().next_multiple_of(BLOCK), 0);
     padded
 }
 
+/// Reads an archive, and returns name and body of each entry.
 fn entries(bytes: &[u8]) -> Result<Vec<(String, Vec<u8>)>, ArchiveError> {
     let mut archive = Archive::new(bytes);
     let mut all = Vec::new();
@@ -32,7 +35,8 @@ fn entries(bytes: &[u8]) -> Result<Vec<(String, Vec<u8>)>, ArchiveError> {
 
 #[test]
 fn pax_size_after_a_value_with_a_newline_is_used() {
-    // A reader that searches for newlines misses the second record, and reads the body as headers.
+    // A reader that ends a record at a newline misses the second record, and reads the body as a
+    // header.
     let hidden = padded(&header(EntryType::Regular, "hidden", 0));
     let pax = b"27 SCHILY.xattr.user.a=x\ny\n12 size=512\n";
     let bytes = [
@@ -46,7 +50,7 @@ fn pax_size_after_a_value_with_a_newline_is_used() {
 }
 
 #[test]
-fn size_of_a_bodyless_type_is_ignored() {
+fn size_of_an_entry_without_a_body_is_ignored() {
     for kind in [EntryType::Symlink, EntryType::Directory, EntryType::Link, EntryType::Fifo] {
         let bytes = [header(kind, "a", 512), header(EntryType::Regular, "b", 0)].concat();
         let names: Vec<String> =
@@ -59,6 +63,7 @@ fn size_of_a_bodyless_type_is_ignored() {
 fn archive_that_ends_inside_an_entry_is_refused_at_every_byte() {
     let bytes = [header(EntryType::Regular, "a", 5), padded(b"hello")].concat();
     assert!(entries(&bytes).is_ok(), "an archive without zero blocks at its end is accepted");
+    // The padding of the last body can be cut off without a loss.
     let end_of_body = BLOCK + 5;
     for length in 1..end_of_body {
         assert!(matches!(entries(&bytes[..length]), Err(ArchiveError::Truncated)), "{length}");
@@ -95,8 +100,10 @@ fn archive_that_ends_with_one_zero_block_or_with_extension_headers_is_accepted()
 
 #[test]
 fn checksum_of_signed_bytes_is_accepted() {
+    // Some old writers sum signed bytes. Only a byte above 0x7f makes a difference.
     let mut bytes = header(EntryType::Regular, "a", 0);
     bytes[1] = 0xe9;
+    // The checksum field counts as eight blanks.
     let blanks = [&bytes[..148], &[b' '; 8], &bytes[156..]].concat();
     let signed: i64 = blanks.iter().map(|byte| i64::from(byte.cast_signed())).sum();
     for (sum, expected) in [(signed, true), (signed + 256, true), (signed + 1, false)] {
@@ -122,6 +129,7 @@ fn gnu_long_name_ends_at_the_first_nul() {
     let bytes =
         [long.clone(), padded(name.as_bytes()), header(EntryType::Directory, "short", 0)].concat();
     assert_eq!(entries(&bytes).unwrap()[0].0, "n/".repeat(150));
+    // Two long names for one entry are ambiguous.
     let twice = [long.clone(), padded(name.as_bytes()), long, padded(name.as_bytes())].concat();
     assert!(matches!(entries(&twice), Err(ArchiveError::Ambiguous { .. })));
 }

@@ -48,6 +48,7 @@ impl LayerCache {
     /// Returns the layer `name` if it is ready, and if no process is about to remove it.
     pub(crate) fn get(&self, name: &str) -> Result<Option<CachedLayer>, CacheError> {
         let Some(lease) = self.lease(name)? else { return Ok(None) };
+        // The lease comes first, so that no process removes the layer while its record is read.
         let record = self.record(name)?;
         let path = self.tree_path(name);
         Ok(record.map(|Record { facts, dependencies }| CachedLayer {

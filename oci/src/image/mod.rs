@@ -134,6 +134,7 @@ impl Image {
     ) -> Result<Self, ImageError> {
         let Configuration { document, healthcheck } = configuration;
         let root = document.rootfs();
+        // The image specification defines only the type `layers` (config.md).
         if root.typ() != "layers" {
             return Err(ImageError::RootfsType { found: root.typ().clone() });
         }

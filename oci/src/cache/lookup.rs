@@ -70,7 +70,7 @@ impl LayerCache {
         }
     }
 
-    /// Does the same for a layer that the list of a stack names. Such a layer nearly always exists,
+    /// Does the same for a layer in the list of a stack. A layer in a list nearly always exists,
     /// so it is looked at only once, when it is locked.
     pub(crate) fn lease_listed(&self, name: &str) -> Result<Option<LayerLease>, CacheError> {
         let Some(lease) = self.try_lock_shared(name)? else { return Ok(None) };

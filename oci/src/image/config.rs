@@ -63,7 +63,7 @@ impl Configuration {
     }
 }
 
-/// The process that an image wants to run. An empty value means that the image leaves the field
+/// The process that an image defines. An empty value means that the image leaves the field
 /// out.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ImageConfig {

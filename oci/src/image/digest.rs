@@ -136,8 +136,8 @@ impl Digest {
     /// Computes the SHA-256 digest of `bytes`.
     #[must_use]
     pub fn of(bytes: &[u8]) -> Self {
-        // The names that this crate computes itself, such as `ChainID`s, use SHA-256 whatever the
-        // image uses.
+        // The names that this crate computes itself, such as `ChainID`s, use SHA-256 even for an
+        // image with other digests.
         Algorithm::Sha256.digest(bytes)
     }
 

@@ -59,7 +59,7 @@ pub enum BlobError {
     },
 }
 
-/// An open blob. A reader sees at most as many bytes as the descriptor says.
+/// An open blob. A reader receives at most the number of bytes in the descriptor.
 #[derive(Debug)]
 pub(crate) struct Blob {
     file: File,

@@ -32,7 +32,7 @@ const DOCKER_INDEX: &str = "application/vnd.docker.distribution.manifest.list.v2
 const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
 
-/// A document that cannot be read, or that is not what its descriptor says.
+/// A document that cannot be read, or that does not match its descriptor.
 #[derive(Debug, thiserror::Error)]
 pub enum DocumentError {
     /// One of the two files at the top of the layout cannot be read.

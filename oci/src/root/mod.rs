@@ -153,7 +153,7 @@ impl OverlaySpec<'_> {
         }
     }
 
-    /// Sets the metadata of the upper directory to those of the image's root.
+    /// Copies the metadata of the image's root to the upper directory.
     fn inherit_root(&self) -> Result<(), MountError> {
         let inherit = || match &self.stack.root {
             Some(model) => copy_metadata(&open_dir(model)?, &open_dir(&self.upper)?),

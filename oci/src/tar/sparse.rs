@@ -135,7 +135,7 @@ pub(crate) struct RawMap {
 /// The PAX records about a sparse file. An empty value deletes an earlier one.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct SparseRecords {
-    /// Whether the header has such a record, even if a later one deleted its value.
+    /// Whether the header has a record about sparse files, even if a later one deleted its value.
     any: bool,
     major: Vec<u8>,
     minor: Vec<u8>,

@@ -1,4 +1,4 @@
-//! Converts the whiteouts of an image to those of overlayfs.
+//! Converts the whiteouts of an image to whiteouts of overlayfs.
 //!
 //! | in the archive   | in the tree                                       |
 //! |------------------|---------------------------------------------------|

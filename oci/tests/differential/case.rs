@@ -54,14 +54,17 @@ impl Case {
         }
     }
 
+    /// Sets the expected outcome of umoci.
     pub(crate) fn umoci(self, umoci: Verdict) -> Self {
         Self { umoci, ..self }
     }
 
+    /// Sets the expected outcome of the overlayfs snapshotter.
     pub(crate) fn overlayfs(self, overlayfs: Verdict) -> Self {
         Self { overlayfs, ..self }
     }
 
+    /// Sets the expected outcome of the native snapshotter.
     pub(crate) fn native(self, native: Verdict) -> Self {
         Self { native, ..self }
     }

@@ -86,6 +86,7 @@ impl Containerd {
         this
     }
 
+    /// Returns a command of containerd's client for this daemon.
     fn ctr(&self) -> Command {
         let mut command = Command::new("ctr");
         command.arg("--address").arg(self.directory.join("sock"));
@@ -114,6 +115,7 @@ impl Containerd {
         Ok(PathBuf::from(printed.split_whitespace().nth(3).unwrap()))
     }
 
+    /// Imports an image. The options decide whether it is unpacked, and by which snapshotter.
     fn import(&self, image: &Import<'_>, options: &[&str]) -> Result<(), String> {
         let archive = self.directory.join("import.tar");
         pack(image.layout, &archive);

@@ -165,6 +165,7 @@ impl Node {
         }
     }
 
+    /// Returns all properties with their names.
     fn fields(&self) -> [(&'static str, &String); 7] {
         [
             ("kind", &self.kind),

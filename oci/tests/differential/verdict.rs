@@ -134,7 +134,7 @@ fn unconfirmed(ours: &Tree, runs: &[ToolRun]) -> BTreeSet<String> {
         Some((run.scope, run.compared(ours).differences(&run.compared(theirs))))
     };
     let compared: Vec<_> = runs.iter().filter_map(compared).collect();
-    // A tool without a comparison of the root has no difference there, and confirms nothing.
+    // A tool whose root is not compared has no difference there, but does not confirm it.
     let confirmed = |path: &&String| {
         compared.iter().any(|(scope, differences)| {
             !differences.contains_key(*path) && (*path != ROOT || *scope == Scope::All)

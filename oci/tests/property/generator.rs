@@ -43,7 +43,7 @@ enum Place {
     Fresh(String),
     /// The path of an earlier entry of this class.
     Earlier(Class, Index),
-    /// A path below that of an earlier entry of this class.
+    /// A path below the path of an earlier entry of this class.
     Below(Class, Index, String),
 }
 

@@ -31,6 +31,7 @@ use crate::image::{Entry, Image, Kind, Metadata, join, split};
 /// Limit on symbolic links in one path. The kernel has the same limit (`path_resolution(7)`).
 const SYMLINK_HOPS: usize = 40;
 
+/// Index of the root directory in the nodes of a model.
 const ROOT: usize = 0;
 
 /// The reason why an image is refused.
@@ -289,6 +290,7 @@ impl Model {
         Ok(())
     }
 
+    /// Applies the metadata of an entry to a directory.
     fn describe_directory(&mut self, directory: usize, metadata: Metadata) {
         let node = &mut self.nodes[directory];
         (node.metadata, node.described) = (metadata, Some(self.layer));
@@ -394,11 +396,13 @@ impl Model {
         self.link(parent, name, Node { metadata: implicit(), body, described: None })
     }
 
+    /// Adds a group of links that the current layer creates.
     fn new_group(&mut self) -> usize {
         self.groups.push(self.layer);
         self.groups.len() - 1
     }
 
+    /// Adds a node with one name, and returns its index.
     fn link(&mut self, parent: usize, name: &str, node: Node) -> usize {
         self.nodes.push(node);
         let node = self.nodes.len() - 1;
@@ -407,10 +411,12 @@ impl Model {
         node
     }
 
+    /// Removes a name. The node stays, because it can have other names.
     fn unlink(&mut self, parent: usize, name: &str) {
         self.children(parent).remove(name);
     }
 
+    /// Returns a name in a directory, or `None` if it is missing or the node is not a directory.
     fn child(&self, directory: usize, name: &str) -> Option<Link> {
         match &self.nodes[directory].body {
             Body::Directory(children) => children.get(name).copied(),
@@ -473,7 +479,7 @@ fn ancestors(path: &str) -> impl Iterator<Item = &str> {
     path.match_indices('/').map(|(end, _)| end).chain([path.len()]).map(|end| &path[..end])
 }
 
-/// Returns the description of an inode. It is the same text as that of `mounted::walk`.
+/// Returns the description of an inode. `mounted::walk` uses the same format.
 fn entry_text(body: &Body, metadata: &Metadata) -> String {
     match body {
         Body::Directory(_) => format!("dir ({metadata})"),

@@ -14,6 +14,7 @@ use crate::bench::{Bench, amd64, chain};
 use crate::image::{Image, Metadata, archive};
 use crate::model::Tree;
 
+/// Media type of an uncompressed layer.
 const PLAIN: &str = "application/vnd.oci.image.layer.v1.tar";
 
 /// The outcome of an image.
@@ -112,7 +113,8 @@ fn walk(root: &Path) -> Result<Tree, String> {
     Ok(tree)
 }
 
-/// Reads all extended attributes of a file. An overlay mount hides those of overlayfs.
+/// Reads all extended attributes of a file. An overlay mount hides the attributes of
+/// overlayfs.
 fn xattrs(path: &Path) -> BTreeMap<String, String> {
     let mut names = [0_u8; 1024];
     let length = rustix::fs::llistxattr(path, &mut names).unwrap();

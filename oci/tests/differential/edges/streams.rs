@@ -348,7 +348,10 @@ fn headers_of_all_formats_are_read() {
             .umoci(Accepts)
             .containerd(Accepts)
             .refused("ambiguous"),
-            Case::of("pax-then-nothing", vec![root().file("f", "1").pax(&[("path", b"g")]).into()]),
+            Case::of(
+                "pax-without-an-entry",
+                vec![root().file("f", "1").pax(&[("path", b"g")]).into()],
+            ),
             Case::of("damaged-header", layer(GZIP, &damaged, gzip))
                 .umoci(Refuses("invalid tar header"))
                 .containerd(Refuses("invalid tar header"))

@@ -75,10 +75,15 @@ impl LayerCache {
             .mode(0o700)
             .create(dir)
             .map_err(HostError::at("make the cache directory", dir))?;
-        // Once the parents are checked, no other user can replace the directory before it is opened.
+        // Once the parents are checked, no other user can replace the directory before it is
+        // opened.
         check_parents(dir)?;
+        // `private_directory` refuses a path that is a symbolic link. The links that
+        // `check_parents` accepts are therefore resolved first.
         let path = dir.canonicalize().map_err(HostError::at("find the cache directory", dir))?;
         let outer = private_directory(&path)?;
+        // The trial is made in the cache directory, because the file system decides as well whether
+        // it supports the attributes.
         let overlay_xattrs =
             OverlayXattrs::of_process(&outer).map_err(HostError::at("set an attribute on", dir))?;
         let name = format_dir(overlay_xattrs)
@@ -87,6 +92,8 @@ impl LayerCache {
         let format = private_directory_in(outer.as_fd(), Path::new(&name), &path)?;
         let inner =
             |name: &str| private_directory_in(format.as_fd(), Path::new(name), &path.join(name));
+        // The cache is changed only relative to these fds, so that the checks stay valid even if a
+        // directory of the path is renamed.
         let (ready, stacks, staging, locks) =
             (inner("ready")?, inner("stacks")?, inner("staging")?, inner("locks")?);
         let boot = fs::read_to_string(BOOT_ID)
@@ -139,6 +146,7 @@ impl LayerCache {
 
 /// Lists the names in a directory of the cache.
 pub(super) fn names(dir: &OwnedFd) -> nix::Result<Vec<String>> {
+    // The names that this crate makes are ASCII, so that nothing is lost for them.
     let text = |name: Vec<u8>| String::from_utf8_lossy(&name).into_owned();
     Ok(names_in(dir)?.into_iter().map(text).collect())
 }
@@ -159,6 +167,8 @@ fn format_dir(overlay_xattrs: OverlayXattrs) -> io::Result<String> {
     if overlay_xattrs == OverlayXattrs::Trusted {
         return Ok(FORMAT_DIR.to_owned());
     }
+    // The maps are hashed, because a directory name can have at most 255 bytes and a map can have
+    // hundreds of lines.
     let mut maps = fs::read("/proc/self/uid_map")?;
     maps.extend(fs::read("/proc/self/gid_map")?);
     let digits: String = Digest::of(&maps).hex().chars().take(ID_MAP_DIGITS).collect();

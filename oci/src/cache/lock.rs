@@ -73,6 +73,8 @@ impl LayerCache {
     ) -> Result<Option<File>, CacheError> {
         let path = format!("locks/{name}");
         match locked {
+            // The link count is read after the lock was taken, because a file is removed only by a
+            // process that holds its exclusive lock.
             Ok(()) => {
                 let found = lock.metadata().map_err(self.error("look at", &path))?;
                 Ok((found.nlink() > 0).then_some(lock))
@@ -85,6 +87,8 @@ impl LayerCache {
     /// Removes the file of an exclusive lock. A process that waits for the lock finds that its file
     /// has no name any more (see `current`), and makes a new one.
     pub(crate) fn remove_lock(&self, name: &str, lock: File) -> Result<(), CacheError> {
+        // The name is removed while the lock is held. In the other order, another process could
+        // take the lock in between, and would then hold it on a file without a name.
         let removed = self.remove_file(&self.locks, "locks", name);
         drop(lock);
         removed

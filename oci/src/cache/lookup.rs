@@ -48,6 +48,7 @@ impl LayerCache {
     /// Returns the layer `name` if it is ready, and if no process is about to remove it.
     pub(crate) fn get(&self, name: &str) -> Result<Option<CachedLayer>, CacheError> {
         let Some(lease) = self.lease(name)? else { return Ok(None) };
+        // The lease comes first, so that no process removes the layer while its record is read.
         let record = self.record(name)?;
         let path = self.tree_path(name);
         Ok(record.map(|Record { facts, dependencies }| CachedLayer {
@@ -69,7 +70,7 @@ impl LayerCache {
         }
     }
 
-    /// Does the same for a layer that the list of a stack names. Such a layer nearly always exists,
+    /// Does the same for a layer in the list of a stack. A layer in a list nearly always exists,
     /// so it is looked at only once, when it is locked.
     pub(crate) fn lease_listed(&self, name: &str) -> Result<Option<LayerLease>, CacheError> {
         let Some(lease) = self.try_lock_shared(name)? else { return Ok(None) };

@@ -76,6 +76,8 @@ impl LayerCache {
     /// Makes and publishes a layer. The caller holds the exclusive lock of `name`.
     fn make(&self, recipe: &mut dyn Recipe, name: &str) -> Result<(), CacheError> {
         self.sweep()?;
+        // The layer is missing or unusable. An unusable one must be removed, because a directory
+        // that is not empty would make the rename fail.
         self.discard(name)?;
         let published = self.stage(recipe, name).and_then(|()| self.publish_as(name, name));
         if published.is_err()

@@ -88,6 +88,7 @@ impl Record {
         let mut sets: [BTreeSet<PathBuf>; 5] = Default::default();
         for line in dependencies.split_inclusive(|byte| *byte == 0) {
             let [letter, path @ ..] = line.strip_suffix(b"\0")? else { return None };
+            // The letters are in the order of the sets below.
             let set = b"decho".iter().position(|known| known == letter)?;
             sets[set].insert(PathBuf::from(OsStr::from_bytes(path)));
         }

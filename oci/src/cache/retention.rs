@@ -3,8 +3,8 @@
 //!
 //! Each directory in `ready` counts on its own. Its size is the size of its regular files and one
 //! block for each entry. Its last use is the last time at which a shared lock was taken for a box.
-//! The least recently used layer is removed first. A layer that a box uses is never removed,
-//! whatever the limits are, because each use is a shared lock and removal takes the exclusive lock.
+//! The least recently used layer is removed first. A layer that a box uses is never removed, even
+//! above the limits, because each use is a shared lock and removal takes the exclusive lock.
 
 use std::time::{Duration, SystemTime};
 

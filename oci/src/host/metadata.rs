@@ -13,8 +13,7 @@ use crate::host::xattr::{kept_names_of, value_of};
 /// Mode of a directory for which no layer has an entry. Other tools use the same mode.
 pub(crate) const UNDESCRIBED_DIR_MODE: u32 = 0o755;
 
-/// Sets owner, extended attributes, mode and times of the open file or directory `to` to those of
-/// `from`.
+/// Copies owner, extended attributes, mode and times from one open file or directory to another.
 ///
 /// The owner is set first, because `fchown(2)` clears the setuid and setgid bits and
 /// `security.capability`. The times are set last, because the other calls could change them.

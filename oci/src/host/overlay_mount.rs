@@ -67,7 +67,7 @@ pub(crate) struct Overlay<'a> {
 
 /// An error of the kernel while a mount is created.
 #[derive(Debug, thiserror::Error)]
-#[error("the kernel refused {step}{}", explanation.as_deref().map(|text| format!(" (it says: {text})")).unwrap_or_default())]
+#[error("the kernel refused {step}{}", explanation.as_deref().map(|text| format!(" (kernel message: {text})")).unwrap_or_default())]
 struct Refusal {
     step: Step,
     /// The kernel's messages.
@@ -188,7 +188,9 @@ impl Overlay<'_> {
             };
             set.map_err(|errno| explain(Step::Option(name))(errno.into()))
         };
+        // Overlayfs does not use the source. `/proc/self/mountinfo` shows it as the mount source.
         set("source", Some("overlay"))?;
+        // Each `lowerdir+` adds a layer below the ones before it, so the topmost layer comes first.
         let lower = self.lower.iter().map(|directory| ("lowerdir+", directory));
         for (name, directory) in lower.chain([("upperdir", self.upper), ("workdir", self.work)]) {
             pass_directory(&context, name, directory).map_err(explain(Step::Option(name)))?;
@@ -200,6 +202,8 @@ impl Overlay<'_> {
             set("volatile", None)?;
         }
         fsconfig_create(&context).map_err(|errno| explain(Step::Create)(errno.into()))?;
+        // Without these flags, setuid files and device nodes of an image would be effective on the
+        // host.
         let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
         fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
             .map_err(|errno| explain(Step::Detach)(errno.into()))
@@ -239,10 +243,14 @@ impl Overlay<'_> {
     fn mount_relative(&self, volatile: bool) -> Result<OwnedFd, Refusal> {
         let refused = |step| move |errno: Errno| Refusal::of(step, errno);
         let options = self.classic_options(volatile);
+        // The kernel truncates longer options, and the mount would then lack layers or the upper
+        // directory.
         if options.len() > OPTIONS_LIMIT_BYTES {
             return Err(refused(Step::Classic("options longer than a page"))(Errno::E2BIG));
         }
         match mkdirat(self.work, MOUNT_POINT, Mode::S_IRWXU) {
+            // An earlier attempt can have left the mount point, for example the attempt with
+            // `volatile`.
             Ok(()) | Err(Errno::EEXIST) => {}
             Err(errno) => return Err(refused(Step::Classic("a mount point"))(errno)),
         }
@@ -250,8 +258,8 @@ impl Overlay<'_> {
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
         mount(Some("overlay"), point.as_str(), Some("overlay"), flags, Some(options.as_str()))
             .map_err(refused(Step::Create))?;
-        // `OPEN_TREE_CLONE` returns a detached copy of the mount, which stays after the mount on the
-        // temporary mount point is removed.
+        // `OPEN_TREE_CLONE` returns a detached copy of the mount, which stays after the mount on
+        // the temporary mount point is removed.
         let clone = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
         let detached = open_tree(self.work.as_fd(), MOUNT_POINT, clone)
             .map_err(|errno| Refusal::of(Step::Detach, errno));
@@ -262,6 +270,7 @@ impl Overlay<'_> {
     }
 
     fn classic_options(&self, volatile: bool) -> String {
+        // Numbers of fds need no escapes, unlike paths with a colon or a comma.
         let lower: Vec<String> =
             self.lower.iter().map(|directory| directory.as_raw_fd().to_string()).collect();
         let mut options = format!(
@@ -291,13 +300,13 @@ impl Refusal {
     /// Returns whether the host kernel possibly does not support the method, so that another method
     /// could succeed.
     ///
-    /// | errno        | reason                                                                     |
-    /// |--------------|----------------------------------------------------------------------------|
-    /// | `ENOSYS`     | the system call does not exist                                             |
-    /// | `EINVAL`     | the option does not exist; overlayfs also returns it for bad directories   |
-    /// | `EBADF`      | the option does not accept an fd (seen on Linux 6.12)                      |
-    /// | `EOPNOTSUPP` | overlayfs does not use the new mount API yet, whose wrapper for old file   |
-    /// |              | systems accepts no fds (seen on Linux 6.1)                                 |
+    /// | errno        | reason                                                                    |
+    /// |--------------|---------------------------------------------------------------------------|
+    /// | `ENOSYS`     | the system call does not exist                                            |
+    /// | `EINVAL`     | the option does not exist; overlayfs also returns it for bad directories  |
+    /// | `EBADF`      | the option does not accept an fd (seen on Linux 6.12)                     |
+    /// | `EOPNOTSUPP` | overlayfs does not use the new mount API yet, whose wrapper for old file  |
+    /// |              | systems accepts no fds (seen on Linux 6.1)                                |
     fn is_unsupported_method(&self) -> bool {
         let unsupported = [Errno::EINVAL, Errno::ENOSYS, Errno::EBADF, Errno::EOPNOTSUPP];
         errno(&self.source).is_some_and(|errno| unsupported.contains(&errno))

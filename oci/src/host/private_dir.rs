@@ -70,6 +70,7 @@ pub(crate) fn private_directory_in(
     path: &Path,
 ) -> Result<OwnedFd, StoreError> {
     match mkdirat(parent, name, Mode::S_IRWXU) {
+        // An existing directory is checked below in the same way as a new one.
         Ok(()) | Err(Errno::EEXIST) => {}
         Err(errno) => return Err(HostError::at("make", path)(errno).into()),
     }
@@ -111,6 +112,8 @@ pub fn check_parents(path: &Path) -> Result<(), StoreError> {
     let mut steps = steps_of(&path);
     let mut symlinks = 0;
     while let Some(step) = steps.pop() {
+        // A directory is checked before a name in it is used, because a user who can write to it
+        // could replace the name at any time.
         trusted.check_directory(&directory, &at)?;
         let here = at.join(&step);
         let found = match openat(&directory, step.as_os_str(), LOOK, Mode::empty()) {
@@ -128,6 +131,8 @@ pub fn check_parents(path: &Path) -> Result<(), StoreError> {
         if symlinks > SYMLINKS_LIMIT {
             return Err(HostError::at("follow", &here)(Errno::ELOOP).into());
         }
+        // With an empty path, `readlinkat(2)` reads the link that the fd stands for. A relative
+        // target starts at the directory of the link, which is still open.
         let target = PathBuf::from(readlinkat(&found, "").map_err(HostError::at("read", &here))?);
         if target.is_absolute() {
             at = PathBuf::from("/");
@@ -201,6 +206,8 @@ fn open_root(path: &Path) -> Result<OwnedFd, StoreError> {
 /// Returns the components of a path in reverse order, for use as a stack. The root and `.` are
 /// omitted.
 fn steps_of(path: &Path) -> Vec<OsString> {
+    // `..` is opened like a name, so that it leads to the parent of the directory that was opened,
+    // even after a symbolic link.
     let is_step =
         |step: &Component<'_>| matches!(step, Component::Normal(_) | Component::ParentDir);
     let steps = path.components().filter(is_step).map(|step| step.as_os_str().to_owned());

@@ -14,6 +14,8 @@ impl fmt::Display for Shown<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut chars = self.0.chars();
         for char in chars.by_ref().take(SHOWN_CHARS) {
+            // These are the characters of the Unicode category `Cc`. ESC and CSI, which start a
+            // command to a terminal, are among them.
             match char.is_control() {
                 true => write!(f, "{}", char.escape_default())?,
                 false => write!(f, "{char}")?,

@@ -44,6 +44,8 @@ pub(crate) fn value_of(file: &impl AsFd, name: &[u8]) -> Result<Vec<u8>> {
 /// Reads into a small buffer, and into a large one if the kernel returns `ERANGE`.
 fn read(read: impl Fn(&mut [u8]) -> Result<usize>) -> Result<Vec<u8>> {
     let mut last = Err(Errno::RANGE);
+    // A call with an empty buffer would return the size, but cost a second call for each file. The
+    // size could also change between the two calls.
     for size in SIZES_BYTES {
         let mut buffer = vec![0_u8; size];
         last = read(&mut buffer).map(|length| {

@@ -57,12 +57,13 @@ impl Configuration {
         Platform {
             os: document.os().to_string(),
             architecture: document.architecture().to_string(),
+            // An empty variant means the same as a missing one.
             variant: document.variant().clone().filter(|variant| !variant.is_empty()),
         }
     }
 }
 
-/// The process that an image wants to run. An empty value means that the image leaves the field
+/// The process that an image defines. An empty value means that the image leaves the field
 /// out.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ImageConfig {
@@ -112,6 +113,7 @@ impl ImageConfig {
             healthcheck,
             volumes: sorted(config.volumes().as_deref()),
             exposed_ports: sorted(config.exposed_ports().as_deref()),
+            // `oci_spec` has the labels in a `HashMap`, whose order differs in each run.
             labels: config.labels().clone().unwrap_or_default().into_iter().collect(),
         };
         this.check()?;
@@ -165,6 +167,7 @@ fn sorted(keys: Option<&[String]>) -> Vec<String> {
 
 /// Splits `NAME=value`. An error contains the position instead of the text, which may be a secret.
 fn split_env((position, variable): (usize, &String)) -> Result<(String, String), ImageConfigError> {
+    // A value can contain `=`, a name cannot.
     match variable.split_once('=') {
         Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
         _ => Err(ImageConfigError::EnvSyntax { position }),

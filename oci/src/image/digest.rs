@@ -136,6 +136,8 @@ impl Digest {
     /// Computes the SHA-256 digest of `bytes`.
     #[must_use]
     pub fn of(bytes: &[u8]) -> Self {
+        // The names that this crate computes itself, such as `ChainID`s, use SHA-256 even for an
+        // image with other digests.
         Algorithm::Sha256.digest(bytes)
     }
 
@@ -164,6 +166,8 @@ impl FromStr for Digest {
 
     fn from_str(text: &str) -> Result<Self, DigestError> {
         let found = || text.to_owned();
+        // Only known algorithms are accepted, because the name of the algorithm becomes a directory
+        // in the path of a blob.
         let named = text.split_once(':').and_then(|(name, hex)| {
             Algorithm::ALL.into_iter().find(|known| known.name() == name).zip(Some(hex))
         });
@@ -177,6 +181,8 @@ impl FromStr for Digest {
         let mut bytes = [0; MAX_BYTES];
         for (byte, pair) in bytes.iter_mut().zip(hex.as_bytes().chunks_exact(2)) {
             let [high, low] = pair else { return Err(malformed()) };
+            // The length was counted in bytes. A character of several bytes fails here, because
+            // none of its bytes is a hexadecimal digit.
             *byte =
                 nibble(*high).zip(nibble(*low)).map(|(h, l)| h << 4 | l).ok_or_else(malformed)?;
         }
@@ -204,6 +210,8 @@ impl fmt::Display for Digest {
 
 impl fmt::Debug for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Logs and failed tests show the text by which users know the digest, not an array of
+        // numbers.
         fmt::Display::fmt(self, f)
     }
 }

@@ -5,7 +5,7 @@
 //! and no text contains a NUL byte.
 //!
 //! ```text
-//! config       the process that the image wants to run
+//! config       the process of the image: command, environment and user
 //! healthcheck  Docker's extension of the configuration
 //! platform     operating system and processor, and which images run on which
 //! digest       SHA-256 and SHA-512 digests
@@ -72,7 +72,7 @@ pub struct Image {
     pub manifest_digest: Digest,
     /// The platform for which the image was built.
     pub platform: Platform,
-    /// The process that the image wants to run.
+    /// The process of the image.
     pub config: ImageConfig,
     /// The layers, the bottom first.
     pub layers: Vec<Layer>,
@@ -134,6 +134,7 @@ impl Image {
     ) -> Result<Self, ImageError> {
         let Configuration { document, healthcheck } = configuration;
         let root = document.rootfs();
+        // The image specification defines only the type `layers` (config.md).
         if root.typ() != "layers" {
             return Err(ImageError::RootfsType { found: root.typ().clone() });
         }

@@ -59,7 +59,7 @@ pub enum BlobError {
     },
 }
 
-/// An open blob. A reader sees at most as many bytes as the descriptor says.
+/// An open blob. A reader receives at most the number of bytes in the descriptor.
 #[derive(Debug)]
 pub(crate) struct Blob {
     file: File,
@@ -73,8 +73,8 @@ impl Blob {
     /// Opens the blob `digest` of the layout at `dir`, which must be a regular file of `size`
     /// bytes.
     ///
-    /// Symbolic links are not followed. A layout needs none, and one could lead to a device or out of
-    /// the layout. `O_NONBLOCK` keeps the open from blocking on a FIFO.
+    /// Symbolic links are not followed. A layout needs none, and one could lead to a device or out
+    /// of the layout. `O_NONBLOCK` keeps the open from blocking on a FIFO.
     pub(crate) fn open(dir: BorrowedFd<'_>, digest: Digest, size: u64) -> Result<Self, BlobError> {
         let how = OpenHow::new()
             .flags(OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY)
@@ -121,6 +121,8 @@ impl Blob {
     pub(crate) fn read_verified(mut self) -> Result<Vec<u8>, BlobError> {
         let digest = self.digest;
         let mut bytes = Vec::new();
+        // `Read` ends at the size in the descriptor, so a file that grows cannot exhaust the
+        // memory.
         self.read_to_end(&mut bytes).map_err(|source| BlobError::Read { digest, source })?;
         self.finish().map(|()| bytes)
     }

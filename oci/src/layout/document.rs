@@ -32,7 +32,7 @@ const DOCKER_INDEX: &str = "application/vnd.docker.distribution.manifest.list.v2
 const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
 
-/// A document that cannot be read, or that is not what its descriptor says.
+/// A document that cannot be read, or that does not match its descriptor.
 #[derive(Debug, thiserror::Error)]
 pub enum DocumentError {
     /// One of the two files at the top of the layout cannot be read.
@@ -275,6 +275,8 @@ fn parse<T: DeserializeOwned>(document: &str, bytes: &[u8]) -> Result<T, Documen
 /// descriptor. Otherwise the same digest could mean different images to different tools
 /// (CVE-2021-41190).
 fn check_type(document: &str, bytes: &[u8], expected: &str) -> Result<(), DocumentError> {
+    // The types of `oci_spec` drop unknown fields, so that a field of another type is visible only
+    // in the JSON value.
     let value: Value = parse(document, bytes)?;
     // Version 1 of Docker's manifest has other fields.
     if let Some(version) = value.get("schemaVersion").filter(|version| **version != 2) {

@@ -145,6 +145,7 @@ impl Layout {
         }
         match self.open_blob(digest_of(layer)?, layer.size()) {
             Err(BlobError::Missing { digest }) => {
+                // The addresses come from the image, so their control characters are escaped.
                 let urls = urls.iter().map(|url| format!("`{}`", url.escape_debug())).collect();
                 Err(LayoutError::ForeignLayer { digest, urls })
             }

@@ -69,6 +69,8 @@ pub(crate) fn flatten(
 ) -> Result<Method, HostError> {
     let contents = Contents::default();
     let mut cloning = Cloning { trees, target, overlay_xattrs, contents, links: HashMap::new() };
+    // The directories are kept on the heap, because a recursive function would need a stack as deep
+    // as the tree.
     let mut pending = vec![Merged { path: Vec::new(), trees: (0..trees.len()).collect() }];
     while let Some(directory) = pending.pop() {
         cloning.fill(&directory, &mut pending)?;
@@ -91,6 +93,8 @@ impl Cloning<'_> {
         let mut decided = HashSet::new();
         for (i, source) in sources.iter().enumerate() {
             for name in names_in(source).map_err(at("list the directory", &merged.path))? {
+                // A tree above has this name, and has decided about it even if it has only a
+                // whiteout there.
                 if !decided.insert(name.clone()) {
                     continue;
                 }
@@ -113,6 +117,8 @@ impl Cloning<'_> {
             }
         }
         let Some(top) = sources.first() else { return Ok(()) };
+        // The metadata is set last, because each entry that is created changes the time of its
+        // directory.
         copy_metadata(top, &target).map_err(at("set the metadata of", &merged.path))
     }
 
@@ -168,6 +174,8 @@ impl Cloning<'_> {
             None => (Some(&b""[..]), Some(first)),
         };
         let parent = Path::new(OsStr::from_bytes(parent.unwrap_or_default()));
+        // The directory of the first name is not open any more, because only one directory of a
+        // tree is open at a time.
         let parent = open_below(self.target, parent)?;
         let name = name.unwrap_or_default();
         linkat(&parent, name, entry.target, entry.name, AtFlags::empty())
@@ -200,6 +208,7 @@ impl Entry<'_> {
     fn make_symlink(&self) -> io::Result<()> {
         let text = readlinkat(self.source, self.name)?;
         symlinkat(text.as_os_str(), self.target, self.name)?;
+        // On Linux a symbolic link has no mode of its own (`symlink(7)`).
         self.set_owner()?;
         self.set_times()
     }
@@ -207,6 +216,7 @@ impl Entry<'_> {
     fn make_fifo(&self) -> io::Result<()> {
         mknodat(self.target, self.name, SFlag::S_IFIFO, Mode::S_IRUSR, 0)?;
         self.set_owner()?;
+        // The mode comes after the owner, because `chown(2)` clears the setuid and setgid bits.
         fchmodat(self.target, self.name, mode(self.found), FchmodatFlags::NoFollowSymlink)?;
         self.set_times()
     }

@@ -132,6 +132,7 @@ impl OverlaySpec<'_> {
         }
         self.remove_work()?;
         make_directory(&self.work, 0o700)?;
+        // A stack has its bottom layer first, and overlayfs takes the topmost layer first.
         let lower = members.iter().rev().map(|member| open_directory(&member.tree));
         let lower = lower.collect::<Result<Vec<_>, _>>()?;
         match self.mount_stack(&lower) {
@@ -139,6 +140,8 @@ impl OverlaySpec<'_> {
                 attach(&root, &self.target).map_err(|source| self.refused(source))?;
                 Ok(RootMethod::Overlay)
             }
+            // The layers are copied only to a new upper directory. An existing one holds changes of
+            // the box relative to the layers, and would have to be merged with them.
             Err(refusal)
                 if upper == Directory::New
                     && is_unsupported(&refusal, self.stack.overlay_xattrs) =>
@@ -150,7 +153,7 @@ impl OverlaySpec<'_> {
         }
     }
 
-    /// Sets the metadata of the upper directory to those of the image's root.
+    /// Copies the metadata of the image's root to the upper directory.
     fn inherit_root(&self) -> Result<(), MountError> {
         let inherit = || match &self.stack.root {
             Some(model) => copy_metadata(&open_dir(model)?, &open_dir(&self.upper)?),
@@ -228,6 +231,8 @@ impl OverlaySpec<'_> {
 fn is_unsupported(refusal: &io::Error, overlay_xattrs: OverlayXattrs) -> bool {
     match errno(refusal) {
         Some(Errno::ENODEV | Errno::EINVAL | Errno::EOPNOTSUPP | Errno::ENOSYS) => true,
+        // Old kernels refuse overlayfs only in user namespaces. Elsewhere `EPERM` has another
+        // reason, such as a security module.
         Some(Errno::EPERM) => overlay_xattrs == OverlayXattrs::User,
         _ => false,
     }

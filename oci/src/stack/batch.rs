@@ -70,6 +70,8 @@ impl LayerCache {
                 None => waiting.push(i),
             }
         }
+        // The largest layer is started first. As the last one, it would keep one thread busy while
+        // the others have no work left.
         waiting.sort_by_key(|i| layers[*i].size_bytes);
         let cores = thread::available_parallelism().map_or(1, usize::from);
         let threads = waiting.len().min(cores).min(LAYERS_AT_ONCE);
@@ -108,6 +110,8 @@ impl LayerCache {
                 Ok(layer) => batch.done.push((i, layer)),
                 Err(error) => {
                     batch.failed.get_or_insert(error);
+                    // The other threads then find no further layer, and the next report of progress
+                    // cancels their current one.
                     batch.waiting.clear();
                 }
             }

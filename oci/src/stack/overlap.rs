@@ -91,6 +91,7 @@ impl LayerStack {
     /// mark on the root of a layer.
     pub(super) fn clear(&mut self) -> io::Result<()> {
         if let Some(position) = self.describing(Path::new(""))?.1 {
+            // The order of the other layers does not matter any more, because all are removed.
             self.hidden_root = Some(self.layers.swap_remove(position));
         }
         self.layers.clear();

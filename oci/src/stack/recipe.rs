@@ -99,8 +99,8 @@ pub(super) struct Parents {
 /// Unpacks a layer on top of the layers below it.
 ///
 /// The layers below are the lower directories of an overlay mount, and the tree is its upper
-/// directory. Whatever the layer changes in the mount, the kernel writes to the tree in the form
-/// that overlayfs needs later.
+/// directory. The kernel writes all changes in the mount to the tree, in the form that overlayfs
+/// needs later.
 pub(super) struct OnTop<'a> {
     pub(super) source: Source<'a>,
     pub(super) name: String,

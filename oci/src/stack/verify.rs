@@ -82,6 +82,8 @@ impl LayerCache {
                 Comparison::InUse(damage) => verified.in_use.push(damage),
             }
         }
+        // These layers were made from the layers that are replaced above, so `compose` makes them
+        // again.
         self.discard_composed(layers)?;
         self.compose(layout, layers, progress)?;
         Ok(verified)
@@ -98,6 +100,7 @@ impl LayerCache {
         let fresh = format!("verify-{name}");
         let layer = source.layer;
         let mut recipe = Alone { source, progress };
+        // Another process can verify the same layer, and would use the same staging directory.
         let lock = loop {
             match self.try_lock(&fresh)? {
                 Some(lock) => break lock,
@@ -108,6 +111,8 @@ impl LayerCache {
         // A process that died while it verified this layer may have left a directory.
         self.remove_staged(&fresh)?;
         let compared = self.stage(&mut recipe, &fresh).and_then(|()| {
+            // The lease keeps the layer from being removed during the comparison. It is dropped
+            // before `replace`, which needs the exclusive lock.
             let lease = self.lease(name)?;
             let found = self.difference(name, &fresh);
             drop(lease);
@@ -182,6 +187,7 @@ fn difference(ours: &OwnedFd, fresh: &OwnedFd) -> io::Result<Option<(PathBuf, &'
             return Ok(Some((path, "extended attributes")));
         }
         let (mut names, mut expected) = (names_in(&a)?, names_in(&b)?);
+        // A directory lists its names in an order that depends on the file system.
         names.sort_unstable();
         expected.sort_unstable();
         if names != expected {

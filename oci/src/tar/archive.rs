@@ -159,6 +159,7 @@ impl<R: BufRead> Archive<R> {
                     set_once(&mut extensions.pax, pax, "PAX")?;
                 }
                 EntryType::GNULongName => {
+                    // GNU tar ends the name with a NUL, and includes it in the size.
                     let name = c_string(&self.extension(size)?).to_vec();
                     set_once(&mut extensions.long_name, name, "long name")?;
                 }
@@ -220,6 +221,7 @@ impl<R: BufRead> Archive<R> {
 
     /// Reads the body of an extension header.
     fn extension(&mut self, size: u64) -> Result<Vec<u8>, ArchiveError> {
+        // The body is kept in memory, so its size is checked before it is read.
         if size > EXTENSION_LIMIT_BYTES {
             return Err(ArchiveError::ExtensionTooLarge { found: size });
         }
@@ -268,6 +270,8 @@ impl<R: BufRead> Archive<R> {
 
     /// Reads a block of the body.
     fn body_block(&mut self) -> Result<[u8; BLOCK], ArchiveError> {
+        // The map is a part of the body. It is padded to whole blocks, so that the data after it
+        // starts at the next block.
         if self.body_left < BLOCK as u64 {
             return Err(SparseError::Map.into());
         }
@@ -277,6 +281,7 @@ impl<R: BufRead> Archive<R> {
 
     fn start_body(&mut self, size: u64) {
         self.body_left = size;
+        // `-size` modulo the size of a block is the number of bytes up to the next block.
         self.padding = size.wrapping_neg() % BLOCK as u64;
     }
 
@@ -379,6 +384,8 @@ impl Entry {
             Some(mtime) => mtime,
             None => (seconds(&fields.mtime)?, 0),
         };
+        // Some tools write the bits of the file type into the mode. The type comes from the type
+        // flag only.
         let mode = number("mode", &fields.mode)? & 0o7777;
         let metadata = Metadata {
             mode: u32::try_from(mode).unwrap_or_default(),
@@ -399,6 +406,7 @@ fn kind(header: &Header, path: &[u8]) -> Result<Kind, ArchiveError> {
         EntryType::Regular if header.as_old().linkflag == [0] && path.ends_with(b"/") => {
             Kind::Directory
         }
+        // POSIX recommends to read the type `7`, a contiguous file, as a regular file.
         EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => Kind::File,
         EntryType::Link => Kind::HardLink,
         EntryType::Symlink => Kind::Symlink,

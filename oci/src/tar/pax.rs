@@ -78,6 +78,7 @@ impl Pax {
         let malformed = || PaxError::Value { key: name() };
         let text = |value: &[u8]| match value {
             b"" => Ok(None),
+            // A system call would cut a path at the NUL. Go refuses such records too.
             _ if value.contains(&0) => Err(malformed()),
             _ => Ok(Some(value.to_vec())),
         };
@@ -97,9 +98,13 @@ impl Pax {
                 if let Some(key) = key.strip_prefix(SPARSE_PREFIX) {
                     self.sparse.set(key, value)?;
                 } else if let Some(xattr) = key.strip_prefix(XATTR_PREFIX) {
+                    // The name is passed to `fsetxattr(2)`, where it would end at the NUL.
                     if xattr.is_empty() || xattr.contains(&0) {
                         return Err(malformed());
                     }
+                    // An empty value does not delete this record, because an attribute can be empty
+                    // and its presence has a meaning. Records with other keys, such as `atime` and
+                    // `uname`, are ignored.
                     self.xattrs.insert(xattr.to_vec(), value.to_vec());
                 }
             }
@@ -112,9 +117,11 @@ impl Pax {
 /// errors only.
 fn record(bytes: &[u8], offset: usize) -> Result<(&[u8], &[u8], usize), PaxError> {
     let digits = bytes.iter().position(|byte| *byte == b' ').ok_or(PaxError::Length { offset })?;
+    // The length includes its own digits, the space and the newline.
     let length = decimal(&bytes[..digits]).and_then(|length| usize::try_from(length).ok());
     let length =
         length.filter(|length| *length <= bytes.len()).ok_or(PaxError::Length { offset })?;
+    // `get` returns `None` for a length that ends inside its own digits.
     let body = bytes.get(digits + 1..length).ok_or(PaxError::Length { offset })?;
     let body = body.strip_suffix(b"\n").ok_or(PaxError::Record { offset })?;
     match body.iter().position(|byte| *byte == b'=') {
@@ -126,6 +133,7 @@ fn record(bytes: &[u8], offset: usize) -> Result<(&[u8], &[u8], usize), PaxError
 /// Reads `[-]seconds[.fraction]`. Digits after the ninth are dropped, because `utimensat(2)` has a
 /// resolution of nanoseconds.
 fn time(text: &[u8]) -> Option<(i64, u32)> {
+    // The sign is kept apart from the seconds, because `-0.5` would lose it in an integer.
     let (negative, text) = match text.strip_prefix(b"-") {
         Some(text) => (true, text),
         None => (false, text),

@@ -72,7 +72,9 @@ pub enum SparseError {
     #[error("malformed map of a sparse file: expected decimal numbers, each on a line of its own")]
     Map,
     /// The number of extents in the map differs from the record `GNU.sparse.numblocks`.
-    #[error("the map of a sparse file has {found} extents, but its head says {expected}")]
+    #[error(
+        "the map of a sparse file has {found} extents, but `GNU.sparse.numblocks` is {expected}"
+    )]
     Count {
         /// Number of extents in the record.
         expected: u64,
@@ -133,7 +135,7 @@ pub(crate) struct RawMap {
 /// The PAX records about a sparse file. An empty value deletes an earlier one.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct SparseRecords {
-    /// Whether the header has such a record, even if a later one deleted its value.
+    /// Whether the header has a record about sparse files, even if a later one deleted its value.
     any: bool,
     major: Vec<u8>,
     minor: Vec<u8>,
@@ -175,6 +177,8 @@ impl SparseRecords {
             b"offset" => return self.push(value, 0, "GNU.sparse.offset"),
             b"numbytes" => return self.push(value, 1, "GNU.sparse.numbytes"),
             _ => {
+                // An unknown record could change the place of the data in the file, so it is not
+                // ignored.
                 let key = format!("GNU.sparse.{}", String::from_utf8_lossy(key));
                 return Err(SparseError::Key { key });
             }
@@ -184,6 +188,8 @@ impl SparseRecords {
     }
 
     fn push(&mut self, value: &[u8], turn: usize, key: &'static str) -> Result<(), SparseError> {
+        // Format 0.0 has one record for each number. The order of the records alone tells which
+        // offset and length belong together.
         if self.pairs.len() % 2 != turn {
             return Err(SparseError::Order);
         }
@@ -198,6 +204,7 @@ impl SparseRecords {
         }
         let is_listed = !self.map.is_empty() || !self.pairs.is_empty();
         match (&self.major[..], &self.minor[..]) {
+            // The body holds the map in format 1.0, so a map in the records would be a second one.
             (b"1", b"0") if is_listed => Err(SparseError::Ambiguous { what: "map" }),
             (b"1", b"0") => Ok(Some(Location::Body { size_bytes: self.size_bytes()? })),
             // GNU tar wrote no version numbers in the formats 0.0 and 0.1.
@@ -213,6 +220,8 @@ impl SparseRecords {
     }
 
     fn size_bytes(&self) -> Result<u64, SparseError> {
+        // GNU tar writes the size to `size` in the formats 0.x, and to `realsize` in 1.0. If a
+        // header has both, readers could use either, so both must be equal.
         let (text, key) = match (&self.size[..], &self.real_size[..]) {
             (b"", b"") => return Err(SparseError::Incomplete { missing: "GNU.sparse.size" }),
             (b"", real_size) => (real_size, "GNU.sparse.realsize"),
@@ -238,6 +247,7 @@ impl SparseRecords {
             (true, _) => self.pairs.clone(),
             (false, true) => from_map()?,
         };
+        // The record is redundant. A wrong number means that the map is damaged or incomplete.
         let key = "GNU.sparse.numblocks";
         let expected = decimal(&self.count).ok_or(SparseError::Value { key })?;
         let (pairs, odd) = numbers.as_chunks();
@@ -282,6 +292,8 @@ impl RawMap {
     ) -> Result<Self, E> {
         let mut text = Text { next_block, block: [0; BLOCK], used: BLOCK };
         let mut this = Self { size_bytes, extents: Vec::new() };
+        // The number of extents is not trusted. No memory is reserved for it, and `push` enforces
+        // the limit.
         for _ in 0..text.number()? {
             let (offset, length) = (text.number()?, text.number()?);
             this.push(Extent { offset, length })?;
@@ -294,6 +306,7 @@ impl RawMap {
         &mut self,
         extents: &[GnuSparseHeader],
     ) -> Result<(), E> {
+        // An unused extent is all zeros. A used one has octal digits, even for the offset 0.
         for extent in extents.iter().take_while(|extent| extent.offset[0] != 0) {
             let offset = number("sparse offset", &extent.offset)?;
             self.push(Extent { offset, length: number("sparse numbytes", &extent.numbytes)? })?;
@@ -315,6 +328,8 @@ impl RawMap {
         let (mut after, mut expected) = (0, 0);
         for Extent { offset, length } in &extents {
             let (offset, length) = (*offset, *length);
+            // An extent can be empty. GNU tar marks a hole at the end of a file by an empty extent
+            // there.
             match offset.checked_add(length) {
                 Some(end) if offset >= after && end <= size_bytes => after = end,
                 _ => return Err(SparseError::Extent { offset, length, after, size_bytes }),
@@ -333,6 +348,7 @@ impl RawMap {
 impl SparseMap {
     /// Returns the number of bytes of the file that are holes.
     pub(crate) fn hole_bytes(&self) -> u64 {
+        // `RawMap::check` has made sure that the extents are in total at most as large as the file.
         self.size_bytes - self.extents.iter().map(|extent| extent.length).sum::<u64>()
     }
 }
@@ -355,6 +371,8 @@ impl<E: From<SparseError>, F: FnMut() -> Result<[u8; BLOCK], E>> Text<F> {
         loop {
             match self.byte()? {
                 b'\n' => return Ok(decimal(&digits).ok_or(SparseError::Map)?),
+                // A longer line is no 64-bit number. The limit also bounds the memory for a body
+                // without a newline.
                 _ if digits.len() == DIGITS => return Err(SparseError::Map.into()),
                 digit => digits.push(digit),
             }

@@ -89,6 +89,8 @@ pub(super) fn failed<E: Into<io::Error>>(action: &'static str) -> impl Fn(E) -> 
     move |error| {
         let source: io::Error = error.into();
         match source.kind() {
+            // The kind covers `EPERM` and `EACCES`, which the kernel returns if a capability is
+            // missing.
             io::ErrorKind::PermissionDenied => EntryError::Privilege { action, source },
             _ => EntryError::Host(HostError::of(action)(source)),
         }

@@ -60,6 +60,7 @@ impl LayerError {
     pub(super) fn could_be_damage(&self) -> bool {
         match self {
             Self::Archive { .. } => true,
+            // A damaged archive can still parse, and then have an entry that cannot be created.
             Self::Entry { source, .. } => !source.is_caused_by_host(),
             Self::Blob(_)
             | Self::DiffId { .. }

@@ -32,6 +32,8 @@ impl<B: BufRead> Read for Members<B> {
             match std::mem::replace(&mut self.0, State::Ended) {
                 State::Member(mut member) => {
                     let count = member.read(buffer)?;
+                    // A read into an empty buffer returns zero as well, without the end of the
+                    // member.
                     if count > 0 || buffer.is_empty() {
                         self.0 = State::Member(member);
                         return Ok(count);

@@ -11,7 +11,7 @@ pub struct Limits {
     /// files, and each file takes an inode.
     pub entries: u64,
     /// Bytes of the uncompressed archive and of the holes in its sparse files. The largest public
-    /// layers are those of CUDA images, with about 10 GiB.
+    /// layers, with about 10 GiB, are in CUDA images.
     pub unpacked_bytes: u64,
     /// Number of components in the path of an entry. Real trees have less than fifty levels, and
     /// recursive tools fail at some thousands.

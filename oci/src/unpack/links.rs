@@ -42,6 +42,8 @@ impl LateLinks {
         if link(tree, &path, &target)? {
             return Ok(());
         }
+        // An earlier file of this name is removed now. A file that has the name at the end of the
+        // layer was therefore created by a later entry, which takes precedence.
         tree.skip(&path)?;
         tree.undecided += 1;
         self.bytes += path.as_bytes().len() + target.as_bytes().len() + size_of::<LateLink>();
@@ -90,6 +92,8 @@ fn link(tree: &mut Tree, path: &EntryPath, target: &EntryPath) -> Result<bool, E
         // Both names are already the same inode. To replace the name could remove the last one.
         return Ok(true);
     }
+    // Without `AT_SYMLINK_FOLLOW`, a hard link to a symbolic link shares the inode of the symbolic
+    // link itself.
     let link = || linkat(&from.parent, from.name, &place.parent, place.name, AtFlags::empty());
     // The target is checked again, because `Tree::place` can have removed it with a file that was
     // in the way of a parent.

@@ -28,10 +28,16 @@ impl MappedIds {
     fn parse(map: &str) -> Self {
         let range = |line: &str| {
             let mut numbers = line.split_whitespace().map(|number| number.parse::<u64>().ok());
+            // The second number is the id outside of the namespace. An entry's owner is compared
+            // with the ids inside, so only these are of use in an error.
             let (first, count) = (numbers.next()??, numbers.nth(1)??);
             Some((first, first.checked_add(count.checked_sub(1)?)?))
         };
+        // A line that does not parse is skipped. The map is only shown in the error about an entry,
+        // which a second error must not replace.
         let mut ranges: Vec<(u64, u64)> = map.lines().filter_map(range).collect();
+        // The file lists the ranges in the order in which they were written, which can be any
+        // order.
         ranges.sort_unstable();
         // Subordinate ids are often mapped in several adjacent ranges, which are shown as one.
         ranges.dedup_by(|next, range| {

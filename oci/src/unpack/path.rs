@@ -49,16 +49,23 @@ impl EntryPath {
         if raw.is_empty() {
             return Err(PathError::Empty);
         }
+        // `tar` refuses a NUL in the records `path` and `linkpath`, but not in `GNU.sparse.name`. A
+        // system call would end the path at the NUL, so that no file can have this name.
         if raw.contains(&0) {
             return Err(PathError::Nul);
         }
         let mut clean: Vec<&[u8]> = Vec::new();
         for component in components(raw) {
             match component {
+                // At the root there is nothing to remove. `..` in the root directory is the root
+                // itself (`path_resolution(7)`).
                 b".." => drop(clean.pop()),
                 _ => clean.push(component),
             }
         }
+        // The limits apply to the normalized path, because only this path reaches the kernel. The
+        // archive bounds the original name: a name longer than a header field is in an extension
+        // header of at most 1 MiB.
         if clean.len() > limits.path_depth {
             return Err(PathError::TooDeep { limit: limits.path_depth });
         }
@@ -97,6 +104,8 @@ impl EntryPath {
     pub(super) fn sibling(&self, name: &[u8]) -> Self {
         match self.split() {
             Some((parent, _)) if !parent.is_empty() => Self([parent, name].join(&b'/')),
+            // The parent is the root, whose path is empty. A slash before the name would make the
+            // path absolute.
             _ => Self(name.to_vec()),
         }
     }

@@ -85,6 +85,9 @@ impl Place<'_> {
 
     /// Creates an empty file and opens it for writing. Callers must set its metadata by `set_file`.
     pub(super) fn create_file(&self) -> Result<File, EntryError> {
+        // With `O_EXCL` the kernel returns `EEXIST` for an existing name of any type. A symbolic
+        // link is then replaced, and never followed. Only the owner has access until `set_file`
+        // sets the mode of the entry.
         let flags =
             OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let open = || openat(&self.parent, self.name, flags, Mode::S_IRUSR | Mode::S_IWUSR);
@@ -106,6 +109,8 @@ impl Place<'_> {
         let make = || mknodat(&self.parent, self.name, SFlag::S_IFIFO, Mode::S_IRUSR, 0);
         self.create("make a named pipe", make)?;
         self.set_special(metadata)?;
+        // The mode comes after the owner, because `chown(2)` clears the setuid and setgid bits. It
+        // is not passed to `mknodat(2)`, which would apply the umask to it.
         fchmodat(&self.parent, self.name, mode(metadata), FchmodatFlags::NoFollowSymlink)
             .map_err(failed("set a mode"))
     }
@@ -156,11 +161,14 @@ impl Place<'_> {
     }
 
     pub(super) fn mark_opaque(&self, overlay_xattrs: OverlayXattrs) -> Result<(), EntryError> {
+        // `fsetxattr(2)` refuses an fd of `O_PATH`, so the directory is opened for reading.
         fsetxattr(self.open_dir()?, overlay_xattrs.opaque_xattr(), b"y", XattrFlags::empty())
             .map_err(failed("mark a directory as opaque"))
     }
 
     pub(super) fn make_whiteout(&self) -> Result<(), EntryError> {
+        // Overlayfs reads a character device with the number 0:0 as a whiteout. Since Linux 5.8 its
+        // creation needs no capability, so that it also works in a user namespace.
         mknodat(&self.parent, self.name, SFlag::S_IFCHR, Mode::empty(), 0)
             .map_err(failed("make a whiteout"))
     }

@@ -88,6 +88,8 @@ impl<'a> LayerStream<'a> {
         let hash = Builder::new()
             .name("layer hash".into())
             .spawn_scoped(scope, move || hash(hasher, &hashed))?;
+        // If this thread cannot be started, its closure is dropped with the senders, and the hash
+        // thread ends.
         let inflate = Builder::new()
             .name("layer inflate".into())
             .spawn_scoped(scope, move || inflate(blob, label, shared, &to_caller, &to_hash))?;
@@ -116,6 +118,7 @@ impl Read for LayerStream<'_> {
 
 impl BufRead for LayerStream<'_> {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        // The last chunk is empty if the size of the stream is a multiple of the chunk size.
         while self.used == self.chunk.len() {
             // The sender is dropped at the end of the stream.
             let Ok(chunk) = self.chunks.recv() else { return Ok(&[]) };
@@ -133,6 +136,7 @@ impl BufRead for LayerStream<'_> {
 impl Stages<'_, '_> {
     /// Makes the threads end without reading the rest of the blob.
     pub(super) fn abandon(&self) {
+        // This needs no ordering: a thread that misses the flag only reads the rest of the blob.
         self.shared.abandoned.store(true, Ordering::Relaxed);
     }
 
@@ -201,11 +205,13 @@ fn pump<B: BufRead>(
     let mut used: VecDeque<Chunk> = VecDeque::new();
     loop {
         let mut chunk = reuse(&mut used);
+        // This copies nothing, because no other reference to the chunk exists.
         let bytes = Arc::make_mut(&mut chunk);
         let read = fill(&mut decoder, bytes);
         let is_last = bytes.len() < CHUNK_BYTES;
         used.push_back(Arc::clone(&chunk));
         let taken = to_hash.send(Arc::clone(&chunk)).is_ok() && to_caller.send(Ok(chunk)).is_ok();
+        // The bytes before an error are sent first, so that the error has its place in the stream.
         read?;
         if is_last || !taken {
             return Ok(());
@@ -219,6 +225,8 @@ fn pump<B: BufRead>(
 fn reuse(used: &mut VecDeque<Chunk>) -> Chunk {
     match used.pop_front() {
         Some(chunk) if Arc::strong_count(&chunk) == 1 => chunk,
+        // Each receiver takes the chunks in order. While one holds this chunk, its channel holds
+        // all later ones, so that none of them is free.
         Some(busy) => {
             used.push_front(busy);
             Arc::new(vec![0; CHUNK_BYTES])

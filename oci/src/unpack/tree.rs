@@ -114,6 +114,7 @@ impl Tree {
             touched: None,
             remembered_bytes: 0,
         };
+        // On top of lower layers, the root already has the metadata of the root below it.
         if !this.has_lower {
             let root = open_to_read(&this.root, b".").map_err(failed("open the root"))?;
             this.set_implicit(b"", root)?;
@@ -124,6 +125,8 @@ impl Tree {
     /// Returns whether the entry with this error could be created on top of lower layers. This is
     /// possible only if the layer is unpacked alone.
     pub(super) fn is_undecided(&self, error: &EntryError) -> bool {
+        // With lower layers, the same path can lead to another file: they can have the missing
+        // target, or a symbolic link where this layer alone made a directory.
         !self.has_lower
             && matches!(
                 error,
@@ -153,6 +156,8 @@ impl Tree {
             }
             Err(errno) => return Err(path_error(errno)),
         };
+        // The caller creates, replaces or removes the name, which changes the time of the
+        // directory.
         self.touch(&place.parent)?;
         Ok(place)
     }
@@ -160,6 +165,7 @@ impl Tree {
     /// Records the modification time of a directory before it changes. A directory of lower layers
     /// keeps its time unless the layer has an entry for it.
     pub(super) fn touch(&mut self, directory: &OwnedFd) -> Result<(), EntryError> {
+        // In a tree of one layer, this layer has made every directory, and `finish` sets all times.
         if !self.has_lower {
             return Ok(());
         }
@@ -183,6 +189,8 @@ impl Tree {
 
     /// Opens a directory. Symbolic links are resolved with the tree as the root.
     pub(super) fn resolve(&self, directory: &[u8]) -> nix::Result<OwnedFd> {
+        // A tree has neither mount points nor magic links of procfs. A path that meets one would
+        // leave the tree, so the kernel must refuse it.
         let resolve = ResolveFlag::RESOLVE_IN_ROOT
             | ResolveFlag::RESOLVE_NO_MAGICLINKS
             | ResolveFlag::RESOLVE_NO_XDEV;
@@ -192,6 +200,8 @@ impl Tree {
 
     /// Opens a directory by a path without symbolic links.
     pub(super) fn open_real(&self, directory: &[u8]) -> nix::Result<OwnedFd> {
+        // Without symbolic links, the kernel either opens the directory with exactly this path or
+        // returns an error. An entry that replaced a directory by a link cannot redirect the path.
         let resolve = ResolveFlag::RESOLVE_BENEATH
             | ResolveFlag::RESOLVE_NO_SYMLINKS
             | ResolveFlag::RESOLVE_NO_XDEV;
@@ -248,6 +258,7 @@ impl Tree {
                     let target =
                         readlinkat(&place.parent, place.name).map_err(path_error)?.into_vec();
                     parent = place.parent;
+                    // An absolute target starts at the root of the tree, as it does in the box.
                     if target.starts_with(b"/") {
                         path.clear();
                         parent = self.open_real(b"").map_err(path_error)?;
@@ -297,6 +308,8 @@ impl Tree {
     ) -> Result<(), EntryError> {
         let directory = File::from(directory);
         set_owner_and_mode(&directory, metadata)?;
+        // `finish` compares the inode, because a later entry can put another directory at this
+        // path.
         let inode = fstat(&directory).map_err(failed("look at a directory"))?.st_ino;
         self.times.push(DirTime { path: path.to_vec(), inode, mtime: metadata.mtime, origin });
         self.remembered_bytes += path.len() + size_of::<DirTime>();
@@ -309,11 +322,14 @@ impl Tree {
         path: &EntryPath,
         metadata: &Metadata,
     ) -> Result<(), EntryError> {
+        // The root has no name in a parent directory, so it cannot be replaced, only described.
         if path.split().is_none() {
             let root = open_to_read(&self.root, b".").map_err(failed("open the root"))?;
             return self.set_dir(b"", without_xattrs(root)?, metadata, Origin::Entry);
         }
         let place = self.place(path)?;
+        // An entry describes a directory completely. The attributes that an earlier entry or a
+        // lower layer gave it are therefore removed, but its content stays.
         let directory = match place.kind()? {
             Some(SFlag::S_IFDIR) => without_xattrs(place.open_dir()?)?,
             Some(_) => {
@@ -353,6 +369,7 @@ impl Tree {
             self.times.iter().map(|directory| (directory.inode, directory)).collect();
         let mut undescribed = BTreeSet::new();
         for remembered in last.into_values() {
+            // A later entry can have removed the directory, or replaced a directory above it.
             let Ok(directory) = self.open_real(&remembered.path) else { continue };
             // A later entry can have replaced the directory.
             if fstat(&directory).map_err(failed("look at a directory"))?.st_ino != remembered.inode
@@ -366,11 +383,15 @@ impl Tree {
                 undescribed.insert(path_of(&remembered.path));
             }
         }
+        // A later entry has described or replaced an implicit directory that is not in
+        // `undescribed`. The files that came before this entry may belong behind a lower symbolic
+        // link.
         let implicit = self.times.iter().filter(|directory| directory.origin == Origin::Implicit);
         let mut used_early: BTreeSet<PathBuf> =
             implicit.map(|directory| path_of(&directory.path)).collect();
         used_early.retain(|path| !undescribed.contains(path));
         let root = PathBuf::new();
+        // The root is a directory in every layer, so no lower symbolic link can be in its place.
         used_early.remove(&root);
         Ok(CrossLayerDependencies {
             undescribed_root: undescribed.remove(&root),

@@ -60,10 +60,13 @@ pub(crate) fn unpack(
     let mut tree =
         Tree::new(root, base, overlay_xattrs).map_err(|source| entry_error(b"/", source))?;
     if let Base::Lower(dependencies) = base {
+        // Whiteouts hide only the files of lower layers. They are applied first, while the view
+        // holds no file of this layer.
         whiteout::clear(&mut tree, dependencies, limits)
             .map_err(|(path, source)| entry_error(path.as_bytes(), source))?;
     }
     let shared = Shared::default();
+    // The threads borrow `shared`. The scope joins them before it returns, also after an error.
     std::thread::scope(|scope| {
         let (stream, stages) =
             LayerStream::start(scope, blob, layer, &shared).map_err(LayerError::Threads)?;
@@ -127,6 +130,7 @@ impl Unpacker<'_> {
         late_links.make(&mut tree).map_err(error)?;
         let hides = match job.base {
             Base::Empty => whiteouts.apply(&mut tree).map_err(error)?,
+            // `whiteout::clear` has removed the hidden files from the view before the first entry.
             Base::Lower(_) => Hides::default(),
         };
         facts.opaque_root = hides.root;
@@ -148,16 +152,20 @@ impl Unpacker<'_> {
             self.archive.next_entry().map_err(|source| self.archive_error(source))?
         {
             self.facts.entries += 1;
+            // The limits are checked before the entry takes an inode.
             self.check()?;
             self.last.clone_from(&entry.path);
             if entry.kind != Kind::Global {
                 match self.unpack_entry(&entry) {
+                    // The error is only counted, because a lower layer can make the entry valid. If
+                    // none does, the second pass on top of the lower layers returns the error.
                     Err(LayerError::Entry { source, .. }) if self.tree.is_undecided(&source) => {
                         self.tree.undecided += 1;
                     }
                     outcome => outcome?,
                 }
             }
+            // An entry that creates no file, such as a whiteout, can have a body too.
             self.drain_body()?;
         }
         self.drain_stream()
@@ -192,6 +200,8 @@ impl Unpacker<'_> {
                     EntryPath::parse(&entry.link, self.limits).map_err(EntryError::LinkName)?;
                 self.late_links.make_or_keep(&mut self.tree, path, target)
             }
+            // The device is not created, but it still replaces an earlier entry and the lower
+            // layers' file at its path.
             Kind::Device => {
                 self.facts.skipped_devices += 1;
                 self.tree.skip(&path)
@@ -214,6 +224,8 @@ impl Unpacker<'_> {
                     file.seek(SeekFrom::Start(extent.offset)).map_err(failed)?;
                     self.copy_body(&mut file, extent.length, failed)?;
                 }
+                // A hole at the end of the file has no extent after it, so the size is set
+                // explicitly.
                 file.set_len(map.size_bytes).map_err(failed)?;
                 self.facts.bytes += map.hole_bytes();
             }
@@ -223,6 +235,8 @@ impl Unpacker<'_> {
 
     /// Checks the size of a file in its headers against the limits before the file is created.
     fn reserve(&mut self, entry: &Entry) -> Result<(), LayerError> {
+        // A header of a few bytes can declare a body or holes of any size. The sums saturate, so
+        // that an overflow exceeds the limit instead of wrapping below it.
         let holes = entry.sparse.as_ref().map_or(0, SparseMap::hole_bytes);
         self.hole_bytes = self.hole_bytes.saturating_add(holes);
         let unpacked = self.archive.stream().unpacked_bytes().saturating_add(self.hole_bytes);
@@ -296,6 +310,7 @@ impl Unpacker<'_> {
             + self.whiteouts.remembered_bytes()
             + self.late_links.remembered_bytes();
         let limits = self.limits;
+        // A division cannot overflow, unlike the product of the bytes read and the ratio.
         let within_ratio =
             unpacked <= limits.ratio_floor_bytes || unpacked / limits.ratio.max(1) <= read;
         let bounds = [

@@ -1,10 +1,12 @@
-//! Converts the whiteouts of an image to those of overlayfs.
+//! Converts the whiteouts of an image to whiteouts of overlayfs.
 //!
-//! | in the archive       | in the tree                                        |
-//! |----------------------|----------------------------------------------------|
-//! | `d/.wh.name`         | `d/name`, a character device 0:0                   |
-//! | `d/.wh..wh..opq`     | `d` with the attribute `trusted.overlay.opaque=y`  |
-//! | `.wh..wh..opq`       | `LayerFacts::opaque_root`, because overlayfs ignores the mark on the root of a layer |
+//! | in the archive   | in the tree                                       |
+//! |------------------|---------------------------------------------------|
+//! | `d/.wh.name`     | `d/name`, a character device 0:0                  |
+//! | `d/.wh..wh..opq` | `d` with the attribute `trusted.overlay.opaque=y` |
+//! | `.wh..wh..opq`   | no file, but `LayerFacts::opaque_root`            |
+//!
+//! Overlayfs ignores the mark on the root of a layer. The stack omits the layers below instead.
 //!
 //! A whiteout hides files of lower layers only, at any position in the archive (image-spec,
 //! layer.md, "Whiteouts"). All whiteouts are therefore kept until the other entries of the layer
@@ -50,6 +52,8 @@ impl Meaning {
     pub(super) fn of(path: &EntryPath) -> Result<Self, EntryError> {
         let Some((parent, name)) = path.split() else { return Ok(Self::Entry) };
         let whiteout = |component: &&[u8]| component.starts_with(WHITEOUT);
+        // The whiteout of a directory `.wh.d` would have the name `.wh..wh.d`, which is a name of
+        // AUFS and ignored. No later layer could remove the directory, so it is refused.
         match parent.split(|byte| *byte == b'/').find(whiteout) {
             None => {}
             Some(component) if component.starts_with(AUFS) => return Ok(Self::Ignored),
@@ -59,6 +63,7 @@ impl Meaning {
             None => Ok(Self::Entry),
             Some(_) if name == OPAQUE => Ok(Self::Opaque(path.parent())),
             Some(_) if name.starts_with(AUFS) => Ok(Self::Ignored),
+            // These names would hide no file, or the directory itself, or its parent.
             Some(b"" | b"." | b"..") => Err(EntryError::Whiteout),
             Some(hidden) => Ok(Self::Hide(path.sibling(hidden))),
         }
@@ -107,6 +112,7 @@ impl Whiteouts {
                 hides.hidden.insert(path);
             }
         }
+        // A hidden directory needs no opaque mark, because the whiteout hides all of its content.
         let Hides { hidden, opaque, .. } = &mut hides;
         opaque.retain(|path| !path.ancestors().any(|ancestor| hidden.contains(&ancestor)));
         hides
@@ -185,6 +191,7 @@ pub(super) fn clear(
             false => tree.walk(directory.as_bytes(), Missing::Stop),
         };
         let walked = match find() {
+            // A path that leads to no directory hides nothing, so a loop is not an error here.
             Err(EntryError::SymlinkLoop) => None,
             walked => walked.map_err(|error| (path.clone(), error))?,
         };
@@ -248,6 +255,7 @@ impl Tree {
             Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(()),
             opened => opened.map_err(path_error)?,
         };
+        // A whiteout does not describe the directory, whose time is therefore restored later.
         self.touch(&parent)?;
         let names = match name {
             Some(name) => vec![name.to_vec()],

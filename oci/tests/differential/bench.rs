@@ -1,4 +1,4 @@
-//! The bench of these tests: a directory, private mounts, and programs that say what went wrong.
+//! The environment of a test: a directory, private mounts, and the programs that it runs.
 
 use std::error::Error;
 use std::path::PathBuf;
@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use crate::tree;
 
-/// Programs that the tests run, with the Debian package of each.
+/// Programs that the tests run, each with its Debian package.
 const PROGRAMS: [(&str, &str); 4] = [
     ("umoci", "umoci"),
     ("containerd", "containerd"),
@@ -18,25 +18,31 @@ const PROGRAMS: [(&str, &str); 4] = [
     ("setpriv", "util-linux"),
 ];
 
-/// An empty directory, on a file system in memory that only this process sees.
+/// A directory on a tmpfs in a mount namespace of this process.
 pub(crate) struct Bench {
     directory: TempDir,
 }
 
 impl Bench {
-    /// Makes the directory, and checks that all programs are there.
+    /// Creates the directory, and checks that all programs are installed.
+    ///
+    /// # Panics
+    ///
+    /// If a program is missing, or if the process lacks the privilege to mount.
     pub(crate) fn new() -> Self {
         for (program, package) in PROGRAMS {
-            need(program, package);
+            require(program, package);
         }
         let directory = tempfile::tempdir().unwrap();
+        // In a private mount namespace, the mounts of the test end with its process.
         unshare(CloneFlags::CLONE_NEWNS).unwrap();
         let none = None::<&str>;
         mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
-        // Fast, and it can hold the upper directories of overlays wherever the temporary directory is.
+        // A tmpfs is fast, and it supports the upper directory of an overlay mount. The file system
+        // of the temporary directory may not support it.
         mount(Some("tmpfs"), directory.path(), Some("tmpfs"), MsFlags::empty(), Some("mode=755"))
             .unwrap();
-        tree::start();
+        tree::record_start();
         Self { directory }
     }
 
@@ -46,19 +52,24 @@ impl Bench {
 }
 
 impl Drop for Bench {
-    /// The directory can be removed only when nothing is mounted on it.
+    /// Detaches the tmpfs, because a directory with a mount on it cannot be removed.
     fn drop(&mut self) {
         umount2(self.directory.path(), MntFlags::MNT_DETACH).unwrap();
     }
 }
 
-/// Fails unless a program can be run.
-pub(crate) fn need(program: &str, package: &str) {
-    let there = Command::new(program).arg("--version").output().is_ok();
-    assert!(there, "this test needs `{program}`: install the Debian package `{package}`");
+/// Checks that a program can be run.
+///
+/// # Panics
+///
+/// If the program cannot be started. The message names its Debian package.
+fn require(program: &str, package: &str) {
+    let is_installed = Command::new(program).arg("--version").output().is_ok();
+    assert!(is_installed, "this test needs `{program}`: install the Debian package `{package}`");
 }
 
-/// Runs a program, and returns what it prints; an error is the last line of its complaint.
+/// Runs a program, and returns its standard output. An error is the last line of its standard
+/// error.
 pub(crate) fn run(command: &mut Command) -> Result<String, String> {
     let output = command.output().unwrap();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
@@ -68,7 +79,7 @@ pub(crate) fn run(command: &mut Command) -> Result<String, String> {
     }
 }
 
-/// Joins an error and its causes.
+/// Returns the text of an error and of its causes.
 pub(crate) fn chain(error: &dyn Error) -> String {
     match error.source() {
         Some(cause) => format!("{error}: {}", chain(cause)),

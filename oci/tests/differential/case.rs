@@ -1,4 +1,4 @@
-//! An image, what is expected of it, and the run of all tools on it.
+//! An image, its expected outcomes, and the run of all tools on it.
 
 use std::path::PathBuf;
 
@@ -6,18 +6,19 @@ use crate::bench::Bench;
 use crate::containerd::{Containerd, Import};
 use crate::layout::{self, Layer, TAG};
 use crate::tree::Tree;
-use crate::verdict::{Expected, Paths, Skill, Verdict, Witness, judge, stale};
+use crate::verdict::{Expected, Paths, Scope, ToolRun, Verdict, check_runs, stale};
 use crate::{ours, umoci};
 
-/// Where an image comes from.
+/// The origin of an image.
 enum Source {
-    /// It is made of these layers, bottom first.
+    /// An image of these generated layers, the bottom first.
     Layers(Vec<Layer>),
-    /// It is in a layout, under this name.
+    /// An image of an existing layout, with its reference.
     Layout(PathBuf, &'static str),
 }
 
-/// An image and what is expected of it: of each tool, unless something else is said, the same.
+/// An image and its expected outcomes. Each tool is expected to make the tree of this crate, unless
+/// a method sets another verdict.
 pub(crate) struct Case {
     name: String,
     source: Source,
@@ -29,12 +30,12 @@ pub(crate) struct Case {
 }
 
 impl Case {
-    /// Takes an image of generated layers, bottom first.
+    /// Creates the case of an image of generated layers, the bottom first.
     pub(crate) fn of(name: &str, layers: Vec<Layer>) -> Self {
         Self::new(name.to_owned(), Source::Layers(layers))
     }
 
-    /// Takes an image of a layout.
+    /// Creates the case of an image of an existing layout.
     pub(crate) fn in_layout(layout: PathBuf, reference: &'static str) -> Self {
         let name = layout.file_name().unwrap().to_str().unwrap();
         Self::new(format!("{name}-{reference}"), Source::Layout(layout, reference))
@@ -53,39 +54,42 @@ impl Case {
         }
     }
 
+    /// Sets the expected outcome of umoci.
     pub(crate) fn umoci(self, umoci: Verdict) -> Self {
         Self { umoci, ..self }
     }
 
+    /// Sets the expected outcome of the overlayfs snapshotter.
     pub(crate) fn overlayfs(self, overlayfs: Verdict) -> Self {
         Self { overlayfs, ..self }
     }
 
+    /// Sets the expected outcome of the native snapshotter.
     pub(crate) fn native(self, native: Verdict) -> Self {
         Self { native, ..self }
     }
 
-    /// Says what containerd makes of the image with both snapshotters.
+    /// Sets the expected outcome of both snapshotters of containerd.
     pub(crate) fn containerd(self, verdict: Verdict) -> Self {
         self.overlayfs(verdict).native(verdict)
     }
 
-    /// Says how single paths of ours have to be.
+    /// Sets the expected descriptions of paths in the tree of this crate.
     pub(crate) fn with(self, facts: Paths) -> Self {
         Self { expected: Expected::Tree(facts), ..self }
     }
 
-    /// Says with which words this crate refuses the image.
-    pub(crate) fn refused(self, why: &'static str) -> Self {
-        Self { expected: Expected::Refusal(why), ..self }
+    /// Expects that this crate refuses the image with an error that contains this text.
+    pub(crate) fn refused(self, text: &'static str) -> Self {
+        Self { expected: Expected::Refusal(text), ..self }
     }
 
-    /// Says why tools disagree, and who is right.
+    /// Sets the reason why tools disagree.
     pub(crate) fn because(self, reason: &'static str) -> Self {
         Self { reason, ..self }
     }
 
-    /// Runs all tools on the image, and returns complaints.
+    /// Runs all tools on the image, and returns the outcomes that are not as expected.
     fn run(&self, group: &str, bench: &Bench, containerd: &Containerd) -> Vec<String> {
         let name = &self.name;
         let (layout, reference, diff_ids) = match &self.source {
@@ -100,32 +104,37 @@ impl Case {
         };
         let mounted = ours::mount(&layout, reference, &bench.path(&format!("{name}.ours")));
         let ours = mounted.as_ref().map(|mounted| Tree::read(&mounted.root)).map_err(Clone::clone);
-        let witness = |tool, skill, verdict, outcome| Witness { tool, skill, verdict, outcome };
+        let tool_run = |tool, scope, verdict, outcome| ToolRun { tool, scope, verdict, outcome };
         let target = bench.path(&format!("{name}.umoci"));
         let by_umoci = umoci::unpack(&layout, reference, &target).map(|()| Tree::read(&target));
         let image = Import { layout: &layout, reference, name, diff_ids };
         let by_overlayfs = containerd.mount(&image).map(|root| Tree::read(&root));
         let by_native = containerd.apply(&image).map(|root| Tree::read(&root));
-        judge(
+        check_runs(
             &format!("{group}/{name}"),
             (self.expected, self.reason),
             &ours,
             &[
-                witness("umoci", Skill::All, self.umoci, by_umoci),
-                witness("overlayfs", Skill::NoRoot, self.overlayfs, by_overlayfs),
-                witness("native", Skill::NoRootNoDirTimes, self.native, by_native),
+                tool_run("umoci", Scope::All, self.umoci, by_umoci),
+                tool_run("overlayfs", Scope::NoRoot, self.overlayfs, by_overlayfs),
+                tool_run("native", Scope::NoRootNoDirTimes, self.native, by_native),
             ],
         )
     }
 }
 
-/// Runs all tools on all images of a group, which is that of one test; fails with all that was not as expected.
+/// Runs all tools on all images of a group, which has the images of one test.
+///
+/// # Panics
+///
+/// If an outcome is not as expected. The message lists all such outcomes.
 pub(crate) fn check(group: &str, cases: &[Case]) {
     let bench = Bench::new();
     let containerd = Containerd::start(&bench.path("containerd"));
     let names: Vec<&str> = cases.iter().map(|case| case.name.as_str()).collect();
-    let complaints = cases.iter().flat_map(|case| case.run(group, &bench, &containerd));
-    let complaints: Vec<String> = complaints.chain(stale(group, &names)).collect();
+    let failures = cases.iter().flat_map(|case| case.run(group, &bench, &containerd));
+    let failures: Vec<String> = failures.chain(stale(group, &names)).collect();
+    // containerd must end before the directory with its mounts is removed.
     drop(containerd);
-    assert!(complaints.is_empty(), "\n{}", complaints.join("\n"));
+    assert!(failures.is_empty(), "\n{}", failures.join("\n"));
 }

@@ -1,7 +1,8 @@
-//! containerd, started for one test, with directories of its own.
+//! Unpacks images by containerd, which each test starts with directories of its own.
 //!
-//! Its overlayfs snapshotter unpacks each layer alone, as this crate does. Its native snapshotter
-//! copies the tree below and applies the layer to the copy: layers applied in order, to the letter.
+//! The overlayfs snapshotter unpacks each layer alone, as this crate does. The native snapshotter
+//! copies the tree of the lower layers and applies the layer to the copy. This is exactly the order
+//! of the image specification.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -14,7 +15,8 @@ use a3s_box_oci::Digest;
 use crate::bench::run;
 use crate::layout::pack;
 
-/// What the tests do without: plugins that need other services, or write outside of our directories.
+/// Plugins that are disabled, because they need other services or write outside of the directories
+/// of the test.
 const DISABLED: [&str; 4] = [
     "io.containerd.grpc.v1.cri",
     "io.containerd.internal.v1.opt",
@@ -22,7 +24,8 @@ const DISABLED: [&str; 4] = [
     "io.containerd.internal.v1.tracing",
 ];
 
-/// Nothing refers to the snapshots that the tests look at: they are not to be collected.
+/// Configuration that prevents garbage collection during a test. The collector would remove the
+/// snapshots, because no container uses them.
 const NO_COLLECTION: &str = r#"
 [plugins."io.containerd.gc.v1.scheduler"]
 startup_delay = "24h"
@@ -31,10 +34,10 @@ deletion_threshold = 0
 mutation_threshold = 1000000
 "#;
 
-/// A start takes a tenth of a second on an idle machine.
+/// Limit on the time of a start. A start takes a tenth of a second on an idle machine.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// An image of a layout, under the name that it gets in front of its tag.
+/// An image of a layout. containerd imports it as `name:reference`.
 pub(crate) struct Import<'a> {
     pub(crate) layout: &'a Path,
     pub(crate) reference: &'a str,
@@ -42,14 +45,15 @@ pub(crate) struct Import<'a> {
     pub(crate) diff_ids: Vec<Digest>,
 }
 
-/// A running containerd; it ends with the value, and with the thread that started it.
+/// A running containerd. It ends when the value is dropped, or with the thread that started it.
 pub(crate) struct Containerd {
     daemon: Child,
     directory: PathBuf,
 }
 
 impl Containerd {
-    /// Starts containerd in a new directory.
+    /// Starts containerd with all its files in `directory`, which this creates. Returns when
+    /// containerd answers requests.
     pub(crate) fn start(directory: &Path) -> Self {
         fs::create_dir(directory).unwrap();
         let (root, state, socket) =
@@ -60,10 +64,12 @@ impl Containerd {
         );
         fs::write(directory.join("config.toml"), config).unwrap();
         let log = File::create(directory.join("log")).unwrap();
+        // `--pdeathsig` ends containerd also if the test is killed, so that no process is left.
         let daemon = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "containerd", "--config"])
             .arg(directory.join("config.toml"))
-            // Whether `unpigz` is installed is not to make a difference.
+            // With `unpigz`, containerd accepts streams that its own decoder refuses. Without this
+            // variable, the result would depend on whether `unpigz` is installed.
             .env("CONTAINERD_DISABLE_PIGZ", "1")
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
@@ -80,13 +86,14 @@ impl Containerd {
         this
     }
 
+    /// Returns a command of containerd's client for this daemon.
     fn ctr(&self) -> Command {
         let mut command = Command::new("ctr");
         command.arg("--address").arg(self.directory.join("sock"));
         command
     }
 
-    /// Mounts an image with the overlayfs snapshotter, and returns where.
+    /// Mounts an image by the overlayfs snapshotter, and returns the mount point.
     pub(crate) fn mount(&self, image: &Import<'_>) -> Result<PathBuf, String> {
         let target = self.directory.join(format!("{}.root", image.name));
         fs::create_dir(&target).unwrap();
@@ -96,18 +103,19 @@ impl Containerd {
         Ok(target)
     }
 
-    /// Unpacks an image with the native snapshotter, and returns its directory.
+    /// Unpacks an image by the native snapshotter, and returns the directory of its tree.
     pub(crate) fn apply(&self, image: &Import<'_>) -> Result<PathBuf, String> {
         const SNAPSHOTTER: [&str; 2] = ["--snapshotter", "native"];
         self.import(image, &SNAPSHOTTER)?;
         let snapshots =
             |arguments: &[&str]| run(self.ctr().arg("snapshots").args(SNAPSHOTTER).args(arguments));
         snapshots(&["view", image.name, &image.chain_id()])?;
-        // It prints `mount -t bind <directory> <target> -o …`.
+        // The output is `mount -t bind <directory> <target> -o …`.
         let printed = snapshots(&["mounts", "/nowhere", image.name])?;
         Ok(PathBuf::from(printed.split_whitespace().nth(3).unwrap()))
     }
 
+    /// Imports an image. The options decide whether it is unpacked, and by which snapshotter.
     fn import(&self, image: &Import<'_>, options: &[&str]) -> Result<(), String> {
         let archive = self.directory.join("import.tar");
         pack(image.layout, &archive);
@@ -117,7 +125,7 @@ impl Containerd {
 }
 
 impl Import<'_> {
-    /// Computes the name of the topmost snapshot: the `ChainID` of the image specification.
+    /// Returns the name of the topmost snapshot, which is the `ChainID` of the image specification.
     fn chain_id(&self) -> String {
         let chain = |below, diff_id| Digest::of(format!("{below} {diff_id}").as_bytes());
         self.diff_ids.iter().copied().reduce(chain).unwrap().to_string()

@@ -1,4 +1,4 @@
-//! Real images, which `build` makes once and keeps outside of the checkout.
+//! Real images. The script `build` makes them once, outside of the checkout.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -7,9 +7,10 @@ use std::process::Command;
 use crate::case::{Case, check};
 use crate::verdict::Verdict::{self, Differs, Refuses};
 
-/// Builds the images unless that has been done, and returns their directory.
+/// Builds the images if they are missing or outdated, and returns their directory.
 ///
-/// Packages are fetched for it; `tests/run` does it before the tests, as a test has no such time.
+/// The build downloads packages, and takes longer than a test may. `tests/run` therefore runs it
+/// before the tests.
 fn built() -> PathBuf {
     let cache = env::var_os("XDG_CACHE_HOME").filter(|cache| !cache.is_empty()).map(PathBuf::from);
     let cache = cache.unwrap_or_else(|| PathBuf::from(env::var_os("HOME").unwrap()).join(".cache"));
@@ -20,18 +21,18 @@ fn built() -> PathBuf {
     directory
 }
 
-/// Takes images of a layout.
+/// Returns the cases of some images of a layout.
 fn images<const COUNT: usize>(layout: &str, references: [&'static str; COUNT]) -> [Case; COUNT] {
     let layout = built().join(layout);
     references.map(|reference| Case::in_layout(layout.clone(), reference))
 }
 
-/// What the overlayfs snapshotter makes of the times of directories which the layer of image
-/// `changed` has and does not describe.
+/// Differences of the overlayfs snapshotter for the image `changed`. It gives the time of unpacking
+/// to the directories for which the layer has no entry.
 const CHANGED: Verdict =
     Differs(&[("bin", "mtime now"), ("home", "mtime now"), ("usr", "mtime now")]);
 
-/// The same with the opaque directory that is inserted above.
+/// The same differences with the opaque directory that `umoci insert` adds in another layer.
 const OPAQUE: Verdict = Differs(&[
     ("bin", "mtime now"),
     ("home", "mtime now"),
@@ -40,7 +41,7 @@ const OPAQUE: Verdict = Differs(&[
 ]);
 
 #[test]
-fn images_of_umoci() {
+fn unpacks_images_of_umoci() {
     let [busybox, libraries, changed, tzdata, privileges] =
         images("umoci", ["busybox", "libraries", "changed", "tzdata", "privileges"]);
     let changed = changed.overlayfs(CHANGED);
@@ -48,7 +49,7 @@ fn images_of_umoci() {
 }
 
 #[test]
-fn images_of_umoci_with_inserted_layers() {
+fn unpacks_images_of_umoci_with_inserted_layers() {
     const IN_ETC: Verdict = Differs(&[
         ("bin", "mtime now"),
         ("etc", "mtime now"),
@@ -64,7 +65,7 @@ fn images_of_umoci_with_inserted_layers() {
 }
 
 #[test]
-fn trees_of_pypi_and_npm() {
+fn unpacks_trees_of_pypi_and_npm() {
     const UMOCI: Verdict = Differs(&[
         ("/", "mtime now"),
         ("usr", "mtime now"),
@@ -91,21 +92,21 @@ fn trees_of_pypi_and_npm() {
 }
 
 #[test]
-fn images_of_buildah() {
+fn unpacks_images_of_buildah() {
     check("buildah", &images("buildah", ["perl", "more", "less", "squashed"]));
 }
 
 #[test]
-fn images_of_a_containerfile() {
+fn unpacks_images_of_a_containerfile() {
     check("containerfile", &images("bud", ["many", "one"]));
 }
 
 #[test]
-fn images_copied_by_skopeo() {
+fn unpacks_images_copied_by_skopeo() {
     let [zstd, gzip, by_docker_archive, by_oci_archive] =
         images("skopeo", ["zstd", "gzip", "by-docker-archive", "by-oci-archive"]);
     let zstd = zstd
-        .because("umoci 0.4.7 reads no zstd")
+        .because("umoci 0.4.7 does not support zstd")
         .umoci(Refuses("blob is not correct mediatype"))
         .overlayfs(CHANGED)
         .with(&[("/", "dir 755 0:0 1700000003")]);
@@ -114,17 +115,17 @@ fn images_copied_by_skopeo() {
 }
 
 #[test]
-fn images_of_other_forms() {
+fn unpacks_images_of_other_forms() {
     let [plain] = images("plain", ["opaque"]);
     let [docker] = images("docker", ["more"]);
     let [index] = images("index", ["both"]);
     let plain = plain.overlayfs(OPAQUE);
     let docker = docker
-        .because("umoci takes no media types of Docker")
+        .because("umoci does not support the media types of Docker")
         .umoci(Refuses("application/vnd.docker.distribution.manifest.v2+json"))
         .with(&[("/", "dir 755 0:0 0")]);
     let index = index
-        .because("umoci takes each image of an index for one of that name")
+        .because("umoci counts each image of a nested index as an image of the same name")
         .umoci(Refuses("tag is ambiguous"))
         .with(&[("/", "dir 755 0:0 0")]);
     check("form", &[plain, docker, index]);

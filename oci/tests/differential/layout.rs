@@ -1,4 +1,4 @@
-//! Image layouts of generated layers.
+//! Writes image layouts of generated layers.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -11,12 +11,12 @@ use serde_json::{Value, json};
 
 use crate::archive::Tar;
 
-/// Tag of every generated image.
+/// Tag of each generated image.
 pub(crate) const TAG: &str = "t";
 
 pub(crate) const GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 
-/// A layer as a blob.
+/// A layer: its blob, and the DiffID of its archive.
 pub(crate) struct Layer {
     pub(crate) media_type: &'static str,
     pub(crate) blob: Vec<u8>,
@@ -42,7 +42,8 @@ pub(crate) fn gzip(bytes: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-/// Writes a layout with one image for the machine that runs the tests; layers are given bottom first.
+/// Writes a layout with one image for the platform of the host. `layers` has the bottom layer
+/// first.
 pub(crate) fn write(dir: &Path, layers: &[Layer]) {
     fs::create_dir_all(dir.join("blobs/sha256")).unwrap();
     fs::write(dir.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
@@ -71,7 +72,7 @@ pub(crate) fn write(dir: &Path, layers: &[Layer]) {
     fs::write(dir.join("index.json"), index.to_string()).unwrap();
 }
 
-/// Packs a layout into an archive, which is what containerd imports.
+/// Packs a layout into an archive, because containerd imports archives only.
 pub(crate) fn pack(dir: &Path, archive: &Path) {
     let mut builder = tar::Builder::new(File::create(archive).unwrap());
     builder.append_dir_all(".", dir).unwrap();

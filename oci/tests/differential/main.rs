@@ -1,28 +1,28 @@
-//! Differential tests: whole images, as this crate and as other unpackers make them.
+//! Differential tests: this crate and other tools unpack the same images, and the trees are
+//! compared.
 //!
 //! ```text
-//! images, build     real images, made by umoci, buildah and skopeo out of packages
-//! edges             images of a few entries, one for each thing that unpackers disagree about
-//! ours              resolve, unpack into the cache, overlay mount
-//! umoci             flat: one layer after the other into one directory
-//! containerd        twice: by its overlayfs snapshotter, and flat by its native one
-//! tree              what can be compared of a tree
+//! images, build     real images that umoci, buildah and skopeo make from packages
+//! edges             generated images of a few entries, one for each disagreement of unpackers
+//! ours              this crate: resolves an image, unpacks it into a cache and mounts it
+//! umoci             applies one layer after the other to one directory
+//! containerd        the overlayfs snapshotter, and the native one, which copies and applies
+//! tree              reads a tree in a form that can be compared
 //! case              an image, and the run of all tools on it
-//! verdict           what each tool is expected to make of an image, checked to the letter
+//! verdict           the expected outcome of each tool, and its comparison with the real one
 //! ```
 //!
-//! The specification (layers are applied in order) decides where tools disagree. Each disagreement
-//! is written down beside its image with the reason; one that no longer occurs fails like one that
-//! was not expected. See `docs/decisions/0005-where-unpackers-disagree.md`.
+//! Where tools disagree, the image specification decides: layers are applied in order. Each image
+//! lists its disagreements with a reason. A test fails if a tool disagrees in another way, and also
+//! if a listed disagreement no longer occurs. See
+//! `docs/decisions/0005-where-unpackers-disagree.md`.
 //!
-//! They run as root. Each test takes a mount namespace of its own and relies on nextest, which
-//! gives each a process. They need umoci and containerd, and to build the real images also buildah,
-//! skopeo and, once, packages of Debian and Python from the network.
+//! The tests run as root. Each test needs a process of its own, as nextest starts it, because it
+//! changes the mount namespace of its process. The tests need umoci and containerd. The first build
+//! of the real images also needs buildah, skopeo, and packages of Debian and Python from the
+//! network.
 
-#![expect(
-    clippy::unwrap_used,
-    reason = "what cannot be set up or looked at is a failure of the test"
-)]
+#![expect(clippy::unwrap_used, reason = "a failed setup or check is a failure of the test")]
 
 #[expect(dead_code, reason = "shared with the test binary `it`, which uses all of it")]
 #[path = "../it/archive.rs"]

@@ -1,4 +1,4 @@
-//! This crate: the way of an image from its layout to a mounted root file system.
+//! Unpacks images by this crate: from a layout to a mounted root file system.
 
 use std::fs;
 use std::ops::ControlFlow;
@@ -8,15 +8,17 @@ use a3s_box_oci::{Digest, LayerCache, Layout, OverlaySpec, Platform, Stack};
 
 use crate::bench::chain;
 
-/// A mounted image; its layers may not be removed from the cache as long as it lives.
+/// A mounted image. It keeps the leases of its layers, so that the cache does not remove them.
 pub(crate) struct Mounted {
     pub(crate) root: PathBuf,
     _stack: Stack,
 }
 
-/// Resolves `reference`, unpacks it into an empty cache and mounts it, all in the new directory `directory`.
+/// Resolves `reference`, unpacks it into an empty cache and mounts it. The cache and the mount are
+/// in `directory`, which this creates.
 ///
-/// The cache is a new one, as a layer that is in it is not unpacked again, whatever its blob is.
+/// The cache must be empty. A layer that it already has would not be unpacked again, even if its
+/// blob differs.
 pub(crate) fn mount(layout: &Path, reference: &str, directory: &Path) -> Result<Mounted, String> {
     let layout = Layout::open(layout).map_err(|error| chain(&error))?;
     let image =
@@ -34,7 +36,7 @@ pub(crate) fn mount(layout: &Path, reference: &str, directory: &Path) -> Result<
     Ok(Mounted { root, _stack: stack })
 }
 
-/// Lists the layers of an image.
+/// Returns the DiffIDs of the layers of an image, the bottom first.
 pub(crate) fn diff_ids(layout: &Path, reference: &str) -> Vec<Digest> {
     let image = Layout::open(layout).unwrap().resolve(Some(reference), &Platform::host()).unwrap();
     image.layers.iter().map(|layer| layer.diff_id).collect()

@@ -1,4 +1,4 @@
-//! A tree as it can be compared: all that an image can say about it, in words.
+//! Reads a tree in a form that can be compared: a text for each property that an image can set.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::{self, Display, Formatter};
@@ -11,29 +11,34 @@ use std::time::{Duration, SystemTime};
 
 use a3s_box_oci::Digest;
 
-/// Longest content that is shown as it is.
+/// Largest content that is shown as text. Of larger content, the size and a digest are shown.
 const SHOWN_BYTES: usize = 40;
 
-/// The largest attribute that Linux has (`XATTR_SIZE_MAX`), and the longest list of names.
+/// Maximum of Linux for the value of an attribute and for a list of names (`XATTR_SIZE_MAX` and
+/// `XATTR_LIST_MAX`).
 const XATTR_BYTES: usize = 64 * 1024;
 
-/// The kernel stamps files with a clock that is behind by up to a tick, which is 10 ms at most.
+/// Largest delay of the clock by which the kernel sets file times: one tick, which is 10 ms at
+/// most.
 const TICK: Duration = Duration::from_millis(10);
 
-/// When the tools of this test began: what has a later time got it from an unpacker.
+/// The time at which the tools of this test started. A file with a later time has the time of
+/// unpacking, which is compared as `now`.
 static START: LazyLock<SystemTime> = LazyLock::new(|| SystemTime::now() - TICK);
 
-/// Kind of a name that can be listed and not be looked at: the trace of a whiteout.
+/// Kind of a name that `readdir(3)` returns, but `lstat(2)` does not find. Overlayfs lists the
+/// device node of a whiteout in this way.
 const GHOST: &str = "ghost";
 
-/// Path of the root itself.
+/// Path of the root.
 pub(crate) const ROOT: &str = "/";
 
-/// All that is below a root, and the root: paths with bytes that are no letters escaped.
+/// A root and all files below it, by path. Bytes of a path that are not printable ASCII are
+/// escaped.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Tree(BTreeMap<String, Node>);
 
-/// One name.
+/// The properties of one name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Node {
     kind: String,
@@ -41,9 +46,9 @@ struct Node {
     owner: String,
     mtime: String,
     xattrs: String,
-    /// Of a file, or the target of a symbolic link.
+    /// The content of a file, or the target of a symbolic link.
     content: String,
-    /// First name of the same inode, when it has several.
+    /// The first name of the same inode, if the inode has several names.
     same_as: String,
 }
 
@@ -77,14 +82,14 @@ impl Tree {
         Self(nodes)
     }
 
-    /// Takes out the root's own metadata.
+    /// Returns the tree without the metadata of the root.
     pub(crate) fn without_root(&self) -> Self {
         let mut nodes = self.0.clone();
         nodes.remove(ROOT);
         Self(nodes)
     }
 
-    /// Takes out the times of directories.
+    /// Returns the tree without the times of directories.
     pub(crate) fn without_dir_times(mut self) -> Self {
         for node in self.0.values_mut().filter(|node| node.kind == "dir") {
             node.mtime.clear();
@@ -96,7 +101,7 @@ impl Tree {
         self.0.keys()
     }
 
-    /// Describes what is at `path`.
+    /// Returns a description of the file at `path`, or `absent`.
     pub(crate) fn describe(&self, path: &str) -> String {
         self.0.get(path).map_or_else(|| "absent".to_owned(), Node::to_string)
     }
@@ -105,7 +110,7 @@ impl Tree {
         self.0.len()
     }
 
-    /// Lists what `other` has in another way: paths with what is there instead.
+    /// Returns the paths at which `other` differs, each with a description of the difference.
     pub(crate) fn differences(&self, other: &Self) -> BTreeMap<String, String> {
         let paths: BTreeSet<&String> = self.0.keys().chain(other.0.keys()).collect();
         let difference = |path: &String| match (self.0.get(path), other.0.get(path)) {
@@ -136,9 +141,10 @@ impl Node {
         let kind = found.file_type();
         let device = || format!("{}:{}", found.rdev() >> 8, found.rdev() & 0xff);
         let (kind, content) = if kind.is_file() {
-            ("file".to_owned(), show(&fs::read(path).unwrap()))
+            ("file".to_owned(), content_text(&fs::read(path).unwrap()))
         } else if kind.is_symlink() {
-            ("symlink".to_owned(), show(fs::read_link(path).unwrap().as_os_str().as_bytes()))
+            let target = fs::read_link(path).unwrap();
+            ("symlink".to_owned(), content_text(target.as_os_str().as_bytes()))
         } else if kind.is_dir() {
             ("dir".to_owned(), String::new())
         } else if kind.is_fifo() {
@@ -152,13 +158,14 @@ impl Node {
             kind,
             mode: format!("{:o}", found.mode() & 0o7777),
             owner: format!("{}:{}", found.uid(), found.gid()),
-            mtime: time(found),
-            xattrs: xattrs(path),
+            mtime: mtime_text(found),
+            xattrs: xattrs_text(path),
             content,
             same_as: String::new(),
         }
     }
 
+    /// Returns all properties with their names.
     fn fields(&self) -> [(&'static str, &String); 7] {
         [
             ("kind", &self.kind),
@@ -171,7 +178,7 @@ impl Node {
         ]
     }
 
-    /// Says what `other` has instead.
+    /// Returns the properties that differ, with the values of `other`.
     fn difference(&self, other: &Self) -> String {
         let pairs = self.fields().into_iter().zip(other.fields());
         let different = pairs.filter(|((_, ours), (_, theirs))| ours != theirs);
@@ -198,28 +205,31 @@ impl Display for Node {
     }
 }
 
-fn show(content: &[u8]) -> String {
+/// Returns a short text for the content of a file.
+fn content_text(content: &[u8]) -> String {
     match content.len() {
         0..=SHOWN_BYTES => format!("`{}`", content.escape_ascii()),
         length => format!("{length} bytes {}", &Digest::of(content).hex()[..16]),
     }
 }
 
-/// Remembers when the tools begin.
-pub(crate) fn start() {
+/// Sets the start time of the tools to now.
+pub(crate) fn record_start() {
     LazyLock::force(&START);
 }
 
-fn time(found: &Metadata) -> String {
-    let since = found.modified().unwrap();
+/// Returns the modification time in seconds, or `now` for the time of unpacking.
+fn mtime_text(found: &Metadata) -> String {
+    let modified = found.modified().unwrap();
     match (found.mtime(), found.mtime_nsec()) {
-        _ if (*START..=SystemTime::now()).contains(&since) => "now".to_owned(),
+        _ if (*START..=SystemTime::now()).contains(&modified) => "now".to_owned(),
         (seconds, 0) => seconds.to_string(),
         (seconds, nanoseconds) => format!("{seconds}.{nanoseconds:09}"),
     }
 }
 
-fn xattrs(path: &Path) -> String {
+/// Returns the extended attributes, sorted by name.
+fn xattrs_text(path: &Path) -> String {
     let mut buffer = vec![0; XATTR_BYTES];
     let length = rustix::fs::llistxattr(path, &mut buffer).unwrap();
     let names: BTreeSet<Vec<u8>> = buffer[..length]

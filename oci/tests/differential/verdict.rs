@@ -1,117 +1,124 @@
-//! What each tool is expected to make of an image, and whether it did.
+//! The expected outcome of each tool for an image, and its comparison with the real outcome.
 //!
-//! The reference is the tree of this crate. A tool that makes the same tree vouches for it; of one
-//! that does not, each path is listed with what the tool has there. A path for which no tool
-//! vouches needs a description of its own: nothing is right just because it is ours.
+//! The tree of this crate is the reference. A tool with the same file at a path confirms the path.
+//! For a tool with another tree, the case lists each path that differs, and how. A path that no
+//! tool confirms needs an expected description in the case. Without this rule, an error of this
+//! crate could become the reference.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::tree::{ROOT, Tree};
 
-/// Cases that this crate does not get right yet, and what it does. One that is right has to be taken
-/// out; until then the other tools are not judged by it.
+/// Cases that this crate does not pass yet, each with its wrong outcome. The outcomes of other
+/// tools are not checked for such a case. A case that passes must be removed from the list.
 const PENDING: &[(&str, &str)] = &[];
 
-/// Paths, with what is there.
+/// Paths, each with a description.
 pub(crate) type Paths = &'static [(&'static str, &'static str)];
 
-/// What a tool makes of an image.
+/// The expected outcome of another tool, relative to the outcome of this crate.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Verdict {
-    /// The tree that this crate makes.
+    /// The tool makes the tree of this crate.
     Same,
-    /// Nothing; its complaint holds this text.
+    /// The tool fails with an error that contains this text.
     Refuses(&'static str),
-    /// A tree with something else at these paths.
+    /// The tool makes a tree that differs at these paths, in these properties.
     Differs(Paths),
-    /// A tree, where this crate makes none.
+    /// The tool makes a tree of an image that this crate refuses.
     Accepts,
 }
 
 impl Verdict {
-    /// Whether the tool does something else than this crate, and not only gives what no entry
-    /// describes the time of unpacking: ours is the same in each run.
+    /// Returns whether the tool disagrees with this crate, so that the case needs a reason.
+    ///
+    /// A difference in the time of unpacking is no disagreement. Other tools give this time to
+    /// directories without an entry. The times of this crate are constant.
     fn is_disagreement(self, ours: Expected) -> bool {
         match (self, ours) {
             (Self::Same, _) | (Self::Refuses(_), Expected::Refusal(_)) => false,
-            (Self::Differs(paths), _) => paths.iter().any(|(_, what)| *what != "mtime now"),
+            (Self::Differs(paths), _) => {
+                paths.iter().any(|(_, difference)| *difference != "mtime now")
+            }
             (Self::Refuses(_) | Self::Accepts, _) => true,
         }
     }
 }
 
-/// What this crate is expected to make of an image.
+/// The expected outcome of this crate.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Expected {
-    /// A tree, in which these paths are as described.
+    /// A tree in which these paths have these descriptions.
     Tree(Paths),
-    /// Nothing; the error holds this text.
+    /// An error that contains this text.
     Refusal(&'static str),
 }
 
-/// What came out of an unpacker: a tree, or its complaint.
+/// The outcome of a tool: a tree, or the text of an error.
 pub(crate) type Outcome = Result<Tree, String>;
 
-/// What of a tree can be compared with a tool's.
+/// The properties in which the tree of a tool can be compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Skill {
-    /// All.
+pub(crate) enum Scope {
+    /// All properties.
     All,
-    /// Not the metadata of the root, whatever entries it has.
+    /// All properties except the metadata of the root. containerd ignores entries for the root.
     NoRoot,
-    /// Nor the times of directories, which are lost when the tree below is copied.
+    /// As `NoRoot`, but without the times of directories. The native snapshotter loses them when it
+    /// copies the tree of the lower layers.
     NoRootNoDirTimes,
 }
 
-/// A tool, what it was expected to do, and what it did.
-pub(crate) struct Witness {
+/// A run of a tool on an image, with its expected and its real outcome.
+pub(crate) struct ToolRun {
     pub(crate) tool: &'static str,
     pub(crate) verdict: Verdict,
     pub(crate) outcome: Outcome,
-    pub(crate) skill: Skill,
+    pub(crate) scope: Scope,
 }
 
-/// Lists pending cases of a group that it does not have.
+/// Returns messages about the pending cases of a group that are not among its `names`.
 pub(crate) fn stale(group: &str, names: &[&str]) -> Vec<String> {
     let of_group = PENDING.iter().filter_map(|(pending, _)| pending.strip_prefix(group));
     let names_of_group = of_group.filter_map(|pending| pending.strip_prefix('/'));
     let stale = names_of_group.filter(|pending| !names.contains(pending));
-    stale.map(|pending| format!("{group}/{pending}: pending, and not there")).collect()
+    stale.map(|pending| format!("{group}/{pending}: the pending case does not exist")).collect()
 }
 
-/// Compares what was done with what was expected; returns complaints.
-pub(crate) fn judge(
+/// Compares the real outcomes with the expected ones, and returns a message for each difference.
+pub(crate) fn check_runs(
     name: &str,
     (expected, reason): (Expected, &str),
     ours: &Outcome,
-    witnesses: &[Witness],
+    runs: &[ToolRun],
 ) -> Vec<String> {
-    let disagree = witnesses.iter().any(|witness| witness.verdict.is_disagreement(expected));
-    let mut complaints = complaints_of_ours(expected, ours, witnesses);
-    complaints.extend(witnesses.iter().filter_map(|witness| witness.complaint(ours)));
+    let disagree = runs.iter().any(|run| run.verdict.is_disagreement(expected));
+    let mut failures = failures_of_ours(expected, ours, runs);
+    failures.extend(runs.iter().filter_map(|run| run.failure(ours)));
     if PENDING.iter().any(|(pending, _)| *pending == name) {
-        complaints = match complaints.is_empty() {
-            true => vec!["ours: as expected, so it is to be taken out of `PENDING`".to_owned()],
+        failures = match failures.is_empty() {
+            true => vec!["ours: the case passes, so remove it from `PENDING`".to_owned()],
             false => Vec::new(),
         };
     }
     let reason = (disagree == reason.is_empty())
-        .then(|| "a reason is needed if, and only if, a tool disagrees".to_owned());
-    complaints.into_iter().chain(reason).map(|complaint| format!("{name}: {complaint}")).collect()
+        .then(|| "a case needs a reason if, and only if, a tool disagrees".to_owned());
+    failures.into_iter().chain(reason).map(|failure| format!("{name}: {failure}")).collect()
 }
 
-fn complaints_of_ours(expected: Expected, ours: &Outcome, witnesses: &[Witness]) -> Vec<String> {
+/// Returns a message for each difference between the expected and the real outcome of this crate.
+fn failures_of_ours(expected: Expected, ours: &Outcome, runs: &[ToolRun]) -> Vec<String> {
     match (expected, ours) {
-        (Expected::Refusal(why), Err(error)) if error.contains(why) => Vec::new(),
+        (Expected::Refusal(text), Err(error)) if error.contains(text) => Vec::new(),
         (Expected::Tree(facts), Ok(tree)) => {
             let wrong = facts.iter().filter(|(path, fact)| tree.describe(path) != *fact);
             let wrong = wrong.map(|(path, fact)| {
                 format!("ours: `{path}`: expected {fact}, found {}", tree.describe(path))
             });
-            let unvouched = unvouched(tree, witnesses).into_iter();
-            let unknown = unvouched.filter(|path| facts.iter().all(|(fact, _)| fact != path));
+            let unconfirmed = unconfirmed(tree, runs).into_iter();
+            let unknown = unconfirmed.filter(|path| facts.iter().all(|(fact, _)| fact != path));
             let unknown = unknown.map(|path| {
-                format!("ours: no tool vouches for ({path:?}, {:?})", tree.describe(&path))
+                format!("ours: no tool confirms ({path:?}, {:?})", tree.describe(&path))
             });
             wrong.chain(unknown).collect()
         }
@@ -120,47 +127,50 @@ fn complaints_of_ours(expected: Expected, ours: &Outcome, witnesses: &[Witness])
     }
 }
 
-/// Lists paths that no tool has as `ours`.
-fn unvouched(ours: &Tree, witnesses: &[Witness]) -> BTreeSet<String> {
-    let compared = |witness: &Witness| {
-        let theirs = witness.outcome.as_ref().ok()?;
-        Some((witness.skill, witness.compared(ours).differences(&witness.compared(theirs))))
+/// Returns the paths at which every tool differs from `ours`.
+fn unconfirmed(ours: &Tree, runs: &[ToolRun]) -> BTreeSet<String> {
+    let compared = |run: &ToolRun| {
+        let theirs = run.outcome.as_ref().ok()?;
+        Some((run.scope, run.compared(ours).differences(&run.compared(theirs))))
     };
-    let compared: Vec<_> = witnesses.iter().filter_map(compared).collect();
-    let vouched = |path: &&String| {
-        compared.iter().any(|(skill, differences)| {
-            !differences.contains_key(*path) && (*path != ROOT || *skill == Skill::All)
+    let compared: Vec<_> = runs.iter().filter_map(compared).collect();
+    // A tool whose root is not compared has no difference there, but does not confirm it.
+    let confirmed = |path: &&String| {
+        compared.iter().any(|(scope, differences)| {
+            !differences.contains_key(*path) && (*path != ROOT || *scope == Scope::All)
         })
     };
+    // A path that is missing in `ours` can be wrong too, so the paths of the tools are included.
     let disputed = compared.iter().flat_map(|(_, differences)| differences.keys());
-    ours.paths().chain(disputed).filter(|path| !vouched(path)).cloned().collect()
+    ours.paths().chain(disputed).filter(|path| !confirmed(path)).cloned().collect()
 }
 
-impl Witness {
-    /// Takes out what cannot be compared with the tool's tree.
+impl ToolRun {
+    /// Returns the part of a tree that can be compared with the tool's tree.
     fn compared(&self, tree: &Tree) -> Tree {
-        match self.skill {
-            Skill::All => tree.clone(),
-            Skill::NoRoot => tree.without_root(),
-            Skill::NoRootNoDirTimes => tree.without_root().without_dir_times(),
+        match self.scope {
+            Scope::All => tree.clone(),
+            Scope::NoRoot => tree.without_root(),
+            Scope::NoRootNoDirTimes => tree.without_root().without_dir_times(),
         }
     }
 
-    /// Says what is not as expected.
-    fn complaint(&self, reference: &Outcome) -> Option<String> {
+    /// Returns a message if the outcome is not as expected. Its format is that of the source code,
+    /// so that a new outcome can be copied into the case.
+    fn failure(&self, reference: &Outcome) -> Option<String> {
         let differences = match (&self.outcome, reference) {
             (Ok(theirs), Ok(ours)) => self.compared(ours).differences(&self.compared(theirs)),
             _ => BTreeMap::new(),
         };
         let listed = |paths: Paths| {
-            let listed = |(path, what): &(&str, &str)| {
-                differences.get(*path).is_some_and(|found| found == what)
+            let listed = |(path, difference): &(&str, &str)| {
+                differences.get(*path).is_some_and(|found| found == difference)
             };
             paths.len() == differences.len() && paths.iter().all(listed)
         };
         let (as_expected, found) = match (&self.outcome, reference) {
             (Err(error), _) => (
-                matches!(self.verdict, Verdict::Refuses(why) if error.contains(why)),
+                matches!(self.verdict, Verdict::Refuses(text) if error.contains(text)),
                 format!("Refuses({error:?})"),
             ),
             (Ok(_), Err(_)) => (matches!(self.verdict, Verdict::Accepts), "Accepts".to_owned()),
@@ -183,44 +193,44 @@ mod tests {
 
     use super::*;
 
-    /// Judges a tool that makes the file `theirs`, where this crate makes the file `a`.
-    fn judged(name: &str, verdict: Verdict, theirs: &str, reason: &str) -> Vec<String> {
+    /// Checks a run of a tool that makes the file `theirs`. This crate makes the file `a`.
+    fn failures_of_run(name: &str, verdict: Verdict, theirs: &str, reason: &str) -> Vec<String> {
         let tree = |file: &str| {
             let directory = tempfile::tempdir().unwrap();
             fs::write(directory.path().join(file), "").unwrap();
             Tree::read(directory.path()).without_root()
         };
-        let (outcome, skill) = (Ok(tree(theirs)), Skill::NoRootNoDirTimes);
-        let witness = Witness { tool: "tool", verdict, outcome, skill };
-        judge(name, (Expected::Tree(&[]), reason), &Ok(tree("a")), &[witness])
+        let (outcome, scope) = (Ok(tree(theirs)), Scope::NoRootNoDirTimes);
+        let run = ToolRun { tool: "tool", verdict, outcome, scope };
+        check_runs(name, (Expected::Tree(&[]), reason), &Ok(tree("a")), &[run])
     }
 
     #[test]
-    fn what_is_not_as_written_is_a_complaint() {
+    fn unexpected_outcome_gives_a_message() {
         let differs = Verdict::Differs(&[("a", "absent"), ("b", "file")]);
-        assert_eq!(judged("group/case", Verdict::Same, "a", ""), [""; 0]);
+        assert_eq!(failures_of_run("group/case", Verdict::Same, "a", ""), [""; 0]);
         for (verdict, theirs, reason, found) in [
             (Verdict::Same, "b", "", "expected Same, found Differs(&[(\"a\", \"absent\")"),
-            (differs, "a", "why", "found Differs(&[], …)"),
-            (differs, "b", "", "a reason is needed"),
-            (differs, "b", "why", "no tool vouches for (\"b\", \"absent\")"),
-            (Verdict::Same, "a", "why", "a reason is needed"),
-            (Verdict::Refuses("text"), "a", "why", "expected Refuses(\"text\")"),
+            (differs, "a", "reason", "found Differs(&[], …)"),
+            (differs, "b", "", "a case needs a reason"),
+            (differs, "b", "reason", "no tool confirms (\"b\", \"absent\")"),
+            (Verdict::Same, "a", "reason", "a case needs a reason"),
+            (Verdict::Refuses("text"), "a", "reason", "expected Refuses(\"text\")"),
         ] {
-            let complaints = judged("group/case", verdict, theirs, reason).concat();
-            assert!(complaints.contains(found), "{complaints}");
+            let failures = failures_of_run("group/case", verdict, theirs, reason).concat();
+            assert!(failures.contains(found), "{failures}");
         }
     }
 
     #[test]
-    fn a_pending_case_that_is_right_or_gone_is_a_complaint() {
+    fn pending_case_that_passes_or_does_not_exist_gives_a_message() {
         for (pending, _) in PENDING {
-            let complaints = judged(pending, Verdict::Same, "a", "").concat();
-            assert!(complaints.contains("taken out of `PENDING`"), "{complaints}");
+            let failures = failures_of_run(pending, Verdict::Same, "a", "").concat();
+            assert!(failures.contains("remove it from `PENDING`"), "{failures}");
             let (group, name) = pending.split_once('/').unwrap();
-            let complaint = format!("{pending}: pending, and not there");
-            assert!(!stale(group, &[name]).contains(&complaint));
-            assert!(stale(group, &[]).contains(&complaint));
+            let failure = format!("{pending}: the pending case does not exist");
+            assert!(!stale(group, &[name]).contains(&failure));
+            assert!(stale(group, &[]).contains(&failure));
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Random images, made so that their entries meet: few names, and paths that were used before.
+//! Generates random images. They use few names and often reuse paths, so that entries affect each
+//! other.
 
 use std::collections::BTreeMap;
 
@@ -8,23 +9,26 @@ use proptest::sample::{Index, select};
 
 use crate::image::{Entry, Image, Kind, Metadata, join};
 
-/// Most layers of an image: three to depend on each other, one to repeat.
+/// Largest number of layers of an image: three that can depend on each other, and a repeated one.
 const LAYERS: usize = 4;
 
-/// Most entries of a layer: with more, nearly every layer holds one that is refused.
+/// Largest number of entries of a layer. With more entries, nearly every layer has one that is
+/// refused.
 const ENTRIES: usize = 8;
 
-/// Most names in the path of an entry.
+/// Largest number of names in the path of an entry.
 const DEPTH: usize = 4;
 
-/// A layer before its paths are known.
+/// A layer whose paths are not chosen yet. A path can depend on earlier entries, so paths are
+/// chosen after all entries have been generated.
 #[derive(Debug, Clone)]
 enum Draft {
     Layer(Vec<DraftEntry>),
-    /// An earlier layer once more.
+    /// A copy of an earlier layer.
     Again(Index),
 }
 
+/// An entry whose path is not chosen yet.
 #[derive(Debug, Clone)]
 struct DraftEntry {
     place: Place,
@@ -32,31 +36,33 @@ struct DraftEntry {
     metadata: Metadata,
 }
 
-/// How an entry comes to its path.
+/// The way to choose the path of an entry.
 #[derive(Debug, Clone)]
 enum Place {
+    /// A new path.
     Fresh(String),
-    /// The path of an earlier entry of this sort.
-    Earlier(Sort, Index),
-    /// Below the path of an earlier entry of this sort.
-    Below(Sort, Index, String),
+    /// The path of an earlier entry of this class.
+    Earlier(Class, Index),
+    /// A path below the path of an earlier entry of this class.
+    Below(Class, Index, String),
 }
 
-/// Entries that are used alike, or the layer would be refused too often.
+/// A class of earlier entries. With entries of any class, a new entry would be refused too often.
 #[derive(Debug, Clone, Copy)]
-enum Sort {
-    /// What can have something below it, of this layer or a lower one.
+enum Class {
+    /// Directories, and symbolic links to them, of this layer or a lower one.
     Directory,
-    /// What a hard link can have as its target, of this layer or a lower one.
+    /// Possible targets of a hard link, of this layer or a lower one.
     Linkable,
-    /// Directories of lower layers.
+    /// Directories, and symbolic links to them, of lower layers.
     LowerDirectory,
-    /// Anything of a lower layer.
+    /// All entries of lower layers.
     Lower,
+    /// All entries.
     Any,
 }
 
-/// Paths of the entries so far, by sort.
+/// The paths of the entries so far, by class.
 #[derive(Debug, Default)]
 struct Known {
     directories: Vec<String>,
@@ -66,16 +72,20 @@ struct Known {
     any: Vec<String>,
 }
 
+/// The type of an entry whose path is not chosen yet.
 #[derive(Debug, Clone)]
 enum DraftKind {
+    /// A hard link to the path at this place.
     HardLink(Place),
     Whiteout,
     Opaque,
+    /// The root directory.
     Root,
+    /// A type that does not depend on paths.
     Known(Kind),
 }
 
-/// Returns the strategy that makes images.
+/// Returns the strategy that generates images.
 pub(crate) fn images() -> impl Strategy<Value = Image> {
     let layer = vec(entry(), 0..=ENTRIES).prop_map(Draft::Layer);
     let draft = prop_oneof![9 => layer, 1 => any::<Index>().prop_map(Draft::Again)];
@@ -92,36 +102,36 @@ fn entry() -> impl Strategy<Value = DraftEntry> {
     };
     prop_oneof![
         25 => entry(place().boxed(), kind().boxed()),
-        3 => entry(used_place(Sort::Lower).boxed(), Just(DraftKind::Whiteout).boxed()),
-        2 => entry(used_place(Sort::LowerDirectory).boxed(), Just(DraftKind::Opaque).boxed()),
+        3 => entry(used_place(Class::Lower).boxed(), Just(DraftKind::Whiteout).boxed()),
+        2 => entry(used_place(Class::LowerDirectory).boxed(), Just(DraftKind::Opaque).boxed()),
     ]
 }
 
 fn place() -> impl Strategy<Value = Place> {
-    let below = |sort| {
-        (any::<Index>(), path()).prop_map(move |(index, path)| Place::Below(sort, index, path))
+    let below = |class| {
+        (any::<Index>(), path()).prop_map(move |(index, path)| Place::Below(class, index, path))
     };
     prop_oneof![
         7 => path().prop_map(Place::Fresh),
-        3 => earlier(Sort::Any),
-        5 => below(Sort::Directory),
-        1 => below(Sort::Any),
+        3 => earlier(Class::Any),
+        5 => below(Class::Directory),
+        1 => below(Class::Any),
     ]
 }
 
-/// Returns a place where there probably is something of this sort.
-fn used_place(sort: Sort) -> impl Strategy<Value = Place> {
-    prop_oneof![12 => earlier(sort), 1 => place()]
+/// Returns a place that most often has an earlier entry of this class.
+fn used_place(class: Class) -> impl Strategy<Value = Place> {
+    prop_oneof![12 => earlier(class), 1 => place()]
 }
 
-fn earlier(sort: Sort) -> impl Strategy<Value = Place> {
-    any::<Index>().prop_map(move |index| Place::Earlier(sort, index))
+fn earlier(class: Class) -> impl Strategy<Value = Place> {
+    any::<Index>().prop_map(move |index| Place::Earlier(class, index))
 }
 
 fn path() -> impl Strategy<Value = String> {
     let directory = || select(vec!["a", "b", "c", "d"]);
-    // Names that are rarely those of directories, so that not every second entry stands in the way
-    // of another.
+    // `x` and `y` are seldom names of parents. Otherwise every second entry would be a file in
+    // place of a directory that another entry needs.
     let name = prop_oneof![1 => directory(), 1 => select(vec!["x", "y"])];
     let depth = prop_oneof![6 => Just(0_usize), 4 => Just(1), 2 => Just(2), 1 => Just(3)];
     (depth.prop_flat_map(move |depth| vec(directory(), depth)), name).prop_map(|(mut all, name)| {
@@ -136,7 +146,7 @@ fn kind() -> impl Strategy<Value = DraftKind> {
         8 => Just(DraftKind::Known(Kind::Directory)),
         6 => content.prop_map(|content| DraftKind::Known(Kind::File(content.to_owned()))),
         4 => symlink_target().prop_map(|target| DraftKind::Known(Kind::Symlink(target))),
-        3 => used_place(Sort::Linkable).prop_map(DraftKind::HardLink),
+        3 => used_place(Class::Linkable).prop_map(DraftKind::HardLink),
         1 => Just(DraftKind::Known(Kind::Fifo)),
         1 => Just(DraftKind::Known(Kind::Device)),
         1 => Just(DraftKind::Root),
@@ -172,7 +182,7 @@ fn metadata() -> impl Strategy<Value = Metadata> {
     })
 }
 
-/// Gives each entry its path.
+/// Chooses the path of each entry.
 fn finish(drafts: &[Draft]) -> Image {
     let mut known = Known::default();
     let mut layers: Vec<Vec<Entry>> = Vec::new();
@@ -201,13 +211,13 @@ impl DraftEntry {
         );
         let metadata = self.metadata.clone();
         let (Some(path), Some(target)) = (path, target) else {
-            // There is nothing yet to take away or to link to.
+            // No earlier entry can be hidden or linked to, so the entry becomes a directory.
             return Entry { path: "a".to_owned(), kind: Kind::Directory, metadata };
         };
         let (path, kind) = match &self.kind {
             DraftKind::HardLink(_) => (path, Kind::HardLink(target)),
             DraftKind::Whiteout => (path, Kind::Whiteout),
-            // Some are the root's.
+            // The path `a` becomes the root, so that some opaque whiteouts are for the root.
             DraftKind::Opaque if path == "a" => (String::new(), Kind::Opaque),
             DraftKind::Opaque => (path, Kind::Opaque),
             DraftKind::Root => (String::new(), Kind::Directory),
@@ -233,25 +243,25 @@ impl Known {
             .for_each(|(paths, _)| paths.push(path.to_owned()));
     }
 
-    fn get(&self, sort: Sort, index: &Index) -> Option<&str> {
-        let paths = match sort {
-            Sort::Directory => &self.directories,
-            Sort::Linkable => &self.linkable,
-            Sort::LowerDirectory => &self.lower_directories,
-            Sort::Lower => &self.lower,
-            Sort::Any => &self.any,
+    fn get(&self, class: Class, index: &Index) -> Option<&str> {
+        let paths = match class {
+            Class::Directory => &self.directories,
+            Class::Linkable => &self.linkable,
+            Class::LowerDirectory => &self.lower_directories,
+            Class::Lower => &self.lower,
+            Class::Any => &self.any,
         };
         (!paths.is_empty()).then(|| index.get(paths).as_str())
     }
 }
 
 impl Place {
-    /// Returns the path, or `None` if there is no such entry yet.
+    /// Returns the path, or `None` if there is no earlier entry of the class.
     fn finish(&self, known: &Known) -> Option<String> {
         Some(match self {
-            Self::Earlier(sort, index) => known.get(*sort, index)?.to_owned(),
-            Self::Below(sort, index, path) => {
-                let path = join(known.get(*sort, index).unwrap_or_default(), path);
+            Self::Earlier(class, index) => known.get(*class, index)?.to_owned(),
+            Self::Below(class, index, path) => {
+                let path = join(known.get(*class, index).unwrap_or_default(), path);
                 path.split('/').take(DEPTH).collect::<Vec<_>>().join("/")
             }
             Self::Fresh(path) => path.clone(),

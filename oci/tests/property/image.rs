@@ -1,12 +1,12 @@
-//! Images as data: what the generator makes, the model applies, the archives hold and a person
-//! reads.
+//! Images as data. The generator makes them, the model applies them, `archive` writes them as tar
+//! archives, and `Display` shows them in the message of a failure.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use tar::{Builder, EntryType, Header};
 
-/// What an entry makes or takes away.
+/// The type of an entry, with its content.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Kind {
     Directory,
@@ -15,9 +15,9 @@ pub(crate) enum Kind {
     HardLink(String),
     Fifo,
     Device,
-    /// Hides the entry's path.
+    /// A whiteout of the path.
     Whiteout,
-    /// Hides all that is in the entry's path.
+    /// An opaque whiteout of the directory with this path.
     Opaque,
 }
 
@@ -33,13 +33,13 @@ pub(crate) struct Metadata {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Entry {
-    /// Names joined by slashes; empty for the root.
+    /// Names that are joined by slashes. The path of the root is empty.
     pub(crate) path: String,
     pub(crate) kind: Kind,
     pub(crate) metadata: Metadata,
 }
 
-/// The layers of an image, bottom first.
+/// The layers of an image, the bottom first.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Image(pub(crate) Vec<Vec<Entry>>);
 
@@ -86,6 +86,7 @@ impl Entry {
             .iter()
             .map(|(name, value)| (format!("SCHILY.xattr.{name}"), value.clone()))
             .collect();
+        // The field of the header has whole seconds since 1970 only.
         if *seconds < 0 || *nanoseconds > 0 {
             pax.push(("mtime".to_owned(), format!("{seconds}.{nanoseconds:09}")));
         }

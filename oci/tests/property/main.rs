@@ -1,18 +1,16 @@
-//! A property of whole images: whatever their layers are, the mounted root file system looks as if
-//! the layers had been applied in order, or the image is refused where that is impossible.
+//! A property of all images: the mounted root file system equals the result of applying the layers
+//! in order. If the layers cannot be applied, the image is refused.
 //!
 //! ```text
-//! generator ─► image ─┬─► model: applied in memory                          ─┬─► the same?
+//! generator ─► image ─┬─► model: applies the layers in memory               ─┬─► equal?
 //!                     └─► mounted: layout, cache, overlay mount, on a tmpfs ─┘
 //! ```
 //!
-//! `A3S_BOX_PROPERTY_CASES` sets the number of images, `A3S_BOX_PROPERTY_SEED` the first of them: a
-//! failure prints the two that run it again. Needs root, as unpacking does.
+//! `A3S_BOX_PROPERTY_CASES` sets the number of images, and `A3S_BOX_PROPERTY_SEED` sets the seed of
+//! the first image. A failure prints the values that repeat it. The test needs root, because
+//! unpacking does.
 
-#![expect(
-    clippy::unwrap_used,
-    reason = "what cannot be set up or looked at is a failure of the test"
-)]
+#![expect(clippy::unwrap_used, reason = "a failed setup or check is a failure of the test")]
 
 #[expect(dead_code, reason = "shared with the test binary `it`, which uses all of it")]
 #[path = "../it/archive.rs"]
@@ -43,25 +41,26 @@ use crate::memory::{mount_memory, private_mounts};
 use crate::model::{Tree, expectation};
 use crate::mounted::{Outcome, outcome};
 
-/// Images in each run of the tests: half a minute on two cores.
+/// Number of images in a run. They take half a minute on two cores.
 const CASES: u64 = 10_000;
 
-/// What became of the cases.
+/// Numbers of images by outcome.
 #[derive(Debug, Default)]
 struct Count {
     accepted: u64,
+    /// Refused images, by the reason of the model.
     refused: BTreeMap<&'static str, u64>,
 }
 
 #[test]
-fn image_looks_as_if_its_layers_were_applied_in_order() {
+fn mounted_image_equals_its_layers_applied_in_order() {
     let number = |name: &str| {
         std::env::var(name).ok().map(|text| {
             text.parse::<u64>().unwrap_or_else(|error| panic!("{name}: {error}, found `{text}`"))
         })
     };
     let cases = number("A3S_BOX_PROPERTY_CASES").unwrap_or(CASES);
-    // A seed that a person can type.
+    // The seed is short, so that a person can type it to repeat a failure.
     let seed = number("A3S_BOX_PROPERTY_SEED")
         .unwrap_or_else(|| RandomState::new().hash_one(0) % 1_000_000_000);
     println!("{cases} images, A3S_BOX_PROPERTY_SEED={seed}");
@@ -87,21 +86,22 @@ fn image_looks_as_if_its_layers_were_applied_in_order() {
         let threads = thread::available_parallelism().map_or(1, usize::from);
         (0..threads).for_each(|thread| drop(scope.spawn(move || work(thread))));
     });
-    // What is left is in memory, or removed with the directory.
-    let _ = umount2(directory.path(), MntFlags::MNT_DETACH);
+    // An error is ignored, because there is no tmpfs to detach if the kernel does not support
+    // extended attributes on it (see `mount_memory`).
+    let _not_mounted = umount2(directory.path(), MntFlags::MNT_DETACH);
     if let Some((seed, text)) = failure.into_inner().unwrap() {
         panic!(
-            "{text}\nto run it again: A3S_BOX_PROPERTY_SEED={seed} A3S_BOX_PROPERTY_CASES=1 \
+            "{text}\nto repeat the failure: A3S_BOX_PROPERTY_SEED={seed} A3S_BOX_PROPERTY_CASES=1 \
              cargo nextest run -p a3s-box-oci --test property"
         );
     }
     let count = count.into_inner().unwrap();
     println!("{count:#?}");
-    // Or the property would say little.
+    // With fewer images of one outcome, the generator would hardly test that outcome.
     assert!(cases < 100 || count.accepted >= cases / 4 && !count.refused.is_empty(), "{count:?}");
 }
 
-/// Makes the image of a seed and checks it; what fails is made smaller and described.
+/// Generates the image of a seed and checks it. An error describes the smallest image that fails.
 fn check_case(seed: u64, directory: &Path, count: &Mutex<Count>) -> Result<(), String> {
     let mut bytes = [0; 32];
     bytes[..8].copy_from_slice(&seed.to_le_bytes());
@@ -117,6 +117,7 @@ fn check_case(seed: u64, directory: &Path, count: &Mutex<Count>) -> Result<(), S
     }
 }
 
+/// Compares the outcome of this crate for an image with the expectation of the model.
 fn check(directory: &Path, image: &Image, count: &Mutex<Count>) -> Result<(), String> {
     let expected = expectation(image);
     fs::create_dir(directory).unwrap();
@@ -127,31 +128,35 @@ fn check(directory: &Path, image: &Image, count: &Mutex<Count>) -> Result<(), St
             count.lock().unwrap().accepted += 1;
             compare(&expected, &found)
         }
-        (Err(why), Outcome::Refused(_)) => {
-            *count.lock().unwrap().refused.entry(why.0).or_default() += 1;
+        (Err(refusal), Outcome::Refused(_)) => {
+            *count.lock().unwrap().refused.entry(refusal.0).or_default() += 1;
             Ok(())
         }
         (Ok(_), Outcome::Refused(_)) if expected.may_be_refused => Ok(()),
-        (Ok(_), Outcome::Refused(why)) => {
-            Err(format!("refused, although it can be applied: {why}"))
+        (Ok(_), Outcome::Refused(reason)) => {
+            Err(format!("refused, although the layers can be applied: {reason}"))
         }
-        (Err(why), Outcome::Tree(_)) => Err(format!("accepted, expected a refusal: {}", why.0)),
-        (_, Outcome::Failed(why)) => Err(format!("failed: {why}")),
+        (Err(refusal), Outcome::Tree(_)) => {
+            Err(format!("accepted, expected a refusal: {}", refusal.0))
+        }
+        (_, Outcome::Failed(reason)) => Err(format!("failed: {reason}")),
     }
 }
 
-/// Lists all that differs between two trees.
+/// Compares two trees. An error lists all differences.
 fn compare(expected: &Tree, found: &Tree) -> Result<(), String> {
     let mut differences = String::new();
-    let nothing = "nothing".to_owned();
+    let missing = "no file".to_owned();
     let paths = expected.entries.keys().chain(found.entries.keys());
     for path in paths.collect::<std::collections::BTreeSet<_>>() {
         let [expected, found] =
-            [expected, found].map(|tree| tree.entries.get(path).unwrap_or(&nothing));
+            [expected, found].map(|tree| tree.entries.get(path).unwrap_or(&missing));
         if expected != found {
             differences += &format!("`{path}`: expected {expected}, found {found}\n");
         }
     }
+    // Two names of one inode and of one group must share an inode. Names of different groups may or
+    // may not, and names of different inodes must not.
     for (path, (inode, group)) in &expected.links {
         for (other, (other_inode, other_group)) in expected.links.range(path.clone()..).skip(1) {
             let shares = |path| found.links.get(path).map(|(inode, _)| *inode);

@@ -1,4 +1,4 @@
-//! Mounts that end with the test: a file system in memory, in a mount namespace of its own.
+//! Mounts a tmpfs in a mount namespace of the test, so that no mount is left after the test.
 
 use std::path::Path;
 
@@ -6,7 +6,12 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use rustix::fs::{XattrFlags, setxattr};
 
-/// Gives the thread, and those it starts, a mount namespace from which nothing spreads.
+/// Moves the calling thread, and the threads that it starts later, to a new mount namespace. Its
+/// mounts do not propagate to the host.
+///
+/// # Panics
+///
+/// If the process is not root.
 pub(crate) fn private_mounts() {
     unshare(CloneFlags::CLONE_NEWNS)
         .unwrap_or_else(|errno| panic!("this test needs root: {errno}"));
@@ -14,11 +19,12 @@ pub(crate) fn private_mounts() {
         .unwrap();
 }
 
-/// Mounts a file system in memory, if the kernel has one that can hold a tree.
+/// Mounts a tmpfs on `directory`, because it makes the test faster. If the kernel does not support
+/// `user.*` attributes on a tmpfs, the directory stays on the disk.
 pub(crate) fn mount_memory(directory: &Path) {
     mount(Some("tmpfs"), directory, Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
     if setxattr(directory, "user.test", b"", XattrFlags::empty()).is_err() {
-        // Before Linux 6.6 a tmpfs takes no such attributes, and the disk must do.
+        // A tmpfs supports `user.*` attributes since Linux 6.6.
         umount2(directory, MntFlags::empty()).unwrap();
     }
 }

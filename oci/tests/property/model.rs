@@ -1,55 +1,62 @@
-//! The layers of an image applied in order, in memory: what the file system must look like.
+//! Applies the layers of an image in memory, in order. The result is the expected file system.
 //!
-//! The image specification (layer.md) says that layers are applied one after the other. Where it
-//! leaves room, these are the rules:
+//! The image specification (layer.md) defines that layers are applied one after the other. It
+//! leaves some cases open, for which the model has these rules:
 //!
-//! - Whiteouts act on lower layers only, all of them before the entries of their layer. Their paths are
-//!   resolved over the lower layers as they were; one that hides nothing is nothing, and so is one below a
-//!   something that this layer replaces, or in what another whiteout of the layer hides. An opaque marker empties a directory, which stays as it is.
-//! - The directory of an entry is resolved over all that is there so far, symbolic links with the root as
-//!   their root; after 40 links it is refused, as by the kernel. What is missing on the way is made, with mode
-//!   0755, owner 0:0, time 0. Something else than a directory on the way is refused.
-//! - A directory over a directory takes the new metadata, extended attributes included, and keeps its
-//!   content. Every other entry replaces what is at its place, also a directory with all that is in it.
-//! - A device is not made, but what was at its place goes.
-//! - A hard link shares the inode that its target has by then. When the target is missing by then, what is at
-//!   the link's place goes, and the target is looked up again at the end of the layer: it is refused if it is
-//!   missing still, and nothing is done if a later entry has taken the place. Directories are refused as targets, and
-//!   so is a target that goes when the place of the link is cleared. A link to itself is nothing.
-//! - Links of one layer share an inode. Whether those of several layers do is left open, as one that an upper
-//!   layer links to is copied into it.
-//! - The root is a directory of mode 0755, owner 0:0, time 0, until an entry describes it.
+//! - Whiteouts act on lower layers only, and all of them act before the entries of their layer.
+//!   Their paths are resolved in the lower layers before any of them acts. A whiteout of a missing
+//!   file has no effect. The same holds for a whiteout below a file or directory that this layer
+//!   replaces, and for a whiteout below a path that another whiteout of the layer hides. An opaque
+//!   whiteout removes the content of a directory and keeps its metadata.
+//! - The parent of an entry is resolved in the result of all earlier entries. Symbolic links are
+//!   resolved with the root of the tree as their root. A path with more than 40 links is refused,
+//!   as the kernel does. Missing parents are created with mode 0755, owner 0:0 and time 0. A parent
+//!   that is not a directory is refused.
+//! - An entry for an existing directory sets its metadata, extended attributes included, and keeps
+//!   its content. Every other entry replaces the file of its name, or the whole directory.
+//! - A device is not created, but the file of its name is removed.
+//! - A hard link shares the inode of its target at this point of the archive. If the target is
+//!   missing, the file with the link's name is removed, and the target is looked up again at the
+//!   end of the layer. If it is still missing, the image is refused. If a later entry has created
+//!   the link's name, the link is dropped. A directory as target is refused, and so is a target
+//!   that is removed together with the file of the link's name. A link to itself has no effect.
+//! - Hard links of one layer share one inode. Hard links of several layers may share it or not,
+//!   because overlayfs copies a lower file when an upper layer links to it.
+//! - Without an entry, the root has mode 0755, owner 0:0 and time 0.
 
 use std::collections::BTreeMap;
 
 use crate::image::{Entry, Image, Kind, Metadata, join, split};
 
-/// Bound on symbolic links in one path: the kernel's.
+/// Limit on symbolic links in one path. The kernel has the same limit (`path_resolution(7)`).
 const SYMLINK_HOPS: usize = 40;
 
+/// Index of the root directory in the nodes of a model.
 const ROOT: usize = 0;
 
-/// Why an image is refused.
+/// The reason why an image is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Refusal(pub(crate) &'static str);
 
-/// What is expected of an image.
+/// The expected outcome of an image.
 #[derive(Debug)]
 pub(crate) struct Expectation {
     pub(crate) outcome: Result<Tree, Refusal>,
-    /// A refusal is right as well: the rules leave it open.
+    /// Whether a refusal is correct too, because the rules do not decide the case.
     pub(crate) may_be_refused: bool,
 }
 
-/// A tree, in the form in which it is compared.
+/// A tree in a form that can be compared.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Tree {
     /// Type, metadata and content of each path.
     pub(crate) entries: BTreeMap<String, String>,
-    /// The inode of each path that is no directory, and the group of links that share it for certain.
+    /// The inode of each path that is not a directory, and the group of its hard links. Links of
+    /// one group always share the inode.
     pub(crate) links: BTreeMap<String, (u64, usize)>,
 }
 
+/// The type of an inode, with its content.
 #[derive(Debug)]
 enum Body {
     Directory(BTreeMap<String, Link>),
@@ -58,39 +65,42 @@ enum Body {
     Fifo,
 }
 
+/// An inode.
 #[derive(Debug)]
 struct Node {
     metadata: Metadata,
     body: Body,
-    /// The layer that described the directory last.
+    /// The last layer with an entry for the directory.
     described: Option<usize>,
 }
 
+/// A name in a directory.
 #[derive(Debug, Clone, Copy)]
 struct Link {
     node: usize,
-    /// The links that share its inode for certain, see `Model::groups`.
+    /// The group of links that always share the inode; see `Model::groups`.
     group: usize,
 }
 
-/// What is done about a directory that is missing on the way.
+/// The action for a parent directory that is missing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Missing {
     Make,
     Stop,
 }
 
-/// The state after some layers and entries.
+/// The tree after some layers and entries.
 #[derive(Debug)]
 struct Model {
     nodes: Vec<Node>,
-    /// The layer that made each group of links.
+    /// For each group of links, the layer that created it.
     groups: Vec<usize>,
+    /// Number of the current layer.
     layer: usize,
     may_be_refused: bool,
 }
 
-/// Applies all layers of an image.
+/// Applies all layers of an image, and returns the expected outcome.
 pub(crate) fn expectation(image: &Image) -> Expectation {
     let mut model = Model::new();
     let mut outcome = Ok(());
@@ -106,7 +116,7 @@ pub(crate) fn expectation(image: &Image) -> Expectation {
     Expectation { outcome, may_be_refused: model.may_be_refused }
 }
 
-/// The metadata of a directory that no entry describes.
+/// Returns the metadata of a directory without an entry.
 fn implicit() -> Metadata {
     Metadata { mode: 0o755, ..Metadata::default() }
 }
@@ -118,7 +128,9 @@ impl Model {
         Self { nodes: vec![root], groups: Vec::new(), layer: 0, may_be_refused: false }
     }
 
+    /// Applies one layer.
     fn apply(&mut self, layer: &[Entry]) -> Result<(), Refusal> {
+        // Whiteouts hide files of lower layers only, so they must not see an entry of this layer.
         self.apply_whiteouts(layer);
         let mut late = Vec::new();
         for entry in layer {
@@ -138,15 +150,16 @@ impl Model {
         self.link_late(&late)
     }
 
-    /// Makes the links whose targets were missing when they were read.
+    /// Creates the links whose targets were missing when their entries were applied.
     fn link_late(&mut self, late: &[(&String, &String)]) -> Result<(), Refusal> {
         let mut still_late = Vec::new();
         for (path, target) in late {
-            let (parent, name) = self.place(path)?.ok_or(Refusal("root is no directory"))?;
+            let (parent, name) =
+                self.place(path)?.ok_or(Refusal("the root must be a directory"))?;
             let (directory, from) = split(target);
             let directory = self.directory(directory, Missing::Stop).ok().flatten();
             let is_there = directory.is_some_and(|there| self.child(there, from).is_some());
-            // A later entry of the same name has won.
+            // A later entry has created the name, and takes precedence.
             if is_there && self.child(parent, name).is_some() {
                 continue;
             }
@@ -157,20 +170,24 @@ impl Model {
         }
         match still_late.len() {
             0 => Ok(()),
-            // A late link to a late link: how often to look again is left open.
+            // A late link has another late link as its target. The rules do not say how often
+            // targets are looked up again.
             left if left < late.len() => {
                 self.may_be_refused = true;
                 self.link_late(&still_late)
             }
-            _ => Err(Refusal("hard link target is missing")),
+            _ => Err(Refusal("the target of a hard link is missing")),
         }
     }
 
+    /// Removes the files that the whiteouts of a layer hide.
     fn apply_whiteouts(&mut self, layer: &[Entry]) {
         let alone = Self::alone(layer);
+        // All paths are resolved before the first removal, because a path can lead through a
+        // symbolic link that another whiteout removes.
         let find = |model: &mut Self, path: &str, whiteout: &Entry| {
-            let is_nothing = is_hidden(whiteout, layer) || model.is_replaced(path, &alone);
-            (!is_nothing).then(|| model.directory(path, Missing::Stop).ok().flatten()).flatten()
+            let has_no_effect = is_hidden(whiteout, layer) || model.is_replaced(path, &alone);
+            (!has_no_effect).then(|| model.directory(path, Missing::Stop).ok().flatten()).flatten()
         };
         let mut hidden = Vec::new();
         let mut emptied = Vec::new();
@@ -191,25 +208,28 @@ impl Model {
         emptied.into_iter().for_each(|directory| self.children(directory).clear());
     }
 
-    /// Whether a path leads through something that `alone`, the layer by itself, replaces.
+    /// Returns whether a path leads through a lower file that the layer replaces. `alone` is the
+    /// result of the layer without lower layers.
     fn is_replaced(&mut self, path: &str, alone: &Self) -> bool {
-        let mut by_itself = ROOT;
+        let mut in_alone = ROOT;
         for path in ancestors(path).filter(|path| !path.is_empty()) {
             let (directory, name) = split(path);
-            let Some(made) = alone.child(by_itself, name) else { return false };
+            let Some(made) = alone.child(in_alone, name) else { return false };
             let directory = self.directory(directory, Missing::Stop).ok().flatten();
             let below = directory.and_then(|directory| self.child(directory, name));
+            // A directory without an entry follows a lower symbolic link. A directory with an entry
+            // replaces the link.
             let is_described = alone.nodes[made.node].described.is_some();
             let merges = below.is_none_or(|below| self.is_directory(below.node));
             if !alone.is_directory(made.node) || is_described && !merges {
                 return true;
             }
-            by_itself = made.node;
+            in_alone = made.node;
         }
         false
     }
 
-    /// Makes what a layer makes by itself, as far as it does.
+    /// Applies a layer to an empty tree. Entries that need lower layers are skipped.
     fn alone(layer: &[Entry]) -> Self {
         let mut model = Self::new();
         let mut late = Vec::new();
@@ -224,7 +244,7 @@ impl Model {
                         late.push((&entry.path, target));
                     }
                 }
-                // What cannot be made is not there.
+                // An entry that cannot be created alone creates no file.
                 _ => model.make(entry).unwrap_or_default(),
             }
         }
@@ -234,7 +254,7 @@ impl Model {
         model
     }
 
-    /// Makes what is no link and no whiteout.
+    /// Applies an entry that is neither a hard link nor a whiteout.
     fn make(&mut self, entry: &Entry) -> Result<(), Refusal> {
         let metadata = entry.metadata.clone();
         let body = match &entry.kind {
@@ -254,9 +274,12 @@ impl Model {
             Kind::Fifo => Some(Body::Fifo),
             _ => None,
         };
-        let (parent, name) = self.place(&entry.path)?.ok_or(Refusal("root is no directory"))?;
+        let (parent, name) =
+            self.place(&entry.path)?.ok_or(Refusal("the root must be a directory"))?;
         self.unlink(parent, name);
         if let Some(body) = body {
+            // On Linux a symbolic link always has the mode 0777, and `user.*` attributes exist on
+            // regular files and directories only.
             let metadata = match body {
                 Body::File(_) => metadata,
                 Body::Symlink(_) => Metadata { mode: 0o777, xattrs: BTreeMap::new(), ..metadata },
@@ -267,24 +290,26 @@ impl Model {
         Ok(())
     }
 
+    /// Applies the metadata of an entry to a directory.
     fn describe_directory(&mut self, directory: usize, metadata: Metadata) {
         let node = &mut self.nodes[directory];
         (node.metadata, node.described) = (metadata, Some(self.layer));
     }
 
-    /// Makes a hard link; `false` when its target is not there.
+    /// Creates a hard link. Returns `false` if the target is missing.
     fn hard_link(&mut self, path: &str, target: &str) -> Result<bool, Refusal> {
         let (directory, target) = split(target);
         let Some(directory) = self.directory(directory, Missing::Stop)? else { return Ok(false) };
         let Some(from) = self.child(directory, target) else { return Ok(false) };
         if self.is_directory(from.node) {
-            return Err(Refusal("hard link to a directory"));
+            return Err(Refusal("the target of a hard link is a directory"));
         }
-        let (parent, name) = self.place(path)?.ok_or(Refusal("root is no directory"))?;
+        let (parent, name) = self.place(path)?.ok_or(Refusal("the root must be a directory"))?;
         let there = self.child(parent, name);
         if let Some(there) = there.filter(|there| there.node == from.node) {
             if there.group != from.group {
-                // Whether these are one inode is left open, and with it which of them is copied.
+                // The two names may or may not share an inode, so it is open which of them
+                // overlayfs copies. Both get a group of their own.
                 let groups = [self.new_group(), self.new_group()];
                 self.children(parent).insert(name.to_owned(), Link { group: groups[0], ..there });
                 let from = Link { group: groups[1], ..from };
@@ -293,13 +318,15 @@ impl Model {
             return Ok(true);
         }
         self.unlink(parent, name);
+        // The unlinked name can have been a directory above the target.
         if self.child(directory, target).is_none_or(|left| left.node != from.node)
             || self.below(ROOT).all(|node| node != directory)
         {
-            return Err(Refusal("hard link to what is at its place"));
+            return Err(Refusal("the target of a hard link is removed with the link's name"));
         }
         let layer = self.layer;
-        // A lower layer's file is copied for the first link to one of its names.
+        // Overlayfs copies a lower file for the first link to one of its names. The copy has the
+        // two names only, so they are a new group.
         let group = if self.groups[from.group] == layer { from.group } else { self.new_group() };
         let target = target.to_owned();
         self.children(directory).insert(target, Link { group, ..from });
@@ -307,19 +334,22 @@ impl Model {
         Ok(true)
     }
 
-    /// Finds directory and name of an entry; `None` for the root.
+    /// Returns the parent directory and the name of an entry, or `None` for the root. Missing
+    /// parents are created.
     fn place<'a>(&mut self, path: &'a str) -> Result<Option<(usize, &'a str)>, Refusal> {
         if path.is_empty() {
             return Ok(None);
         }
         let (directory, name) = split(path);
         let directory = self.directory(directory, Missing::Make)?;
-        Ok(Some((directory.ok_or(Refusal("unreachable: all that is missing was made"))?, name)))
+        Ok(Some((directory.ok_or(Refusal("unreachable: missing parents are created"))?, name)))
     }
 
-    /// Follows a path and the symbolic links in it.
+    /// Resolves a path of a directory. Symbolic links are followed with the root of the tree as
+    /// their root. With [`Missing::Stop`], a missing directory gives `None`.
     fn directory(&mut self, path: &str, missing: Missing) -> Result<Option<usize>, Refusal> {
         let mut pending: Vec<String> = path.rsplit('/').map(str::to_owned).collect();
+        // The directories from the root to the current one. `..` returns to the one before.
         let mut real = vec![ROOT];
         let mut hops = 0;
         while let Some(name) = pending.pop() {
@@ -347,7 +377,9 @@ impl Model {
                         continue;
                     }
                     Body::File(_) | Body::Fifo if missing == Missing::Stop => return Ok(None),
-                    Body::File(_) | Body::Fifo => return Err(Refusal("a file is on the way")),
+                    Body::File(_) | Body::Fifo => {
+                        return Err(Refusal("a parent is not a directory"));
+                    }
                 },
                 None if missing == Missing::Stop => return Ok(None),
                 None => self.make_directory(here, &name),
@@ -357,18 +389,20 @@ impl Model {
         Ok(real.pop())
     }
 
-    /// Makes a directory that nothing describes yet, in place of what is there.
+    /// Creates a directory that has no entry yet, and replaces an existing file of its name.
     fn make_directory(&mut self, parent: usize, name: &str) -> usize {
         self.unlink(parent, name);
         let body = Body::Directory(BTreeMap::new());
         self.link(parent, name, Node { metadata: implicit(), body, described: None })
     }
 
+    /// Adds a group of links that the current layer creates.
     fn new_group(&mut self) -> usize {
         self.groups.push(self.layer);
         self.groups.len() - 1
     }
 
+    /// Adds a node with one name, and returns its index.
     fn link(&mut self, parent: usize, name: &str, node: Node) -> usize {
         self.nodes.push(node);
         let node = self.nodes.len() - 1;
@@ -377,10 +411,12 @@ impl Model {
         node
     }
 
+    /// Removes a name. The node stays, because it can have other names.
     fn unlink(&mut self, parent: usize, name: &str) {
         self.children(parent).remove(name);
     }
 
+    /// Returns a name in a directory, or `None` if it is missing or the node is not a directory.
     fn child(&self, directory: usize, name: &str) -> Option<Link> {
         match &self.nodes[directory].body {
             Body::Directory(children) => children.get(name).copied(),
@@ -399,7 +435,7 @@ impl Model {
         matches!(self.nodes[node].body, Body::Directory(_))
     }
 
-    /// Lists a node and all that is below it.
+    /// Iterates over a node and all nodes below it.
     fn below(&self, node: usize) -> impl Iterator<Item = usize> {
         let mut pending = vec![node];
         std::iter::from_fn(move || {
@@ -411,7 +447,7 @@ impl Model {
         })
     }
 
-    /// Describes a node and all that is below it.
+    /// Adds a node and all nodes below it to `tree`.
     fn describe(&self, node: usize, path: &str, tree: &mut Tree) {
         let Node { metadata, body, .. } = &self.nodes[node];
         tree.entries.insert(path.to_owned(), entry_text(body, metadata));
@@ -426,7 +462,7 @@ impl Model {
     }
 }
 
-/// Whether a whiteout is in what another of its layer hides.
+/// Returns whether another whiteout of the layer hides the path of a whiteout.
 fn is_hidden(whiteout: &Entry, layer: &[Entry]) -> bool {
     ancestors(&whiteout.path).any(|path| {
         let hides = |other: &&Entry| match other.kind {
@@ -438,11 +474,12 @@ fn is_hidden(whiteout: &Entry, layer: &[Entry]) -> bool {
     })
 }
 
-/// Lists a path and all above it but the root, the highest first.
+/// Iterates over the directories above a path, and then the path itself. The root is left out.
 fn ancestors(path: &str) -> impl Iterator<Item = &str> {
     path.match_indices('/').map(|(end, _)| end).chain([path.len()]).map(|end| &path[..end])
 }
 
+/// Returns the description of an inode. `mounted::walk` uses the same format.
 fn entry_text(body: &Body, metadata: &Metadata) -> String {
     match body {
         Body::Directory(_) => format!("dir ({metadata})"),

@@ -1,4 +1,5 @@
-//! The real thing: an image written to disk, unpacked, mounted and looked at.
+//! The outcome of this crate for an image: the image is written to disk, unpacked, mounted and
+//! read.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,18 +14,20 @@ use crate::bench::{Bench, amd64, chain};
 use crate::image::{Image, Metadata, archive};
 use crate::model::Tree;
 
+/// Media type of an uncompressed layer.
 const PLAIN: &str = "application/vnd.oci.image.layer.v1.tar";
 
-/// What became of an image.
+/// The outcome of an image.
 pub(crate) enum Outcome {
+    /// The tree of the mounted image.
     Tree(Tree),
-    /// An entry was refused, for the reason given.
+    /// An entry was refused. The text is the reason.
     Refused(String),
-    /// Something else went wrong.
+    /// Another error, which no image may cause. The text is the reason.
     Failed(String),
 }
 
-/// Writes, unpacks and mounts an image in the empty directory `directory`.
+/// Writes, unpacks and mounts an image in the empty directory `directory`, and unmounts it again.
 pub(crate) fn outcome(directory: &Path, image: &Image) -> Outcome {
     let bench = Bench::make_at(directory);
     let archives: Vec<Vec<u8>> = image.0.iter().map(|layer| archive(layer)).collect();
@@ -43,8 +46,8 @@ pub(crate) fn outcome(directory: &Path, image: &Image) -> Outcome {
     }
 }
 
-/// Unpacks and mounts the only image of a layout at `target`; the stack is to be kept for as long as
-/// it is mounted.
+/// Unpacks the only image of a layout and mounts it at `target`. Callers must keep the stack as
+/// long as the mount exists, because it holds the leases of the layers.
 fn mount(bench: &Bench, target: &Path) -> Result<Stack, Outcome> {
     let image = bench.layout().resolve(None, &amd64()).unwrap();
     let stack = bench.compose(&image).map_err(|error| refusal(bench, &error))?;
@@ -54,11 +57,12 @@ fn mount(bench: &Bench, target: &Path) -> Result<Stack, Outcome> {
     Ok(stack)
 }
 
-/// Tells the refusal of an entry from other errors.
+/// Distinguishes the refusal of an entry from other errors. A refusal must leave no staging
+/// directory.
 fn refusal(bench: &Bench, error: &CacheError) -> Outcome {
     let staging = fs::read_dir(bench.path("cache/layers-v2/staging")).unwrap().count();
     let is_refusal = |error: &EntryError| match error {
-        // A link whose target goes when its place is cleared.
+        // The target was removed when the name of the link was cleared.
         EntryError::Host(error) => error.action == "make a hard link",
         EntryError::Privilege { .. } => false,
         _ => true,
@@ -69,18 +73,18 @@ fn refusal(bench: &Bench, error: &CacheError) -> Outcome {
         {
             Outcome::Refused(chain(error))
         }
-        _ => Outcome::Failed(format!("{} ({staging} staging directories are left)", chain(error))),
+        _ => Outcome::Failed(format!("{} ({staging} staging directories remain)", chain(error))),
     }
 }
 
-/// Looks at all that is below `root`.
+/// Reads the root and all files below it. An error names a file that is listed but has no status.
 fn walk(root: &Path) -> Result<Tree, String> {
     let mut tree = Tree::default();
     let mut pending = vec![root.to_owned()];
     while let Some(path) = pending.pop() {
         let name = path.strip_prefix(root).unwrap().to_str().unwrap().to_owned();
         let found = fs::symlink_metadata(&path)
-            .map_err(|error| format!("`{name}` is listed but cannot be looked at: {error}"))?;
+            .map_err(|error| format!("`{name}` is listed, but `lstat` fails: {error}"))?;
         let metadata = Metadata {
             mode: found.mode() & 0o7777,
             uid: found.uid(),
@@ -99,7 +103,7 @@ fn walk(root: &Path) -> Result<Tree, String> {
         } else if kind.is_fifo() {
             format!("fifo ({metadata})")
         } else {
-            format!("something of mode {:o}", found.mode())
+            format!("unexpected file of mode {:o}", found.mode())
         };
         if !kind.is_dir() {
             tree.links.insert(name.clone(), (found.ino(), 0));
@@ -109,7 +113,8 @@ fn walk(root: &Path) -> Result<Tree, String> {
     Ok(tree)
 }
 
-/// Reads the extended attributes that a box can see.
+/// Reads all extended attributes of a file. An overlay mount hides the attributes of
+/// overlayfs.
 fn xattrs(path: &Path) -> BTreeMap<String, String> {
     let mut names = [0_u8; 1024];
     let length = rustix::fs::llistxattr(path, &mut names).unwrap();

@@ -178,7 +178,7 @@ fn error_of_a_refused_mount_has_the_messages_of_the_kernel() {
     let explains = supported_methods().contains(&Method::Paths);
     assert_eq!(errno(&error), Some(if explains { Errno::EINVAL } else { Errno::EROFS }));
     let text = error.to_string();
-    let (begin, end) = ("(it says: overlay: filesystem on ", " is read-only)");
+    let (begin, end) = ("(kernel message: overlay: filesystem on ", " is read-only)");
     assert_eq!(text.contains(begin) && text.ends_with(end), explains, "{text}");
     // If a directory occurs twice, the kernel returns an errno and no message.
     let twice = [scratch.directory("layer"), scratch.directory("layer")];

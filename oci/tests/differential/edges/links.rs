@@ -7,27 +7,28 @@ use crate::archive::Tar;
 use crate::case::{Case, check};
 use crate::verdict::Verdict::{Accepts, Differs, Refuses};
 
-// Why tools disagree.
+// The reasons why tools disagree.
 const LINK_METADATA: &str =
-    "containerd takes the metadata of a hard link's entry for the file; the file has its own";
+    "the target's entry describes the file, but containerd applies the link's metadata to it";
 const ALONE: &str =
-    "the overlayfs snapshotter unpacks each layer alone, where the lower one's file is not";
+    "the overlayfs snapshotter unpacks each layer alone, and the target is missing in this layer";
 const PARTED: &str =
-    "overlayfs copies a lower file for one of its names; the others lead to the lower one still";
+    "overlayfs copies the lower file for the linked name, so its other names keep the old inode";
 const WHITEOUT_FIRST: &str =
-    "whiteouts have no place in the order of a layer, so the file is gone before it is linked";
-const LATE: &str = "the others take entries one by one; a layer is whole when it is used";
+    "whiteouts precede all entries of their layer, so the target is removed before it is linked";
+const LATE: &str =
+    "the other tools need the target before the link, but a layer is used only as a whole";
 const NOTHING_TO_DO: &str =
-    "the others remove the only name before they link it; there is nothing to be done";
+    "the link exists already, but the other tools remove its only name before they link it";
 const WHITEOUT_LINKED: &str =
-    "the overlayfs snapshotter links the node that stands for the whiteout";
+    "the overlayfs snapshotter makes a hard link to the device node of the whiteout";
 
-/// What the tools that make one tree make of links to links.
+/// Differences of the tools that apply all layers to one tree: links to links share one inode.
 const ONE_INODE: &[(&str, &str)] =
     &[("a/x", "same as a/x"), ("h1", "same as a/x"), ("h2", "same as a/x")];
 
 #[test]
-fn hard_links_within_a_layer() {
+fn hard_links_of_a_layer_share_one_inode() {
     check(
         "link",
         &[
@@ -84,7 +85,7 @@ fn hard_links_within_a_layer() {
 }
 
 #[test]
-fn hard_links_to_lower_layers() {
+fn hard_links_to_files_of_lower_layers_are_made() {
     check(
         "lower-link",
         &[
@@ -188,12 +189,12 @@ fn hard_links_to_lower_layers() {
 }
 
 #[test]
-fn hard_links_to_nothing_are_refused() {
+fn hard_links_without_a_target_are_refused() {
     check(
         "refused-link",
         &[
             Case::of(
-                "to-what-is-missing",
+                "to-a-missing-file",
                 vec![base().into(), Tar::new().hard_link("hard", "gone").into()],
             )
             .umoci(Refuses("no such file or directory"))

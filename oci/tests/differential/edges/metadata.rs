@@ -1,4 +1,4 @@
-//! What belongs to an entry beside its name and its content.
+//! Metadata of entries: times, modes, owners, extended attributes and types.
 
 use tar::EntryType;
 
@@ -7,24 +7,27 @@ use crate::archive::{Tar, header};
 use crate::case::{Case, check};
 use crate::verdict::Verdict::{Differs, Refuses};
 
-// Why tools disagree.
-const BEFORE_1970: &str = "containerd takes times that it does not expect for 0";
+// The reasons why tools disagree.
+const BEFORE_1970: &str = "containerd replaces times before 1970 by 0";
 const AFTER_2262: &str =
-    "umoci counts nanoseconds in 64 bits, which end in 2262; containerd takes such times for 0";
-const EMPTY_VALUE: &str = "umoci 0.4.7 loses attributes without a value";
+    "umoci's 64-bit nanoseconds overflow in 2262, and containerd replaces later times by 0";
+const EMPTY_VALUE: &str = "umoci 0.4.7 drops attributes with an empty value";
 const ATTRIBUTES_LEFT: &str =
-    "containerd leaves attributes that the entry lacks; an entry describes all of a directory";
-const NONE_ON_SYMLINKS: &str =
-    "the kernel has no such attributes on symlinks, and nothing is lost without them";
-const TRUSTED: &str = "umoci sets what would let an image steer the host's overlayfs";
-const LABELS: &str = "containerd sets labels, which belong to the machine that built the image";
+    "an entry describes all attributes of a directory, but containerd keeps earlier ones";
+const NONE_ON_SYMLINKS: &str = "the kernel does not support `user.*` attributes on symlinks";
+const TRUSTED: &str =
+    "umoci sets `trusted.*` attributes, by which an image could control the host's overlayfs";
+const LABELS: &str =
+    "containerd sets labels, which are valid only on the machine that built the image";
 const OVERLAY_ATTRIBUTE: &str =
-    "an attribute of overlayfs must not come from an image; it hides nothing in any of them";
-const NO_DEVICES: &str = "a box has its own `/dev`, and the host must not have an image's devices";
-const WHITEOUT_DEVICE: &str = "devices are not made; only in an overlay is this one a whiteout";
+    "an image must not set attributes of overlayfs; this one hides no file in any of the trees";
+const NO_DEVICES: &str =
+    "a box has its own `/dev`, and the device nodes of an image must not exist on the host";
+const WHITEOUT_DEVICE: &str =
+    "this crate makes no device nodes, and the device 0:0 is a whiteout only in an overlay mount";
 
 #[test]
-fn times() {
+fn times_are_set_with_nanoseconds() {
     let at =
         |tar: Tar, time: &str, name: &str| tar.pax(&[("mtime", time.as_bytes())]).file(name, "1");
     let mut negative = header(EntryType::Regular, "negative", 0o644);
@@ -84,7 +87,7 @@ fn times() {
 }
 
 #[test]
-fn modes_and_owners() {
+fn modes_and_owners_are_set() {
     check(
         "mode",
         &[
@@ -140,11 +143,11 @@ fn modes_and_owners() {
     );
 }
 
-/// `cap_net_raw=ep`, as the kernel keeps it (`struct vfs_cap_data`, revision 2).
+/// The capability `cap_net_raw=ep` in the format of the kernel (`struct vfs_cap_data`, revision 2).
 const CAPABILITY: &[u8; 20] = b"\x01\0\0\x02\0\x20\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
 
-/// `u::rw-,u:7:r--,g::r--,m::r--,o::r--`, as the kernel keeps it: a version, then tag, permissions and
-/// id of each entry.
+/// The ACL `u::rw-,u:7:r--,g::r--,m::r--,o::r--` in the format of the kernel: a version, and for
+/// each entry its tag, permissions and id.
 const ACL: &[u8; 44] = b"\x02\0\0\0\
     \x01\0\x06\0\xff\xff\xff\xff\
     \x02\0\x04\0\x07\0\0\0\
@@ -153,7 +156,7 @@ const ACL: &[u8; 44] = b"\x02\0\0\0\
     \x20\0\x04\0\xff\xff\xff\xff";
 
 #[test]
-fn extended_attributes() {
+fn extended_attributes_of_users_are_set() {
     let and =
         |tar: Tar, name: &str, value: &[u8]| tar.pax(&[(&format!("SCHILY.xattr.{name}"), value)]);
     let of = |name: &str, value: &[u8]| and(root(), name, value);
@@ -232,7 +235,7 @@ fn extended_attributes() {
 }
 
 #[test]
-fn special_files() {
+fn named_pipes_are_made_and_devices_are_skipped() {
     let device = |kind, name, major, minor| {
         let mut header = header(kind, name, 0o600);
         header.set_device_major(major).unwrap();

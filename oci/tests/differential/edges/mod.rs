@@ -1,6 +1,7 @@
-//! Generated images: each is small, and about one thing.
+//! Generated images. Each is small and tests one property.
 //!
-//! Most have a first layer that describes its root, so that there is no time of the test's run.
+//! Most images have an entry for the root in their first layer. Otherwise some tools would give the
+//! root the time of the test.
 
 #![expect(clippy::too_many_lines, reason = "each test is a table of images")]
 
@@ -16,7 +17,7 @@ use tar::EntryType;
 
 use crate::archive::{Tar, header};
 
-/// The first layer of most images.
+/// Returns the first layer of most images.
 ///
 /// ```text
 /// /  a/{x,y}  b/z  top  link -> b  private/ (0700, owner 7:8)
@@ -33,12 +34,13 @@ fn base() -> Tar {
         .append(owned(EntryType::Directory, "private", 0o700, 7), "", b"")
 }
 
-/// A layer that describes its root.
+/// Returns a layer with an entry for its root.
 fn root() -> Tar {
     Tar::new().dir("./")
 }
 
-/// A header with another owner; the group is the owner's successor.
+/// Returns a header with another owner. The group id is the user id plus one, so that a tool that
+/// swaps the two is detected.
 fn owned(kind: EntryType, name: &str, mode: u32, owner: u64) -> tar::Header {
     let mut header = header(kind, name, mode);
     header.set_uid(owner);

@@ -1,4 +1,4 @@
-//! Names of entries, and the root.
+//! Names of entries, and entries for the root.
 
 use tar::EntryType;
 
@@ -7,13 +7,13 @@ use crate::archive::{Tar, header};
 use crate::case::{Case, check};
 use crate::verdict::Verdict::{Accepts, Refuses};
 
-// Why tools disagree.
+// The reasons why tools disagree.
 const NO_NAME: &str =
-    "containerd takes the entry for the root and drops it; a file without a name is an error";
-const ROOT_DROPPED: &str = "containerd drops every entry of the root";
+    "a file needs a name, but containerd reads the entry as one for the root and drops it";
+const ROOT_DROPPED: &str = "containerd drops each entry for the root";
 
 #[test]
-fn names_in_all_spellings() {
+fn all_spellings_of_a_name_are_accepted() {
     let mut bytes = header(EntryType::Regular, "x", 0o644);
     bytes.as_old_mut().name[..4].copy_from_slice(b"\xff\xfe\n\x01");
     let long = "n".repeat(255);
@@ -87,7 +87,7 @@ fn names_in_all_spellings() {
 }
 
 #[test]
-fn names_that_cannot_be_used() {
+fn unusable_names_are_refused() {
     check(
         "refused-name",
         &[
@@ -112,7 +112,7 @@ fn names_that_cannot_be_used() {
 }
 
 #[test]
-fn the_root_is_a_directory() {
+fn root_can_only_be_a_directory() {
     let with_root =
         |mode, owner| Tar::new().append(owned(EntryType::Directory, "./", mode, owner), "", b"");
     check(

@@ -1,4 +1,4 @@
-//! Directories on the way to an entry: symbolic links, and directories that no entry describes.
+//! Parent directories of entries: symbolic links to them, and directories without an entry.
 
 use tar::EntryType;
 
@@ -7,13 +7,13 @@ use crate::archive::Tar;
 use crate::case::{Case, check};
 use crate::verdict::Verdict::{Accepts, Differs, Refuses};
 
-// Why tools disagree.
+// The reasons why tools disagree.
 const LINK_UNSEEN: &str =
-    "the overlayfs snapshotter unpacks each layer alone, and a directory hides the lower symlink";
+    "the overlayfs snapshotter unpacks each layer alone, so its directory hides the lower symlink";
 const NODE_IN_THE_WAY: &str =
-    "the overlayfs snapshotter cannot make a directory where it has made the node of a whiteout";
+    "the overlayfs snapshotter cannot make a directory in place of the device node of a whiteout";
 const FILE_UNSEEN: &str =
-    "the overlayfs snapshotter unpacks each layer alone, and a directory hides the lower file";
+    "the overlayfs snapshotter unpacks each layer alone, so its directory hides the lower file";
 
 #[test]
 fn symlinks_of_the_same_layer_are_followed_in_the_tree() {
@@ -158,7 +158,7 @@ fn symlinks_of_lower_layers_are_followed_in_the_tree() {
 }
 
 #[test]
-fn directories_that_no_entry_describes() {
+fn directories_without_an_entry_have_the_metadata_of_lower_layers() {
     check(
         "implicit",
         &[

@@ -1,4 +1,4 @@
-//! Entries in the place of others.
+//! Entries that replace other entries of the same name.
 
 use tar::EntryType;
 
@@ -7,12 +7,12 @@ use crate::archive::Tar;
 use crate::case::{Case, check};
 use crate::verdict::Verdict::Differs;
 
-// Why tools disagree.
+// The reasons why tools disagree.
 const MERGED: &str =
-    "the overlayfs snapshotter merges the directory with the one that the file had replaced";
+    "the overlayfs snapshotter merges the directory with the lower one that the file replaced";
 
 #[test]
-fn another_type_replaces_what_is_below() {
+fn entry_replaces_a_lower_file_of_any_type() {
     check(
         "replaced",
         &[
@@ -68,9 +68,9 @@ fn another_type_replaces_what_is_below() {
 }
 
 #[test]
-fn the_last_entry_of_a_layer_wins() {
+fn last_entry_of_a_name_takes_precedence() {
     check(
-        "last-wins",
+        "last-entry",
         &[
             Case::of("file-twice", vec![root().file("f", "1").file("f", "longer").into()]),
             Case::of(
@@ -110,7 +110,7 @@ fn the_last_entry_of_a_layer_wins() {
                 vec![root().file("f", "1").hard_link("h", "f").file("f", "2").into()],
             ),
             Case::of(
-                "all-of-it-over-a-lower-dir",
+                "file-then-dir-over-a-lower-dir",
                 vec![base().into(), Tar::new().file("a", "2").dir("a").file("a/n", "2").into()],
             )
             .because(MERGED)

@@ -1,4 +1,4 @@
-//! Blobs and archives, whatever is in them.
+//! The formats of blobs and archives.
 
 use tar::EntryType;
 
@@ -8,21 +8,21 @@ use crate::case::{Case, check};
 use crate::layout::{GZIP, Layer, gzip};
 use crate::verdict::Verdict::{Accepts, Differs, Refuses};
 
-// Why tools disagree.
+// The reasons why tools disagree.
 const NO_OLD_SPARSE: &str =
-    "neither umoci nor containerd reads the sparse files of GNU tar's own format";
-const NO_ZSTD: &str = "umoci 0.4.7 reads no zstd";
+    "umoci and containerd do not support the sparse files of GNU tar's own format";
+const NO_ZSTD: &str = "umoci 0.4.7 does not support zstd";
 const GZIP_PADDING: &str =
-    "what gzip itself takes for padding, Go's reader takes for a damaged member";
+    "gzip ignores zeros after a member as padding, but Go's reader expects another member";
 const BYTES_DECIDE: &str =
-    "umoci believes the media type; containerd and this crate look at the bytes";
+    "umoci trusts the media type, but containerd and this crate detect the format";
 const BYTES_DECIDE_HERE: &str =
-    "umoci and containerd believe the media type; this crate looks at the bytes";
-const NO_DOCKER_TYPES: &str = "umoci takes no media types of Docker";
-const EMPTY_BLOB: &str = "umoci wants a gzip header; there is nothing in the layer";
-const POSIX_FILE: &str = "POSIX takes this type for a file";
-const GLOBAL: &str = "umoci takes the header for an entry of an unknown type";
-const TWO_NAMES: &str = "readers differ about which of two names is meant";
+    "umoci and containerd trust the media type, but this crate detects the format";
+const NO_DOCKER_TYPES: &str = "umoci does not support the media types of Docker";
+const EMPTY_BLOB: &str = "umoci requires a gzip header, but an empty blob is an empty layer";
+const POSIX_FILE: &str = "POSIX recommends to read this type as a regular file";
+const GLOBAL: &str = "umoci reads the header as an entry of an unknown type";
+const TWO_NAMES: &str = "readers disagree about which of the two names has precedence";
 
 const PLAIN: &str = "application/vnd.oci.image.layer.v1.tar";
 const ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
@@ -31,18 +31,19 @@ fn zstd(bytes: &[u8]) -> Vec<u8> {
     zstd::encode_all(bytes, 1).unwrap()
 }
 
-/// An archive that no other case has: what containerd has unpacked it does not unpack again.
+/// Returns an archive that no other case has. containerd does not unpack a layer again if it has
+/// unpacked one with the same DiffID before.
 fn tar(name: &str) -> Vec<u8> {
     base().file("name", name).bytes()
 }
 
-/// A layer whose blob is made of its archive.
+/// Returns the only layer of an image, whose blob `encode` makes from the archive.
 fn layer(media_type: &'static str, tar: &[u8], encode: impl Fn(&[u8]) -> Vec<u8>) -> Vec<Layer> {
     vec![Layer::of(media_type, encode(tar), tar)]
 }
 
 #[test]
-fn compressions() {
+fn each_compression_is_read() {
     let members = |tar: &[u8]| [gzip(&tar[..700]), gzip(b""), gzip(&tar[700..])].concat();
     let frames = |tar: &[u8]| {
         [b"\x50\x2a\x4d\x18\x03\0\0\0abc".to_vec(), zstd(&tar[..700]), zstd(&tar[700..])].concat()
@@ -116,7 +117,7 @@ fn compressions() {
 }
 
 #[test]
-fn media_types() {
+fn media_types_of_oci_and_docker_are_accepted() {
     check(
         "media-type",
         &[
@@ -173,11 +174,11 @@ fn media_types() {
 }
 
 #[test]
-fn layers_with_nothing_in_them() {
+fn empty_layers_are_accepted() {
     let with = |middle: Layer| vec![base().into(), middle, Tar::new().file("n", "2").into()];
     let empty = |media_type, blob| with(Layer::of(media_type, blob, b""));
     check(
-        "nothing",
+        "empty",
         &[
             Case::of("no-entries", with(Tar::new().into())),
             Case::of("no-bytes-in-gzip", empty(GZIP, gzip(b""))),
@@ -214,7 +215,7 @@ fn layers_with_nothing_in_them() {
 }
 
 #[test]
-fn ends_of_archives() {
+fn archives_with_and_without_an_end_are_read() {
     let all = tar("ends");
     let cut = |bytes: usize| all[..all.len() - bytes].to_vec();
     let gzipped = |tar: Vec<u8>| layer(GZIP, &tar, gzip);
@@ -253,7 +254,7 @@ fn ends_of_archives() {
 }
 
 #[test]
-fn headers() {
+fn headers_of_all_formats_are_read() {
     let sized = |kind, name| {
         let mut header = header(kind, name, 0o755);
         header.set_size(512);
@@ -273,7 +274,8 @@ fn headers() {
         ("GNU.sparse.name", b"f"),
         ("GNU.sparse.realsize", b"20000"),
     ];
-    // Two extents, offset and length of each, in a block of their own.
+    // The map at the start of the body: the number of extents, and the offset and length of each.
+    // It is padded to a block.
     let mut extents = b"2\n1\n2\n10000\n1\n".to_vec();
     extents.resize(512, 0);
     extents.extend(b"abc");
@@ -346,7 +348,10 @@ fn headers() {
             .umoci(Accepts)
             .containerd(Accepts)
             .refused("ambiguous"),
-            Case::of("pax-then-nothing", vec![root().file("f", "1").pax(&[("path", b"g")]).into()]),
+            Case::of(
+                "pax-without-an-entry",
+                vec![root().file("f", "1").pax(&[("path", b"g")]).into()],
+            ),
             Case::of("damaged-header", layer(GZIP, &damaged, gzip))
                 .umoci(Refuses("invalid tar header"))
                 .containerd(Refuses("invalid tar header"))

@@ -7,27 +7,29 @@ use crate::archive::Tar;
 use crate::case::{Case, check};
 use crate::verdict::Verdict::{Accepts, Differs, Refuses};
 
-// Why tools disagree.
+// The reasons why tools disagree.
 const LINK_UNSEEN: &str =
-    "the overlayfs snapshotter unpacks each layer alone, and a directory hides the lower symlink";
-const OWN_LAYER: &str = "a whiteout is about lower layers only; containerd makes it about its own";
+    "the overlayfs snapshotter unpacks each layer alone, so its directory hides the lower symlink";
+const OWN_LAYER: &str =
+    "a whiteout hides lower layers only, but containerd applies it to its own layer too";
 const NOT_HIDDEN: &str =
-    "the overlayfs snapshotter merges the directory with the one that was to be hidden";
+    "the overlayfs snapshotter merges the directory with the lower one that the whiteout hides";
 const NODE_IN_THE_WAY: &str =
-    "the overlayfs snapshotter cannot make a directory where it has made the node of a whiteout";
-const DIR_MADE: &str = "a whiteout of nothing means nothing; containerd makes the directory";
+    "the overlayfs snapshotter cannot make a directory in place of the device node of a whiteout";
+const DIR_MADE: &str =
+    "a whiteout of a missing file has no effect, but containerd makes the directory";
 const NODE_LISTED: &str =
-    "overlayfs lists the node of a whiteout in a directory that it does not merge";
+    "overlayfs lists the device node of a whiteout in a directory that it does not merge";
 const FILE_BECOMES_DIR: &str =
-    "a whiteout of nothing means nothing; containerd makes the file a directory, or fails to";
+    "a whiteout of a missing file has no effect, but containerd replaces the lower file or fails";
 const NO_SUCH_NAMES: &str =
-    "the specification has no files of such names, and no later layer could remove them";
+    "the specification reserves such names for whiteouts, and no layer could remove the directory";
 const MARK_MAKES_DIR: &str =
-    "a mark that hides nothing means nothing; containerd makes the directory";
-const ROOT_MARK: &str = "overlayfs does not honour the mark on the root of a layer";
+    "an opaque whiteout that hides no file has no effect, but containerd makes the directory";
+const ROOT_MARK: &str = "overlayfs ignores the opaque mark on the root of a layer";
 
 #[test]
-fn whiteouts_hide_what_is_below() {
+fn whiteouts_hide_files_of_lower_layers() {
     check(
         "whiteout",
         &[
@@ -50,7 +52,7 @@ fn whiteouts_hide_what_is_below() {
                 vec![
                     base().into(),
                     Tar::new()
-                        .file(".wh.top", "a body that nobody wants")
+                        .file(".wh.top", "a body without a meaning")
                         .entry(EntryType::Directory, "a/.wh.x", 0o755, b"")
                         .symlink("a/.wh.y", "b")
                         .into(),
@@ -90,7 +92,7 @@ fn whiteouts_hide_what_is_below() {
 }
 
 #[test]
-fn whiteouts_leave_their_own_layer_alone() {
+fn whiteouts_do_not_hide_files_of_their_own_layer() {
     check(
         "own-whiteout",
         &[
@@ -161,20 +163,17 @@ fn whiteouts_leave_their_own_layer_alone() {
 }
 
 #[test]
-fn whiteouts_of_nothing_mean_nothing() {
+fn whiteouts_of_missing_files_have_no_effect() {
     check(
-        "whiteout-of-nothing",
+        "whiteout-of-a-missing-file",
         &[
-            Case::of(
-                "of-what-is-missing",
-                vec![base().into(), Tar::new().file(".wh.gone", "").into()],
-            ),
+            Case::of("in-the-root", vec![base().into(), Tar::new().file(".wh.gone", "").into()]),
             Case::of(
                 "in-the-first-layer",
                 vec![root().dir("d").file("d/.wh.x", "").file(".wh.y", "").into()],
             ),
             Case::of(
-                "in-a-dir-that-is-missing",
+                "in-a-missing-dir",
                 vec![base().into(), Tar::new().file("q/.wh.x", "").into()],
             )
             .because(DIR_MADE)
@@ -210,19 +209,19 @@ fn whiteouts_of_nothing_mean_nothing() {
 
 #[test]
 fn malformed_whiteouts_are_refused() {
-    let alone = |name| vec![base().into(), Tar::new().file(name, "").into()];
+    let after_base = |name| vec![base().into(), Tar::new().file(name, "").into()];
     check(
         "malformed-whiteout",
         &[
-            Case::of("without-a-name", alone("a/.wh."))
+            Case::of("without-a-name", after_base("a/.wh."))
                 .umoci(Refuses("no such file or directory"))
                 .containerd(Refuses("invalid whiteout name"))
                 .refused("malformed whiteout name"),
-            Case::of("of-the-dir-itself", alone("a/.wh.."))
+            Case::of("of-the-dir-itself", after_base("a/.wh.."))
                 .umoci(Refuses("no such file or directory"))
                 .containerd(Refuses("invalid whiteout name"))
                 .refused("malformed whiteout name"),
-            Case::of("of-the-parent", alone("a/.wh..."))
+            Case::of("of-the-parent", after_base("a/.wh..."))
                 .umoci(Refuses("no such file or directory"))
                 .containerd(Refuses("invalid whiteout name"))
                 .refused("malformed whiteout name"),
@@ -239,7 +238,7 @@ fn malformed_whiteouts_are_refused() {
 }
 
 #[test]
-fn opaque_directories() {
+fn opaque_whiteouts_hide_the_content_of_lower_directories() {
     let opaque = "a/.wh..wh..opq";
     check(
         "opaque",

@@ -23,6 +23,12 @@ use crate::host::text::Shown;
 /// is a hole. The extents take 16 MiB of memory.
 const EXTENTS: usize = 1 << 20;
 
+/// Limit on the extension blocks of one header: as many as the largest map fills.
+const EXTENSION_BLOCKS: usize = EXTENTS / EXTENTS_OF_BLOCK + 1;
+
+/// Number of extents in one extension block.
+const EXTENTS_OF_BLOCK: usize = 21;
+
 /// Number of digits of the largest 64-bit number.
 const DIGITS: usize = 20;
 
@@ -276,13 +282,17 @@ impl RawMap {
         let mut this = Self { size_bytes, extents: Vec::new() };
         this.take::<E>(&gnu.sparse)?;
         let mut is_extended = gnu.isextended[0] != 0;
-        while is_extended {
+        // A block may be without extents, so the limit on these does not bound the number of blocks.
+        for _ in 0..EXTENSION_BLOCKS {
+            if !is_extended {
+                return Ok(this);
+            }
             let mut block = GnuExtSparseHeader::new();
             block.as_mut_bytes().copy_from_slice(&next_block()?);
             this.take::<E>(&block.sparse)?;
             is_extended = block.isextended[0] != 0;
         }
-        Ok(this)
+        if is_extended { Err(SparseError::TooMany.into()) } else { Ok(this) }
     }
 
     /// Reads the map at the start of a body.
@@ -396,7 +406,14 @@ mod tests {
     #[derive(Debug, PartialEq, Eq)]
     enum BlockError {
         Sparse(SparseError),
+        Field,
         EndOfBlocks,
+    }
+
+    impl From<FieldError> for BlockError {
+        fn from(_error: FieldError) -> Self {
+            Self::Field
+        }
     }
 
     impl From<SparseError> for BlockError {
@@ -441,6 +458,24 @@ mod tests {
             let found = SparseError::DataSize { expected: 2, found: data };
             assert_eq!(check(&[(0, 1), (5, 1)], 9, data).unwrap_err(), found);
         }
+    }
+
+    #[test]
+    fn extension_blocks_without_extents_are_refused_above_the_limit() {
+        let mut header = Header::new_gnu();
+        header.as_gnu_mut().unwrap().isextended[0] = 1;
+        let of_header = |blocks: usize| {
+            let mut left = blocks;
+            RawMap::of_header::<BlockError>(&header, || {
+                left = left.checked_sub(1).ok_or(BlockError::EndOfBlocks)?;
+                let mut block = GnuExtSparseHeader::new();
+                block.isextended[0] = u8::from(left > 0);
+                Ok(*block.as_bytes())
+            })
+        };
+        assert_eq!(of_header(EXTENSION_BLOCKS).unwrap().extents, []);
+        let error = of_header(EXTENSION_BLOCKS + 1).unwrap_err();
+        assert_eq!(error, BlockError::Sparse(SparseError::TooMany));
     }
 
     #[test]

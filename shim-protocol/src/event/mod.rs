@@ -1,22 +1,25 @@
 //! [`Event`]: one JSON object for each line of the shim's standard output.
 //!
 //! ```text
-//! {"v":1,"seq":3,"time":"2026-01-31T09:00:00.123Z","elapsed_ms":41,"box_id":"a","type":"vm.starting",…}
+//! {"v":1,"seq":3,"time":"2026-01-31T09:00:00.123Z","elapsed_ms":41,"box_id":"a","type":…}
 //! ```
 //!
-//! `seq` starts at 0 and has no gaps. If the supervisor reads too slowly, the shim drops the events
-//! for which [`EventKind::is_droppable`] returns true, before they get a `seq`, and emits their
-//! number as `events.dropped`. It merges changes of state and of health that wait for a long time
-//! into one of each kind. All other events always arrive. Exactly one `box.stopped` ends the
-//! stream, unless the shim itself is killed. A reader must ignore types and fields that it does not
-//! know: `Event` deserializes an unknown type as [`EventKind::Unknown`].
+//! `seq` starts at 0 and has no gaps. While 256 lines wait for a slow supervisor, the shim drops
+//! the events for which [`EventKind::is_droppable`] returns true, before they get a `seq`. While
+//! 1024 lines wait, it merges further changes of state and of health into one of each kind. It
+//! emits the number of lost events as `events.dropped`, and loses no other events. Exactly one
+//! `box.stopped` ends the stream of a box, unless the shim itself is killed.
+//!
+//! A reader must ignore types and fields that it does not know. `Event` deserializes an unknown
+//! type as [`EventKind::Unknown`].
 //!
 //! The order of the events of a box (`?`: at most once, `*`: any number of times):
 //!
 //! ```text
 //! shim.started ─ image.resolved? ─ rootfs.progress* ─ rootfs.ready ─ shim.confined? ─ warning?
 //!   ─ vm.starting ─ guest.started ─ agent.ready
-//!   ─ (state.changed | health.changed | workload.notified | metrics | console.truncated | warning)*
+//!   ─ (state.changed | health.changed | workload.notified | metrics | console.truncated |
+//!      warning)*
 //!   ─ stop.requested? ─ stop.killed? ─ guest.exited? ─ error* ─ box.stopped
 //! ```
 //!

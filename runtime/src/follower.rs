@@ -112,6 +112,8 @@ impl Follower {
 
     async fn next_input(&mut self) -> Input {
         let at = self.deadline.as_ref().map(|(at, _)| *at);
+        // The macro drops the futures that are not ready. None of them loses an input by that:
+        // `recv` and `wait` of tokio do not, and `EventLines::next` documents the same.
         tokio::select! {
             line = next_event(&mut self.lines) => Input::Line(line),
             termination = next_termination(&mut self.terminations) => {

@@ -95,7 +95,7 @@ impl VmManager {
 
     /// Sets the path of the shim's executable.
     ///
-    /// Without this call, [`boot`](Self::boot) searches `a3s-box-shim` in the directory of this
+    /// Without this call, [`boot`](Self::boot) searches for `a3s-box-shim` in the directory of this
     /// process's executable, in the directory above, and in `PATH`.
     #[must_use]
     pub fn with_shim(self, path: impl Into<PathBuf>) -> Self {
@@ -183,10 +183,10 @@ impl VmManager {
 
     /// Stops the box, and removes its box directory and its cgroup.
     ///
-    /// The shim gets SIGTERM, and SIGKILL after the grace period (`stop.grace_ms`) and another 10
-    /// s. Afterwards nothing of this box is left on the host, and a second call has no effect. A
-    /// box that was never booted becomes Stopped. A box directory of its id that a killed shim has
-    /// left is removed, but not the directory of a live shim.
+    /// The shim gets SIGTERM. It gets SIGKILL 10 s after the end of the grace period
+    /// (`stop.grace_ms`). Afterwards nothing of this box is left on the host, and a second call has
+    /// no effect. A box that was never booted becomes Stopped. A box directory of its id that a
+    /// killed shim has left is removed, but not the directory of a live shim.
     ///
     /// If the future is dropped, the stop continues, but the directory and the cgroup are not
     /// removed.
@@ -207,6 +207,7 @@ impl VmManager {
         if let Some(directory) = self.directory.clone() {
             directory::remove(directory).await?;
         }
+        // The cgroup comes last, because rmdir(2) fails while a process is in it.
         self.config.resources.cgroup.as_deref().map_or(Ok(()), remove_cgroup)
     }
 
@@ -227,6 +228,7 @@ impl VmManager {
         if !matches!(*phase, Phase::Created) {
             return Err(VmError::AlreadyBooted { state: self.state() });
         }
+        // All that can fail comes before the change of the phase, so that the call can be repeated.
         let config = self.config.to_json().map_err(VmError::Config)?;
         let path = self.shim.clone().map_or_else(shim::find, Ok)?;
         let start = Instant::now();

@@ -64,7 +64,7 @@ pub enum RecordError {
         /// Path of the record.
         path: PathBuf,
     },
-    /// The directory is locked, but has no run record yet. A later call succeeds.
+    /// The directory is locked, but has no run record for now. The caller may call again.
     #[error("box `{id}` is being started or removed")]
     Unsettled {
         /// Id of the box.
@@ -129,6 +129,7 @@ pub fn inspect(state_dir: &Path, id: &str) -> Result<BoxRecord, RecordError> {
 pub(crate) fn exit_record_of(directory: &BoxDir, id: &str, pid: u32) -> Option<ExitRecord> {
     let opened = Opened::new(directory).ok()??;
     let record = opened.exit(id).ok()??;
+    // A pid identifies a process only within one boot of the host.
     (record.pid == pid && record.boot_id == boot_id()?).then_some(record)
 }
 
@@ -172,6 +173,8 @@ fn read_once(directory: &BoxDir, id: &str) -> Result<Snapshot, RecordError> {
                 // one.
                 return Ok(Snapshot { found: Some(BoxRecord::Absent), is_settled: false });
             }
+            // A crash of the host can leave an incomplete run record. It must not hide the exit
+            // record.
             let is_of_run = |exit: &ExitRecord| {
                 run.as_ref().is_none_or(|run| (run.pid, &run.boot_id) == (exit.pid, &exit.boot_id))
             };
@@ -196,6 +199,7 @@ impl<'a> Opened<'a> {
     /// Opens the directory. Returns `None` if it does not exist.
     fn new(directory: &'a BoxDir) -> Result<Option<Self>, RecordError> {
         let path = directory.path();
+        // With O_NOFOLLOW, a symlink in the place of the directory is refused.
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         match open(path, flags, Mode::empty()) {
             Ok(fd) => Ok(Some(Self { path, fd })),

@@ -3,8 +3,8 @@
 //! The relay holds `box.stopped` back until the shim is reaped. An observer of that event therefore
 //! finds that the process is gone and the state is Stopped. If the shim ended without
 //! `box.stopped`, the relay makes the event, from the `exit.json` of the shim or else from its wait
-//! status. The shim puts `exit.json` in place just before it emits `box.stopped`, so it may be
-//! there alone.
+//! status. The shim puts `exit.json` in place just before it emits `box.stopped`. If it is
+//! killed in between, only the record exists.
 
 use std::io;
 use std::os::unix::process::ExitStatusExt;
@@ -116,6 +116,8 @@ impl EventRelay {
             Some(terminal) => terminal,
             None => self.make_terminal(exit, killed),
         };
+        // The observers come before the final status, so that `wait` returns only after each of
+        // them has got the event.
         self.emitter.emit(&terminal);
         let final_status = FinalStatus { outcome, report: self.report.take() };
         self.status.send_modify(|status| status.final_status = Some(final_status));

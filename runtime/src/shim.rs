@@ -57,6 +57,7 @@ pub(crate) fn spawn(shim: &Path, config: Vec<u8>) -> Result<Child, ShimStartErro
     // its parent's death.
     command.arg("--parent").arg(std::process::id().to_string());
     let mut child = command
+        // The end of the tokio runtime drops the child. The box must not outlive its manager.
         .kill_on_drop(true)
         .spawn()
         .map_err(|source| ShimStartError::Spawn { shim: shim.to_owned(), source })?;

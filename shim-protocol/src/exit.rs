@@ -3,7 +3,7 @@
 //! | status | meaning |
 //! |---|---|
 //! | 0 to 255 | the workload's own exit status, as the guest reported it |
-//! | 124 | the time `resources.timeout_ms` is over |
+//! | 124 | `resources.timeout_ms` has elapsed |
 //! | 125 | the shim failed, or the guest was lost or unhealthy; the `error` event has the cause |
 //! | 126 | the workload's executable was found and cannot be executed |
 //! | 127 | the workload's executable was not found |
@@ -34,7 +34,7 @@
 //! assert_eq!(describe(3), "status 3");
 //! ```
 
-/// Exit status if the time `resources.timeout_ms` is over.
+/// Exit status if `resources.timeout_ms` has elapsed.
 pub const TIMEOUT: u8 = 124;
 /// Exit status if the shim failed, or if the guest was lost or unhealthy.
 pub const FAILED: u8 = 125;

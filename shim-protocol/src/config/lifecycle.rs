@@ -83,7 +83,7 @@ pub struct HealthConfig {
     /// Time in milliseconds in which an answer must come: 1 to 3600000. Default: 500. The first
     /// answer has at least 2000, because it includes the connection and the start of the agent.
     pub timeout_ms: u64,
-    /// Number of failures in a row from which on the box is unhealthy: 1 to 1000. Default: 3.
+    /// Number of failures in a row after which the box is unhealthy: 1 to 1000. Default: 3.
     pub retries: u32,
     /// Time in milliseconds after the start of the workload in which failures do not count: 0 to
     /// 3600000. Default: 30000. The first success ends this period early.

@@ -141,6 +141,7 @@ impl BoxConfig {
         let mut deserializer = serde_json::Deserializer::from_slice(json);
         let config: Self = serde_path_to_error::deserialize(&mut deserializer)
             .map_err(|error| ConfigError::from_serde(&error))?;
+        // Without this call, text after the document would be ignored.
         deserializer.end().map_err(|error| ConfigError::syntax(&error))?;
         config.refuse_arrays_for_objects(json)?;
         if config.schema_version != SCHEMA_VERSION {

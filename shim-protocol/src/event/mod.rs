@@ -110,6 +110,7 @@ pub enum EventKind {
         /// Size of the blobs of all layers together in bytes, compressed as they are in the layout.
         image_bytes_total: u64,
         /// The command, environment and stop signal of the box.
+        // `Box` keeps the other kinds of events small.
         run: Box<ResolvedRun>,
     },
     /// A layer is being unpacked. The shim emits at most ten of these events each second, and may

@@ -49,7 +49,7 @@ pub struct ResolvedHealthcheck {
     /// Time after the start of the workload in which failures do not count, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_period_ms: Option<u64>,
-    /// Number of failures in a row from which on the workload is unhealthy.
+    /// Number of failures in a row after which the workload is unhealthy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retries: Option<u32>,
 }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 pub enum StopCause {
     /// The shim received SIGTERM, SIGINT or SIGHUP.
     Signal,
-    /// The time `resources.timeout_ms` is over.
+    /// `resources.timeout_ms` has elapsed.
     Timeout,
     /// The box is unhealthy, and `agent.health.on_unhealthy` is `stop`.
     Unhealthy,
@@ -68,7 +68,7 @@ pub enum StopReason {
     Exited,
     /// A stop request ended the box.
     Stopped,
-    /// The time `resources.timeout_ms` is over.
+    /// `resources.timeout_ms` has elapsed.
     Timeout,
     /// The box was unhealthy, and `agent.health.on_unhealthy` is `stop`.
     Unhealthy,

@@ -75,6 +75,8 @@ impl ConfigError {
     }
 
     pub(super) fn from_serde(error: &serde_path_to_error::Error<serde_json::Error>) -> Self {
+        // An error of the syntax has a line and a column, but its path is only where the parser
+        // stopped.
         if !error.inner().is_data() {
             return Self::syntax(error.inner());
         }
@@ -91,6 +93,7 @@ impl ConfigError {
             _ => {}
         }
         let path = match error.path().to_string() {
+            // The path of the document itself.
             root if root == "." => "config".to_owned(),
             path => path,
         };

@@ -135,6 +135,7 @@ impl BoxConfig {
     /// [`ConfigError::Invalid`] for an array in the place of an object or for another
     /// `schema_version`. No error contains the value of an environment variable.
     pub fn from_json(json: &[u8]) -> Result<Self, ConfigError> {
+        // The length comes first, so that the work of the parser is bounded.
         if json.len() > MAX_CONFIG_BYTES {
             return Err(ConfigError::TooLarge);
         }
@@ -158,6 +159,7 @@ impl BoxConfig {
     /// position, so `"resources": [2]` would otherwise set `vcpus`.
     fn refuse_arrays_for_objects(&self, json: &[u8]) -> Result<(), ConfigError> {
         let found = serde_json::from_slice(json).map_err(|error| ConfigError::syntax(&error))?;
+        // The config that was read has an object at each position where the text must have one.
         let meant = serde_json::to_value(self).map_err(|error| ConfigError::syntax(&error))?;
         match array_for_object(&found, &meant) {
             None => Ok(()),

@@ -332,6 +332,8 @@ impl EventKind {
     /// Returns whether the shim drops this event if the supervisor reads too slowly.
     #[must_use]
     pub fn is_droppable(&self) -> bool {
+        // A later event of the same kind replaces these, and none of these kinds reports a start, a
+        // stop, an error or an ending (decision 0009).
         matches!(
             self,
             Self::RootfsProgress { .. }

@@ -1,11 +1,11 @@
-//! Boots an agent-only box, asks for its health, and destroys it.
+//! Boots a box without a workload, checks its health, and destroys it.
 //!
-//! Needs `a3s-box-shim` in `PATH` or beside this program. The example in the crate's documentation is
-//! this text; a test compares them.
+//! The program requires the executable `a3s-box-shim` in `PATH` or beside its own. The crate docs
+//! show the same lines, and a test compares the two.
 
-#[rustfmt::skip] // The lines stand here as the documentation has them.
+#[rustfmt::skip] // The lines must be equal to the ones in the crate docs.
 #[tokio::main(flavor = "current_thread")]
-#[expect(clippy::print_stdout, reason = "a program for people: the answer is its output")]
+#[expect(clippy::print_stdout, reason = "a program for people prints its result")]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     use a3s_box_runtime::VmManager;
     use a3s_box_core::{BoxConfig, EventEmitter};

@@ -1,4 +1,7 @@
-//! Asks the agent in a box how it is, over the socket that libkrun bridges to the guest.
+//! [`Agent`]: a gRPC client of the agent in a box.
+//!
+//! The client connects to the socket `agent.sock` of the box, which libkrun bridges to the vsock
+//! port of the agent.
 
 use std::io;
 use std::path::PathBuf;
@@ -13,38 +16,43 @@ use tokio::time::timeout;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tower::service_fn;
 
-/// An answer takes a millisecond, under emulation some tens; the rest is for a busy host.
+/// Time limit of an answer. It takes a millisecond, and some tens of milliseconds under emulation.
+/// The rest is a margin for a busy host.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The longest answer that is decoded. A real one has some tens of bytes; the guest is hostile.
+/// Maximum length of an answer that is decoded. A usual answer has some tens of bytes, but the
+/// guest is hostile and may send without end.
 const MAX_ANSWER_BYTES: usize = 64 * 1024;
 
-/// What an agent that could be reached says about itself.
+/// The answer of the agent.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Health {
+    /// Whether the agent reports that it serves.
     pub(crate) is_serving: bool,
-    /// Absent when the agent does not say it, or says something that this version does not know.
+    /// `None` if the agent reports no state, or one that this version does not know.
     pub(crate) state: Option<BoxState>,
 }
 
-/// A client whose one connection is made at the first call, and again after it broke. Clones
-/// share it.
+/// A client with one connection, which it opens at the first call and again after the connection
+/// has closed. Clones share the connection.
 #[derive(Clone, Debug)]
 pub(crate) struct Agent {
     client: AgentClient<Channel>,
 }
 
 impl Agent {
-    /// A client for the agent behind `socket`. To be called in a tokio runtime.
+    /// Makes a client of the agent at `socket`, without connecting. Callers must be in a tokio
+    /// runtime.
     pub(crate) fn new(socket: PathBuf) -> Self {
         let connect = service_fn(move |_: Uri| connect(socket.clone()));
-        // The authority of a unix socket is not looked at; it must only be one.
+        // tonic requires a URI with an authority, although the connector ignores it.
         let endpoint = Endpoint::from_static("http://localhost");
         let client = AgentClient::new(endpoint.connect_with_connector_lazy(connect));
         Self { client: client.max_decoding_message_size(MAX_ANSWER_BYTES) }
     }
 
-    /// Asks once. `None` when no answer came: nobody listens, or it took too long.
+    /// Calls `HealthCheck` once. Returns `None` if no server listens, if the server does not offer
+    /// this service, or if no answer comes within [`ANSWER_TIMEOUT`].
     pub(crate) async fn health(mut self) -> Option<Health> {
         let answer = timeout(ANSWER_TIMEOUT, self.client.health_check(HealthCheckRequest {})).await;
         let answer = answer.ok()?.ok()?.into_inner();

@@ -1,9 +1,9 @@
-//! The removal of a box directory, which is the last step of `destroy`.
+//! The removal of a box directory, which is a step of `destroy`.
 //!
-//! [`BoxDir`] describes the directory and its lock. Only a directory that no live shim has locked is
-//! removed: a second `VmManager` with the id of a live box must not remove the first one's directory.
-//! `run.json`, which holds the lock, is removed last. A shim that starts meanwhile therefore finds the
-//! lock held, or makes a new directory.
+//! [`BoxDir`] describes the directory and its lock. The removal takes the lock first, because a
+//! second `VmManager` with the id of a live box must not remove that box's directory. It removes
+//! `run.json`, the locked file, last. A shim that starts meanwhile therefore finds the lock held,
+//! or makes a new directory.
 
 use std::fs::{self, File};
 use std::io;
@@ -14,10 +14,10 @@ use a3s_box_core::{BoxDir, BoxId};
 use a3s_box_oci::remove_path;
 use a3s_box_sys::HostError;
 
-/// The directory of a box could not be removed.
+/// Why a box directory could not be removed.
 #[derive(Debug, thiserror::Error)]
 pub enum BoxDirectoryError {
-    /// Another kind of file, perhaps a symlink, has the name of the directory. It was left alone.
+    /// Another kind of file, perhaps a symlink, has the name of the directory. It was not removed.
     #[error("`{}` is not a directory; it was not removed", path.display())]
     NotADirectory {
         /// Path of the directory.
@@ -29,19 +29,21 @@ pub enum BoxDirectoryError {
     /// The host refused a call.
     #[error(transparent)]
     Host(#[from] HostError),
-    /// The tokio runtime ended before the removal did.
+    /// The tokio runtime ended before the removal was complete.
     #[error("`{}` was not removed", path.display())]
     Interrupted {
         /// Path of the directory.
         path: PathBuf,
-        /// The runtime's reason.
+        /// The error of the removal's task.
         source: tokio::task::JoinError,
     },
 }
 
-/// Returns the directory of box `id`. Returns `None` if no shim can have made it, because the shim
-/// refuses such an id, and a state directory that is not absolute. Such an id may contain `..`, so a
-/// path must not be made from it.
+/// Returns the directory of box `id` in `state_dir`.
+///
+/// Returns `None` if the id is not valid or `state_dir` is not absolute. The shim refuses both, so
+/// no shim has made such a directory. An invalid id may contain `..`, so no path must be made of
+/// it.
 pub(crate) fn find(state_dir: &Path, id: &str) -> Option<BoxDir> {
     let id: BoxId = id.parse().ok()?;
     state_dir.is_absolute().then(|| BoxDir::new(state_dir, &id))
@@ -64,11 +66,12 @@ enum Attempt {
 fn remove_now(directory: &BoxDir) -> Result<(), BoxDirectoryError> {
     match lock_patiently(|| attempt(directory))? {
         Some(Attempt::Locked(lock)) => remove_locked(directory, &lock),
-        // Without a lock after all attempts, the directory belongs to a live shim.
+        // If the lock was held during all attempts, the directory belongs to a live shim.
         Some(Attempt::Absent) | None => Ok(()),
     }
 }
 
+/// Tries once to lock the directory. Returns `None` if another process holds the lock.
 fn attempt(directory: &BoxDir) -> Result<Option<Attempt>, BoxDirectoryError> {
     let path = directory.path();
     match fs::symlink_metadata(path) {
@@ -80,9 +83,11 @@ fn attempt(directory: &BoxDir) -> Result<Option<Attempt>, BoxDirectoryError> {
     Ok(directory.try_lock()?.map(Attempt::Locked))
 }
 
+/// Removes the content of the locked directory, then `run.json`, then the directory.
 fn remove_locked(directory: &BoxDir, lock: &File) -> Result<(), BoxDirectoryError> {
     let (path, run_file) = (directory.path(), directory.run_file());
-    // A reader that finds the lock held takes the record for the record of a live box.
+    // A reader that finds the lock held takes the content for the record of a live box, so the
+    // content goes first.
     lock.set_len(0).map_err(HostError::at("empty", &run_file))?;
     for entry in fs::read_dir(path).map_err(HostError::at("read", path))? {
         let entry = entry.map_err(HostError::at("read", path))?.path();
@@ -92,7 +97,8 @@ fn remove_locked(directory: &BoxDir, lock: &File) -> Result<(), BoxDirectoryErro
     }
     remove_path(&run_file).map_err(HostError::at("remove", &run_file))?;
     match fs::remove_dir(path) {
-        // A shim has started in the directory.
+        // After the removal of `run.json`, another shim can have started in the directory, and
+        // another process can have removed the directory.
         Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => Ok(other.map_err(HostError::at("remove", path))?),
@@ -111,7 +117,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn directory_is_removed_alone() {
+    fn removal_leaves_other_directories_alone() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir_all(dir.path().join("demo/upper")).unwrap();
         fs::create_dir(dir.path().join("other")).unwrap();
@@ -145,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn reader_of_the_records_does_not_keep_the_directory() {
+    fn removal_waits_for_a_reader_of_the_records() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("demo")).unwrap();
         let reader = File::create(dir.path().join("demo/run.json")).unwrap();
@@ -160,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn directory_that_a_start_makes_meanwhile_is_never_touched() {
+    fn removal_never_touches_the_directory_of_a_concurrent_start() {
         let dir = tempfile::tempdir().unwrap();
         let directory = find(dir.path(), "demo").unwrap();
         let is_over = AtomicBool::new(false);
@@ -169,18 +175,19 @@ mod tests {
             for _ in 0..2 {
                 scope.spawn(|| {
                     while !is_over.load(Ordering::Relaxed) {
-                        // Without its patience, to meet the start more often.
+                        // One attempt without waiting coincides with a start more often.
                         if let Ok(Some(lock)) = directory.try_lock() {
-                            // The other one's removal, where a change of the code lets both in.
+                            // The removal fails only if the lock lets several threads in, which the
+                            // assertion below detects.
                             let _failed = remove_locked(&directory, &lock);
                         }
                     }
                 });
             }
             for _ in 0..300 {
-                // As a shim does: the directory, the lock, then what is in it.
+                // A shim makes the directory, takes the lock, and then makes its files.
                 let lock = loop {
-                    // It exists, or is removed again before the lock is opened.
+                    // The directory may exist, or be removed before the lock is opened.
                     let _exists = fs::create_dir(directory.path());
                     if let Ok(Some(lock)) = directory.try_lock() {
                         break lock;

@@ -1,4 +1,4 @@
-//! What [`VmManager`](crate::VmManager) can fail with.
+//! [`VmError`]: the errors of [`VmManager`](crate::VmManager).
 
 use std::io;
 use std::path::PathBuf;
@@ -7,51 +7,52 @@ use a3s_box_core::{BoxState, ErrorReport};
 
 use crate::{BoxDirectoryError, Outcome, ShimStartError};
 
-/// A box could not do what its [`VmManager`](crate::VmManager) was asked for.
+/// Why a method of [`VmManager`](crate::VmManager) failed.
 #[derive(Debug, thiserror::Error)]
 pub enum VmError {
-    /// A box boots once, and not after it was destroyed.
+    /// The box was booted or destroyed before. A box can be booted only once.
     #[error("the box cannot be booted again: it was booted or destroyed before, and is {state}")]
     AlreadyBooted {
         /// State of the box now.
         state: BoxState,
     },
-    /// There is no agent to ask before the first boot.
+    /// The box was not booted yet, so it has no agent.
     #[error("the box was not booted yet")]
     NotBooted,
-    /// A path in the config is not UTF-8.
+    /// A path in the config is not UTF-8, so JSON cannot represent it. No process was started.
     #[error("the config cannot be written as JSON")]
     Config(#[source] serde_json::Error),
-    /// No process was started; the boot may be tried again.
+    /// No process was started. The caller may boot the box again.
     #[error(transparent)]
     Start(#[from] ShimStartError),
-    /// The box ended before it was ready, and an `error` event says why.
+    /// The box ended before it was ready, by an error.
     #[error("the box did not boot: {}", report.message)]
     BootFailed {
-        /// What the shim said, or `shim_lost` when it could not say anything.
+        /// The last error of the shim, or an error with the code `shim_lost` if the shim emitted
+        /// none.
         report: ErrorReport,
     },
-    /// The box was ended before it was ready, by a stop or by its timeout.
+    /// A stop or the timeout of the box ended it before it was ready.
     #[error("the box ended before it was ready: {outcome}")]
     StoppedWhileBooting {
-        /// How it ended.
+        /// How the box ended.
         outcome: Outcome,
     },
-    /// The shim did not end after SIGKILL; its state directory was left alone.
+    /// The shim did not end within 10 s after SIGKILL. Its box directory was not removed.
     #[error("the shim (pid {pid}) did not end after SIGKILL")]
     StillRunning {
         /// Process id of the shim.
         pid: u32,
     },
-    /// The box has ended, and its cgroup is still there.
+    /// The box has ended, but its cgroup still exists, for example because a process is in it.
     #[error("cannot remove the cgroup `{}`", path.display())]
     Cgroup {
-        /// The directory of `resources.cgroup`.
+        /// Path of the cgroup, `resources.cgroup` of the config.
         path: PathBuf,
-        /// Why not.
+        /// Why rmdir(2) failed.
         source: io::Error,
     },
-    /// The box has ended, and its directory still exists.
+    /// The box has ended, but its directory still exists.
     #[error(transparent)]
     BoxDirectory(#[from] BoxDirectoryError),
 }

@@ -1,12 +1,13 @@
-//! The task that owns a shim: follows its events, stops it when asked, reaps it.
+//! [`Follower`]: the task that owns a shim. It relays the events, ends the shim on a termination,
+//! and reaps it.
 //!
 //! ```text
-//!             ┌───── event ──► told to the observers
-//!   following ┼───── order ──► SIGTERM, and SIGKILL when the grace is over ──┐
-//!             ├───── no manager any more, or not an event ──► SIGKILL ───────┤
-//!             ├───── box.stopped, end of stream ──► SIGKILL if it lingers ───┤
-//!             └───── exit ◄──────────────────────────────────────────────────┘
-//!                      └──► rest of the stream ──► the end is told
+//!             ┌───── event ──► relayed to the observers
+//!   following ┼───── termination ──► SIGTERM, and SIGKILL after its time ────┐
+//!             ├───── manager dropped, or a line that is no event ──► SIGKILL ┤
+//!             ├───── box.stopped, or end of stream ──► SIGKILL after 10 s ───┤
+//!             └───── exit of the shim ◄──────────────────────────────────────┘
+//!                      └──► rest of the stream ──► box.stopped is relayed
 //! ```
 
 use std::io;
@@ -21,101 +22,109 @@ use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use crate::chronicle::{Chronicle, ShimLost};
 use crate::lines::{EventLines, StreamError};
 use crate::record;
+use crate::relay::{EventRelay, ShimLost};
 
-/// How long a shim may live after its last event: five times what it gives itself to write it.
+/// Time limit of a shim after its last event. The shim itself waits 2 s for a slow reader of the
+/// last events before it exits.
 const EXIT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long the rest of the stream is read after the shim has gone. It is in the pipe already;
-/// only a process that inherited the pipe could add to it.
+/// Time limit for reading the rest of the stream after the shim has exited. The rest is already in
+/// the pipe. Only a process that has inherited the pipe can keep it open.
 const DRAIN_TIMEOUT: Duration = Duration::from_millis(300);
 
-/// Asks the shim to stop. The manager's end of this channel is its claim on the shim.
+/// A request of the manager to end the shim: SIGTERM, and SIGKILL after a time.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Termination {
-    /// Time until SIGKILL.
+    /// Time from SIGTERM to SIGKILL.
     pub(crate) patience: Duration,
 }
 
-/// Owns one shim.
+/// The owner of one shim. Only it signals and reaps the process.
 #[derive(Debug)]
 pub(crate) struct Follower {
     child: Child,
     pid: u32,
+    /// `None` if the shim refuses the id or the state directory.
     directory: Option<BoxDir>,
-    /// Until the last event was read.
+    /// `None` once the last event was read.
     lines: Option<EventLines<ChildStdout>>,
-    /// Until the manager was dropped.
-    orders: Option<mpsc::Receiver<Termination>>,
-    chronicle: Chronicle,
-    /// When the shim is killed, and why.
+    /// `None` once the manager was dropped, which closes the channel.
+    terminations: Option<mpsc::Receiver<Termination>>,
+    relay: EventRelay,
+    /// Time at which the shim is killed, and the reason.
     deadline: Option<(Instant, ShimLost)>,
-    /// Why it was killed.
+    /// The reason, if the shim was killed.
     killed: Option<ShimLost>,
 }
 
-/// What the follower waits for.
+/// An input of the follower.
 enum Input {
     Line(Result<Option<Event>, StreamError>),
-    Order(Option<Termination>),
+    Termination(Option<Termination>),
     Deadline,
     Exit(io::Result<ExitStatus>),
 }
 
 impl Follower {
+    /// Makes the follower of `child`, which ends the shim when the sender of `terminations` is
+    /// dropped.
     pub(crate) fn new(
         mut child: Child,
         directory: Option<BoxDir>,
-        orders: mpsc::Receiver<Termination>,
-        chronicle: Chronicle,
+        terminations: mpsc::Receiver<Termination>,
+        relay: EventRelay,
     ) -> Self {
         let lines = child.stdout.take().map(EventLines::new);
-        // A child that was not reaped has a pid.
+        // The child was not reaped yet, so it has a pid.
         let pid = child.id().unwrap_or_default();
-        let orders = Some(orders);
-        Self { child, pid, directory, lines, orders, chronicle, deadline: None, killed: None }
+        let terminations = Some(terminations);
+        Self { child, pid, directory, lines, terminations, relay, deadline: None, killed: None }
     }
 
-    /// Follows the shim to its end.
+    /// Follows the shim until it is reaped and the final status is set.
     pub(crate) async fn run(mut self) {
         let exit = loop {
             match self.next_input().await {
                 Input::Line(line) => self.on_line(line),
-                Input::Order(Some(order)) => self.on_stop(order),
-                Input::Order(None) => {
-                    self.orders = None;
+                Input::Termination(Some(termination)) => self.on_termination(termination),
+                Input::Termination(None) => {
+                    self.terminations = None;
                     self.kill_after(Duration::ZERO, ShimLost::Abandoned);
                 }
                 Input::Deadline => self.kill(),
                 Input::Exit(exit) => break exit,
             }
         };
-        // Nothing to do about a stream that does not end: the shim itself has.
-        let _gave_up = timeout(DRAIN_TIMEOUT, self.drain()).await;
-        if !self.chronicle.is_told() {
-            let (directory, id, pid) =
-                (self.directory, self.chronicle.box_id().to_owned(), self.pid);
-            let reading = spawn_blocking(move || record::left_by(&directory?, &id, pid));
-            // Not read when the runtime ends, and then this task ends, too.
+        // The shim has exited, so a stream that does not end is not waited for.
+        let _elapsed = timeout(DRAIN_TIMEOUT, self.drain()).await;
+        if !self.relay.has_terminal() {
+            let (directory, id, pid) = (self.directory, self.relay.box_id().to_owned(), self.pid);
+            let reading = spawn_blocking(move || record::exit_record_of(&directory?, &id, pid));
+            // The read fails only if the tokio runtime ends, which also ends this task.
             if let Ok(Some(record)) = reading.await {
-                self.chronicle.recall(record);
+                self.relay.relay_record(record);
             }
         }
-        self.chronicle.finish(exit, self.killed);
+        self.relay.finish(exit, self.killed);
     }
 
     async fn next_input(&mut self) -> Input {
         let at = self.deadline.as_ref().map(|(at, _)| *at);
+        // The macro drops the futures that are not ready. None of them loses an input by that:
+        // `recv` and `wait` of tokio do not, and `EventLines::next` documents the same.
         tokio::select! {
             line = next_event(&mut self.lines) => Input::Line(line),
-            order = next_order(&mut self.orders) => Input::Order(order),
+            termination = next_termination(&mut self.terminations) => {
+                Input::Termination(termination)
+            }
             () = reached(at) => Input::Deadline,
             exit = self.child.wait() => Input::Exit(exit),
         }
     }
 
+    /// Relays the rest of the stream.
     async fn drain(&mut self) {
         while self.lines.is_some() {
             let line = next_event(&mut self.lines).await;
@@ -126,8 +135,8 @@ impl Follower {
     fn on_line(&mut self, line: Result<Option<Event>, StreamError>) {
         match line {
             Ok(Some(event)) => {
-                self.chronicle.tell(event);
-                if self.chronicle.is_told() {
+                self.relay.relay(event);
+                if self.relay.has_terminal() {
                     self.end_stream(EXIT_TIMEOUT, ShimLost::Lingering);
                 }
             }
@@ -136,21 +145,22 @@ impl Follower {
         }
     }
 
+    /// Reads no more events, and kills the shim if it has not exited after `timeout`.
     fn end_stream(&mut self, timeout: Duration, reason: ShimLost) {
         self.lines = None;
         self.kill_after(timeout, reason);
     }
 
-    fn on_stop(&mut self, order: Termination) {
+    fn on_termination(&mut self, termination: Termination) {
         if let Some(pid) = self.child.id().and_then(|pid| i32::try_from(pid).ok()) {
-            // Fails only for a shim that has ended, and then `wait` says so. It was not reaped
-            // yet, so the pid is still its own.
-            let _ended = kill(Pid::from_raw(pid), Signal::SIGTERM);
+            // The call fails only if the shim has exited, which the next `wait` returns. The shim
+            // was not reaped yet, so the pid cannot belong to another process.
+            let _exited = kill(Pid::from_raw(pid), Signal::SIGTERM);
         }
-        self.kill_after(order.patience, ShimLost::Overdue);
+        self.kill_after(termination.patience, ShimLost::Overdue);
     }
 
-    /// The earliest deadline counts.
+    /// Sets the deadline at which the shim is killed, unless an earlier one is set.
     fn kill_after(&mut self, patience: Duration, reason: ShimLost) {
         let at = Instant::now() + patience;
         let is_first = self.deadline.as_ref().is_none_or(|(earlier, _)| at < *earlier);
@@ -161,11 +171,12 @@ impl Follower {
 
     fn kill(&mut self) {
         self.killed = self.deadline.take().map(|(_, reason)| reason);
-        // Fails only for a shim that has ended.
-        let _ended = self.child.start_kill();
+        // The call fails only if the shim has exited.
+        let _exited = self.child.start_kill();
     }
 }
 
+/// Waits for the next event; without a stream, for ever.
 async fn next_event(
     lines: &mut Option<EventLines<ChildStdout>>,
 ) -> Result<Option<Event>, StreamError> {
@@ -175,13 +186,18 @@ async fn next_event(
     }
 }
 
-async fn next_order(orders: &mut Option<mpsc::Receiver<Termination>>) -> Option<Termination> {
-    match orders {
-        Some(orders) => orders.recv().await,
+/// Waits for the next termination; without a channel, for ever. Returns `None` if the channel is
+/// closed.
+async fn next_termination(
+    terminations: &mut Option<mpsc::Receiver<Termination>>,
+) -> Option<Termination> {
+    match terminations {
+        Some(terminations) => terminations.recv().await,
         None => std::future::pending().await,
     }
 }
 
+/// Waits until the deadline; without one, for ever.
 async fn reached(deadline: Option<Instant>) {
     match deadline {
         Some(at) => sleep_until(at).await,

@@ -16,38 +16,41 @@
 //! # }
 //! ```
 //!
-//! `examples/boot.rs` is this text as a program; a test keeps the two equal.
+//! `examples/boot.rs` has the same lines as a program, and a test compares the two.
 //!
-//! # Who owns what
+//! # Ownership
 //!
 //! ```text
-//!  VmManager ──── order to stop ────► follower task ──── owns ────► shim process (the VM)
-//!  │  config, id                      │  TERM, then KILL            ▲       │
+//!  VmManager ───── Termination ─────► follower task ──── owns ────► shim process (the VMM)
+//!  │  config, id                      │  SIGTERM, then SIGKILL      ▲       │
 //!  │  agent client ─────────┐         │  reads events ◄── stdout ───────────┤
 //!  │                        │         │  reaps                      │       │
-//!  └─ sees ── Status ◄─ writes ───────┤                      stdin ─┘       │
-//!     (state, ready?, end?) │         └─► EventEmitter    (config, by a     │
+//!  └─ reads ─ Status ◄─ writes ───────┤                      stdin ─┘       │
+//!     (state, outcome)      │         └─► EventEmitter    (config, by a     │
 //!                           │             (events)         task of its own) │
 //!                           └── gRPC ──► <state_dir>/<id>/agent.sock ───────┘
 //! ```
 //!
 //! # Invariants
 //!
-//! - A shim is reached as a process only: this crate never links libkrun.
-//! - The follower alone signals and reaps the shim, so that a signal never meets a recycled pid.
-//! - An [`EventEmitter`](a3s_box_core::EventEmitter) sees exactly one `box.stopped` for each shim
-//!   that was started, after that process has gone.
+//! - This crate reaches a shim as a process only, and never links libkrun.
+//! - Only the follower signals and reaps the shim. Until it has reaped the process, the kernel
+//!   cannot give the pid to another one, so no signal reaches a wrong process.
+//! - An [`EventEmitter`](a3s_box_core::EventEmitter) emits exactly one `box.stopped` for each shim
+//!   that was started, after the process was reaped, unless the tokio runtime ends first.
 //! - Dropping a `VmManager` kills its shim.
-//! - What a supervisor that was not there can know of a box, [`inspect`] says.
+//!
+//! A supervisor that has restarted has no `VmManager` for its boxes. It calls [`inspect`], which
+//! reads the state of a box from its box directory.
 
 mod agent;
-mod chronicle;
 mod directory;
 mod error;
 mod follower;
 mod lines;
 mod manager;
 mod record;
+mod relay;
 mod shim;
 mod status;
 

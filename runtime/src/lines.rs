@@ -1,14 +1,14 @@
-//! Reads events from the shim's standard output.
+//! [`EventLines`]: reads the events from the standard output of a shim.
 
 use std::io;
 
 use a3s_box_core::{Event, EventDecoder, EventLineError};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-/// Bytes that are read at once. Most events are shorter.
+/// Size of a read in bytes. Most events are shorter.
 const CHUNK_BYTES: usize = 8 * 1024;
 
-/// The shim's output is not a stream of events, or cannot be read.
+/// Why no more events can be read from the output of the shim.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StreamError {
     #[error(transparent)]
@@ -17,7 +17,7 @@ pub(crate) enum StreamError {
     Read { source: io::Error },
 }
 
-/// Events from a reader.
+/// A reader, and the decoder of its events.
 #[derive(Debug)]
 pub(crate) struct EventLines<R> {
     reader: R,
@@ -31,11 +31,11 @@ impl<R: AsyncRead + Unpin> EventLines<R> {
         Self { reader, decoder: EventDecoder::of_stream(), chunk }
     }
 
-    /// Returns the next event, or `None` at the end of the stream. A last line without its line feed is
-    /// ignored, because the shim ended while it wrote the line.
+    /// Returns the next event, or `None` at the end of the stream. A last line without its line
+    /// feed is ignored, because the shim ended while it wrote the line.
     ///
-    /// The future may be dropped at any time without a loss: a read that was not completed has taken
-    /// nothing from the reader.
+    /// The future may be dropped at any time without a loss: a read that was not completed has
+    /// taken nothing from the reader.
     pub(crate) async fn next(&mut self) -> Result<Option<Event>, StreamError> {
         loop {
             if let Some(event) = self.decoder.next_event()? {

@@ -1,13 +1,14 @@
-//! [`VmManager`]: one box, from its config to its end.
+//! [`VmManager`]: one box, from its config to its removal.
 //!
 //! ```text
-//!              boot                                    destroy, or the shim's own end
-//!   Created ──────────► Booted { orders, agent } ─────────────────────────► Status.final_status
+//!              boot                    destroy, or the end of the shim
+//!   Created ──────────► Booted(Shim) ─────────────────────────────────► Status.final_status
 //!      │ destroy
 //!      └──────────────► Destroyed
 //! ```
 //!
-//! The phase says what was asked for; the box's state comes from the follower and the agent.
+//! The phase records which methods were called. The state of the box is in [`Status`], which the
+//! follower and the answers of the agent update.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -21,41 +22,45 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
 use crate::agent::Agent;
-use crate::chronicle::Chronicle;
 use crate::directory;
 use crate::error::VmError;
 use crate::follower::{Follower, Termination};
+use crate::relay::EventRelay;
 use crate::shim;
 use crate::status::{FinalStatus, Outcome, Status};
 
-/// What a shim gets to stop beyond its grace period: it gives the guest 10 s at most to shut down,
-/// as container engines do.
+/// Time that a shim has to end after the grace period of its workload. A hung guest can take
+/// longer, because the shim has later deadlines of its own. It is killed then, so that `destroy` is
+/// bounded.
 const STOP_MARGIN: Duration = Duration::from_secs(10);
 
-/// The longest grace period that the shim accepts.
+/// Maximum grace period that the shim accepts. It refuses a config with a longer one.
 const MAX_GRACE: Duration = Duration::from_secs(3600);
 
-/// How long the kernel may take to end a process after SIGKILL. It frees the guest's memory.
+/// Time limit of the kernel for the end of a process after SIGKILL. It has to free the guest's
+/// memory.
 const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Boots, watches and destroys one box.
 ///
-/// Dropping it kills the box at once; [`destroy`](Self::destroy) stops it properly. All methods take
-/// `&self`, and may be called from several tasks. They need a tokio runtime; the box lives no longer
-/// than the one in which it was booted.
+/// [`destroy`](Self::destroy) stops the box with its stop signal and its grace period. Dropping the
+/// manager kills the box at once. All methods take `&self`, so several tasks may call them. The
+/// asynchronous ones must run in a tokio runtime, and the box is killed when the runtime in which
+/// it was booted ends.
 #[derive(Debug)]
 pub struct VmManager {
-    /// With its id.
+    /// The config, always with an id.
     config: BoxConfig,
     id: String,
     emitter: EventEmitter,
     shim: Option<PathBuf>,
-    /// Absent if the shim refuses the id or `paths.state_dir`.
+    /// `None` if the shim refuses the id or `paths.state_dir`.
     directory: Option<BoxDir>,
     phase: Mutex<Phase>,
     status: watch::Sender<Status>,
 }
 
+/// The methods that were called: none, `boot`, or `destroy` without `boot`.
 #[derive(Debug)]
 enum Phase {
     Created,
@@ -63,57 +68,72 @@ enum Phase {
     Destroyed,
 }
 
-/// The manager's side of a started shim.
+/// The manager's handle of a started shim.
 #[derive(Debug)]
 struct Shim {
     pid: u32,
-    orders: mpsc::Sender<Termination>,
-    /// Absent if the shim refuses the config.
+    /// The follower kills the shim when this sender is dropped.
+    terminations: mpsc::Sender<Termination>,
+    /// `None` if the shim refuses the id or `paths.state_dir`.
     agent: Option<Agent>,
 }
 
 impl VmManager {
-    /// Captures the config. Nothing is started, and nothing is checked but by the shim. A config
-    /// without an id gets one that is unique on this host.
+    /// Makes the manager of a box in the state Created.
+    ///
+    /// Nothing is started, and the config is not validated: the shim does that during
+    /// [`boot`](Self::boot). A config without an id gets one that is unique on this host. `emitter`
+    /// gets all events of the box.
     #[must_use]
     pub fn new(mut config: BoxConfig, emitter: EventEmitter) -> Self {
-        let id = config.id.get_or_insert_with(made_up_id).clone();
+        let id = config.id.get_or_insert_with(generated_id).clone();
         let directory = directory::find(&config.paths.state_dir, &id);
         let (status, _) = watch::channel(Status::CREATED);
         let phase = Mutex::new(Phase::Created);
         Self { config, id, emitter, shim: None, directory, phase, status }
     }
 
-    /// Uses the shim at `path`, instead of the one beside this program or in `PATH`.
+    /// Sets the path of the shim's executable.
+    ///
+    /// Without this call, [`boot`](Self::boot) searches for `a3s-box-shim` in the directory of this
+    /// process's executable, in the directory above, and in `PATH`.
     #[must_use]
     pub fn with_shim(self, path: impl Into<PathBuf>) -> Self {
         Self { shim: Some(path.into()), ..self }
     }
 
-    /// Name of the box.
+    /// Returns the id of the box: the one in the config, or the generated one.
     #[must_use]
     pub fn id(&self) -> &str {
         &self.id
     }
 
-    /// What the box is doing, as far as is known: Stopped comes by itself, within milliseconds of
-    /// the shim's end; Busy and Compacting come from the shim and from health checks.
+    /// Returns the state of the box, as far as this process has observed it.
+    ///
+    /// Ready, Busy and Compacting come from events of the shim and from the answers to
+    /// [`health_check`](Self::health_check). Stopped follows within milliseconds of the end of the
+    /// shim.
     #[must_use]
     pub fn state(&self) -> BoxState {
         self.status.borrow().state
     }
 
-    /// Starts the shim, and waits until the box is ready. A workload that has exited by then, with
-    /// whatever status, is a success too: the box is Stopped, and [`wait`](Self::wait) says how.
+    /// Starts the shim, and waits until the box is ready.
     ///
-    /// The shim has its own limits for the boot of the guest; unpacking a large image for the first
-    /// time may take long before that. Dropping the future leaves the box booting.
+    /// A workload that exits before the box is ready is a success as well, with any exit status.
+    /// The state is then Stopped, and [`wait`](Self::wait) returns how the box ended.
+    ///
+    /// The time has no limit here. `agent.boot_timeout_ms` limits the boot of the guest, but before
+    /// it the shim unpacks the image, which can take minutes for the first time. If the future is
+    /// dropped, the box continues to boot.
     ///
     /// # Errors
     ///
-    /// [`VmError::Start`] and [`VmError::Config`]: nothing was started, and it may be tried again.
-    /// [`VmError::BootFailed`]: the shim says why. [`VmError::StoppedWhileBooting`].
-    /// [`VmError::AlreadyBooted`].
+    /// - [`VmError::Start`] and [`VmError::Config`] if no process was started. The call may be
+    ///   repeated.
+    /// - [`VmError::BootFailed`] if the box ended by an error before it was ready.
+    /// - [`VmError::StoppedWhileBooting`] if a stop or the timeout of the box ended it before.
+    /// - [`VmError::AlreadyBooted`] if the box was booted or destroyed before.
     pub async fn boot(&self) -> Result<(), VmError> {
         self.start()?;
         let status = self.settled(|status| status.was_ready || status.final_status.is_some()).await;
@@ -130,8 +150,13 @@ impl VmManager {
         }
     }
 
-    /// Asks the agent in the box, with a gRPC round trip. False when it does not serve, when no
-    /// answer came within 5 s, and when the box is Stopped.
+    /// Calls the agent in the box by gRPC, and returns whether it serves.
+    ///
+    /// Returns false if the agent answers that it does not serve, if no answer comes within 5 s, if
+    /// the box is Stopped, and if the agent does not offer the project's `Agent` service. The last
+    /// case applies to an `image` agent that offers only `grpc.health.v1.Health`.
+    ///
+    /// An answer also updates [`state`](Self::state), once the box is ready.
     ///
     /// # Errors
     ///
@@ -148,71 +173,86 @@ impl VmManager {
         let Some(agent) = agent else { return Ok(false) };
         let Some(health) = agent.health().await else { return Ok(false) };
         self.status.send_if_modified(|status| {
-            // Until the shim says that the box is ready, an answer says only that the agent is.
-            let heard = health.state.filter(|state| status.was_ready && *state != status.state);
-            heard.map(|state| status.hear(state)).is_some()
+            // The agent can answer before the shim reports that the box is ready. The answer is
+            // then only about the agent, because `agent.readiness` can require more.
+            let reported = health.state.filter(|state| status.was_ready && *state != status.state);
+            reported.map(|state| status.update_state(state)).is_some()
         });
         Ok(health.is_serving && self.state() != BoxState::Stopped)
     }
 
-    /// Stops the box, and removes its state directory and its cgroup. The shim gets SIGTERM, and SIGKILL after the
-    /// config's grace period and 10 s more. Afterwards nothing of this box is left on the host, and
-    /// a second call changes nothing. A box that was never booted becomes Stopped; what a killed
-    /// shim left under its id is removed, what a live one owns is not.
+    /// Stops the box, and removes its box directory and its cgroup.
     ///
-    /// A stop goes on when this future is dropped.
+    /// The shim gets SIGTERM. It gets SIGKILL 10 s after the end of the grace period
+    /// (`stop.grace_ms`). Afterwards nothing of this box is left on the host, and a second call has
+    /// no effect. A box that was never booted becomes Stopped. A box directory of its id that a
+    /// killed shim has left is removed, but not the directory of a live shim.
+    ///
+    /// If the future is dropped, the stop continues, but the directory and the cgroup are not
+    /// removed.
     ///
     /// # Errors
     ///
-    /// [`VmError::StillRunning`], [`VmError::BoxDirectory`], [`VmError::Cgroup`]; each may be tried again.
+    /// - [`VmError::StillRunning`] if the shim does not end within 10 s after SIGKILL.
+    /// - [`VmError::BoxDirectory`] if the box directory cannot be removed.
+    /// - [`VmError::Cgroup`] if the cgroup cannot be removed.
+    ///
+    /// The call may be repeated after each of them.
     pub async fn destroy(&self) -> Result<(), VmError> {
         let patience = self.patience();
-        if let Some(pid) = self.ask_to_stop(patience) {
+        if let Some(pid) = self.terminate(patience) {
             let ended = timeout(patience + KILL_TIMEOUT, self.wait()).await;
             ended.map_err(|_elapsed| VmError::StillRunning { pid })?;
         }
         if let Some(directory) = self.directory.clone() {
             directory::remove(directory).await?;
         }
+        // The cgroup comes last, because rmdir(2) fails while a process is in it.
         self.config.resources.cgroup.as_deref().map_or(Ok(()), remove_cgroup)
     }
 
-    /// Waits for the end of the box, and says how it ended. Waits for ever for a box that nobody
-    /// boots or destroys.
+    /// Waits for the end of the box, and returns how it ended.
+    ///
+    /// The call never returns if the box is neither booted nor destroyed.
     pub async fn wait(&self) -> Outcome {
         let status = self.settled(|status| status.final_status.is_some()).await;
         status.final_status.map_or(Outcome::NEVER_RAN, |final_status| final_status.outcome)
     }
 
-    /// Starts the shim and its follower. Does not wait: the phase stays locked meanwhile.
+    /// Spawns the shim and its follower.
+    ///
+    /// The phase is locked meanwhile, so that two calls cannot both spawn a shim. Therefore the
+    /// function must not wait.
     fn start(&self) -> Result<(), VmError> {
         let mut phase = self.phase();
         if !matches!(*phase, Phase::Created) {
             return Err(VmError::AlreadyBooted { state: self.state() });
         }
+        // All that can fail comes before the change of the phase, so that the call can be repeated.
         let config = self.config.to_json().map_err(VmError::Config)?;
         let path = self.shim.clone().map_or_else(shim::find, Ok)?;
         let start = Instant::now();
         let child = shim::spawn(&path, config)?;
-        // A child that was not reaped has a pid.
+        // The child was not reaped yet, so it has a pid.
         let pid = child.id().unwrap_or_default();
-        // One order says it all; a second one finds the first still waiting, or followed.
-        let (orders, receiver) = mpsc::channel(1);
+        // The channel needs no more space: while one termination waits, a second one adds nothing.
+        let (terminations, receiver) = mpsc::channel(1);
         let (emitter, status) = (self.emitter.clone(), self.status.clone());
-        let chronicle = Chronicle::new(emitter, status, self.id.clone(), start);
-        tokio::spawn(Follower::new(child, self.directory.clone(), receiver, chronicle).run());
+        let relay = EventRelay::new(emitter, status, self.id.clone(), start);
+        tokio::spawn(Follower::new(child, self.directory.clone(), receiver, relay).run());
         let agent = self.directory.as_ref().map(|directory| Agent::new(directory.agent_socket()));
-        *phase = Phase::Booted(Shim { pid, orders, agent });
+        *phase = Phase::Booted(Shim { pid, terminations, agent });
         Ok(())
     }
 
-    /// Pid of the shim, if one was started; it is asked to stop.
-    fn ask_to_stop(&self, patience: Duration) -> Option<u32> {
+    /// Sends the follower a termination and returns the pid of the shim. If no shim was started,
+    /// sets the final status and returns `None`.
+    fn terminate(&self, patience: Duration) -> Option<u32> {
         let mut phase = self.phase();
         match &*phase {
             Phase::Booted(shim) => {
-                // Fails when an order is waiting already, or when the shim has ended.
-                let _stopping = shim.orders.try_send(Termination { patience });
+                // The send fails if a termination is waiting already, or if the shim has ended.
+                let _stopping = shim.terminations.try_send(Termination { patience });
                 return Some(shim.pid);
             }
             Phase::Destroyed => return None,
@@ -225,35 +265,41 @@ impl VmManager {
         None
     }
 
-    /// How long the shim may take to stop.
+    /// Returns the time from SIGTERM to SIGKILL.
     fn patience(&self) -> Duration {
         Duration::from_millis(self.config.stop.grace_ms).min(MAX_GRACE) + STOP_MARGIN
     }
 
+    /// Waits until the status fulfils a condition, and returns it.
     async fn settled(&self, is_settled: impl FnMut(&Status) -> bool) -> Status {
         let mut seen = self.status.subscribe();
         match seen.wait_for(is_settled).await {
             Ok(status) => status.clone(),
-            // Not while this manager holds a sender.
+            // The channel is open while this manager owns a sender.
             Err(_closed) => self.status.borrow().clone(),
         }
     }
 
     fn phase(&self) -> MutexGuard<'_, Phase> {
-        // Each change of the phase is one assignment.
+        // A panic elsewhere cannot leave a half-changed phase, because each change is one
+        // assignment.
         self.phase.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Unique on this host: no two live processes share a pid, none counts twice, and none of two that
-/// had the same pid began in the same millisecond.
-fn made_up_id() -> String {
-    static MADE_UP: AtomicU64 = AtomicU64::new(0);
-    let number = MADE_UP.fetch_add(1, Ordering::Relaxed);
+/// Returns an id that is unique on this host.
+///
+/// Two live processes have different pids, two processes that have the same pid one after the other
+/// run in different milliseconds, and the counter distinguishes the ids of one process.
+fn generated_id() -> String {
+    static GENERATED: AtomicU64 = AtomicU64::new(0);
+    let number = GENERATED.fetch_add(1, Ordering::Relaxed);
     let now_ms = jiff::Timestamp::now().as_millisecond();
     format!("box-{}-{now_ms}-{number}", std::process::id())
 }
-/// Removes the cgroup that a shim has made, and could not remove as it was in it.
+
+/// Removes the cgroup of a box. Its shim could not, because a process cannot remove the cgroup that
+/// it is in.
 fn remove_cgroup(path: &Path) -> Result<(), VmError> {
     match std::fs::remove_dir(path) {
         Err(source) if source.kind() != io::ErrorKind::NotFound => {

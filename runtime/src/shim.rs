@@ -1,4 +1,4 @@
-//! Finds the shim's program and starts it.
+//! Finds the executable of the shim and spawns it.
 
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -8,35 +8,35 @@ use std::process::Stdio;
 use tokio::io::AsyncWriteExt;
 use tokio::process::{Child, ChildStdin, Command};
 
-/// Name of the program.
+/// Name of the executable.
 const PROGRAM: &str = "a3s-box-shim";
 
-/// No shim was started.
+/// Why no shim was started.
 #[derive(Debug, thiserror::Error)]
 pub enum ShimStartError {
-    /// It is in none of the places where it could be.
+    /// No candidate path has an executable file.
     #[error("`{PROGRAM}` was not found as any of {}", quoted(searched))]
     NotFound {
-        /// Every path that was tried, in this order.
+        /// The paths that were tried, in this order.
         searched: Vec<PathBuf>,
     },
-    /// The system refused to run it.
+    /// The host refused to spawn the executable.
     #[error("cannot run the shim `{}`", shim.display())]
     Spawn {
-        /// Path of the program.
+        /// Path of the executable.
         shim: PathBuf,
-        /// Why not.
+        /// Why the spawn failed.
         source: io::Error,
     },
 }
 
-/// Path of the shim: beside this program, one directory up (from `deps/` or `examples/` of a build), or
-/// in `PATH`.
+/// Finds the executable of the shim: in the directory of this process's executable, in the
+/// directory above, which is the one of `deps/` or `examples/` of a cargo build, or in `PATH`.
 pub(crate) fn find() -> Result<PathBuf, ShimStartError> {
     let program = std::env::current_exe().ok();
     let beside = program.iter().flat_map(|program| program.ancestors().skip(1).take(2));
     let path = std::env::var_os("PATH").unwrap_or_default();
-    // A relative directory in PATH means whatever is there in the current directory.
+    // With a relative directory in `PATH`, the current directory would select the executable.
     let in_path = std::env::split_paths(&path).filter(|directory| directory.is_absolute());
     let directories = beside.map(Path::to_owned).chain(in_path);
     let searched: Vec<PathBuf> = directories.map(|directory| directory.join(PROGRAM)).collect();
@@ -46,27 +46,32 @@ pub(crate) fn find() -> Result<PathBuf, ShimStartError> {
     }
 }
 
-/// Starts the shim and gives it its config. It stays in the process group of this program, so that
-/// Ctrl-C on a terminal reaches both. To be called in a tokio runtime.
+/// Spawns the shim and writes `config` to its standard input. Callers must be in a tokio runtime.
+///
+/// The shim stays in the process group of this process, so that Ctrl-C on a terminal signals both.
+/// It inherits standard error, where it logs.
 pub(crate) fn spawn(shim: &Path, config: Vec<u8>) -> Result<Child, ShimStartError> {
     let mut command = Command::new(shim);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit());
-    // So that the shim sees a supervisor that ended while it began.
+    // With the pid, the shim notices if this process ended before the shim requested the signal at
+    // its parent's death.
     command.arg("--parent").arg(std::process::id().to_string());
     let mut child = command
+        // The end of the tokio runtime drops the child. The box must not outlive its manager.
         .kill_on_drop(true)
         .spawn()
         .map_err(|source| ShimStartError::Spawn { shim: shim.to_owned(), source })?;
     if let Some(stdin) = child.stdin.take() {
-        // A pipe holds less than the longest config: the shim may still be reading when its first
-        // event comes. The task ends with the shim at the latest.
+        // A pipe has less space than the longest config, so a write here could block until the
+        // shim reads. The task ends at the latest when the shim ends and the pipe closes.
         tokio::spawn(write_config(stdin, config));
     }
     Ok(child)
 }
 
 async fn write_config(mut stdin: ChildStdin, config: Vec<u8>) {
-    // A shim that does not read its config ends, and says why itself.
+    // The write fails if the shim ends before it has read the config. The shim then reports its
+    // own error.
     let _reader_gone = stdin.write_all(&config).await;
 }
 

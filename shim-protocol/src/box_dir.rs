@@ -18,10 +18,10 @@
 //!
 //! # Invariants
 //!
-//! - The lock on `run.json` is the only proof that a box is live, because the kernel drops it with the
-//!   process however that ends. A pid may belong to another process by now.
-//! - A lock counts only if the locked inode is still the file of that name. The owner of the lock may
-//!   remove the directory, and a lock on the removed file protects nothing.
+//! - The lock on `run.json` is the only proof that a box is live, because the kernel drops it with
+//!   the process however that ends. A pid may belong to another process by now.
+//! - A lock counts only if the locked inode is still the file of that name. The owner of the lock
+//!   may remove the directory, and a lock on the removed file protects nothing.
 //! - A lock is tried for [`LOCK_PATIENCE`]. Readers of the records hold it for microseconds.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -69,8 +69,8 @@ pub const DISK_IMAGE: &str = "disk.img";
 pub const CONSOLE: &str = "console.log";
 
 /// Time for which a lock is tried before the box counts as live. A reader of the records holds the
-/// lock for microseconds, a child that a killed shim has forked holds it until its `execve(2)`, and a
-/// removal of the directory holds it until its end.
+/// lock for microseconds, a child that a killed shim has forked holds it until its `execve(2)`, and
+/// a removal of the directory holds it until its end.
 pub const LOCK_PATIENCE: Duration = Duration::from_millis(200);
 
 /// Time between two attempts to take the lock.
@@ -224,11 +224,11 @@ impl BoxDir {
     }
 }
 
-/// Calls `attempt` until it returns a value or an error, for at most [`LOCK_PATIENCE`]. Returns `None`
-/// if each attempt in this time returned `None`.
+/// Calls `attempt` until it returns a value or an error, for at most [`LOCK_PATIENCE`]. Returns
+/// `None` if each attempt in this time returned `None`.
 ///
-/// An attempt is a call of [`BoxDir::try_lock`], with what must precede it each time: the shim makes
-/// the directory, and a supervisor that removes it checks whether it exists.
+/// An attempt is a call of [`BoxDir::try_lock`], with what must precede it each time: the shim
+/// makes the directory, and a supervisor that removes it checks whether it exists.
 ///
 /// # Errors
 ///

@@ -17,8 +17,8 @@ const EXPECTED: &str =
 /// The id of a box: 1 to 64 ASCII letters, digits, `.`, `_` and `-`, beginning with a letter or a
 /// digit.
 ///
-/// An id is a file name that never leads out of its directory: it contains no `/`, and it is neither
-/// `.` nor `..`.
+/// An id is a file name that never leads out of its directory: it contains no `/`, and it is
+/// neither `.` nor `..`.
 ///
 /// ```
 /// use a3s_box_core::BoxId;

@@ -1,64 +1,64 @@
-//! What `a3s-box-shim --doctor` finds out about a host.
+//! [`DoctorReport`]: what `a3s-box-shim --doctor --json` reports about a host.
 //!
 //! | exit status | meaning |
 //! |---|---|
-//! | 0 | all is well |
-//! | 1 | something is degraded: boxes run, with less |
-//! | 2 | something failed: no box can run as asked for |
-//! | 125 | the doctor itself failed, as for a config that is not valid ([`FAILED`](crate::exit::FAILED)) |
-//! | 128 + n | signal n interrupted it |
+//! | 0 | every check is ok |
+//! | 1 | a check is degraded: boxes run, but without a feature or with less performance |
+//! | 2 | a check failed: no box can run with this config |
+//! | 125 | the doctor itself failed, for example on an invalid config |
+//! | 128 + n | signal n interrupted the doctor |
 
 use serde::{Deserialize, Serialize};
 
-/// Version of the report (`v`).
+/// Version of the format of the report, the value of its `v`.
 pub const DOCTOR_VERSION: u32 = 1;
 
-/// All checks of a host, in the order in which they are shown.
+/// The results of all checks of a host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct DoctorReport {
-    /// Version of this format: 1.
+    /// Version of the format: 1.
     pub v: u32,
-    /// The checks.
+    /// The checks, in the order in which people read them.
     pub checks: Vec<DoctorCheck>,
 }
 
-/// One thing that boxes need, or are better with.
+/// The result of one check, of a requirement or a recommendation for boxes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct DoctorCheck {
     /// Stable name of the check.
     pub name: String,
-    /// How it is.
+    /// Whether the host meets the requirement.
     pub status: DoctorStatus,
-    /// What was found, for people.
+    /// Description of what was found, for people.
     pub found: String,
-    /// What to do about it; absent when nothing has to be done.
+    /// Instruction for the user that improves the status. Absent: the status is `ok`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub remedy: Option<String>,
 }
 
-/// How a thing is that boxes need; a worse one is greater.
+/// The status of a check. The order is from the best status to the worst.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum DoctorStatus {
-    /// As it should be.
+    /// The host meets the requirement.
     Ok,
-    /// Boxes run, with less.
+    /// Boxes run, but without a feature or with less performance.
     Degraded,
-    /// No box can run as asked for.
+    /// No box can run with this config.
     Failed,
 }
 
 impl DoctorReport {
-    /// A report of these checks.
+    /// Makes a report of `checks`.
     #[must_use]
     pub fn new(checks: Vec<DoctorCheck>) -> Self {
         Self { v: DOCTOR_VERSION, checks }
     }
 
-    /// Exit status of the doctor: that of the worst check.
+    /// Returns the exit status of the doctor: 0, 1 or 2, by the worst status of a check.
     #[must_use]
     pub fn exit_status(&self) -> u8 {
         match self.checks.iter().map(|check| check.status).max() {
@@ -70,21 +70,21 @@ impl DoctorReport {
 }
 
 impl DoctorCheck {
-    /// A check that found what it should.
+    /// Makes the result of a check with status `ok`.
     #[must_use]
     pub fn ok(name: &str, found: impl Into<String>) -> Self {
         let (name, found) = (name.to_owned(), found.into());
         Self { name, status: DoctorStatus::Ok, found, remedy: None }
     }
 
-    /// A check that found less than boxes are best with.
+    /// Makes the result of a check with status `degraded`.
     #[must_use]
     pub fn degraded(name: &str, found: impl Into<String>, remedy: impl Into<String>) -> Self {
         let remedy = Some(remedy.into());
         Self { status: DoctorStatus::Degraded, remedy, ..Self::ok(name, found) }
     }
 
-    /// A check that found that no box can run as asked for.
+    /// Makes the result of a check with status `failed`.
     #[must_use]
     pub fn failed(name: &str, found: impl Into<String>, remedy: impl Into<String>) -> Self {
         let remedy = Some(remedy.into());
@@ -97,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn exit_status_is_that_of_the_worst_check() {
+    fn exit_status_is_the_one_of_the_worst_check() {
         let ok = DoctorCheck::ok("a", "x");
         let degraded = DoctorCheck::degraded("b", "x", "y");
         let failed = DoctorCheck::failed("c", "x", "y");
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn a_remedy_that_is_not_needed_is_absent() {
+    fn json_of_an_ok_check_has_no_remedy() {
         let report = DoctorReport::new(vec![DoctorCheck::ok("a", "x")]);
         let json = serde_json::to_value(&report).unwrap();
         let expected = r#"{"v":1,"checks":[{"name":"a","status":"ok","found":"x"}]}"#;

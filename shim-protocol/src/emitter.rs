@@ -1,4 +1,4 @@
-//! Hands events to whoever wants to see them, inside one process.
+//! [`EventEmitter`]: distributes events to the observers in a process.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -7,19 +7,24 @@ use crate::Event;
 
 type Observer = Box<dyn Fn(&Event) + Send + Sync>;
 
-/// A list of observers. Clones share it.
+/// A list of observers, each of which gets every event. Clones share the list.
 ///
 /// ```
 /// use std::sync::mpsc;
-/// use a3s_box_core::EventEmitter;
+/// use a3s_box_core::{Event, EventEmitter};
 ///
 /// let emitter = EventEmitter::new();
 /// let (sender, events) = mpsc::channel();
 /// emitter.observe(move |event| {
-///     // Fails only when nobody listens any more.
-///     let _gone = sender.send(event.clone());
+///     // The send fails only after the receiver was dropped.
+///     let _dropped = sender.send(event.seq);
 /// });
-/// # drop(events);
+///
+/// let line = r#"{"v":1,"seq":7,"time":"","elapsed_ms":4,"box_id":"a","type":"prepare.done"}"#;
+/// let event: Event = serde_json::from_str(line)?;
+/// emitter.emit(&event);
+/// assert_eq!(events.recv(), Ok(7));
+/// # Ok::<(), serde_json::Error>(())
 /// ```
 #[derive(Clone, Default)]
 pub struct EventEmitter {
@@ -27,19 +32,21 @@ pub struct EventEmitter {
 }
 
 impl EventEmitter {
-    /// An emitter without observers.
+    /// Makes an emitter without observers.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Calls `observer` with every later event, in order. It runs on the task that follows the
-    /// shim: it must not block, and must not call this emitter.
+    /// Calls `observer` with every later event, in order.
+    ///
+    /// The observer runs in the task that calls [`emit`](Self::emit), so it must not block. It must
+    /// not call this emitter either, because the list of observers is locked meanwhile.
     pub fn observe(&self, observer: impl Fn(&Event) + Send + Sync + 'static) {
         self.lock().push(Box::new(observer));
     }
 
-    /// Shows `event` to every observer.
+    /// Calls every observer with `event`, in the order in which they were added.
     pub fn emit(&self, event: &Event) {
         for observer in self.lock().iter() {
             observer(event);
@@ -47,7 +54,7 @@ impl EventEmitter {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Observer>> {
-        // An observer that panicked left the list itself whole.
+        // A panic of an observer poisons the lock, but it cannot damage the list.
         self.observers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,74 +1,79 @@
-//! [`ErrorReport`], the content of an `error` event, and [`one_line`]: an error with its causes as text.
+//! [`ErrorReport`], the content of an `error` event, and [`one_line`], an error with its causes as
+//! one line of text.
 
 use std::error::Error;
 
 use serde::{Deserialize, Serialize};
 
-/// Stable name of what went wrong. A code never changes its meaning; new ones may come.
+/// Stable name of an error. A code never changes its meaning, but later versions may add codes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum ErrorCode {
-    /// The `BoxConfig` is not valid: syntax, a field, or a combination of fields.
+    /// The config is not valid: its syntax, a field, or a combination of fields.
     ConfigInvalid,
-    /// The `BoxConfig` asks for something that this version does not do yet.
+    /// The config requests something that this version does not support yet.
     ConfigUnsupported,
-    /// Another live shim has the same box id in the same state directory.
+    /// Another live shim has a box of the same id in the same state directory.
     IdInUse,
-    /// The state directory could not be used.
+    /// The box directory, the console file or the event file cannot be used.
     StateDir,
-    /// The image layout, its index, manifest or config is not usable.
+    /// The image layout, its index, manifest or config cannot be used. The image must change.
     ImageInvalid,
-    /// A layer could not be unpacked or did not match its digest.
+    /// A layer cannot be unpacked or does not match its digest. The image must change.
     LayerInvalid,
-    /// The layer cache or the mounts failed for a reason of this host.
+    /// The layer cache or a mount failed for a reason of this host, for example a full disk or an
+    /// owner for whom the user has no sub-ids.
     RootfsFailed,
-    /// The process could not be set up (namespaces, limits, signals).
+    /// The process of the shim cannot be set up: its namespaces, limits, signals or cgroup.
     ProcessSetup,
-    /// The shim could not confine itself as the config requires.
+    /// The shim cannot confine itself as `confinement.level` requires.
     Confinement,
-    /// This host cannot run a VM: no usable `/dev/kvm`, or no guest kernel.
+    /// This host cannot run a VM: `/dev/kvm`, the guest kernel or the guest program is missing or
+    /// cannot be used.
     HostUnsupported,
-    /// The network that the config asks for cannot be had: `passt` is missing or refused, a port is in use.
+    /// The network of the guest cannot be made: `passt` is missing or fails, or a port is in use.
     NetworkSetup,
-    /// libkrun refused the machine.
+    /// libkrun refused the config of the machine.
     VmSetup,
-    /// The guest did not come up within the boot deadline.
+    /// The box was not ready within `agent.boot_timeout_ms`.
     BootTimeout,
-    /// The program of the workload, or its interpreter, does not exist.
+    /// The executable of the workload or its interpreter does not exist. The exit status is 127.
     WorkloadNotFound,
-    /// The program of the workload exists and cannot be executed.
+    /// The executable of the workload exists, but cannot be executed. The exit status is 126.
     WorkloadNotExecutable,
-    /// The workload's mounts, user, working directory or limits could not be set up.
+    /// The guest program cannot set up the workload's mounts, user, working directory or limits.
     WorkloadSetup,
-    /// The guest ended without saying how: panic, reset, or loss of its init.
+    /// The guest ended without a report: its kernel panicked or was reset, or PID 1 ended.
     GuestLost,
-    /// Health checks failed, and `agent.health.on_unhealthy` is `stop`.
+    /// The box was unhealthy, and `agent.health.on_unhealthy` is `stop`.
     Unhealthy,
-    /// The guest broke the control protocol.
+    /// The guest violated the control protocol.
     GuestProtocol,
-    /// The VM did not end by itself after the guest was done; it was ended.
+    /// The VM did not end by itself in time, so the shim ended it.
     ShutdownTimeout,
-    /// The virtual machine monitor failed (libkrun ended with an error).
+    /// libkrun ended with an error, and without a report of the guest.
     VmFailed,
-    /// The shim ended by a signal or without a terminal event (made by the supervisor).
+    /// The shim ended without `box.stopped`. Only a supervisor makes this error.
     ShimLost,
-    /// A fault of the shim itself.
+    /// The shim itself has a fault.
     Internal,
 }
 
-/// One error, as it is shown to people and programs.
+/// One error, for people and programs.
+///
+/// In an event, the shim cuts each text to 4096 bytes and keeps at most 16 causes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ErrorReport {
-    /// Stable name of what went wrong.
+    /// Stable name of the error.
     pub code: ErrorCode,
-    /// What failed, in one line.
+    /// Description of the failure, in one line.
     pub message: String,
-    /// Why, from the nearest cause to the root.
+    /// Causes of the failure, from the nearest one to the root cause. Empty: none is known.
     pub causes: Vec<String>,
-    /// What to do about it, where that is known.
+    /// Instruction for the user that removes the cause. Absent: none is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
     /// Whether the same config may succeed if it is tried again without a change.
@@ -76,7 +81,7 @@ pub struct ErrorReport {
 }
 
 impl ErrorReport {
-    /// Makes the report of `error` and its causes.
+    /// Makes the report of `error` and its causes, without a hint and not retryable.
     #[must_use]
     pub fn new(code: ErrorCode, error: &dyn Error) -> Self {
         Self {
@@ -88,20 +93,20 @@ impl ErrorReport {
         }
     }
 
-    /// Adds what to do about it.
+    /// Replaces the hint.
     #[must_use]
     pub fn with_hint(self, hint: Option<String>) -> Self {
         Self { hint, ..self }
     }
 
-    /// Says that trying again may help.
+    /// Marks the error as retryable.
     #[must_use]
     pub fn retryable(self) -> Self {
         Self { retryable: true, ..self }
     }
 }
 
-/// Writes `error` and its causes in one line, from the error to the root cause.
+/// Returns `error` and its causes in one line, from the error to the root cause.
 ///
 /// ```
 /// use std::io;

@@ -1,7 +1,7 @@
 //! [`EventDecoder`]: splits bytes into lines and reads an event from each, in bounded memory.
 //!
-//! The decoder does no input or output. Its callers read from a pipe or a file, each in its own way,
-//! and push the bytes.
+//! The decoder does no input or output. Its callers read from a pipe or a file, each in its own
+//! way, and push the bytes.
 
 use std::collections::VecDeque;
 
@@ -81,15 +81,16 @@ impl EventDecoder {
 
     /// Reads an event file, to which several shims may have appended one after the other.
     ///
-    /// A shim that was killed while it wrote leaves half a line. It is ignored at the end of the file, and
-    /// where the first event of the next shim follows it in the same line. Blank lines are ignored.
+    /// A shim that was killed while it wrote leaves half a line. It is ignored at the end of the
+    /// file, and where the first event of the next shim follows it in the same line. Blank lines
+    /// are ignored.
     #[must_use]
     pub fn of_file() -> Self {
         Self { is_of_file: true, ..Self::of_stream() }
     }
 
-    /// Appends bytes. Callers take all events before they append more than a few kilobytes, so that the
-    /// decoder holds one line at most.
+    /// Appends bytes. Callers take all events before they append more than a few kilobytes, so that
+    /// the decoder holds one line at most.
     pub fn push(&mut self, bytes: &[u8]) {
         self.buffer.extend(bytes);
     }
@@ -98,8 +99,8 @@ impl EventDecoder {
     ///
     /// # Errors
     ///
-    /// Fails if the line is not an event, has another version, or is too long. After the first two the
-    /// next call goes on with the next line.
+    /// Fails if the line is not an event, has another version, or is too long. After the first two
+    /// errors the next call reads the next line.
     pub fn next_event(&mut self) -> Result<Option<Event>, EventLineError> {
         while let Some(line) = self.take_line()? {
             if let Some(event) = self.read(&line)? {
@@ -115,12 +116,13 @@ impl EventDecoder {
         self.number
     }
 
-    /// Returns the event of a last line that has no line feed. It is ignored if it was cut, and in a
-    /// stream, whose shim always writes the line feed.
+    /// Returns the event of a last line that has no line feed. It is ignored if it was cut, and in
+    /// a stream, whose shim always writes the line feed.
     ///
     /// # Errors
     ///
-    /// Fails as [`Self::next_event`] does if an event file holds nothing but a line that is no event.
+    /// Fails as [`Self::next_event`] does if an event file holds nothing but a line that is no
+    /// event.
     pub fn finish(&mut self) -> Result<Option<Event>, EventLineError> {
         let line = self.buffer.drain(..).collect::<Vec<u8>>();
         self.searched = 0;
@@ -166,8 +168,8 @@ impl EventDecoder {
     }
 }
 
-/// Reads a line. In a file, half a line may be followed by the first event of the next shim. A quote in
-/// a text of an event is escaped, so no text looks like the start of an event.
+/// Reads a line. In a file, half a line may be followed by the first event of the next shim. A
+/// quote in a text of an event is escaped, so no text looks like the start of an event.
 fn parse(line: &[u8], is_of_file: bool) -> Result<Event, serde_json::Error> {
     let whole = serde_json::from_slice(line);
     if !is_of_file {

@@ -1,17 +1,18 @@
-//! The contract of `a3s-box-shim`: what goes in, what comes out, and what the exit status means.
+//! The contract of `a3s-box-shim`: its input, its output, its files and its exit status.
 //!
 //! | direction | type | where |
 //! |---|---|---|
 //! | stdin | [`BoxConfig`], one JSON document | [`config`] |
-//! | stdout | [`Event`], one JSON object a line | [`event`] |
-//! | `<state_dir>/<id>/` | [`RunRecord`] while it lives, [`ExitRecord`] afterwards | [`record`] |
+//! | stdout | [`Event`], one JSON object for each line | [`event`] |
+//! | `<state_dir>/<id>/` | [`RunRecord`] of the shim, then [`ExitRecord`] | [`record`] |
 //! | `error` events | [`ErrorReport`] with a stable [`ErrorCode`] | [`error`] |
 //! | `--doctor --json` | [`DoctorReport`](doctor::DoctorReport) | [`doctor`] |
 //! | exit status | constants and [`for_signal`](exit::for_signal) | [`exit`] |
 //!
-//! JSON Schemas for other languages are in `schema/` ([`schema`]). All serializable types of the
-//! contract are in this crate, without input and output. Only [`box_dir`] makes system calls: it owns
-//! the lock of a box, because the shim and its supervisors must follow the same rule.
+//! The JSON Schemas for other languages are in the directory `schema/` ([`schema`]). This crate has
+//! all serializable types of the contract, but does no input or output with them. Only [`box_dir`]
+//! makes system calls: it owns the lock of a box, because the shim and its supervisors must follow
+//! the same rule.
 
 pub mod box_dir;
 mod box_id;

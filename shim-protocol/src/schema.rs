@@ -1,11 +1,12 @@
-//! JSON Schemas of the contract, as they are checked in.
+//! The JSON Schemas of the contract, as they are in the directory `schema/` of this crate.
 //!
-//! A test generates them anew from the types and compares; `UPDATE_SCHEMA=1` rewrites them.
+//! The schemas are generated from the types and their docs (feature `schema`). A test compares the
+//! files with a new generation, and with the variable `UPDATE_SCHEMA=1` it rewrites them.
 
-/// Schema of [`BoxConfig`](crate::BoxConfig).
+/// JSON Schema of [`BoxConfig`](crate::BoxConfig), which `a3s-box-shim --print-schema` prints.
 pub const BOX_CONFIG: &str = include_str!("../schema/box-config.json");
 
-/// Schema of [`Event`](crate::Event).
+/// JSON Schema of [`Event`](crate::Event).
 pub const EVENT: &str = include_str!("../schema/event.json");
 
 #[cfg(test)]
@@ -24,12 +25,12 @@ mod tests {
     }
 
     #[test]
-    fn checked_in_schema_of_the_config_is_current() {
+    fn schema_file_of_the_config_is_current() {
         check::<crate::BoxConfig>("box-config.json", super::BOX_CONFIG);
     }
 
     #[test]
-    fn checked_in_schema_of_the_events_is_current() {
+    fn schema_file_of_the_events_is_current() {
         check::<crate::Event>("event.json", super::EVENT);
     }
 }

@@ -1,40 +1,41 @@
-//! The states of a box, as supervisors see them.
+//! [`BoxState`], the state of a box, and [`HealthState`], its health.
 //!
 //! ```text
-//!              booted, health check passes
+//!                     ready
 //!   Created ────────────────────────────────► Ready ◄──────► Busy
 //!      │                                       │ ▲             │
 //!      │                                       ▼ │             │
 //!      │                                   Compacting ◄────────┤
 //!      │                                       │               │
 //!      └──────────────► Stopped ◄──────────────┴───────────────┘
-//!        VM terminated, resources freed
 //! ```
 //!
-//! Ready, Busy and Compacting are the agent's to say. Stopped is final.
+//! `agent.readiness` decides when a box becomes Ready. Afterwards the agent's health answers and
+//! the workload's notifications (`X_A3S_STATE` on `$NOTIFY_SOCKET`) select Ready, Busy or
+//! Compacting. Each of these three states can follow each of the others. Stopped is final.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// What a box is doing.
+/// The state of a box, as `state.changed` reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum BoxState {
-    /// Config captured, no VM started.
+    /// The box is not ready yet: its shim has not started, or the guest boots.
     Created,
-    /// VM booted, agent initialized, health check passing.
+    /// The box is ready, as `agent.readiness` defines it, and idle.
     Ready,
-    /// A session is processing.
+    /// The agent or the workload has reported that it is processing.
     Busy,
-    /// A session compresses its context.
+    /// The agent or the workload has reported that it compresses its context.
     Compacting,
-    /// VM terminated, resources freed.
+    /// The box has ended. No other state follows.
     Stopped,
 }
 
-/// What health checks say.
+/// The health of a box, as its health checks found it.
 ///
 /// ```text
 ///              a check succeeds                    a check succeeds
@@ -48,12 +49,12 @@ pub enum BoxState {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum HealthState {
-    /// No check has succeeded yet, and none had to.
+    /// No check has succeeded yet, and fewer than `retries` failures count.
     #[default]
     Starting,
-    /// The last check succeeded, or too few since then have failed.
+    /// A check has succeeded, and fewer than `retries` checks have failed since.
     Healthy,
-    /// Too many checks in a row have failed.
+    /// At least `retries` checks in a row have failed.
     Unhealthy,
 }
 

@@ -1,6 +1,6 @@
-//! An agent on a unix socket, which answers what it is told to.
+//! [`FakeAgent`]: an agent on a unix socket, whose answers the tests choose.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails here")]
+#![expect(clippy::unwrap_used, reason = "a failed setup fails the test")]
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -16,7 +16,7 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 use tonic::{Request, Response};
 
-/// A served agent.
+/// A running server, and the answer of its health checks.
 pub(crate) struct FakeAgent {
     answer: Arc<Mutex<(Status, State)>>,
     socket: PathBuf,
@@ -52,6 +52,7 @@ impl Agent for Service {
 }
 
 impl FakeAgent {
+    /// Starts the server on `socket`, with the answer that it serves and is ready.
     pub(crate) fn serve(socket: PathBuf) -> Self {
         let answer = Arc::new(Mutex::new((Status::Serving, State::Ready)));
         let listener = UnixListener::bind(&socket).unwrap();
@@ -66,12 +67,13 @@ impl FakeAgent {
         Self { answer, socket, stop, server }
     }
 
-    pub(crate) fn say(&self, status: Status, state: State) {
+    /// Sets the answer of the next health checks.
+    pub(crate) fn set_answer(&self, status: Status, state: State) {
         *self.answer.lock().unwrap() = (status, state);
     }
 
-    /// Ends the agent and its connections.
-    pub(crate) async fn vanish(self) {
+    /// Stops the server, closes its connections and removes the socket.
+    pub(crate) async fn stop(self) {
         self.stop.send(()).unwrap();
         self.server.await.unwrap();
         std::fs::remove_file(&self.socket).unwrap();

@@ -1,4 +1,4 @@
-//! From the config to a box that is ready, or is not.
+//! `VmManager::boot`: from the config to a box that is ready or has ended.
 
 use a3s_box_core::event::{EventKind, StopReason};
 use a3s_box_core::{BoxConfig, BoxState, ErrorCode, EventEmitter};
@@ -7,37 +7,37 @@ use nix::errno::Errno;
 use nix::sys::signal::kill;
 use nix::unistd::Pid;
 
-use crate::harness::{ScriptedBox, soon};
+use crate::harness::{ScriptedBox, in_time};
 
 #[tokio::test]
-async fn box_is_ready_when_the_shim_says_so_and_stops_on_term() {
+async fn box_is_ready_by_the_event_of_the_shim_and_stops_on_sigterm() {
     let demo = ScriptedBox::new("trap 'stopped stopped 143' TERM; started; ready; nap");
-    let directory = demo.state_directory();
+    let directory = demo.make_box_directory();
     assert_eq!(demo.vm.id(), "demo");
     assert_eq!(demo.vm.state(), BoxState::Created);
-    soon(demo.vm.boot()).await.unwrap();
+    in_time(demo.vm.boot()).await.unwrap();
     assert_eq!(demo.vm.state(), BoxState::Ready);
-    let again = soon(demo.vm.boot()).await.unwrap_err();
+    let again = in_time(demo.vm.boot()).await.unwrap_err();
     assert!(matches!(again, VmError::AlreadyBooted { state: BoxState::Ready }), "{again}");
 
-    soon(demo.vm.destroy()).await.unwrap();
+    in_time(demo.vm.destroy()).await.unwrap();
     assert_eq!(demo.vm.state(), BoxState::Stopped);
-    let outcome = soon(demo.vm.wait()).await;
+    let outcome = in_time(demo.vm.wait()).await;
     assert_eq!((outcome.reason, outcome.exit_code), (StopReason::Stopped, Some(143)));
     assert!(!directory.exists());
     assert!(directory.parent().unwrap().exists());
     assert_eq!(kill(Pid::from_raw(demo.shim_pid()), None), Err(Errno::ESRCH));
-    soon(demo.vm.destroy()).await.unwrap();
-    assert_eq!(demo.numbers(), [0, 1, 2]);
+    in_time(demo.vm.destroy()).await.unwrap();
+    assert_eq!(demo.sequence_numbers(), [0, 1, 2]);
 }
 
 #[tokio::test]
-async fn error_of_the_shim_is_the_error_of_boot() {
+async fn boot_returns_the_error_of_the_shim() {
     let demo = ScriptedBox::new(
         r#"event error '"code":"image_invalid","message":"no such tag","causes":["a"],"retryable":false'
            stopped failed 125"#,
     );
-    let error = soon(demo.vm.boot()).await.unwrap_err();
+    let error = in_time(demo.vm.boot()).await.unwrap_err();
     let VmError::BootFailed { report } = error else { panic!("{error}") };
     assert_eq!(report.code, ErrorCode::ImageInvalid);
     assert_eq!(
@@ -45,22 +45,22 @@ async fn error_of_the_shim_is_the_error_of_boot() {
         ("no such tag", &["a".to_owned()][..])
     );
     assert_eq!(demo.vm.state(), BoxState::Stopped);
-    let outcome = soon(demo.vm.wait()).await;
+    let outcome = in_time(demo.vm.wait()).await;
     assert_eq!((outcome.reason, outcome.exit_code), (StopReason::Failed, Some(125)));
 }
 
 #[tokio::test]
-async fn workload_that_ends_before_the_box_is_ready_is_no_failure() {
+async fn boot_succeeds_if_the_workload_exits_before_the_box_is_ready() {
     let demo = ScriptedBox::new("started; exited 3");
-    soon(demo.vm.boot()).await.unwrap();
+    in_time(demo.vm.boot()).await.unwrap();
     assert_eq!(demo.vm.state(), BoxState::Stopped);
-    let outcome = soon(demo.vm.wait()).await;
+    let outcome = in_time(demo.vm.wait()).await;
     assert_eq!((outcome.reason, outcome.exit_code), (StopReason::Exited, Some(3)));
-    assert!(!soon(demo.vm.health_check()).await.unwrap());
+    assert!(!in_time(demo.vm.health_check()).await.unwrap());
 }
 
 #[tokio::test]
-async fn stop_during_the_boot_ends_the_boot() {
+async fn destroy_ends_a_boot() {
     let demo = ScriptedBox::new("trap 'stopped stopped 143' TERM; started; nap");
     let destroy = async {
         while demo.events().is_empty() {
@@ -68,52 +68,54 @@ async fn stop_during_the_boot_ends_the_boot() {
         }
         demo.vm.destroy().await
     };
-    let (booted, destroyed) = soon(async { tokio::join!(demo.vm.boot(), destroy) }).await;
+    let (booted, destroyed) = in_time(async { tokio::join!(demo.vm.boot(), destroy) }).await;
     destroyed.unwrap();
     let error = booted.unwrap_err();
     assert!(matches!(error, VmError::StoppedWhileBooting { .. }), "{error}");
 }
 
 #[tokio::test]
-async fn config_arrives_byte_for_byte() {
-    // Longer than a pipe holds.
+async fn shim_reads_the_config_byte_for_byte() {
+    // The config is longer than a pipe has space, so the write and the read must overlap.
     let secret = "s\"\n\u{1}é".repeat(50_000);
     let mut sent = Vec::new();
     let demo = ScriptedBox::with_config("exited 0", |config| {
         config.process.env.0.insert("TOKEN".to_owned(), secret);
         sent = config.to_json().unwrap();
     });
-    soon(demo.vm.boot()).await.unwrap();
+    in_time(demo.vm.boot()).await.unwrap();
     assert_eq!(demo.stdin(), sent);
 }
 
 #[tokio::test]
-async fn config_without_an_id_gets_one() {
+async fn config_without_an_id_gets_a_generated_one() {
     let new = || VmManager::new(BoxConfig::default(), EventEmitter::new());
     assert_ne!(new().id(), new().id());
     let demo = ScriptedBox::with_config("exited 0", |config| config.id = None);
-    soon(demo.vm.boot()).await.unwrap();
+    in_time(demo.vm.boot()).await.unwrap();
     let received = BoxConfig::from_json(&demo.stdin()).unwrap();
     assert_eq!(received.id.as_deref(), Some(demo.vm.id()));
 }
 
 #[tokio::test]
-async fn shim_that_cannot_be_run_is_named_and_the_boot_may_be_tried_again() {
+async fn boot_names_a_shim_that_cannot_run_and_may_be_repeated() {
     let vm = VmManager::new(BoxConfig::default(), EventEmitter::new());
     let vm = vm.with_shim("/nowhere/shim");
     for _ in 0..2 {
-        let error = soon(vm.boot()).await.unwrap_err();
+        let error = in_time(vm.boot()).await.unwrap_err();
         assert_eq!(error.to_string(), "cannot run the shim `/nowhere/shim`");
         assert_eq!(vm.state(), BoxState::Created);
     }
 }
 
 #[tokio::test]
-async fn shim_that_is_nowhere_is_an_error_with_all_places() {
+async fn boot_without_a_shim_lists_all_searched_paths() {
     let vm = VmManager::new(BoxConfig::default(), EventEmitter::new());
-    // One may stand beside the test's own program, where the whole workspace was built.
-    let Err(VmError::Start(ShimStartError::NotFound { searched })) = soon(vm.boot()).await else {
-        return soon(vm.destroy()).await.unwrap();
+    // A build of the whole workspace puts a shim beside the executable of this test. The boot then
+    // starts it.
+    let Err(VmError::Start(ShimStartError::NotFound { searched })) = in_time(vm.boot()).await
+    else {
+        return in_time(vm.destroy()).await.unwrap();
     };
     let program = std::env::current_exe().unwrap();
     let beside = program.parent().unwrap();
@@ -124,25 +126,25 @@ async fn shim_that_is_nowhere_is_an_error_with_all_places() {
 }
 
 #[tokio::test]
-async fn box_that_was_never_booted_can_be_destroyed() {
+async fn destroy_of_a_box_that_was_never_booted_makes_it_stopped() {
     let demo = ScriptedBox::new("started");
-    soon(demo.vm.destroy()).await.unwrap();
-    soon(demo.vm.destroy()).await.unwrap();
+    in_time(demo.vm.destroy()).await.unwrap();
+    in_time(demo.vm.destroy()).await.unwrap();
     assert_eq!(demo.vm.state(), BoxState::Stopped);
-    assert_eq!(soon(demo.vm.wait()).await.reason, StopReason::Stopped);
-    let error = soon(demo.vm.boot()).await.unwrap_err();
+    assert_eq!(in_time(demo.vm.wait()).await.reason, StopReason::Stopped);
+    let error = in_time(demo.vm.boot()).await.unwrap_err();
     assert!(matches!(error, VmError::AlreadyBooted { state: BoxState::Stopped }), "{error}");
     assert!(demo.events().is_empty());
 }
 
 #[tokio::test]
-async fn events_reach_the_observers_as_they_are() {
+async fn observers_get_the_events_of_the_shim_unchanged() {
     let demo = ScriptedBox::new(
         "started; event vm.starting '\"vcpus\":2,\"memory_mib\":64'; event from.the.future '\"x\":1'; exited 0",
     );
-    soon(demo.vm.boot()).await.unwrap();
+    in_time(demo.vm.boot()).await.unwrap();
     let events = demo.events();
     assert_eq!(events[1], EventKind::VmStarting { vcpus: 2, memory_mib: 64 });
     assert_eq!(events[2], EventKind::Unknown);
-    assert_eq!(demo.numbers(), [0, 1, 2, 3, 4]);
+    assert_eq!(demo.sequence_numbers(), [0, 1, 2, 3, 4]);
 }

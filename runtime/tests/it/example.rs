@@ -1,11 +1,11 @@
-//! The documentation's example and the program that runs it are one text.
+//! Compares the example in the crate docs with the example program and the README.
 
 const PROGRAM: &str = include_str!("../../examples/boot.rs");
 const README: &str = include_str!("../../../README.md");
 const DOCUMENTATION: &str = include_str!("../../src/lib.rs");
 
 #[test]
-fn example_is_what_the_documentation_shows() {
+fn example_is_equal_in_the_docs_the_program_and_the_readme() {
     let shown: Vec<&str> = DOCUMENTATION
         .lines()
         .skip_while(|line| !line.starts_with("//! ```no_run"))

@@ -1,6 +1,6 @@
-//! A box whose shim is a script, and what its events were.
+//! [`ScriptedBox`]: a box whose shim is a script, and the events of the box.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails here")]
+#![expect(clippy::unwrap_used, reason = "a failed setup fails the test")]
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -13,10 +13,10 @@ use a3s_box_core::{BoxConfig, Event, EventEmitter};
 use a3s_box_runtime::VmManager;
 use tempfile::TempDir;
 
-/// No test waits longer for anything.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Maximum time of each wait in a test.
+const MAX_WAIT: Duration = Duration::from_secs(20);
 
-/// A box, the directory of its shim and state, and its events so far.
+/// A box, the directory with its shim and its state directory, and its events so far.
 pub(crate) struct ScriptedBox {
     pub(crate) vm: VmManager,
     events: Arc<Mutex<Vec<Event>>>,
@@ -24,18 +24,21 @@ pub(crate) struct ScriptedBox {
 }
 
 impl ScriptedBox {
-    /// A box whose shim does what `script` says, with the verbs of the file `shim` beside this one.
+    /// Makes a box whose shim runs `script`, with the functions of the file `shim` beside this one.
     pub(crate) fn new(script: &str) -> Self {
         Self::with_config(script, |_config| {})
     }
 
+    /// Makes a box as [`new`](Self::new) does, and changes its config by `change`.
     pub(crate) fn with_config(script: &str, change: impl FnOnce(&mut BoxConfig)) -> Self {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("script"), script).unwrap();
+        // A symlink suffices, because the script finds its files beside the link.
         let shim = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/shim");
         symlink(shim, dir.path().join("shim")).unwrap();
         let mut config = BoxConfig { id: Some("demo".to_owned()), ..BoxConfig::default() };
         config.paths.state_dir = dir.path().join("state");
+        // Without a grace period, the manager kills a shim that ignores SIGTERM after its margin.
         config.stop.grace_ms = 0;
         change(&mut config);
         let emitter = EventEmitter::new();
@@ -46,27 +49,29 @@ impl ScriptedBox {
         Self { vm, events, dir }
     }
 
-    /// Makes the state directory, as the shim does.
-    pub(crate) fn state_directory(&self) -> PathBuf {
+    /// Makes the box directory, as a shim does, and returns its path.
+    pub(crate) fn make_box_directory(&self) -> PathBuf {
         let directory = self.dir.path().join("state/demo");
         fs::create_dir_all(&directory).unwrap();
         directory
     }
 
-    /// What the shim has read.
+    /// Returns the bytes that the shim has read from its standard input.
     pub(crate) fn stdin(&self) -> Vec<u8> {
         fs::read(self.dir.path().join("stdin")).unwrap()
     }
 
+    /// Returns the kinds of the events so far.
     pub(crate) fn events(&self) -> Vec<EventKind> {
         self.events.lock().unwrap().iter().map(|event| event.kind.clone()).collect()
     }
 
-    /// Sequence numbers of the events.
-    pub(crate) fn numbers(&self) -> Vec<u64> {
+    /// Returns the `seq` of the events so far.
+    pub(crate) fn sequence_numbers(&self) -> Vec<u64> {
         self.events.lock().unwrap().iter().map(|event| event.seq).collect()
     }
 
+    /// Returns the pid in the event `shim.started`.
     pub(crate) fn shim_pid(&self) -> i32 {
         let started = self.events().into_iter().find_map(|kind| match kind {
             EventKind::ShimStarted { pid, .. } => Some(pid),
@@ -75,22 +80,23 @@ impl ScriptedBox {
         i32::try_from(started.unwrap()).unwrap()
     }
 
-    /// Drops the box, but not the directory in which its shim runs.
+    /// Drops the manager, and returns the directory in which its shim runs, which must outlive the
+    /// shim.
     pub(crate) fn drop_manager(self) -> TempDir {
         self.dir
     }
 }
 
-/// The future's output, within a bound.
-pub(crate) async fn soon<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PATIENCE, future).await.unwrap()
+/// Waits for `future`, and fails after [`MAX_WAIT`].
+pub(crate) async fn in_time<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(MAX_WAIT, future).await.unwrap()
 }
 
-/// Waits until `is_so`, and fails after `bound`.
-pub(crate) async fn within(bound: Duration, is_so: impl Fn() -> bool) {
+/// Waits until `condition` returns true, and fails after `bound`.
+pub(crate) async fn until(bound: Duration, condition: impl Fn() -> bool) {
     let start = Instant::now();
-    while !is_so() {
-        assert!(start.elapsed() < bound, "not so within {bound:?}");
+    while !condition() {
+        assert!(start.elapsed() < bound, "the condition is not met within {bound:?}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }

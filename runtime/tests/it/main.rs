@@ -1,4 +1,4 @@
-//! `VmManager` with a script in the place of the shim: no VM is needed.
+//! Tests of `VmManager` with a script in the place of the shim, so that they need no VM.
 
 mod agent;
 mod boot;

@@ -1,6 +1,6 @@
-//! What a box's directory says, and what a manager makes of it.
+//! `inspect` with the records in a box directory, and the use that a manager makes of `exit.json`.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails here")]
+#![expect(clippy::unwrap_used, reason = "a failed setup fails the test")]
 
 use std::fs::{self, File};
 use std::os::unix::fs::symlink;
@@ -16,14 +16,14 @@ use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 use tempfile::TempDir;
 
-use crate::harness::{ScriptedBox, soon};
+use crate::harness::{ScriptedBox, in_time};
 
-/// The directory of the box `demo`, as a shim leaves it.
-struct Left {
+/// A state directory with the box directory `demo`, as a shim leaves it.
+struct LeftBox {
     dir: TempDir,
 }
 
-impl Left {
+impl LeftBox {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("demo")).unwrap();
@@ -53,7 +53,7 @@ fn boot_id() -> String {
     fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap().trim().to_owned()
 }
 
-/// The record of a shim that is this process.
+/// Returns the run record of a shim whose pid is the one of this process.
 fn run() -> RunRecord {
     RunRecord {
         v: 1,
@@ -66,6 +66,7 @@ fn run() -> RunRecord {
     }
 }
 
+/// Returns the exit record of the same shim.
 fn exit() -> ExitRecord {
     ExitRecord {
         v: 1,
@@ -92,15 +93,15 @@ fn box_without_a_record_is_absent() {
     for id in ["demo", "", "..", "a/b"] {
         assert_eq!(inspect(dir.path(), id).unwrap(), BoxRecord::Absent, "{id}");
     }
-    let left = Left::new();
+    let left = LeftBox::new();
     left.write("lock", "");
     assert_eq!(left.inspect().unwrap(), BoxRecord::Absent);
-    assert!(!left.path(RUN_FILE).exists(), "a reader makes nothing");
+    assert!(!left.path(RUN_FILE).exists(), "the reader makes no file");
 }
 
 #[test]
-fn locked_directory_is_live_whatever_its_exit_record_says() {
-    let left = Left::new();
+fn locked_box_is_live_even_with_an_exit_record() {
+    let left = LeftBox::new();
     left.write(RUN_FILE, json(&run()));
     left.write(EXIT_FILE, json(&exit()));
     let lock = left.lock();
@@ -111,8 +112,8 @@ fn locked_directory_is_live_whatever_its_exit_record_says() {
 }
 
 #[test]
-fn exit_record_that_is_not_whole_or_not_of_the_run_counts_as_none() {
-    let left = Left::new();
+fn exit_record_that_is_not_complete_or_of_another_run_counts_as_missing() {
+    let left = LeftBox::new();
     left.write(RUN_FILE, json(&run()));
     assert_eq!(left.inspect().unwrap(), BoxRecord::Lost(Some(run())));
     let whole = json(&exit());
@@ -141,8 +142,8 @@ fn exit_record_that_is_not_whole_or_not_of_the_run_counts_as_none() {
 }
 
 #[test]
-fn run_record_that_was_torn_by_the_hosts_end_does_not_hide_the_exit() {
-    let left = Left::new();
+fn incomplete_run_record_does_not_hide_the_exit_record() {
+    let left = LeftBox::new();
     left.write(RUN_FILE, "{\"v\":1,");
     left.write(EXIT_FILE, json(&exit()));
     assert_eq!(left.inspect().unwrap(), BoxRecord::Ended(exit()));
@@ -151,14 +152,14 @@ fn run_record_that_was_torn_by_the_hosts_end_does_not_hide_the_exit() {
 }
 
 #[test]
-fn what_is_no_file_is_an_error_and_not_followed() {
+fn record_that_is_no_regular_file_is_an_error_and_not_followed() {
     for name in [RUN_FILE, EXIT_FILE] {
-        let left = Left::new();
+        let left = LeftBox::new();
         left.write(RUN_FILE, json(&run()));
         left.write("precious", json(&exit()));
         let path = left.path(name);
         let replace_by = |make: &dyn Fn(&Path)| {
-            // Absent at first, for the second name.
+            // `exit.json` does not exist before the first replacement.
             let _absent = fs::remove_file(&path);
             make(&path);
         };
@@ -170,18 +171,19 @@ fn what_is_no_file_is_an_error_and_not_followed() {
         assert_eq!(error.to_string(), format!("`{}` is not a regular file", path.display()));
     }
     let dir = tempfile::tempdir().unwrap();
-    let left = Left::new();
+    let left = LeftBox::new();
     symlink(left.dir.path().join("demo"), dir.path().join("demo")).unwrap();
     assert!(matches!(inspect(dir.path(), "demo"), Err(RecordError::Host(_))));
 }
 
 #[test]
-fn record_that_is_in_the_making_is_waited_for() {
-    let left = Left::new();
-    // Of a process that has ended, and then none, as a shim that starts has it for a moment.
+fn inspect_waits_for_a_record_that_a_starting_shim_writes() {
+    let left = LeftBox::new();
+    // A starting shim has the lock while the file still has the record of an ended process, and
+    // then while it is empty.
     let old = RunRecord { pid: u32::MAX, ..run() };
-    for in_the_way in [json(&old), Vec::new()] {
-        left.write(RUN_FILE, in_the_way);
+    for earlier in [json(&old), Vec::new()] {
+        left.write(RUN_FILE, earlier);
         let lock = left.lock();
         let path = left.path(RUN_FILE);
         let writing = std::thread::spawn(move || {
@@ -200,8 +202,8 @@ fn record_that_is_in_the_making_is_waited_for() {
     assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
 }
 
-/// A script that leaves an `exit.json` of process `pid` and then dies without a word.
-fn leave_and_die(pid: &str) -> String {
+/// Returns a script that leaves an `exit.json` of process `pid`.
+fn leave_exit_record(pid: &str) -> String {
     let record = json(&ExitRecord {
         reason: StopReason::Unhealthy,
         exit_code: 125,
@@ -223,13 +225,13 @@ fn leave_and_die(pid: &str) -> String {
 }
 
 #[tokio::test]
-async fn shim_that_recorded_its_end_and_could_not_tell_it_is_believed() {
+async fn ending_comes_from_the_exit_record_of_a_shim_without_a_terminal_event() {
     let error = r#"event error '"code":"unhealthy","message":"m","causes":[],"retryable":false'"#;
-    for told in ["", error] {
-        let script = format!("started; ready; {}; {told}\nkill -9 $$", leave_and_die("$$"));
+    for emitted in ["", error] {
+        let script = format!("started; ready; {}; {emitted}\nkill -9 $$", leave_exit_record("$$"));
         let demo = ScriptedBox::new(&script);
-        soon(demo.vm.boot()).await.unwrap();
-        let outcome = soon(demo.vm.wait()).await;
+        in_time(demo.vm.boot()).await.unwrap();
+        let outcome = in_time(demo.vm.wait()).await;
         assert_eq!((outcome.reason, outcome.exit_code), (StopReason::Unhealthy, Some(125)));
         assert_eq!(outcome.to_string(), "unhealthy, exit status 125");
         let events = demo.events();
@@ -239,24 +241,24 @@ async fn shim_that_recorded_its_end_and_could_not_tell_it_is_believed() {
         };
         assert_eq!(report.code, ErrorCode::Unhealthy);
         assert!(matches!(stopped, EventKind::BoxStopped { uptime_ms: 5, .. }), "{stopped:?}");
-        assert_eq!(demo.numbers(), [0, 1, 2, 3]);
+        assert_eq!(demo.sequence_numbers(), [0, 1, 2, 3]);
         assert_eq!(demo.vm.state(), BoxState::Stopped);
     }
 }
 
 #[tokio::test]
-async fn exit_record_of_another_process_is_not_believed() {
-    let demo = ScriptedBox::new(&format!("started; {}; kill -9 $$", leave_and_die("1")));
-    let error = soon(demo.vm.boot()).await.unwrap_err();
+async fn exit_record_of_another_process_is_ignored() {
+    let demo = ScriptedBox::new(&format!("started; {}; kill -9 $$", leave_exit_record("1")));
+    let error = in_time(demo.vm.boot()).await.unwrap_err();
     let VmError::BootFailed { report } = error else { panic!("{error}") };
     assert_eq!(report.code, ErrorCode::ShimLost);
-    assert_eq!(soon(demo.vm.wait()).await.reason, StopReason::Killed);
+    assert_eq!(in_time(demo.vm.wait()).await.reason, StopReason::Killed);
 }
 
 #[tokio::test]
-async fn shim_is_told_who_starts_it() {
+async fn shim_gets_the_pid_of_the_manager() {
     let demo = ScriptedBox::new(r#"echo "$@" >"$dir/stdin"; exited 0"#);
-    soon(demo.vm.boot()).await.unwrap();
-    let said = String::from_utf8(demo.stdin()).unwrap();
-    assert_eq!(said, format!("--parent {}\n", std::process::id()));
+    in_time(demo.vm.boot()).await.unwrap();
+    let arguments = String::from_utf8(demo.stdin()).unwrap();
+    assert_eq!(arguments, format!("--parent {}\n", std::process::id()));
 }

@@ -1,11 +1,13 @@
-//! Environment variables, whose values are secrets.
+//! [`Environment`]: the environment variables of a workload, whose values are secrets.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// Names and values of environment variables. `Debug` shows the names only.
+/// Names and values of environment variables.
+///
+/// The values are secrets, so `Debug` prints the names only.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(transparent)]

@@ -1,53 +1,56 @@
-//! Why a config is refused.
+//! [`ConfigError`]: why a config is refused.
 
 use serde_path_to_error::Segment;
 
-/// Why a config is refused: where, what was found, what was expected.
+/// Why a config is refused.
+///
+/// Each error except for [`TooLarge`](Self::TooLarge) names the position, what was found and what
+/// was expected. No error quotes the value of an environment variable.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
-    /// Longer than [`MAX_CONFIG_BYTES`](super::MAX_CONFIG_BYTES).
+    /// The document is longer than [`MAX_CONFIG_BYTES`](super::MAX_CONFIG_BYTES).
     #[error("config is longer than {} bytes", super::MAX_CONFIG_BYTES)]
     TooLarge,
-    /// Not JSON, or something after the document.
+    /// The text is not JSON, or other text follows the document.
     #[error("config is not valid JSON at line {line}, column {column}: {message}")]
     Syntax {
-        /// Line, from 1.
+        /// Number of the line, from 1.
         line: usize,
-        /// Column, from 1.
+        /// Column in bytes, from 1; 0 if the line ended before its first byte.
         column: usize,
-        /// What the parser expected.
+        /// The message of the parser.
         message: String,
     },
-    /// A field of the wrong type, an unknown field or an unknown name.
+    /// A field has the wrong type or an unknown name, or its value is not one of the known names.
     #[error("{path}: {message}")]
     Shape {
-        /// JSON path of the field.
+        /// JSON path of the field, for example `mounts[1].type`.
         path: String,
-        /// What was found and expected.
+        /// What was found and what was expected.
         message: String,
     },
-    /// A value that the type allows and the meaning does not.
+    /// A value has the right type, but is out of range or conflicts with another field.
     #[error("{path}: found {found}, expected {expected}")]
     Invalid {
         /// JSON path of the field.
         path: String,
-        /// The value, or what is wrong with it.
+        /// The value, or a description of it.
         found: String,
-        /// What would be right.
+        /// Description of the accepted values.
         expected: String,
     },
-    /// Something that this version does not do yet.
+    /// The config requests something that this version does not support yet.
     #[error("{path}: not supported yet: {what}")]
     Unsupported {
         /// JSON path of the field.
         path: String,
-        /// What was asked for.
+        /// What was requested.
         what: String,
     },
 }
 
 impl ConfigError {
-    /// A value that the type allows and the meaning does not.
+    /// Makes the error [`Invalid`](Self::Invalid) of the field `path`.
     #[must_use]
     pub fn invalid(
         path: impl Into<String>,
@@ -57,7 +60,7 @@ impl ConfigError {
         Self::Invalid { path: path.into(), found: found.into(), expected: expected.into() }
     }
 
-    /// Something that this version does not do yet.
+    /// Makes the error [`Unsupported`](Self::Unsupported) of the field `path`.
     #[must_use]
     pub fn unsupported(path: impl Into<String>, what: impl Into<String>) -> Self {
         Self::Unsupported { path: path.into(), what: what.into() }
@@ -72,10 +75,13 @@ impl ConfigError {
     }
 
     pub(super) fn from_serde(error: &serde_path_to_error::Error<serde_json::Error>) -> Self {
+        // An error of the syntax has a line and a column, but its path is only where the parser
+        // stopped.
         if !error.inner().is_data() {
             return Self::syntax(error.inner());
         }
-        // serde fills objects from arrays, too, by position. In one, the path does not tell a secret.
+        // serde also fills a struct from an array, by position. The path of an error in such an
+        // array does not contain `env`, so it cannot show whether the value is a secret.
         let mut segments = error.path().iter();
         match (segments.next(), segments.next()) {
             (Some(Segment::Seq { .. }), _) => {
@@ -87,10 +93,11 @@ impl ConfigError {
             _ => {}
         }
         let path = match error.path().to_string() {
+            // The path of the document itself.
             root if root == "." => "config".to_owned(),
             path => path,
         };
-        // serde quotes the value that it found, and these values are secrets.
+        // serde quotes the value that it found, and values of the environment are secrets.
         let message = if path.starts_with("process.env") {
             "expected an object of strings (what was found is not shown: it may be secret)"
                 .to_owned()
@@ -101,7 +108,8 @@ impl ConfigError {
     }
 }
 
-/// `serde_json` appends ` at line L column C`, which says less than the path does.
+/// Removes ` at line L column C`, which `serde_json` appends. The other fields of the error locate
+/// the mistake.
 fn without_position(message: &str) -> String {
     message.rsplit_once(" at line ").map_or(message, |(text, _position)| text).to_owned()
 }

@@ -1,24 +1,29 @@
-//! How a box is watched, confined and stopped.
+//! How the shim watches, confines and stops a box: `agent`, `confinement`, `stop` and `events` of a
+//! config.
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-/// The agent in the guest.
+/// The agent in the guest, readiness, and health checks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct AgentConfig {
-    /// Who answers health checks.
+    /// The server that answers health checks. Default: `builtin`.
     pub provider: AgentProvider,
-    /// vsock port of the guest on which the agent listens.
+    /// vsock port of the guest on which the agent listens: any port except for 0, 4087 (the control
+    /// connection) and 4294967295 (`VMADDR_PORT_ANY`). Default: 4088.
     pub vsock_port: u32,
-    /// What makes the box ready. Absent: `health`; with provider `none`, `started`.
+    /// Event that makes the box ready. Absent: `health`, or `started` with provider `none`, which
+    /// refuses `health`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub readiness: Option<Readiness>,
-    /// Health checks for as long as the box runs; none with provider `none`.
+    /// Health checks, which the shim makes for as long as the box runs. With provider `none` it
+    /// makes none, but validates the values.
     pub health: HealthConfig,
-    /// How long the guest may take from the entry into libkrun until the box is ready, 1 to 3600000.
+    /// Time in milliseconds from the entry into libkrun until the box must be ready: 1 to 3600000.
+    /// Default: 45000. A box that is not ready by then ends with the error `boot_timeout`.
     pub boot_timeout_ms: u64,
 }
 
@@ -29,56 +34,61 @@ impl Default for AgentConfig {
             vsock_port: 4088,
             readiness: None,
             health: HealthConfig::default(),
-            // Half of what systemd gives a service to start (90 s), and ten times what an
-            // emulated host needs.
+            // Half of the time that systemd gives a service to start (90 s), and ten times the boot
+            // of an emulated host.
             boot_timeout_ms: 45_000,
         }
     }
 }
 
-/// Who answers health checks.
+/// The server that answers health checks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum AgentProvider {
-    /// The program that is PID 1 of the guest.
+    /// The agent of the guest program.
     #[default]
     Builtin,
-    /// A server of the image's own: it offers `grpc.health.v1.Health`, or the project's `Agent`.
+    /// A server in the image. It offers `grpc.health.v1.Health` or the project's `Agent` service.
     Image,
-    /// Nobody: there are no health checks.
+    /// No server, so the shim makes no health checks.
     None,
 }
 
-/// What makes a box ready.
+/// Event that makes a box ready.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Readiness {
-    /// The workload was started.
+    /// The guest program has started the workload.
     Started,
-    /// The workload sent `READY=1` to `$NOTIFY_SOCKET` (`sd_notify(3)`).
+    /// The workload has sent `READY=1` to `$NOTIFY_SOCKET` (`sd_notify(3)`).
     Notify,
-    /// A health check succeeded.
+    /// A health check has succeeded.
     Health,
 }
 
-/// Health checks. The agent is asked, and answers, in a round trip; three results are failures: no
-/// connection, no answer in time, and an answer that says so.
+/// Health checks: the shim calls the agent by gRPC and waits for the answer.
+///
+/// A check fails if there is no connection, if no answer comes in time, if the agent answers that
+/// it does not serve, or if the answer is malformed. Before its first success the shim checks every
+/// few milliseconds, so that the box is ready soon after its agent is, and counts at most
+/// one failure for each `interval_ms`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct HealthConfig {
-    /// Time from the end of a check to the next one, 10 to 3600000.
+    /// Time in milliseconds from the end of a check to the next one: 10 to 3600000. Default: 1000.
     pub interval_ms: u64,
-    /// Time in which an answer must come, 1 to 3600000.
+    /// Time in milliseconds in which an answer must come: 1 to 3600000. Default: 500. The first
+    /// answer has at least 2000, because it includes the connection and the start of the agent.
     pub timeout_ms: u64,
-    /// Failures in a row until the box is unhealthy, 1 to 1000.
+    /// Number of failures in a row after which the box is unhealthy: 1 to 1000. Default: 3.
     pub retries: u32,
-    /// Time after the workload's start in which failures do not count, up to the first success; 0 to
-    /// 3600000.
+    /// Time in milliseconds after the start of the workload in which failures do not count: 0 to
+    /// 3600000. Default: 30000. The first success ends this period early.
     pub start_period_ms: u64,
-    /// What happens to an unhealthy box.
+    /// What the shim does with an unhealthy box. Default: `report`.
     pub on_unhealthy: OnUnhealthy,
 }
 
@@ -94,98 +104,103 @@ impl Default for HealthConfig {
     }
 }
 
-/// What happens to an unhealthy box.
+/// What the shim does with an unhealthy box.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum OnUnhealthy {
-    /// An event says so. A guest that is too busy to answer is not killed for it.
+    /// It emits `health.changed`, and the box continues. A guest that is too busy to answer is
+    /// therefore not killed.
     #[default]
     Report,
-    /// The box is stopped, and its end is a failure.
+    /// It stops the box. The reason of the ending is `unhealthy`, and the exit status is 125.
     Stop,
 }
 
-/// How the shim confines itself.
+/// How the shim confines itself before the guest starts.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct ConfinementConfig {
-    /// How much confinement is needed to start.
+    /// The confinement that a start requires. Default: `required`.
     pub level: ConfinementLevel,
-    /// What happens to a system call that the filter does not know.
+    /// What the kernel does with a system call that the seccomp filter does not allow. Default:
+    /// `enforce`. `log` is refused with level `required`.
     pub seccomp: SeccompMode,
 }
 
-/// What happens to a system call that the filter does not know.
+/// What the kernel does with a system call that the seccomp filter does not allow.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum SeccompMode {
-    /// It ends the process that makes it: the shim, or the gate of its network.
+    /// It ends the calling process, which is the shim or the gate.
     #[default]
     Enforce,
-    /// It is done, and the kernel logs it: to find what a new kernel or libc needs.
+    /// It executes and logs the call. This finds the calls that a new kernel or libc needs.
     Log,
 }
 
-/// How much confinement is needed to start.
+/// The confinement that a start requires.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum ConfinementLevel {
-    /// All of it, or the shim refuses to start. What a kernel's Landlock is too old for is no reason:
-    /// other layers do the same.
+    /// Every layer. The shim refuses to start if one is missing. An old Landlock ABI is sufficient,
+    /// because other layers prevent what it cannot.
     #[default]
     Required,
-    /// As much as this host allows; `shim.confined` says how much that is.
+    /// Every layer that this host allows. The event `shim.confined` lists the missing ones.
     BestEffort,
-    /// None: the guest's kernel is trusted with everything that the shim's user may do.
+    /// No layer. A guest that breaks out of the VMM has all rights of the shim's user.
     None,
 }
 
-/// How the box is stopped.
+/// How the shim stops the box.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct StopConfig {
-    /// First signal to the workload, as `SIGTERM`. Absent: the image's stop signal, else SIGTERM.
+    /// Full name of the first signal to the workload, for example `SIGINT`. Absent: the stop signal
+    /// of the image, or else SIGTERM.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub signal: Option<String>,
-    /// Time until every process of the guest is killed.
+    /// Grace period in milliseconds, from the first signal until the guest program kills every
+    /// process of the guest: 0 to 3600000. Default: 10000.
     pub grace_ms: u64,
-    /// Stop the box when the process that started the shim has ended. `false` is for supervisors that
-    /// are restarted while their boxes go on.
+    /// Whether the shim stops the box when the process that spawned it has ended. Default: true.
+    /// `false` is for supervisors that restart while their boxes continue.
     pub die_with_parent: bool,
 }
 
 impl Default for StopConfig {
     fn default() -> Self {
-        // What container engines give by default.
+        // The default grace period of container engines.
         Self { signal: None, grace_ms: 10_000, die_with_parent: true }
     }
 }
 
-/// The event stream.
+/// The event stream, and the file that keeps it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct EventsConfig {
-    /// Time between two `metrics` events, 100 to 3600000. Absent: none are written.
+    /// Time in milliseconds between two `metrics` events: 100 to 3600000. Absent: the shim emits
+    /// none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metrics_interval_ms: Option<u64>,
-    /// File to which the stream is appended, too, so that a supervisor that was away can catch up.
-    /// Absolute. Absent: none is kept.
+    /// Absolute path of a file that the shim also appends the events to, so that a restarted
+    /// supervisor can read the events that it missed. Absent: no file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub file: Option<PathBuf>,
-    /// Most KiB that `file` and the one before it (`file` with `.1` at its end) take together, 64 to
-    /// 1048576.
+    /// Size limit in KiB of `file` and the previous file (the same name with `.1` at its end)
+    /// together: 64 to 1048576. Default: 16384.
     pub file_max_kib: u32,
 }
 
 impl Default for EventsConfig {
     fn default() -> Self {
-        // The stream of a day with metrics each 5 s: some 17,000 lines of under 1 KiB.
+        // The limit holds one day of `metrics` events every 5 s: 17,000 lines of less than 1 KiB.
         Self { metrics_interval_ms: None, file: None, file_max_kib: 16 * 1024 }
     }
 }

@@ -1,33 +1,40 @@
-//! The machine: size, mounts, console.
+//! The size of the machine, its limits, its mounts and its console: `resources`, `mounts` and
+//! `console` of a config.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-/// Size of the machine and limits.
+/// Size of the machine, and limits of the box.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct ResourcesConfig {
-    /// Virtual CPUs, 1 to 16.
+    /// Number of virtual CPUs: 1 to 16. Default: 1.
     pub vcpus: u8,
-    /// Memory of the guest in MiB, at least 128. It is taken from the host as it is used.
+    /// Memory of the guest in MiB: at least 128. Default: 512. The host allocates each page when
+    /// the guest first uses it.
     pub memory_mib: u32,
-    /// How much a box can write to its root, in MiB, 16 to 8388608; the file system's own records
-    /// count. Absent: no limit of the box's own in `state_dir`, half of the host's memory in `memory`.
+    /// Size limit of the writable layer of the root in MiB: 16 to 8388608. The metadata of the file
+    /// system counts. Absent: with `disk` `state_dir` the box has no limit of its own, and with
+    /// `memory` the limit is half of the host's memory, which is the default of a tmpfs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub disk_mib: Option<u32>,
-    /// Where what a box writes to its root is kept until its end.
+    /// Place of the writable layer of the root, which exists until the box ends. Default:
+    /// `state_dir`.
     pub disk: DiskPlace,
-    /// Limits of the workload in the guest: `{"nofile": [soft, hard]}`.
+    /// Resource limits of the workload in the guest, for example `{"nofile": [1024, 4096]}`.
+    /// Default: none, so the workload has the limits of the guest program.
     pub rlimits: BTreeMap<RlimitName, Rlimit>,
-    /// The box's own cgroup (version 2), as `/sys/fs/cgroup/boxes/demo`: made if missing, in one that is
-    /// delegated to the shim's user. It limits memory (`memory_mib` and what the shim itself takes),
-    /// CPU time (`vcpus`) and the number of threads. Absent: the shim stays where it was started.
+    /// Absolute path of the box's own cgroup (version 2), for example `/sys/fs/cgroup/boxes/demo`.
+    /// The shim creates it if it is missing, so the directory above must be delegated to the shim's
+    /// user. The cgroup limits memory (`memory_mib` and the shim's own memory), CPU time (`vcpus`)
+    /// and the number of threads. Absent: the shim stays in the cgroup that it was started in.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cgroup: Option<PathBuf>,
-    /// Ends the box after this time, counted from the start of the shim; exit status 124.
+    /// Time in milliseconds from the start of the shim until it stops the box: at least 1. The exit
+    /// status is then 124. Absent: no limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timeout_ms: Option<u64>,
 }
@@ -46,25 +53,26 @@ impl Default for ResourcesConfig {
     }
 }
 
-/// Where what a box writes to its root is kept until its end.
+/// Place of the writable layer of the root.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum DiskPlace {
-    /// In `paths.state_dir`; with `disk_mib` in an image file there, which needs root and the
-    /// programs `mkfs.ext4` and `mount`.
+    /// In the box directory. With `disk_mib` the layer is in an ext4 image file there, which needs
+    /// root and the helper programs `mkfs.ext4` and `mount`.
     #[default]
     StateDir,
-    /// In the host's memory, beside the guest's own.
+    /// In a tmpfs of the host, in addition to the memory of the guest.
     Memory,
 }
 
-/// Soft and hard limit, in the unit of the resource; 18446744073709551615 is "unlimited".
+/// Soft limit and hard limit, in the unit of the resource as `setrlimit(2)` defines it. The soft
+/// limit is at most the hard limit. 18446744073709551615 (`RLIM_INFINITY`) means no limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Rlimit(pub u64, pub u64);
 
-/// A resource limit, named as in setrlimit(2) without `RLIMIT_`.
+/// Name of a resource limit: the name in `setrlimit(2)`, in lower case and without `RLIMIT_`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
@@ -88,48 +96,54 @@ pub enum RlimitName {
     Stack,
 }
 
-/// A file system besides the root.
+/// A file system that the guest mounts in addition to its root.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(tag = "type", rename_all = "lowercase", deny_unknown_fields)]
 pub enum MountConfig {
-    /// A directory of the host.
+    /// A share: a directory of the host that the guest sees. A box has at most 6 shares, and at
+    /// most 5 with `network.mode` `passt`, because each device takes an interrupt of the machine.
     Virtiofs {
-        /// Directory of the host. Absolute; must exist.
+        /// Absolute path of the directory on the host. It must exist when the config is validated.
+        /// It may neither contain nor be inside of `paths.state_dir` or `paths.cache_dir`.
         source: PathBuf,
-        /// Directory in the guest. Absolute; made if missing.
+        /// Absolute path of the mount point in the guest, below `/` and without `..`. It is created
+        /// if it is missing.
         target: String,
-        /// Whether writes are refused, by the device.
+        /// Whether the device and the host refuse writes. Default: false.
         #[serde(default)]
         read_only: bool,
     },
-    /// Memory of the guest.
+    /// A tmpfs in the memory of the guest.
     Tmpfs {
-        /// Directory in the guest. Absolute; made if missing.
+        /// Absolute path of the mount point in the guest, below `/` and without `..`. It is created
+        /// if it is missing.
         target: String,
-        /// Size limit in MiB; absent: half of the guest's memory.
+        /// Size limit in MiB: at least 1. Absent: half of the guest's memory.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         size_mib: Option<u64>,
     },
 }
 
-/// Where the workload's output goes.
+/// Destination of the workload's output.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct ConsoleConfig {
-    /// File that standard output and error are appended to. Absolute. Absent: `console.log` in the
-    /// box's state directory.
+    /// Absolute path of the file, pipe or device that standard output and standard error are
+    /// appended to. Absent: `console.log` in the box directory.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<PathBuf>,
-    /// Most MiB that the file and the one before it (the same name with `.1` at its end) take
-    /// together, 1 to 1048576; what is older is dropped. A pipe or device is not limited.
+    /// Size limit in MiB of the file and the previous file (the same name with `.1` at its end)
+    /// together: 1 to 1048576. Default: 64. The oldest output is dropped. The limit does not apply
+    /// to a pipe or device.
     pub max_mib: u32,
 }
 
 impl Default for ConsoleConfig {
     fn default() -> Self {
-        // A workload that writes a line a second needs two weeks for it; a flood costs a known amount.
+        // A line of 50 bytes each second reaches the limit after two weeks, and a workload that
+        // writes without end takes a known amount of the disk.
         Self { path: None, max_mib: 64 }
     }
 }

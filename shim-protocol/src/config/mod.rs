@@ -1,11 +1,12 @@
-//! [`BoxConfig`]: the one JSON document that the shim reads on standard input.
+//! [`BoxConfig`]: the JSON document that the shim reads on standard input.
 //!
-//! Strict: unknown fields are refused, every field has a default, and an error names the JSON
-//! path, what was found and what was expected. `{}` is a legal config: an agent-only box, with an
-//! empty root, the built-in agent and no workload.
+//! The parser is strict: it refuses unknown fields, and an error names the JSON path, what was
+//! found and what was expected. Each field of `BoxConfig` has a default, so `{}` is a valid config.
+//! Its box has an empty root, the built-in agent and no workload.
 //!
-//! This module says what can be *written*. What it means together is decided once, by the shim,
-//! when it turns a `BoxConfig` into its own validated type.
+//! The types here accept any value of the right type. The shim checks ranges, and fields that
+//! depend on each other, once, when it converts the `BoxConfig` into its own validated type. The
+//! docs of each field list these bounds.
 
 mod environment;
 mod error;
@@ -29,52 +30,58 @@ pub use machine::{ConsoleConfig, DiskPlace, MountConfig, ResourcesConfig, Rlimit
 pub use network::{Egress, NetworkConfig, NetworkMode, Protocol, PublishConfig};
 pub use workload::{ImageConfig, ProcessConfig};
 
-/// Version of the config format.
+/// Version of the config format, the only value of `schema_version` that this version accepts.
 pub const SCHEMA_VERSION: u32 = 1;
 
-/// Longest config that is read: room for 1,000 arguments and an environment of the kernel's
-/// limits, and small enough that a wrong file on stdin costs nothing.
+/// Maximum length of a config in bytes: 4 MiB.
+///
+/// The arguments and the environment that execve(2) accepts with the default stack limit (2 MiB
+/// together) fit into it, and reading a wrong file up to this limit is cheap.
 pub const MAX_CONFIG_BYTES: usize = 4 * 1024 * 1024;
 
-/// Everything that a box is made from.
+/// The config of a box.
+///
+/// Each field has a default, and unknown fields are refused.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct BoxConfig {
-    /// Version of this format: 1.
+    /// Version of the config format: 1, which is also the default.
     pub schema_version: u32,
-    /// Name of the box, unique among the live ones in `paths.state_dir`: 1 to 64 letters, digits,
-    /// `.`, `_` and `-`, beginning with a letter or digit. Made up when absent.
+    /// Id of the box, unique among the live boxes in `paths.state_dir`: 1 to 64 letters, digits,
+    /// `.`, `_` and `-`, beginning with a letter or digit. Absent: generated, and unique on the
+    /// host.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
-    /// Host name in the guest: letters, digits, `-` and `.`, at most 64 bytes. Absent: `id`, with `-` for
-    /// whatever else is in it.
+    /// Host name in the guest: at most 64 bytes. It consists of parts of letters, digits and inner
+    /// `-`, up to 63 bytes each, with `.` between them. Absent: `id`, with `-` in place of `.` and
+    /// `_`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hostname: Option<String>,
-    /// Image of the root file system; without one the root is empty.
+    /// Image of the root file system. Absent: the root is an empty directory.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image: Option<ImageConfig>,
-    /// What runs in the box.
+    /// The workload.
     pub process: ProcessConfig,
-    /// Size of the machine and limits.
+    /// Size of the machine, and limits of the box.
     pub resources: ResourcesConfig,
-    /// File systems besides the root, mounted in this order.
+    /// File systems that the guest mounts in addition to its root, in this order. Default: none.
     pub mounts: Vec<MountConfig>,
-    /// Network of the guest.
+    /// Network of the guest. Default: loopback only.
     pub network: NetworkConfig,
-    /// The agent in the guest and its health checks.
+    /// The agent in the guest, readiness, and health checks.
     pub agent: AgentConfig,
-    /// Where the workload's output goes.
+    /// Destination of the workload's output.
     pub console: ConsoleConfig,
-    /// How the shim confines itself.
+    /// How the shim confines itself before the guest starts.
     pub confinement: ConfinementConfig,
-    /// How the box is stopped.
+    /// How the shim stops the box.
     pub stop: StopConfig,
-    /// The event stream.
+    /// The event stream, and the file that keeps it.
     pub events: EventsConfig,
-    /// What stays in the layer cache.
+    /// Limits of the layer cache.
     pub cache: CacheConfig,
-    /// Directories and files of the host.
+    /// The shim's own directories and files on the host.
     pub paths: PathsConfig,
 }
 
@@ -101,19 +108,41 @@ impl Default for BoxConfig {
 }
 
 impl BoxConfig {
-    /// Reads a config from its JSON text.
+    /// Parses a config from its JSON text.
+    ///
+    /// Ranges of values are not checked here, but by the shim.
+    ///
+    /// ```
+    /// use a3s_box_core::{BoxConfig, ConfigError};
+    ///
+    /// let json = br#"{"id": "demo", "resources": {"memory_mib": 1024}}"#;
+    /// let config = BoxConfig::from_json(json)?;
+    /// assert_eq!(config.resources.memory_mib, 1024);
+    /// // A field that the text does not contain has its default.
+    /// assert_eq!(config.resources.vcpus, 1);
+    /// assert_eq!(config.stop.grace_ms, 10_000);
+    ///
+    /// let error = BoxConfig::from_json(br#"{"resources": {"cpus": 2}}"#).unwrap_err();
+    /// assert!(error.to_string().starts_with("resources.cpus: unknown field `cpus`"));
+    /// # Ok::<(), ConfigError>(())
+    /// ```
     ///
     /// # Errors
     ///
-    /// Syntax errors with line and column; wrong types, unknown fields and unknown names with the
-    /// JSON path. Values of environment variables are never part of an error.
+    /// [`ConfigError::TooLarge`] for a text of more than [`MAX_CONFIG_BYTES`],
+    /// [`ConfigError::Syntax`] with line and column for a text that is not JSON,
+    /// [`ConfigError::Shape`] with the JSON path for a wrong type or an unknown name, and
+    /// [`ConfigError::Invalid`] for an array in the place of an object or for another
+    /// `schema_version`. No error contains the value of an environment variable.
     pub fn from_json(json: &[u8]) -> Result<Self, ConfigError> {
+        // The length comes first, so that the work of the parser is bounded.
         if json.len() > MAX_CONFIG_BYTES {
             return Err(ConfigError::TooLarge);
         }
         let mut deserializer = serde_json::Deserializer::from_slice(json);
         let config: Self = serde_path_to_error::deserialize(&mut deserializer)
             .map_err(|error| ConfigError::from_serde(&error))?;
+        // Without this call, text after the document would be ignored.
         deserializer.end().map_err(|error| ConfigError::syntax(&error))?;
         config.refuse_arrays_for_objects(json)?;
         if config.schema_version != SCHEMA_VERSION {
@@ -126,9 +155,11 @@ impl BoxConfig {
         Ok(config)
     }
 
-    /// serde also fills a struct from an array, by position; here `[2]` for `resources` is a mistake.
+    /// Refuses an array in the place of an object. serde also fills a struct from an array, by
+    /// position, so `"resources": [2]` would otherwise set `vcpus`.
     fn refuse_arrays_for_objects(&self, json: &[u8]) -> Result<(), ConfigError> {
         let found = serde_json::from_slice(json).map_err(|error| ConfigError::syntax(&error))?;
+        // The config that was read has an object at each position where the text must have one.
         let meant = serde_json::to_value(self).map_err(|error| ConfigError::syntax(&error))?;
         match array_for_object(&found, &meant) {
             None => Ok(()),
@@ -139,18 +170,21 @@ impl BoxConfig {
         }
     }
 
-    /// Writes the config as JSON, secrets included: for the shim's standard input, not for a log.
+    /// Serializes the config as JSON, for the shim's standard input.
+    ///
+    /// The text contains the values of environment variables, so it must not be logged.
     ///
     /// # Errors
     ///
-    /// Only for a path that is not UTF-8, which JSON cannot hold.
+    /// Fails only for a path that is not UTF-8, because JSON cannot represent it.
     pub fn to_json(&self) -> Result<Vec<u8>, serde_json::Error> {
         serde_json::to_vec(self)
     }
 }
 
-/// Path of the first place where `found` is an array and `meant` is an object. Not deeper than what
-/// `serde_json` parses (128 levels).
+/// Returns the path of the first position where `found` has an array and `meant` has an object.
+///
+/// The recursion is bounded, because `serde_json` parses at most 128 levels.
 fn array_for_object(found: &Value, meant: &Value) -> Option<String> {
     match (found, meant) {
         (Value::Array(_), Value::Object(_)) => Some(String::new()),
@@ -165,36 +199,41 @@ fn array_for_object(found: &Value, meant: &Value) -> Option<String> {
     }
 }
 
-/// What stays in the layer cache. What a box uses always does.
+/// Limits of the layer cache. A layer that a box uses is never removed.
 ///
-/// Kept by `--gc`, and by each start that unpacked something, after it has begun.
+/// `--gc` enforces the limits, and so does each start that has unpacked a layer, once its root is
+/// mounted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct CacheConfig {
-    /// Most MiB that are kept; the least recently used layer goes first. Absent: no limit.
+    /// Size limit of the cache in MiB. The least recently used layer is removed first. Absent: no
+    /// limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_mib: Option<u64>,
-    /// Longest time in hours for which a layer that no box uses is kept. Absent: no limit.
+    /// Time in hours after which a layer that no box uses is removed. Absent: no limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_age_hours: Option<u64>,
 }
 
-/// Directories and files of the host.
+/// The shim's own directories and files on the host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct PathsConfig {
-    /// Holds a directory for each box: its sockets, console and writable layer. Absolute. Keep it
-    /// short: the path of a socket in it may have 107 bytes.
+    /// Absolute path of the state directory, which holds a box directory for each box. Default:
+    /// `/run/a3s-box`. The path must be short, because the path of a socket in a box directory may
+    /// have 107 bytes (unix(7)). No other user may be able to replace the directory.
     pub state_dir: PathBuf,
-    /// Holds unpacked layers, shared by all boxes. Absolute.
+    /// Absolute path of the cache directory, which holds unpacked layers for all boxes. Default:
+    /// `/var/cache/a3s-box`. No other user may be able to replace the directory.
     pub cache_dir: PathBuf,
-    /// `libkrunfw.so.5`, the guest kernel. Absent: `../lib` beside the shim, then the system's.
+    /// Absolute path of the guest kernel, `libkrunfw.so.5`. Absent: the file in `../lib` beside the
+    /// shim, or else the system's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub libkrunfw: Option<PathBuf>,
-    /// The program that runs as PID 1 of the guest. Absent: `a3s-box-guest` beside the shim, then
-    /// in `../lib/a3s-box`.
+    /// Absolute path of the guest program's executable. Absent: `a3s-box-guest` beside the shim, or
+    /// else in `../lib/a3s-box`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub guest: Option<PathBuf>,
 }

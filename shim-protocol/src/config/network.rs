@@ -1,4 +1,4 @@
-//! The guest's network.
+//! The network of the guest: `network` of a config.
 
 use std::net::Ipv4Addr;
 
@@ -9,16 +9,17 @@ use serde::{Deserialize, Serialize};
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct NetworkConfig {
-    /// How the guest reaches a network.
+    /// How the guest reaches a network. Default: `none`.
     pub mode: NetworkMode,
-    /// What the guest may reach by itself, with mode `passt`. Absent: `deny`.
+    /// Destinations of connections that the guest opens. Only with mode `passt`. Absent: `deny`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub egress: Option<Egress>,
-    /// Ports of the host that lead into the guest, with mode `passt`; at most 64.
+    /// Ports of the host that lead into the guest: at most 64. Only with mode `passt`. Default:
+    /// none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub publish: Vec<PublishConfig>,
-    /// Name servers of the guest, with egress `allow`; at most 3. Empty: those of the host that are not
-    /// on the host itself.
+    /// IPv4 addresses of the guest's name servers: at most 3. Only with egress `allow`. Empty: the
+    /// name servers of the host, except for the ones on the host's own loopback addresses.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub dns: Vec<Ipv4Addr>,
 }
@@ -28,28 +29,29 @@ pub struct NetworkConfig {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum NetworkMode {
-    /// Not at all: loopback only.
+    /// The guest has its loopback device only.
     #[default]
     None,
-    /// An Ethernet device of its own, behind the program `passt`, which opens ordinary sockets of the
-    /// host. IPv4.
+    /// The guest has an Ethernet device. The gate passes its frames to the helper program `passt`,
+    /// which opens ordinary sockets of the host. IPv4 only.
     Passt,
-    /// libkrun's transparent socket impersonation: sockets of the guest are the shim's, in the host's
-    /// network. The guest reaches what listens on the host's loopback address, and where it listens
-    /// itself, the host does. A `warning` event says so.
+    /// libkrun opens a socket of the host for each socket of the guest (transparent socket
+    /// impersonation). The guest therefore reaches servers on the host's loopback address, and a
+    /// port on which it listens is a port of the host. The shim emits the warning `host_network`.
     Tsi,
 }
 
-/// What the guest may reach by itself.
+/// Destinations of connections that the guest opens.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Egress {
-    /// Nothing: neither the host nor its network. Published ports answer.
+    /// None: neither the host nor its network. Connections to published ports work.
     #[default]
     Deny,
-    /// What the host reaches, but for the host's own loopback addresses, and for link-local ones, where
-    /// clouds tell credentials; name servers that are there answer on port 53.
+    /// Every address that the host reaches, except for its loopback addresses and for link-local
+    /// addresses, where clouds serve credentials. Name servers at link-local addresses are
+    /// reachable on port 53.
     Allow,
 }
 
@@ -58,25 +60,26 @@ pub enum Egress {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct PublishConfig {
-    /// Address of the host to listen on; `0.0.0.0` is all of them. Never implied.
+    /// IPv4 address of the host to listen on; `0.0.0.0` means all addresses. It has no default, so
+    /// that no port is published on all addresses by mistake.
     pub host_address: Ipv4Addr,
-    /// Port of the host, from 1. Below 1024 it takes root.
+    /// Port of the host: 1 to 65535. A port below 1024 usually requires root.
     pub host_port: u16,
-    /// Port of the guest, from 1.
+    /// Port of the guest: 1 to 65535.
     pub guest_port: u16,
-    /// What is carried. `udp` needs egress `allow`.
+    /// Transport protocol. Default: `tcp`. `udp` requires egress `allow`.
     #[serde(default)]
     pub protocol: Protocol,
 }
 
-/// What a published port carries.
+/// Transport protocol of a published port.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Protocol {
-    /// Connections.
+    /// TCP connections.
     #[default]
     Tcp,
-    /// Datagrams.
+    /// UDP datagrams.
     Udp,
 }

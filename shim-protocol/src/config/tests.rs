@@ -5,12 +5,12 @@ fn refused(json: &str) -> String {
 }
 
 #[test]
-fn an_empty_object_is_the_default_config() {
+fn empty_object_is_the_default_config() {
     assert_eq!(BoxConfig::from_json(b"{}").unwrap(), BoxConfig::default());
 }
 
 #[test]
-fn every_config_survives_a_round_trip() {
+fn config_is_equal_after_a_round_trip() {
     let json = br#"{"id": "demo", "image": {"layout": "/srv/i", "reference": "3.12"},
         "process": {"args": ["a", "b c"], "env": {"A": ""}, "user": "1000:1000"},
         "resources": {"vcpus": 2, "rlimits": {"nofile": [1024, 4096]}, "timeout_ms": 5, "disk_mib": 64, "disk": "memory"},
@@ -23,7 +23,7 @@ fn every_config_survives_a_round_trip() {
 }
 
 #[test]
-fn errors_name_the_path_what_was_found_and_what_was_expected() {
+fn error_names_the_path_the_found_value_and_the_expected_one() {
     let cases = [
         (
             r#"{"resources":{"vcpus":"two"}}"#,
@@ -69,7 +69,7 @@ fn errors_name_the_path_what_was_found_and_what_was_expected() {
 }
 
 #[test]
-fn a_secret_of_the_wrong_type_is_not_quoted() {
+fn environment_value_of_the_wrong_type_is_not_quoted() {
     for json in [r#"{"process":{"env":{"TOKEN":31337}}}"#, r#"{"process":{"env":"31337"}}"#] {
         let found = refused(json);
         assert!(found.starts_with("process.env"), "{found}");
@@ -78,8 +78,9 @@ fn a_secret_of_the_wrong_type_is_not_quoted() {
 }
 
 #[test]
-fn a_secret_in_an_array_for_an_object_is_not_quoted() {
-    // serde reads them by position, and what is wrong in one is found before the array is.
+fn environment_value_in_an_array_for_an_object_is_not_quoted() {
+    // serde fills structs from arrays by position. It reports an error inside of such an array
+    // before `refuse_arrays_for_objects` can refuse the array.
     let cases = [
         (r#"{"process":[null,[],{"TOKEN":31337}]}"#, "process: found an array, expected an object"),
         (
@@ -98,20 +99,20 @@ fn a_secret_in_an_array_for_an_object_is_not_quoted() {
 }
 
 #[test]
-fn secrets_are_not_in_debug_output() {
+fn debug_output_contains_no_environment_value() {
     let config = BoxConfig::from_json(br#"{"process":{"env":{"TOKEN":"hunter2"}}}"#).unwrap();
     let shown = format!("{config:?}");
     assert!(shown.contains("TOKEN") && !shown.contains("hunter2"), "{shown}");
 }
 
 #[test]
-fn a_config_over_the_limit_is_refused_unread() {
+fn config_over_the_limit_is_refused_without_parsing() {
     let json = vec![b' '; MAX_CONFIG_BYTES + 1];
     assert_eq!(BoxConfig::from_json(&json), Err(ConfigError::TooLarge));
 }
 
 #[test]
-fn deep_nesting_is_an_error_and_not_a_crash() {
+fn deep_nesting_is_an_error_without_a_stack_overflow() {
     let json = format!("{{\"process\":{{\"args\":{}", "[".repeat(100_000));
     assert!(matches!(
         BoxConfig::from_json(json.as_bytes()),

@@ -1,4 +1,4 @@
-//! What runs in the box: the image and the process.
+//! The image and the workload of a box: `image` and `process` of a config.
 
 use std::path::PathBuf;
 
@@ -11,35 +11,41 @@ use super::Environment;
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct ImageConfig {
-    /// Directory with `oci-layout`, `index.json` and `blobs`. Absolute.
+    /// Absolute path of the directory with `oci-layout`, `index.json` and `blobs`.
     pub layout: PathBuf,
-    /// Tag (`org.opencontainers.image.ref.name`) or manifest digest. May be absent when the layout
-    /// holds one image only.
+    /// Tag, full name or manifest digest of an entry in `index.json`. A tag or full name is the
+    /// value of the annotation `org.opencontainers.image.ref.name`. Absent: the only image of the
+    /// layout.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reference: Option<String>,
-    /// `os/architecture[/variant]`; absent: this host's.
+    /// Platform as `os/architecture[/variant]`, for example `linux/amd64`. Absent: the platform of
+    /// this host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub platform: Option<String>,
 }
 
-/// The workload. What is absent comes from the image's config.
+/// The workload. The image's config provides the values that are absent here.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct ProcessConfig {
-    /// Replaces the image's entrypoint, and drops its default arguments.
+    /// First words of the command. They replace the image's entrypoint and drop its default
+    /// arguments; `[]` removes the image's entrypoint. Absent: the image's entrypoint.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub entrypoint: Option<Vec<String>>,
-    /// Arguments after the entrypoint; without an entrypoint, the program and its arguments.
-    /// Replaces the image's default arguments.
+    /// Words after the entrypoint, which replace the image's default arguments. Without an
+    /// entrypoint the first word is the executable. Empty: the image's default arguments, unless
+    /// `entrypoint` is given.
     pub args: Vec<String>,
-    /// Added to the image's environment, name by name. Values are secrets.
+    /// Environment variables, which are added to the image's and replace variables of the same
+    /// name. The values are secrets: no event, log or error contains them.
     pub env: Environment,
-    /// Working directory in the guest, absolute; made if missing. Default: the image's, else `/`.
+    /// Absolute path of the working directory in the guest, which is created if it is missing.
+    /// Absent: the image's, or else `/`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cwd: Option<String>,
-    /// `user[:group]`, names or numbers, looked up in the image's own passwd and group files.
-    /// Default: the image's, else root.
+    /// `user[:group]`, each as a name or a number. Names are looked up in the image's `/etc/passwd`
+    /// and `/etc/group`. Absent: the image's user, or else root.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
 }

@@ -1,18 +1,18 @@
-//! What keeps a guest that has taken the shim over from the host.
+//! The layers of confinement, which keep a guest that has taken over the shim away from the host.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// One layer of confinement, and what became of it.
+/// The status of one layer of confinement.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct LayerReport {
-    /// Which layer.
+    /// The layer.
     pub layer: Layer,
-    /// Whether it holds.
+    /// Whether the layer is in effect.
     pub status: LayerStatus,
-    /// What is missing of it, or what it is.
+    /// What a partial layer lacks, or why a layer is missing. Absent: the layer is complete.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
 }
@@ -23,31 +23,33 @@ pub struct LayerReport {
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Layer {
-    /// Mounts of its own.
+    /// The shim has a mount namespace of its own.
     MountNamespace,
-    /// Root is an ordinary user outside.
+    /// The shim is in a user namespace, in which root is an ordinary user of the host. Only a shim
+    /// that was not started by root has this layer.
     UserNamespace,
-    /// System V and POSIX message queues of its own.
+    /// The shim has System V IPC objects and POSIX message queues of its own.
     IpcNamespace,
-    /// A host name of its own.
+    /// The shim has a host name of its own.
     UtsNamespace,
-    /// A network of its own, with nothing in it.
+    /// The shim has an empty network namespace of its own. `network.mode` `tsi` omits this layer.
     NetNamespace,
-    /// A root file system of its own, with nothing in it but the box's directory, its shares and
-    /// `/dev/kvm`.
+    /// The shim has a root file system of its own, with little more than the box directory, the
+    /// shares and `/dev/kvm`.
     Root,
-    /// No core file, nothing of the supervisor's environment and files, and nothing that a child could gain.
+    /// The shim dumps no core file, has neither the environment nor the open files of its
+    /// supervisor, and its children cannot gain privileges (`no_new_privs`).
     Process,
-    /// The capabilities that the guest's files need, and no others.
+    /// The shim has only the capabilities that serving the guest's files requires.
     Capabilities,
-    /// Files and directories of the box, and no others (`landlock(7)`).
+    /// The shim can access only the files and directories of the box (`landlock(7)`).
     Landlock,
-    /// The system calls that the VM needs, and no others (seccomp(2)).
+    /// The shim can make only the system calls that the VM requires (`seccomp(2)`).
     Seccomp,
 }
 
 impl Layer {
-    /// Name of the layer in events.
+    /// Returns the name of the layer in events.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -72,16 +74,16 @@ impl fmt::Display for LayerReport {
     }
 }
 
-/// Whether a layer holds.
+/// Whether a layer of confinement is in effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum LayerStatus {
-    /// All of it.
+    /// The layer is complete.
     Applied,
-    /// What this kernel knows of it.
+    /// The layer has the features that the host kernel supports, and lacks others.
     Partial,
-    /// Nothing of it.
+    /// The layer is not in effect.
     Missing,
 }
 
@@ -90,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn layer_has_one_name_everywhere() {
+    fn name_of_a_layer_is_equal_in_json_and_in_text() {
         for layer in [Layer::MountNamespace, Layer::Root, Layer::Capabilities, Layer::Seccomp] {
             assert_eq!(serde_json::json!(layer), layer.as_str());
         }

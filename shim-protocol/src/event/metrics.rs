@@ -1,121 +1,128 @@
-//! Figures of a box: where its boot went, and what it takes.
+//! [`Metrics`]: the duration of the boot phases, and the resources that a box uses.
 
 use serde::{Deserialize, Serialize};
 
 use crate::HealthState;
 
-/// Where the time until the agent was ready went, each in milliseconds.
+/// Durations of the phases from the start of the shim to the first successful health check, each in
+/// milliseconds. A phase that is not over is 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct BootPhases {
-    /// Reading and validating the config, setting the process up.
+    /// Time in which the shim reads and validates the config and sets up its process.
     pub config_ms: u64,
-    /// Unpacking and mounting the root file system.
+    /// Time in which the shim unpacks and mounts the root file system.
     pub rootfs_ms: u64,
-    /// Configuring libkrun, up to entering it.
+    /// Time in which the shim configures libkrun, up to the entry into it.
     pub vm_ms: u64,
-    /// From entering libkrun to the guest's first message.
+    /// Time from the entry into libkrun to the first message of the guest program.
     pub kernel_ms: u64,
-    /// From the guest's first message to the first health answer.
+    /// Time from the first message of the guest program to the first successful health check.
     pub agent_ms: u64,
-    /// All of it.
+    /// Time from the start of the shim to the first successful health check.
     pub total_ms: u64,
 }
 
-/// What a box takes, at one time. Counters begin at the start of the shim.
+/// The resources that a box uses, at one time. Counters start with the shim at 0.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Metrics {
-    /// Time since the shim started.
+    /// Time since the start of the shim in milliseconds.
     pub uptime_ms: u64,
-    /// Where the time of the boot went, as far as it has come.
+    /// Durations of the boot phases.
     pub boot: BootPhases,
-    /// The process that is the VM.
+    /// The process of the shim, which is also the VMM.
     pub process: ProcessMetrics,
-    /// The guest, as the agent in it says; absent when it did not, or cannot.
+    /// The guest, as its agent reports it. Absent: the agent offers no metrics, did not answer
+    /// within a second, or does not exist.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guest: Option<GuestMetrics>,
-    /// The workload's output.
+    /// The output of the workload.
     pub console: ConsoleMetrics,
-    /// This stream.
+    /// The event stream.
     pub events: EventMetrics,
-    /// Health checks; absent when there are none.
+    /// The health checks. Absent: the box has none, or they have not started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health: Option<HealthMetrics>,
 }
 
-/// What the host's kernel says of the shim's process (proc(5)).
+/// Metrics of the shim's process, from `/proc/self` of the host kernel (`proc(5)`). A value that
+/// cannot be read is 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ProcessMetrics {
-    /// Resident memory in KiB, the guest's included.
+    /// Resident memory in KiB (`Rss` of `smaps`), including the guest's memory.
     pub rss_kib: u64,
-    /// The same, with what is shared by n processes counted as one n-th.
+    /// Proportional memory in KiB (`Pss` of `smaps`): a page that n processes share counts as one
+    /// n-th.
     pub pss_kib: u64,
-    /// `pss_kib` without the guest's memory and its kernel: what the shim itself takes.
+    /// `pss_kib` without the guest's memory and the image of the guest kernel: the memory of the
+    /// shim itself.
     pub shim_pss_kib: u64,
-    /// CPU time in user mode, the guest's included.
+    /// CPU time in user mode in milliseconds (`utime` of `stat`), including the guest's.
     pub cpu_user_ms: u64,
-    /// CPU time in the kernel.
+    /// CPU time in the kernel in milliseconds (`stime` of `stat`).
     pub cpu_system_ms: u64,
-    /// Threads.
+    /// Number of threads.
     pub threads: u32,
-    /// Open files.
+    /// Number of open file descriptors.
     pub open_files: u32,
 }
 
-/// What the guest's kernel says, through the agent. The guest may lie.
+/// Metrics of the guest kernel, which the agent reports. The guest is hostile, so they can be
+/// false.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct GuestMetrics {
-    /// Memory that the guest's kernel manages, in KiB.
+    /// Memory that the guest kernel manages, in KiB.
     pub memory_total_kib: u64,
-    /// Memory that is free, or can be freed, in KiB.
+    /// Memory that is free or that the guest kernel can free, in KiB.
     pub memory_available_kib: u64,
-    /// Load of the last 1, 5 and 15 minutes.
+    /// Load averages of the last 1, 5 and 15 minutes.
     pub load: [f64; 3],
-    /// Processes.
+    /// Number of processes.
     pub processes: u32,
 }
 
-/// Bytes of the workload's output.
+/// Numbers of bytes of the workload's output.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ConsoleMetrics {
-    /// Of its standard output.
+    /// Bytes of its standard output.
     pub stdout_bytes: u64,
-    /// Of its standard error.
+    /// Bytes of its standard error.
     pub stderr_bytes: u64,
-    /// Of both, those that are not kept (any more).
+    /// Bytes of both that were discarded, at once or later.
     pub discarded_bytes: u64,
 }
 
-/// The event stream.
+/// Metrics of the event stream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct EventMetrics {
-    /// Events with a number.
+    /// Number of events that have a `seq`.
     pub emitted: u64,
-    /// Their bytes.
+    /// Length of the lines of these events in bytes.
     pub emitted_bytes: u64,
-    /// Events that were dropped because the reader was slow.
+    /// Number of events that were dropped or merged because the supervisor read too slowly.
     pub dropped: u64,
-    /// Events that wait for the reader.
+    /// Number of events that wait for the supervisor to read.
     pub waiting: u64,
 }
 
-/// Health checks so far.
+/// Metrics of the health checks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct HealthMetrics {
-    /// What they say now.
+    /// The health of the box.
     pub state: HealthState,
-    /// Checks that ended.
+    /// Number of checks that have ended.
     pub checks: u64,
-    /// Those that failed.
+    /// Number of checks that have failed.
     pub failures: u64,
-    /// Round trip of the last success, in microseconds.
+    /// Round-trip time of the last successful check in microseconds.
     pub last_latency_us: u64,
-    /// The longest round trip of a success since the last `metrics` event, in microseconds.
+    /// Longest round-trip time of a successful check since the last `metrics` event, in
+    /// microseconds.
     pub max_latency_us: u64,
 }

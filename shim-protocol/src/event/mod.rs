@@ -1,19 +1,45 @@
-//! Events: one JSON object a line on the shim's standard output.
+//! [`Event`]: one JSON object for each line of the shim's standard output.
 //!
 //! ```text
-//! {"v":1,"seq":3,"time":"2026-01-31T09:00:00.123Z","elapsed_ms":41,"box_id":"demo","type":"vm.starting",…}
+//! {"v":1,"seq":3,"time":"2026-01-31T09:00:00.123Z","elapsed_ms":41,"box_id":"a","type":…}
 //! ```
 //!
-//! `seq` starts at 0 and has no gaps; where events had to be dropped because the reader was slow,
-//! `events.dropped` says how many (they had no `seq` yet). Only progress, metrics and the like are
-//! dropped; of changes of state and health that wait, later ones are merged into one. Exactly one
-//! `box.stopped` ends the stream of a shim that was not itself killed. A reader ignores types
-//! and fields that it does not know.
+//! `seq` starts at 0 and has no gaps. While 256 lines wait for a slow supervisor, the shim drops
+//! the events for which [`EventKind::is_droppable`] returns true, before they get a `seq`. While
+//! 1024 lines wait, it merges further changes of state and of health into one of each kind. It
+//! emits the number of lost events as `events.dropped`, and loses no other events. Exactly one
+//! `box.stopped` ends the stream of a box, unless the shim itself is killed.
+//!
+//! A reader must ignore types and fields that it does not know. `Event` deserializes an unknown
+//! type as [`EventKind::Unknown`].
+//!
+//! The order of the events of a box (`?`: at most once, `*`: any number of times):
 //!
 //! ```text
-//! shim.started ─ image.resolved? ─ rootfs.progress* ─ rootfs.ready ─ shim.confined? ─ warning? ─ vm.starting ─ guest.started ─ agent.ready
-//!              ─ (state.changed | health.changed | workload.notified | metrics | console.truncated | warning)*
-//!              ─ stop.requested? ─ stop.killed? ─ guest.exited? ─ error* ─ box.stopped
+//! shim.started ─ image.resolved? ─ rootfs.progress* ─ rootfs.ready ─ shim.confined? ─ warning?
+//!   ─ vm.starting ─ guest.started ─ agent.ready
+//!   ─ (state.changed | health.changed | workload.notified | metrics | console.truncated |
+//!      warning)*
+//!   ─ stop.requested? ─ stop.killed? ─ guest.exited? ─ error* ─ box.stopped
+//! ```
+//!
+//! An event is read and matched by its kind. [`EventDecoder`](crate::EventDecoder) does the same
+//! for a stream that arrives in pieces.
+//!
+//! ```
+//! use a3s_box_core::event::EventKind;
+//! use a3s_box_core::{BoxState, Event};
+//!
+//! let line = concat!(
+//!     r#"{"v":1,"seq":9,"time":"2026-01-31T09:00:00.702Z","elapsed_ms":702,"box_id":"demo","#,
+//!     r#""type":"state.changed","from":"created","to":"ready"}"#,
+//! );
+//! let event: Event = serde_json::from_str(line)?;
+//! assert_eq!((event.seq, event.box_id.as_str()), (9, "demo"));
+//! assert!(matches!(event.kind, EventKind::StateChanged { to: BoxState::Ready, .. }));
+//! // The serialized event is the same line.
+//! assert_eq!(serde_json::to_string(&event)?, line);
+//! # Ok::<(), serde_json::Error>(())
 //! ```
 
 mod confinement;
@@ -32,7 +58,7 @@ pub use self::stop::{StopCause, StopReason, StopReport, StopStep};
 use crate::config::ConfinementLevel;
 use crate::{BoxState, ErrorReport, HealthState};
 
-/// Version of the event format (`v`).
+/// Version of the event format, the value of `v` in each event.
 pub const EVENT_VERSION: u32 = 1;
 
 /// One line of the event stream.
@@ -41,132 +67,137 @@ pub const EVENT_VERSION: u32 = 1;
 pub struct Event {
     /// Version of the event format: 1.
     pub v: u32,
-    /// Position in the stream, from 0, without gaps.
+    /// Position of the event in the stream, from 0, without gaps.
     pub seq: u64,
-    /// Wall clock, RFC 3339, UTC, milliseconds.
+    /// Wall-clock time of the event, as RFC 3339 in UTC with milliseconds.
     pub time: String,
-    /// Milliseconds since the shim started, on the monotonic clock.
+    /// Time since the start of the shim in milliseconds, on the monotonic clock.
     pub elapsed_ms: u64,
-    /// Id of the box; empty when the config could not be read.
+    /// Id of the box. It is empty until the config has been read.
     pub box_id: String,
-    /// What happened.
+    /// The kind of the event and its own fields.
     #[serde(flatten)]
     pub kind: EventKind,
 }
 
-/// What happened (`type` and its fields).
+/// The kind of an event: its `type` and the fields of this type.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(tag = "type")]
 #[non_exhaustive]
 pub enum EventKind {
-    /// The config is valid; the shim begins.
+    /// The config is valid, and the shim begins with the first phase.
     #[serde(rename = "shim.started")]
     ShimStarted {
-        /// Version of the shim, as semver.
+        /// Semantic version of the shim.
         version: String,
-        /// Process id of the shim, which is the VM's.
+        /// Process id of the shim, which is also the VMM.
         pid: u32,
     },
-    /// The image was found, and its documents are verified; its layers come next.
+    /// The image was found, and the digests of its documents are correct. Its layers are unpacked
+    /// next.
     #[serde(rename = "image.resolved")]
     ImageResolved {
         /// Digest of the image's manifest.
         image: String,
-        /// What was asked for; absent when the config names no reference.
+        /// `image.reference` of the config. Absent: the config has none.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         reference: Option<String>,
-        /// What the image was built for, `os/architecture[/variant]`.
+        /// Platform of the image, as `os/architecture[/variant]`.
         platform: String,
-        /// Number of layers.
+        /// Number of layers of the image.
         layers: u32,
-        /// Size of all layers' blobs together in bytes, as they are in the layout.
+        /// Size of the blobs of all layers together in bytes, compressed as they are in the layout.
         image_bytes_total: u64,
-        /// What the box will run.
+        /// The command, environment and stop signal of the box.
+        // `Box` keeps the other kinds of events small.
         run: Box<ResolvedRun>,
     },
-    /// A layer is being unpacked. At most ten a second; may be dropped.
+    /// A layer is being unpacked. The shim emits at most ten of these events each second, and may
+    /// drop them.
     #[serde(rename = "rootfs.progress")]
     RootfsProgress {
         /// Digest of the layer's blob.
         layer: String,
-        /// Position of the layer, from 1, lowest first.
+        /// Position of the layer, from 1 for the lowest one.
         layer_number: u32,
         /// Number of layers of the image.
         layers: u32,
-        /// Bytes of the blob that were unpacked so far.
+        /// Number of bytes of the blob that are unpacked.
         bytes_done: u64,
         /// Size of the blob in bytes.
         bytes_total: u64,
-        /// `bytes_done` of all layers together; a layer in the cache counts as done.
+        /// Sum of `bytes_done` of all layers. A layer in the cache counts with its full size.
         image_bytes_done: u64,
-        /// Size of all layers' blobs together in bytes.
+        /// Size of the blobs of all layers together in bytes.
         image_bytes_total: u64,
     },
     /// The root file system is mounted.
     #[serde(rename = "rootfs.ready")]
     RootfsReady {
-        /// Digest of the image's manifest; absent in a box without an image.
+        /// Digest of the image's manifest. Absent: the box has no image.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         image: Option<String>,
-        /// Number of layers.
+        /// Number of layers of the image.
         layers: u32,
-        /// Layers that were in the cache already.
+        /// Number of layers that were in the cache before this start.
         cache_hits: u32,
-        /// Bytes of regular files that were unpacked for this start.
+        /// Size of the regular files that were unpacked for this start, in bytes.
         unpacked_bytes: u64,
-        /// How the root was made.
+        /// How the root was made of the layers.
         root: RootMethod,
-        /// Where what the box writes is kept.
+        /// Place of the writable layer.
         upper: UpperPlace,
-        /// How much the box can write, in MiB; absent: no limit of its own.
+        /// Size limit of the writable layer in MiB. Absent: the box has no limit of its own.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         disk_mib: Option<u32>,
-        /// Time it took.
+        /// Time from the search for the image to the mounted root, in milliseconds.
         duration_ms: u64,
     },
-    /// `--prepare`: everything up to the mounted root worked and was undone.
+    /// `--prepare`: everything up to the mounted root has succeeded and was undone.
     #[serde(rename = "prepare.done")]
     PrepareDone {},
-    /// `--gc`: the layer cache was brought within `cache`.
+    /// `--gc`: the layer cache is within the limits of `cache`.
     #[serde(rename = "cache.collected")]
     CacheCollected {
-        /// Layers that were removed.
+        /// Number of layers that were removed.
         removed: u64,
-        /// Their bytes.
+        /// Size of the removed layers in bytes.
         freed_bytes: u64,
-        /// Layers that are left.
+        /// Number of layers that are left.
         kept: u64,
-        /// Their bytes.
+        /// Size of these layers in bytes.
         kept_bytes: u64,
     },
     /// `--verify`: the cached layers of the image were compared with its blobs.
     #[serde(rename = "cache.verified")]
     CacheVerified {
-        /// Layers that are what their blobs say.
+        /// Number of layers that match their blobs.
         intact: u64,
-        /// Layers that were not, and have been unpacked again.
+        /// Layers that differed from their blobs and have been unpacked again.
         rebuilt: Vec<DamagedLayer>,
-        /// Layers that are not, and that boxes use.
+        /// Layers that differ from their blobs and were kept, because boxes use them. An `error`
+        /// event follows.
         in_use: Vec<DamagedLayer>,
     },
-    /// The shim has confined itself, as far as `confinement.level` asks and this host allows.
+    /// The shim has confined itself as `confinement.level` requires. It does not emit this event
+    /// with level `none`.
     #[serde(rename = "shim.confined")]
     ShimConfined {
-        /// What was asked for.
+        /// The level in the config.
         level: ConfinementLevel,
-        /// Each layer, and what became of it.
+        /// The status of each layer.
         layers: Vec<LayerReport>,
     },
-    /// Something that whoever runs the box should know; it goes on.
+    /// A fact that the user of the box should notice. The box continues.
     #[serde(rename = "warning")]
     Warning {
-        /// Stable name of what it is about.
+        /// Stable name of the fact.
         code: WarningCode,
-        /// The same for people, in one line.
+        /// Description for people, in one line.
         message: String,
     },
-    /// libkrun is about to be entered.
+    /// The shim enters libkrun, which starts the VM.
     #[serde(rename = "vm.starting")]
     VmStarting {
         /// Number of virtual CPUs.
@@ -174,126 +205,135 @@ pub enum EventKind {
         /// Memory of the guest in MiB.
         memory_mib: u32,
     },
-    /// PID 1 of the guest has made its mounts and started the workload.
+    /// The guest program has made the mounts and started the workload.
     #[serde(rename = "guest.started")]
     GuestStarted {
-        /// Version of the guest program, as semver.
+        /// Semantic version of the guest program, as it reports it.
         guest_version: String,
-        /// Pid of the workload in the guest; absent in an agent-only box.
+        /// Process id of the workload in the guest. Absent: the box has no workload.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         workload_pid: Option<u32>,
     },
-    /// The agent answered a health check for the first time.
+    /// A health check has succeeded for the first time.
     #[serde(rename = "agent.ready")]
     AgentReady {
-        /// Where the time since the start of the shim went.
+        /// The time since the start of the shim, divided into phases.
         phases: BootPhases,
     },
-    /// The box has another state.
+    /// The state of the box has changed. The shim emits at most ten changes each second that the
+    /// guest causes, and always the last one.
     #[serde(rename = "state.changed")]
     StateChanged {
-        /// State before.
+        /// State before the change.
         from: BoxState,
-        /// State now.
+        /// State after the change.
         to: BoxState,
     },
-    /// Health checks say something else than before.
+    /// The health of the box has changed.
     #[serde(rename = "health.changed")]
     HealthChanged {
-        /// Health before.
+        /// Health before the change.
         from: HealthState,
-        /// Health now.
+        /// Health after the change.
         to: HealthState,
-        /// Why the last check failed; absent when it did not.
+        /// Why the last check failed. Absent: the last check succeeded.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         cause: Option<HealthCause>,
-        /// The same for people.
+        /// Description of the failure for people. Absent: the last check succeeded.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         message: Option<String>,
-        /// Failures in a row.
+        /// Number of failures since the last success. Failures in the start period do not count.
         failures: u32,
     },
-    /// The workload said something about itself on `$NOTIFY_SOCKET`. At most ten a second; may be
-    /// dropped.
+    /// The workload has sent `READY`, `STOPPING` or `STATUS` to `$NOTIFY_SOCKET` (`sd_notify(3)`).
+    /// The shim emits at most ten of these events each second, and may drop them.
     #[serde(rename = "workload.notified")]
     WorkloadNotified {
-        /// Whether it has said `READY=1`.
+        /// Whether it has sent `READY=1`.
         ready: bool,
-        /// Whether it has said `STOPPING=1`.
+        /// Whether it has sent `STOPPING=1`.
         stopping: bool,
-        /// Its last `STATUS=`, cut to 256 characters.
+        /// The value of its last `STATUS=`, cut to 256 characters, with control characters
+        /// replaced. Absent: it has sent none.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         status: Option<String>,
     },
-    /// Figures, each `events.metrics_interval_ms` from the time the box is ready. May be dropped.
+    /// Metrics of the box, every `events.metrics_interval_ms` from ready on. The shim may drop
+    /// these events.
     #[serde(rename = "metrics")]
     Metrics(Box<Metrics>),
-    /// Output of the workload was dropped. At most one a second; may be dropped.
+    /// Output of the workload was discarded. The shim emits at most one of these events each
+    /// second, and may drop it.
     #[serde(rename = "console.truncated")]
     ConsoleTruncated {
-        /// Bytes that are not kept (any more), since the start.
+        /// Number of bytes that were discarded since the start of the shim.
         discarded_bytes: u64,
-        /// Why those since the last such event are not.
+        /// Why the last of these bytes were discarded.
         cause: TruncationCause,
     },
-    /// The box was asked to stop, or the shim decided it.
+    /// The stop of the box has begun, by a stop request or another stop trigger.
     #[serde(rename = "stop.requested")]
     StopRequested {
-        /// Who asked.
+        /// The stop trigger.
         cause: StopCause,
-        /// Signal that the workload gets first.
+        /// Full name of the first signal to the workload, for example `SIGTERM`.
         signal: String,
-        /// How long the workload may take before it is killed.
+        /// Grace period in milliseconds: the workload is killed when it is over.
         grace_ms: u64,
     },
-    /// The grace period ran out; every process of the guest is killed.
+    /// The guest program kills every process of the guest, because the grace period is over or
+    /// another stop request came.
     #[serde(rename = "stop.killed")]
     StopKilled {},
-    /// The workload ended, as the guest reported it.
+    /// The guest program has reported the end of the workload.
     #[serde(rename = "guest.exited")]
     GuestExited {
-        /// Exit status of the workload.
+        /// Exit status of the workload. Absent: a signal ended it.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         exit_code: Option<u8>,
-        /// Signal that ended the workload.
+        /// Number of the signal that ended the workload. Absent: it exited.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         signal: Option<u8>,
     },
-    /// Events that may be dropped were dropped here, because the reader was slow.
+    /// Events before this one were dropped or merged, because the supervisor read too slowly.
     #[serde(rename = "events.dropped")]
     EventsDropped {
-        /// How many.
+        /// Number of events that were lost since the last event of this type.
         count: u64,
     },
-    /// Something failed.
+    /// A phase or the box has failed.
     #[serde(rename = "error")]
     Error(ErrorReport),
-    /// The end of the box; nothing follows.
+    /// The box has ended. No event follows. The shim puts `exit.json` in place before this event.
     #[serde(rename = "box.stopped")]
     BoxStopped {
-        /// Why it ended.
+        /// Why the box ended.
         reason: StopReason,
-        /// Exit status of the shim (see [`exit`](crate::exit)); absent when a signal ended the shim.
+        /// Exit status of the shim. Absent: a signal ended the shim, and its supervisor made this
+        /// event.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         exit_code: Option<u8>,
-        /// Signal that ended the workload, or the shim itself.
+        /// Number of the signal that ended the workload, that requested the stop of a box without a
+        /// report of its guest, or that ended the shim itself. Absent: none did.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         signal: Option<u8>,
-        /// Time since the shim started.
+        /// Time since the start of the shim in milliseconds.
         uptime_ms: u64,
-        /// How the stop went, if one was asked for.
+        /// The steps of the stop. Absent: the box ended without a stop.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         stop: Option<StopReport>,
     },
-    /// A type that this version does not know. Never written.
+    /// An event of a type that this version does not know. Readers get it; the shim never emits it.
     #[serde(other, rename = "unknown")]
     Unknown,
 }
 
 impl EventKind {
-    /// Whether this event may be dropped when the reader is slow.
+    /// Returns whether the shim drops this event if the supervisor reads too slowly.
     #[must_use]
     pub fn is_droppable(&self) -> bool {
+        // A later event of the same kind replaces these, and none of these kinds reports a start, a
+        // stop, an error or an ending (decision 0009).
         matches!(
             self,
             Self::RootfsProgress { .. }
@@ -304,15 +344,17 @@ impl EventKind {
     }
 }
 
-/// What a `warning` is about. A code never changes its meaning; new ones may come.
+/// Stable name of the fact that a `warning` reports. A code never changes its meaning, but later
+/// versions may add codes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum WarningCode {
-    /// The guest has the host's own network, loopback included (`network.mode` `tsi`).
+    /// `network.mode` is `tsi`: the guest uses the network of the host, including its loopback
+    /// device.
     HostNetwork,
-    /// The program that carried the guest's network has ended; the guest has none any more.
+    /// passt, which carried the guest's network, has ended. The guest has no network any more.
     NetworkLost,
 }
 
@@ -322,68 +364,69 @@ pub enum WarningCode {
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum HealthCause {
-    /// No connection, or it broke before the answer.
+    /// There was no connection, or it closed before the answer.
     Transport,
-    /// No answer within `agent.health.timeout_ms`.
+    /// No answer came within `agent.health.timeout_ms`.
     Timeout,
-    /// The answer is that the agent does not serve.
+    /// The agent answered that it does not serve.
     NotServing,
-    /// The answer is not one to a health check.
+    /// The answer is malformed, or is not the answer to a health check.
     Protocol,
 }
 
-/// Why output of the workload is not kept.
+/// Why output of the workload was discarded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum TruncationCause {
-    /// It was the oldest, and `console.max_mib` was reached.
+    /// The file reached `console.max_mib`, and this was the oldest output.
     Size,
-    /// The console's file could not be written.
+    /// A write to the console file failed.
     WriteFailed,
-    /// The console is a pipe or device whose reader did not read.
+    /// The console is a pipe or device, and its reader did not read.
     SlowReader,
 }
 
-/// How a layer in the cache differed from its blob.
+/// A layer in the cache that differs from its blob.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct DamagedLayer {
-    /// The layer's `DiffID`.
+    /// `DiffID` of the layer: the digest of its uncompressed archive.
     pub layer: String,
-    /// The first path that differed.
+    /// The first path that differs.
     pub path: String,
-    /// What about it.
+    /// The property that differs, for example `content`.
     pub what: String,
 }
 
-/// How a root file system was made.
+/// How a root file system was made of the layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum RootMethod {
-    /// There is nothing in the image, or no image: an empty directory.
+    /// The root is an empty directory, because the box has no image or the image has no content.
     Empty,
-    /// An overlay of the shared layers.
+    /// An overlay mount (overlayfs) of the layers in the cache.
     Overlay,
-    /// Files that share their blocks with those of the layers, as overlayfs could not be had.
+    /// Copies of the layers that share the blocks of their files (reflinks), because overlayfs was
+    /// not available.
     Reflink,
-    /// Copies, as neither overlayfs nor reflinks could be had.
+    /// Full copies of the layers, because neither overlayfs nor reflinks were available.
     Copy,
 }
 
-/// Where what a box writes to its root is kept.
+/// Place of the writable layer of a root.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum UpperPlace {
-    /// In the box's state directory.
+    /// In the box directory.
     StateDir,
-    /// In the host's memory.
+    /// In a tmpfs of the host.
     Memory,
-    /// In an image file in the box's state directory.
+    /// In an ext4 image file in the box directory.
     Image,
 }

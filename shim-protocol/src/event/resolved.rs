@@ -1,51 +1,55 @@
-//! What an image and a config ask for together.
+//! [`ResolvedRun`]: the workload of a box, merged from its image and its config.
 
 use serde::{Deserialize, Serialize};
 
-/// What a box runs: the image's config and `process`, merged.
+/// The workload of a box: the image's config, merged with `process` and `stop.signal` of the box's
+/// config.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ResolvedRun {
-    /// First words of the command.
+    /// First words of the command. Empty: `args` has the whole command.
     pub entrypoint: Vec<String>,
-    /// Words after them.
+    /// Words of the command after `entrypoint`.
     pub args: Vec<String>,
-    /// Names of the environment's variables. Values are secrets, and in no event.
+    /// Names of the environment variables. Their values are secrets, so no event contains them.
     pub env: Vec<String>,
-    /// Working directory in the guest.
+    /// Absolute path of the working directory in the guest.
     pub cwd: String,
-    /// `user[:group]`; empty: root.
+    /// `user[:group]`, each as a name or a number. Empty: root.
     pub user: String,
-    /// First signal of a stop; what the image says when nobody knows such a signal.
+    /// Full name of the first signal of a stop, or the text in the image if it is not the name of a
+    /// signal. The box then fails with `image_invalid`.
     pub stop_signal: String,
-    /// The image's own health check, which the shim does not run. Absent: none.
+    /// The health check of the image, which the shim does not run. Absent: the image has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub healthcheck: Option<ResolvedHealthcheck>,
-    /// Directories that the image declares as volumes. Nothing is mounted there: what the box writes
-    /// goes to its own private layer, which is what an anonymous volume is for.
+    /// Directories that the image declares as volumes. The shim mounts nothing there, because the
+    /// writable layer of the box serves the purpose of an anonymous volume.
     pub volumes: Vec<String>,
-    /// Ports on which the workload listens, as the image says; nothing is published.
+    /// Ports that the image declares, for example `80/tcp`. The shim does not publish them.
     pub exposed_ports: Vec<String>,
-    /// Texts are cut, or left out, to keep the line short; the box gets all of them.
+    /// Whether texts of this event are cut or left out to bound its length. The box gets all of
+    /// them.
     pub truncated: bool,
 }
 
-/// A health check that an image brings along; what is absent is up to who asks.
+/// A health check that an image declares. A value that is absent is left to the program that runs
+/// it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ResolvedHealthcheck {
-    /// `CMD` and a command, or `CMD-SHELL` and a line for the shell.
+    /// `CMD` and the words of a command, or `CMD-SHELL` and one line for the shell.
     pub test: Vec<String>,
-    /// Time between two tests.
+    /// Time between two tests in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interval_ms: Option<u64>,
-    /// Time that a test may take.
+    /// Time limit of a test in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_ms: Option<u64>,
-    /// Time after the start in which failures do not count.
+    /// Time after the start of the workload in which failures do not count, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_period_ms: Option<u64>,
-    /// Failures in a row that mean that the workload is not well.
+    /// Number of failures in a row after which the workload is unhealthy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retries: Option<u32>,
 }

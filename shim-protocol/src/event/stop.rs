@@ -1,57 +1,60 @@
-//! Why a box ends, and how its stop went.
+//! Why a box ends, and the steps of its stop.
 
 use serde::{Deserialize, Serialize};
 
-/// Who asked for a stop.
+/// Stop trigger: why the shim stops a box.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum StopCause {
-    /// The shim got SIGTERM, SIGINT or SIGHUP.
+    /// The shim received SIGTERM, SIGINT or SIGHUP.
     Signal,
-    /// `resources.timeout_ms` ran out.
+    /// `resources.timeout_ms` has elapsed.
     Timeout,
     /// The box is unhealthy, and `agent.health.on_unhealthy` is `stop`.
     Unhealthy,
-    /// The process that started the shim has ended, and `stop.die_with_parent` is set.
+    /// The process that spawned the shim has ended, and `stop.die_with_parent` is true.
     ParentDied,
 }
 
-/// How a stop went, in the order in which a stop escalates. Steps that were not needed are absent.
+/// The steps of a stop, in the order in which it escalates. A step that was not necessary is
+/// absent.
+///
+/// All times are milliseconds since the start of the shim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct StopReport {
-    /// Who asked first.
+    /// The first stop trigger.
     pub cause: StopCause,
-    /// What ended the box.
+    /// The step that ended the box.
     pub ended_by: StopStep,
-    /// When it was asked for, in milliseconds since the shim started, as all times here.
+    /// Time at which the stop began.
     pub requested_ms: u64,
-    /// When the guest was told to signal the workload.
+    /// Time at which the shim sent the guest program the command to signal the workload.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signaled_ms: Option<u64>,
-    /// When the guest was told to kill every process: the grace period was over, or a second signal
-    /// came.
+    /// Time at which the shim sent the guest program the command to kill every process, because the
+    /// grace period was over or a second stop request came.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub killed_ms: Option<u64>,
-    /// When the workload's end was reported.
+    /// Time at which the guest program reported the end of the workload.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exited_ms: Option<u64>,
 }
 
-/// A step of a stop, each bounded in time.
+/// A step of a stop. Each step is bounded in time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum StopStep {
-    /// No workload ran yet: the shim ended at once.
+    /// The workload had not started, so the shim ended at once.
     BeforeStart,
-    /// The workload ended on its stop signal, within the grace period.
+    /// The workload ended within the grace period, after its stop signal.
     Signal,
-    /// Every process of the guest was killed, by its PID 1.
+    /// The guest program killed every process of the guest.
     GuestKill,
-    /// The guest did not end in time, and the shim ended the VM.
+    /// The guest did not end in time or a third stop request came, and the shim ended the VM.
     HostDeadline,
 }
 
@@ -61,16 +64,18 @@ pub enum StopStep {
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum StopReason {
-    /// The workload ended by itself; `exit_code` or `signal` says how.
+    /// The workload ended by itself, with any exit status or by a signal.
     Exited,
-    /// It was asked to stop, and did.
+    /// A stop request ended the box.
     Stopped,
-    /// `resources.timeout_ms` ran out.
+    /// `resources.timeout_ms` has elapsed.
     Timeout,
-    /// It was stopped because it was unhealthy.
+    /// The box was unhealthy, and `agent.health.on_unhealthy` is `stop`.
     Unhealthy,
-    /// The workload could not be started, the shim failed, or the guest was lost; an `error` event says which.
+    /// The workload could not start, the shim failed, or the guest was lost. An `error` event has
+    /// the cause.
     Failed,
-    /// The shim itself was ended by a signal, or vanished (made by the supervisor).
+    /// The shim itself ended without `box.stopped`, for example by a signal. Only a supervisor
+    /// makes this reason.
     Killed,
 }

@@ -1,8 +1,10 @@
-//! The story of one box: passes the shim's events on, and tells the end.
+//! [`EventRelay`]: passes the events of one shim to the observers, and completes the stream.
 //!
-//! `box.stopped` is held back until the shim was reaped, so that whoever sees it finds the process
-//! gone and the state Stopped. When the shim could not write it, this module does: as the shim's
-//! `exit.json` says, which it writes just before, else as its wait status does.
+//! The relay holds `box.stopped` back until the shim is reaped. An observer of that event therefore
+//! finds that the process is gone and the state is Stopped. If the shim ended without
+//! `box.stopped`, the relay makes the event, from the `exit.json` of the shim or else from its wait
+//! status. The shim puts `exit.json` in place just before it emits `box.stopped`. If it is
+//! killed in between, only the record exists.
 
 use std::io;
 use std::os::unix::process::ExitStatusExt;
@@ -17,7 +19,7 @@ use tokio::sync::watch;
 use crate::lines::StreamError;
 use crate::status::{FinalStatus, Outcome, Status};
 
-/// How a shim came to end without `box.stopped`.
+/// Why a shim ended without `box.stopped`.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ShimLost {
     #[error("the shim was ended by signal {number}{name}")]
@@ -36,22 +38,23 @@ pub(crate) enum ShimLost {
     Abandoned,
 }
 
-/// Passes events on and remembers what the end needs.
+/// Passes events to the observers, and keeps what the terminal event requires.
 #[derive(Debug)]
-pub(crate) struct Chronicle {
+pub(crate) struct EventRelay {
     emitter: EventEmitter,
     status: watch::Sender<Status>,
     box_id: String,
-    /// Just before the shim was started.
+    /// Time just before the shim was spawned.
     start: Instant,
+    /// `seq` of the next event, if this process makes it.
     next_seq: u64,
-    /// The last `error` event.
+    /// Content of the last `error` event.
     report: Option<ErrorReport>,
-    /// `box.stopped`, held back.
+    /// The event `box.stopped`, which is held back, and its outcome.
     terminal: Option<(Event, Outcome)>,
 }
 
-impl Chronicle {
+impl EventRelay {
     pub(crate) fn new(
         emitter: EventEmitter,
         status: watch::Sender<Status>,
@@ -65,17 +68,17 @@ impl Chronicle {
         &self.box_id
     }
 
-    /// Whether the shim told the end.
-    pub(crate) fn is_told(&self) -> bool {
+    /// Returns whether the relay has a `box.stopped` event.
+    pub(crate) fn has_terminal(&self) -> bool {
         self.terminal.is_some()
     }
 
-    /// Passes an event of the shim on.
-    pub(crate) fn tell(&mut self, event: Event) {
+    /// Passes an event to the observers, and updates the status. Holds `box.stopped` back.
+    pub(crate) fn relay(&mut self, event: Event) {
         self.next_seq = event.seq.saturating_add(1);
         match &event.kind {
             EventKind::StateChanged { to, .. } => self.status.send_modify(|status| {
-                status.hear(*to);
+                status.update_state(*to);
                 status.was_ready |= *to == BoxState::Ready;
             }),
             EventKind::Error(report) => self.report = Some(report.clone()),
@@ -88,32 +91,39 @@ impl Chronicle {
         self.emitter.emit(&event);
     }
 
-    /// Takes over the end that the shim recorded and could not tell any more.
-    pub(crate) fn recall(&mut self, record: ExitRecord) {
+    /// Relays the events of an exit record, which the shim could not emit any more.
+    ///
+    /// The `error` event is left out if the shim has already emitted it.
+    pub(crate) fn relay_record(&mut self, record: ExitRecord) {
         let ExitRecord { reason, signal, uptime_ms, stop, error, .. } = record;
         if let Some(report) = error.filter(|report| self.report.as_ref() != Some(report)) {
             let event = self.event(EventKind::Error(report));
-            self.tell(event);
+            self.relay(event);
         }
         let exit_code = Some(record.exit_code);
         let kind = EventKind::BoxStopped { reason, exit_code, signal, uptime_ms, stop };
         let event = self.event(kind);
-        self.tell(event);
+        self.relay(event);
     }
 
-    /// Tells the end, after the shim was reaped: as the shim told it, else as its status says.
-    /// `killed` is why it was killed, if this side did that.
+    /// Emits `box.stopped` and sets the final status. Callers must have reaped the shim.
+    ///
+    /// `exit` is the wait status of the shim, and `killed` is the reason if this process killed it.
+    /// Both matter only if the shim has not emitted `box.stopped`.
     pub(crate) fn finish(mut self, exit: io::Result<ExitStatus>, killed: Option<ShimLost>) {
         self.status.send_modify(|status| status.state = BoxState::Stopped);
         let (terminal, outcome) = match self.terminal.take() {
-            Some(told) => told,
+            Some(terminal) => terminal,
             None => self.make_terminal(exit, killed),
         };
+        // The observers come before the final status, so that `wait` returns only after each of
+        // them has got the event.
         self.emitter.emit(&terminal);
         let final_status = FinalStatus { outcome, report: self.report.take() };
         self.status.send_modify(|status| status.final_status = Some(final_status));
     }
 
+    /// Emits the error `shim_lost`, and returns the `box.stopped` event of a shim that was lost.
     fn make_terminal(
         &mut self,
         exit: io::Result<ExitStatus>,
@@ -134,6 +144,7 @@ impl Chronicle {
         (self.event(kind), outcome)
     }
 
+    /// Makes an event of this process, which continues the numbers of the shim.
     fn event(&mut self, kind: EventKind) -> Event {
         let seq = self.next_seq;
         self.next_seq = seq.saturating_add(1);
@@ -152,23 +163,27 @@ impl Chronicle {
     }
 }
 
-impl Drop for Chronicle {
-    /// The follower was dropped midway, by the end of its runtime or a panic of an observer: its
-    /// child is killed with it, and nobody may wait for an end that is not told.
+impl Drop for EventRelay {
+    /// Sets a final status if there is none.
+    ///
+    /// The end of the tokio runtime and a panic of an observer drop the follower before the shim
+    /// has ended. The drop kills the shim (`kill_on_drop`). Without a final status,
+    /// [`VmManager::wait`](crate::VmManager::wait) would then never return.
     fn drop(&mut self) {
         self.status.send_if_modified(|status| {
-            let is_untold = status.final_status.is_none();
-            if is_untold {
+            let is_unset = status.final_status.is_none();
+            if is_unset {
                 let outcome = Outcome { reason: StopReason::Killed, exit_code: None, signal: None };
                 let report = Some(report(&ShimLost::Abandoned));
                 status.state = BoxState::Stopped;
                 status.final_status = Some(FinalStatus { outcome, report });
             }
-            is_untold
+            is_unset
         });
     }
 }
 
+/// Returns the reason for a lost shim that this process did not kill.
 fn loss(exit: io::Result<ExitStatus>) -> ShimLost {
     match exit {
         Err(source) => ShimLost::Vanished { source },
@@ -186,7 +201,7 @@ fn loss(exit: io::Result<ExitStatus>) -> ShimLost {
 fn report(lost: &ShimLost) -> ErrorReport {
     let report = ErrorReport::new(ErrorCode::ShimLost, lost);
     match lost {
-        // Somebody, or the kernel for want of memory, killed it: the config is not to blame.
+        // Another process or the OOM killer killed the shim, so the same config may succeed.
         ShimLost::Signal { .. } => report.retryable(),
         _ => report,
     }

@@ -7,10 +7,10 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
 
-use crate::harness::{Playing, run, start};
+use crate::harness::{RunningShim, run, start};
 
-pub(crate) fn send(playing: &Playing, signal: Signal) {
-    kill(Pid::from_raw(playing.child.id().cast_signed()), signal).unwrap();
+pub(crate) fn send(running: &RunningShim, signal: Signal) {
+    kill(Pid::from_raw(running.child.id().cast_signed()), signal).unwrap();
 }
 
 #[test]
@@ -35,14 +35,14 @@ fn a_code_that_a_process_of_the_guest_set_does_not_beat_the_report() {
 fn a_vm_that_hangs_after_the_report_is_ended_with_the_reported_code() {
     let run = run(&["connect", "hello", "started=7", "exited=6", "drained", "wait-ack", "hang"]);
     assert_eq!(run.ending(), (Some(6), "exited", None));
-    assert!(run.took < Duration::from_secs(10), "{:?}", run.took);
+    assert!(run.duration < Duration::from_secs(10), "{:?}", run.duration);
 }
 
 #[test]
 fn a_guest_that_never_drains_is_ended_with_the_reported_code() {
     let run = run(&["connect", "hello", "started=7", "exited=6", "hang"]);
     assert_eq!(run.ending(), (Some(6), "exited", None));
-    assert!(run.took < Duration::from_secs(25), "{:?}", run.took);
+    assert!(run.duration < Duration::from_secs(25), "{:?}", run.duration);
 }
 
 #[test]
@@ -50,9 +50,9 @@ fn a_guest_that_is_never_ready_is_a_boot_timeout() {
     for script in
         [&["hang"][..], &["connect", "hello", "hang"], &["connect", "hello", "started=7", "hang"]]
     {
-        let run = start(script, |config| config["agent"]["boot_timeout_ms"] = json!(1000)).end();
+        let run = start(script, |config| config["agent"]["boot_timeout_ms"] = json!(1000)).wait();
         assert_eq!(run.ending(), (Some(125), "failed", Some("boot_timeout")), "{script:?}");
-        assert!(run.took < Duration::from_secs(5), "{:?}", run.took);
+        assert!(run.duration < Duration::from_secs(5), "{:?}", run.duration);
     }
 }
 
@@ -68,7 +68,7 @@ fn a_guest_that_breaks_the_protocol_is_named() {
     for step in ["garbage", "huge-frame", "hello=1"] {
         let run = run(&["connect", step, "hang"]);
         assert_eq!(run.ending(), (Some(125), "failed", Some("guest_protocol")), "{step}");
-        assert!(run.took < Duration::from_secs(10), "{:?}", run.took);
+        assert!(run.duration < Duration::from_secs(10), "{:?}", run.duration);
     }
 }
 
@@ -128,7 +128,7 @@ fn control_characters_of_the_guest_do_not_reach_the_events() {
 fn a_workload_that_cannot_start_ends_the_box_at_once() {
     let run = run(&["connect", "hello", "not-started=1", "wait-ack", "exit=127"]);
     assert_eq!(run.ending(), (Some(127), "failed", Some("workload_not_found")));
-    assert!(run.took < Duration::from_secs(5), "{:?}", run.took);
+    assert!(run.duration < Duration::from_secs(5), "{:?}", run.duration);
 }
 
 #[test]

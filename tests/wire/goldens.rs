@@ -101,10 +101,10 @@ fn stopped_by_a_signal_to_the_shim() {
         "wait-ack",
         "exit=0",
     ];
-    let playing = start(&script, |_| {});
-    wait_for_agent(&playing);
-    crate::faults::send(&playing, nix::sys::signal::Signal::SIGTERM);
-    let run = playing.end();
+    let running = start(&script, |_| {});
+    wait_for_agent(&running);
+    crate::faults::send(&running, nix::sys::signal::Signal::SIGTERM);
+    let run = running.wait();
     assert_eq!(run.ending(), (Some(143), "stopped", None));
     check("stopped", &run);
 }
@@ -122,7 +122,7 @@ fn timeout() {
         "wait-ack",
         "exit=0",
     ];
-    let run = start(&script, |config| config["resources"] = json!({"timeout_ms": 1000})).end();
+    let run = start(&script, |config| config["resources"] = json!({"timeout_ms": 1000})).wait();
     assert_eq!(run.ending(), (Some(124), "timeout", None));
     check("timeout", &run);
 }
@@ -130,16 +130,16 @@ fn timeout() {
 #[test]
 fn bad_config() {
     let run =
-        start(&[], |config| config["mounts"] = json!([{"type": "tmpfs", "target": "a"}])).end();
+        start(&[], |config| config["mounts"] = json!([{"type": "tmpfs", "target": "a"}])).wait();
     assert_eq!(run.ending(), (Some(125), "failed", Some("config_invalid")));
     assert!(!run.directory.path().join("s").exists(), "no side effect");
     check("bad_config", &run);
 }
 
 /// The agent's socket appears with it; a moment later the box is ready.
-fn wait_for_agent(playing: &crate::harness::Playing) {
+fn wait_for_agent(running: &crate::harness::RunningShim) {
     let start = std::time::Instant::now();
-    while !playing.state("agent.sock").exists() {
+    while !running.box_path("agent.sock").exists() {
         assert!(start.elapsed().as_secs() < 10);
         std::thread::sleep(std::time::Duration::from_millis(5));
     }

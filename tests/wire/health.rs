@@ -12,7 +12,7 @@ fn script(steps: &[&'static str]) -> Vec<&'static str> {
 }
 
 fn play(steps: &[&'static str], agent: Value) -> Run {
-    start(&script(steps), |config| config["agent"] = agent).end()
+    start(&script(steps), |config| config["agent"] = agent).wait()
 }
 
 /// Checks each 20 ms, and three failures are too many.
@@ -92,7 +92,7 @@ fn a_box_that_is_to_stop_when_unhealthy_does_and_says_so() {
             config["agent"]["health"]["on_unhealthy"] = json!("stop");
         },
     )
-    .end();
+    .wait();
     assert_eq!(run.ending(), (Some(125), "unhealthy", Some("unhealthy")));
     let last = run.events.last().unwrap();
     assert_eq!(
@@ -208,7 +208,7 @@ fn a_flood_of_states_is_a_few_events_and_the_last_one_counts() {
     let run = play(&steps, json!({"provider": "none"}));
     assert_eq!(run.ending(), (Some(0), "exited", None));
     let found = changes(&run, "state.changed");
-    let flood_ms = u64::try_from(run.took.as_millis()).unwrap();
+    let flood_ms = u64::try_from(run.duration.as_millis()).unwrap();
     assert!(found.len() as u64 <= 4 + flood_ms / 100, "{} in {flood_ms} ms", found.len());
     assert_eq!(found.last().unwrap(), "compacting>stopped");
 }
@@ -216,13 +216,13 @@ fn a_flood_of_states_is_a_few_events_and_the_last_one_counts() {
 #[test]
 fn a_guest_that_floods_does_not_delay_a_stop() {
     let steps = ["connect", "hello", "started=7", "notify-flood=100000000"];
-    let playing = start(&steps, |config| {
+    let running = start(&steps, |config| {
         config["agent"] = json!({"provider": "none"});
         config["stop"] = json!({"grace_ms": 200});
     });
     std::thread::sleep(std::time::Duration::from_millis(700));
-    crate::faults::send(&playing, nix::sys::signal::Signal::SIGTERM);
-    let run = playing.end();
+    crate::faults::send(&running, nix::sys::signal::Signal::SIGTERM);
+    let run = running.wait();
     let last = run.events.last().unwrap();
     assert_eq!(last["stop"]["ended_by"], "host_deadline", "{}", run.stdout);
     let requested_ms = last["stop"]["requested_ms"].as_u64().unwrap();
@@ -240,7 +240,7 @@ fn figures_are_told_at_once_and_then_each_interval() {
         config["agent"] = quick();
         config["events"] = json!({"metrics_interval_ms": 200});
     })
-    .end();
+    .wait();
     let told = of(&run, "metrics");
     assert!((3..=6).contains(&told.len()), "{}", run.stdout);
     let last = told.last().unwrap();
@@ -257,13 +257,13 @@ fn figures_are_told_at_once_and_then_each_interval() {
 #[test]
 fn no_secret_is_told_anywhere() {
     const SECRET: &str = "hunter2-and-more";
-    let playing = start(&script(&["serve", "started=7", "sleep-ms=400"]), |config| {
+    let running = start(&script(&["serve", "started=7", "sleep-ms=400"]), |config| {
         let state_dir = config["paths"]["state_dir"].as_str().unwrap().to_owned();
         let file = std::path::Path::new(&state_dir).with_file_name("events");
         config["process"]["env"] = json!({"TOKEN": SECRET});
         config["events"] = json!({"metrics_interval_ms": 100, "file": file});
     });
-    let run = playing.end();
+    let run = running.wait();
     assert_eq!(run.ending(), (Some(0), "exited", None));
     let state = run.directory.path().join("s/golden");
     let mut texts = vec![run.stdout.clone(), run.stderr.clone()];

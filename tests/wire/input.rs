@@ -2,7 +2,7 @@
 
 use std::process::Output;
 
-use crate::harness::{config, parse, shim_says};
+use crate::harness::{config, parse, run_shim};
 
 fn error_of(output: &Output) -> (String, String) {
     assert_eq!(output.status.code(), Some(125));
@@ -25,7 +25,7 @@ fn what_cannot_be_a_config_is_refused_with_the_place() {
         (br#"{"resources":{"vcpu":2}}"#, "config_invalid", "resources.vcpu: unknown field"),
     ];
     for (json, code, cause) in cases {
-        let found = error_of(&shim_says(&[], json));
+        let found = error_of(&run_shim(&[], json));
         assert_eq!(found.0, code);
         assert!(found.1.starts_with(cause), "{found:?}");
     }
@@ -39,7 +39,7 @@ fn the_configs_of_the_readme_are_valid() {
         readme.split("```json\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
     assert!(!examples.is_empty());
     for example in examples {
-        let output = shim_says(&["--check"], example.as_bytes());
+        let output = run_shim(&["--check"], example.as_bytes());
         assert_eq!(output.status.code(), Some(0), "{example}\n{output:?}");
     }
 }
@@ -48,7 +48,7 @@ fn the_configs_of_the_readme_are_valid() {
 fn check_only_validates() {
     let directory = tempfile::tempdir().unwrap();
     let config = config(directory.path(), &["never", "played"]).to_string();
-    let output = shim_says(&["--check"], config.as_bytes());
+    let output = run_shim(&["--check"], config.as_bytes());
     assert_eq!((output.status.code(), output.stdout.len()), (Some(0), 0));
     assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0, "no side effect");
 }
@@ -57,7 +57,7 @@ fn check_only_validates() {
 fn prepare_goes_as_far_as_the_mounted_root_and_undoes_it() {
     let directory = tempfile::tempdir().unwrap();
     let config = config(directory.path(), &["never", "played"]).to_string();
-    let output = shim_says(&["--prepare"], config.as_bytes());
+    let output = run_shim(&["--prepare"], config.as_bytes());
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     let events = parse(std::str::from_utf8(&output.stdout).unwrap());
     let types: Vec<&str> = events.iter().map(|event| event["type"].as_str().unwrap()).collect();
@@ -67,7 +67,7 @@ fn prepare_goes_as_far_as_the_mounted_root_and_undoes_it() {
 
 #[test]
 fn the_printed_schema_is_the_checked_in_one() {
-    let output = shim_says(&["--print-schema"], b"");
+    let output = run_shim(&["--print-schema"], b"");
     let printed: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/shim-protocol/schema/box-config.json");
     let checked_in: serde_json::Value =
@@ -77,9 +77,9 @@ fn the_printed_schema_is_the_checked_in_one() {
 
 #[test]
 fn version_help_and_nonsense() {
-    assert!(shim_says(&["--version"], b"").stdout.starts_with(b"a3s-box-shim 0."));
-    assert!(shim_says(&["--help"], b"").stdout.starts_with(b"usage: "));
-    let output = shim_says(&["--nonsense"], b"");
+    assert!(run_shim(&["--version"], b"").stdout.starts_with(b"a3s-box-shim 0."));
+    assert!(run_shim(&["--help"], b"").stdout.starts_with(b"usage: "));
+    let output = run_shim(&["--nonsense"], b"");
     assert_eq!(output.status.code(), Some(125));
     assert!(String::from_utf8(output.stderr).unwrap().contains("unknown argument `--nonsense`"));
 }

@@ -12,7 +12,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 use serde_json::{Value, json};
 
-use crate::harness::{config, parse, run, shim, shim_says, start};
+use crate::harness::{config, parse, run, run_shim, shim, start};
 
 /// A guest whose workload ends at once.
 const SHORT: [&str; 7] =
@@ -47,17 +47,17 @@ fn a_reader_that_is_gone_does_not_end_the_box() {
         "wait-ack",
         "exit=0",
     ];
-    let mut playing = start(&script, |_| {});
-    drop(playing.child.stdout.take());
-    assert_eq!(playing.end().status.code(), Some(4));
+    let mut running = start(&script, |_| {});
+    drop(running.child.stdout.take());
+    assert_eq!(running.wait().status.code(), Some(4));
 }
 
 #[test]
 fn a_reader_that_comes_late_still_gets_everything() {
     let script = ["connect", "hello", "started=7", "exited=4", "drained", "wait-ack", "exit=0"];
-    let playing = start(&script, |_| {});
+    let running = start(&script, |_| {});
     std::thread::sleep(Duration::from_secs(1));
-    let run = playing.end();
+    let run = running.wait();
     assert_eq!(run.ending(), (Some(4), "exited", None));
 }
 
@@ -107,7 +107,7 @@ fn a_flood_costs_the_disk_what_was_agreed_and_its_end_is_kept() {
                 config["console"]["path"] = json!(beside(config, name));
             }
         });
-        let run = run.end();
+        let run = run.wait();
         assert_eq!(run.ending(), (Some(0), "exited", None));
         let path = run.directory.path().join(name.unwrap_or("s/golden/console.log"));
         let previous = path.with_file_name(match name {
@@ -133,10 +133,10 @@ fn a_fifo_as_console_whose_reader_stops_does_not_stop_the_box() {
         reader = Some(opened.unwrap());
         config["console"] = json!({"path": path});
     });
-    let run = run.end();
+    let run = run.wait();
     assert_eq!(run.ending(), (Some(0), "exited", None));
     // Waiting for each chunk would take over a minute.
-    assert!(run.took < Duration::from_secs(10), "{:?}", run.took);
+    assert!(run.duration < Duration::from_secs(10), "{:?}", run.duration);
     // It gets what the pipe holds.
     let mut received = Vec::new();
     reader.unwrap().read_to_end(&mut received).unwrap();
@@ -151,14 +151,14 @@ fn a_file_of_events_has_the_lines_of_standard_output_of_each_box() {
     for arguments in [&[][..], &["--prepare"], &[]] {
         let mut config = config(directory.path(), &SHORT);
         config["events"] = json!({"file": path});
-        let output = shim_says(arguments, config.to_string().as_bytes());
+        let output = run_shim(arguments, config.to_string().as_bytes());
         assert_eq!(output.status.code(), Some(0), "{output:?}");
         expected += std::str::from_utf8(&output.stdout).unwrap();
     }
     // Upkeep is not the life of a box.
     let mut config = config(directory.path(), &[]);
     config["events"] = json!({"file": path});
-    let output = shim_says(&["--gc"], config.to_string().as_bytes());
+    let output = run_shim(&["--gc"], config.to_string().as_bytes());
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     assert_eq!(fs::read_to_string(&path).unwrap(), expected);
     assert_eq!(expected.matches("shim.started").count(), 3);
@@ -285,7 +285,7 @@ fn a_file_of_events_that_is_none_or_in_use_is_refused() {
     let mut box_config = config(directory.path(), &SHORT);
     box_config["events"] = json!({"file": path});
     let failed = |config: &Value, code: &str, cause: &str| {
-        let output = shim_says(&[], config.to_string().as_bytes());
+        let output = run_shim(&[], config.to_string().as_bytes());
         assert_eq!(output.status.code(), Some(125), "{output:?}");
         let events = parse(std::str::from_utf8(&output.stdout).unwrap());
         let error = events.iter().find(|event| event["type"] == "error").unwrap();
@@ -295,14 +295,14 @@ fn a_file_of_events_that_is_none_or_in_use_is_refused() {
     failed(&box_config, "state_dir", "found a FIFO, expected a regular file");
 
     let path = directory.path().join("events");
-    let mut playing = start(&["connect", "hello", "started=7", "hang"], |config| {
+    let mut running = start(&["connect", "hello", "started=7", "hang"], |config| {
         config["events"] = json!({"file": path});
         config["agent"] = json!({"provider": "none"});
         box_config["paths"]["state_dir"] = config["paths"]["state_dir"].clone();
     });
-    let running = || fs::read_to_string(&path).is_ok_and(|text| text.contains("guest.started"));
-    while !running() {
-        assert!(playing.child.try_wait().unwrap().is_none());
+    let has_started = || fs::read_to_string(&path).is_ok_and(|text| text.contains("guest.started"));
+    while !has_started() {
+        assert!(running.child.try_wait().unwrap().is_none());
         std::thread::sleep(Duration::from_millis(5));
     }
     let before = fs::read_to_string(&path).unwrap();
@@ -312,6 +312,6 @@ fn a_file_of_events_that_is_none_or_in_use_is_refused() {
     box_config["id"] = json!("other");
     failed(&box_config, "state_dir", "is in use");
     assert_eq!(fs::read_to_string(&path).unwrap(), before);
-    playing.child.kill().unwrap();
-    playing.child.wait().unwrap();
+    running.child.kill().unwrap();
+    running.child.wait().unwrap();
 }

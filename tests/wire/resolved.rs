@@ -62,7 +62,7 @@ fn image_and_config_are_merged_and_told_before_anything_is_unpacked() {
         config["process"]["env"] = json!({"B": "hunter3", "C": "hunter3"});
         config["process"]["cwd"] = json!("/tmp");
     })
-    .end();
+    .wait();
     assert_eq!(run.ending(), (Some(3), "exited", None), "{}", run.stderr);
     let types: Vec<&str> =
         run.events.iter().map(|event| event["type"].as_str().unwrap()).take(3).collect();
@@ -95,7 +95,7 @@ fn image_whose_every_part_is_absent_is_told_too() {
     let directory = tempfile::tempdir().unwrap();
     let layout = layout(directory.path(), &Value::Null);
     let script = ["connect", "hello", "started=7", "exited=0", "drained", "wait-ack", "exit=0"];
-    let run = start(&script, |config| config["image"] = json!({"layout": layout})).end();
+    let run = start(&script, |config| config["image"] = json!({"layout": layout})).wait();
     assert_eq!(run.ending(), (Some(0), "exited", None), "{}", run.stderr);
     let event = &run.events[1];
     assert_eq!((&event["type"], &event["reference"]), (&json!("image.resolved"), &Value::Null));

@@ -36,10 +36,10 @@ fn each_step_that_was_needed_has_its_time_and_the_last_one_is_named() {
         (&IGNORES_ALL, "host_deadline", 3),
     ];
     for (script, ended_by, times) in cases {
-        let playing = start(script, |config| config["stop"] = json!({"grace_ms": 200}));
+        let running = start(script, |config| config["stop"] = json!({"grace_ms": 200}));
         std::thread::sleep(Duration::from_millis(700));
-        send(&playing, Signal::SIGTERM);
-        let run = playing.end();
+        send(&running, Signal::SIGTERM);
+        let run = running.wait();
         let stop = stop_of(&run);
         assert_eq!(
             (&stop["cause"], &stop["ended_by"]),
@@ -55,42 +55,42 @@ fn each_step_that_was_needed_has_its_time_and_the_last_one_is_named() {
 
 #[test]
 fn a_workload_that_ignores_its_stop_signal_is_killed_after_the_grace_period() {
-    let playing = start(&DIES_BY_KILL, |config| config["stop"] = json!({"grace_ms": 300}));
+    let running = start(&DIES_BY_KILL, |config| config["stop"] = json!({"grace_ms": 300}));
     std::thread::sleep(Duration::from_millis(700));
-    send(&playing, Signal::SIGTERM);
-    let run = playing.end();
+    send(&running, Signal::SIGTERM);
+    let run = running.wait();
     assert_eq!(run.ending(), (Some(137), "stopped", None));
     assert!(run.events.iter().any(|event| event["type"] == "stop.killed"), "{}", run.stdout);
 }
 
 #[test]
 fn a_second_signal_shortens_the_grace_period() {
-    let playing = start(&DIES_BY_KILL, |config| config["stop"] = json!({"grace_ms": 60_000}));
+    let running = start(&DIES_BY_KILL, |config| config["stop"] = json!({"grace_ms": 60_000}));
     std::thread::sleep(Duration::from_millis(700));
-    send(&playing, Signal::SIGTERM);
+    send(&running, Signal::SIGTERM);
     std::thread::sleep(Duration::from_millis(300));
-    send(&playing, Signal::SIGINT);
-    let run = playing.end();
+    send(&running, Signal::SIGINT);
+    let run = running.wait();
     assert_eq!(run.ending(), (Some(137), "stopped", None));
 }
 
 #[test]
 fn a_stop_during_the_boot_ends_the_box_at_once() {
-    let playing = start(&["hang"], |_| {});
+    let running = start(&["hang"], |_| {});
     std::thread::sleep(Duration::from_millis(700));
-    send(&playing, Signal::SIGHUP);
-    let run = playing.end();
+    send(&running, Signal::SIGHUP);
+    let run = running.wait();
     assert_eq!(run.ending(), (Some(129), "stopped", None));
 }
 
 #[test]
 fn a_guest_that_ignores_even_the_kill_is_ended() {
-    let playing = start(&IGNORES_ALL, |config| {
+    let running = start(&IGNORES_ALL, |config| {
         config["stop"] = json!({"grace_ms": 100});
     });
     std::thread::sleep(Duration::from_millis(700));
-    send(&playing, Signal::SIGTERM);
-    let run = playing.end();
+    send(&running, Signal::SIGTERM);
+    let run = running.wait();
     let (status, reason, error) = run.ending();
     assert_eq!((status, reason), (Some(125), "failed"));
     assert_eq!(error, Some("shutdown_timeout"));
@@ -98,16 +98,16 @@ fn a_guest_that_ignores_even_the_kill_is_ended() {
 
 #[test]
 fn a_third_signal_ends_the_box_at_once() {
-    let playing = start(&IGNORES_ALL, |config| config["stop"] = json!({"grace_ms": 60_000}));
+    let running = start(&IGNORES_ALL, |config| config["stop"] = json!({"grace_ms": 60_000}));
     std::thread::sleep(Duration::from_millis(700));
     for _ in 0..3 {
-        send(&playing, Signal::SIGTERM);
+        send(&running, Signal::SIGTERM);
         std::thread::sleep(Duration::from_millis(100));
     }
-    let run = playing.end();
+    let run = running.wait();
     assert_eq!(run.ending(), (Some(143), "stopped", None));
     assert_eq!(stop_of(&run)["ended_by"], "host_deadline");
-    assert!(run.took < Duration::from_secs(3), "{:?}", run.took);
+    assert!(run.duration < Duration::from_secs(3), "{:?}", run.duration);
 }
 
 #[test]
@@ -227,8 +227,8 @@ fn a_box_that_is_to_outlive_its_parent_does() {
 
 #[test]
 fn the_end_of_a_thread_of_the_parent_is_not_the_parents() {
-    let playing = std::thread::spawn(move || start(&LIVES_ON, |_| {})).join().unwrap();
-    assert_eq!(playing.end().ending(), (Some(3), "exited", None));
+    let running = std::thread::spawn(move || start(&LIVES_ON, |_| {})).join().unwrap();
+    assert_eq!(running.wait().ending(), (Some(3), "exited", None));
 }
 
 #[test]
@@ -247,8 +247,8 @@ fn a_parent_that_has_died_already_is_seen_where_it_said_who_it_is() {
 
 #[test]
 fn the_signal_of_a_parents_end_from_somebody_else_means_nothing() {
-    let playing = start(&LIVES_ON, |_| {});
+    let running = start(&LIVES_ON, |_| {});
     std::thread::sleep(Duration::from_millis(400));
-    kill(Pid::from_raw(playing.child.id().cast_signed()), Signal::SIGUSR2).unwrap();
-    assert_eq!(playing.end().ending(), (Some(3), "exited", None));
+    kill(Pid::from_raw(running.child.id().cast_signed()), Signal::SIGUSR2).unwrap();
+    assert_eq!(running.wait().ending(), (Some(3), "exited", None));
 }

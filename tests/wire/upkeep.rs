@@ -7,12 +7,12 @@ use std::process::Output;
 
 use serde_json::{Value, json};
 
-use crate::harness::{config, parse, shim_says};
+use crate::harness::{config, parse, run_shim};
 use crate::image::image;
 
 /// Runs the shim in a mode; what it says is the events but the first.
 fn says(mode: &str, config: &Value) -> (Output, Vec<Value>) {
-    let output = shim_says(&[mode], config.to_string().as_bytes());
+    let output = run_shim(&[mode], config.to_string().as_bytes());
     let events = parse(std::str::from_utf8(&output.stdout).unwrap());
     (output, events)
 }

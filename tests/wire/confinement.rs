@@ -71,7 +71,7 @@ impl Testbed {
         let made = Command::new("mknod").arg(write.join("zero")).args(["c", "1", "5"]).status();
         assert!(made.unwrap().success());
         if user != ShimUser::Root {
-            user::give(directory.path());
+            user::give_to_user(directory.path());
         }
         Self {
             user,

@@ -1,10 +1,10 @@
-//! The whole event stream of each kind of end. `UPDATE_GOLDEN=1` rewrites the files.
+//! Golden event streams: one for each kind of ending. `UPDATE_GOLDEN=1` rewrites the files.
 
 use serde_json::{Value, json};
 
 use crate::harness::{Run, run, start};
 
-/// Compares the stream with `goldens/<name>.ndjson`, with what changes from run to run replaced.
+/// Compares the events with `goldens/<name>.ndjson`, after [`replace_volatile`].
 fn check(name: &str, run: &Run) {
     let mut found = String::new();
     for event in &run.events {
@@ -20,20 +20,22 @@ fn check(name: &str, run: &Run) {
     let expected = std::fs::read_to_string(&path).unwrap_or_default();
     assert_eq!(
         found, expected,
-        "{path}: run the tests with UPDATE_GOLDEN=1, then review\n{}",
+        "the events differ from {path}: run the tests with UPDATE_GOLDEN=1, then review\n{}",
         run.stderr
     );
 }
 
+/// Replaces the values that differ between two runs or two hosts by constants.
 fn replace_volatile(event: &mut Value) {
     let Value::Object(fields) = event else { return };
     for (name, value) in fields {
         match (name.as_str(), &*value) {
             ("time", _) => *value = json!("TIME"),
-            // What the kernel has of it is not the same everywhere.
+            // The layers of the confinement depend on the host kernel.
             ("layers", Value::Array(_)) => *value = json!("LAYERS"),
             ("version", _) => *value = json!("VERSION"),
             ("pid", _) => *value = json!("PID"),
+            // The grace period comes from the config and not from a clock.
             ("grace_ms", _) => {}
             (_, Value::Number(_)) if name.ends_with("_ms") => *value = json!("MS"),
             (_, Value::Object(_)) => replace_volatile(value),
@@ -43,7 +45,7 @@ fn replace_volatile(event: &mut Value) {
 }
 
 #[test]
-fn success() {
+fn workload_that_succeeds() {
     let run = run(&[
         "connect",
         "hello",
@@ -60,14 +62,14 @@ fn success() {
 }
 
 #[test]
-fn a_short_command_that_ends_before_the_first_health_check_is_no_failure() {
+fn workload_that_exits_before_the_first_health_check() {
     let run = run(&["connect", "hello", "started=7", "exited=3", "drained", "wait-ack", "exit=0"]);
     assert_eq!(run.ending(), (Some(3), "exited", None));
     check("short", &run);
 }
 
 #[test]
-fn death_by_signal() {
+fn workload_that_is_killed_by_a_signal() {
     let run =
         run(&["connect", "hello", "started=7", "signaled=9", "drained", "wait-ack", "exit=137"]);
     assert_eq!(run.ending(), (Some(137), "exited", None));
@@ -75,21 +77,21 @@ fn death_by_signal() {
 }
 
 #[test]
-fn not_found() {
+fn workload_that_is_not_found() {
     let run = run(&["connect", "hello", "not-started=1", "wait-ack", "exit=127"]);
     assert_eq!(run.ending(), (Some(127), "failed", Some("workload_not_found")));
     check("not_found", &run);
 }
 
 #[test]
-fn guest_lost() {
+fn guest_that_ends_without_a_report() {
     let run = run(&["connect", "hello", "serve", "started=7", "sleep-ms=500", "exit=0"]);
     assert_eq!(run.ending(), (Some(125), "failed", Some("guest_lost")));
     check("guest_lost", &run);
 }
 
 #[test]
-fn stopped_by_a_signal_to_the_shim() {
+fn box_that_is_stopped_by_a_signal_to_the_shim() {
     let script = [
         "connect",
         "hello",
@@ -110,7 +112,7 @@ fn stopped_by_a_signal_to_the_shim() {
 }
 
 #[test]
-fn timeout() {
+fn box_that_runs_into_its_timeout() {
     let script = [
         "connect",
         "hello",
@@ -128,19 +130,22 @@ fn timeout() {
 }
 
 #[test]
-fn bad_config() {
+fn invalid_config() {
     let run =
         start(&[], |config| config["mounts"] = json!([{"type": "tmpfs", "target": "a"}])).wait();
     assert_eq!(run.ending(), (Some(125), "failed", Some("config_invalid")));
-    assert!(!run.directory.path().join("s").exists(), "no side effect");
+    assert!(
+        !run.directory.path().join("s").exists(),
+        "an invalid config must leave no state directory"
+    );
     check("bad_config", &run);
 }
 
-/// The agent's socket appears with it; a moment later the box is ready.
+/// Waits until the agent has made its socket, and half a second longer, in which the box becomes ready.
 fn wait_for_agent(running: &crate::harness::RunningShim) {
     let start = std::time::Instant::now();
     while !running.box_path("agent.sock").exists() {
-        assert!(start.elapsed().as_secs() < 10);
+        assert!(start.elapsed().as_secs() < 10, "the agent made no socket within 10 s");
         std::thread::sleep(std::time::Duration::from_millis(5));
     }
     std::thread::sleep(std::time::Duration::from_millis(500));

@@ -435,7 +435,7 @@ fn ordinary_user_has_a_network_with_and_without_sub_ids() {
             let port = free_port();
             config["network"] =
                 json!({"mode": "passt", "egress": egress, "publish": published(port)});
-            crate::user::give(directory.path());
+            crate::user::give_to_user(directory.path());
             let (child, _tables) = spawn(&config, sub_ids, &[]);
             let output = child.wait_with_output().unwrap();
             let (stdout, stderr) = (

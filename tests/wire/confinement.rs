@@ -1,8 +1,8 @@
 //! Attempts of a VMM that a guest has taken over to reach the host.
 //!
 //! The fake VM makes the attempts (`krun/src/fake/probe.rs`). It runs in the VMM's place, after the
-//! shim has confined itself. Each shim makes one attempt, because an attempt that seccomp stops ends
-//! the process.
+//! shim has confined itself. Each shim makes one attempt, because an attempt that seccomp stops
+//! ends the process.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -114,8 +114,8 @@ impl Testbed {
             let directory = |name: &str| self.directory.path().join(name);
             config["paths"]["state_dir"] = json!(directory("s"));
             config["paths"]["cache_dir"] = json!(directory("c"));
-            // The shim opens the directories of all these files. If it kept one open, its fd would be
-            // a way out of the root.
+            // The shim opens the directories of all these files. If it kept one open, its fd would
+            // be a way out of the root.
             config["image"] = self.image.clone();
             config["network"] = self.network.clone();
             config["console"] = json!({"path": directory("console")});
@@ -138,7 +138,8 @@ impl Testbed {
     }
 }
 
-/// Returns the line that the probe wrote, without its prefix. A probe that seccomp killed wrote none.
+/// Returns the line that the probe wrote, without its prefix. A probe that seccomp killed wrote
+/// none.
 fn probe_line(run: &Run) -> Option<&str> {
     run.stderr.lines().find_map(|line| line.strip_prefix("probe "))
 }
@@ -372,7 +373,11 @@ fn only_the_network_tsi_lets_the_vmm_make_ip_sockets() {
     assert_eq!(testbed.attempt("netlink", "required", None), Killed);
     for egress in ["deny", "allow"] {
         testbed.network = json!({"mode": "passt", "egress": egress});
-        assert_eq!(testbed.attempt("tcp-loopback", "required", None), Killed, "{egress}");
+        assert_eq!(
+            testbed.attempt("tcp-loopback", "required", None),
+            Killed,
+            "`egress` is `{egress}`"
+        );
     }
 }
 
@@ -435,17 +440,20 @@ fn every_thread_of_a_shim_is_confined() {
         let status = fs::read_to_string(thread.path().join("status")).unwrap();
         let field = |name: &str| {
             let value = status.lines().find_map(|line| line.strip_prefix(name));
-            value.unwrap_or_else(|| panic!("{name}: {status}")).trim().to_owned()
+            value
+                .unwrap_or_else(|| panic!("there is no {name} in the status: {status}"))
+                .trim()
+                .to_owned()
         };
-        // The mask has the seven capabilities of the virtio-fs server. `Seccomp: 2` means that a filter
-        // is installed.
+        // The mask has the seven capabilities of the virtio-fs server. `Seccomp: 2` means that a
+        // filter is installed.
         let (capabilities, bounding) = (field("CapPrm:"), field("CapBnd:"));
         let found = (capabilities.as_str(), bounding.as_str());
-        assert_eq!(found, ("00000000800000db", "00000000800000db"), "{status}");
+        assert_eq!(found, ("00000000800000db", "00000000800000db"), "the status is: {status}");
         assert_eq!(
             (field("NoNewPrivs:").as_str(), field("Seccomp:").as_str()),
             ("1", "2"),
-            "{status}"
+            "the status is: {status}"
         );
         thread_names.push(field("Name:"));
     }

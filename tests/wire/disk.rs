@@ -12,7 +12,8 @@ use serde_json::{Value, json};
 use crate::harness::{config, parse, shim};
 use crate::image::image;
 
-/// Time after which [`wait_until`] gives up. A busy host needs less to make and mount a file system.
+/// Time after which [`wait_until`] gives up. A busy host needs less to make and mount a file
+/// system.
 const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Starts a shim with these arguments and this config.
@@ -78,27 +79,32 @@ fn disk_limits_what_a_box_can_write_and_does_not_survive_a_killed_shim() {
         let mut child = spawn(&config, &[]);
         let root = mounted_root(&child, directory.path());
         let (written, error) = fill(&root.join("big"));
-        assert_eq!(error.kind(), io::ErrorKind::StorageFull, "{disk}");
+        assert_eq!(error.kind(), io::ErrorKind::StorageFull, "the disk is `{disk}`");
         // The file system needs some space for itself, but less than half.
         assert!((8 << 20..=16 << 20).contains(&written), "{written} bytes fit on the disk {disk}");
         assert_eq!(fs::read_to_string(root.join("of-the-image")).unwrap(), "lower\n");
         let name = directory.path().to_str().unwrap();
-        assert_eq!(loop_devices().contains(name), disk == "state_dir", "{}", loop_devices());
+        assert_eq!(
+            loop_devices().contains(name),
+            disk == "state_dir",
+            "the loop devices are: {}",
+            loop_devices()
+        );
         child.kill().unwrap();
         child.wait().unwrap();
         wait_until("the loop device is free", || !loop_devices().contains(name));
-        // The shim may have forked the fake guest a moment before its death. The child has a copy of the
-        // lock's fd until it executes its program.
+        // The shim may have forked the fake guest a moment before its death. The child has a copy
+        // of the lock's fd until it executes its program.
         let lock = File::open(directory.path().join("s/golden/run.json")).unwrap();
         wait_until("the lock is free", || lock.try_lock().is_ok());
         drop(lock);
         assert!(!fs::read_to_string("/proc/mounts").unwrap().contains(name));
         let image = directory.path().join("s/golden/disk.img");
         assert_eq!(image.exists(), disk == "state_dir");
-        // The next box with the same id removes the image file.
+        // The next run with the same id removes what the killed shim left.
         config["resources"] = json!({});
         let output = spawn(&config, &["--prepare"]).wait_with_output().unwrap();
-        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        assert_eq!(output.status.code(), Some(0), "the shim ended with {output:?}");
         assert!(!directory.path().join("s/golden").exists());
     }
 }
@@ -111,7 +117,7 @@ fn box_that_ends_removes_its_disk() {
         let script = ["connect", "hello", "started=7", "exited=0", "drained", "wait-ack", "exit=0"];
         config["process"]["args"] = json!(script);
         let output = spawn(&config, &[]).wait_with_output().unwrap();
-        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        assert_eq!(output.status.code(), Some(0), "the shim ended with {output:?}");
         let name = directory.path().to_str().unwrap();
         wait_until("the loop device is free", || !loop_devices().contains(name));
         let mut left: Vec<_> = fs::read_dir(directory.path().join("s/golden"))
@@ -119,7 +125,11 @@ fn box_that_ends_removes_its_disk() {
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
             .collect();
         left.sort_unstable();
-        assert_eq!(left, ["console.log", "disk", "exit.json", "root", "run.json"], "{disk}");
+        assert_eq!(
+            left,
+            ["console.log", "disk", "exit.json", "root", "run.json"],
+            "the disk is `{disk}`"
+        );
         assert_eq!(fs::read_dir(directory.path().join("s/golden/disk")).unwrap().count(), 0);
     }
 }
@@ -131,7 +141,7 @@ fn rootfs_ready_reports_the_place_of_the_disk_and_an_image_file_is_sparse() {
         let mut config = hanging_box(directory.path(), disk);
         config["resources"]["disk_mib"] = json!(65536);
         let output = spawn(&config, &["--prepare"]).wait_with_output().unwrap();
-        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        assert_eq!(output.status.code(), Some(0), "the shim ended with {output:?}");
         let events = parse(std::str::from_utf8(&output.stdout).unwrap());
         let ready = events.iter().find(|event| event["type"] == "rootfs.ready").unwrap();
         let found = [&ready["root"], &ready["upper"], &ready["disk_mib"]];
@@ -176,7 +186,7 @@ fn box_gets_a_copy_of_its_image_if_the_state_directory_supports_no_overlay() {
     let mut child = command.spawn().unwrap();
     child.stdin.take().unwrap().write_all(config.to_string().as_bytes()).unwrap();
     let output = child.wait_with_output().unwrap();
-    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert_eq!(output.status.code(), Some(0), "the shim ended with {output:?}");
     let events = parse(std::str::from_utf8(&output.stdout).unwrap());
     let ready = events.iter().find(|event| event["type"] == "rootfs.ready").unwrap();
     assert_eq!((&ready["root"], &ready["upper"]), (&json!("copy"), &json!("state_dir")));

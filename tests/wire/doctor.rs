@@ -104,12 +104,12 @@ fn parse_report(output: &Output) -> Vec<(String, String, String)> {
             _ => &["found", "name", "remedy", "status"],
         };
         // Only a check that is not `ok` has a remedy.
-        assert_eq!(keys(check), expected, "{check}");
+        assert_eq!(keys(check), expected, "the check is {check}");
         assert!(expected.iter().all(|key| !text(key).is_empty()), "a field is empty: {check}");
         let text_of_both = format!("{}; {}", text("found"), text("remedy"));
         checks.push((text("name"), text("status"), text_of_both));
     }
-    assert_eq!(output.status.code(), Some(worst), "{report:#}");
+    assert_eq!(output.status.code(), Some(worst), "the report is {report:#}");
     checks
 }
 
@@ -149,10 +149,10 @@ fn doctor_boots_a_box_and_reports_the_same_in_both_forms() {
     assert_eq!(names, expected);
     // All tests of the shim need these, so a host that runs the tests has them.
     for name in ["kernel", "libkrunfw", "guest_program", "sub_ids", "namespaces", "overlayfs"] {
-        assert_eq!(check(&checks, name).0, "ok", "{checks:?}");
+        assert_eq!(check(&checks, name).0, "ok", "the checks are {checks:?}");
     }
     let (status, text) = check(&checks, "boot");
-    assert!(status == "ok" && text.starts_with("a box was ready after "), "{text}");
+    assert!(status == "ok" && text.starts_with("a box was ready after "), "the text is: {text}");
 
     let output = examine(&directory, HEALTHY, &[]);
     let text = String::from_utf8(output.stdout).unwrap();
@@ -163,7 +163,7 @@ fn doctor_boots_a_box_and_reports_the_same_in_both_forms() {
         .collect();
     let statuses_of_json: Vec<(&str, &str)> =
         checks.iter().map(|(name, status, _)| (name.as_str(), status.as_str())).collect();
-    assert_eq!(statuses_of_text, statuses_of_json, "{text}");
+    assert_eq!(statuses_of_text, statuses_of_json, "the text is: {text}");
     assert!(output.stderr.is_empty());
 }
 
@@ -175,9 +175,12 @@ fn missing_guest_program_is_a_failure_with_a_remedy_and_prevents_the_boot() {
     let checks = parse_report(&output);
     let (status, text) = check(&checks, "guest_program");
     assert_eq!(status, "failed");
-    assert!(text.contains("`/nowhere/guest`") && text.contains("set `paths.guest`"), "{text}");
+    assert!(
+        text.contains("`/nowhere/guest`") && text.contains("set `paths.guest`"),
+        "the text is: {text}"
+    );
     let (status, text) = check(&checks, "boot");
-    assert!(status == "failed" && text.starts_with("not tried"), "{text}");
+    assert!(status == "failed" && text.starts_with("not tried"), "the text is: {text}");
     assert_eq!(check(&checks, "namespaces").0, "ok");
 }
 
@@ -190,7 +193,7 @@ fn missing_passt_is_a_failure_only_for_a_config_that_needs_it() {
         assert_nothing_is_left(directory.path());
         let (status, text) = check(&checks, "passt");
         assert_eq!(status, expected);
-        assert!(text.contains("install the package `passt`"), "{text}");
+        assert!(text.contains("install the package `passt`"), "the text is: {text}");
     }
 }
 
@@ -199,8 +202,11 @@ fn state_directory_that_others_can_read_is_a_failure() {
     let directory = directory(|config| config["paths"]["state_dir"] = json!("/usr"));
     let checks = parse_report(&examine(&directory, HEALTHY, &["--json"]));
     let (status, text) = check(&checks, "state_dir");
-    assert!(status == "failed" && text.contains("`/usr`: of user 0 with mode 0755"), "{text}");
-    assert!(text.contains("set `paths.state_dir`"), "{text}");
+    assert!(
+        status == "failed" && text.contains("`/usr`: of user 0 with mode 0755"),
+        "the text is: {text}"
+    );
+    assert!(text.contains("set `paths.state_dir`"), "the text is: {text}");
 }
 
 #[test]
@@ -210,7 +216,7 @@ fn box_that_does_not_boot_is_a_failure_with_the_error() {
     assert_eq!(output.status.code(), Some(2));
     let checks = parse_report(&output);
     let (status, text) = check(&checks, "boot");
-    assert!(status == "failed" && text.contains("dmesg"), "{text}");
+    assert!(status == "failed" && text.contains("dmesg"), "the text is: {text}");
     assert_eq!(check(&checks, "overlayfs").0, "ok");
 }
 
@@ -226,18 +232,21 @@ fn report_for_an_ordinary_user_includes_the_checks_that_root_does_not_need() {
     command.envs(doctor.get_envs().filter_map(|(name, value)| Some((name, value?))));
     let output = command.output().unwrap();
     assert_nothing_is_left(directory.path());
-    assert!(output.status.code() == Some(2), "{output:?}");
+    assert!(output.status.code() == Some(2), "the shim ended with {output:?}");
     let checks = parse_report(&output);
     let (status, text) = check(&checks, "sub_ids");
-    assert!(status == "degraded" && text.contains("install the package `uidmap`"), "{text}");
+    assert!(
+        status == "degraded" && text.contains("install the package `uidmap`"),
+        "the text is: {text}"
+    );
     for name in ["user_namespaces", "namespaces"] {
         let (status, text) = check(&checks, name);
-        assert!(status == "ok" && !text.contains("root"), "{text}");
+        assert!(status == "ok" && !text.contains("root"), "the text is: {text}");
     }
-    assert_eq!(check(&checks, "state_dir").0, "ok", "{checks:?}");
+    assert_eq!(check(&checks, "state_dir").0, "ok", "the checks are {checks:?}");
     let (status, text) = check(&checks, "cache_dir");
     let expected = "`/usr/nowhere/c`: cannot be made in `/usr`: Permission denied";
-    assert!(status == "failed" && text.starts_with(expected), "{text}");
+    assert!(status == "failed" && text.starts_with(expected), "the text is: {text}");
 }
 
 #[test]

@@ -2,8 +2,8 @@
 //!
 //! The backend `fake` of the crate `krun` starts it, and connects its standard output and standard
 //! error to the console. Its standard input has the paths of the vsock ports and the config of the
-//! guest program. The workload's arguments in that config are the script: each argument is one step,
-//! and [`Guest::play`] lists the steps. Scripts can follow the protocol or break it.
+//! guest program. The workload's arguments in that config are the script: each argument is one
+//! step, and [`Guest::play`] lists the steps. Scripts can follow the protocol or break it.
 
 use std::collections::HashMap;
 use std::error::Error;
@@ -204,7 +204,8 @@ impl Guest {
         let (verb, value) = step.split_once('=').unwrap_or((step, "0"));
         match verb {
             "connect" => self.control = Some(UnixStream::connect(socket(CONTROL_PORT)?).await?),
-            // The value is added to the protocol version, so `hello=1` is a version that is too new.
+            // The value is added to the protocol version, so `hello=1` is a version that is too
+            // new.
             "hello" => {
                 let protocol_version = PROTOCOL_VERSION + value.parse::<u32>()?;
                 let guest_version = "0.0.0".into();
@@ -261,7 +262,8 @@ impl Guest {
             "sleep-ms" => sleep(Duration::from_millis(value.parse()?)).await,
             "stamp" => stamp()?,
             "hang" => std::future::pending().await,
-            // libkrun ends with 0 when the guest resets, or with a code that a process of the guest set.
+            // libkrun ends with 0 when the guest resets, or with a code that a process of the guest
+            // set.
             "exit" => exit(value.parse()?),
             // The shim then aborts too, as libkrun does when one of its threads panics.
             "abort" => std::process::abort(),

@@ -21,9 +21,13 @@ fn exit_of_the_vm_without_a_report_is_a_failure_with_any_code() {
         [("exit=0", "guest_lost"), ("exit=1", "vm_failed"), ("exit=42", "vm_failed")]
     {
         let before_hello = run(&[step]);
-        assert_eq!(before_hello.ending(), (Some(125), "failed", Some(code)), "{step}");
+        assert_eq!(
+            before_hello.ending(),
+            (Some(125), "failed", Some(code)),
+            "the step is `{step}`"
+        );
         let after_start = run(&["connect", "hello", "started=7", step]);
-        assert_eq!(after_start.ending(), (Some(125), "failed", Some(code)), "{step}");
+        assert_eq!(after_start.ending(), (Some(125), "failed", Some(code)), "the step is `{step}`");
     }
 }
 
@@ -55,7 +59,11 @@ fn guest_that_does_not_become_ready_fails_with_a_boot_timeout() {
         [&["hang"][..], &["connect", "hello", "hang"], &["connect", "hello", "started=7", "hang"]]
     {
         let run = start(script, |config| config["agent"]["boot_timeout_ms"] = json!(1000)).wait();
-        assert_eq!(run.ending(), (Some(125), "failed", Some("boot_timeout")), "{script:?}");
+        assert_eq!(
+            run.ending(),
+            (Some(125), "failed", Some("boot_timeout")),
+            "the script is {script:?}"
+        );
         assert!(run.duration < Duration::from_secs(5), "the box took {:?}", run.duration);
     }
 }
@@ -73,7 +81,11 @@ fn abort_of_libkrun_is_in_the_wait_status_of_the_shim() {
 fn guest_that_breaks_the_protocol_fails_with_guest_protocol() {
     for step in ["garbage", "huge-frame", "hello=1"] {
         let run = run(&["connect", step, "hang"]);
-        assert_eq!(run.ending(), (Some(125), "failed", Some("guest_protocol")), "{step}");
+        assert_eq!(
+            run.ending(),
+            (Some(125), "failed", Some("guest_protocol")),
+            "the step is `{step}`"
+        );
         assert!(run.duration < Duration::from_secs(10), "the box took {:?}", run.duration);
     }
 }

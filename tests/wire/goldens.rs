@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use crate::harness::{Run, run, start};
 
 /// Compares the events with `goldens/<name>.ndjson`, after [`replace_volatile`].
-fn check(name: &str, run: &Run) {
+fn assert_matches_golden(name: &str, run: &Run) {
     let mut found = String::new();
     for event in &run.events {
         let mut event = event.clone();
@@ -45,7 +45,7 @@ fn replace_volatile(event: &mut Value) {
 }
 
 #[test]
-fn workload_that_succeeds() {
+fn events_of_a_successful_workload_match_the_golden() {
     let run = run(&[
         "connect",
         "hello",
@@ -58,40 +58,41 @@ fn workload_that_succeeds() {
         "exit=0",
     ]);
     assert_eq!(run.ending(), (Some(0), "exited", None));
-    check("success", &run);
+    assert_matches_golden("success", &run);
 }
 
+/// The workload exits before the first health check, which is no failure.
 #[test]
-fn workload_that_exits_before_the_first_health_check() {
+fn events_of_a_workload_without_a_health_check_match_the_golden() {
     let run = run(&["connect", "hello", "started=7", "exited=3", "drained", "wait-ack", "exit=0"]);
     assert_eq!(run.ending(), (Some(3), "exited", None));
-    check("short", &run);
+    assert_matches_golden("short", &run);
 }
 
 #[test]
-fn workload_that_is_killed_by_a_signal() {
+fn events_of_a_killed_workload_match_the_golden() {
     let run =
         run(&["connect", "hello", "started=7", "signaled=9", "drained", "wait-ack", "exit=137"]);
     assert_eq!(run.ending(), (Some(137), "exited", None));
-    check("signal", &run);
+    assert_matches_golden("signal", &run);
 }
 
 #[test]
-fn workload_that_is_not_found() {
+fn events_of_a_missing_workload_match_the_golden() {
     let run = run(&["connect", "hello", "not-started=1", "wait-ack", "exit=127"]);
     assert_eq!(run.ending(), (Some(127), "failed", Some("workload_not_found")));
-    check("not_found", &run);
+    assert_matches_golden("not_found", &run);
 }
 
 #[test]
-fn guest_that_ends_without_a_report() {
+fn events_of_a_guest_without_a_report_match_the_golden() {
     let run = run(&["connect", "hello", "serve", "started=7", "sleep-ms=500", "exit=0"]);
     assert_eq!(run.ending(), (Some(125), "failed", Some("guest_lost")));
-    check("guest_lost", &run);
+    assert_matches_golden("guest_lost", &run);
 }
 
 #[test]
-fn box_that_is_stopped_by_a_signal_to_the_shim() {
+fn events_of_a_stopped_box_match_the_golden() {
     let script = [
         "connect",
         "hello",
@@ -108,11 +109,11 @@ fn box_that_is_stopped_by_a_signal_to_the_shim() {
     crate::faults::send(&running, nix::sys::signal::Signal::SIGTERM);
     let run = running.wait();
     assert_eq!(run.ending(), (Some(143), "stopped", None));
-    check("stopped", &run);
+    assert_matches_golden("stopped", &run);
 }
 
 #[test]
-fn box_that_runs_into_its_timeout() {
+fn events_of_a_box_with_a_timeout_match_the_golden() {
     let script = [
         "connect",
         "hello",
@@ -126,11 +127,11 @@ fn box_that_runs_into_its_timeout() {
     ];
     let run = start(&script, |config| config["resources"] = json!({"timeout_ms": 1000})).wait();
     assert_eq!(run.ending(), (Some(124), "timeout", None));
-    check("timeout", &run);
+    assert_matches_golden("timeout", &run);
 }
 
 #[test]
-fn invalid_config() {
+fn events_of_an_invalid_config_match_the_golden() {
     let run =
         start(&[], |config| config["mounts"] = json!([{"type": "tmpfs", "target": "a"}])).wait();
     assert_eq!(run.ending(), (Some(125), "failed", Some("config_invalid")));
@@ -138,10 +139,11 @@ fn invalid_config() {
         !run.directory.path().join("s").exists(),
         "an invalid config must leave no state directory"
     );
-    check("bad_config", &run);
+    assert_matches_golden("bad_config", &run);
 }
 
-/// Waits until the agent has made its socket, and half a second longer, in which the box becomes ready.
+/// Waits until the agent has made its socket, and half a second longer, in which the box becomes
+/// ready.
 fn wait_for_agent(running: &crate::harness::RunningShim) {
     let start = std::time::Instant::now();
     while !running.box_path("agent.sock").exists() {

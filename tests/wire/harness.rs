@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 
 use crate::wire_types;
 
-/// Time after which a test kills the shim and fails. The shim itself gives a guest up to 20 s to shut
-/// down, so a shim that works ends earlier.
+/// Time after which a test kills the shim and fails. The shim itself gives a guest up to 20 s to
+/// shut down, so a shim that works ends earlier.
 const END_TIMEOUT: Duration = Duration::from_secs(40);
 
 /// Returns a config whose fake guest plays `script`, with the state and the cache directory below
@@ -116,7 +116,8 @@ impl RunningShim {
     ///
     /// A test may have taken standard output out of `child`; the run then has no events.
     pub(crate) fn wait(mut self) -> Run {
-        // Threads read both pipes while the shim runs. Otherwise a full pipe would delay its output.
+        // Threads read both pipes while the shim runs. Otherwise a full pipe would delay its
+        // output.
         let mut stderr_pipe = self.child.stderr.take().unwrap();
         let stderr = std::thread::spawn(move || {
             let mut text = String::new();

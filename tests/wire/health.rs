@@ -55,7 +55,7 @@ fn agent_is_unhealthy_while_it_answers_not_serving() {
     assert_eq!(
         found,
         ["starting>healthy", "healthy>unhealthy", "unhealthy>healthy"],
-        "{}",
+        "the events are: {}",
         run.stdout
     );
     let unhealthy = events_of(&run, "health.changed")[1];
@@ -80,7 +80,7 @@ fn slow_agent_is_unhealthy_and_the_box_continues() {
     assert_eq!(
         found,
         ["starting>healthy", "healthy>unhealthy", "unhealthy>healthy"],
-        "{}",
+        "the events are: {}",
         run.stdout
     );
     assert_eq!(events_of(&run, "health.changed")[1]["cause"], "timeout");
@@ -122,7 +122,7 @@ fn server_of_the_image_with_the_standard_health_service_is_an_agent() {
     let steps = ["serve-standard", "started=7", "sleep-ms=300", "not-serving", "sleep-ms=400"];
     let run = play(&steps, agent);
     assert_eq!(run.ending(), (Some(0), "exited", None));
-    assert_eq!(events_of(&run, "agent.ready").len(), 1, "{}", run.stdout);
+    assert_eq!(events_of(&run, "agent.ready").len(), 1, "the events are: {}", run.stdout);
     assert_eq!(changes(&run, "health.changed"), ["starting>healthy", "healthy>unhealthy"]);
 }
 
@@ -132,7 +132,12 @@ fn failures_in_the_start_period_do_not_change_the_health() {
     agent["readiness"] = json!("started");
     agent["health"]["start_period_ms"] = json!(60_000);
     let run = play(&["started=7", "sleep-ms=600", "serve", "sleep-ms=300"], agent);
-    assert_eq!(changes(&run, "health.changed"), ["starting>healthy"], "{}", run.stdout);
+    assert_eq!(
+        changes(&run, "health.changed"),
+        ["starting>healthy"],
+        "the events are: {}",
+        run.stdout
+    );
     // Without a start period the same failures count.
     let mut agent = frequent_checks();
     agent["readiness"] = json!("started");
@@ -147,7 +152,7 @@ fn box_with_readiness_notify_is_ready_after_the_notification() {
     let steps = ["serve", "started=7", "sleep-ms=300", "notify-ready", "sleep-ms=200"];
     let run = play(&steps, agent.clone());
     let position = |kind| run.events.iter().position(|event| event["type"] == kind).unwrap();
-    assert!(position("agent.ready") < position("state.changed"), "{}", run.stdout);
+    assert!(position("agent.ready") < position("state.changed"), "the events are: {}", run.stdout);
     let ready_ms = events_of(&run, "state.changed")[0]["elapsed_ms"].as_u64().unwrap();
     // The time is not measured from `guest.started`, because the shim may read the guest's first
     // messages late on a busy host.
@@ -158,7 +163,7 @@ fn box_with_readiness_notify_is_ready_after_the_notification() {
     agent["boot_timeout_ms"] = json!(700);
     let run = play(&["serve", "started=7", "hang"], agent);
     assert_eq!(run.ending(), (Some(125), "failed", Some("boot_timeout")));
-    assert!(run.stdout.contains("has not sent `READY=1`"), "{}", run.stdout);
+    assert!(run.stdout.contains("has not sent `READY=1`"), "the events are: {}", run.stdout);
 }
 
 #[test]
@@ -177,7 +182,7 @@ fn state_comes_from_the_workload_or_from_the_agent() {
     let steps = ["started=7", "notify-state=2", "sleep-ms=250", "notify-state=3", "sleep-ms=250"];
     let run = play(&steps, agent.clone());
     let expected = ["created>ready", "ready>busy", "busy>compacting", "compacting>stopped"];
-    assert_eq!(changes(&run, "state.changed"), expected, "{}", run.stdout);
+    assert_eq!(changes(&run, "state.changed"), expected, "the events are: {}", run.stdout);
 
     let run = play(&["serve", "started=7", "sleep-ms=250", "answer-busy", "sleep-ms=250"], agent);
     assert_eq!(changes(&run, "state.changed"), ["created>ready", "ready>busy", "busy>stopped"]);
@@ -190,7 +195,7 @@ fn busy_before_the_box_is_ready_is_emitted_after_ready() {
         frequent_checks(),
     );
     let expected = ["created>ready", "ready>busy", "busy>stopped"];
-    assert_eq!(changes(&run, "state.changed"), expected, "{}", run.stdout);
+    assert_eq!(changes(&run, "state.changed"), expected, "the events are: {}", run.stdout);
 }
 
 #[test]
@@ -204,7 +209,7 @@ fn status_text_of_the_workload_has_no_control_characters() {
     ];
     let run = play(&steps, json!({"provider": "none"}));
     let notified = events_of(&run, "workload.notified");
-    assert_eq!(notified.len(), 2, "{}", run.stdout);
+    assert_eq!(notified.len(), 2, "the events are: {}", run.stdout);
     assert_eq!(
         (&notified[0]["status"], &notified[0]["stopping"]),
         (&json!("warming \u{fffd}up"), &json!(false))
@@ -237,11 +242,12 @@ fn flood_of_notifications_does_not_delay_a_stop() {
     crate::faults::send(&running, nix::sys::signal::Signal::SIGTERM);
     let run = running.wait();
     let last = run.events.last().unwrap();
-    assert_eq!(last["stop"]["ended_by"], "host_deadline", "{}", run.stdout);
+    assert_eq!(last["stop"]["ended_by"], "host_deadline", "the events are: {}", run.stdout);
     let requested_ms = last["stop"]["requested_ms"].as_u64().unwrap();
     // The test sends SIGTERM after 700 ms.
     assert!(requested_ms < 1200, "the shim read the signal late: {}", run.stdout);
-    // The grace period (200 ms), the time until the shim ends the VM (5 s), and half a second for a busy host.
+    // The grace period (200 ms), the time until the shim ends the VM (5 s), and half a second for a
+    // busy host.
     let latest_ms = requested_ms + 200 + 5000 + 500;
     assert!(last["elapsed_ms"].as_u64().unwrap() < latest_ms, "the box ended late: {}", run.stdout);
 }
@@ -260,10 +266,10 @@ fn metrics_are_emitted_at_once_and_then_at_each_interval() {
     assert_eq!(last["guest"]["memory_available_kib"], 600);
     // The guest sent NaN as the second load.
     assert_eq!(last["guest"]["load"], json!([0.5, 0.0, 0.25]));
-    assert!(last["process"]["shim_pss_kib"].as_u64().unwrap() > 500, "{last}");
+    assert!(last["process"]["shim_pss_kib"].as_u64().unwrap() > 500, "the event is {last}");
     assert_eq!(last["health"]["state"], "healthy");
-    assert!(last["health"]["checks"].as_u64().unwrap() > 5, "{last}");
-    assert!(last["health"]["last_latency_us"].as_u64().unwrap() > 0, "{last}");
+    assert!(last["health"]["checks"].as_u64().unwrap() > 5, "the event is {last}");
+    assert!(last["health"]["last_latency_us"].as_u64().unwrap() > 0, "the event is {last}");
     // No metrics are the default.
     let without = run_without_metrics();
     assert!(events_of(&without, "metrics").is_empty());

@@ -1,7 +1,7 @@
 //! The directories of images and shares on the host.
 //!
-//! Other users must not reach the set-user-id files of an image. A share must stay the directory that
-//! the shim validated, even if another directory gets its path.
+//! Other users must not reach the set-user-id files of an image. A share must stay the directory
+//! that the shim validated, even if another directory gets its path.
 
 use std::fs::{self, OpenOptions, Permissions};
 use std::io::{BufRead, BufReader, Write};
@@ -31,7 +31,7 @@ fn chmod(path: &Path, mode: u32) {
 
 /// Returns the code and the causes of the error.
 fn error_of(output: &Output) -> (String, String) {
-    assert_eq!(output.status.code(), Some(125), "{output:?}");
+    assert_eq!(output.status.code(), Some(125), "the shim ended with {output:?}");
     let events = parse(std::str::from_utf8(&output.stdout).unwrap());
     let error = events.iter().find(|event| event["type"] == "error").unwrap();
     (error["code"].as_str().unwrap().to_owned(), error["causes"].to_string())
@@ -74,7 +74,12 @@ fn other_users_cannot_reach_setuid_files_of_an_image_or_a_box() {
     assert_eq!(files.len(), 4);
     for file in &files {
         let found = fs::metadata(file).unwrap();
-        assert_eq!((found.uid(), found.mode() & 0o7777), (0, 0o4755), "{}", file.display());
+        assert_eq!(
+            (found.uid(), found.mode() & 0o7777),
+            (0, 0o4755),
+            "owner or mode of {} is wrong",
+            file.display()
+        );
         // The user can neither read the file nor execute it, which would give it root's rights.
         for (program, arguments) in [("cat", vec![text(file)]), (text(file), vec!["/dev/null"])] {
             let output = run_as_user(program, &arguments);
@@ -103,12 +108,12 @@ fn state_or_cache_directory_that_others_can_reach_or_replace_is_refused() {
         let store = directory.path().join(store);
         chmod(&store, 0o755);
         let (found, causes) = error_of(&prepare(&config));
-        assert_eq!(found, code, "{causes}");
+        assert_eq!(found, code, "the causes are {causes}");
         let expected = format!(
             "`{}`: found a directory of user 0 with mode 0755, expected a directory of user 0 with mode 0700",
             store.display()
         );
-        assert!(causes.contains(&expected), "{causes}");
+        assert!(causes.contains(&expected), "the causes are {causes}");
         chmod(&store, 0o700);
     }
     // Whoever can write to the parent can rename the directory, unless the parent is sticky.
@@ -119,8 +124,11 @@ fn state_or_cache_directory_that_others_can_reach_or_replace_is_refused() {
         config["paths"][name] = json!(parent.join(name));
         chmod(&parent, 0o777);
         let (code, causes) = error_of(&prepare(&config));
-        assert_eq!(code, "config_invalid", "{causes}");
-        assert!(causes.contains("a parent directory of user 0 with mode 0777"), "{causes}");
+        assert_eq!(code, "config_invalid", "the causes are {causes}");
+        assert!(
+            causes.contains("a parent directory of user 0 with mode 0777"),
+            "the causes are {causes}"
+        );
         assert!(!parent.join(name).exists());
         chmod(&parent, 0o1777);
         assert_eq!(prepare(&config).status.code(), Some(0));
@@ -163,9 +171,9 @@ fn share_of_a_shim_directory_is_refused_even_under_the_path_of_a_bind_mount() {
         ("stores", "name/c/layers", "is in the layer cache"),
     ] {
         let (code, causes) = error_of(&check(bound, source));
-        assert_eq!(code, "config_invalid", "{causes}");
+        assert_eq!(code, "config_invalid", "the causes are {causes}");
         let expected = format!("found `{}`, which {relation}", root.join(source).display());
-        assert!(causes.contains(&expected), "{bound} {source}: {causes}");
+        assert!(causes.contains(&expected), "{bound} on name, shared as {source}: {causes}");
     }
     assert_eq!(check("stores/c/layers", "stores").status.code(), Some(125));
     assert_eq!(check("name", "name").status.code(), Some(0));
@@ -179,8 +187,8 @@ fn share_that_is_replaced_after_validation_is_refused() {
     fs::create_dir(root.join("shared")).unwrap();
     fs::create_dir(root.join("secrets")).unwrap();
     config["mounts"] = json!([{"type": "virtiofs", "source": root.join("shared"), "target": "/a"}]);
-    // The shim reads the guest program after the validation. Because this one is a FIFO, the shim waits
-    // there until the test has replaced the share.
+    // The shim reads the guest program after the validation. Because this one is a FIFO, the shim
+    // waits there until the test has replaced the share.
     let guest = root.join("guest");
     assert!(Command::new("mkfifo").arg(&guest).status().unwrap().success());
     config["paths"]["guest"] = json!(guest);
@@ -191,10 +199,10 @@ fn share_that_is_replaced_after_validation_is_refused() {
     program.write_all(b"program").unwrap();
     drop(program);
     let (code, causes) = error_of(&child.wait_with_output().unwrap());
-    assert_eq!(code, "config_invalid", "{causes}");
+    assert_eq!(code, "config_invalid", "the causes are {causes}");
     let expected =
         format!("`{}` was replaced while the box was prepared", text(&root.join("shared")));
-    assert!(causes.contains(&expected), "{causes}");
+    assert!(causes.contains(&expected), "the causes are {causes}");
 }
 
 #[test]

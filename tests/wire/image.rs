@@ -17,6 +17,10 @@ pub(crate) fn image(directory: &Path, script: &str) -> serde_json::Value {
     );
     let output =
         Command::new("bash").args(["-euc", &script]).current_dir(directory).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "umoci or the script failed: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     serde_json::json!({"layout": directory.join("image"), "reference": "t"})
 }

@@ -8,7 +8,7 @@ use crate::harness::{config, parse, run_shim};
 fn error_of(output: &Output) -> (String, String) {
     assert_eq!(output.status.code(), Some(125));
     let events = parse(std::str::from_utf8(&output.stdout).unwrap());
-    assert_eq!(events.len(), 2, "{events:?}");
+    assert_eq!(events.len(), 2, "the events are {events:?}");
     assert_eq!(events[1]["type"], "box.stopped");
     (
         events[0]["code"].as_str().unwrap().to_owned(),
@@ -29,7 +29,7 @@ fn invalid_config_is_refused_with_the_place_of_the_error() {
     for (json, code, cause) in cases {
         let found = error_of(&run_shim(&[], json));
         assert_eq!(found.0, code);
-        assert!(found.1.starts_with(cause), "{found:?}");
+        assert!(found.1.starts_with(cause), "found {found:?}");
     }
 }
 
@@ -64,7 +64,7 @@ fn prepare_mounts_the_root_and_removes_it_again() {
     let directory = tempfile::tempdir().unwrap();
     let config = config(directory.path(), &["never", "played"]).to_string();
     let output = run_shim(&["--prepare"], config.as_bytes());
-    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert_eq!(output.status.code(), Some(0), "the shim ended with {output:?}");
     let events = parse(std::str::from_utf8(&output.stdout).unwrap());
     let types: Vec<&str> = events.iter().map(|event| event["type"].as_str().unwrap()).collect();
     assert_eq!(types, ["shim.started", "rootfs.ready", "prepare.done"]);

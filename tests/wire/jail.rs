@@ -13,8 +13,8 @@ use serde_json::{Value, json};
 
 use crate::harness::{RunningShim, shim, start_with, wrapped_shim};
 
-/// Starts a shim that inherits a secret in its environment and an open file, and waits until its guest
-/// has started.
+/// Starts a shim that inherits a secret in its environment and an open file, and waits until its
+/// guest has started.
 ///
 /// `layer` applies only this layer of the confinement. A name without a layer applies none.
 fn start_with_secrets(layer: Option<&str>) -> RunningShim {
@@ -139,7 +139,8 @@ fn confined_shim_has_namespaces_of_its_own() {
             let running = start_with_secrets(only);
             let own = link(&proc(&running, ""), name);
             assert_eq!(own != link(host, name), is_own, "{layer} with the applied layer {only:?}");
-            // The shim makes the mounts of the box in a namespace of its own, even without any layer.
+            // The shim makes the mounts of the box in a namespace of its own, even without any
+            // layer.
             assert_ne!(link(&proc(&running, ""), "mnt"), link(host, "mnt"));
             kill(running);
         }
@@ -171,13 +172,13 @@ fn missing_layer_is_an_error_if_required_and_reported_otherwise() {
     assert_eq!(required.ending(), (Some(125), "failed", Some("confinement")));
     let error = required.events.iter().find(|event| event["type"] == "error").unwrap();
     let cause = "not all of the confinement can be had: net_namespace (ENOSPC: ";
-    assert!(error["causes"][0].as_str().unwrap().starts_with(cause), "{error}");
-    assert!(error["hint"].as_str().unwrap().contains("--doctor"), "{error}");
+    assert!(error["causes"][0].as_str().unwrap().starts_with(cause), "the error is {error}");
+    assert!(error["hint"].as_str().unwrap().contains("--doctor"), "the error is {error}");
     let best_effort = start("best_effort");
     assert_eq!(
         best_effort.ending(),
         (Some(0), "exited", None),
-        "{}{}",
+        "the events and the log are: {}{}",
         best_effort.stdout,
         best_effort.stderr
     );
@@ -187,14 +188,18 @@ fn missing_layer_is_an_error_if_required_and_reported_otherwise() {
         let layers = confined["layers"].as_array().unwrap();
         layers.iter().find(|it| it["layer"] == layer).map(|it| it["status"].clone())
     };
-    assert_eq!(status("net_namespace"), Some(Value::from("missing")), "{confined}");
-    assert_eq!(status("seccomp"), Some(Value::from("applied")), "{confined}");
+    assert_eq!(status("net_namespace"), Some(Value::from("missing")), "the event is {confined}");
+    assert_eq!(status("seccomp"), Some(Value::from("applied")), "the event is {confined}");
     // After a failed and a successful start the box directory has its exit record and no
     // directories of the overlay.
     for run in [&required, &best_effort] {
         let own = run.directory.path().join("s/golden");
-        assert!(own.join("exit.json").exists(), "{}", run.stdout);
-        assert!(!own.join("upper").exists() && !own.join("work").exists(), "{}", run.stdout);
+        assert!(own.join("exit.json").exists(), "the events are: {}", run.stdout);
+        assert!(
+            !own.join("upper").exists() && !own.join("work").exists(),
+            "the events are: {}",
+            run.stdout
+        );
     }
 }
 
@@ -209,8 +214,8 @@ fn directory_that_is_no_cgroup_is_refused_before_anything_is_created() {
     assert_eq!(run.ending(), (Some(125), "failed", Some("process_setup")));
     let error = run.events.iter().find(|event| event["type"] == "error").unwrap();
     let cause = format!("`{}` is not in a file system of cgroups, version 2", cgroup.display());
-    assert_eq!(error["causes"], json!([cause]), "{error}");
-    assert!(error["hint"].as_str().unwrap().contains("delegated"), "{error}");
+    assert_eq!(error["causes"], json!([cause]), "the error is {error}");
+    assert!(error["hint"].as_str().unwrap().contains("delegated"), "the error is {error}");
     assert!(!cgroup.exists() && !run.directory.path().join("s").exists());
 }
 
@@ -243,6 +248,12 @@ fn state_directory_behind_a_symbolic_link_is_used_where_the_link_leads() {
         config["paths"]["state_dir"] = json!(directory.path().join("link/../link/s"));
     })
     .wait();
-    assert_eq!(run.ending(), (Some(0), "exited", None), "{}{}", run.stdout, run.stderr);
+    assert_eq!(
+        run.ending(),
+        (Some(0), "exited", None),
+        "the events and the log are: {}{}",
+        run.stdout,
+        run.stderr
+    );
     assert!(directory.path().join("real/s/golden/exit.json").exists());
 }

@@ -1,7 +1,7 @@
 //! The log in a journal and on standard error.
 //!
-//! The tests start a real systemd-journald in a mount namespace of its own, so that it does not touch
-//! the journal of the host.
+//! The tests start a real systemd-journald in a mount namespace of its own, so that it does not
+//! touch the journal of the host.
 
 use std::io::Write;
 use std::os::unix::net::UnixDatagram;
@@ -78,7 +78,8 @@ impl Journal {
 
     /// Returns whether journald accepts records.
     fn listens(&self) -> bool {
-        // Until the mounts are complete, its /run is that of the host, which may have a journal too.
+        // Until the mounts are complete, its /run is that of the host, which may have a journal
+        // too.
         let mounted = std::fs::read_to_string(self.path("machine-id"));
         let probe = UnixDatagram::unbound().unwrap();
         mounted.is_ok_and(|id| id.starts_with("0123456789abcdef"))
@@ -106,7 +107,7 @@ impl Journal {
     /// Returns the records of the shim, after journald has written all that it received.
     fn records(&self) -> Vec<Value> {
         let output = self.inside(Command::new("journalctl").arg("--sync")).output().unwrap();
-        assert!(output.status.success(), "{output:?}");
+        assert!(output.status.success(), "the shim ended with {output:?}");
         let mut command = Command::new("journalctl");
         command.args(["--output=json", "--all", "--identifier=a3s-box-shim", "--directory"]);
         let output = command.arg(self.path("log/journal")).output().unwrap();
@@ -144,7 +145,7 @@ fn run(mut command: Command) -> Output {
     let mut child = command.spawn().unwrap();
     child.stdin.take().unwrap().write_all(config.to_string().as_bytes()).unwrap();
     let output = child.wait_with_output().unwrap();
-    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert_eq!(output.status.code(), Some(0), "the shim ended with {output:?}");
     output
 }
 
@@ -178,15 +179,19 @@ fn each_record_in_the_journal_names_the_box_and_its_phase() {
     assert_eq!(record("phase rootfs"), ["golden", "rootfs", "6"]);
     assert_eq!(record("phase vm"), ["golden", "vm", "6"]);
     assert_eq!(record("phase kernel"), ["golden", "kernel", "6"]);
-    // A thread of libkrun logs by the crate `log`. It has entered no span of the shim, so the shim adds
-    // box and phase itself.
+    // A thread of libkrun logs by the crate `log`. It has entered no span of the shim, so the shim
+    // adds box and phase itself.
     assert_eq!(record("a worker logs"), ["golden", "kernel", "6"]);
     assert_eq!(only(&records, "MESSAGE", "a worker logs")["F_LOG_TARGET"], "krun_devices::fake");
     assert_eq!(only(&records, "MESSAGE", "phase vm")["TARGET"], "a3s_box_shim::report::log");
     for record in &records {
-        assert!(record["PHASE"].is_string(), "{record}");
-        assert_eq!(record["BOX_ID"] == "golden", record["PHASE"] != "config", "{record}");
-        assert_eq!(record["_COMM"], "a3s-box-shim", "{record}");
+        assert!(record["PHASE"].is_string(), "the record is {record}");
+        assert_eq!(
+            record["BOX_ID"] == "golden",
+            record["PHASE"] != "config",
+            "the record is {record}"
+        );
+        assert_eq!(record["_COMM"], "a3s-box-shim", "the record is {record}");
     }
 }
 
@@ -241,8 +246,11 @@ fn log_goes_to_standard_error_with_a_warning_if_the_journal_is_full_or_missing()
         let warning = format!(
             " WARN - config a3s_box_shim::report::log: no journal, so the log is on standard error: {reason}"
         );
-        assert!(text.contains(&warning), "{text}");
-        assert!(text.contains(" INFO golden kernel krun_devices::fake: a worker logs\n"), "{text}");
+        assert!(text.contains(&warning), "the log is: {text}");
+        assert!(
+            text.contains(" INFO golden kernel krun_devices::fake: a worker logs\n"),
+            "the log is: {text}"
+        );
     };
     journal.signal(Signal::SIGSTOP);
     let full = UnixDatagram::unbound().unwrap();
@@ -265,9 +273,9 @@ fn log_on_standard_error_can_be_json() {
     let worker = only(&records, "message", "a worker logs");
     let found = ["level", "target", "box_id", "phase"].map(|name| worker[name].as_str().unwrap());
     assert_eq!(found, ["INFO", "krun_devices::fake", "golden", "kernel"]);
-    assert!(worker["time"].as_str().unwrap().ends_with('Z'), "{worker}");
+    assert!(worker["time"].as_str().unwrap().ends_with('Z'), "the record is {worker}");
     for record in &records {
-        assert_eq!(record["box_id"], "golden", "{record}");
+        assert_eq!(record["box_id"], "golden", "the record is {record}");
     }
 }
 
@@ -282,7 +290,7 @@ fn no_log_contains_a_value_of_the_environment() {
     }
     logs[0] = json!(journal.records()).to_string();
     for log in logs {
-        assert!(log.contains("phase vm"), "{log}");
-        assert!(!log.contains("s3cret"), "{log}");
+        assert!(log.contains("phase vm"), "the log is: {log}");
+        assert!(!log.contains("s3cret"), "the log is: {log}");
     }
 }

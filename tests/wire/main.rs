@@ -23,8 +23,8 @@
 //! `harness` starts the shim and reads its events, `image` makes images, and `wire_types` checks the
 //! shape of each event.
 //!
-//! The tests need the feature `fake-vm`. They also need root, because the shim makes mounts and some
-//! tests change to an ordinary user.
+//! The tests need the feature `fake-vm`. They also need root, because the shim makes mounts and
+//! some tests change to an ordinary user.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot continue fails at this point")]
 

@@ -87,7 +87,8 @@ fn child_of(parent: i32, name: &str) -> Option<i32> {
 
 /// Returns the pids of the gate and of passt, once both have confined themselves.
 ///
-/// The guest's first output shows that, because the shim starts the VM only after passt has answered.
+/// The guest's first output shows that, because the shim starts the VM only after passt has
+/// answered.
 fn gate_and_passt(running: &RunningShim) -> [i32; 2] {
     let shim = i32::try_from(running.child.id()).unwrap();
     eventually("the first output of the guest", || {
@@ -133,18 +134,22 @@ fn gate_and_passt_run_as_nobody_without_files_in_separate_network_namespaces() {
         for pid in pids {
             let field = |name: &str| status(pid, name).unwrap();
             let ids = "65534\t65534\t65534\t65534";
-            assert_eq!((field("Uid:"), field("Gid:")), (ids.into(), ids.into()), "{pid}");
+            assert_eq!(
+                (field("Uid:"), field("Gid:")),
+                (ids.into(), ids.into()),
+                "the process is {pid}"
+            );
             assert_eq!((field("Groups:").as_str(), field("NoNewPrivs:").as_str()), ("", "1"));
             for set in ["CapInh:", "CapPrm:", "CapEff:", "CapAmb:"] {
-                assert_eq!(field(set), "0000000000000000", "{set}");
+                assert_eq!(field(set), "0000000000000000", "the set is {set}");
             }
             assert_eq!(fs::read(format!("/proc/{pid}/environ")).unwrap(), b"");
             for fd in fs::read_dir(format!("/proc/{pid}/fd")).unwrap() {
                 let path = fs::read_link(fd.unwrap().path()).unwrap();
                 let path = path.to_str().unwrap();
                 let known = ["socket:", "pipe:", "anon_inode:", "/dev/null", "/dev/urandom"];
-                // passt has changed its root. The link then has only the path within the file system of
-                // the devices.
+                // passt has changed its root. The link then has only the path within the file
+                // system of the devices.
                 let is_device = ["/null", "/urandom"].contains(&path);
                 let is_known = known.iter().any(|known| path.starts_with(known)) || is_device;
                 assert!(is_known, "the process {pid} has `{path}` open");
@@ -152,18 +157,18 @@ fn gate_and_passt_run_as_nobody_without_files_in_separate_network_namespaces() {
         }
         let [gate, passt] = pids;
         for pid in pids {
-            assert_eq!(status(pid, "Seccomp:").unwrap(), "2", "{pid}");
+            assert_eq!(status(pid, "Seccomp:").unwrap(), "2", "the process is {pid}");
         }
         assert_ne!(namespace(passt, "user"), namespace("self", "user"));
         let networks = [namespace(running.child.id(), "net"), namespace(gate, "net")];
-        assert!(!networks.contains(&namespace("self", "net")), "{egress}");
-        // passt needs the network namespace of the host to reach other machines. With `deny` it shares
-        // the empty one of the gate, in which the gate connects to published ports.
+        assert!(!networks.contains(&namespace("self", "net")), "`egress` is `{egress}`");
+        // passt needs the network namespace of the host to reach other machines. With `deny` it
+        // shares the empty one of the gate, in which the gate connects to published ports.
         let is_in_host_network = namespace(passt, "net") == namespace("self", "net");
         assert_eq!(is_in_host_network, egress == "allow");
         assert_eq!(namespace(passt, "net") == namespace(gate, "net"), egress == "deny");
         let run = running.wait();
-        assert_eq!(run.ending(), (Some(0), "exited", None), "{}", run.stderr);
+        assert_eq!(run.ending(), (Some(0), "exited", None), "the log is: {}", run.stderr);
         assert_eq!(warnings(&run), [""; 0]);
         pids.into_iter().for_each(wait_for_end);
     }
@@ -181,9 +186,11 @@ const UNSEEN_CALLS: [(&str, &str); 5] = [
     ("restart_syscall", "made by the kernel after SIGSTOP and SIGCONT"),
 ];
 
-/// Runs a box with a published port, and returns the system calls of its gate as strace writes them.
+/// Runs a box with a published port, and returns the system calls of its gate as strace writes
+/// them.
 ///
-/// With `kill_passt` the gate ends because passt was killed, and otherwise because the VM has ended.
+/// With `kill_passt` the gate ends because passt was killed, and otherwise because the VM has
+/// ended.
 fn trace_gate(directory: &Path, kill_passt: bool) -> String {
     let trace = directory.join(if kill_passt { "passt-killed" } else { "vm-ended" });
     let mut strace = Command::new("strace");
@@ -265,20 +272,20 @@ fn box_continues_and_warns_when_gate_or_passt_is_killed() {
         kill(Pid::from_raw(pids[which]), Signal::SIGKILL).unwrap();
         pids.into_iter().for_each(wait_for_end);
         let run = running.wait();
-        assert_eq!(run.ending(), (Some(0), "exited", None), "{}", run.stderr);
-        assert_eq!(warnings(&run), ["network_lost"], "{}", run.stdout);
+        assert_eq!(run.ending(), (Some(0), "exited", None), "the log is: {}", run.stderr);
+        assert_eq!(warnings(&run), ["network_lost"], "the events are: {}", run.stdout);
         let message =
             &run.events.iter().find(|event| event["type"] == "warning").unwrap()["message"];
         let expected =
             ["the gate ended: signal: 9 (SIGKILL)", "passt ended: signal: 9 (SIGKILL)"][which];
         assert_eq!(message, &format!("the guest's network is gone: {expected}"));
-        assert!(run.stderr.contains("the guest's network is gone"), "{}", run.stderr);
+        assert!(run.stderr.contains("the guest's network is gone"), "the log is: {}", run.stderr);
     }
 }
 
-/// A SIGSEGV from outside makes Rust's own handler call `rt_sigaction(2)`, which the filter does not
-/// allow. With `enforce` the gate ends with SIGSYS. With `log` the call removes the handler, so the
-/// next SIGSEGV ends the gate.
+/// A SIGSEGV from outside makes Rust's own handler call `rt_sigaction(2)`, which the filter does
+/// not allow. With `enforce` the gate ends with SIGSYS. With `log` the call removes the handler, so
+/// the next SIGSEGV ends the gate.
 #[test]
 fn forbidden_system_call_of_the_gate_is_fatal_unless_it_is_only_logged() {
     for (seccomp, end) in [("enforce", "31 (SIGSYS)"), ("log", "11 (SIGSEGV)")] {
@@ -293,10 +300,10 @@ fn forbidden_system_call_of_the_gate_is_fatal_unless_it_is_only_logged() {
             status(gate, "Name:").is_none().then_some(())
         });
         let run = running.wait();
-        assert_eq!(run.ending(), (Some(0), "exited", None), "{}", run.stderr);
+        assert_eq!(run.ending(), (Some(0), "exited", None), "the log is: {}", run.stderr);
         let warning = run.events.iter().find(|event| event["type"] == "warning").unwrap();
         let expected = format!("the guest's network is gone: the gate ended: signal: {end}");
-        assert_eq!(warning["message"], expected, "{seccomp}");
+        assert_eq!(warning["message"], expected, "`seccomp` is `{seccomp}`");
     }
 }
 
@@ -313,9 +320,9 @@ fn missing_passt_is_an_error_with_a_hint() {
     let cause = error["causes"][0].as_str().unwrap();
     assert!(
         cause.contains("`passt`, which `network.mode` `passt` needs, was not found"),
-        "{cause}"
+        "the cause is `{cause}`"
     );
-    assert!(cause.contains(empty.path().to_str().unwrap()), "{cause}");
+    assert!(cause.contains(empty.path().to_str().unwrap()), "the cause is `{cause}`");
 }
 
 #[test]
@@ -344,11 +351,19 @@ fn unavailable_port_or_address_is_an_error_before_the_vm_starts() {
         ("allow", foreign_address, format!("198.51.100.7/{port}:80")),
     ] {
         let run = run_box(&json!({"mode": "passt", "egress": egress, "publish": publish}));
-        assert_eq!(run.ending(), (Some(125), "failed", Some("network_setup")), "{}", run.stdout);
+        assert_eq!(
+            run.ending(),
+            (Some(125), "failed", Some("network_setup")),
+            "the events are: {}",
+            run.stdout
+        );
         assert!(!run.events.iter().any(|event| event["type"] == "vm.starting"));
         let error = run.events.iter().find(|event| event["type"] == "error").unwrap();
         let cause = error["causes"][0].as_str().unwrap();
-        assert!(cause.contains(&named) && cause.len() < 600, "{egress} {cause}");
+        assert!(
+            cause.contains(&named) && cause.len() < 600,
+            "`egress` is `{egress}`, and the cause is `{cause}`"
+        );
         assert!(error["hint"].as_str().unwrap().contains("network.publish"));
     }
 }
@@ -361,11 +376,11 @@ fn published_port_listens_on_its_address_only() {
             start_box(&json!({"mode": "passt", "egress": egress, "publish": published(port)}));
         let pids = gate_and_passt(&running);
         TcpStream::connect(("127.0.0.1", port)).unwrap();
-        assert!(TcpStream::connect(("127.0.0.2", port)).is_err(), "{egress}");
-        assert!(UdpSocket::bind(("127.0.0.1", port)).is_ok(), "{egress}");
+        assert!(TcpStream::connect(("127.0.0.2", port)).is_err(), "`egress` is `{egress}`");
+        assert!(UdpSocket::bind(("127.0.0.1", port)).is_ok(), "`egress` is `{egress}`");
         assert_eq!(running.wait().ending(), (Some(0), "exited", None));
         pids.into_iter().for_each(wait_for_end);
-        assert!(TcpStream::connect(("127.0.0.1", port)).is_err(), "{egress}");
+        assert!(TcpStream::connect(("127.0.0.1", port)).is_err(), "`egress` is `{egress}`");
     }
 }
 
@@ -381,7 +396,13 @@ fn network_with_resolv_conf(text: &str, network: &Value) -> String {
         config["network"] = network.clone();
     })
     .wait();
-    assert_eq!(run.ending(), (Some(0), "exited", None), "{}{}", run.stdout, run.stderr);
+    assert_eq!(
+        run.ending(),
+        (Some(0), "exited", None),
+        "the events and the log are: {}{}",
+        run.stdout,
+        run.stderr
+    );
     console(&run)
 }
 
@@ -423,7 +444,7 @@ fn network_tsi_warns_before_the_vm_starts_and_uses_the_network_of_the_host() {
     let position = |kind| run.events.iter().position(|event| event["type"] == kind).unwrap();
     assert!(position("warning") < position("vm.starting"));
     let message = run.events[position("warning")]["message"].as_str().unwrap();
-    assert!(message.contains("loopback"), "{message}");
+    assert!(message.contains("loopback"), "the message is `{message}`");
 }
 
 #[test]
@@ -442,8 +463,8 @@ fn ordinary_user_has_a_network_with_and_without_sub_ids() {
                 String::from_utf8_lossy(&output.stdout).into_owned(),
                 String::from_utf8_lossy(&output.stderr).into_owned(),
             );
-            assert_eq!(output.status.code(), Some(0), "{egress} {stdout}{stderr}");
-            assert!(!stdout.contains("\"warning\""), "{stdout}");
+            assert_eq!(output.status.code(), Some(0), "`egress` is `{egress}`: {stdout}{stderr}");
+            assert!(!stdout.contains("\"warning\""), "standard output is: {stdout}");
         }
     }
 }

@@ -34,8 +34,12 @@ fn printed(count: usize) -> Vec<u8> {
 fn output_of_a_library_goes_to_standard_error_and_not_between_the_events() {
     let run = run(&["connect", "hello", "started=7", "exited=0", "drained", "wait-ack", "exit=0"]);
     // The fake VM writes this line to fd 1.
-    assert!(run.stderr.contains("a library prints to standard output"), "{}", run.stderr);
-    assert!(!run.stdout.contains("a library prints"), "{}", run.stdout);
+    assert!(
+        run.stderr.contains("a library prints to standard output"),
+        "the log is: {}",
+        run.stderr
+    );
+    assert!(!run.stdout.contains("a library prints"), "the events are: {}", run.stdout);
 }
 
 #[test]
@@ -121,7 +125,8 @@ fn console_keeps_the_latest_output_within_its_size_limit() {
             Some(_) => "own.1",
         });
         let kept = [fs::read(previous).unwrap(), fs::read(path).unwrap()].concat();
-        // The previous file has half of the limit. The current one has between nothing and the other half.
+        // The previous file has half of the limit. The current one has between nothing and the
+        // other half.
         assert!((1 << 19..=1 << 20).contains(&kept.len()), "the console has {} bytes", kept.len());
         assert!(printed(20_000_000).ends_with(&kept), "the console has not the latest output");
     }
@@ -143,8 +148,8 @@ fn box_continues_when_the_reader_of_its_console_fifo_stops_reading() {
     });
     let run = run.wait();
     assert_eq!(run.ending(), (Some(0), "exited", None));
-    // The shim waits for the reader once, for a second. A wait for each chunk of the output would take
-    // over a minute.
+    // The shim waits for the reader once, for a second. A wait for each chunk of the output would
+    // take over a minute.
     assert!(run.duration < Duration::from_secs(10), "the box took {:?}", run.duration);
     // The pipe still holds the first output.
     let mut received = Vec::new();
@@ -162,14 +167,14 @@ fn event_file_has_the_standard_output_of_all_boxes() {
         let mut config = config(directory.path(), &SUCCESS);
         config["events"] = json!({"file": path});
         let output = run_shim(arguments, config.to_string().as_bytes());
-        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        assert_eq!(output.status.code(), Some(0), "the shim ended with {output:?}");
         expected += std::str::from_utf8(&output.stdout).unwrap();
     }
     // `--gc` runs no box, so its events are not in the file.
     let mut config = config(directory.path(), &[]);
     config["events"] = json!({"file": path});
     let output = run_shim(&["--gc"], config.to_string().as_bytes());
-    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert_eq!(output.status.code(), Some(0), "the shim ended with {output:?}");
     assert_eq!(fs::read_to_string(&path).unwrap(), expected);
     assert_eq!(expected.matches("shim.started").count(), 3);
 }
@@ -192,10 +197,14 @@ fn event_file_is_complete_when_standard_output_cannot_be_written() {
             .envs(environment)
             .status()
             .unwrap();
-        assert_eq!(status.code(), Some(0), "{redirection}");
+        assert_eq!(status.code(), Some(0), "the redirection is `{redirection}`");
         let events = parse(&fs::read_to_string(&path).unwrap());
-        assert_eq!(events[0]["type"], "shim.started", "{redirection}");
-        assert_eq!(events.last().unwrap()["reason"], "exited", "{redirection}");
+        assert_eq!(events[0]["type"], "shim.started", "the redirection is `{redirection}`");
+        assert_eq!(
+            events.last().unwrap()["reason"],
+            "exited",
+            "the redirection is `{redirection}`"
+        );
         fs::remove_file(&path).unwrap();
     }
 }
@@ -213,8 +222,8 @@ fn confined_shim_rotates_its_event_file_and_its_console() {
         config["events"] = json!({"file": logs.join("events"), "file_max_kib": 64});
         config["console"] = json!({"path": logs.join("console"), "max_mib": 1});
         config["agent"] = json!({"provider": "none"});
-        // One file may have half of 64 KiB. These bytes leave room for the first events only, so the
-        // shim must rotate the file while it runs.
+        // One file may have half of 64 KiB. These bytes leave room for the first events only, so
+        // the shim must rotate the file while it runs.
         let before = format!("{}\n", "-".repeat((32 << 10) - 601));
         fs::write(logs.join("events"), &before).unwrap();
         let file = directory.path().join("config.json");
@@ -237,12 +246,13 @@ fn confined_shim_rotates_its_event_file_and_its_console() {
         assert!(is_rotated, "the event file of user {user} was not rotated: {previous}");
         let kept = previous + &current;
         let stdout = String::from_utf8(output.stdout).unwrap();
-        assert_eq!(kept.strip_prefix(&before).unwrap(), stdout, "{user}");
+        assert_eq!(kept.strip_prefix(&before).unwrap(), stdout, "the user is {user}");
         assert_eq!((read("console.1") + &read("console")).into_bytes(), printed(1_000_000));
     }
 }
 
-/// Shell script that runs the shim with its event file on a full disk, and makes room after a second.
+/// Shell script that runs the shim with its event file on a full disk, and makes room after a
+/// second.
 ///
 /// The disk is a tmpfs of two pages. The event file fills the first page except for 96 bytes, and
 /// `filler` takes the second page. $1 is the directory of the test, and the other arguments are the
@@ -280,7 +290,7 @@ fn event_file_on_a_full_disk_lacks_events_but_the_box_succeeds() {
     command.args(["--mount", "sh", "-euc", RUN_ON_FULL_DISK, "sh"]).arg(directory.path());
     command.arg(shim.get_program()).arg("--config").arg(&file).envs(environment);
     let output = command.stdin(Stdio::null()).output().unwrap();
-    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert_eq!(output.status.code(), Some(0), "the shim ended with {output:?}");
     let stdout = String::from_utf8(output.stdout).unwrap();
     let events = parse(&stdout);
     assert_eq!(events.last().unwrap()["type"], "box.stopped");
@@ -292,7 +302,11 @@ fn event_file_on_a_full_disk_lacks_events_but_the_box_succeeds() {
     assert!(has_later_ones, "the file has the wrong events: {kept}");
     // The shim warns once for a series of failures, and not for each event.
     let stderr = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(stderr.matches("the file of events lacks a line").count(), 1, "{stderr}");
+    assert_eq!(
+        stderr.matches("the file of events lacks a line").count(),
+        1,
+        "standard error is: {stderr}"
+    );
 }
 
 #[test]
@@ -304,11 +318,11 @@ fn event_file_that_is_a_fifo_or_in_use_is_refused() {
     box_config["events"] = json!({"file": path});
     let assert_fails = |config: &Value, code: &str, cause: &str| {
         let output = run_shim(&[], config.to_string().as_bytes());
-        assert_eq!(output.status.code(), Some(125), "{output:?}");
+        assert_eq!(output.status.code(), Some(125), "the shim ended with {output:?}");
         let events = parse(std::str::from_utf8(&output.stdout).unwrap());
         let error = events.iter().find(|event| event["type"] == "error").unwrap();
         assert_eq!(error["code"], code);
-        assert!(error["causes"].to_string().contains(cause), "{error}");
+        assert!(error["causes"].to_string().contains(cause), "the error is {error}");
     };
     assert_fails(&box_config, "state_dir", "found a FIFO, expected a regular file");
 
@@ -326,8 +340,8 @@ fn event_file_that_is_a_fifo_or_in_use_is_refused() {
     }
     let before = fs::read_to_string(&path).unwrap();
     box_config["events"] = json!({"file": path});
-    // A second shim with the same id fails because of the id. A box with another id fails because of
-    // the file.
+    // A second shim with the same id fails because of the id. A box with another id fails because
+    // of the file.
     assert_fails(&box_config, "id_in_use", "");
     box_config["id"] = json!("other");
     assert_fails(&box_config, "state_dir", "is in use");

@@ -67,7 +67,7 @@ fn reports_image_and_config_merged_before_a_layer_is_unpacked() {
         config["process"]["cwd"] = json!("/tmp");
     })
     .wait();
-    assert_eq!(run.ending(), (Some(3), "exited", None), "{}", run.stderr);
+    assert_eq!(run.ending(), (Some(3), "exited", None), "the log is: {}", run.stderr);
     let types: Vec<&str> =
         run.events.iter().map(|event| event["type"].as_str().unwrap()).take(3).collect();
     assert_eq!(types, ["shim.started", "image.resolved", "rootfs.progress"]);
@@ -75,7 +75,7 @@ fn reports_image_and_config_merged_before_a_layer_is_unpacked() {
     let ready = run.events.iter().find(|event| event["type"] == "rootfs.ready").unwrap();
     assert_eq!((&event["image"], &event["layers"]), (&ready["image"], &ready["layers"]));
     assert_eq!((&event["reference"], &event["image_bytes_total"]), (&json!("app:1"), &json!(1024)));
-    assert!(event["platform"].as_str().unwrap().starts_with("linux/"), "{event}");
+    assert!(event["platform"].as_str().unwrap().starts_with("linux/"), "the event is {event}");
     let expected = json!({
         "entrypoint": ["connect", "hello"],
         "args": script,
@@ -100,7 +100,7 @@ fn reports_defaults_for_an_image_with_an_empty_config() {
     let layout = layout(directory.path(), &Value::Null);
     let script = ["connect", "hello", "started=7", "exited=0", "drained", "wait-ack", "exit=0"];
     let run = start(&script, |config| config["image"] = json!({"layout": layout})).wait();
-    assert_eq!(run.ending(), (Some(0), "exited", None), "{}", run.stderr);
+    assert_eq!(run.ending(), (Some(0), "exited", None), "the log is: {}", run.stderr);
     let event = &run.events[1];
     assert_eq!((&event["type"], &event["reference"]), (&json!("image.resolved"), &Value::Null));
     let expected = json!({

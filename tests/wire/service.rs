@@ -27,7 +27,11 @@ fn verify(unit: &str) -> String {
         output.unwrap_or_else(|_| panic!("this test needs systemd: install the package `systemd`"));
     let messages = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
     // A failure without a message would look like a valid unit.
-    assert!(output.status.success() || !messages.is_empty(), "{:?}", output.status);
+    assert!(
+        output.status.success() || !messages.is_empty(),
+        "systemd-analyze ended with {:?}",
+        output.status
+    );
     messages
 }
 
@@ -51,8 +55,8 @@ fn systemd_accepts_each_line_of_the_unit() {
 #[test]
 fn stop_timeout_of_the_unit_is_longer_than_the_longest_stop_of_the_shim() {
     let grace = Duration::from_millis(StopConfig::default().grace_ms);
-    // The guest has 20 s to shut down and 5 s after its last message. The console and the events have
-    // 2 s each to reach their readers.
+    // The guest has 20 s to shut down and 5 s after its last message. The console and the events
+    // have 2 s each to reach their readers.
     let longest = grace + Duration::from_secs(29);
     let unit = unit();
     let timeout = unit.lines().find_map(|line| line.strip_prefix("TimeoutStopSec=")).unwrap();

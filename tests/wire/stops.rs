@@ -19,8 +19,8 @@ const IGNORES_ALL: [&str; 4] = ["connect", "hello", "started=7", "hang"];
 const DIES_BY_KILL: [&str; 8] =
     ["connect", "hello", "started=7", "wait-kill", "signaled=9", "drained", "wait-ack", "exit=0"];
 
-/// Script of a workload that exits by itself after 1.5 s. That is longer than any test takes to send
-/// its signal.
+/// Script of a workload that exits by itself after 1.5 s. That is longer than any test takes to
+/// send its signal.
 const EXITS_LATER: [&str; 8] =
     ["connect", "hello", "started=7", "sleep-ms=1500", "exited=3", "drained", "wait-ack", "exit=0"];
 
@@ -50,7 +50,7 @@ fn stop_progress_has_the_time_of_each_step_and_names_the_last_one() {
         assert_eq!(
             (&stop["cause"], &stop["ended_by"]),
             (&json!("signal"), &json!(ended_by)),
-            "{}",
+            "the events are: {}",
             run.stdout
         );
         let steps = ["requested_ms", "signaled_ms", "killed_ms", "exited_ms"];
@@ -149,8 +149,8 @@ struct Supervisor {
 }
 
 impl Supervisor {
-    /// Starts a shell as `user` that starts a shim whose guest plays `script`. Without a user, it runs
-    /// as root.
+    /// Starts a shell as `user` that starts a shim whose guest plays `script`. Without a user, it
+    /// runs as root.
     fn start(script: &[&str], user: Option<u32>, change: impl FnOnce(&mut Value)) -> Self {
         let directory = tempfile::Builder::new().prefix("p").tempdir().unwrap();
         let mut config = crate::harness::config(directory.path(), script);
@@ -205,8 +205,8 @@ fn box_is_stopped_when_its_parent_dies() {
         "wait-ack",
         "exit=0",
     ];
-    // The shim of an ordinary user enters a user namespace, and the request for the parent-death signal
-    // must survive that.
+    // The shim of an ordinary user enters a user namespace, and the request for the parent-death
+    // signal must survive that.
     for user in [None, Some(4242)] {
         let mut supervisor = Supervisor::start(&obeys, user, |_| {});
         supervisor.wait_for("guest.started");
@@ -215,7 +215,7 @@ fn box_is_stopped_when_its_parent_dies() {
         let events = parse(&supervisor.events());
         let last = events.last().unwrap();
         assert_eq!((&last["reason"], &last["exit_code"]), (&json!("stopped"), &json!(143)));
-        assert_eq!(last["stop"]["cause"], "parent_died", "{user:?}");
+        assert_eq!(last["stop"]["cause"], "parent_died", "the user is {user:?}");
     }
 }
 
@@ -244,7 +244,8 @@ fn box_outlives_its_parent_if_its_config_requests_it() {
 
 #[test]
 fn end_of_the_thread_that_started_the_shim_does_not_stop_the_box() {
-    // The kernel sends the parent-death signal when the thread that forked the shim ends (prctl(2)).
+    // The kernel sends the parent-death signal when the thread that forked the shim ends
+    // (prctl(2)).
     let running = std::thread::spawn(move || start(&EXITS_LATER, |_| {})).join().unwrap();
     assert_eq!(running.wait().ending(), (Some(3), "exited", None));
 }

@@ -28,7 +28,7 @@ fn prepared_config(directory: &Path) -> Value {
     let mut config = config(directory, &["never", "played"]);
     config["image"] = image(directory, "echo content >file");
     let (output, _) = run_mode("--prepare", &config);
-    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert_eq!(output.status.code(), Some(0), "the shim ended with {output:?}");
     config
 }
 
@@ -44,10 +44,11 @@ fn gc_removes_layers_beyond_the_limits_of_the_config() {
     assert_eq!((output.status.code(), events.len()), (Some(0), 2));
     assert_eq!((&events[1]["removed"], &events[1]["kept"]), (&json!(1), &json!(0)));
     assert_eq!(cached(directory.path(), "file"), None);
-    // A start with such limits also succeeds, because a box does not lose the layers that it uses.
+    // A start that adds layers also collects the cache. It must succeed, since the box uses its
+    // layers.
     config["cache"] = json!({"max_mib": 0, "max_age_hours": 1});
     let (output, _) = run_mode("--prepare", &config);
-    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert_eq!(output.status.code(), Some(0), "the shim ended with {output:?}");
 }
 
 #[test]
@@ -58,7 +59,7 @@ fn verify_rebuilds_a_changed_layer_and_requires_an_image() {
     // Not the mode in the layer, which is 0644.
     fs::set_permissions(&file, Permissions::from_mode(0o600)).unwrap();
     let (output, events) = run_mode("--verify", &config);
-    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert_eq!(output.status.code(), Some(0), "the shim ended with {output:?}");
     let rebuilt = &events[1]["rebuilt"];
     assert_eq!(
         (&rebuilt[0]["path"], &rebuilt[0]["what"]),
@@ -73,6 +74,6 @@ fn verify_rebuilds_a_changed_layer_and_requires_an_image() {
     assert_eq!(events[1]["code"], "config_invalid");
     assert!(
         events[1]["causes"][0].as_str().unwrap().starts_with("image: found nothing"),
-        "{events:?}"
+        "the events are {events:?}"
     );
 }

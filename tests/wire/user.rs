@@ -21,8 +21,8 @@ const SUB_IDS: u32 = 700_000;
 
 /// Shell script that executes the shim as [`USER`], with other tables of users and sub-ids.
 ///
-/// It mounts the tables over those of the host, in a mount namespace of its own. $1 is the directory
-/// of the tables, and the other arguments are the command line of the shim.
+/// It mounts the tables over those of the host, in a mount namespace of its own. $1 is the
+/// directory of the tables, and the other arguments are the command line of the shim.
 const EXECUTE_AS_USER: &str = r#"
 mount --make-rprivate /
 for table in passwd subuid subgid; do mount --bind "$1/$table" "/etc/$table"; done
@@ -113,7 +113,7 @@ fn user_with_sub_ids_can_use_an_image_with_several_owners() {
     give_to_user(directory.path());
     for hits in [0, 2] {
         let output = prepare(&config, SubIds::Given);
-        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        assert_eq!(output.status.code(), Some(0), "the shim ended with {output:?}");
         let events = events(&output);
         let ready = events.iter().find(|event| event["type"] == "rootfs.ready").unwrap();
         assert_eq!((&ready["root"], &ready["cache_hits"]), (&json!("overlay"), &json!(hits)));
@@ -121,7 +121,7 @@ fn user_with_sub_ids_can_use_an_image_with_several_owners() {
     }
     // Without sub-ids the owners of the cached layers cannot be mapped.
     let output = prepare(&config, SubIds::None);
-    assert_eq!(output.status.code(), Some(125), "{output:?}");
+    assert_eq!(output.status.code(), Some(125), "the shim ended with {output:?}");
     let (mut child, _tables) = spawn(&config, SubIds::Given, &[]);
     let root = mounted_root(&child, directory.path());
     assert!(root.join("hidden/new").exists() && !root.join("hidden/old").exists());
@@ -146,14 +146,14 @@ fn user_without_sub_ids_can_use_only_an_image_with_one_owner() {
     config["image"] = image(directory.path(), "mkdir d && echo 1 >d/own");
     give_to_user(directory.path());
     let output = prepare(&config, SubIds::None);
-    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert_eq!(output.status.code(), Some(0), "the shim ended with {output:?}");
     assert_eq!(cached(directory.path(), "d/own").unwrap().uid(), USER);
 
     let directory = tempfile::tempdir().unwrap();
     config["image"] = image(directory.path(), "mkdir d && echo 1 >d/other && chown 42:43 d/other");
     give_to_user(directory.path());
     let output = prepare(&config, SubIds::None);
-    assert_eq!(output.status.code(), Some(125), "{output:?}");
+    assert_eq!(output.status.code(), Some(125), "the shim ended with {output:?}");
     let events = events(&output);
     let error = events.iter().find(|event| event["type"] == "error").unwrap();
     assert_eq!(
@@ -162,14 +162,14 @@ fn user_without_sub_ids_can_use_only_an_image_with_one_owner() {
     );
     let digest = events.iter().find(|event| event["type"] == "rootfs.progress").unwrap();
     let causes = error["causes"].to_string();
-    assert!(causes.contains(digest["layer"].as_str().unwrap()), "{causes}");
-    assert!(causes.contains("`d/other`"), "{causes}");
+    assert!(causes.contains(digest["layer"].as_str().unwrap()), "the causes are {causes}");
+    assert!(causes.contains("`d/other`"), "the causes are {causes}");
     let expected = "owner 42:43 is not mapped in the user namespace of this process: its user ids are 0, \
                     its group ids 0";
-    assert!(causes.contains(expected), "{causes}");
+    assert!(causes.contains(expected), "the causes are {causes}");
     let hint = error["hint"].as_str().unwrap();
     for name in ["/etc/subuid", "/etc/subgid", "`uidmap`"] {
-        assert!(hint.contains(name), "{hint}");
+        assert!(hint.contains(name), "the hint is `{hint}`");
     }
 }
 
@@ -180,13 +180,13 @@ fn error_about_an_owner_without_a_sub_id_names_the_mapped_ranges() {
     config["image"] = image(directory.path(), "echo 1 >far && chown 70000:1 far");
     give_to_user(directory.path());
     let output = prepare(&config, SubIds::Given);
-    assert_eq!(output.status.code(), Some(125), "{output:?}");
+    assert_eq!(output.status.code(), Some(125), "the shim ended with {output:?}");
     let events = events(&output);
     let error = events.iter().find(|event| event["type"] == "error").unwrap();
     let causes = error["causes"].to_string();
     let expected = "owner 70000:1 is not mapped in the user namespace of this process: its user ids are \
                     0-65536, its group ids 0-65536";
-    assert!(causes.contains(expected), "{causes}");
+    assert!(causes.contains(expected), "the causes are {causes}");
 }
 
 #[test]
@@ -197,13 +197,13 @@ fn user_can_have_a_disk_in_memory_but_no_image_file() {
     give_to_user(directory.path());
     config["resources"] = json!({"disk": "memory", "disk_mib": 16});
     let output = prepare(&config, SubIds::None);
-    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert_eq!(output.status.code(), Some(0), "the shim ended with {output:?}");
     // Only root may attach a loop device.
     config["resources"] = json!({"disk_mib": 16});
     let output = prepare(&config, SubIds::None);
-    assert_eq!(output.status.code(), Some(125), "{output:?}");
+    assert_eq!(output.status.code(), Some(125), "the shim ended with {output:?}");
     let events = events(&output);
     let error = events.iter().find(|event| event["type"] == "error").unwrap();
     let text = error["causes"].to_string();
-    assert!(text.contains("needs root") && text.contains("`memory`"), "{text}");
+    assert!(text.contains("needs root") && text.contains("`memory`"), "the causes are {text}");
 }

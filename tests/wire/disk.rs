@@ -72,7 +72,7 @@ fn loop_devices() -> String {
 }
 
 #[test]
-fn disk_limits_what_a_box_can_write_and_does_not_survive_a_killed_shim() {
+fn disk_is_limited_and_a_killed_shim_leaves_no_mount_or_loop_device() {
     for disk in ["state_dir", "memory"] {
         let directory = tempfile::tempdir().unwrap();
         let mut config = hanging_box(directory.path(), disk);

@@ -17,7 +17,7 @@ use tempfile::TempDir;
 
 use crate::harness::shim;
 
-/// Script of a guest that becomes ready and obeys the stop request of the doctor.
+/// Script of a guest that becomes ready, and whose workload ends when the shim asks it to stop.
 const HEALTHY: &str = "connect hello serve started=7 wait-stop signaled=15 drained wait-ack exit=0";
 
 /// Returns a directory with the doctor's config and with the directory `t` for its temporary files.

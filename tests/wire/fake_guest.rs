@@ -84,7 +84,7 @@ impl Agent for Health {
             memory_total_kib: 1000,
             memory_available_kib: 600,
             load_1m: 0.5,
-            // A hostile guest can send such a value, and JSON has no number for it.
+            // A hostile guest can send NaN, for which JSON has no number.
             load_5m: f64::NAN,
             load_15m: 0.25,
             processes: 12,
@@ -240,11 +240,11 @@ impl Guest {
                 }))
                 .await?;
             }
-            // A frame of three bytes, which are no valid message.
+            // This frame announces three bytes, which are not a valid message.
             "garbage" => self.send_bytes(&[3, 0, 0, 0, 0xff, 0xff, 0xff]).await?,
-            // A frame that announces the largest possible length.
+            // This frame announces the largest possible length.
             "huge-frame" => self.send_bytes(&u32::MAX.to_le_bytes()).await?,
-            // A frame of length 0 is a message without a field that this version knows.
+            // A message of a kind that the shim does not have decodes as an empty message.
             "empty-message" => self.send_bytes(&[0; 4]).await?,
             "close" => self.control = None,
             "wait-stop" => {
@@ -280,7 +280,7 @@ impl Guest {
                     Server::builder().add_service(AgentServer::new(self.health.clone())),
                 )?);
             }
-            // A server of the image has the standard health service only.
+            // This is the server of an image, which has the standard health service only.
             "serve-standard" => {
                 self.server = Some(serve(
                     Server::builder().add_service(HealthServer::new(self.health.clone())),
@@ -363,7 +363,8 @@ impl Guest {
     ///
     /// Each line of eight bytes has its number, so that tests can see which lines are missing.
     fn print(&mut self, count: usize) -> Result<()> {
-        // A new open file description is blocking, even if O_NONBLOCK is set on that of fd 1.
+        // Opening the path makes a new open file description, which is blocking. fd 1 may have
+        // O_NONBLOCK set, and then a write to a full pipe would fail.
         let mut stdout = std::fs::OpenOptions::new().write(true).open("/dev/stdout")?;
         let text: String = (0..count.div_ceil(8)).map(|i| format!("{i:07}\n")).collect();
         stdout.write_all(&text.as_bytes()[..count])?;
@@ -435,7 +436,7 @@ fn remove_socket() {
     let Ok(path) = socket(AGENT_PORT) else { return };
     let inode = std::fs::symlink_metadata(&path).map(|found| found.ino());
     if inode.ok().is_some_and(|inode| AGENT_SOCKET_INODE.get() == Some(&inode)) {
-        // It may be gone since the check.
+        // The shim may remove the socket after the check, and then the removal fails.
         let _ignored = std::fs::remove_file(path);
     }
 }

@@ -87,7 +87,7 @@ fn slow_agent_is_unhealthy_and_the_box_continues() {
 }
 
 #[test]
-fn unhealthy_box_stops_if_its_config_requests_it() {
+fn unhealthy_box_stops_if_configured() {
     let steps =
         ["connect", "hello", "serve", "started=7", "sleep-ms=300", "not-serving", "wait-stop"];
     let run = start(
@@ -159,7 +159,7 @@ fn box_with_readiness_notify_is_ready_after_the_notification() {
     let vm_started_ms = events_of(&run, "vm.starting")[0]["elapsed_ms"].as_u64().unwrap();
     assert!(ready_ms >= vm_started_ms + 300, "the box was ready too early: {}", run.stdout);
 
-    // A workload that never notifies makes the boot time out.
+    // The boot times out if the workload sends no notification.
     agent["boot_timeout_ms"] = json!(700);
     let run = play(&["serve", "started=7", "hang"], agent);
     assert_eq!(run.ending(), (Some(125), "failed", Some("boot_timeout")));
@@ -270,7 +270,7 @@ fn metrics_are_emitted_at_once_and_then_at_each_interval() {
     assert_eq!(last["health"]["state"], "healthy");
     assert!(last["health"]["checks"].as_u64().unwrap() > 5, "the event is {last}");
     assert!(last["health"]["last_latency_us"].as_u64().unwrap() > 0, "the event is {last}");
-    // No metrics are the default.
+    // By default the shim emits no metrics.
     let without = run_without_metrics();
     assert!(events_of(&without, "metrics").is_empty());
 }

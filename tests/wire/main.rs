@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `goldens` | the whole event stream of each kind of ending |
 //! | `confinement` | that a VMM which a guest has taken over cannot reach the host |
-//! | `jail` | the files, fds, environment and namespaces of a confined shim; hosts that lack a layer |
+//! | `jail` | files, fds, environment and namespaces of a confined shim; hosts without a layer |
 //! | `faults` | guests that report wrong values, hang or exit without a report |
 //! | `health` | health checks, readiness, states and metrics |
 //! | `readers` | standard output and the console with a slow reader, a full disk or no reader |
@@ -20,8 +20,8 @@
 //! | `doctor` | the report of `--doctor` about a host |
 //! | `input` | refused configs, and the flags for people |
 //!
-//! `harness` starts the shim and reads its events, `image` makes images, and `wire_types` checks the
-//! shape of each event.
+//! `harness` starts the shim and reads its events, `image` makes images, and `wire_types` checks
+//! the shape of each event.
 //!
 //! The tests need the feature `fake-vm`. They also need root, because the shim makes mounts and
 //! some tests change to an ordinary user.

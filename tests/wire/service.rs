@@ -39,7 +39,8 @@ fn verify(unit: &str) -> String {
 fn systemd_accepts_each_line_of_the_unit() {
     let unit = unit();
     assert_eq!(verify(&unit), "");
-    // Each of these mistakes must give a message. Otherwise no message would prove nothing.
+    // systemd must report each of these mistakes. If it did not, a unit without a message would
+    // prove nothing.
     for (right, wrong, message) in [
         ("WatchdogSec=", "WatchdogSeconds=", "Unknown key"),
         ("Restart=on-failure", "Restart=on-fail", "restart specifier"),

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::faults::send;
 use crate::harness::{Run, parse, shim, start};
 
-/// Script of a guest that ignores both the stop request and the request to kill its workload.
+/// Script of a guest that ignores the messages to stop and to kill its workload.
 const IGNORES_ALL: [&str; 4] = ["connect", "hello", "started=7", "hang"];
 
 /// Script of a guest whose workload ignores its stop signal and is killed by SIGKILL.
@@ -91,7 +91,7 @@ fn stop_request_during_the_boot_ends_the_box_at_once() {
 }
 
 #[test]
-fn guest_that_ignores_the_kill_request_fails_with_a_shutdown_timeout() {
+fn guest_that_ignores_the_kill_message_fails_with_a_shutdown_timeout() {
     let running = start(&IGNORES_ALL, |config| {
         config["stop"] = json!({"grace_ms": 100});
     });
@@ -149,8 +149,8 @@ struct Supervisor {
 }
 
 impl Supervisor {
-    /// Starts a shell as `user` that starts a shim whose guest plays `script`. Without a user, it
-    /// runs as root.
+    /// Starts the shell as `user`, or as root without one. Its shim has a guest that plays
+    /// `script`.
     fn start(script: &[&str], user: Option<u32>, change: impl FnOnce(&mut Value)) -> Self {
         let directory = tempfile::Builder::new().prefix("p").tempdir().unwrap();
         let mut config = crate::harness::config(directory.path(), script);
@@ -230,7 +230,7 @@ fn box_ends_at_once_when_its_parent_dies_during_the_boot() {
 }
 
 #[test]
-fn box_outlives_its_parent_if_its_config_requests_it() {
+fn box_outlives_its_parent_if_configured() {
     let mut supervisor = Supervisor::start(&EXITS_LATER, None, |config| {
         config["stop"]["die_with_parent"] = json!(false);
     });

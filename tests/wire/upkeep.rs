@@ -1,4 +1,4 @@
-//! `--gc` and `--verify`, which collect and verify the layer cache when a person or a timer runs them.
+//! `--gc` and `--verify`: people or timers use them to collect and to verify the layer cache.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -56,7 +56,7 @@ fn verify_rebuilds_a_changed_layer_and_requires_an_image() {
     let directory = tempfile::tempdir().unwrap();
     let mut config = prepared_config(directory.path());
     let file = cached(directory.path(), "file").unwrap();
-    // Not the mode in the layer, which is 0644.
+    // The layer has the mode 0644, so the cached file now differs from it.
     fs::set_permissions(&file, Permissions::from_mode(0o600)).unwrap();
     let (output, events) = run_mode("--verify", &config);
     assert_eq!(output.status.code(), Some(0), "the shim ended with {output:?}");

@@ -198,7 +198,7 @@ fn user_can_have_a_disk_in_memory_but_no_image_file() {
     config["resources"] = json!({"disk": "memory", "disk_mib": 16});
     let output = prepare(&config, SubIds::None);
     assert_eq!(output.status.code(), Some(0), "the shim ended with {output:?}");
-    // Only root may attach a loop device.
+    // An image file needs a loop device, and an ordinary user has no access to `/dev/loop-control`.
     config["resources"] = json!({"disk_mib": 16});
     let output = prepare(&config, SubIds::None);
     assert_eq!(output.status.code(), Some(125), "the shim ended with {output:?}");

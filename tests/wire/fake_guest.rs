@@ -18,9 +18,11 @@ use a3s_box_proto::agent::agent_server::{Agent, AgentServer};
 use a3s_box_proto::agent::{
     HealthCheckRequest, HealthCheckResponse, MetricsRequest, MetricsResponse, State, Status,
 };
+use a3s_box_proto::control::guest_message::Message as FromGuest;
+use a3s_box_proto::control::shim_message::Message as FromShim;
 use a3s_box_proto::control::{
-    Drained, Exited, GuestConfig, GuestMessage, Hello, Interface, Notified, ShimMessage,
-    StartFailed, Started, exited, guest_message, shim_message,
+    Drained, Exited, GuestConfig, GuestMessage, Hello, Interface, Kill, Notified, ShimMessage,
+    StartFailed, Started, exited,
 };
 use a3s_box_proto::frame::{self, FrameBuffer};
 use a3s_box_proto::{AGENT_PORT, CONTROL_PORT, PROTOCOL_VERSION, decode};
@@ -209,24 +211,16 @@ impl Guest {
             "hello" => {
                 let protocol_version = PROTOCOL_VERSION + value.parse::<u32>()?;
                 let guest_version = "0.0.0".into();
-                self.send_message(guest_message::Message::Hello(Hello {
-                    protocol_version,
-                    guest_version,
-                }))
-                .await?;
+                self.send_message(FromGuest::Hello(Hello { protocol_version, guest_version }))
+                    .await?;
             }
             "accept-and-close" => accept_and_close().await?,
             "started" => {
-                self.send_message(guest_message::Message::Started(Started { pid: value.parse()? }))
-                    .await?;
+                self.send_message(FromGuest::Started(Started { pid: value.parse()? })).await?;
             }
             "not-started" => {
                 let (reason, message) = (value.parse()?, "as the script says\u{1b}".into());
-                self.send_message(guest_message::Message::StartFailed(StartFailed {
-                    reason,
-                    message,
-                }))
-                .await?;
+                self.send_message(FromGuest::StartFailed(StartFailed { reason, message })).await?;
             }
             "exited" => self.exited(exited::Status::ExitCode(value.parse()?)).await?,
             "signaled" => self.exited(exited::Status::Signal(value.parse()?)).await?,
@@ -234,11 +228,8 @@ impl Guest {
             "print-network" => self.print_text(&self.network.clone())?,
             "drained" => {
                 let stdout_bytes = self.stdout_bytes;
-                self.send_message(guest_message::Message::Drained(Drained {
-                    stdout_bytes,
-                    stderr_bytes: 0,
-                }))
-                .await?;
+                self.send_message(FromGuest::Drained(Drained { stdout_bytes, stderr_bytes: 0 }))
+                    .await?;
             }
             // This frame announces three bytes, which are not a valid message.
             "garbage" => self.send_bytes(&[3, 0, 0, 0, 0xff, 0xff, 0xff]).await?,
@@ -247,18 +238,9 @@ impl Guest {
             // A message of a kind that the shim does not have decodes as an empty message.
             "empty-message" => self.send_bytes(&[0; 4]).await?,
             "close" => self.control = None,
-            "wait-stop" => {
-                while !matches!(self.receive().await?, shim_message::Message::Stop(_)) {}
-            }
-            "wait-kill" => {
-                while self.receive().await?
-                    != shim_message::Message::Kill(a3s_box_proto::control::Kill {})
-                {
-                }
-            }
-            "wait-ack" => {
-                while !matches!(self.receive().await?, shim_message::Message::Acknowledged(_)) {}
-            }
+            "wait-stop" => while !matches!(self.receive().await?, FromShim::Stop(_)) {},
+            "wait-kill" => while self.receive().await? != FromShim::Kill(Kill {}) {},
+            "wait-ack" => while !matches!(self.receive().await?, FromShim::Acknowledged(_)) {},
             "sleep-ms" => sleep(Duration::from_millis(value.parse()?)).await,
             "stamp" => stamp()?,
             "hang" => std::future::pending().await,
@@ -318,11 +300,11 @@ impl Guest {
 
     /// Reports the end of the workload.
     async fn exited(&mut self, status: exited::Status) -> Result<()> {
-        self.send_message(guest_message::Message::Exited(Exited { status: Some(status) })).await
+        self.send_message(FromGuest::Exited(Exited { status: Some(status) })).await
     }
 
     /// Sends a message to the shim.
-    async fn send_message(&mut self, message: guest_message::Message) -> Result<()> {
+    async fn send_message(&mut self, message: FromGuest) -> Result<()> {
         self.send_bytes(&frame::encode(&GuestMessage { message: Some(message) })).await
     }
 
@@ -337,7 +319,7 @@ impl Guest {
     }
 
     /// Waits for the next message of the shim.
-    async fn receive(&mut self) -> Result<shim_message::Message> {
+    async fn receive(&mut self) -> Result<FromShim> {
         loop {
             if let Some(ShimMessage { message: Some(message) }) = self.received.next_message()? {
                 return Ok(message);
@@ -356,7 +338,7 @@ impl Guest {
     /// Changes the notification of the workload, and sends it to the shim.
     async fn notify(&mut self, change: impl FnOnce(&mut Notified)) -> Result<()> {
         change(&mut self.notified);
-        self.send_message(guest_message::Message::Notified(self.notified.clone())).await
+        self.send_message(FromGuest::Notified(self.notified.clone())).await
     }
 
     /// Writes `count` bytes to the standard output of the workload.

@@ -1,5 +1,8 @@
-//! What a VMM that a guest has taken over can reach: code in its place, after the shim has confined itself
-//! (`krun/src/fake/probe.rs`), makes one attempt a process.
+//! Attempts of a VMM that a guest has taken over to reach the host.
+//!
+//! The fake VM makes the attempts (`krun/src/fake/probe.rs`). It runs in the VMM's place, after the
+//! shim has confined itself. Each shim makes one attempt, because an attempt that seccomp stops
+//! ends the process.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,33 +16,36 @@ use std::process::Command;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::harness::{Run, shim, start_by};
+use crate::harness::{Run, shim, start_with};
 use crate::image::image;
 use crate::user::{self, SubIds};
 
-/// What came of an attempt.
+/// The result of an attempt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Outcome {
-    /// It did what it must not.
+    /// The attempt succeeded. No attempt of a confined process may succeed.
     Reached,
-    /// It was refused, with this errno.
+    /// A system call failed with this errno.
     Refused(i32),
-    /// It ended the process, as seccomp does.
+    /// SIGSYS ended the process, which is how seccomp refuses a system call.
     Killed,
 }
 
 use Outcome::{Killed, Reached, Refused};
 
-/// Who runs the shim.
+/// The user that runs the shim.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Who {
+enum ShimUser {
     Root,
-    User(SubIds),
+    Ordinary(SubIds),
 }
 
-/// What there is to be reached, and a box with two shares.
-struct Ground {
-    who: Who,
+/// The targets of the attempts on the host, and the parts of a box with two shares.
+///
+/// The two sockets only have to exist while the attempts run: one listens on the loopback address,
+/// the other on an abstract address, which belongs to a network namespace and not to a directory.
+struct Testbed {
+    user: ShimUser,
     directory: tempfile::TempDir,
     image: Value,
     network: Value,
@@ -48,9 +54,10 @@ struct Ground {
     _abstract: UnixListener,
 }
 
-impl Ground {
-    fn new(who: Who) -> Self {
+impl Testbed {
+    fn new(user: ShimUser) -> Self {
         let directory = tempfile::Builder::new().prefix("w").tempdir().unwrap();
+        // The random name makes the abstract address unique, so tests can run at the same time.
         let name = directory.path().file_name().unwrap().to_str().unwrap().to_owned();
         let address = SocketAddr::from_abstract_name(&name).unwrap();
         let (read, write) = (directory.path().join("read"), directory.path().join("write"));
@@ -60,14 +67,14 @@ impl Ground {
         fs::write(read.join("file"), "as it was").unwrap();
         symlink("/etc/passwd", write.join("to-passwd")).unwrap();
         let image = image(directory.path(), "echo 1 >file");
-        // The one of /dev/zero.
+        // Major 1, minor 5 is /dev/zero. A device in a share must not open a device of the host.
         let made = Command::new("mknod").arg(write.join("zero")).args(["c", "1", "5"]).status();
         assert!(made.unwrap().success());
-        if who != Who::Root {
-            user::give(directory.path());
+        if user != ShimUser::Root {
+            user::give_to_user(directory.path());
         }
         Self {
-            who,
+            user,
             directory,
             image,
             network: json!({"mode": "none"}),
@@ -77,15 +84,17 @@ impl Ground {
         }
     }
 
-    /// Makes an attempt in a box with this confinement; with a layer, that one only.
+    /// Makes an attempt in a box with this confinement level. `layer` applies only this layer.
     fn attempt(&self, name: &str, level: &str, layer: Option<&str>) -> Outcome {
         let run = self.run(name, level, layer);
-        match said(&run) {
+        match probe_line(&run) {
             Some("reached") => Reached,
-            Some(said) => Refused(said.strip_prefix("errno:").unwrap().parse().unwrap()),
+            Some(line) => Refused(line.strip_prefix("errno:").unwrap().parse().unwrap()),
             None if run.status.signal() == Some(Signal::SIGSYS as i32) => Killed,
-            // A shell stands between an ordinary user's shim and this process.
-            None => panic!("{name}: {:?}\n{}{}", run.status, run.stdout, run.stderr),
+            None => panic!(
+                "the attempt {name} has no result, and the shim ended with {:?}\n{}{}",
+                run.status, run.stdout, run.stderr
+            ),
         }
     }
 
@@ -105,34 +114,37 @@ impl Ground {
             let directory = |name: &str| self.directory.path().join(name);
             config["paths"]["state_dir"] = json!(directory("s"));
             config["paths"]["cache_dir"] = json!(directory("c"));
-            // Directories that a shim has open for some time.
+            // The shim opens the directories of all these files. If it kept one open, its fd would
+            // be a way out of the root.
             config["image"] = self.image.clone();
             config["network"] = self.network.clone();
             config["console"] = json!({"path": directory("console")});
             config["events"] = json!({"file": directory("events")});
         };
-        match self.who {
-            Who::Root => start_by(shim, &["hang"], change).end(),
-            Who::User(sub_ids) => {
+        match self.user {
+            ShimUser::Root => start_with(shim, &["hang"], change).wait(),
+            ShimUser::Ordinary(sub_ids) => {
                 let (command, _tables) = user::command(&shim, sub_ids);
-                start_by(command, &["hang"], change).end()
+                start_with(command, &["hang"], change).wait()
             }
         }
     }
 
+    /// Returns the names of all attempts, which the probe lists when it gets an unknown name.
     fn all_attempts(&self) -> Vec<String> {
         let run = self.run("?", "none", None);
-        let known = said(&run).unwrap().strip_prefix("known:").unwrap().to_owned();
+        let known = probe_line(&run).unwrap().strip_prefix("known:").unwrap().to_owned();
         known.split(',').map(str::to_owned).collect()
     }
 }
 
-/// What the attempt tells of itself.
-fn said(run: &Run) -> Option<&str> {
+/// Returns the line that the probe wrote, without its prefix. A probe that seccomp killed wrote
+/// none.
+fn probe_line(run: &Run) -> Option<&str> {
     run.stderr.lines().find_map(|line| line.strip_prefix("probe "))
 }
 
-/// Numbers of Linux (`asm-generic/errno.h`).
+// Error numbers of Linux (`asm-generic/errno.h`).
 const EPERM: i32 = 1;
 const ENOENT: i32 = 2;
 const EACCES: i32 = 13;
@@ -142,8 +154,10 @@ const ELOOP: i32 = 40;
 const ENETUNREACH: i32 = 101;
 const ECONNREFUSED: i32 = 111;
 
-/// The layer that stands in the way first, as far as the result says it.
-fn layer(name: &str, outcome: &Outcome) -> &'static str {
+/// Returns the layer that stopped an attempt, as far as its outcome shows it.
+///
+/// An outcome that no layer has is `?`: the attempt succeeded, or failed for an unexpected reason.
+fn stopping_layer(name: &str, outcome: &Outcome) -> &'static str {
     match outcome {
         Killed => "seccomp",
         Refused(ENOENT | EROFS | ELOOP) => "root",
@@ -154,39 +168,48 @@ fn layer(name: &str, outcome: &Outcome) -> &'static str {
     }
 }
 
-#[expect(clippy::print_stdout, reason = "the layers are for whoever reads the test's output")]
-fn no_attempt_succeeds(who: Who) {
-    let ground = Ground::new(who);
-    let names = ground.all_attempts();
-    assert!(names.len() >= 40, "{}", names.len());
+#[expect(clippy::print_stdout, reason = "the output shows which layer stopped which attempt")]
+fn assert_no_attempt_succeeds(user: ShimUser) {
+    let testbed = Testbed::new(user);
+    let names = testbed.all_attempts();
+    // A probe that lists only a part of its attempts would make this test weaker unnoticed.
+    assert!(names.len() >= 40, "the probe has only {} attempts", names.len());
     let mut layers = BTreeMap::<&str, Vec<String>>::new();
     for name in &names {
-        let outcome = ground.attempt(name, "required", None);
-        layers.entry(layer(name, &outcome)).or_default().push(format!("{name} {outcome:?}"));
+        let outcome = testbed.attempt(name, "required", None);
+        layers
+            .entry(stopping_layer(name, &outcome))
+            .or_default()
+            .push(format!("{name} {outcome:?}"));
     }
-    println!("{} attempts; by the layer that stopped them: {layers:#?}", names.len());
-    assert!(!layers.contains_key("?"), "{:?}", layers["?"]);
-    assert_eq!(fs::read_to_string(ground.directory.path().join("read/file")).unwrap(), "as it was");
+    println!("{} attempts, by the layer that stopped them: {layers:#?}", names.len());
+    assert!(!layers.contains_key("?"), "no layer stopped these attempts: {:?}", layers["?"]);
+    assert_eq!(
+        fs::read_to_string(testbed.directory.path().join("read/file")).unwrap(),
+        "as it was"
+    );
 }
 
 #[test]
-fn no_attempt_to_break_out_succeeds() {
-    no_attempt_succeeds(Who::Root);
+fn no_attempt_to_reach_the_host_succeeds_as_root() {
+    assert_no_attempt_succeeds(ShimUser::Root);
 }
 
 #[test]
-fn no_attempt_of_an_ordinary_user_with_sub_ids_succeeds() {
-    no_attempt_succeeds(Who::User(SubIds::Given));
+fn no_attempt_to_reach_the_host_succeeds_as_a_user_with_sub_ids() {
+    assert_no_attempt_succeeds(ShimUser::Ordinary(SubIds::Given));
 }
 
 #[test]
-fn no_attempt_of_an_ordinary_user_without_sub_ids_succeeds() {
-    no_attempt_succeeds(Who::User(SubIds::None));
+fn no_attempt_to_reach_the_host_succeeds_as_a_user_without_sub_ids() {
+    assert_no_attempt_succeeds(ShimUser::Ordinary(SubIds::None));
 }
 
-/// What a layer stops with no help of the others. Without it these attempts succeed, or fail for another
-/// reason.
-const ALONE: [(&str, &[Outcome], &[&str]); 5] = [
+/// Layers with the outcomes by which they stop an attempt, and the attempts that they stop alone.
+///
+/// If no layer is applied, these attempts succeed or have another outcome. An attempt can be in the
+/// lists of several layers, because the layers overlap on purpose.
+const STOPPED_BY_ONE_LAYER: [(&str, &[Outcome], &[&str]); 5] = [
     (
         "root",
         &[Refused(ENOENT), Refused(EROFS), Refused(ELOOP), Refused(EACCES)],
@@ -289,21 +312,24 @@ const ALONE: [(&str, &[Outcome], &[&str]); 5] = [
 ];
 
 #[test]
-fn each_layer_stops_attempts_by_itself() {
-    let ground = Ground::new(Who::Root);
-    let mut wrong = Vec::new();
-    for (layer, expected, names) in ALONE {
+fn each_layer_stops_its_attempts_without_the_other_layers() {
+    let testbed = Testbed::new(ShimUser::Root);
+    let mut not_stopped = Vec::new();
+    for (layer, expected, names) in STOPPED_BY_ONE_LAYER {
         for name in names {
-            let outcome = ground.attempt(name, "best_effort", Some(layer));
+            let outcome = testbed.attempt(name, "best_effort", Some(layer));
             if !expected.contains(&outcome) {
-                wrong.push(format!("{layer} does not stop {name}: {outcome:?}"));
+                not_stopped.push(format!("{layer} does not stop {name}: {outcome:?}"));
             }
         }
     }
-    assert!(wrong.is_empty(), "{wrong:#?}");
+    assert!(not_stopped.is_empty(), "these layers do not stop these attempts: {not_stopped:#?}");
 }
 
-/// Attempts that succeed where nothing stops them, and change nothing that matters.
+/// Attempts that succeed without confinement and do no damage to the host of the test.
+///
+/// They prove that the attempts themselves work: an attempt that fails for a wrong reason would
+/// otherwise look like a working confinement.
 const HARMLESS: [&str; 24] = [
     "open-read",
     "open-path",
@@ -332,31 +358,36 @@ const HARMLESS: [&str; 24] = [
 ];
 
 #[test]
-fn without_confinement_the_same_attempts_succeed() {
-    let ground = Ground::new(Who::Root);
-    let outcomes = HARMLESS.map(|name| (name, ground.attempt(name, "none", None)));
+fn harmless_attempts_succeed_without_confinement() {
+    let testbed = Testbed::new(ShimUser::Root);
+    let outcomes = HARMLESS.map(|name| (name, testbed.attempt(name, "none", None)));
     let failed: Vec<_> = outcomes.iter().filter(|(_, outcome)| *outcome != Reached).collect();
-    assert!(failed.is_empty(), "{failed:?}");
+    assert!(failed.is_empty(), "these attempts failed without confinement: {failed:?}");
 }
 
 #[test]
-fn of_all_networks_only_tsi_gives_the_vmm_sockets_of_the_host() {
-    let mut ground = Ground::new(Who::Root);
-    ground.network = json!({"mode": "tsi"});
-    assert_eq!(ground.attempt("tcp-loopback", "required", None), Reached);
-    assert_eq!(ground.attempt("netlink", "required", None), Killed);
+fn only_the_network_tsi_lets_the_vmm_make_ip_sockets() {
+    let mut testbed = Testbed::new(ShimUser::Root);
+    testbed.network = json!({"mode": "tsi"});
+    assert_eq!(testbed.attempt("tcp-loopback", "required", None), Reached);
+    assert_eq!(testbed.attempt("netlink", "required", None), Killed);
     for egress in ["deny", "allow"] {
-        ground.network = json!({"mode": "passt", "egress": egress});
-        assert_eq!(ground.attempt("tcp-loopback", "required", None), Killed, "{egress}");
+        testbed.network = json!({"mode": "passt", "egress": egress});
+        assert_eq!(
+            testbed.attempt("tcp-loopback", "required", None),
+            Killed,
+            "`egress` is `{egress}`"
+        );
     }
 }
 
 #[test]
-fn what_was_achieved_is_told_before_the_vm_starts() {
+fn reports_the_applied_layers_before_the_vm_starts() {
     let script = ["connect", "hello", "started=7", "exited=0", "drained", "wait-ack", "exit=0"];
     let run = crate::harness::run(&script);
     let position = |kind| run.events.iter().position(|event| event["type"] == kind).unwrap();
-    assert!(position("shim.confined") < position("vm.starting"), "{}", run.stdout);
+    let is_before = position("shim.confined") < position("vm.starting");
+    assert!(is_before, "the VM started before the report: {}", run.stdout);
     let confined = &run.events[position("shim.confined")];
     let layers: Vec<String> = confined["layers"]
         .as_array()
@@ -377,12 +408,13 @@ fn what_was_achieved_is_told_before_the_vm_starts() {
         "landlock applied",
         "seccomp applied",
     ];
-    // A kernel before 6.12 has less of Landlock, and says so.
+    // Before Linux 6.12 the kernel has only a part of Landlock, and the shim reports `partial`.
     let as_expected = layers
         .iter()
         .zip(expected)
         .all(|(found, expected)| found == expected || found == "landlock partial");
-    assert!(as_expected && layers.len() == expected.len(), "{layers:?}");
+    let is_complete = layers.len() == expected.len();
+    assert!(as_expected && is_complete, "these layers are not as expected: {layers:?}");
 }
 
 #[test]
@@ -397,30 +429,36 @@ fn every_thread_of_a_shim_is_confined() {
         "drained",
         "exit=0",
     ];
-    let playing = start_by(shim(), &script, |config| {
-        // Has a thread read the figures.
+    let running = start_with(shim(), &script, |config| {
+        // The shim then has one more thread, which reads the metrics.
         config["events"] = json!({"metrics_interval_ms": 100});
     });
     std::thread::sleep(std::time::Duration::from_millis(800));
-    let threads = fs::read_dir(format!("/proc/{}/task", playing.child.id())).unwrap();
-    let mut seen = Vec::new();
+    let threads = fs::read_dir(format!("/proc/{}/task", running.child.id())).unwrap();
+    let mut thread_names = Vec::new();
     for thread in threads.map(Result::unwrap) {
         let status = fs::read_to_string(thread.path().join("status")).unwrap();
         let field = |name: &str| {
             let value = status.lines().find_map(|line| line.strip_prefix(name));
-            value.unwrap_or_else(|| panic!("{name}: {status}")).trim().to_owned()
+            value
+                .unwrap_or_else(|| panic!("there is no {name} in the status: {status}"))
+                .trim()
+                .to_owned()
         };
-        // Seven capabilities, no privileges to gain, and two filters.
+        // The mask has the seven capabilities of the virtio-fs server. `Seccomp: 2` means that a
+        // filter is installed.
         let (capabilities, bounding) = (field("CapPrm:"), field("CapBnd:"));
         let found = (capabilities.as_str(), bounding.as_str());
-        assert_eq!(found, ("00000000800000db", "00000000800000db"), "{status}");
+        assert_eq!(found, ("00000000800000db", "00000000800000db"), "the status is: {status}");
         assert_eq!(
             (field("NoNewPrivs:").as_str(), field("Seccomp:").as_str()),
             ("1", "2"),
-            "{status}"
+            "the status is: {status}"
         );
-        seen.push(field("Name:"));
+        thread_names.push(field("Name:"));
     }
-    assert!(seen.len() >= 3 && seen.iter().any(|name| name == "control"), "{seen:?}");
-    assert_eq!(playing.end().status.code(), Some(0));
+    // With fewer threads the test would not show that threads are confined.
+    let has_control = thread_names.iter().any(|name| name == "control");
+    assert!(thread_names.len() >= 3 && has_control, "the shim has the threads {thread_names:?}");
+    assert_eq!(running.wait().status.code(), Some(0));
 }

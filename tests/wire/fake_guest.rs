@@ -1,7 +1,9 @@
-//! A guest without a VM: a process that speaks the guest's part, well or badly.
+//! The fake guest: a process that takes the place of the whole guest in tests without a VM.
 //!
-//! The backend `fake` of the crate `krun` starts it. The workload's arguments in the guest's config
-//! are the script; each word is one step (see [`Guest::play`]).
+//! The backend `fake` of the crate `krun` starts it, and connects its standard output and standard
+//! error to the console. Its standard input has the paths of the vsock ports and the config of the
+//! guest program. The workload's arguments in that config are the script: each argument is one
+//! step, and [`Guest::play`] lists the steps. Scripts can follow the protocol or break it.
 
 use std::collections::HashMap;
 use std::error::Error;
@@ -16,9 +18,11 @@ use a3s_box_proto::agent::agent_server::{Agent, AgentServer};
 use a3s_box_proto::agent::{
     HealthCheckRequest, HealthCheckResponse, MetricsRequest, MetricsResponse, State, Status,
 };
+use a3s_box_proto::control::guest_message::Message as FromGuest;
+use a3s_box_proto::control::shim_message::Message as FromShim;
 use a3s_box_proto::control::{
-    Drained, Exited, GuestConfig, GuestMessage, Hello, Interface, Notified, ShimMessage,
-    StartFailed, Started, exited, guest_message, shim_message,
+    Drained, Exited, GuestConfig, GuestMessage, Hello, Interface, Kill, Notified, ShimMessage,
+    StartFailed, Started, exited,
 };
 use a3s_box_proto::frame::{self, FrameBuffer};
 use a3s_box_proto::{AGENT_PORT, CONTROL_PORT, PROTOCOL_VERSION, decode};
@@ -38,19 +42,21 @@ struct Guest {
     control: Option<UnixStream>,
     received: FrameBuffer,
     stdout_bytes: u64,
-    /// What it was told about its network.
+    /// Line about the network that the config describes.
     network: String,
+    /// The latest notification of the workload. Each message to the shim repeats all its fields.
     notified: Notified,
     health: Health,
+    /// Stops the server of the agent when it is dropped.
     server: Option<oneshot::Sender<()>>,
 }
 
-/// What the services answer; clones share it.
+/// The current answer of the health services. All clones share it.
 #[derive(Clone)]
-struct Health(Arc<Mutex<Answer>>);
+struct Health(Arc<Mutex<HealthAnswer>>);
 
 #[derive(Clone, Copy)]
-struct Answer {
+struct HealthAnswer {
     status: Status,
     state: State,
     delay_ms: u64,
@@ -62,7 +68,7 @@ impl Agent for Health {
         &self,
         _request: Request<HealthCheckRequest>,
     ) -> std::result::Result<Response<HealthCheckResponse>, tonic::Status> {
-        let Answer { status, state, delay_ms } = self.now();
+        let HealthAnswer { status, state, delay_ms } = self.now();
         sleep(Duration::from_millis(delay_ms)).await;
         Ok(Response::new(HealthCheckResponse {
             status: status.into(),
@@ -80,6 +86,7 @@ impl Agent for Health {
             memory_total_kib: 1000,
             memory_available_kib: 600,
             load_1m: 0.5,
+            // A hostile guest can send NaN, for which JSON has no number.
             load_5m: f64::NAN,
             load_15m: 0.25,
             processes: 12,
@@ -93,9 +100,9 @@ impl StandardHealth for Health {
         &self,
         _request: Request<tonic_health::pb::HealthCheckRequest>,
     ) -> std::result::Result<Response<tonic_health::pb::HealthCheckResponse>, tonic::Status> {
-        let Answer { status, delay_ms, .. } = self.now();
+        let HealthAnswer { status, delay_ms, .. } = self.now();
         sleep(Duration::from_millis(delay_ms)).await;
-        // The numbers of the two services are the same.
+        // Both services use the same numbers for a status.
         Ok(Response::new(tonic_health::pb::HealthCheckResponse { status: status.into() }))
     }
 
@@ -112,27 +119,28 @@ impl StandardHealth for Health {
 }
 
 impl Health {
-    fn now(&self) -> Answer {
+    fn now(&self) -> HealthAnswer {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn change(&self, change: impl FnOnce(&mut Answer)) {
+    fn change(&self, change: impl FnOnce(&mut HealthAnswer)) {
         change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
     }
 }
 
 fn main() -> Result<ExitCode> {
     let config = read_config()?;
-    let (ended, end) = oneshot::channel();
-    std::thread::spawn(|| tell_end_of_shim(ended));
-    // A box without a workload plays what the environment says.
-    let of_agent = || std::env::var("A3S_BOX_FAKE_SCRIPT").unwrap_or_default();
+    let (shim_ended, end_of_shim) = oneshot::channel();
+    std::thread::spawn(|| wait_for_end_of_shim(shim_ended));
+    // A box without a workload has no arguments, so its script comes from the environment.
+    let script_of_environment = || std::env::var("A3S_BOX_FAKE_SCRIPT").unwrap_or_default();
     let words = |text: String| text.split_whitespace().map(str::to_owned).collect();
     let network = network_text(&config);
-    let script = config.workload.map_or_else(|| words(of_agent()), |workload| workload.args);
+    let script =
+        config.workload.map_or_else(|| words(script_of_environment()), |workload| workload.args);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let answer = Answer { status: Status::Serving, state: State::Ready, delay_ms: 0 };
+        let answer = HealthAnswer { status: Status::Serving, state: State::Ready, delay_ms: 0 };
         let mut guest = Guest {
             control: None,
             received: FrameBuffer::default(),
@@ -149,8 +157,8 @@ fn main() -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         };
         tokio::select! {
-            ended = played => ended,
-            _gone = end => {
+            result = played => result,
+            _ended = end_of_shim => {
                 remove_socket();
                 Ok(ExitCode::SUCCESS)
             }
@@ -158,51 +166,61 @@ fn main() -> Result<ExitCode> {
     })
 }
 
-/// Reads where the ports lead, a line for each, and the config, whose length is one of them.
+/// Reads standard input: a line `<name>=<path>` for each vsock port, a line with the length of the
+/// config, an empty line, and the config.
 fn read_config() -> Result<GuestConfig> {
     let mut stdin = std::io::stdin().lock();
     let mut ports = HashMap::new();
     loop {
         let mut line = String::new();
         stdin.read_line(&mut line)?;
+        // The empty line has no `=`.
         let Some((name, path)) = line.trim_end().split_once('=') else { break };
         ports.insert(name.to_owned(), path.to_owned());
     }
-    let bytes = ports.get("CONFIG_BYTES").ok_or("no VM")?.parse()?;
+    let bytes =
+        ports.get("CONFIG_BYTES").ok_or("standard input has no length of the config")?.parse()?;
     let mut config = vec![0; bytes];
     stdin.read_exact(&mut config)?;
     PORTS.get_or_init(|| ports);
     Ok(decode(&config)?)
 }
 
-/// The shim holds the other end of standard input open for as long as it lives, however it ends. The signal
-/// at a parent's end does not come from a confined one.
-fn tell_end_of_shim(ended: oneshot::Sender<()>) {
+/// Blocks until the shim has ended, and then sends on the channel.
+///
+/// The shim keeps the other end of standard input open until its process ends, also by SIGKILL. A
+/// parent-death signal does not work here: a confined shim has no right to signal other processes,
+/// and the kernel checks the rights of the parent that dies (`check_kill_permission`).
+fn wait_for_end_of_shim(ended: oneshot::Sender<()>) {
+    // An end of file and an error mean the same here.
     let _end_of_file = std::io::stdin().lock().read(&mut [0]);
-    let _is_played_out = ended.send(());
+    // The send fails if the script is at its end already.
+    let _ignored = ended.send(());
 }
 
 impl Guest {
-    /// One step: `verb` or `verb=value`.
+    /// Plays one step of the script, which is `verb` or `verb=value`.
+    ///
+    /// A step without a value has the value 0.
     async fn play(&mut self, step: &str) -> Result<()> {
         let (verb, value) = step.split_once('=').unwrap_or((step, "0"));
         match verb {
-            // Connects to the shim.
             "connect" => self.control = Some(UnixStream::connect(socket(CONTROL_PORT)?).await?),
+            // The value is added to the protocol version, so `hello=1` is a version that is too
+            // new.
             "hello" => {
                 let protocol_version = PROTOCOL_VERSION + value.parse::<u32>()?;
                 let guest_version = "0.0.0".into();
-                self.say(guest_message::Message::Hello(Hello { protocol_version, guest_version }))
+                self.send_message(FromGuest::Hello(Hello { protocol_version, guest_version }))
                     .await?;
             }
             "accept-and-close" => accept_and_close().await?,
             "started" => {
-                self.say(guest_message::Message::Started(Started { pid: value.parse()? })).await?;
+                self.send_message(FromGuest::Started(Started { pid: value.parse()? })).await?;
             }
             "not-started" => {
                 let (reason, message) = (value.parse()?, "as the script says\u{1b}".into());
-                self.say(guest_message::Message::StartFailed(StartFailed { reason, message }))
-                    .await?;
+                self.send_message(FromGuest::StartFailed(StartFailed { reason, message })).await?;
             }
             "exited" => self.exited(exited::Status::ExitCode(value.parse()?)).await?,
             "signaled" => self.exited(exited::Status::Signal(value.parse()?)).await?,
@@ -210,38 +228,33 @@ impl Guest {
             "print-network" => self.print_text(&self.network.clone())?,
             "drained" => {
                 let stdout_bytes = self.stdout_bytes;
-                self.say(guest_message::Message::Drained(Drained {
-                    stdout_bytes,
-                    stderr_bytes: 0,
-                }))
-                .await?;
+                self.send_message(FromGuest::Drained(Drained { stdout_bytes, stderr_bytes: 0 }))
+                    .await?;
             }
-            "garbage" => self.send(&[3, 0, 0, 0, 0xff, 0xff, 0xff]).await?,
-            "huge-frame" => self.send(&u32::MAX.to_le_bytes()).await?,
-            "empty-message" => self.send(&[0; 4]).await?,
+            // This frame announces three bytes, which are not a valid message.
+            "garbage" => self.send_bytes(&[3, 0, 0, 0, 0xff, 0xff, 0xff]).await?,
+            // This frame announces the largest possible length.
+            "huge-frame" => self.send_bytes(&u32::MAX.to_le_bytes()).await?,
+            // A message of a kind that the shim does not have decodes as an empty message.
+            "empty-message" => self.send_bytes(&[0; 4]).await?,
             "close" => self.control = None,
-            "wait-stop" => while !matches!(self.hear().await?, shim_message::Message::Stop(_)) {},
-            "wait-kill" => {
-                while self.hear().await?
-                    != shim_message::Message::Kill(a3s_box_proto::control::Kill {})
-                {
-                }
-            }
-            "wait-ack" => {
-                while !matches!(self.hear().await?, shim_message::Message::Acknowledged(_)) {}
-            }
+            "wait-stop" => while !matches!(self.receive().await?, FromShim::Stop(_)) {},
+            "wait-kill" => while self.receive().await? != FromShim::Kill(Kill {}) {},
+            "wait-ack" => while !matches!(self.receive().await?, FromShim::Acknowledged(_)) {},
             "sleep-ms" => sleep(Duration::from_millis(value.parse()?)).await,
             "stamp" => stamp()?,
             "hang" => std::future::pending().await,
-            // As libkrun ends when the guest resets, or with a code that a process of the guest set.
+            // libkrun ends with 0 when the guest resets, or with a code that a process of the guest
+            // set.
             "exit" => exit(value.parse()?),
+            // The shim then aborts too, as libkrun does when one of its threads panics.
             "abort" => std::process::abort(),
             _ => return self.play_agent(verb, value).await,
         }
         Ok(())
     }
 
-    /// A step of the agent, or of the workload on `$NOTIFY_SOCKET`.
+    /// Plays a step of the agent, or a notification of the workload.
     async fn play_agent(&mut self, verb: &str, value: &str) -> Result<()> {
         match verb {
             "serve" => {
@@ -249,7 +262,7 @@ impl Guest {
                     Server::builder().add_service(AgentServer::new(self.health.clone())),
                 )?);
             }
-            // A server that knows the standard service only.
+            // This is the server of an image, which has the standard health service only.
             "serve-standard" => {
                 self.server = Some(serve(
                     Server::builder().add_service(HealthServer::new(self.health.clone())),
@@ -263,7 +276,7 @@ impl Guest {
                 self.health.change(|answer| answer.delay_ms = delay_ms);
             }
             "vanish" => drop(self.server.take()),
-            // As the workload would on $NOTIFY_SOCKET, passed on by PID 1.
+            // A workload notifies on $NOTIFY_SOCKET, and the guest program sends it to the shim.
             "notify-ready" => self.notify(|notified| notified.ready = true).await?,
             "notify-stopping" => self.notify(|notified| notified.stopping = true).await?,
             "notify-status" => {
@@ -274,7 +287,7 @@ impl Guest {
                 let state = value.parse()?;
                 self.notify(|notified| notified.state = state).await?;
             }
-            // Busy and ready in turns.
+            // The states alternate between ready and busy, so each message is a change.
             "notify-flood" => {
                 for i in 0..value.parse::<i32>()? {
                     self.notify(|notified| notified.state = 1 + i % 2).await?;
@@ -285,25 +298,35 @@ impl Guest {
         Ok(())
     }
 
+    /// Reports the end of the workload.
     async fn exited(&mut self, status: exited::Status) -> Result<()> {
-        self.say(guest_message::Message::Exited(Exited { status: Some(status) })).await
+        self.send_message(FromGuest::Exited(Exited { status: Some(status) })).await
     }
 
-    async fn say(&mut self, message: guest_message::Message) -> Result<()> {
-        self.send(&frame::encode(&GuestMessage { message: Some(message) })).await
+    /// Sends a message to the shim.
+    async fn send_message(&mut self, message: FromGuest) -> Result<()> {
+        self.send_bytes(&frame::encode(&GuestMessage { message: Some(message) })).await
     }
 
-    async fn send(&mut self, bytes: &[u8]) -> Result<()> {
-        Ok(self.control.as_mut().ok_or("the script does not connect")?.write_all(bytes).await?)
+    /// Sends bytes on the control connection, which need not be a valid frame.
+    async fn send_bytes(&mut self, bytes: &[u8]) -> Result<()> {
+        Ok(self
+            .control
+            .as_mut()
+            .ok_or("the script has no step `connect` before this step")?
+            .write_all(bytes)
+            .await?)
     }
 
-    async fn hear(&mut self) -> Result<shim_message::Message> {
+    /// Waits for the next message of the shim.
+    async fn receive(&mut self) -> Result<FromShim> {
         loop {
             if let Some(ShimMessage { message: Some(message) }) = self.received.next_message()? {
                 return Ok(message);
             }
             let mut buffer = [0; 256];
-            let control = self.control.as_mut().ok_or("the script does not connect")?;
+            let control =
+                self.control.as_mut().ok_or("the script has no step `connect` before this step")?;
             let count = control.read(&mut buffer).await?;
             if count == 0 {
                 return Err("the shim closed the connection".into());
@@ -312,14 +335,18 @@ impl Guest {
         }
     }
 
+    /// Changes the notification of the workload, and sends it to the shim.
     async fn notify(&mut self, change: impl FnOnce(&mut Notified)) -> Result<()> {
         change(&mut self.notified);
-        self.say(guest_message::Message::Notified(self.notified.clone())).await
+        self.send_message(FromGuest::Notified(self.notified.clone())).await
     }
 
-    /// Writes so many bytes to the workload's standard output, each eight of them their number.
+    /// Writes `count` bytes to the standard output of the workload.
+    ///
+    /// Each line of eight bytes has its number, so that tests can see which lines are missing.
     fn print(&mut self, count: usize) -> Result<()> {
-        // A new handle on fd 1: the console's pipe, which libkrun has made non-blocking at most.
+        // Opening the path makes a new open file description, which is blocking. fd 1 may have
+        // O_NONBLOCK set, and then a write to a full pipe would fail.
         let mut stdout = std::fs::OpenOptions::new().write(true).open("/dev/stdout")?;
         let text: String = (0..count.div_ceil(8)).map(|i| format!("{i:07}\n")).collect();
         stdout.write_all(&text.as_bytes()[..count])?;
@@ -327,6 +354,7 @@ impl Guest {
         Ok(())
     }
 
+    /// Writes a text to the standard output of the workload.
     fn print_text(&mut self, text: &str) -> Result<()> {
         std::fs::OpenOptions::new().write(true).open("/dev/stdout")?.write_all(text.as_bytes())?;
         self.stdout_bytes += text.len() as u64;
@@ -334,7 +362,7 @@ impl Guest {
     }
 }
 
-/// A line with all that PID 1 would set up.
+/// Returns a line with the network that the guest program would set up for this config.
 fn network_text(config: &GuestConfig) -> String {
     let interface = config.interface.as_ref().map_or("no interface;".to_owned(), |interface| {
         let [address, gateway] = [interface.address, interface.gateway].map(Ipv4Addr::from);
@@ -352,62 +380,76 @@ fn network_text(config: &GuestConfig) -> String {
     format!("{interface} {servers}\n")
 }
 
-#[expect(clippy::exit, clippy::disallowed_methods, reason = "the whole process is the fake")]
+#[expect(
+    clippy::exit,
+    clippy::disallowed_methods,
+    reason = "the whole process is the fake guest, so it may end anywhere"
+)]
 fn exit(code: i32) -> ! {
     std::process::exit(code)
 }
 
-/// Where each port leads, by its name.
+/// Socket path of each vsock port, by the name `VSOCK_<port>`.
 static PORTS: OnceLock<HashMap<String, String>> = OnceLock::new();
 
+/// Returns the path of the socket on the host for a vsock port.
 fn socket(port: u32) -> Result<String> {
-    let ports = PORTS.get().ok_or("no ports")?;
-    Ok(ports.get(&format!("VSOCK_{port}")).ok_or("no such port")?.clone())
+    let ports = PORTS.get().ok_or("the ports have not been read")?;
+    Ok(ports.get(&format!("VSOCK_{port}")).ok_or("the shim has not added this port")?.clone())
 }
 
-/// Writes the time into the box's state directory, in nanoseconds since 1970: to be played right before
-/// the guest dies.
+/// Writes the current time to the file `stamp` in the box directory, in nanoseconds since 1970.
+///
+/// A script does this right before the guest dies, so that a test can measure the time from there.
 fn stamp() -> Result<()> {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
+    // The agent's socket is in the box directory.
     let path = std::path::Path::new(&socket(AGENT_PORT)?).with_file_name("stamp");
     Ok(std::fs::write(path, now.as_nanos().to_string())?)
 }
 
-/// Inode of the socket that the agent listens on.
-static SOCKET: OnceLock<u64> = OnceLock::new();
+/// Inode number of the socket that the agent listens on.
+static AGENT_SOCKET_INODE: OnceLock<u64> = OnceLock::new();
 
-/// Removes the agent's socket, which the shim may have missed, and not that of a later box.
+/// Removes the socket of the agent, if it is still the one that this process made.
+///
+/// The shim may have removed it already, and a later box may have a socket at the same path.
 fn remove_socket() {
     let Ok(path) = socket(AGENT_PORT) else { return };
     let inode = std::fs::symlink_metadata(&path).map(|found| found.ino());
-    if inode.ok().is_some_and(|inode| SOCKET.get() == Some(&inode)) {
-        let _removed = std::fs::remove_file(path);
+    if inode.ok().is_some_and(|inode| AGENT_SOCKET_INODE.get() == Some(&inode)) {
+        // The shim may remove the socket after the check, and then the removal fails.
+        let _ignored = std::fs::remove_file(path);
     }
 }
 
-/// Serves in the background, until the returned sender is dropped.
+/// Serves requests on a thread until the returned sender is dropped.
 fn serve(server: Router) -> Result<oneshot::Sender<()>> {
     let path = socket(AGENT_PORT)?;
     let listener = std::os::unix::net::UnixListener::bind(&path)?;
-    SOCKET.get_or_init(|| std::fs::symlink_metadata(&path).map_or(0, |found| found.ino()));
+    AGENT_SOCKET_INODE
+        .get_or_init(|| std::fs::symlink_metadata(&path).map_or(0, |found| found.ino()));
     listener.set_nonblocking(true)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let (running, vanished) = oneshot::channel();
-    // The connections end with the runtime.
+    let (running, stopped) = oneshot::channel();
+    // The thread owns the runtime. Its end drops the runtime, which closes all connections.
     std::thread::spawn(move || {
         runtime.block_on(async {
             let Ok(listener) = UnixListener::from_std(listener) else { return };
             let serving = server.serve_with_incoming(UnixListenerStream::new(listener));
             tokio::select! {
                 _served = serving => {}
-                _vanished = vanished => {}
+                _stopped = stopped => {}
             }
         });
     });
     Ok(running)
 }
 
-/// What a bridged socket does while the agent does not listen yet.
+/// Accepts three connections and closes each at once.
+///
+/// The socket that libkrun bridges to vsock does this while the agent in the guest does not listen
+/// yet.
 async fn accept_and_close() -> Result<()> {
     let path = socket(AGENT_PORT)?;
     let listener = UnixListener::bind(&path)?;

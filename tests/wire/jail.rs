@@ -1,5 +1,6 @@
-//! What is left to a confined shim: its root, its fds, its environment, its namespaces; and a host that
-//! cannot give it all.
+//! The state of a confined shim: its root, fds, environment and namespaces.
+//!
+//! Further tests run a shim on a host that lacks a layer, and with a filter that only logs.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -10,103 +11,124 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-use crate::harness::{Playing, shim, shim_by, start_by};
+use crate::harness::{RunningShim, shim, start_with, wrapped_shim};
 
-/// A shim with a secret in its environment and a file left open, whose VM runs.
-fn running(layer: Option<&str>) -> Playing {
+/// Starts a shim that inherits a secret in its environment and an open file, and waits until its
+/// guest has started.
+///
+/// `layer` applies only this layer of the confinement. A name without a layer applies none.
+fn start_with_secrets(layer: Option<&str>) -> RunningShim {
+    // fd 99 is far above the fds that the shim opens itself. A POSIX shell need not accept a
+    // redirection of an fd with two digits, but bash does.
     let mut shell = Command::new("bash");
-    // The number is one that no shim comes to by itself.
     shell.args(["-c", r#"exec 99</etc/passwd; exec "$@""#, "bash"]);
-    let mut command = shim_by(shell);
+    let mut command = wrapped_shim(shell);
     command.env("SECRET", "s3cret-of-the-supervisor");
     layer.map(|layer| command.env("A3S_BOX_FAKE_LAYER", layer));
     let script = ["connect", "hello", "started=7", "hang"];
-    let mut playing = start_by(command, &script, |config| {
+    let mut running = start_with(command, &script, |config| {
         if layer.is_some() {
             config["confinement"] = json!({"level": "best_effort"});
         }
     });
-    let mut events = BufReader::new(playing.child.stdout.take().unwrap()).lines();
-    assert!(events.any(|event| event.unwrap().contains("guest.started")));
-    playing
+    let mut events = BufReader::new(running.child.stdout.take().unwrap()).lines();
+    let has_started = events.any(|event| event.unwrap().contains("guest.started"));
+    assert!(has_started, "the shim ended before its guest started");
+    running
 }
 
-fn proc(playing: &Playing, name: &str) -> PathBuf {
-    format!("/proc/{}/{name}", playing.child.id()).into()
+/// Returns the path of a file in the shim's directory of /proc.
+fn proc(running: &RunningShim, name: &str) -> PathBuf {
+    format!("/proc/{}/{name}", running.child.id()).into()
 }
 
-fn kill(mut playing: Playing) {
-    playing.child.kill().unwrap();
-    playing.child.wait().unwrap();
+fn kill(mut running: RunningShim) {
+    running.child.kill().unwrap();
+    running.child.wait().unwrap();
 }
 
-/// All that is in a directory but not below another mount.
-fn tree(root: &Path, directory: &Path, found: &mut BTreeSet<String>) {
+/// Adds the paths of everything below `directory` to `found`, relative to `root`.
+///
+/// It lists mount points, but does not enter another file system, such as /proc.
+fn list_tree(root: &Path, directory: &Path, found: &mut BTreeSet<String>) {
     let device = root.metadata().unwrap().dev();
     for entry in fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()) {
         let name = format!("/{}", entry.strip_prefix(root).unwrap().display());
         let metadata = entry.symlink_metadata().unwrap();
         found.insert(name);
         if metadata.is_dir() && metadata.dev() == device {
-            tree(root, &entry, found);
+            list_tree(root, &entry, found);
         }
     }
 }
 
 #[test]
-fn root_of_a_confined_shim_holds_its_box_and_nothing_else() {
-    let playing = running(None);
+fn root_of_a_confined_shim_has_only_the_box_directory_and_kernel_files() {
+    let running = start_with_secrets(None);
     let mut found = BTreeSet::new();
-    let root = proc(&playing, "root");
-    tree(&root, &root.join(""), &mut found);
-    let own = playing.state("").canonicalize().unwrap();
+    let root = proc(&running, "root");
+    list_tree(&root, &root.join(""), &mut found);
+    let own = running.box_path("").canonicalize().unwrap();
     let mut expected: BTreeSet<String> =
         own.ancestors().map(|path| path.display().to_string()).filter(|path| path != "/").collect();
     expected.extend(["/proc".to_owned(), "/proc/self".to_owned()]);
+    // The host of the tests may have no KVM, since the fake VM does not need it.
     if Path::new("/dev/kvm").exists() {
         expected.extend(["/dev".to_owned(), "/dev/kvm".to_owned()]);
     }
     assert_eq!(found, expected);
-    // What is a mount of its own, and how.
-    let mounts = fs::read_to_string(proc(&playing, "mountinfo")).unwrap();
+    // Fields 4 and 5 of a line, counted from 0, are the mount point and its options (proc(5)).
+    let mounts = fs::read_to_string(proc(&running, "mountinfo")).unwrap();
     let options = |target: &str| {
         let line = mounts.lines().find(|line| line.split(' ').nth(4) == Some(target));
-        line.unwrap_or_else(|| panic!("{target}: {mounts}")).split(' ').nth(5).unwrap().to_owned()
+        line.unwrap_or_else(|| panic!("{target} is not a mount: {mounts}"))
+            .split(' ')
+            .nth(5)
+            .unwrap()
+            .to_owned()
     };
-    assert!(options("/").starts_with("ro,nosuid,nodev,noexec"), "{mounts}");
+    assert!(
+        options("/").starts_with("ro,nosuid,nodev,noexec"),
+        "the options of / are wrong: {mounts}"
+    );
     for place in [own.clone(), own.join("root")] {
         let options = options(place.to_str().unwrap());
         let has = |option: &str| options.split(',').any(|it| it == option);
-        assert!(has("nosuid") && has("nodev") && has("nosymfollow"), "{options}");
+        assert!(
+            has("nosuid") && has("nodev") && has("nosymfollow"),
+            "the options of {} are {options}",
+            place.display()
+        );
     }
-    kill(playing);
+    kill(running);
 }
 
 #[test]
-fn nothing_of_the_supervisor_is_left_to_a_guest() {
+fn confined_shim_drops_the_environment_and_files_of_its_supervisor() {
     for layer in [None, Some("process"), Some("no layer")] {
-        let playing = running(layer);
-        let has_secret = fs::read(proc(&playing, "environ"))
+        let running = start_with_secrets(layer);
+        let has_secret = fs::read(proc(&running, "environ"))
             .unwrap()
             .windows(b"s3cret-of-the-supervisor".len())
             .any(|bytes| bytes == b"s3cret-of-the-supervisor");
-        let has_file = fs::read_link(proc(&playing, "fd/99")).is_ok();
-        let limits = fs::read_to_string(proc(&playing, "limits")).unwrap();
+        let has_file = fs::read_link(proc(&running, "fd/99")).is_ok();
+        let limits = fs::read_to_string(proc(&running, "limits")).unwrap();
         let core = limits.lines().find_map(|line| line.strip_prefix("Max core file size"));
         let may_dump = core.unwrap().split_whitespace().next() != Some("0");
-        let status = fs::read_to_string(proc(&playing, "status")).unwrap();
+        let status = fs::read_to_string(proc(&running, "status")).unwrap();
         let may_gain = status.contains("NoNewPrivs:\t0");
-        let expected = layer == Some("no layer");
-        assert_eq!([has_secret, has_file], [expected; 2], "{layer:?}");
-        // The machine that the test runs on may have its own limit.
-        assert!(expected || !may_dump, "{limits}");
-        assert_eq!(may_gain, expected, "{status}");
-        kill(playing);
+        // The test must be able to find the secret and the file, so one shim has no layer at all.
+        let is_unconfined = layer == Some("no layer");
+        assert_eq!([has_secret, has_file], [is_unconfined; 2], "the applied layer is {layer:?}");
+        // An unconfined shim keeps the limit of the test's host, which may also be 0.
+        assert!(is_unconfined || !may_dump, "the shim may dump core: {limits}");
+        assert_eq!(may_gain, is_unconfined, "NoNewPrivs is wrong: {status}");
+        kill(running);
     }
 }
 
 #[test]
-fn namespaces_of_a_confined_shim_are_its_own() {
+fn confined_shim_has_namespaces_of_its_own() {
     let link =
         |directory: &Path, name: &str| fs::read_link(directory.join("ns").join(name)).unwrap();
     let host = Path::new("/proc/self");
@@ -114,102 +136,124 @@ fn namespaces_of_a_confined_shim_are_its_own() {
         [("ipc_namespace", "ipc"), ("uts_namespace", "uts"), ("net_namespace", "net")]
     {
         for (only, is_own) in [(None, true), (Some(layer), true), (Some("no layer"), false)] {
-            let playing = running(only);
-            let own = link(&proc(&playing, ""), name);
-            assert_eq!(own != link(host, name), is_own, "{layer} {only:?}");
-            assert_ne!(link(&proc(&playing, ""), "mnt"), link(host, "mnt"));
-            kill(playing);
+            let running = start_with_secrets(only);
+            let own = link(&proc(&running, ""), name);
+            assert_eq!(own != link(host, name), is_own, "{layer} with the applied layer {only:?}");
+            // The shim makes the mounts of the box in a namespace of its own, even without any
+            // layer.
+            assert_ne!(link(&proc(&running, ""), "mnt"), link(host, "mnt"));
+            kill(running);
         }
     }
 }
 
-/// The shim as root of a user namespace that may have no network of its own.
-fn without_networks() -> Command {
+/// Returns a command that runs the shim as root of a user namespace in which the limit of network
+/// namespaces is 0, so `unshare(CLONE_NEWNET)` fails with ENOSPC.
+fn shim_without_network_namespaces() -> Command {
     const LIMIT: &str = r#"echo 0 >/proc/sys/user/max_net_namespaces; exec "$@""#;
     let mut namespace = Command::new("unshare");
     namespace.args(["--user", "--map-root-user", "sh", "-euc", LIMIT, "sh"]);
-    shim_by(namespace)
+    wrapped_shim(namespace)
 }
 
-const SCRIPT: [&str; 7] =
+/// Script of a workload that exits with 0 at once.
+const SUCCESS: [&str; 7] =
     ["connect", "hello", "started=7", "exited=0", "drained", "wait-ack", "exit=0"];
 
 #[test]
-fn host_that_lacks_a_layer_is_refused_or_told() {
+fn missing_layer_is_an_error_if_required_and_reported_otherwise() {
     let start = |level: &str| {
-        start_by(without_networks(), &SCRIPT, |config| {
+        start_with(shim_without_network_namespaces(), &SUCCESS, |config| {
             config["confinement"] = json!({"level": level});
         })
-        .end()
+        .wait()
     };
     let required = start("required");
     assert_eq!(required.ending(), (Some(125), "failed", Some("confinement")));
     let error = required.events.iter().find(|event| event["type"] == "error").unwrap();
     let cause = "not all of the confinement can be had: net_namespace (ENOSPC: ";
-    assert!(error["causes"][0].as_str().unwrap().starts_with(cause), "{error}");
-    assert!(error["hint"].as_str().unwrap().contains("--doctor"), "{error}");
-    let best = start("best_effort");
-    assert_eq!(best.ending(), (Some(0), "exited", None), "{}{}", best.stdout, best.stderr);
-    let confined = best.events.iter().find(|event| event["type"] == "shim.confined").unwrap();
+    assert!(error["causes"][0].as_str().unwrap().starts_with(cause), "the error is {error}");
+    assert!(error["hint"].as_str().unwrap().contains("--doctor"), "the error is {error}");
+    let best_effort = start("best_effort");
+    assert_eq!(
+        best_effort.ending(),
+        (Some(0), "exited", None),
+        "the events and the log are: {}{}",
+        best_effort.stdout,
+        best_effort.stderr
+    );
+    let confined =
+        best_effort.events.iter().find(|event| event["type"] == "shim.confined").unwrap();
     let status = |layer: &str| {
         let layers = confined["layers"].as_array().unwrap();
         layers.iter().find(|it| it["layer"] == layer).map(|it| it["status"].clone())
     };
-    assert_eq!(status("net_namespace"), Some(Value::from("missing")), "{confined}");
-    assert_eq!(status("seccomp"), Some(Value::from("applied")), "{confined}");
-    // Refused or not, the box's directory is in order.
-    for run in [&required, &best] {
+    assert_eq!(status("net_namespace"), Some(Value::from("missing")), "the event is {confined}");
+    assert_eq!(status("seccomp"), Some(Value::from("applied")), "the event is {confined}");
+    // After a failed and a successful start the box directory has its exit record and no
+    // directories of the overlay.
+    for run in [&required, &best_effort] {
         let own = run.directory.path().join("s/golden");
-        assert!(own.join("exit.json").exists(), "{}", run.stdout);
-        assert!(!own.join("upper").exists() && !own.join("work").exists(), "{}", run.stdout);
+        assert!(own.join("exit.json").exists(), "the events are: {}", run.stdout);
+        assert!(
+            !own.join("upper").exists() && !own.join("work").exists(),
+            "the events are: {}",
+            run.stdout
+        );
     }
 }
 
 #[test]
-fn cgroup_that_is_none_is_refused_before_anything_is_made() {
+fn directory_that_is_no_cgroup_is_refused_before_anything_is_created() {
     let directory = tempfile::tempdir().unwrap();
     let cgroup = directory.path().join("demo");
-    let run = start_by(shim(), &SCRIPT, |config| {
+    let run = start_with(shim(), &SUCCESS, |config| {
         config["resources"] = json!({"cgroup": cgroup});
     })
-    .end();
+    .wait();
     assert_eq!(run.ending(), (Some(125), "failed", Some("process_setup")));
     let error = run.events.iter().find(|event| event["type"] == "error").unwrap();
     let cause = format!("`{}` is not in a file system of cgroups, version 2", cgroup.display());
-    assert_eq!(error["causes"], json!([cause]), "{error}");
-    assert!(error["hint"].as_str().unwrap().contains("delegated"), "{error}");
+    assert_eq!(error["causes"], json!([cause]), "the error is {error}");
+    assert!(error["hint"].as_str().unwrap().contains("delegated"), "the error is {error}");
     assert!(!cgroup.exists() && !run.directory.path().join("s").exists());
 }
 
 #[test]
-fn filter_that_only_logs_is_told_and_refuses_nothing() {
+fn logging_seccomp_filter_is_reported_as_partial_and_stops_no_call() {
     let run = |seccomp: &str| {
         let mut shim = shim();
         shim.env("A3S_BOX_FAKE_PROBE", "keyctl");
-        start_by(shim, &["hang"], |config| {
+        start_with(shim, &["hang"], |config| {
             config["confinement"] = json!({"level": "best_effort", "seccomp": seccomp});
         })
-        .end()
+        .wait()
     };
     let logged = run("log");
-    assert!(logged.stderr.contains("probe "), "the attempt came back: {}", logged.stderr);
+    assert!(logged.stderr.contains("probe "), "the filter ended the shim: {}", logged.stderr);
     let confined = logged.events.iter().find(|event| event["type"] == "shim.confined").unwrap();
     let seccomp = confined["layers"].as_array().unwrap().last().unwrap();
     let expected =
         json!({"layer": "seccomp", "status": "partial", "detail": "calls are logged, not refused"});
     assert_eq!(*seccomp, expected);
-    assert!(!run("enforce").stderr.contains("probe "), "the attempt ended the shim");
+    assert!(!run("enforce").stderr.contains("probe "), "the filter did not end the shim");
 }
 
 #[test]
-fn state_directory_behind_a_link_is_where_its_path_says() {
+fn state_directory_behind_a_symbolic_link_is_used_where_the_link_leads() {
     let directory = tempfile::tempdir().unwrap();
     fs::create_dir(directory.path().join("real")).unwrap();
     symlink("real", directory.path().join("link")).unwrap();
-    let run = start_by(shim(), &SCRIPT, |config| {
+    let run = start_with(shim(), &SUCCESS, |config| {
         config["paths"]["state_dir"] = json!(directory.path().join("link/../link/s"));
     })
-    .end();
-    assert_eq!(run.ending(), (Some(0), "exited", None), "{}{}", run.stdout, run.stderr);
+    .wait();
+    assert_eq!(
+        run.ending(),
+        (Some(0), "exited", None),
+        "the events and the log are: {}{}",
+        run.stdout,
+        run.stderr
+    );
     assert!(directory.path().join("real/s/golden/exit.json").exists());
 }

@@ -1,28 +1,32 @@
-//! The contract, seen from outside: a real shim process with a fake VM.
+//! Tests of the contract from outside: each test runs a real shim process with a fake VM.
 //!
-//! | module | what must hold |
+//! | module | what its tests check |
 //! |---|---|
-//! | `goldens` | the whole event stream of each kind of end |
-//! | `confinement` | what a VMM that a guest has taken over can reach: nothing |
-//! | `jail` | what is left to a confined shim, and a host that cannot give it all |
-//! | `faults` | a guest that lies, hangs or vanishes |
-//! | `health` | health checks, readiness, states, figures |
-//! | `readers` | standard output: slow, gone, and nobody else's |
-//! | `network` | what carries a guest's network: its jail, its end, and what is told |
-//! | `disk` | what a box can write, and that nothing of it is left |
-//! | `identity` | what an image and a share are to the host: nothing that others can reach, nor another directory |
-//! | `stops` | the steps of a stop, and a parent that dies |
-//! | `resolved` | what is told about an image before it is unpacked |
-//! | `journal` | the log: a real journal, standard error, and no secret in either |
+//! | `goldens` | the whole event stream of each kind of ending |
+//! | `confinement` | that a VMM which a guest has taken over cannot reach the host |
+//! | `jail` | files, fds, environment and namespaces of a confined shim; hosts without a layer |
+//! | `faults` | guests that report wrong values, hang or exit without a report |
+//! | `health` | health checks, readiness, states and metrics |
+//! | `readers` | standard output and the console with a slow reader, a full disk or no reader |
+//! | `network` | the gate and passt: their jail, their end, and what the shim reports about them |
+//! | `disk` | the size limit of a box's disk, and that the shim removes the disk |
+//! | `identity` | that other users cannot reach an image, and that a share stays one directory |
+//! | `stops` | the steps of a stop, and the death of the parent |
+//! | `resolved` | the event about an image before its layers are unpacked |
+//! | `journal` | the log in a real journal and on standard error, without a secret in either |
 //! | `service` | the unit of systemd |
-//! | `user` | a shim that is not root |
-//! | `upkeep` | the layer cache, cleared up and verified |
-//! | `doctor` | what is told about a host |
-//! | `input` | what is refused, and the flags for people |
+//! | `user` | a shim that an ordinary user runs |
+//! | `upkeep` | collection and verification of the layer cache |
+//! | `doctor` | the report of `--doctor` about a host |
+//! | `input` | refused configs, and the flags for people |
 //!
-//! Needs root, because the shim makes mounts, and to become an ordinary user. Built with the feature `fake-vm`.
+//! `harness` starts the shim and reads its events, `image` makes images, and `wire_types` checks
+//! the shape of each event.
+//!
+//! The tests need the feature `fake-vm`. They also need root, because the shim makes mounts and
+//! some tests change to an ordinary user.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails here")]
+#![expect(clippy::unwrap_used, reason = "a test that cannot continue fails at this point")]
 
 mod confinement;
 mod disk;

@@ -1,4 +1,4 @@
-//! `network`: what carries a guest's network, its jail, its end, and what is told.
+//! The config's `network`: the jail of the gate and of passt, their end, and what the shim reports.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -14,11 +14,13 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use crate::harness::{Playing, Run, shim, shim_by, start, start_by};
+use crate::harness::{Run, RunningShim, shim, start, start_with, wrapped_shim};
 use crate::user::{SubIds, spawn};
 
-/// A guest that lives for a second, if it is let.
-const WELL: [&str; 8] = [
+/// Script of a workload that runs for a second and succeeds.
+///
+/// The second lets a test look at the processes of the network while the box runs.
+const RUNS_A_SECOND: [&str; 8] = [
     "connect",
     "hello",
     "started=7",
@@ -29,38 +31,44 @@ const WELL: [&str; 8] = [
     "exit=0",
 ];
 
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Time after which [`eventually`] gives up. It only matters for a test that fails.
+const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// A port that nobody listens on.
+/// Returns a TCP port of the loopback address on which no process listens.
+///
+/// The port is free again when this returns, so another process could take it before the shim does.
 fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
+/// Returns a `network.publish` that maps this port of the loopback address to port 80 of the guest.
 fn published(port: u16) -> Value {
     json!([{"host_address": "127.0.0.1", "host_port": port, "guest_port": 80}])
 }
 
-fn starts(network: &Value) -> Playing {
-    start(&WELL, |config| config["network"] = network.clone())
+fn start_box(network: &Value) -> RunningShim {
+    start(&RUNS_A_SECOND, |config| config["network"] = network.clone())
 }
 
-fn runs(network: &Value) -> Run {
-    starts(network).end()
+fn run_box(network: &Value) -> Run {
+    start_box(network).wait()
 }
 
-/// Waits for what is to come.
+/// Calls `look` until it returns something, and returns that. `what` names it in the message.
 fn eventually<T>(what: &str, look: impl Fn() -> Option<T>) -> T {
     let start = Instant::now();
     loop {
         if let Some(found) = look() {
             return found;
         }
-        assert!(start.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
+        assert!(start.elapsed() < TIMEOUT, "waited {TIMEOUT:?} for {what}");
         std::thread::sleep(Duration::from_millis(10));
     }
 }
 
-/// A line of `/proc/<pid>/status`; nothing of a process that is gone, or as good as gone.
+/// Returns the value of a field in `/proc/<pid>/status`, or `None` if the process has ended.
+///
+/// A zombie counts as ended, because it only waits for its parent.
 fn status(pid: i32, name: &str) -> Option<String> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
@@ -68,6 +76,7 @@ fn status(pid: i32, name: &str) -> Option<String> {
     is_alive.then(|| field(name).unwrap_or_default().to_owned())
 }
 
+/// Returns the pid of a living child of `parent` whose name begins with `name`.
 fn child_of(parent: i32, name: &str) -> Option<i32> {
     let all = fs::read_dir("/proc").unwrap();
     all.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).find(|pid: &i32| {
@@ -76,229 +85,256 @@ fn child_of(parent: i32, name: &str) -> Option<i32> {
     })
 }
 
-/// Gate and passt of a shim, jailed and at work: the box has its console by then.
-fn carriers(playing: &Playing) -> [i32; 2] {
-    let shim = i32::try_from(playing.child.id()).unwrap();
-    eventually("a guest that speaks", || {
-        fs::metadata(playing.state("console.log")).ok().filter(|file| file.len() > 0)
+/// Returns the pids of the gate and of passt, once both have confined themselves.
+///
+/// The guest's first output shows that, because the shim starts the VM only after passt has
+/// answered.
+fn gate_and_passt(running: &RunningShim) -> [i32; 2] {
+    let shim = i32::try_from(running.child.id()).unwrap();
+    eventually("the first output of the guest", || {
+        fs::metadata(running.box_path("console.log")).ok().filter(|file| file.len() > 0)
     });
-    let gate = eventually("a gate", || child_of(shim, "a3s-box-gate"));
+    let gate = eventually("the gate", || child_of(shim, "a3s-box-gate"));
     let passt = eventually("passt", || child_of(gate, "passt"));
     [gate, passt]
 }
 
-fn is_gone(pid: i32) {
-    eventually("its end", || status(pid, "Name:").is_none().then_some(()));
+fn wait_for_end(pid: i32) {
+    eventually("the end of a process", || status(pid, "Name:").is_none().then_some(()));
 }
 
+/// Returns the inode number of a namespace, which identifies it.
 fn namespace(pid: impl std::fmt::Display, kind: &str) -> u64 {
     fs::metadata(format!("/proc/{pid}/ns/{kind}")).unwrap().ino()
 }
 
+/// Returns the codes of all warnings.
 fn warnings(run: &Run) -> Vec<&str> {
-    let of = run.events.iter().filter(|event| event["type"] == "warning");
-    of.map(|event| event["code"].as_str().unwrap()).collect()
+    let warnings = run.events.iter().filter(|event| event["type"] == "warning");
+    warnings.map(|event| event["code"].as_str().unwrap()).collect()
 }
 
-/// What the guest was told.
-fn told(run: &Run) -> String {
+/// Returns the console, in which the step `print-network` wrote the network that the guest got.
+fn console(run: &Run) -> String {
     let console = fs::read_to_string(run.directory.path().join("s/golden/console.log"));
     console.unwrap_or_default()
 }
 
 #[test]
-fn gate_and_passt_are_nobody_with_nothing_and_in_networks_of_their_own() {
+fn gate_and_passt_run_as_nobody_without_files_in_separate_network_namespaces() {
     for egress in ["deny", "allow"] {
+        // The open file and the secret must reach neither process.
         let mut shell = Command::new("sh");
         shell.args(["-c", "exec 9</etc/passwd; exec \"$0\""]);
-        let mut command = shim_by(shell);
+        let mut command = wrapped_shim(shell);
         command.env("A3S_BOX_TEST_SECRET", "hunter2");
         let network = json!({"mode": "passt", "egress": egress, "publish": published(free_port())});
-        let playing = start_by(command, &WELL, |config| config["network"] = network);
-        let carriers = carriers(&playing);
-        for pid in carriers {
+        let running = start_with(command, &RUNS_A_SECOND, |config| config["network"] = network);
+        let pids = gate_and_passt(&running);
+        for pid in pids {
             let field = |name: &str| status(pid, name).unwrap();
             let ids = "65534\t65534\t65534\t65534";
-            assert_eq!((field("Uid:"), field("Gid:")), (ids.into(), ids.into()), "{pid}");
+            assert_eq!(
+                (field("Uid:"), field("Gid:")),
+                (ids.into(), ids.into()),
+                "the process is {pid}"
+            );
             assert_eq!((field("Groups:").as_str(), field("NoNewPrivs:").as_str()), ("", "1"));
             for set in ["CapInh:", "CapPrm:", "CapEff:", "CapAmb:"] {
-                assert_eq!(field(set), "0000000000000000", "{set}");
+                assert_eq!(field(set), "0000000000000000", "the set is {set}");
             }
             assert_eq!(fs::read(format!("/proc/{pid}/environ")).unwrap(), b"");
             for fd in fs::read_dir(format!("/proc/{pid}/fd")).unwrap() {
                 let path = fs::read_link(fd.unwrap().path()).unwrap();
                 let path = path.to_str().unwrap();
                 let known = ["socket:", "pipe:", "anon_inode:", "/dev/null", "/dev/urandom"];
-                // What is seen of a device once passt has left its root.
+                // passt has changed its root. The link then has only the path within the file
+                // system of the devices.
                 let is_device = ["/null", "/urandom"].contains(&path);
                 let is_known = known.iter().any(|known| path.starts_with(known)) || is_device;
-                assert!(is_known, "{pid} {path}");
+                assert!(is_known, "the process {pid} has `{path}` open");
             }
         }
-        let [gate, passt] = carriers;
-        for pid in carriers {
-            assert_eq!(status(pid, "Seccomp:").unwrap(), "2", "{pid}");
+        let [gate, passt] = pids;
+        for pid in pids {
+            assert_eq!(status(pid, "Seccomp:").unwrap(), "2", "the process is {pid}");
         }
         assert_ne!(namespace(passt, "user"), namespace("self", "user"));
-        let networks = [namespace(playing.child.id(), "net"), namespace(gate, "net")];
-        assert!(!networks.contains(&namespace("self", "net")), "{egress}");
-        let is_hosts = namespace(passt, "net") == namespace("self", "net");
-        assert_eq!(is_hosts, egress == "allow");
+        let networks = [namespace(running.child.id(), "net"), namespace(gate, "net")];
+        assert!(!networks.contains(&namespace("self", "net")), "`egress` is `{egress}`");
+        // passt needs the network namespace of the host to reach other machines. With `deny` it
+        // shares the empty one of the gate, in which the gate connects to published ports.
+        let is_in_host_network = namespace(passt, "net") == namespace("self", "net");
+        assert_eq!(is_in_host_network, egress == "allow");
         assert_eq!(namespace(passt, "net") == namespace(gate, "net"), egress == "deny");
-        let run = playing.end();
-        assert_eq!(run.ending(), (Some(0), "exited", None), "{}", run.stderr);
+        let run = running.wait();
+        assert_eq!(run.ending(), (Some(0), "exited", None), "the log is: {}", run.stderr);
         assert_eq!(warnings(&run), [""; 0]);
-        carriers.into_iter().for_each(is_gone);
+        pids.into_iter().for_each(wait_for_end);
     }
 }
 
-/// The filter's source: its lists are what is allowed.
+/// Source of the gate's seccomp filter. Its lists name the calls that the gate may make.
 const FILTER: &str = include_str!("../../src/network/gate/calls.rs");
 
-/// Calls that the gate may make and does not here, and what for.
-const NOT_SEEN: [(&str, &str); 5] = [
-    ("clock_gettime", "where the vDSO has no clock"),
-    ("epoll_pwait", "where there is no epoll_wait: aarch64"),
-    ("mmap", "glibc's malloc of a large block"),
-    ("mremap", "glibc's realloc of a large block"),
-    ("restart_syscall", "the kernel, after a stop and a continuation"),
+/// Calls that the filter allows and these tests do not see, with the case in which they are made.
+const UNSEEN_CALLS: [(&str, &str); 5] = [
+    ("clock_gettime", "needed on a host whose vDSO has no clock"),
+    ("epoll_pwait", "needed on aarch64, which has no epoll_wait(2)"),
+    ("mmap", "made by malloc(3) of glibc for a large block"),
+    ("mremap", "made by realloc(3) of glibc for a large block"),
+    ("restart_syscall", "made by the kernel after SIGSTOP and SIGCONT"),
 ];
 
-/// What a gate with a published port does in its life, as strace writes it down: with passt's end, or with
-/// that of the VM.
-fn traced_gate(directory: &Path, loses_passt: bool) -> String {
-    let trace = directory.join(if loses_passt { "lost" } else { "well" });
+/// Runs a box with a published port, and returns the system calls of its gate as strace writes
+/// them.
+///
+/// With `kill_passt` the gate ends because passt was killed, and otherwise because the VM has
+/// ended.
+fn trace_gate(directory: &Path, kill_passt: bool) -> String {
+    let trace = directory.join(if kill_passt { "passt-killed" } else { "vm-ended" });
     let mut strace = Command::new("strace");
-    // The tracer is not the parent: signals and status are the shim's.
+    // With -D the tracer is a grandchild, so the child of the test is the shim itself.
     strace.args(["-D", "-f", "-q", "-e", "signal=none", "-o"]).arg(&trace);
     let port = free_port();
     let network = json!({"mode": "passt", "publish": published(port)});
-    let playing = start_by(shim_by(strace), &WELL, |config| config["network"] = network);
-    let [gate, passt] = carriers(&playing);
+    let running =
+        start_with(wrapped_shim(strace), &RUNS_A_SECOND, |config| config["network"] = network);
+    let [gate, passt] = gate_and_passt(&running);
     let mut client = TcpStream::connect(("127.0.0.1", port)).unwrap();
     client.write_all(b"ping").unwrap();
     client.shutdown(Shutdown::Write).unwrap();
-    if loses_passt {
+    if kill_passt {
         kill(Pid::from_raw(passt), Signal::SIGKILL).unwrap();
     }
-    assert_eq!(playing.end().ending(), (Some(0), "exited", None));
-    let own = |line: &&str| line.starts_with(&format!("{gate} "));
+    assert_eq!(running.wait().ending(), (Some(0), "exited", None));
+    let is_of_gate = |line: &&str| line.starts_with(&format!("{gate} "));
     eventually("the end of the trace", || {
         let all = String::from_utf8_lossy(&fs::read(&trace).unwrap()).into_owned();
-        let lines: Vec<&str> = all.lines().filter(own).collect();
+        let lines: Vec<&str> = all.lines().filter(is_of_gate).collect();
         lines.iter().any(|line| line.contains("+++ exited")).then(|| lines.join("\n"))
     })
 }
 
 #[test]
-fn every_call_that_a_gate_may_make_is_made_or_has_a_reason() {
+fn gate_makes_each_allowed_system_call_or_the_call_has_a_reason() {
     let directory = tempfile::tempdir().unwrap();
     let mut made = BTreeSet::new();
-    for loses_passt in [false, true] {
-        let trace = traced_gate(directory.path(), loses_passt);
+    for kill_passt in [false, true] {
+        let trace = trace_gate(directory.path(), kill_passt);
+        // Only the calls after the last seccomp(2) are subject to the filter.
         let (_, confined) = trace.rsplit_once(" seccomp(").unwrap();
-        // `PID name(arguments…`; what was interrupted goes on in a line without a name.
+        // A line is `PID name(arguments…`. An interrupted line continues on a later line with
+        // `<...` in place of the name.
         let calls =
             confined.lines().skip(1).filter_map(|line| line.split_once(' ')?.1.split_once('('));
         let names = calls.map(|(name, _)| name.trim()).filter(|name| !name.starts_with('<'));
         made.extend(names.map(str::to_owned));
     }
+    // The imports above the first list name the same calls, so they are cut off.
     let (_, lists) = FILTER.split_once("const MEMORY").unwrap();
     let names = lists.split("SYS_").skip(1).map(|rest| {
         rest.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_').next().unwrap()
     });
     let allowed: BTreeSet<&str> = names.collect();
-    let known: BTreeSet<&str> = NOT_SEEN.iter().map(|(name, _)| *name).collect();
+    let known: BTreeSet<&str> = UNSEEN_CALLS.iter().map(|(name, _)| *name).collect();
     let unexplained: Vec<&&str> =
         allowed.difference(&known).filter(|name| !made.contains(**name)).collect();
-    assert!(unexplained.is_empty(), "neither made nor explained: {unexplained:?}; made: {made:?}");
+    assert!(
+        unexplained.is_empty(),
+        "the gate does not make these allowed calls: {unexplained:?}; it makes: {made:?}"
+    );
     let stale: Vec<&&str> = known.difference(&allowed).collect();
-    assert!(stale.is_empty(), "explained, and not allowed: {stale:?}");
+    assert!(stale.is_empty(), "these calls have a reason but are not allowed: {stale:?}");
 }
 
 #[test]
-fn a_killed_shim_leaves_neither_gate_nor_passt() {
+fn gate_and_passt_end_when_the_shim_is_killed() {
     for level in ["none", "best_effort"] {
-        let mut playing =
+        let mut running =
             start(&["connect", "hello", "started=7", "print-network", "hang"], |config| {
                 config["network"] = json!({"mode": "passt"});
                 config["confinement"] = json!({"level": level});
             });
-        let carriers = carriers(&playing);
-        playing.child.kill().unwrap();
-        carriers.into_iter().for_each(is_gone);
-        assert_eq!(playing.child.wait().unwrap().signal(), Some(9));
+        let pids = gate_and_passt(&running);
+        running.child.kill().unwrap();
+        pids.into_iter().for_each(wait_for_end);
+        assert_eq!(running.child.wait().unwrap().signal(), Some(9));
     }
 }
 
 #[test]
-fn a_box_goes_on_without_passt_or_gate_and_says_so() {
+fn box_continues_and_warns_when_gate_or_passt_is_killed() {
+    // The gate is first, then passt. Each ends with the other.
     for which in [0, 1] {
-        let playing = starts(&json!({"mode": "passt"}));
-        let carriers = carriers(&playing);
-        kill(Pid::from_raw(carriers[which]), Signal::SIGKILL).unwrap();
-        carriers.into_iter().for_each(is_gone);
-        let run = playing.end();
-        assert_eq!(run.ending(), (Some(0), "exited", None), "{}", run.stderr);
-        assert_eq!(warnings(&run), ["network_lost"], "{}", run.stdout);
+        let running = start_box(&json!({"mode": "passt"}));
+        let pids = gate_and_passt(&running);
+        kill(Pid::from_raw(pids[which]), Signal::SIGKILL).unwrap();
+        pids.into_iter().for_each(wait_for_end);
+        let run = running.wait();
+        assert_eq!(run.ending(), (Some(0), "exited", None), "the log is: {}", run.stderr);
+        assert_eq!(warnings(&run), ["network_lost"], "the events are: {}", run.stdout);
         let message =
             &run.events.iter().find(|event| event["type"] == "warning").unwrap()["message"];
         let expected =
             ["the gate ended: signal: 9 (SIGKILL)", "passt ended: signal: 9 (SIGKILL)"][which];
         assert_eq!(message, &format!("the guest's network is gone: {expected}"));
-        assert!(run.stderr.contains("the guest's network is gone"), "{}", run.stderr);
+        assert!(run.stderr.contains("the guest's network is gone"), "the log is: {}", run.stderr);
     }
 }
 
-/// Rust's own handler of SIGSEGV wants a call that the filter has not: the first signal ends the gate with
-/// SIGSYS, or, with a filter that only logs, takes the handler away, and the second one is the end.
+/// A SIGSEGV from outside makes Rust's own handler call `rt_sigaction(2)`, which the filter does
+/// not allow. With `enforce` the gate ends with SIGSYS. With `log` the call removes the handler, so
+/// the next SIGSEGV ends the gate.
 #[test]
-fn a_call_that_the_gate_may_not_make_ends_it_or_is_logged() {
+fn forbidden_system_call_of_the_gate_is_fatal_unless_it_is_only_logged() {
     for (seccomp, end) in [("enforce", "31 (SIGSYS)"), ("log", "11 (SIGSEGV)")] {
-        let playing = start(&WELL, |config| {
+        let running = start(&RUNS_A_SECOND, |config| {
             config["network"] = json!({"mode": "passt"});
             config["confinement"] = json!({"level": "best_effort", "seccomp": seccomp});
         });
-        let [gate, _] = carriers(&playing);
+        let [gate, _] = gate_and_passt(&running);
         eventually("the end of the gate", || {
-            // It may be gone.
-            let _gone = kill(Pid::from_raw(gate), Signal::SIGSEGV);
+            // The gate may have ended since the last look.
+            let _ignored = kill(Pid::from_raw(gate), Signal::SIGSEGV);
             status(gate, "Name:").is_none().then_some(())
         });
-        let run = playing.end();
-        assert_eq!(run.ending(), (Some(0), "exited", None), "{}", run.stderr);
-        let told = run.events.iter().find(|event| event["type"] == "warning").unwrap();
+        let run = running.wait();
+        assert_eq!(run.ending(), (Some(0), "exited", None), "the log is: {}", run.stderr);
+        let warning = run.events.iter().find(|event| event["type"] == "warning").unwrap();
         let expected = format!("the guest's network is gone: the gate ended: signal: {end}");
-        assert_eq!(told["message"], expected, "{seccomp}");
+        assert_eq!(warning["message"], expected, "`seccomp` is `{seccomp}`");
     }
 }
 
 #[test]
-fn a_missing_passt_is_told_before_anything_is_started() {
+fn missing_passt_is_an_error_with_a_hint() {
     let empty = tempfile::tempdir().unwrap();
     let mut command = shim();
     command.env("PATH", empty.path());
     let network = json!({"mode": "passt"});
-    let run = start_by(command, &WELL, |config| config["network"] = network).end();
+    let run = start_with(command, &RUNS_A_SECOND, |config| config["network"] = network).wait();
     assert_eq!(run.ending(), (Some(125), "failed", Some("network_setup")));
     let error = run.events.iter().find(|event| event["type"] == "error").unwrap();
     assert_eq!(error["hint"], "install the package `passt`");
     let cause = error["causes"][0].as_str().unwrap();
     assert!(
         cause.contains("`passt`, which `network.mode` `passt` needs, was not found"),
-        "{cause}"
+        "the cause is `{cause}`"
     );
-    assert!(cause.contains(empty.path().to_str().unwrap()), "{cause}");
+    assert!(cause.contains(empty.path().to_str().unwrap()), "the cause is `{cause}`");
 }
 
 #[test]
-fn a_port_in_use_or_an_address_of_another_is_told_and_nothing_is_left() {
+fn unavailable_port_or_address_is_an_error_before_the_vm_starts() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port();
     let datagrams = UdpSocket::bind("127.0.0.1:0").unwrap();
     let udp_port = datagrams.local_addr().unwrap().port();
     let udp = json!([{"host_address": "127.0.0.1", "host_port": udp_port, "guest_port": 53, "protocol": "udp"}]);
-    let elsewhere = json!([{"host_address": "198.51.100.7", "host_port": port, "guest_port": 80}]);
+    // No interface of the host has this address, which is reserved for documentation (RFC 5737).
+    let foreign_address =
+        json!([{"host_address": "198.51.100.7", "host_port": port, "guest_port": 80}]);
     for (egress, publish, named) in [
         (
             "deny",
@@ -307,98 +343,128 @@ fn a_port_in_use_or_an_address_of_another_is_told_and_nothing_is_left() {
         ),
         ("allow", published(port), format!("127.0.0.1/{port}:80")),
         ("allow", udp, format!("127.0.0.1/{udp_port}:53")),
-        ("deny", elsewhere.clone(), format!("cannot listen on 198.51.100.7:{port}: Cannot assign")),
-        ("allow", elsewhere, format!("198.51.100.7/{port}:80")),
+        (
+            "deny",
+            foreign_address.clone(),
+            format!("cannot listen on 198.51.100.7:{port}: Cannot assign"),
+        ),
+        ("allow", foreign_address, format!("198.51.100.7/{port}:80")),
     ] {
-        let run = runs(&json!({"mode": "passt", "egress": egress, "publish": publish}));
-        assert_eq!(run.ending(), (Some(125), "failed", Some("network_setup")), "{}", run.stdout);
+        let run = run_box(&json!({"mode": "passt", "egress": egress, "publish": publish}));
+        assert_eq!(
+            run.ending(),
+            (Some(125), "failed", Some("network_setup")),
+            "the events are: {}",
+            run.stdout
+        );
         assert!(!run.events.iter().any(|event| event["type"] == "vm.starting"));
         let error = run.events.iter().find(|event| event["type"] == "error").unwrap();
         let cause = error["causes"][0].as_str().unwrap();
-        assert!(cause.contains(&named) && cause.len() < 600, "{egress} {cause}");
+        assert!(
+            cause.contains(&named) && cause.len() < 600,
+            "`egress` is `{egress}`, and the cause is `{cause}`"
+        );
         assert!(error["hint"].as_str().unwrap().contains("network.publish"));
     }
 }
 
 #[test]
-fn published_ports_listen_on_their_address_and_no_other() {
+fn published_port_listens_on_its_address_only() {
     for egress in ["deny", "allow"] {
         let port = free_port();
-        let playing =
-            starts(&json!({"mode": "passt", "egress": egress, "publish": published(port)}));
-        let carriers = carriers(&playing);
+        let running =
+            start_box(&json!({"mode": "passt", "egress": egress, "publish": published(port)}));
+        let pids = gate_and_passt(&running);
         TcpStream::connect(("127.0.0.1", port)).unwrap();
-        assert!(TcpStream::connect(("127.0.0.2", port)).is_err(), "{egress}");
-        assert!(UdpSocket::bind(("127.0.0.1", port)).is_ok(), "{egress}");
-        assert_eq!(playing.end().ending(), (Some(0), "exited", None));
-        carriers.into_iter().for_each(is_gone);
-        assert!(TcpStream::connect(("127.0.0.1", port)).is_err(), "{egress}");
+        assert!(TcpStream::connect(("127.0.0.2", port)).is_err(), "`egress` is `{egress}`");
+        assert!(UdpSocket::bind(("127.0.0.1", port)).is_ok(), "`egress` is `{egress}`");
+        assert_eq!(running.wait().ending(), (Some(0), "exited", None));
+        pids.into_iter().for_each(wait_for_end);
+        assert!(TcpStream::connect(("127.0.0.1", port)).is_err(), "`egress` is `{egress}`");
     }
 }
 
-/// Runs a box on a host with this resolv.conf.
-fn with_resolver(text: &str, network: &Value) -> String {
+/// Runs a box on a host with this `/etc/resolv.conf`, and returns the network that the guest got.
+fn network_with_resolv_conf(text: &str, network: &Value) -> String {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("resolv.conf");
     fs::write(&file, text).unwrap();
     let mut unshare = Command::new("unshare");
     let script = "mount --bind \"$1\" /etc/resolv.conf; exec \"$2\"";
     unshare.args(["--mount", "sh", "-ec", script, "sh"]).arg(&file);
-    let run = start_by(shim_by(unshare), &WELL, |config| config["network"] = network.clone()).end();
-    assert_eq!(run.ending(), (Some(0), "exited", None), "{}{}", run.stdout, run.stderr);
-    told(&run)
+    let run = start_with(wrapped_shim(unshare), &RUNS_A_SECOND, |config| {
+        config["network"] = network.clone();
+    })
+    .wait();
+    assert_eq!(
+        run.ending(),
+        (Some(0), "exited", None),
+        "the events and the log are: {}{}",
+        run.stdout,
+        run.stderr
+    );
+    console(&run)
 }
 
 #[test]
-fn name_servers_are_the_configs_else_those_of_the_host_that_are_not_on_it() {
-    let both = "nameserver 127.0.0.53\nnameserver 192.0.2.53\nnameserver ::1\n";
+fn name_servers_come_from_the_config_or_from_the_host_without_loopback_addresses() {
+    let resolv_conf = "nameserver 127.0.0.53\nnameserver 192.0.2.53\nnameserver ::1\n";
     let allow = json!({"mode": "passt", "egress": "allow"});
     let eth0 = "interface eth0 10.0.2.15/24 via 10.0.2.2 mtu 65520";
-    assert_eq!(with_resolver(both, &allow), format!("{eth0} dns 192.0.2.53\n"));
-    let own = json!({"mode": "passt", "egress": "allow", "dns": ["1.1.1.1", "9.9.9.9"]});
-    assert_eq!(with_resolver(both, &own), format!("{eth0} dns 1.1.1.1 9.9.9.9\n"));
-    assert!(!with_resolver("nameserver 127.0.0.1\n", &allow).contains("127."));
+    assert_eq!(network_with_resolv_conf(resolv_conf, &allow), format!("{eth0} dns 192.0.2.53\n"));
+    let with_servers = json!({"mode": "passt", "egress": "allow", "dns": ["1.1.1.1", "9.9.9.9"]});
+    assert_eq!(
+        network_with_resolv_conf(resolv_conf, &with_servers),
+        format!("{eth0} dns 1.1.1.1 9.9.9.9\n")
+    );
+    assert!(!network_with_resolv_conf("nameserver 127.0.0.1\n", &allow).contains("127."));
     let deny = json!({"mode": "passt"});
     let eth0 = "interface eth0 10.0.2.15/24 via 0.0.0.0 mtu 65520";
-    assert_eq!(with_resolver(both, &deny), format!("{eth0} dns none\n"));
+    assert_eq!(network_with_resolv_conf(resolv_conf, &deny), format!("{eth0} dns none\n"));
     let dummy0 = "interface dummy0 203.0.113.1/32 via 0.0.0.0 mtu 0";
-    assert_eq!(with_resolver(both, &json!({"mode": "tsi"})), format!("{dummy0} dns 192.0.2.53\n"));
-    assert_eq!(with_resolver(both, &json!({})), "no interface; resolver of the image\n");
+    assert_eq!(
+        network_with_resolv_conf(resolv_conf, &json!({"mode": "tsi"})),
+        format!("{dummy0} dns 192.0.2.53\n")
+    );
+    assert_eq!(
+        network_with_resolv_conf(resolv_conf, &json!({})),
+        "no interface; resolver of the image\n"
+    );
 }
 
 #[test]
-fn tsi_warns_before_the_vm_starts_and_stays_in_the_hosts_network() {
-    let playing = starts(&json!({"mode": "tsi"}));
-    eventually("a guest that speaks", || {
-        fs::metadata(playing.state("console.log")).ok().filter(|file| file.len() > 0)
+fn network_tsi_warns_before_the_vm_starts_and_uses_the_network_of_the_host() {
+    let running = start_box(&json!({"mode": "tsi"}));
+    eventually("the first output of the guest", || {
+        fs::metadata(running.box_path("console.log")).ok().filter(|file| file.len() > 0)
     });
-    assert_eq!(namespace(playing.child.id(), "net"), namespace("self", "net"));
-    let run = playing.end();
+    assert_eq!(namespace(running.child.id(), "net"), namespace("self", "net"));
+    let run = running.wait();
     assert_eq!(warnings(&run), ["host_network"]);
     let position = |kind| run.events.iter().position(|event| event["type"] == kind).unwrap();
     assert!(position("warning") < position("vm.starting"));
     let message = run.events[position("warning")]["message"].as_str().unwrap();
-    assert!(message.contains("loopback"), "{message}");
+    assert!(message.contains("loopback"), "the message is `{message}`");
 }
 
 #[test]
-fn an_ordinary_user_has_a_network_with_sub_ids_and_without() {
+fn ordinary_user_has_a_network_with_and_without_sub_ids() {
     for sub_ids in [SubIds::Given, SubIds::None] {
         for egress in ["deny", "allow"] {
             let directory = tempfile::Builder::new().prefix("n").tempdir().unwrap();
-            let mut config = crate::harness::config(directory.path(), &WELL);
+            let mut config = crate::harness::config(directory.path(), &RUNS_A_SECOND);
             let port = free_port();
             config["network"] =
                 json!({"mode": "passt", "egress": egress, "publish": published(port)});
-            crate::user::give(directory.path());
+            crate::user::give_to_user(directory.path());
             let (child, _tables) = spawn(&config, sub_ids, &[]);
             let output = child.wait_with_output().unwrap();
             let (stdout, stderr) = (
                 String::from_utf8_lossy(&output.stdout).into_owned(),
                 String::from_utf8_lossy(&output.stderr).into_owned(),
             );
-            assert_eq!(output.status.code(), Some(0), "{egress} {stdout}{stderr}");
-            assert!(!stdout.contains("\"warning\""), "{stdout}");
+            assert_eq!(output.status.code(), Some(0), "`egress` is `{egress}`: {stdout}{stderr}");
+            assert!(!stdout.contains("\"warning\""), "standard output is: {stdout}");
         }
     }
 }

@@ -1,4 +1,6 @@
-//! What is told about an image before it is unpacked: all that the box will run, and no secret.
+//! The event `image.resolved`: it reports what the box will run before the shim unpacks a layer.
+//!
+//! It contains the names of environment variables but not their values, which can be secrets.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,10 +10,12 @@ use serde_json::{Value, json};
 
 use crate::harness::start;
 
-/// An empty archive: two blocks of zeros.
+/// An empty tar archive, which consists of two blocks of zeros.
 const ARCHIVE: [u8; 1024] = [0; 1024];
 
-/// Writes a layout with one image of one layer.
+/// Writes an OCI image layout with one image of one layer, and returns its path.
+///
+/// `config` is the `config` of the image's configuration.
 fn layout(directory: &Path, config: &Value) -> PathBuf {
     let blob = |media_type: &str, bytes: &[u8]| {
         let digest = Digest::of(bytes);
@@ -41,10 +45,10 @@ fn layout(directory: &Path, config: &Value) -> PathBuf {
 }
 
 #[test]
-fn image_and_config_are_merged_and_told_before_anything_is_unpacked() {
+fn reports_image_and_config_merged_before_a_layer_is_unpacked() {
     let directory = tempfile::tempdir().unwrap();
-    let of_image = json!({
-        // The fake guest plays the words of the command.
+    let image_config = json!({
+        // The fake guest plays the command line, so its beginning must be valid steps.
         "Entrypoint": ["connect", "hello"],
         "Cmd": ["never-played"],
         "Env": ["A=hunter2", "B=hunter2"],
@@ -55,15 +59,15 @@ fn image_and_config_are_merged_and_told_before_anything_is_unpacked() {
         "ExposedPorts": {"80/tcp": {}},
         "Healthcheck": {"Test": ["CMD", "true"], "Interval": 5_000_000_000_u64, "Retries": 2},
     });
-    let layout = layout(directory.path(), &of_image);
+    let layout = layout(directory.path(), &image_config);
     let script = ["started=7", "exited=3", "drained", "wait-ack", "exit=0"];
     let run = start(&script, |config| {
         config["image"] = json!({"layout": layout, "reference": "app:1"});
         config["process"]["env"] = json!({"B": "hunter3", "C": "hunter3"});
         config["process"]["cwd"] = json!("/tmp");
     })
-    .end();
-    assert_eq!(run.ending(), (Some(3), "exited", None), "{}", run.stderr);
+    .wait();
+    assert_eq!(run.ending(), (Some(3), "exited", None), "the log is: {}", run.stderr);
     let types: Vec<&str> =
         run.events.iter().map(|event| event["type"].as_str().unwrap()).take(3).collect();
     assert_eq!(types, ["shim.started", "image.resolved", "rootfs.progress"]);
@@ -71,7 +75,7 @@ fn image_and_config_are_merged_and_told_before_anything_is_unpacked() {
     let ready = run.events.iter().find(|event| event["type"] == "rootfs.ready").unwrap();
     assert_eq!((&event["image"], &event["layers"]), (&ready["image"], &ready["layers"]));
     assert_eq!((&event["reference"], &event["image_bytes_total"]), (&json!("app:1"), &json!(1024)));
-    assert!(event["platform"].as_str().unwrap().starts_with("linux/"), "{event}");
+    assert!(event["platform"].as_str().unwrap().starts_with("linux/"), "the event is {event}");
     let expected = json!({
         "entrypoint": ["connect", "hello"],
         "args": script,
@@ -86,17 +90,17 @@ fn image_and_config_are_merged_and_told_before_anything_is_unpacked() {
     });
     assert_eq!(event["run"], expected);
     for output in [&run.stdout, &run.stderr] {
-        assert!(!output.contains("hunter"), "{output}");
+        assert!(!output.contains("hunter"), "the value of a variable is in: {output}");
     }
 }
 
 #[test]
-fn image_whose_every_part_is_absent_is_told_too() {
+fn reports_defaults_for_an_image_with_an_empty_config() {
     let directory = tempfile::tempdir().unwrap();
     let layout = layout(directory.path(), &Value::Null);
     let script = ["connect", "hello", "started=7", "exited=0", "drained", "wait-ack", "exit=0"];
-    let run = start(&script, |config| config["image"] = json!({"layout": layout})).end();
-    assert_eq!(run.ending(), (Some(0), "exited", None), "{}", run.stderr);
+    let run = start(&script, |config| config["image"] = json!({"layout": layout})).wait();
+    assert_eq!(run.ending(), (Some(0), "exited", None), "the log is: {}", run.stderr);
     let event = &run.events[1];
     assert_eq!((&event["type"], &event["reference"]), (&json!("image.resolved"), &Value::Null));
     let expected = json!({

@@ -1,4 +1,4 @@
-//! The unit of systemd. `tests/systemd/run` starts it for real.
+//! The systemd unit, as systemd parses it. `tests/systemd/run` starts it.
 
 use std::path::Path;
 use std::process::Command;
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use a3s_box_core::config::StopConfig;
 
-/// The unit, with the executable that is here.
+/// Returns the unit with the path of this build's shim.
 fn unit() -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd/a3s-box@.service");
     let unit = std::fs::read_to_string(path).unwrap();
@@ -15,41 +15,52 @@ fn unit() -> String {
     unit.replace(installed, &format!("ExecStart={}\n", env!("CARGO_BIN_EXE_a3s-box-shim")))
 }
 
-/// What `systemd-analyze verify` has to say: it warns of what it does not know, and succeeds.
-fn complaints(unit: &str) -> String {
+/// Returns the messages of `systemd-analyze verify`.
+///
+/// It only warns of an unknown key and succeeds, so its exit status does not suffice.
+fn verify(unit: &str) -> String {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("a3s-box@.service");
     std::fs::write(&path, unit).unwrap();
     let output = Command::new("systemd-analyze").args(["verify", "--man=no"]).arg(path).output();
-    let output = output.unwrap_or_else(|_| panic!("this test needs systemd: install `systemd`"));
-    let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
-    assert!(output.status.success() || !said.is_empty(), "{:?}", output.status);
-    said
+    let output =
+        output.unwrap_or_else(|_| panic!("this test needs systemd: install the package `systemd`"));
+    let messages = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+    // A failure without a message would look like a valid unit.
+    assert!(
+        output.status.success() || !messages.is_empty(),
+        "systemd-analyze ended with {:?}",
+        output.status
+    );
+    messages
 }
 
 #[test]
-fn systemd_understands_each_line_of_the_unit() {
+fn systemd_accepts_each_line_of_the_unit() {
     let unit = unit();
-    assert_eq!(complaints(&unit), "");
-    for (right, wrong, complaint) in [
+    assert_eq!(verify(&unit), "");
+    // systemd must report each of these mistakes. If it did not, a unit without a message would
+    // prove nothing.
+    for (right, wrong, message) in [
         ("WatchdogSec=", "WatchdogSeconds=", "Unknown key"),
         ("Restart=on-failure", "Restart=on-fail", "restart specifier"),
         ("DevicePolicy=closed", "DevicePolicy=shut", "device policy"),
         ("ExecStart=", "ExecStart=/nowhere", "not executable"),
     ] {
-        assert!(unit.contains(right), "{right}");
-        let said = complaints(&unit.replacen(right, wrong, 1));
-        assert!(said.contains(complaint), "{wrong}: {said:?}");
+        assert!(unit.contains(right), "the unit has no {right}");
+        let messages = verify(&unit.replacen(right, wrong, 1));
+        assert!(messages.contains(message), "the messages about {wrong} are {messages:?}");
     }
 }
 
 #[test]
-fn systemd_waits_longer_for_a_stop_than_the_shim_takes() {
+fn stop_timeout_of_the_unit_is_longer_than_the_longest_stop_of_the_shim() {
     let grace = Duration::from_millis(StopConfig::default().grace_ms);
-    // The guest's way down (20 s), its last word (5 s), the console and the events (2 s each).
+    // The guest has 20 s to shut down and 5 s after its last message. The console and the events
+    // have 2 s each to reach their readers.
     let longest = grace + Duration::from_secs(29);
     let unit = unit();
     let timeout = unit.lines().find_map(|line| line.strip_prefix("TimeoutStopSec=")).unwrap();
     let timeout = Duration::from_secs(timeout.strip_suffix('s').unwrap().parse().unwrap());
-    assert!(timeout > longest, "{timeout:?} {longest:?}");
+    assert!(timeout > longest, "the unit waits {timeout:?}, and a stop takes up to {longest:?}");
 }

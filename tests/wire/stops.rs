@@ -1,4 +1,4 @@
-//! The steps of a stop, and a parent that dies.
+//! The steps of a stop, and the death of the parent as a stop request.
 
 use std::io::{Read, Write};
 use std::os::unix::process::CommandExt;
@@ -12,23 +12,28 @@ use serde_json::{Value, json};
 use crate::faults::send;
 use crate::harness::{Run, parse, shim, start};
 
+/// Script of a guest that ignores the messages to stop and to kill its workload.
 const IGNORES_ALL: [&str; 4] = ["connect", "hello", "started=7", "hang"];
 
+/// Script of a guest whose workload ignores its stop signal and is killed by SIGKILL.
 const DIES_BY_KILL: [&str; 8] =
     ["connect", "hello", "started=7", "wait-kill", "signaled=9", "drained", "wait-ack", "exit=0"];
 
-/// Longer than a test takes to do something to the box.
-const LIVES_ON: [&str; 8] =
+/// Script of a workload that exits by itself after 1.5 s. That is longer than any test takes to
+/// send its signal.
+const EXITS_LATER: [&str; 8] =
     ["connect", "hello", "started=7", "sleep-ms=1500", "exited=3", "drained", "wait-ack", "exit=0"];
 
-fn stop_of(run: &Run) -> &Value {
+/// Returns the stop progress in the last event. It is null if the box was not stopped.
+fn stop_progress(run: &Run) -> &Value {
     &run.events.last().unwrap()["stop"]
 }
 
 #[test]
-fn each_step_that_was_needed_has_its_time_and_the_last_one_is_named() {
+fn stop_progress_has_the_time_of_each_step_and_names_the_last_one() {
     let obeys =
         ["connect", "hello", "started=7", "wait-stop", "exited=3", "drained", "wait-ack", "exit=0"];
+    // The script, the step that ends the box, and the number of steps with a time.
     let cases: [(&[&str], &str, usize); 4] = [
         (&["hang"], "before_start", 1),
         (&obeys, "signal", 3),
@@ -36,82 +41,84 @@ fn each_step_that_was_needed_has_its_time_and_the_last_one_is_named() {
         (&IGNORES_ALL, "host_deadline", 3),
     ];
     for (script, ended_by, times) in cases {
-        let playing = start(script, |config| config["stop"] = json!({"grace_ms": 200}));
+        let running = start(script, |config| config["stop"] = json!({"grace_ms": 200}));
+        // By then the guest has played its script as far as it goes without a stop request.
         std::thread::sleep(Duration::from_millis(700));
-        send(&playing, Signal::SIGTERM);
-        let run = playing.end();
-        let stop = stop_of(&run);
+        send(&running, Signal::SIGTERM);
+        let run = running.wait();
+        let stop = stop_progress(&run);
         assert_eq!(
             (&stop["cause"], &stop["ended_by"]),
             (&json!("signal"), &json!(ended_by)),
-            "{}",
+            "the events are: {}",
             run.stdout
         );
         let steps = ["requested_ms", "signaled_ms", "killed_ms", "exited_ms"];
         let found: Vec<u64> = steps.iter().filter_map(|step| stop[step].as_u64()).collect();
-        assert!(found.len() == times && found.is_sorted(), "{stop}");
+        assert!(found.len() == times && found.is_sorted(), "the times are wrong: {stop}");
     }
 }
 
 #[test]
-fn a_workload_that_ignores_its_stop_signal_is_killed_after_the_grace_period() {
-    let playing = start(&DIES_BY_KILL, |config| config["stop"] = json!({"grace_ms": 300}));
+fn workload_that_ignores_its_stop_signal_is_killed_after_the_grace_period() {
+    let running = start(&DIES_BY_KILL, |config| config["stop"] = json!({"grace_ms": 300}));
     std::thread::sleep(Duration::from_millis(700));
-    send(&playing, Signal::SIGTERM);
-    let run = playing.end();
+    send(&running, Signal::SIGTERM);
+    let run = running.wait();
     assert_eq!(run.ending(), (Some(137), "stopped", None));
-    assert!(run.events.iter().any(|event| event["type"] == "stop.killed"), "{}", run.stdout);
+    let was_killed = run.events.iter().any(|event| event["type"] == "stop.killed");
+    assert!(was_killed, "there is no event `stop.killed`: {}", run.stdout);
 }
 
 #[test]
-fn a_second_signal_shortens_the_grace_period() {
-    let playing = start(&DIES_BY_KILL, |config| config["stop"] = json!({"grace_ms": 60_000}));
+fn second_signal_ends_the_grace_period() {
+    let running = start(&DIES_BY_KILL, |config| config["stop"] = json!({"grace_ms": 60_000}));
     std::thread::sleep(Duration::from_millis(700));
-    send(&playing, Signal::SIGTERM);
+    send(&running, Signal::SIGTERM);
     std::thread::sleep(Duration::from_millis(300));
-    send(&playing, Signal::SIGINT);
-    let run = playing.end();
+    send(&running, Signal::SIGINT);
+    let run = running.wait();
     assert_eq!(run.ending(), (Some(137), "stopped", None));
 }
 
 #[test]
-fn a_stop_during_the_boot_ends_the_box_at_once() {
-    let playing = start(&["hang"], |_| {});
+fn stop_request_during_the_boot_ends_the_box_at_once() {
+    let running = start(&["hang"], |_| {});
     std::thread::sleep(Duration::from_millis(700));
-    send(&playing, Signal::SIGHUP);
-    let run = playing.end();
+    send(&running, Signal::SIGHUP);
+    let run = running.wait();
     assert_eq!(run.ending(), (Some(129), "stopped", None));
 }
 
 #[test]
-fn a_guest_that_ignores_even_the_kill_is_ended() {
-    let playing = start(&IGNORES_ALL, |config| {
+fn guest_that_ignores_the_kill_message_fails_with_a_shutdown_timeout() {
+    let running = start(&IGNORES_ALL, |config| {
         config["stop"] = json!({"grace_ms": 100});
     });
     std::thread::sleep(Duration::from_millis(700));
-    send(&playing, Signal::SIGTERM);
-    let run = playing.end();
+    send(&running, Signal::SIGTERM);
+    let run = running.wait();
     let (status, reason, error) = run.ending();
     assert_eq!((status, reason), (Some(125), "failed"));
     assert_eq!(error, Some("shutdown_timeout"));
 }
 
 #[test]
-fn a_third_signal_ends_the_box_at_once() {
-    let playing = start(&IGNORES_ALL, |config| config["stop"] = json!({"grace_ms": 60_000}));
+fn third_signal_ends_the_box_at_once() {
+    let running = start(&IGNORES_ALL, |config| config["stop"] = json!({"grace_ms": 60_000}));
     std::thread::sleep(Duration::from_millis(700));
     for _ in 0..3 {
-        send(&playing, Signal::SIGTERM);
+        send(&running, Signal::SIGTERM);
         std::thread::sleep(Duration::from_millis(100));
     }
-    let run = playing.end();
+    let run = running.wait();
     assert_eq!(run.ending(), (Some(143), "stopped", None));
-    assert_eq!(stop_of(&run)["ended_by"], "host_deadline");
-    assert!(run.took < Duration::from_secs(3), "{:?}", run.took);
+    assert_eq!(stop_progress(&run)["ended_by"], "host_deadline");
+    assert!(run.duration < Duration::from_secs(3), "the box took {:?}", run.duration);
 }
 
 #[test]
-fn an_end_by_itself_tells_of_no_stop() {
+fn box_that_ends_by_itself_has_no_stop_progress() {
     let run = crate::harness::run(&[
         "connect",
         "hello",
@@ -121,24 +128,29 @@ fn an_end_by_itself_tells_of_no_stop() {
         "wait-ack",
         "exit=0",
     ]);
-    assert!(stop_of(&run).is_null());
+    assert!(stop_progress(&run).is_null());
 }
 
 #[test]
-fn a_report_that_was_sent_right_before_the_machine_ended_counts() {
+fn report_that_arrives_right_before_the_vm_ends_counts() {
+    // The order in which the shim reads the report and the end of the VM varies from run to run.
     for _ in 0..20 {
         let run = crate::harness::run(&["connect", "hello", "started=7", "exited=9", "exit=0"]);
         assert_eq!(run.ending(), (Some(9), "exited", None));
     }
 }
 
-/// A supervisor that starts a shim and waits: a shell, which leaves its shim's output alone.
+/// A supervisor, which is a shell that starts a shim and waits for it.
+///
+/// The shim writes its events to a file, so that they survive the death of the shell.
 struct Supervisor {
     shell: Child,
     directory: tempfile::TempDir,
 }
 
 impl Supervisor {
+    /// Starts the shell as `user`, or as root without one. Its shim has a guest that plays
+    /// `script`.
     fn start(script: &[&str], user: Option<u32>, change: impl FnOnce(&mut Value)) -> Self {
         let directory = tempfile::Builder::new().prefix("p").tempdir().unwrap();
         let mut config = crate::harness::config(directory.path(), script);
@@ -148,7 +160,8 @@ impl Supervisor {
         let template = shim();
         let mut shell = Command::new("/bin/sh");
         shell.env("A3S_BOX_FAKE_GUEST", env!("CARGO_BIN_EXE_fake-guest"));
-        // The second command keeps the shell from becoming the shim.
+        // A shell may execute its last command without a fork, and would then become the shim. The
+        // second command, `exit`, prevents that.
         shell.args(["-c", r#""$0" --config config >events 2>log; exit"#]);
         shell.arg(template.get_program()).current_dir(directory.path()).stdin(Stdio::null());
         if let Some(user) = user {
@@ -162,23 +175,26 @@ impl Supervisor {
         std::fs::read_to_string(self.directory.path().join("events")).unwrap_or_default()
     }
 
+    /// Waits until the events contain `text`.
     fn wait_for(&self, text: &str) {
         let start = Instant::now();
         while !self.events().contains(text) {
             let log = std::fs::read_to_string(self.directory.path().join("log"));
-            assert!(start.elapsed() < Duration::from_secs(20), "{}{log:?}", self.events());
+            let events = self.events();
+            assert!(start.elapsed() < Duration::from_secs(20), "no `{text}` in {events}{log:?}");
             std::thread::sleep(Duration::from_millis(5));
         }
     }
 
-    fn die(&mut self) {
+    /// Kills the shell and reaps it. The shim then has another parent.
+    fn kill(&mut self) {
         self.shell.kill().unwrap();
         self.shell.wait().unwrap();
     }
 }
 
 #[test]
-fn a_box_ends_with_the_process_that_started_it() {
+fn box_is_stopped_when_its_parent_dies() {
     let obeys = [
         "connect",
         "hello",
@@ -189,36 +205,37 @@ fn a_box_ends_with_the_process_that_started_it() {
         "wait-ack",
         "exit=0",
     ];
-    // Another user's shim makes a user namespace.
+    // The shim of an ordinary user enters a user namespace, and the request for the parent-death
+    // signal must survive that.
     for user in [None, Some(4242)] {
         let mut supervisor = Supervisor::start(&obeys, user, |_| {});
         supervisor.wait_for("guest.started");
-        supervisor.die();
+        supervisor.kill();
         supervisor.wait_for("box.stopped");
         let events = parse(&supervisor.events());
         let last = events.last().unwrap();
         assert_eq!((&last["reason"], &last["exit_code"]), (&json!("stopped"), &json!(143)));
-        assert_eq!(last["stop"]["cause"], "parent_died", "{user:?}");
+        assert_eq!(last["stop"]["cause"], "parent_died", "the user is {user:?}");
     }
 }
 
 #[test]
-fn a_box_of_a_parent_that_dies_during_the_boot_ends_at_once() {
+fn box_ends_at_once_when_its_parent_dies_during_the_boot() {
     let mut supervisor = Supervisor::start(&["hang"], None, |_| {});
     supervisor.wait_for("vm.starting");
-    supervisor.die();
+    supervisor.kill();
     supervisor.wait_for("box.stopped");
     let events = parse(&supervisor.events());
     assert_eq!(events.last().unwrap()["stop"]["ended_by"], "before_start");
 }
 
 #[test]
-fn a_box_that_is_to_outlive_its_parent_does() {
-    let mut supervisor = Supervisor::start(&LIVES_ON, None, |config| {
+fn box_outlives_its_parent_if_configured() {
+    let mut supervisor = Supervisor::start(&EXITS_LATER, None, |config| {
         config["stop"]["die_with_parent"] = json!(false);
     });
     supervisor.wait_for("guest.started");
-    supervisor.die();
+    supervisor.kill();
     supervisor.wait_for("box.stopped");
     let events = parse(&supervisor.events());
     let last = events.last().unwrap();
@@ -226,18 +243,21 @@ fn a_box_that_is_to_outlive_its_parent_does() {
 }
 
 #[test]
-fn the_end_of_a_thread_of_the_parent_is_not_the_parents() {
-    let playing = std::thread::spawn(move || start(&LIVES_ON, |_| {})).join().unwrap();
-    assert_eq!(playing.end().ending(), (Some(3), "exited", None));
+fn end_of_the_thread_that_started_the_shim_does_not_stop_the_box() {
+    // The kernel sends the parent-death signal when the thread that forked the shim ends
+    // (prctl(2)).
+    let running = std::thread::spawn(move || start(&EXITS_LATER, |_| {})).join().unwrap();
+    assert_eq!(running.wait().ending(), (Some(3), "exited", None));
 }
 
 #[test]
-fn a_parent_that_has_died_already_is_seen_where_it_said_who_it_is() {
+fn death_of_the_parent_before_the_start_stops_the_box_if_its_pid_is_given() {
     let directory = tempfile::Builder::new().prefix("p").tempdir().unwrap();
     let config = crate::harness::config(directory.path(), &["hang"]);
-    let mut gone = Command::new("true").spawn().unwrap();
-    gone.wait().unwrap();
-    let mut child = shim().args(["--parent", &gone.id().to_string()]).spawn().unwrap();
+    // After the wait, no process has this pid.
+    let mut dead_parent = Command::new("true").spawn().unwrap();
+    dead_parent.wait().unwrap();
+    let mut child = shim().args(["--parent", &dead_parent.id().to_string()]).spawn().unwrap();
     child.stdin.take().unwrap().write_all(config.to_string().as_bytes()).unwrap();
     let mut text = String::new();
     child.stdout.take().unwrap().read_to_string(&mut text).unwrap();
@@ -246,9 +266,9 @@ fn a_parent_that_has_died_already_is_seen_where_it_said_who_it_is() {
 }
 
 #[test]
-fn the_signal_of_a_parents_end_from_somebody_else_means_nothing() {
-    let playing = start(&LIVES_ON, |_| {});
+fn parent_death_signal_from_another_process_is_ignored() {
+    let running = start(&EXITS_LATER, |_| {});
     std::thread::sleep(Duration::from_millis(400));
-    kill(Pid::from_raw(playing.child.id().cast_signed()), Signal::SIGUSR2).unwrap();
-    assert_eq!(playing.end().ending(), (Some(3), "exited", None));
+    kill(Pid::from_raw(running.child.id().cast_signed()), Signal::SIGUSR2).unwrap();
+    assert_eq!(running.wait().ending(), (Some(3), "exited", None));
 }

@@ -1,11 +1,14 @@
-//! The event format, written down a second time, strictly: a change of the shim's own types that
-//! changes the format fails here.
+//! The fields of each event, independent of the shim's own types.
+//!
+//! The tests check every event against these tables. A change of the shim's types that also changes
+//! the event format therefore fails a test. The lifecycle tests use this file too.
 
 use serde_json::Value;
 
-/// JSON type of a field.
+/// JSON type of a field. A plural is an array.
 #[derive(Clone, Copy, Debug)]
-enum Is {
+enum FieldType {
+    /// An integer that is not negative.
     Number,
     Float,
     Floats,
@@ -16,11 +19,12 @@ enum Is {
     Objects(Fields),
 }
 
-use Is::{Bool, Float, Floats, Number, Object, Objects, Text, Texts};
+use FieldType::{Bool, Float, Floats, Number, Object, Objects, Text, Texts};
 
-/// A name ending in `?` may be absent.
-type Fields = &'static [(&'static str, Is)];
+/// Names and types of the fields of an object. A field whose name ends in `?` may be absent.
+type Fields = &'static [(&'static str, FieldType)];
 
+/// Fields that every event has.
 const HEADER: Fields = &[
     ("v", Number),
     ("seq", Number),
@@ -188,24 +192,28 @@ fn fields(kind: &str) -> Fields {
             ("uptime_ms", Number),
             ("stop?", Object(STOP)),
         ],
-        unknown => panic!("event of the unknown type `{unknown}`"),
+        unknown => panic!("there is no event of the type `{unknown}`"),
     }
 }
 
-/// Panics unless `event` has exactly the fields of its type.
+/// Panics unless `event` has exactly the fields of its event type, with the right JSON types.
 pub(crate) fn check(event: &Value) {
-    let kind = event["type"].as_str().unwrap_or_else(|| panic!("no type: {event}"));
+    let kind = event["type"].as_str().unwrap_or_else(|| panic!("the event has no type: {event}"));
     check_fields(event, &[HEADER, fields(kind)].concat());
-    assert_eq!(event["v"], 1, "{event}");
+    assert_eq!(event["v"], 1, "the format version is not 1: {event}");
     let time = event["time"].as_str().unwrap();
-    assert!(time.len() == 24 && time.ends_with('Z') && time.as_bytes()[10] == b'T', "{time}");
+    // RFC 3339 in UTC with milliseconds, as in `2000-01-31T12:00:00.000Z`.
+    let is_timestamp = time.len() == 24 && time.ends_with('Z') && time.as_bytes()[10] == b'T';
+    assert!(is_timestamp, "`{time}` is not a timestamp in UTC with milliseconds");
 }
 
-fn check_fields(object: &Value, expected: &[(&str, Is)]) {
-    let found = object.as_object().unwrap_or_else(|| panic!("not an object: {object}"));
-    for (name, is) in expected {
+fn check_fields(object: &Value, expected: &[(&str, FieldType)]) {
+    let found = object.as_object().unwrap_or_else(|| panic!("this is not an object: {object}"));
+    for (name, field_type) in expected {
         match found.get(name.trim_end_matches('?')) {
-            Some(value) => assert!(is_of(value, *is), "`{name}` is not {is:?}: {object}"),
+            Some(value) => {
+                assert!(has_type(value, *field_type), "`{name}` is not a {field_type:?}: {object}");
+            }
             None => assert!(name.ends_with('?'), "`{name}` is missing: {object}"),
         }
     }
@@ -215,22 +223,25 @@ fn check_fields(object: &Value, expected: &[(&str, Is)]) {
     }
 }
 
-fn is_of(value: &Value, is: Is) -> bool {
-    match is {
+fn has_type(value: &Value, field_type: FieldType) -> bool {
+    match field_type {
         Number => value.is_u64(),
         Text => value.is_string(),
         Bool => value.is_boolean(),
         Texts => value.as_array().is_some_and(|items| items.iter().all(Value::is_string)),
         Float => value.is_f64(),
-        Floats => value.as_array().is_some_and(|items| items.iter().all(|item| is_of(item, Float))),
-        Object(fields) => all_fields(value, fields),
+        Floats => {
+            value.as_array().is_some_and(|items| items.iter().all(|item| has_type(item, Float)))
+        }
+        Object(fields) => has_fields(value, fields),
         Objects(fields) => {
-            value.as_array().is_some_and(|items| items.iter().all(|item| all_fields(item, fields)))
+            value.as_array().is_some_and(|items| items.iter().all(|item| has_fields(item, fields)))
         }
     }
 }
 
-fn all_fields(object: &Value, expected: Fields) -> bool {
+/// Panics if the fields differ, because the message of [`check_fields`] names the field.
+fn has_fields(object: &Value, expected: Fields) -> bool {
     check_fields(object, expected);
     true
 }

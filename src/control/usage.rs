@@ -71,7 +71,7 @@ fn is_of_guest(range: &str, rest: &str) -> bool {
 }
 
 /// Returns the clock ticks in user mode and in kernel mode, and the number of threads. These are
-/// fields 14, 15 and 20 of proc_pid_stat(5).
+/// fields 14, 15 and 20 of `proc_pid_stat(5)`.
 fn times_of(stat: &str) -> Option<(u64, u64, u32)> {
     let threads = u32::try_from(stat_field(stat, 20)?).ok()?;
     Some((stat_field(stat, 14)?, stat_field(stat, 15)?, threads))

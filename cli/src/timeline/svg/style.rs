@@ -1,9 +1,9 @@
-//! Colours and fonts: names of classes, and what they look like.
+//! The style sheet of a picture, and the CSS classes of its elements.
 
 use crate::timeline::grid::{Activity, Health, MarkKind};
 use crate::timeline::model::{BarKind, Weight};
 
-/// The sheet of every picture. Pages are light: they are printed, and pasted into reports.
+/// The style sheet. The page is light, because pictures are printed and pasted into reports.
 pub(super) const STYLE: &str = r##"<defs><pattern id="hatch" width="8" height="8" patternUnits="userSpaceOnUse" patternTransform="rotate(45)"><rect width="4" height="8" fill="#ffffff" fill-opacity="0.55"/></pattern></defs>
 <style>
 text { font: 12px system-ui, -apple-system, "Segoe UI", "Helvetica Neue", "DejaVu Sans", Arial, sans-serif; fill: #24303c }

@@ -25,9 +25,10 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    // `parse` would call `exit` for an error. Only `main` decides the exit status.
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => return usage(&error),
+        Err(error) => return print_usage(&error),
     };
     let done = match &cli.command {
         Command::Timeline(options) => timeline::run(options, &mut stdout()),
@@ -52,7 +53,7 @@ fn stdout() -> io::StdoutLock<'static> {
 ///
 /// clap reports `--help` and `--version` as errors, too. These go to standard output with status 0.
 /// A true error goes to standard error with status 2.
-fn usage(error: &clap::Error) -> ExitCode {
+fn print_usage(error: &clap::Error) -> ExitCode {
     let text = error.render();
     if error.use_stderr() {
         let _written = write!(io::stderr(), "{text}");

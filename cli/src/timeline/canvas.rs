@@ -31,9 +31,11 @@ impl Canvas {
     /// Draws a rectangle of the CSS class `class`. A viewer shows `tip` as a tooltip.
     pub(crate) fn rect(&mut self, area: Area, class: &str, tip: &str) {
         let Area { x, y, width, height } = area;
+        // One decimal is a tenth of a pixel. More digits would only make the file larger.
         self.push(format_args!(
             r#"<rect class="{class}" x="{x:.1}" y="{y:.1}" width="{width:.1}" height="{height:.1}""#
         ));
+        // Viewers show the element `title` as a tooltip.
         if tip.is_empty() {
             self.push(format_args!("/>\n"));
         } else {
@@ -106,6 +108,7 @@ fn escape(text: &str) -> String {
             '>' => escaped.push_str("&gt;"),
             '"' => escaped.push_str("&quot;"),
             '\'' => escaped.push_str("&#39;"),
+            // These two are outside of the characters that XML 1.0 permits.
             '\u{fffe}' | '\u{ffff}' => escaped.push(char::REPLACEMENT_CHARACTER),
             _ if character.is_control() => escaped.push(char::REPLACEMENT_CHARACTER),
             _ => escaped.push(character),

@@ -123,6 +123,7 @@ impl Cell {
         for (time, more) in times.zip(other.activity_ms.iter().chain(&other.health_ms)) {
             *time += more * part;
         }
+        // Counts come from a file that may be hostile, so they saturate.
         for (count, more) in self.marks.iter_mut().zip(other.marks) {
             *count = count.saturating_add(more);
         }
@@ -158,6 +159,7 @@ impl Grid {
 
     /// Calls `add` for each cell that `span` overlaps, with the length of the overlap.
     pub(crate) fn spread(&mut self, span: Span, mut add: impl FnMut(&mut Cell, f64)) {
+        // An empty span has no last millisecond.
         if span.ms() == 0 {
             return;
         }
@@ -182,6 +184,7 @@ impl Grid {
     /// Returns the index of the cell that contains a time. Adds cells, and merges them, as needed.
     fn index(&mut self, ms: u64) -> usize {
         let past = ms.saturating_sub(self.origin_ms);
+        // Each merge doubles `cell_ms`, so at most 64 of them reach any time.
         while past / self.cell_ms >= MAX_CELLS as u64 {
             self.merge_pairs();
         }
@@ -212,6 +215,7 @@ impl Grid {
     /// memory go to the first of these columns only, because dividing a count has no meaning.
     pub(crate) fn resample(&self, span: Span, columns: usize) -> Vec<Cell> {
         let mut sampled = vec![Cell::default(); columns];
+        // The span may be empty. Its width must not be 0, as it is a divisor.
         let width = span.ms().max(1) as f64 / columns as f64;
         for (of, cell) in self.cells() {
             if of.to_ms <= span.from_ms || of.from_ms > span.to_ms {

@@ -84,6 +84,7 @@ impl Life {
         let at = (ms, PlainText::new(&event.time, TIME_CHARS));
         match &event.kind {
             EventKind::StateChanged { from, to } => self.change_state(ms, *from, *to),
+            // A workload that ends by itself also begins the stop of its box.
             EventKind::StopRequested { .. } | EventKind::GuestExited { .. } => {
                 self.enter(ms, Activity::Stopping);
             }
@@ -104,10 +105,13 @@ impl Life {
             EventKind::EventsDropped { count } => {
                 self.mark(ms, MarkKind::Dropped);
                 self.dropped.add(at, "");
+                // Unlike the bytes above, the event reports only the events since the last one.
                 self.dropped.amount = self.dropped.amount.saturating_add(*count);
             }
             EventKind::WorkloadNotified { ready, stopping, status } => {
                 self.mark(ms, MarkKind::Notified);
+                // Without a status, the note names the newer flag. `ready` stays set once it is set,
+                // so that is `stopping`.
                 let message = if *stopping {
                     "STOPPING=1"
                 } else if *ready {
@@ -118,6 +122,7 @@ impl Life {
                 self.notified.add(at, status.as_deref().unwrap_or(message));
             }
             EventKind::Metrics(metrics) => self.measure(ms, metrics),
+            // The other events belong to the boot or to the stop.
             _ => {}
         }
     }
@@ -168,6 +173,7 @@ impl Life {
 
     fn note_health(&mut self, at: (u64, PlainText), kind: &EventKind) {
         let EventKind::HealthChanged { from, to, cause, message, failures } = kind else { return };
+        // The first change from `starting` to `healthy` is expected, so it gets no note.
         match (from, to) {
             (_, HealthState::Unhealthy) => self.healths.add(at, Weight::Bad, || {
                 let cause = cause.map(|cause| wire_name(&cause)).unwrap_or_default();
@@ -185,6 +191,7 @@ impl Life {
     }
 
     fn mark(&mut self, ms: u64, kind: MarkKind) {
+        // Later marks are in the grid only.
         if self.marks.len() < MAX_MARKS {
             self.marks.push((ms, kind));
         }

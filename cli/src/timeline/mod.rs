@@ -93,6 +93,7 @@ fn read(path: &Path, wanted: Option<NonZeroU64>) -> Result<Timeline, TimelineErr
         runs.read(BufReader::new(file)).map_err(named)?;
     }
     let found = runs.count;
+    // A file whose events are all of other runs is not empty, so the two errors differ.
     match (runs.finish(), wanted) {
         (Some(timeline), _) => Ok(timeline),
         (None, Some(wanted)) if found > 0 => {

@@ -29,6 +29,7 @@ impl StopTimeline {
     pub(crate) fn record(&mut self, ms: u64, kind: &EventKind) {
         match kind {
             EventKind::StopRequested { cause, signal, grace_ms } => {
+                // A second stop request does not restart the stop.
                 self.requested_ms.get_or_insert(ms);
                 let signal = PlainText::new(signal, SIGNAL_CHARS);
                 let (cause, grace) = (wire_name(cause), span::duration(*grace_ms));
@@ -83,6 +84,7 @@ impl StopTimeline {
     /// Returns the bars of the steps that happened. Each lasts until the next one, and the last one
     /// until `end_ms`.
     pub(crate) fn bars(&self, end_ms: u64) -> Vec<Bar> {
+        // The steps have a fixed order. A box whose workload ends by itself has only the last one.
         let steps = [
             (BarKind::Grace, "stopping", &self.request, self.requested_ms),
             (BarKind::Kill, "killing", &String::new(), self.killed_ms),
@@ -90,6 +92,7 @@ impl StopTimeline {
         ];
         let mut bars: Vec<Bar> = Vec::new();
         for (kind, label, detail, from_ms) in steps {
+            // The times of a report come from the file and are not checked against its end.
             let Some(from_ms) = from_ms.map(|from_ms| from_ms.min(end_ms)) else { continue };
             if let Some(last) = bars.last_mut() {
                 last.span = Span::new(last.span.from_ms, from_ms);

@@ -91,6 +91,7 @@ impl Page {
                 Row::Activity => self.activities(timeline, panel.span),
                 Row::Health => self.healths(timeline, panel.span),
                 Row::Memory { peak_kib } => {
+                    // A sample of memory is in one cell only, so it is carried on to the next one.
                     let cells = timeline.grid.resample(panel.span, self.width);
                     let known = carried(
                         cells
@@ -103,6 +104,8 @@ impl Page {
                 }
                 Row::Cpu { peak } => {
                     let cells = timeline.grid.resample(panel.span, self.width);
+                    // Each sample of CPU time covers all cells since the previous one, so a cell
+                    // without a value has none to carry on.
                     let known = cells.iter().map(|cell| cell.cpus().unwrap_or(0.0));
                     let curve = levels(known.map(|cpus| cpus / peak));
                     self.row("cpu", ["", &span::percent(*peak), "at most"], &curve);

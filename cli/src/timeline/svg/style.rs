@@ -57,6 +57,7 @@ text { font: 12px system-ui, -apple-system, "Segoe UI", "Helvetica Neue", "DejaV
 </style>
 "##;
 
+/// Returns the CSS class of a bar.
 pub(super) fn bar(kind: BarKind) -> &'static str {
     match kind {
         BarKind::Config => "config",
@@ -71,6 +72,8 @@ pub(super) fn bar(kind: BarKind) -> &'static str {
     }
 }
 
+/// Returns the CSS classes of a state. The class `strip` turns anti-aliasing off, which would leave
+/// light gaps between neighbouring cells.
 pub(super) fn activity(of: Activity) -> &'static str {
     match of {
         Activity::Booting => "strip booting",
@@ -81,6 +84,7 @@ pub(super) fn activity(of: Activity) -> &'static str {
     }
 }
 
+/// Returns the CSS classes of a health.
 pub(super) fn health(of: Health) -> &'static str {
     match of {
         Health::Starting => "strip starting",
@@ -89,6 +93,7 @@ pub(super) fn health(of: Health) -> &'static str {
     }
 }
 
+/// Returns the CSS class of a mark.
 pub(super) fn mark(of: MarkKind) -> &'static str {
     match of {
         MarkKind::Error => "error",
@@ -98,6 +103,7 @@ pub(super) fn mark(of: MarkKind) -> &'static str {
     }
 }
 
+/// Returns the CSS class of the dot of a note.
 pub(super) fn weight(of: Weight) -> &'static str {
     match of {
         Weight::Bad => "bad",

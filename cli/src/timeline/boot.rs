@@ -77,7 +77,8 @@ impl Boot {
             EventKind::StateChanged { from: BoxState::Created, to } if *to != BoxState::Stopped => {
                 self.ready_ms.get_or_insert(ms);
             }
-            // A rotated file may begin after the boot. The metrics repeat the durations of the boot.
+            // A rotated file may begin after the boot. The metrics repeat the durations of the
+            // boot.
             EventKind::Metrics(metrics) if self.phases.is_none() && metrics.boot.total_ms > 0 => {
                 self.phases = Some(metrics.boot);
                 self.ready_ms = Some(metrics.boot.total_ms);
@@ -176,8 +177,8 @@ impl Boot {
 
     /// Returns the phases as the times of the events show them.
     ///
-    /// No event marks the moment at which the shim entered libkrun. Therefore one bar stands for the
-    /// phases `vm` and `kernel`.
+    /// No event marks the moment at which the shim entered libkrun. Therefore one bar stands for
+    /// the phases `vm` and `kernel`.
     fn observed(&self, end_ms: u64) -> Vec<Bar> {
         let root_from_ms = self.root_begin_ms();
         let phases = [

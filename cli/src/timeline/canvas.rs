@@ -95,8 +95,8 @@ pub(crate) fn rectangle_path(area: Area) -> String {
 
 /// Escapes a text for an XML element or attribute.
 ///
-/// Characters that XML forbids are replaced. Texts from outside are [`PlainText`] already, which has
-/// none of them. This is a second line of defence.
+/// Characters that XML forbids are replaced. Texts from outside are [`PlainText`] already, which
+/// has none of them. This is a second line of defence.
 ///
 /// [`PlainText`]: super::plain::PlainText
 fn escape(text: &str) -> String {

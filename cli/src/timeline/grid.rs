@@ -211,8 +211,8 @@ impl Grid {
 
     /// Returns `span` in `columns` cells of equal length.
     ///
-    /// The times of a cell are divided among the columns that it overlaps. Its marks and its peak of
-    /// memory go to the first of these columns only, because dividing a count has no meaning.
+    /// The times of a cell are divided among the columns that it overlaps. Its marks and its peak
+    /// of memory go to the first of these columns only, because dividing a count has no meaning.
     pub(crate) fn resample(&self, span: Span, columns: usize) -> Vec<Cell> {
         let mut sampled = vec![Cell::default(); columns];
         // The span may be empty. Its width must not be 0, as it is a divisor.

@@ -110,8 +110,8 @@ impl Life {
             }
             EventKind::WorkloadNotified { ready, stopping, status } => {
                 self.mark(ms, MarkKind::Notified);
-                // Without a status, the note names the newer flag. `ready` stays set once it is set,
-                // so that is `stopping`.
+                // Without a status, the note names the newer flag. `ready` stays set once it is
+                // set, so that is `stopping`.
                 let message = if *stopping {
                     "STOPPING=1"
                 } else if *ready {

@@ -130,8 +130,8 @@ impl Runs {
     ///
     /// Without a wanted run, each new run replaces the previous one, so the last one is kept.
     fn record(&mut self, event: &Event) {
-        // A shim increments `seq` with each event, so a number that does not increase belongs to the
-        // next shim.
+        // A shim increments `seq` with each event, so a number that does not increase belongs to
+        // the next shim.
         let is_new = self.last_seq.is_none_or(|last| event.seq <= last);
         self.last_seq = Some(event.seq);
         if is_new {

@@ -1,7 +1,7 @@
 //! The panels of a page, each with an axis of its own.
 //!
-//! A boot of a few seconds is less than one pixel of a run of days, and so is a stop. Therefore boot
-//! and stop have panels of their own, unless the run is short enough to show all on one axis.
+//! A boot of a few seconds is less than one pixel of a run of days, and so is a stop. Therefore
+//! boot and stop have panels of their own, unless the run is short enough to show all on one axis.
 //!
 //! ```text
 //! short life:  Boot and life ├─config─┼──rootfs──┼─kernel─┼──ready──┼─stop─┤
@@ -140,7 +140,8 @@ fn boot_rows(timeline: &Timeline) -> Vec<Row> {
     bar_rows(&shown, timeline.boot_end_ms).collect()
 }
 
-/// Returns at most [`MAX_LAYER_ROWS`] bars: the layers that took longest, and one bar for the others.
+/// Returns at most [`MAX_LAYER_ROWS`] bars: the layers that took longest, and one bar for the
+/// others.
 fn layer_bars(layers: &[&Bar]) -> Vec<Bar> {
     if layers.len() <= MAX_LAYER_ROWS {
         return layers.iter().map(|&bar| bar.clone()).collect();

@@ -36,8 +36,8 @@ pub(crate) struct Recorder {
 impl Recorder {
     /// Starts a record at the time of `first`. The caller passes `first` to `record` as well.
     pub(crate) fn new(first: &Event) -> Self {
-        // The first event of a shim has `seq` 0. A rotated file may begin with a later one, and then
-        // the time before it is unknown.
+        // The first event of a shim has `seq` 0. A rotated file may begin with a later one, and
+        // then the time before it is unknown.
         let begin_ms = if first.seq == 0 { 0 } else { first.elapsed_ms };
         Self {
             box_id: PlainText::default(),

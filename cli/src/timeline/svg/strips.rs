@@ -12,8 +12,8 @@ use crate::timeline::span::Span;
 /// Least width of an unhealthy time and least distance of marks, in pixels.
 const MIN_VISIBLE: f64 = 2.0;
 
-/// The order of the states in a strip, from its bottom to its top. Heights are easiest to compare at
-/// the bottom, so the busy time, which matters most, is there.
+/// The order of the states in a strip, from its bottom to its top. Heights are easiest to compare
+/// at the bottom, so the busy time, which matters most, is there.
 const STACK: [Activity; 5] =
     [Activity::Busy, Activity::Compacting, Activity::Booting, Activity::Stopping, Activity::Ready];
 

@@ -73,8 +73,8 @@ fn write_layer(
     files: usize,
     bytes: usize,
 ) -> Result<(Value, String), Box<dyn Error>> {
-    // The name of a blob is its digest, which is known at its end. The inner digest is that of the
-    // blob, the outer one is the DiffID.
+    // The name of a blob is its digest, which is known only at its end. The inner writer computes
+    // this digest, the outer one computes the DiffID.
     let unnamed = blobs.join("new");
     let blob = Hashed::new(BufWriter::new(File::create(&unnamed)?));
     let archive = Hashed::new(GzEncoder::new(blob, Compression::fast()));

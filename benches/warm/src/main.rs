@@ -86,7 +86,7 @@ impl Bench<'_> {
             finish(run)?;
             whole.push(start.elapsed().as_micros());
         }
-        // Memory and disk are those of a second box that runs beside another one of its image.
+        // Memory and disk space are measured at the second of two boxes of the same image.
         let (first, second) = (self.start("box", true)?, self.start("another", true)?);
         std::thread::sleep(SETTLE_TIME);
         let warm_kib = peak_kib(&second.child)?;

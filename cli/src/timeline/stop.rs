@@ -64,8 +64,8 @@ impl StopTimeline {
         }
     }
 
-    /// Replaces the times of events by those of the report. The report has the times at which the
-    /// steps happened. The events were emitted a little later.
+    /// Replaces the times of the events by the times in the report. The report has the times at
+    /// which the steps happened. The events were emitted a little later.
     fn correct(&mut self, report: &StopReport) {
         self.requested_ms = Some(report.requested_ms);
         self.killed_ms = report.killed_ms.or(self.killed_ms);

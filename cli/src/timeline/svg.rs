@@ -64,8 +64,8 @@ fn width(text: &str) -> f64 {
 
 /// Estimates the width of a character in tenths of a pixel.
 ///
-/// The font of the viewer is unknown. The numbers are those of a wide sans-serif font at 11 pixels:
-/// a narrower font leaves a gap, whereas a wider one would overlap the next element.
+/// The font of the viewer is unknown. The numbers fit a wide sans-serif font at 11 pixels. A
+/// narrower font leaves a gap, whereas a wider one would overlap the next element.
 fn tenths(character: char) -> usize {
     match character {
         'W' | '@' | '%' | 'M' | 'm' | 'w' | '…' | '\u{fffd}' => 112,

@@ -37,7 +37,7 @@ fn main() -> ExitCode {
                 no_arguments.as_ptr(),
                 no_environment.as_ptr(),
             ),
-            // The shim disables the implicit devices, too, so both VMs have the same devices.
+            // This VM needs no vsock. Its console gets the standard fds instead of the implicit one.
             krun::krun_disable_implicit_vsock(context),
             krun::krun_disable_implicit_console(context),
             krun::krun_add_virtio_console_default(context, -1, 1, 2),

@@ -1,16 +1,16 @@
-# The verbs that a person types. Each installs what is missing, by package name.
+# The commands for people. Each installs the packages that it needs.
 
 .PHONY: demo test lint build install
 
-# A real OCI image in a real VM, its events and output on the terminal.
+# Boots a VM from an OCI image, with its events and its output on the terminal.
 demo:
 	@tests/demo
 
-# Every test, VM tests included (A3S_BOX_VM=auto|host|lab|skip chooses where they run).
+# Runs all tests, including VM tests. A3S_BOX_VM=auto|host|lab|skip chooses where these run.
 test:
 	@tests/run
 
-# What CI checks besides the tests.
+# Runs the other checks of CI.
 lint:
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
@@ -18,7 +18,7 @@ lint:
 	tests/deny
 	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --document-private-items
 
-# The shim, the program for its guests and the command for people, in target/release.
+# Builds the shim, the guest program and the command line tool into target/release.
 build:
 	@tests/build
 	cargo build --release -p a3s-box

@@ -1,14 +1,14 @@
-//! A gRPC server that says what it is told, over HTTP/2 by the book (RFC 9113, RFC 7541).
+//! A gRPC server that sends given answers. Its HTTP/2 frames follow RFC 9113 and RFC 7541.
 
 use std::io;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
-/// What a client begins with, before its first frame.
+/// Length of the preface that a client sends before its first frame (RFC 9113, section 3.4).
 const PREFACE_BYTES: usize = 24;
 
-/// Longest frame that a client takes unless it says otherwise.
+/// Initial value of SETTINGS_MAX_FRAME_SIZE: a client accepts a payload of this length by default.
 const FRAME_BYTES: usize = 16 << 10;
 
 const DATA: u8 = 0;
@@ -21,29 +21,31 @@ const END_HEADERS: u8 = 4;
 /// One answer.
 #[derive(Clone, Copy, Debug)]
 pub enum Answer<'a> {
-    /// A message, and the status of success.
+    /// A message with its prefix, and the status OK.
     Message(&'a [u8]),
-    /// What stands in the place of a message and its prefix, and the status of success.
+    /// Raw bytes in place of a message and its prefix, and the status OK.
     Body(&'a [u8]),
-    /// A status, and a text for people, of which the first 126 bytes count.
+    /// A status, and a text for people, truncated to 126 bytes.
     Status(u8, &'a [u8]),
 }
 
-/// Answers one request after the other until the client goes away.
+/// Answers one request after the other until the client closes the connection.
 ///
 /// # Errors
 ///
-/// When it does, always.
+/// Returns the error of the closed connection. There is no other end.
 pub async fn serve(mut client: UnixStream, answers: &[Answer<'_>]) -> io::Result<()> {
     client.read_exact(&mut [0; PREFACE_BYTES]).await?;
     client.write_all(&frame(SETTINGS, 0, 0, &[])).await?;
     let mut answers = answers.iter();
     loop {
+        // The head of a frame: length (24 bits), type, flags, stream (RFC 9113, section 4.1).
         let [a, b, c, kind, _flags, w, x, y, z] = {
             let mut head = [0; 9];
             client.read_exact(&mut head).await?;
             head
         };
+        // The payload is discarded: each request gets the next answer, whatever it contains.
         client.read_exact(&mut vec![0; u32::from_be_bytes([0, a, b, c]) as usize]).await?;
         if kind == HEADERS
             && let Some(answer) = answers.next()
@@ -54,8 +56,9 @@ pub async fn serve(mut client: UnixStream, answers: &[Answer<'_>]) -> io::Result
 }
 
 impl Answer<'_> {
+    /// Returns the frames of the answer on a stream.
     fn frames(self, stream: u32) -> Vec<u8> {
-        // Entry 8 of the static table is `:status: 200`, entry 31 `content-type`.
+        // HPACK: entry 8 of the static table is `:status: 200`, entry 31 is `content-type`.
         let mut head = b"\x88\x0f\x10\x10application/grpc".to_vec();
         let (body, status, text) = match self {
             Self::Message(message) => (prefixed(message), 0, &[][..]),
@@ -66,6 +69,7 @@ impl Answer<'_> {
         if !text.is_empty() {
             tail.extend(header(b"grpc-message", text));
         }
+        // gRPC calls a response of one HEADERS frame "Trailers-Only".
         if body.is_empty() {
             head.extend(tail);
             return frame(HEADERS, END_HEADERS | END_STREAM, stream, &head);
@@ -79,7 +83,7 @@ impl Answer<'_> {
     }
 }
 
-/// A message of gRPC: not compressed, and its length.
+/// Returns a gRPC message with its prefix: the byte 0 for "not compressed", and the length.
 fn prefixed(message: &[u8]) -> Vec<u8> {
     let mut body = vec![0];
     body.extend(length(message).to_be_bytes());
@@ -87,7 +91,8 @@ fn prefixed(message: &[u8]) -> Vec<u8> {
     body
 }
 
-/// A header field that is in no table. Lengths up to 126 take one byte.
+/// Returns an HPACK field without an index. Values are truncated to 126 bytes, because longer
+/// lengths do not fit into the one byte of the prefix (RFC 7541, section 5.1).
 fn header(name: &[u8], value: &[u8]) -> Vec<u8> {
     let value = &value[..value.len().min(126)];
     let mut field = vec![0];

@@ -1,5 +1,7 @@
-//! A stream, and the pieces in which it arrives: the first byte of an input says how many of those
-//! after it are sizes, and the rest is the stream.
+//! A stream that arrives in pieces, so that the fuzzer also decides where reads end.
+//!
+//! The first byte of an input is the number of sizes. The sizes follow, one byte each. The rest is
+//! the stream.
 
 use std::io;
 use std::pin::Pin;
@@ -7,13 +9,13 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, ReadBuf};
 
-/// Sizes that an input can have.
+/// The number of sizes is taken modulo this, so that most of an input is the stream.
 const MAX_SIZES: u8 = 16;
 
-/// What the shim reads from a guest at once.
+/// Size of the buffer with which the shim reads from a guest.
 pub const READ_BYTES: usize = 4096;
 
-/// A stream in pieces.
+/// A stream with the sizes of its pieces.
 #[derive(Clone, Debug)]
 pub struct Pieces<'a> {
     stream: &'a [u8],
@@ -22,7 +24,7 @@ pub struct Pieces<'a> {
 }
 
 impl<'a> Pieces<'a> {
-    /// Divides an input.
+    /// Divides an input into sizes and stream.
     #[must_use]
     pub fn new(input: &'a [u8]) -> Self {
         let (count, rest) = input.split_first().unwrap_or((&0, &[]));
@@ -31,7 +33,7 @@ impl<'a> Pieces<'a> {
         Self { stream, sizes, next_size: 0 }
     }
 
-    /// Returns all of it, as far as it was not taken.
+    /// Returns the part of the stream that was not read yet.
     #[must_use]
     pub fn stream(&self) -> &'a [u8] {
         self.stream
@@ -41,7 +43,7 @@ impl<'a> Pieces<'a> {
 impl<'a> Iterator for Pieces<'a> {
     type Item = &'a [u8];
 
-    /// The sizes come round; without any, pieces are what the shim reads.
+    /// Returns the next piece. The sizes repeat. Without sizes, each piece fills the shim's buffer.
     fn next(&mut self) -> Option<&'a [u8]> {
         let size = match self.sizes.get(self.next_size) {
             Some(size) => usize::from(*size) + 1,
@@ -60,7 +62,7 @@ impl AsyncRead for Pieces<'_> {
         _: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        // A piece is shorter than what readers here have room for.
+        // No piece is longer than the buffers of the readers here, so `put_slice` does not panic.
         buffer.put_slice(self.next().unwrap_or_default());
         Poll::Ready(Ok(()))
     }

@@ -1,7 +1,7 @@
-//! `a3s-box`: the command for people.
+//! `a3s-box`: the command line tool for people.
 //!
-//! A subcommand is a module, with its options beside what they do. What fails is one line on standard
-//! error and exit status 1; a command line that makes no sense is status 2.
+//! Each subcommand is a module that also declares its options. A failure is reported as one line on
+//! standard error, with exit status 1. An invalid command line has exit status 2.
 
 mod timeline;
 
@@ -25,9 +25,10 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    // `parse` would call `exit` for an error. Only `main` decides the exit status.
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => return usage(&error),
+        Err(error) => return print_usage(&error),
     };
     let done = match &cli.command {
         Command::Timeline(options) => timeline::run(options, &mut stdout()),
@@ -35,21 +36,24 @@ fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // Nobody to tell when that fails.
+            // A failed write is ignored, because standard error is the only place to report it.
             let _written = writeln!(io::stderr(), "a3s-box: {}", one_line(&error));
             ExitCode::FAILURE
         }
     }
 }
 
-/// Standard output, locked: what this program is for.
-#[expect(clippy::disallowed_methods, reason = "there is no event stream here, people read it")]
+/// Returns standard output, locked. Unlike in the shim, it carries text for people and no events.
+#[expect(clippy::disallowed_methods, reason = "standard output is no event stream here")]
 fn stdout() -> io::StdoutLock<'static> {
     io::stdout().lock()
 }
 
-/// Help and version are errors to clap, too.
-fn usage(error: &clap::Error) -> ExitCode {
+/// Prints the text that clap rendered, and returns the exit status.
+///
+/// clap reports `--help` and `--version` as errors, too. These go to standard output with status 0.
+/// A true error goes to standard error with status 2.
+fn print_usage(error: &clap::Error) -> ExitCode {
     let text = error.render();
     if error.use_stderr() {
         let _written = write!(io::stderr(), "{text}");

@@ -1,7 +1,9 @@
-//! `a3s-box timeline` as people call it. The pictures and texts of `samples/*.ndjson` are beside them:
-//! `UPDATE_GOLDEN=1` writes them anew, and a person looks at the difference.
+//! Runs `a3s-box timeline` and compares its output with golden files.
+//!
+//! The expected texts and pictures of `samples/*.ndjson` are in the same directory.
+//! `UPDATE_GOLDEN=1` overwrites them. A person then reviews the difference.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails here")]
+#![expect(clippy::unwrap_used, reason = "a panic fails the test, as intended")]
 
 use std::fs;
 use std::io::Write;
@@ -25,18 +27,18 @@ fn text_of(output: &Output) -> (&str, &str, Option<i32>) {
     (text(&output.stdout), text(&output.stderr), output.status.code())
 }
 
-/// Compares `found` with a file, or writes the file.
+/// Compares `found` with a golden file. Overwrites the file first if `UPDATE_GOLDEN` is set.
 fn golden(name: &str, found: &str) {
     let path = sample(name);
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
         fs::write(&path, found).unwrap();
     }
     let expected = fs::read_to_string(&path).unwrap_or_default();
-    assert!(found == expected, "{name} is not what it was; it is now:\n{found}");
+    assert!(found == expected, "{name} differs from the output, which is:\n{found}");
 }
 
 #[test]
-fn texts_are_as_they_were() {
+fn texts_match_the_golden_files() {
     for name in SAMPLES {
         let file = sample(&format!("{name}.ndjson"));
         let output = timeline(&[file.to_str().unwrap()]).output().unwrap();
@@ -48,7 +50,7 @@ fn texts_are_as_they_were() {
 }
 
 #[test]
-fn pictures_are_as_they_were() {
+fn pictures_match_the_golden_files() {
     let directory = tempfile::tempdir().unwrap();
     for name in SAMPLES {
         let (file, svg) = (sample(&format!("{name}.ndjson")), directory.path().join(name));
@@ -62,7 +64,7 @@ fn pictures_are_as_they_were() {
 }
 
 #[test]
-fn a_run_is_chosen_and_the_last_is_the_default() {
+fn draws_the_chosen_run_or_the_last_one() {
     let file = sample("restarts.ndjson");
     let file = file.to_str().unwrap();
     let expected = [
@@ -83,20 +85,20 @@ fn a_run_is_chosen_and_the_last_is_the_default() {
     assert!(stderr.ends_with("there is no run 4; it holds 3\n"), "{stderr}");
 }
 
-/// Runs with `input` on standard input.
+/// Runs the command with `input` on its standard input.
 fn with_input(input: &[u8]) -> Output {
     let mut command = timeline(&["-"]);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
     let mut stdin = child.stdin.take().unwrap();
-    // A program that has seen enough does not read the rest.
+    // The program stops reading at the first invalid line. Then writing the rest fails with EPIPE.
     let _written = stdin.write_all(input);
     drop(stdin);
     child.wait_with_output().unwrap()
 }
 
 #[test]
-fn standard_input_is_a_file_like_others() {
+fn reads_standard_input_like_a_file() {
     let file = sample("boot.ndjson");
     let output = with_input(&fs::read(&file).unwrap());
     let (stdout, stderr, status) = text_of(&output);
@@ -106,7 +108,7 @@ fn standard_input_is_a_file_like_others() {
 }
 
 #[test]
-fn what_holds_no_events_is_refused_in_one_line() {
+fn reports_an_invalid_file_in_one_line() {
     let event = fs::read_to_string(sample("boot.ndjson")).unwrap();
     let first = event.lines().next().unwrap();
     let cases = [
@@ -128,7 +130,7 @@ fn what_holds_no_events_is_refused_in_one_line() {
 }
 
 #[test]
-fn a_reader_that_has_seen_enough_is_no_error() {
+fn a_closed_pipe_is_no_error() {
     let file = sample("life.ndjson");
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
@@ -151,7 +153,7 @@ fn a_full_disk_is_an_error() {
 }
 
 #[test]
-fn a_command_line_without_sense_is_status_2() {
+fn an_invalid_command_line_has_exit_status_2() {
     for arguments in [&[][..], &["a", "b"], &["a", "--run", "0"], &["a", "--color"]] {
         let output = timeline(arguments).output().unwrap();
         let (stdout, stderr, status) = text_of(&output);
@@ -165,7 +167,7 @@ fn a_command_line_without_sense_is_status_2() {
 }
 
 #[test]
-fn the_width_is_the_terminals() {
+fn takes_the_width_from_the_environment() {
     let file = sample("boot.ndjson");
     for (columns, most) in [("72", 72), ("160", 160), ("1", 70), ("x", 100), ("99999", 400)] {
         let mut command = timeline(&[file.to_str().unwrap()]);

@@ -1,5 +1,5 @@
-//! The control protocol: frames in pieces, read by the shim (`GuestMessage`) and by PID 1 of the guest
-//! (`ShimMessage`).
+//! Fuzzes the control protocol: frames in pieces, as the shim reads them (`GuestMessage`) and as
+//! the guest program reads them (`ShimMessage`).
 
 #![no_main]
 
@@ -8,18 +8,19 @@ use std::iter;
 
 use a3s_box_proto::control::{GuestMessage, ShimMessage};
 use a3s_box_proto::frame::{FrameBuffer, FrameError, MAX_PAYLOAD_BYTES};
-use ground::memory;
-use ground::pieces::{Pieces, READ_BYTES};
 use libfuzzer_sys::fuzz_target;
 use prost::Message;
+use scratch::memory;
+use scratch::pieces::{Pieces, READ_BYTES};
 
-/// What a buffer may hold, four times: it doubles when it grows, into new memory, and a message may
-/// come of it.
+/// Most memory of a reader: four times the content of a full buffer. A buffer doubles when it
+/// grows, old and new memory exist for a moment, and a decoded message takes memory as well.
 const MEMORY_BYTES: usize = 4 * (MAX_PAYLOAD_BYTES + 4 + READ_BYTES);
 
-/// What a peer goes on with, more than `MEMORY_BYTES`. As a length it is too much.
-const MORE: [u8; READ_BYTES] = [1; READ_BYTES];
-const TIMES_MORE: usize = MEMORY_BYTES / READ_BYTES * 2;
+/// Pieces that follow an input, in all more than [`MEMORY_BYTES`]. As a length prefix their bytes
+/// are above the limit, so a reader reports an error at the latest there.
+const PADDING: [u8; READ_BYTES] = [1; READ_BYTES];
+const PADDING_COUNT: usize = MEMORY_BYTES / READ_BYTES * 2;
 
 fuzz_target!(|input: &[u8]| {
     let pieces = Pieces::new(input);
@@ -27,18 +28,20 @@ fuzz_target!(|input: &[u8]| {
     check::<ShimMessage>(&pieces);
 });
 
+/// Checks that the reader finds the expected messages however the stream is cut, that each message
+/// survives a round trip, and that an endless stream does not take endless memory.
 fn check<M: Message + Default + PartialEq + Debug>(pieces: &Pieces<'_>) {
-    let expected = by_the_book::<M>(pieces.stream());
+    let expected = read_whole::<M>(pieces.stream());
     assert_eq!(shown(&read::<M>(pieces.clone())), shown(&expected), "in pieces");
-    assert_eq!(shown(&read::<M>(iter::once(pieces.stream()))), shown(&expected), "in one");
+    assert_eq!(shown(&read::<M>(iter::once(pieces.stream()))), shown(&expected), "in one piece");
     for message in expected.0 {
         let again = M::decode(message.encode_to_vec().as_slice());
         assert_eq!(again.as_ref(), Ok(&message));
     }
     memory::within(MEMORY_BYTES, || {
-        let more = iter::repeat_n(MORE.as_slice(), TIMES_MORE);
+        let padding = iter::repeat_n(PADDING.as_slice(), PADDING_COUNT);
         let mut buffer = FrameBuffer::default();
-        for piece in pieces.clone().chain(more) {
+        for piece in pieces.clone().chain(padding) {
             buffer.push(piece);
             loop {
                 match buffer.next_message::<M>() {
@@ -48,17 +51,19 @@ fn check<M: Message + Default + PartialEq + Debug>(pieces: &Pieces<'_>) {
                 }
             }
         }
-        panic!("{TIMES_MORE} pieces are no end of the stream");
+        panic!("no error after {PADDING_COUNT} pieces with an invalid length");
     });
 }
 
+/// The messages of a stream, and the error that ended it, if any.
 type Read<M> = (Vec<M>, Result<(), FrameError>);
 
+/// Formats messages and error. `FrameError` cannot be compared with `==`.
 fn shown(read: &Read<impl Debug>) -> String {
     format!("{read:?}")
 }
 
-/// Reads all messages up to an error.
+/// Reads all messages up to an error with the reader under test.
 fn read<'a, M: Message + Default>(pieces: impl Iterator<Item = &'a [u8]>) -> Read<M> {
     let (mut buffer, mut messages) = (FrameBuffer::default(), Vec::new());
     for piece in pieces {
@@ -74,8 +79,8 @@ fn read<'a, M: Message + Default>(pieces: impl Iterator<Item = &'a [u8]>) -> Rea
     (messages, Ok(()))
 }
 
-/// Does the same with the whole stream at hand.
-fn by_the_book<M: Message + Default>(mut stream: &[u8]) -> Read<M> {
+/// Reads all messages up to an error, without a buffer: the reference for the reader under test.
+fn read_whole<M: Message + Default>(mut stream: &[u8]) -> Read<M> {
     let mut messages = Vec::new();
     while let Some((prefix, rest)) = stream.split_first_chunk() {
         let length = u32::from_le_bytes(*prefix) as usize;

@@ -1,62 +1,63 @@
-//! Lines of events, as the runtime reads them from the shim.
+//! Fuzzes the event lines that the runtime reads from the shim.
 
 #![no_main]
-#![allow(clippy::unwrap_used, reason = "what cannot be written or read again is a finding")]
+#![allow(clippy::unwrap_used, reason = "an event that cannot be written or read is a finding")]
 
 use std::future::Future;
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 
-use a3s_box_core::{Event, EventLineError};
 use a3s_box_core::event::{EVENT_VERSION, EventKind};
-use ground::pieces::Pieces;
+use a3s_box_core::{Event, EventLineError};
 use libfuzzer_sys::fuzz_target;
 use lines::{EventLines, StreamError};
+use scratch::pieces::Pieces;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 #[path = "../../runtime/src/lines.rs"]
 mod lines;
 
-/// Inputs that begin with one of these end in a line without an end: it takes milliseconds to read.
+/// After an input whose first byte is at least this, the stream goes on with a line that is too
+/// long. Only some inputs have it, because reading it takes milliseconds.
 const ENDLESS: u8 = 0xf0;
 
-/// Twice what a line may have.
+/// Length of that line: twice the limit.
 const ENDLESS_BYTES: u64 = 2 << 20;
 
-/// Longest error: an excerpt of 80 characters, of which one may become ten (`\u{10ffff}`), and the
-/// words around it.
+/// Most bytes of an error: an excerpt of 80 characters, each of which may become the ten characters
+/// of an escape (`\u{10ffff}`), and the words around it.
 const ERROR_BYTES: usize = 1000;
 
-/// Loads up to here are read again when they were written. Not to the last bit: `serde_json` reads
-/// numbers faster than that.
+/// Larger loads may be out of range when they are read again, and smaller ones may differ in their
+/// last bits, because `serde_json` trades exact floats for speed.
 const MAX_LOAD: f64 = 1e300;
 const PRECISION: f64 = 1e-9;
 
 fuzz_target!(|input: &[u8]| {
     let pieces = Pieces::new(input);
     let (events, end) = read(pieces.clone());
-    let (expected, is_whole) = by_the_book(pieces.stream());
+    let (expected, is_valid) = read_whole(pieces.stream());
     assert_eq!(events, expected);
-    assert_eq!(end.is_ok(), is_whole, "{end:?}");
+    assert_eq!(end.is_ok(), is_valid, "{end:?}");
     if let Err(error) = end {
-        // Its cause quotes what was found, as it is.
+        // The cause is not checked: it quotes the input without escapes.
         let text = error.to_string();
         let has_control = text.chars().any(char::is_control);
-        assert!(!has_control && text.len() <= ERROR_BYTES, "not fit to be shown: {text:?}");
+        assert!(!has_control && text.len() <= ERROR_BYTES, "not printable or too long: {text:?}");
     }
     events.into_iter().for_each(check_round_trip);
-    if is_whole && input.first().is_some_and(|byte| *byte >= ENDLESS) {
+    if is_valid && input.first().is_some_and(|byte| *byte >= ENDLESS) {
         let endless = tokio::io::repeat(b' ').take(ENDLESS_BYTES);
         let (_, end) = read(AsyncReadExt::chain(pieces, endless));
         assert!(matches!(end, Err(StreamError::Line(EventLineError::TooLong { .. }))), "{end:?}");
     }
 });
 
-/// Reads all events up to an error.
+/// Reads all events up to an error with the reader under test.
 fn read(stream: impl AsyncRead + Unpin) -> (Vec<Event>, Result<(), StreamError>) {
     let (mut lines, mut events) = (EventLines::new(stream), Vec::new());
     loop {
-        // The streams here are never waited for.
+        // A stream in memory is always ready, so the target needs no runtime.
         let next = pin!(lines.next());
         let Poll::Ready(next) = next.poll(&mut Context::from_waker(Waker::noop())) else {
             panic!("the reader waits")
@@ -69,11 +70,12 @@ fn read(stream: impl AsyncRead + Unpin) -> (Vec<Event>, Result<(), StreamError>)
     }
 }
 
-/// Does the same with the whole stream at hand; and whether it is events to its end.
-fn by_the_book(stream: &[u8]) -> (Vec<Event>, bool) {
+/// Reads all events up to an error, from the whole stream: the reference for the reader under test.
+/// Returns also whether all lines are events.
+fn read_whole(stream: &[u8]) -> (Vec<Event>, bool) {
     let mut events = Vec::new();
     for line in stream.split_inclusive(|byte| *byte == b'\n') {
-        // The last one may be cut.
+        // The shim may be killed while it writes its last line, so an incomplete one is no error.
         let Some(line) = line.strip_suffix(b"\n") else { break };
         match serde_json::from_slice::<Event>(line) {
             Ok(event) if event.v == EVENT_VERSION => events.push(event),
@@ -83,7 +85,7 @@ fn by_the_book(stream: &[u8]) -> (Vec<Event>, bool) {
     (events, true)
 }
 
-/// Checks that an event is the same when it was written and read again, in one line.
+/// Checks that an event is written in one line, and is the same when it is read again.
 fn check_round_trip(mut event: Event) {
     let line = serde_json::to_string(&event).unwrap();
     assert!(!line.contains('\n'), "{line}");
@@ -97,7 +99,7 @@ fn check_round_trip(mut event: Event) {
     assert_eq!(again, event, "{line}");
 }
 
-/// Takes out what an event says of the guest's load.
+/// Takes the load averages of the guest out of an event, so that the rest can be compared exactly.
 fn loads(event: &mut Event) -> [f64; 3] {
     match &mut event.kind {
         EventKind::Metrics(metrics) => metrics

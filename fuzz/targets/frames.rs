@@ -1,21 +1,22 @@
-//! Ethernet frames of a guest, as the gate of its network carries them. What arrived is read by etherparse.
+//! Fuzzes the Ethernet frames of a guest that the gate carries. The crate etherparse is the
+//! reference for reading them.
 
 #![no_main]
-#![allow(clippy::unwrap_used, reason = "what cannot be set up ends the fuzzer")]
+#![allow(clippy::unwrap_used, reason = "a failed setup must end the fuzzer")]
 
 use std::net::Ipv4Addr;
 
 use etherparse::{Ethernet2HeaderSlice, Ipv4HeaderSlice, ether_type, ip_number};
-use ground::pieces::Pieces;
 use libfuzzer_sys::fuzz_target;
+use scratch::pieces::Pieces;
 
-#[expect(dead_code, reason = "the rest is for the shim itself")]
+#[expect(dead_code, reason = "only the shim uses the rest")]
 #[path = "../../src/network/addresses.rs"]
 mod addresses;
-#[expect(dead_code, reason = "the rest is for the shim's own question")]
+#[expect(dead_code, reason = "only the shim uses the rest, for its ARP request")]
 #[path = "../../src/network/frames.rs"]
 mod frames;
-#[allow(dead_code, reason = "the rest is for the shim's config")]
+#[allow(dead_code, reason = "only the shim uses the rest, for its config")]
 #[path = "../../src/spec/network.rs"]
 mod spec;
 
@@ -24,6 +25,7 @@ use self::addresses::GUEST_ADDRESS;
 /// A name server with a link-local address.
 const SERVER: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 253);
 
+/// Length of the prefix before each frame, which is the length of the frame.
 const LENGTH_BYTES: usize = 4;
 const DNS_PORT: u16 = 53;
 
@@ -33,20 +35,20 @@ fuzz_target!(|input: &[u8]| {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let mut arrived = Vec::new();
     let may_leave = |frame: &[u8]| frames::may_leave(frame, &[SERVER]);
-    // What is no frame ends it: what came before has arrived.
+    // An invalid length ends the stream with an error. The frames before it have arrived.
     let _ended = runtime.block_on(frames::carry(pieces, &mut arrived, may_leave));
     let mut arrived = split(&arrived).into_iter().peekable();
     for frame in sent {
         let has_arrived = arrived.next_if_eq(&frame).is_some();
-        // One without a packet in it is nobody's.
+        // The gate may carry or drop a frame without a complete packet.
         if let Some(expected) = expected(frame) {
             assert_eq!(has_arrived, expected, "{}", frame.escape_ascii());
         }
     }
-    assert_eq!(arrived.next(), None, "nobody sent it");
+    assert_eq!(arrived.next(), None, "a frame arrived that was not sent");
 });
 
-/// The frames of a stream, up to what is none.
+/// Returns the frames of a stream, up to an invalid or incomplete one.
 fn split(mut stream: &[u8]) -> Vec<&[u8]> {
     let mut frames = Vec::new();
     while let Some((length, rest)) = stream.split_first_chunk::<LENGTH_BYTES>()
@@ -59,7 +61,7 @@ fn split(mut stream: &[u8]) -> Vec<&[u8]> {
     frames
 }
 
-/// Whether a frame is to arrive; nothing of one whose packet has no header.
+/// Returns whether the gate must carry a frame, or `None` if its packet has no complete header.
 fn expected(frame: &[u8]) -> Option<bool> {
     let ethernet = Ethernet2HeaderSlice::from_slice(frame).unwrap();
     match ethernet.ether_type() {
@@ -71,16 +73,19 @@ fn expected(frame: &[u8]) -> Option<bool> {
     let header = Ipv4HeaderSlice::from_slice(packet).ok()?;
     let to = header.destination_addr();
     let first = to.octets()[0];
-    let is_hosts = to.is_loopback() || first == 0 || first >= 224;
-    if header.source_addr() != GUEST_ADDRESS || is_hosts {
+    // 0.0.0.0/8 is "this host", 224.0.0.0/4 is multicast, and 240.0.0.0/4 is reserved.
+    let is_not_unicast = to.is_loopback() || first == 0 || first >= 224;
+    if header.source_addr() != GUEST_ADDRESS || is_not_unicast {
         return Some(false);
     }
-    Some(!to.is_link_local() || (to == SERVER && is_question(&header, packet)))
+    Some(!to.is_link_local() || (to == SERVER && is_dns(&header, packet)))
 }
 
-fn is_question(header: &Ipv4HeaderSlice<'_>, packet: &[u8]) -> bool {
-    let knows_ports = [ip_number::TCP, ip_number::UDP].contains(&header.protocol());
+/// Returns whether a packet goes to the port of DNS.
+fn is_dns(header: &Ipv4HeaderSlice<'_>, packet: &[u8]) -> bool {
+    let has_ports = [ip_number::TCP, ip_number::UDP].contains(&header.protocol());
     let port = packet.get(header.slice().len() + 2..).and_then(<[u8]>::first_chunk);
+    // Only the first fragment has the ports, so no fragment is accepted.
     let is_whole = !header.is_fragmenting_payload();
-    knows_ports && is_whole && port.map(|port| u16::from_be_bytes(*port)) == Some(DNS_PORT)
+    has_ports && is_whole && port.map(|port| u16::from_be_bytes(*port)) == Some(DNS_PORT)
 }

@@ -1,8 +1,10 @@
-//! What the agent in a guest answers, heard by the shim's own client. The first byte says what the rest
-//! is: all that the agent sends, an answer, or what is in an answer.
+//! Fuzzes the answers of the agent in a guest, as the shim's own client reads them.
+//!
+//! The first byte of an input decides what the rest is: all bytes that the agent sends, the body of
+//! an answer, the message in it, or its status.
 
 #![no_main]
-#![allow(clippy::unwrap_used, reason = "what cannot be set up ends the fuzzer")]
+#![allow(clippy::unwrap_used, reason = "a failed setup must end the fuzzer")]
 
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -11,18 +13,18 @@ use a3s_box_core::event::{EventKind, GuestMetrics, HealthCause, Metrics};
 use a3s_box_core::{BoxState, Event};
 use a3s_box_proto::agent::{HealthCheckResponse, MetricsResponse, State, Status};
 use agent::{Agent, Failure};
-use ground::Ground;
-use ground::memory;
-use ground::peer::{Answer, serve};
 use libfuzzer_sys::fuzz_target;
-use report::printable::MESSAGE_CHARS;
 use prost::Message;
+use report::printable::MESSAGE_CHARS;
+use scratch::Scratch;
+use scratch::memory;
+use scratch::peer::{Answer, serve};
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixListener;
 use tonic_health::pb::HealthCheckResponse as StandardResponse;
 use tonic_health::pb::health_check_response::ServingStatus;
 
-#[expect(dead_code, reason = "the rest is for the monitor")]
+#[expect(dead_code, reason = "only the control loop uses the rest")]
 #[path = "../../src/control/agent.rs"]
 mod agent;
 #[path = "../../src/control/connection.rs"]
@@ -33,81 +35,88 @@ mod report {
     pub(crate) mod printable;
 }
 
-/// Longer than any answer takes: a connection that was closed, or that has answered, is not waited for.
-const PATIENCE: Duration = Duration::from_secs(8);
+/// Timeout of a call. No call may reach it, because the peer sends all that it has and closes, and
+/// the client must not wait for a closed connection.
+const TIMEOUT: Duration = Duration::from_secs(8);
 
-/// Memory of one connection with an answer of at most 64 KiB, several times over: h2's own buffers
-/// are some hundred KiB.
+/// Most memory of one connection: several times an answer of at most 64 KiB, and the buffers of the
+/// crate h2, which are some hundred KiB.
 const MEMORY_BYTES: usize = 2 << 20;
 
+/// gRPC status of a service that the peer does not have.
 const UNIMPLEMENTED: u8 = 12;
 
-static GROUND: LazyLock<Ground> = LazyLock::new(Ground::build);
+static SCRATCH: LazyLock<Scratch> = LazyLock::new(Scratch::build);
 
 fuzz_target!(|input: &[u8]| {
-    let Some((kind, said)) = input.split_first() else { return };
-    LazyLock::force(&GROUND);
+    let Some((kind, payload)) = input.split_first() else { return };
+    // Built here, because its memory does not belong to the input.
+    LazyLock::force(&SCRATCH);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    memory::within(MEMORY_BYTES, || runtime.block_on(ask(kind % 6, said)));
+    memory::within(MEMORY_BYTES, || runtime.block_on(call(kind % 6, payload)));
 });
 
-async fn ask(kind: u8, said: &[u8]) {
+/// Calls the agent, which sends `payload` in the way that `kind` selects.
+async fn call(kind: u8, payload: &[u8]) {
     match kind {
-        0 => drop(check_answered_with(&Script::Bytes(said)).await),
+        0 => drop(check_health(&Script::Bytes(payload)).await),
         1 => {
-            let found = check_answered_with(&Script::Answers(&[Answer::Message(said)])).await;
-            let answer = HealthCheckResponse::decode(said).ok();
+            let found = check_health(&Script::Answers(&[Answer::Message(payload)])).await;
+            let answer = HealthCheckResponse::decode(payload).ok();
             let serving = answer.filter(|answer| answer.status() == Status::Serving);
             assert_eq!(found.map(|answer| answer.state).ok(), serving.map(|answer| state(&answer)));
         }
+        // Without the agent service, the client falls back to the standard health service of gRPC.
         2 => {
             let unknown = Answer::Status(UNIMPLEMENTED, b"");
-            let answers = [unknown, Answer::Message(said)];
-            let found = check_answered_with(&Script::Answers(&answers)).await;
-            let answer = StandardResponse::decode(said).ok();
+            let answers = [unknown, Answer::Message(payload)];
+            let found = check_health(&Script::Answers(&answers)).await;
+            let answer = StandardResponse::decode(payload).ok();
             let is_serving = answer.is_some_and(|answer| answer.status() == ServingStatus::Serving);
             assert_eq!(found.map(|answer| answer.state).ok(), is_serving.then_some(None));
         }
-        3 => drop(check_answered_with(&Script::Answers(&[Answer::Body(said)])).await),
+        3 => drop(check_health(&Script::Answers(&[Answer::Body(payload)])).await),
         4 => {
-            let (status, text) = said.split_first().unwrap_or((&0, &[]));
+            // Twice, because the status may be UNIMPLEMENTED, after which the client calls again.
+            let (status, text) = payload.split_first().unwrap_or((&0, &[]));
             let answers = [Answer::Status(*status, text); 2];
-            let found = check_answered_with(&Script::Answers(&answers)).await;
+            let found = check_health(&Script::Answers(&answers)).await;
             assert!(found.is_err(), "{found:?} without a message");
         }
-        _ => check_metrics(said).await,
+        _ => check_metrics(payload).await,
     }
 }
 
-/// What a peer does.
+/// The behaviour of a peer on each connection.
 enum Script<'a> {
-    /// It sends this, and closes.
+    /// The peer sends these bytes and closes the connection.
     Bytes(&'a [u8]),
+    /// The peer sends these answers, one for each request.
     Answers(&'a [Answer<'a>]),
 }
 
-/// Checks the agent's health once, and that the outcome is fit to be shown.
-async fn check_answered_with(script: &Script<'_>) -> Result<agent::Answer, Failure> {
-    let found = with_agent(script, async |agent| agent.check(PATIENCE).await).await;
+/// Makes one health check. Checks that its error, if any, is printable and short, and no timeout.
+async fn check_health(script: &Script<'_>) -> Result<agent::Answer, Failure> {
+    let found = with_agent(script, async |agent| agent.check(TIMEOUT).await).await;
     if let Err(Failure { cause, message }) = &found {
-        assert_ne!(*cause, HealthCause::Timeout, "the peer has said all");
+        assert_ne!(*cause, HealthCause::Timeout, "a timeout on a connection that was answered");
         let has_control = message.chars().any(char::is_control);
         let is_short = message.chars().count() <= MESSAGE_CHARS;
-        assert!(!has_control && is_short, "not fit to be shown: {message:?}");
+        assert!(!has_control && is_short, "not printable or too long: {message:?}");
     }
     found
 }
 
-/// Does `work` with a client of a peer that follows the script.
+/// Runs `work` with a client whose peer follows the script.
 async fn with_agent<T>(script: &Script<'_>, work: impl AsyncFnOnce(&mut Agent) -> T) -> T {
-    let socket = GROUND.path("agent.sock");
+    let socket = SCRATCH.path("agent.sock");
     let listener = UnixListener::bind(&socket).unwrap();
     let mut agent = Agent::new(&socket);
     let peer = async {
         loop {
             let (mut client, _) = listener.accept().await.unwrap();
             match script {
-                // A client that does not like what it hears goes away.
+                // Write errors are ignored: the client may close the connection at invalid data.
                 Script::Bytes(bytes) => drop(client.write_all(bytes).await),
                 Script::Answers(answers) => drop(serve(client, answers).await),
             }
@@ -115,17 +124,18 @@ async fn with_agent<T>(script: &Script<'_>, work: impl AsyncFnOnce(&mut Agent) -
     };
     let done = tokio::select! {
         done = work(&mut agent) => done,
-        () = peer => unreachable!("a peer has no end"),
+        () = peer => unreachable!("the peer loops for ever"),
     };
     std::fs::remove_file(&socket).unwrap();
     done
 }
 
-/// Checks that the figures of the guest are what it said, and that an event can hold them.
-async fn check_metrics(said: &[u8]) {
-    let script = Script::Answers(&[Answer::Message(said)]);
-    let found = with_agent(&script, async |agent| agent.metrics(PATIENCE).await).await;
-    let answer = MetricsResponse::decode(said).ok();
+/// Checks that the client returns the metrics that the guest sent, and that an event with them can
+/// be read again.
+async fn check_metrics(message: &[u8]) {
+    let script = Script::Answers(&[Answer::Message(message)]);
+    let found = with_agent(&script, async |agent| agent.metrics(TIMEOUT).await).await;
+    let answer = MetricsResponse::decode(message).ok();
     assert_eq!(found.is_some(), answer.is_some());
     let (Some(found), Some(answer)) = (found, answer) else { return };
     let GuestMetrics { memory_total_kib, memory_available_kib, processes, .. } = found;
@@ -143,11 +153,12 @@ async fn check_metrics(said: &[u8]) {
     };
     let line = serde_json::to_string(&event).unwrap();
     let read: Result<Event, _> = serde_json::from_str(&line);
-    // Numbers near the largest one do not come back: `serde_json` is not exact in the last bit.
+    // `serde_json` does not read floats exactly, so one near the largest may overflow.
     let is_large = found.load.iter().any(|load| load.abs() > 1e300);
     assert!(read.is_ok() || is_large, "{line}: {read:?}");
 }
 
+/// Returns the state that the client must report for an answer.
 fn state(answer: &HealthCheckResponse) -> Option<BoxState> {
     match answer.state() {
         State::Unspecified => None,

@@ -1,8 +1,8 @@
-//! The bytes of a layer's blob, unpacked with small limits: alone, and above another layer if it
-//! depends on that.
+//! Fuzzes the blob of a layer, which is unpacked with small limits: alone, and on top of another
+//! layer if it depends on that one.
 
 #![no_main]
-#![allow(clippy::unwrap_used, reason = "what cannot be set up ends the fuzzer")]
+#![allow(clippy::unwrap_used, reason = "a failed setup must end the fuzzer")]
 
 use std::fs;
 use std::io::{self, Read};
@@ -10,13 +10,13 @@ use std::ops::ControlFlow;
 use std::sync::LazyLock;
 
 use a3s_box_oci::{CacheError, Compression, Digest, Layer, LayerCache, Layout, Limits};
-use ground::{Ground, check_error};
 use libfuzzer_sys::fuzz_target;
+use scratch::{Scratch, check_error};
 use tar::{EntryType, Header};
 
-static GROUND: LazyLock<Ground> = LazyLock::new(Ground::build);
+static SCRATCH: LazyLock<Scratch> = LazyLock::new(Scratch::build);
 
-/// Bounds that inputs of some kilobytes can exceed.
+/// Returns limits that an input of some kilobytes can exceed.
 fn limits() -> Limits {
     Limits {
         entries: 200,
@@ -29,17 +29,18 @@ fn limits() -> Limits {
 
 fuzz_target!(|blob: &[u8]| {
     let layers = [base(), blob.to_vec()].map(|blob| {
-        let (digest, _) = GROUND.blob(&blob);
+        let (digest, _) = SCRATCH.blob(&blob);
         Layer {
             digest,
-            // Whiteouts are applied when the archive is the right one, so it has to be.
+            // The DiffID must match: with another one, the layer is refused before its whiteouts
+            // are applied.
             diff_id: Digest::of(&archive(&blob)),
             size_bytes: blob.len() as u64,
             compression: Compression::None,
         }
     });
-    let layout = Layout::open(&GROUND.path("layout")).unwrap();
-    let cache = LayerCache::open(&GROUND.path("cache")).unwrap().with_limits(limits());
+    let layout = Layout::open(&SCRATCH.path("layout")).unwrap();
+    let cache = LayerCache::open(&SCRATCH.path("cache")).unwrap().with_limits(limits());
     let outcome = cache.compose(&layout, &layers, &mut |_, _| ControlFlow::Continue(()));
     match &outcome {
         Ok(_) => {}
@@ -47,32 +48,35 @@ fuzz_target!(|blob: &[u8]| {
         Err(error) => panic!("an error of the cache itself: {error:?}"),
     }
     let files = |name: &str| -> Vec<String> {
-        fs::read_dir(GROUND.path("cache/layers-v2").join(name))
+        fs::read_dir(SCRATCH.path("cache/layers-v2").join(name))
             .unwrap()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
             .collect()
     };
+    // An error may leave no partial layer, no layer on top of another one, and no stack behind.
     assert!(files("staging").is_empty(), "{outcome:?}");
     if outcome.is_err() {
         assert!(files("ready").iter().all(|name| !name.starts_with("on-")), "{outcome:?}");
         assert!(files("stacks").is_empty(), "{outcome:?}");
     }
+    // Closes all fds and releases all leases before the cleanup, which checks for open files.
     drop((outcome, cache, layout));
-    // All but the lower layer is made anew each time.
+    // The lower layer is the same for all inputs, so it stays in the cache to save time.
     let kept = format!("sha256-{}", layers[0].diff_id.hex());
     for name in files("ready").iter().filter(|name| **name != kept) {
-        fs::remove_dir_all(GROUND.path("cache/layers-v2/ready").join(name)).unwrap();
+        fs::remove_dir_all(SCRATCH.path("cache/layers-v2/ready").join(name)).unwrap();
     }
     for (directory, name) in ["stacks", "locks"]
         .into_iter()
         .flat_map(|directory| files(directory).into_iter().map(move |name| (directory, name)))
     {
-        fs::remove_file(GROUND.path("cache/layers-v2").join(directory).join(name)).unwrap();
+        fs::remove_file(SCRATCH.path("cache/layers-v2").join(directory).join(name)).unwrap();
     }
-    GROUND.clear();
+    SCRATCH.clear();
 });
 
-/// Returns the lower layer: what the corpus and the property test like to meet.
+/// Returns the lower layer. It has the kinds and names of files that the corpus and the property
+/// test use.
 fn base() -> Vec<u8> {
     let mut tar = tar::Builder::new(Vec::new());
     let entries = [
@@ -98,7 +102,8 @@ fn base() -> Vec<u8> {
     tar.into_inner().unwrap()
 }
 
-/// Returns the archive in a blob, so far as the limits allow, or the blob.
+/// Returns the decompressed archive of a blob, up to the limits. An uncompressed blob is the
+/// archive.
 fn archive(blob: &[u8]) -> Vec<u8> {
     let limit = limits().unpacked_bytes + 1;
     let mut archive = Vec::new();
@@ -111,6 +116,6 @@ fn archive(blob: &[u8]) -> Vec<u8> {
         }
         _ => return blob.to_vec(),
     };
-    // What does not decompress has no archive, and is refused.
+    // A blob that does not decompress is refused, so its DiffID does not matter.
     read.map(|_| archive).unwrap_or_default()
 }

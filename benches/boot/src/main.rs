@@ -1,13 +1,13 @@
-//! Times both, in turn, from spawn to the first byte of the workload's output, and prints medians and
-//! the ratio pair by pair.
+//! Measures the time from spawn to the first byte of the workload's output, for the shim and for
+//! the bare libkrun calls in turn. Prints the medians and the ratio of each pair.
 //!
 //! ```text
 //! boot PAIRS SHIM CONFIG FIFO BARE ROOT PROGRAM
 //! ```
 //!
-//! CONFIG makes the shim run PROGRAM with its console on FIFO. One run of each is not counted: it
-//! fills the layer cache and the page cache. A pair with a run that fails is told of and run again,
-//! at most as often as there are pairs: an emulated host loses a VM now and then.
+//! With CONFIG the shim runs PROGRAM with its console on FIFO. The first pair is not counted: it
+//! fills the layer cache and the page cache. A pair with a failed run is reported and repeated, at
+//! most PAIRS times, because an emulated host occasionally loses a VM.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Error, Read};
@@ -17,11 +17,11 @@ use std::time::{Duration, Instant};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
-/// Opens a FIFO for reading without a writer (O_NONBLOCK on Linux).
+/// `O_NONBLOCK` on Linux: `open(2)` of a FIFO for reading returns before there is a writer.
 const NONBLOCK: i32 = 0o4000;
 
-/// A run that takes longer counts as failed.
-const PATIENCE: Duration = Duration::from_secs(40);
+/// A run that takes longer has failed.
+const TIMEOUT: Duration = Duration::from_secs(40);
 
 fn main() -> Result<()> {
     let words: Vec<String> = std::env::args().skip(1).collect();
@@ -64,7 +64,13 @@ fn main() -> Result<()> {
     Ok(())
 }
 
+/// Runs the shim once. Returns the time to the first byte in seconds.
+///
+/// # Errors
+///
+/// Fails if the run fails. The error contains the events of the shim.
 fn time_shim(shim: &str, config: &str, fifo: &str) -> Result<f64> {
+    // The reader comes first: a shim does not wait for one, and output without a reader is lost.
     let console = OpenOptions::new().read(true).custom_flags(NONBLOCK).open(fifo)?;
     let events = format!("{config}.events");
     let stdout = File::create(&events)?;
@@ -81,6 +87,7 @@ fn time_shim(shim: &str, config: &str, fifo: &str) -> Result<f64> {
     })
 }
 
+/// Runs the bare libkrun calls once. Returns the time to the first byte in seconds.
 fn time_bare(bare: &str, root: &str, program: &str) -> Result<f64> {
     let start = Instant::now();
     let mut child = Command::new(bare)
@@ -94,14 +101,16 @@ fn time_bare(bare: &str, root: &str, program: &str) -> Result<f64> {
     finish(&mut child, took)
 }
 
-/// Time until the first byte. A FIFO without a writer yet reads as ended.
+/// Returns the time from `start` to the first byte of the output, in seconds.
+///
+/// It polls each millisecond, because a FIFO that has no writer yet reads as ended.
 fn first_byte(mut output: impl Read, start: Instant) -> Result<f64> {
     let mut byte = [0];
-    while start.elapsed() < PATIENCE {
+    while start.elapsed() < TIMEOUT {
         match output.read(&mut byte) {
             Ok(1) => {
                 let took = start.elapsed().as_secs_f64();
-                // The rest is read so that the workload can end.
+                // A workload whose output is not read could block and not end.
                 drain(output);
                 return Ok(took);
             }
@@ -111,6 +120,7 @@ fn first_byte(mut output: impl Read, start: Instant) -> Result<f64> {
     Err(Error::from(std::io::ErrorKind::TimedOut).into())
 }
 
+/// Reads and discards the output for 200 ms.
 fn drain(mut output: impl Read) {
     let end = Instant::now() + Duration::from_millis(200);
     while Instant::now() < end {
@@ -120,7 +130,7 @@ fn drain(mut output: impl Read) {
     }
 }
 
-/// Kills a run that failed, waits for one that did not.
+/// Waits for the process. Kills it first if the run has failed.
 fn finish(child: &mut Child, took: Result<f64>) -> Result<f64> {
     if took.is_err() {
         child.kill()?;
@@ -132,6 +142,7 @@ fn finish(child: &mut Child, took: Result<f64>) -> Result<f64> {
     }
 }
 
+/// Returns the smallest value, the median and the largest value.
 fn spread(mut values: Vec<f64>) -> (f64, f64, f64) {
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;

@@ -1,4 +1,5 @@
-//! Images of many equal files, written layer by layer: none of them is ever in memory as a whole.
+//! Writes images of many files of equal size, as streams, so that no layer is ever in memory as a
+//! whole.
 
 use std::error::Error;
 use std::fs::{self, File};
@@ -10,10 +11,10 @@ use flate2::write::GzEncoder;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-/// Size of each file: between those of programs and of libraries.
+/// Size of each file: typical for a mixture of programs and libraries.
 const FILE_BYTES: usize = 100_000;
 
-/// Passes bytes on, and keeps their digest and number.
+/// A writer that computes digest and number of the bytes that it passes on.
 struct Hashed<W> {
     to: W,
     digest: Sha256,
@@ -39,7 +40,8 @@ impl<W> Hashed<W> {
     }
 }
 
-/// Writes an image of `bytes` in files into the new directory `layout`; returns the number of files.
+/// Writes an image with `bytes` in files into the new directory `layout`. Returns the number of
+/// files.
 pub fn write(layout: &Path, layers: usize, bytes: usize) -> Result<usize, Box<dyn Error>> {
     let blobs = layout.join("blobs/sha256");
     fs::create_dir_all(&blobs)?;
@@ -64,13 +66,15 @@ pub fn write(layout: &Path, layers: usize, bytes: usize) -> Result<usize, Box<dy
     Ok(files_each * layers)
 }
 
-/// Writes one layer; returns its descriptor and `DiffID`.
+/// Writes one layer. Returns its descriptor and its `DiffID`.
 fn write_layer(
     blobs: &Path,
     layer: usize,
     files: usize,
     bytes: usize,
 ) -> Result<(Value, String), Box<dyn Error>> {
+    // The name of a blob is its digest, which is known only at its end. The inner writer computes
+    // this digest, the outer one computes the DiffID.
     let unnamed = blobs.join("new");
     let blob = Hashed::new(BufWriter::new(File::create(&unnamed)?));
     let archive = Hashed::new(GzEncoder::new(blob, Compression::fast()));
@@ -82,7 +86,8 @@ fn write_layer(
     for file in 0..files {
         let content: Vec<u8> = (0..FILE_BYTES / 8)
             .flat_map(|_| {
-                // A linear congruential generator (Knuth's constants); half of the bits compress.
+                // A linear congruential generator with Knuth's constants, so that all runs have the
+                // same image. The mask makes the files compressible.
                 state = state
                     .wrapping_mul(6_364_136_223_846_793_005)
                     .wrapping_add(1_442_695_040_888_963_407);
@@ -116,6 +121,7 @@ fn header(name: &str, kind: tar::EntryType, mode: u32, size: usize) -> io::Resul
     Ok(header)
 }
 
+/// Writes a document as a blob. Returns its descriptor.
 fn write_json(blobs: &Path, kind: &str, value: &Value) -> io::Result<Value> {
     let text = value.to_string();
     let digest = name(Sha256::new().chain_update(&text));
@@ -124,6 +130,7 @@ fn write_json(blobs: &Path, kind: &str, value: &Value) -> io::Result<Value> {
     Ok(json!({"mediaType": media_type, "digest": digest, "size": text.len()}))
 }
 
+/// Formats a digest as OCI documents do.
 fn name(digest: Sha256) -> String {
     let hex: String = digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
     format!("sha256:{hex}")

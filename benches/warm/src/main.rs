@@ -1,10 +1,10 @@
-//! Measures starts whose layers are all in the cache, and prints one line for each image.
+//! Measures starts whose layers are all in the cache. Prints one row of a table for each image.
 //!
 //! ```text
 //! warm RUNS SHIM FAKE_GUEST DIRECTORY
 //! ```
 //!
-//! One start is not counted: the cold one, which fills the cache.
+//! The first start of each image fills the cache. Its time is not counted.
 
 mod image;
 
@@ -22,26 +22,27 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 const LAYERS: [usize; 3] = [1, 10, 128];
 const BYTES: [usize; 2] = [10_000_000, 1_000_000_000];
 
-/// Until the fake guest runs: a shim that ends while it forks leaves its locks to the child for a moment.
-const SETTLED: Duration = Duration::from_millis(300);
+/// Time to wait until the fake guest runs. A shim that ends while it forks leaves its locks to the
+/// child for a moment, and the next start would find the box locked.
+const SETTLE_TIME: Duration = Duration::from_millis(300);
 
-/// What all starts of one image have in common.
+/// The parameters of all starts of one image.
 struct Bench<'a> {
     shim: &'a str,
     fake_guest: &'a str,
     directory: PathBuf,
 }
 
-/// A shim whose root is mounted.
+/// A shim whose root is mounted, with the times of its start.
 struct Mounted {
     child: Child,
+    /// The events after `rootfs.ready`.
     rest: BufReader<ChildStdout>,
-    /// From just before the spawn to the line that says so.
+    /// From the spawn to `rootfs.ready`.
     since_spawn: Duration,
-    /// From the line that says that the config has been read to the one that says that the root is
-    /// mounted.
+    /// From `shim.started`, when the config has been read, to `rootfs.ready`.
     since_config: Duration,
-    /// As the shim says: from the image's layout to the mounted root.
+    /// The shim's own measurement, from the image's layout to the mounted root.
     duration_ms: u64,
 }
 
@@ -68,9 +69,10 @@ fn main() -> Result<()> {
 }
 
 impl Bench<'_> {
+    /// Measures one image. Returns the rest of its row.
     fn row(&self, runs: usize) -> Result<String> {
         let cold = self.start("box", true)?;
-        std::thread::sleep(SETTLED);
+        std::thread::sleep(SETTLE_TIME);
         let cold_kib = peak_kib(&cold.child)?;
         stop(cold)?;
         let (mut since_config, mut since_spawn) = (Vec::new(), Vec::new());
@@ -84,8 +86,9 @@ impl Bench<'_> {
             finish(run)?;
             whole.push(start.elapsed().as_micros());
         }
+        // Memory and disk space are measured at the second of two boxes of the same image.
         let (first, second) = (self.start("box", true)?, self.start("another", true)?);
-        std::thread::sleep(SETTLED);
+        std::thread::sleep(SETTLE_TIME);
         let warm_kib = peak_kib(&second.child)?;
         let disk_kib = disk_bytes(&self.directory.join("s/another"))? / 1024;
         stop(first)?;
@@ -99,15 +102,22 @@ impl Bench<'_> {
         ))
     }
 
-    /// Starts a shim, and waits until its root is mounted; one that `stays` has a guest that hangs.
-    fn start(&self, id: &str, stays: bool) -> Result<Mounted> {
+    /// Starts a shim, and waits until its root is mounted.
+    ///
+    /// With `runs_box` its guest then hangs, so that the process can be examined. Otherwise the
+    /// shim only prepares the root and ends.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the shim ends before `rootfs.ready`. The error is its `error` event.
+    fn start(&self, id: &str, runs_box: bool) -> Result<Mounted> {
         let config = json!({
             "id": id,
             "image": {"layout": self.directory.join("layout")},
             "process": {"entrypoint": ["hang"]},
             "paths": {
                 "state_dir": self.directory.join("s"), "cache_dir": self.directory.join("c"),
-                // The fake VM only passes it on.
+                // The fake VM does not run this file, but the config must name one that exists.
                 "guest": "/bin/true",
             },
         });
@@ -115,18 +125,18 @@ impl Bench<'_> {
         fs::write(&file, config.to_string())?;
         let mut command = Command::new(self.shim);
         command.env("A3S_BOX_FAKE_GUEST", self.fake_guest).env("A3S_BOX_LOG", "warn");
-        command.args((!stays).then_some("--prepare")).arg("--config").arg(file);
+        command.args((!runs_box).then_some("--prepare")).arg("--config").arg(file);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
         let start = Instant::now();
         let mut child = command.spawn()?;
         let mut events = BufReader::new(child.stdout.take().ok_or("no pipe")?);
-        let mut said = String::new();
+        let mut earlier = String::new();
         let mut configured = None;
         loop {
             let mut line = String::new();
             if events.read_line(&mut line)? == 0 {
                 child.wait()?;
-                return Err(failure(&said).into());
+                return Err(failure(&earlier).into());
             }
             if line.contains(r#""type":"shim.started""#) {
                 configured = Some(Instant::now());
@@ -138,40 +148,42 @@ impl Bench<'_> {
                 let duration_ms = event["duration_ms"].as_u64().ok_or("no duration")?;
                 return Ok(Mounted { child, rest: events, since_spawn, since_config, duration_ms });
             }
-            said += &line;
+            earlier += &line;
         }
     }
 }
 
-/// What the `error` event says.
+/// Returns the line of the `error` event.
 fn failure(events: &str) -> String {
     let error = events.lines().find(|line| line.contains(r#""type":"error""#));
     error.unwrap_or("the shim ended without an error").to_owned()
 }
 
+/// Stops a box with SIGTERM.
 fn stop(mut mounted: Mounted) -> Result<()> {
     Command::new("kill").arg(mounted.child.id().to_string()).status()?;
     mounted.child.wait()?;
     Ok(())
 }
 
+/// Waits for the end of a shim, and reads its other events.
 fn finish(mut mounted: Mounted) -> Result<()> {
     std::io::copy(&mut mounted.rest, &mut std::io::sink())?;
     let status = mounted.child.wait()?;
     if status.success() { Ok(()) } else { Err(format!("a run ended with {status}").into()) }
 }
 
-/// Largest resident set so far (proc(5): `VmHWM`).
+/// Returns the peak of the resident memory so far (`VmHWM` in `proc(5)`).
 fn peak_kib(child: &Child) -> Result<u64> {
     let status = fs::read_to_string(format!("/proc/{}/status", child.id()))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).ok_or("no VmHWM")?;
     Ok(line.trim().trim_end_matches(" kB").parse()?)
 }
 
-/// Blocks of a directory and all that is in it.
+/// Returns the disk space of a directory with all its entries.
 fn disk_bytes(path: &Path) -> Result<u64> {
     let found = fs::symlink_metadata(path)?;
-    // A block is 512 bytes here (stat(2)).
+    // `st_blocks` counts units of 512 bytes, whatever the block size of the file system (stat(2)).
     let mut bytes = found.blocks() * 512;
     if found.is_dir() {
         for entry in fs::read_dir(path)? {
@@ -181,7 +193,7 @@ fn disk_bytes(path: &Path) -> Result<u64> {
     Ok(bytes)
 }
 
-/// Median, smallest and largest.
+/// Formats the median, the smallest and the largest of times in microseconds.
 fn spread(mut values: Vec<u128>) -> String {
     let median = median(&mut values);
     format!("{median} µs ({}, {})", values[0], values[values.len() - 1])

@@ -1,4 +1,7 @@
-//! The boot: its phases, and the layers that were unpacked.
+//! The boot of a box: its phases, and the layers that were unpacked.
+//!
+//! The shim measures the phases and reports them when the box is ready. Before that, this module
+//! derives them from the times of the events.
 
 use std::collections::BTreeMap;
 
@@ -6,31 +9,34 @@ use a3s_box_core::BoxState;
 use a3s_box_core::event::{BootPhases, EventKind};
 
 use super::model::{Bar, BarKind, wire_name};
-use super::plain::Plain;
+use super::plain::PlainText;
 use super::span::{self, Span};
 
-/// Layers that are kept. OverlayFS takes 500, images have some ten.
+/// Most layers that are recorded. OverlayFS mounts at most 500, and a typical image has about ten.
+/// The bound keeps memory small for a hostile file.
 const MAX_LAYERS: usize = 512;
 
-/// Characters of a label: five hundred of five hundred layers fit.
+/// Most characters of a layer's label: `layer 500/500`, the longest one that can be mounted.
 const LABEL_CHARS: usize = 13;
 
-/// Characters of a digest that tell layers apart, its algorithm included.
+/// Characters of a digest that are shown, including its algorithm: enough to distinguish layers.
 const DIGEST_CHARS: usize = "sha256:0123456789ab".len();
 
-/// What events say about the boot.
+/// What the events of a run report about its boot.
 #[derive(Debug, Default)]
 pub(crate) struct Boot {
     resolved_ms: Option<u64>,
     root: Option<Root>,
     vm_starting_ms: Option<u64>,
     guest_started_ms: Option<u64>,
-    /// What the shim measured itself.
+    /// The durations that the shim measured itself.
     phases: Option<BootPhases>,
     pub(crate) ready_ms: Option<u64>,
+    /// Layers by their number, which starts at 1.
     layers: BTreeMap<u32, Layer>,
-    layers_of: u32,
-    /// The layer of the last progress.
+    /// Number of layers of the image.
+    layer_count: u32,
+    /// Number of the layer of the last progress event.
     current: Option<u32>,
 }
 
@@ -43,20 +49,20 @@ struct Root {
 
 #[derive(Debug)]
 struct Layer {
-    digest: Plain,
+    digest: PlainText,
     bytes: u64,
     span: Span,
     is_done: bool,
 }
 
 impl Boot {
-    /// Takes what `kind` says about the boot.
+    /// Records an event at `ms`, if it belongs to the boot.
     pub(crate) fn record(&mut self, ms: u64, kind: &EventKind) {
         match kind {
             EventKind::ImageResolved { .. } => self.resolved_ms = Some(ms),
             EventKind::RootfsProgress { .. } => self.record_progress(ms, kind),
             EventKind::RootfsReady { duration_ms, .. } => {
-                self.finish_layer(ms);
+                self.finish_all_layers(ms);
                 let detail = root_detail(kind);
                 self.root = Some(Root { ready_ms: ms, duration_ms: *duration_ms, detail });
             }
@@ -66,11 +72,13 @@ impl Boot {
                 self.phases = Some(*phases);
                 self.ready_ms.get_or_insert(ms);
             }
-            // A box without an agent is ready without `agent.ready`.
+            // A box without an agent emits no `agent.ready`, so its change of state counts. A box
+            // with an agent emits both, and the first one wins.
             EventKind::StateChanged { from: BoxState::Created, to } if *to != BoxState::Stopped => {
                 self.ready_ms.get_or_insert(ms);
             }
-            // The file may begin after the boot.
+            // A rotated file may begin after the boot. The metrics repeat the durations of the
+            // boot.
             EventKind::Metrics(metrics) if self.phases.is_none() && metrics.boot.total_ms > 0 => {
                 self.phases = Some(metrics.boot);
                 self.ready_ms = Some(metrics.boot.total_ms);
@@ -85,17 +93,19 @@ impl Boot {
         };
         let EventKind::RootfsProgress { bytes_total, .. } = kind else { return };
         if self.current.replace(*layer_number).is_some_and(|last| last != *layer_number) {
-            self.finish_current_but(*layer_number, ms);
+            self.finish_layers_except(*layer_number, ms);
         }
-        self.layers_of = *layers;
-        // Progress is told ten times a second: a layer began when the one before it ended.
+        self.layer_count = *layers;
+        // Progress is emitted at most ten times a second, so the first event of a layer comes late,
+        // and events do not show which layers were unpacked at the same time. The picture therefore
+        // has them one after the other: each begins when the previous one ends.
         let ends = self.layers.values().map(|layer| layer.span.to_ms);
         let from_ms = ends.max().or(self.resolved_ms).unwrap_or(ms);
         if self.layers.len() >= MAX_LAYERS && !self.layers.contains_key(layer_number) {
             return;
         }
         let entry = self.layers.entry(*layer_number).or_insert_with(|| Layer {
-            digest: Plain::new(layer, DIGEST_CHARS),
+            digest: PlainText::new(layer, DIGEST_CHARS),
             bytes: *bytes_total,
             span: Span::new(from_ms, ms),
             is_done: false,
@@ -104,8 +114,11 @@ impl Boot {
         entry.is_done = bytes_done >= bytes_total;
     }
 
-    /// The next layer begins when those before it end.
-    fn finish_current_but(&mut self, number: u32, ms: u64) {
+    /// Ends all unfinished layers at `ms`, except layer `number`.
+    ///
+    /// The last progress event of a layer may be missing, because the shim limits their rate.
+    /// Therefore an event of another layer counts as the end.
+    fn finish_layers_except(&mut self, number: u32, ms: u64) {
         let open = self.layers.iter_mut().filter(|(of, layer)| **of != number && !layer.is_done);
         for (_, layer) in open {
             layer.span.to_ms = ms;
@@ -113,12 +126,12 @@ impl Boot {
         }
     }
 
-    fn finish_layer(&mut self, ms: u64) {
-        // Layers are numbered from 1.
-        self.finish_current_but(0, ms);
+    fn finish_all_layers(&mut self, ms: u64) {
+        // Layers are numbered from 1, so number 0 excludes none.
+        self.finish_layers_except(0, ms);
     }
 
-    /// When the root file system was begun, as far as events say.
+    /// Returns when the work on the root file system began, from the best source that the file has.
     fn root_begin_ms(&self) -> Option<u64> {
         let root = self.root.as_ref();
         self.resolved_ms
@@ -127,7 +140,9 @@ impl Boot {
             .or(self.vm_starting_ms)
     }
 
-    /// Phases and layers. What has no end by `end_ms` is not finished.
+    /// Returns the bars of the phases, with the layers after the root file system.
+    ///
+    /// A phase or layer without an end lasts until `end_ms` and is marked as unfinished.
     pub(crate) fn bars(&self, end_ms: u64) -> Vec<Bar> {
         let mut bars = match &self.phases {
             Some(phases) => self.measured(phases),
@@ -140,6 +155,7 @@ impl Boot {
         bars
     }
 
+    /// Returns the phases that the shim measured. They follow each other without a gap from 0.
     fn measured(&self, phases: &BootPhases) -> Vec<Bar> {
         let mut from_ms = 0;
         let durations = [
@@ -159,7 +175,10 @@ impl Boot {
             .collect()
     }
 
-    /// What the events' times say: where libkrun was entered, they do not.
+    /// Returns the phases as the times of the events show them.
+    ///
+    /// No event marks the moment at which the shim entered libkrun. Therefore one bar stands for
+    /// the phases `vm` and `kernel`.
     fn observed(&self, end_ms: u64) -> Vec<Bar> {
         let root_from_ms = self.root_begin_ms();
         let phases = [
@@ -176,7 +195,8 @@ impl Boot {
             .into_iter()
             .filter_map(|(name, from_ms, to_ms)| {
                 let span = Span::new(from_ms?, to_ms.unwrap_or(end_ms));
-                // A box without an agent is ready at once.
+                // A box without an agent is ready as soon as its guest has started, so its phase
+                // `agent` is empty and is left out.
                 let is_none = name.0 == BarKind::Agent && to_ms.is_some() && span.ms() == 0;
                 (!is_none).then(|| self.bar(name, span, to_ms.is_some()))
             })
@@ -194,13 +214,13 @@ impl Boot {
     }
 
     fn layer_bars(&self, end_ms: u64) -> Vec<Bar> {
-        let of = self.layers_of;
+        let of = self.layer_count;
         let bar = |(number, layer): (&u32, &Layer)| {
             let to_ms = if layer.is_done { layer.span.to_ms } else { end_ms };
             let span = Span::new(layer.span.from_ms, to_ms);
             Bar {
                 kind: BarKind::Layer,
-                label: Plain::new(&format!("layer {number}/{of}"), LABEL_CHARS).to_string(),
+                label: PlainText::new(&format!("layer {number}/{of}"), LABEL_CHARS).to_string(),
                 detail: format!("{} · {}", span::bytes(layer.bytes), layer.digest),
                 span,
                 took_ms: span.ms(),
@@ -211,6 +231,7 @@ impl Boot {
     }
 }
 
+/// Describes the root: how it was made, its layers, and the bytes that were unpacked for it.
 fn root_detail(kind: &EventKind) -> String {
     let EventKind::RootfsReady { layers, cache_hits, unpacked_bytes, root, .. } = kind else {
         return String::new();

@@ -1,14 +1,14 @@
-//! SVG elements, written by hand: the only place where a text becomes XML.
+//! Writes SVG elements. This is the only module that turns text into XML, so all escaping is here.
 
 use std::fmt::Write;
 
-/// An SVG document while it is drawn.
+/// An SVG document that is being drawn.
 #[derive(Debug, Default)]
 pub(crate) struct Canvas {
     body: String,
 }
 
-/// A rectangle.
+/// A rectangle, in pixels from the top left corner of the page.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Area {
     pub(crate) x: f64,
@@ -28,12 +28,14 @@ impl Area {
 }
 
 impl Canvas {
-    /// A rectangle of class `class`; `tip` is shown when one points at it.
+    /// Draws a rectangle of the CSS class `class`. A viewer shows `tip` as a tooltip.
     pub(crate) fn rect(&mut self, area: Area, class: &str, tip: &str) {
         let Area { x, y, width, height } = area;
+        // One decimal is a tenth of a pixel. More digits would only make the file larger.
         self.push(format_args!(
             r#"<rect class="{class}" x="{x:.1}" y="{y:.1}" width="{width:.1}" height="{height:.1}""#
         ));
+        // Viewers show the element `title` as a tooltip.
         if tip.is_empty() {
             self.push(format_args!("/>\n"));
         } else {
@@ -41,7 +43,8 @@ impl Canvas {
         }
     }
 
-    /// A text whose base line starts, or ends, at a point: its class says which.
+    /// Draws a text. Its class decides whether the base line starts, ends or has its middle at the
+    /// point.
     pub(crate) fn text(&mut self, x: f64, y: f64, class: &str, text: &str) {
         self.push(format_args!(
             "<text class=\"{class}\" x=\"{x:.1}\" y=\"{y:.1}\">{}</text>\n",
@@ -49,19 +52,19 @@ impl Canvas {
         ));
     }
 
-    /// A line down from a point.
+    /// Draws a vertical line.
     pub(crate) fn down(&mut self, x: f64, (from, to): (f64, f64), class: &str) {
         self.push(format_args!("<path class=\"{class}\" d=\"M{x:.1} {from:.1}V{to:.1}\"/>\n"));
     }
 
-    /// A path of commands that this program made.
+    /// Draws a path. `commands` must come from this program, because they are not escaped.
     pub(crate) fn path(&mut self, class: &str, commands: &str) {
         if !commands.is_empty() {
             self.push(format_args!("<path class=\"{class}\" d=\"{commands}\"/>\n"));
         }
     }
 
-    /// The whole document.
+    /// Returns the whole document.
     pub(crate) fn finish(self, (width, height): (f64, f64), title: &str, style: &str) -> String {
         format!(
             concat!(
@@ -79,19 +82,23 @@ impl Canvas {
     }
 
     fn push(&mut self, arguments: std::fmt::Arguments<'_>) {
-        // Nothing to fail: a string grows.
+        // Writing to a string cannot fail.
         let _written = self.body.write_fmt(arguments);
     }
 }
 
-/// Closed rectangles of a path.
-pub(crate) fn boxed(area: Area) -> String {
+/// Returns the path commands of a closed rectangle.
+pub(crate) fn rectangle_path(area: Area) -> String {
     let (right, bottom) = (area.right(), area.bottom());
     format!("M{:.1} {:.1}H{right:.1}V{bottom:.1}H{:.1}Z", area.x, area.y, area.x)
 }
 
-/// A text as XML takes it, in an element or an attribute. What XML forbids is replaced, though
-/// texts from outside are cleaned before they come here.
+/// Escapes a text for an XML element or attribute.
+///
+/// Characters that XML forbids are replaced. Texts from outside are [`PlainText`] already, which
+/// has none of them. This is a second line of defence.
+///
+/// [`PlainText`]: super::plain::PlainText
 fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for character in text.chars() {
@@ -101,6 +108,7 @@ fn escape(text: &str) -> String {
             '>' => escaped.push_str("&gt;"),
             '"' => escaped.push_str("&quot;"),
             '\'' => escaped.push_str("&#39;"),
+            // These two are outside of the characters that XML 1.0 permits.
             '\u{fffe}' | '\u{ffff}' => escaped.push(char::REPLACEMENT_CHARACTER),
             _ if character.is_control() => escaped.push(char::REPLACEMENT_CHARACTER),
             _ => escaped.push(character),
@@ -114,7 +122,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_text_stays_a_text() {
+    fn escapes_hostile_text() {
         let hostile = "</text><script>alert('1')</script>&\"\u{0}\u{1b}\u{ffff}";
         let mut canvas = Canvas::default();
         canvas.text(1.0, 2.0, "a", hostile);

@@ -1,15 +1,16 @@
-//! A whole life in a bounded number of cells, each as long as all others.
+//! The whole run of a box in a bounded number of cells of equal length.
 //!
-//! A picture has a thousand columns, so a box that was busy a million times needs no million spans.
-//! When time goes beyond the last cell, each two become one.
+//! A picture has about a thousand columns. A box that was busy a million times therefore does not
+//! need a million spans. When time passes the last cell, each pair of cells is merged into one.
 
 use super::span::Span;
 
-/// Cells: at least half of them are in use once there was one such doubling, and a picture's chart is
-/// 850 pixels wide. Even.
-const CELLS: usize = 2048;
+/// Most cells. After a merge at least half of them are in use, so the chart of a picture, which is
+/// 808 pixels wide, always has a cell for each pixel. The number is even, because cells are merged
+/// in pairs.
+const MAX_CELLS: usize = 2048;
 
-/// What a box does, as a strip shows it.
+/// What a box does, as the strip `state` shows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Activity {
     Booting,
@@ -23,8 +24,8 @@ impl Activity {
     pub(crate) const ALL: [Self; 5] =
         [Self::Booting, Self::Ready, Self::Busy, Self::Compacting, Self::Stopping];
 
-    /// Whether it is more than a way to or from the others.
-    pub(crate) fn is_lived(self) -> bool {
+    /// Returns whether the box has booted and is not stopping.
+    pub(crate) fn is_running(self) -> bool {
         !matches!(self, Self::Booting | Self::Stopping)
     }
 
@@ -39,7 +40,7 @@ impl Activity {
     }
 }
 
-/// What health checks say, as a strip shows it.
+/// The result of the health checks, as the strip `health` shows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Health {
     Starting,
@@ -59,7 +60,7 @@ impl Health {
     }
 }
 
-/// What is marked at a time.
+/// An event that is drawn as a mark at its time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum MarkKind {
     Error,
@@ -81,7 +82,8 @@ impl MarkKind {
     }
 }
 
-/// What happened in a cell. Times are in milliseconds; fractions come from cells that are divided.
+/// What happened during one cell. Times are in milliseconds. They have fractions, because
+/// [`Grid::resample`] divides cells.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Cell {
     /// Time in each [`Activity`].
@@ -90,9 +92,9 @@ pub(crate) struct Cell {
     pub(crate) health_ms: [f64; Health::ALL.len()],
     /// Number of each [`MarkKind`].
     pub(crate) marks: [u64; MarkKind::ALL.len()],
-    /// Most memory that was seen; 0: nobody looked.
+    /// Peak of the memory; 0 if the cell has no sample.
     pub(crate) memory_kib: u64,
-    /// CPU time, and the time in which it was used.
+    /// CPU time that was used, and the wall clock time in which it was used.
     pub(crate) cpu_ms: f64,
     pub(crate) cpu_over_ms: f64,
 }
@@ -110,16 +112,18 @@ impl Cell {
         self.marks[of as usize]
     }
 
-    /// CPUs that were busy on average; `None` when nobody looked.
+    /// Returns how many CPUs were busy on average, or `None` without a sample.
     pub(crate) fn cpus(&self) -> Option<f64> {
         (self.cpu_over_ms > 0.0).then(|| self.cpu_ms / self.cpu_over_ms)
     }
 
+    /// Adds the fraction `part` of the times of `other`, and all its marks and its memory.
     fn add(&mut self, other: &Self, part: f64) {
         let times = self.activity_ms.iter_mut().chain(&mut self.health_ms);
         for (time, more) in times.zip(other.activity_ms.iter().chain(&other.health_ms)) {
             *time += more * part;
         }
+        // Counts come from a file that may be hostile, so they saturate.
         for (count, more) in self.marks.iter_mut().zip(other.marks) {
             *count = count.saturating_add(more);
         }
@@ -129,7 +133,7 @@ impl Cell {
     }
 }
 
-/// The cells of a life.
+/// The cells of a run.
 #[derive(Clone, Debug)]
 pub(crate) struct Grid {
     origin_ms: u64,
@@ -142,7 +146,7 @@ impl Grid {
         Self { origin_ms, cell_ms: 1, cells: Vec::new() }
     }
 
-    /// The cells with their times.
+    /// Returns the cells with their times.
     pub(crate) fn cells(&self) -> impl Iterator<Item = (Span, &Cell)> {
         self.cells.iter().enumerate().map(|(index, cell)| (self.span(index), cell))
     }
@@ -153,11 +157,13 @@ impl Grid {
         Span { from_ms, to_ms: from_ms.saturating_add(self.cell_ms) }
     }
 
-    /// Adds to each cell of `span`, with the time that the two share.
+    /// Calls `add` for each cell that `span` overlaps, with the length of the overlap.
     pub(crate) fn spread(&mut self, span: Span, mut add: impl FnMut(&mut Cell, f64)) {
+        // An empty span has no last millisecond.
         if span.ms() == 0 {
             return;
         }
+        // The last index is computed first: it may merge cells, which changes the first index.
         let last = self.index(span.to_ms - 1);
         let first = self.index(span.from_ms);
         for index in first..=last {
@@ -169,26 +175,28 @@ impl Grid {
         }
     }
 
-    /// The cell of a time.
-    pub(crate) fn at(&mut self, ms: u64) -> Option<&mut Cell> {
+    /// Returns the cell that contains a time.
+    pub(crate) fn cell_at(&mut self, ms: u64) -> Option<&mut Cell> {
         let index = self.index(ms);
         self.cells.get_mut(index)
     }
 
-    /// The index of a time's cell, which exists afterwards.
+    /// Returns the index of the cell that contains a time. Adds cells, and merges them, as needed.
     fn index(&mut self, ms: u64) -> usize {
         let past = ms.saturating_sub(self.origin_ms);
-        while past / self.cell_ms >= CELLS as u64 {
-            self.halve();
+        // Each merge doubles `cell_ms`, so at most 64 of them reach any time.
+        while past / self.cell_ms >= MAX_CELLS as u64 {
+            self.merge_pairs();
         }
-        let index = usize::try_from(past / self.cell_ms).unwrap_or(CELLS);
+        let index = usize::try_from(past / self.cell_ms).unwrap_or(MAX_CELLS);
         if self.cells.len() <= index {
             self.cells.resize(index + 1, Cell::default());
         }
         index
     }
 
-    fn halve(&mut self) {
+    /// Merges each pair of cells into one, so that the cells cover twice the time.
+    fn merge_pairs(&mut self) {
         self.cells = self
             .cells
             .chunks(2)
@@ -201,10 +209,13 @@ impl Grid {
         self.cell_ms = self.cell_ms.saturating_mul(2);
     }
 
-    /// The same over `span`, in as many cells as asked for. Marks and memory go where their cell
-    /// begins, times are divided.
+    /// Returns `span` in `columns` cells of equal length.
+    ///
+    /// The times of a cell are divided among the columns that it overlaps. Its marks and its peak
+    /// of memory go to the first of these columns only, because dividing a count has no meaning.
     pub(crate) fn resample(&self, span: Span, columns: usize) -> Vec<Cell> {
         let mut sampled = vec![Cell::default(); columns];
+        // The span may be empty. Its width must not be 0, as it is a divisor.
         let width = span.ms().max(1) as f64 / columns as f64;
         for (of, cell) in self.cells() {
             if of.to_ms <= span.from_ms || of.from_ms > span.to_ms {
@@ -242,31 +253,31 @@ mod tests {
     }
 
     #[test]
-    fn a_long_life_takes_no_more_cells_than_a_short_one() {
+    fn bounds_the_cells_of_a_long_run() {
         let mut grid = Grid::new(5);
         for day in 0..1000 {
             let from = 5 + day * 86_400_000;
             grid.spread(Span::new(from, from + 1234), busy);
-            grid.at(from).unwrap().marks[MarkKind::Error as usize] += 1;
+            grid.cell_at(from).unwrap().marks[MarkKind::Error as usize] += 1;
         }
-        assert!(grid.cells.len() <= CELLS && grid.cells.len() > CELLS / 4);
+        assert!(grid.cells.len() <= MAX_CELLS && grid.cells.len() > MAX_CELLS / 4);
         assert!((sum(&grid.cells) - 1_234_000.0).abs() < 1.0);
         assert_eq!(grid.cells.iter().map(|cell| cell.mark(MarkKind::Error)).sum::<u64>(), 1000);
     }
 
     #[test]
-    fn the_end_of_time_is_a_time() {
+    fn accepts_the_largest_time() {
         let mut grid = Grid::new(0);
         grid.spread(Span::new(0, u64::MAX), busy);
-        assert!(grid.at(u64::MAX).is_some());
-        assert!(grid.cells.len() <= CELLS);
+        assert!(grid.cell_at(u64::MAX).is_some());
+        assert!(grid.cells.len() <= MAX_CELLS);
     }
 
     #[test]
-    fn columns_share_what_cells_hold() {
+    fn resampling_preserves_times_and_marks() {
         let mut grid = Grid::new(0);
         grid.spread(Span::new(2, 4), busy);
-        grid.at(3).unwrap().marks[0] = 1;
+        grid.cell_at(3).unwrap().marks[0] = 1;
         for columns in [1, 2, 3, 10, 100] {
             let sampled = grid.resample(Span::new(0, 10), columns);
             assert!((sum(&sampled) - 2.0).abs() < 1e-6, "{columns}");

@@ -1,33 +1,34 @@
-//! The life between boot and end: states, health, figures, and what is worth a note.
+//! The run of a box between its boot and its end: states, health, measurements, marks and notes.
 
 use a3s_box_core::event::{EventKind, Metrics};
 use a3s_box_core::{BoxState, ErrorReport, Event, HealthState};
 
 use super::grid::{Activity, Grid, Health, MarkKind};
 use super::model::{Note, Totals, Weight, wire_name};
-use super::plain::Plain;
+use super::plain::PlainText;
 use super::span::{self, Span};
 
-/// Notes of one kind that are kept: what a person reads of it. More are counted.
+/// Most notes of one kind that are shown. Further ones are only counted, which bounds memory and
+/// keeps the list readable.
 const MAX_NOTES: usize = 6;
 
-/// Marks that are kept exactly: more than a boot has.
+/// Most marks whose exact times are kept. A boot has fewer. The grid counts all marks.
 const MAX_MARKS: usize = 64;
 
-/// Characters of a message, cause or status that are shown: two lines of a picture.
+/// Most characters of a message, cause or status: two lines of a picture.
 const TEXT_CHARS: usize = 200;
 
 /// Characters of a wall clock time: `2026-01-31T09:00:00.123Z`.
 const TIME_CHARS: usize = 24;
 
-/// What events say about the life.
+/// What the events of a run report about the time between its boot and its end.
 #[derive(Debug)]
 pub(crate) struct Life {
     activity: Option<Activity>,
     activity_since_ms: u64,
     health: Option<Health>,
     health_since_ms: u64,
-    /// CPU time so far, and when that was read.
+    /// When the CPU time was last read, and the CPU time since the start, both in milliseconds.
     cpu: Option<(u64, u64)>,
     grid: Grid,
     totals: Totals,
@@ -39,26 +40,27 @@ pub(crate) struct Life {
     notified: Repeated,
 }
 
-/// The first notes of a kind.
+/// Notes of one kind: the first ones, and the number of the others.
 #[derive(Debug, Default)]
 struct Notes {
     kept: Vec<Note>,
     more: u64,
-    last: Option<(u64, Plain)>,
+    last: Option<(u64, PlainText)>,
 }
 
-/// Something that is told once, however often it happens.
+/// Events of one kind that share a single note.
 #[derive(Debug, Default)]
 struct Repeated {
     count: u64,
-    /// How much in all, in the unit of its kind.
+    /// Total amount, in the unit of its kind: bytes or events.
     amount: u64,
-    text: Plain,
-    last: Option<(u64, Plain)>,
+    text: PlainText,
+    last: Option<(u64, PlainText)>,
 }
 
 impl Life {
-    /// A life whose first event is at `begin_ms`; what was before is not known unless it is the start.
+    /// Starts a record at `begin_ms`. The box is booting if that is 0. Otherwise its activity is
+    /// unknown until an event reports it.
     pub(crate) fn new(begin_ms: u64) -> Self {
         Self {
             activity: (begin_ms == 0).then_some(Activity::Booting),
@@ -77,11 +79,12 @@ impl Life {
         }
     }
 
-    /// Takes what `event` says about the life.
+    /// Records an event at `ms`, if it belongs to the time after the boot.
     pub(crate) fn record(&mut self, ms: u64, event: &Event) {
-        let at = (ms, Plain::new(&event.time, TIME_CHARS));
+        let at = (ms, PlainText::new(&event.time, TIME_CHARS));
         match &event.kind {
             EventKind::StateChanged { from, to } => self.change_state(ms, *from, *to),
+            // A workload that ends by itself also begins the stop of its box.
             EventKind::StopRequested { .. } | EventKind::GuestExited { .. } => {
                 self.enter(ms, Activity::Stopping);
             }
@@ -96,34 +99,40 @@ impl Life {
             EventKind::ConsoleTruncated { discarded_bytes, cause } => {
                 self.mark(ms, MarkKind::Truncated);
                 self.truncated.add(at, &wire_name(cause));
+                // The event reports the total since the start.
                 self.truncated.amount = *discarded_bytes;
             }
             EventKind::EventsDropped { count } => {
                 self.mark(ms, MarkKind::Dropped);
                 self.dropped.add(at, "");
+                // Unlike the bytes above, the event reports only the events since the last one.
                 self.dropped.amount = self.dropped.amount.saturating_add(*count);
             }
             EventKind::WorkloadNotified { ready, stopping, status } => {
                 self.mark(ms, MarkKind::Notified);
-                let said = if *stopping {
+                // Without a status, the note names the newer flag. `ready` stays set once it is
+                // set, so that is `stopping`.
+                let message = if *stopping {
                     "STOPPING=1"
                 } else if *ready {
                     "READY=1"
                 } else {
                     ""
                 };
-                self.notified.add(at, status.as_deref().unwrap_or(said));
+                self.notified.add(at, status.as_deref().unwrap_or(message));
             }
             EventKind::Metrics(metrics) => self.measure(ms, metrics),
+            // The other events belong to the boot or to the stop.
             _ => {}
         }
     }
 
     fn change_state(&mut self, ms: u64, from: BoxState, to: BoxState) {
-        // From the stop on, what the agent says does not matter any more.
+        // During a stop the agent may still report states. The box stays in `stopping`.
         if self.activity == Some(Activity::Stopping) {
             return;
         }
+        // If the file begins after the boot, `from` is the state since the first event.
         self.activity = self.activity.or(Some(activity(from)));
         self.enter(ms, activity(to));
     }
@@ -133,36 +142,42 @@ impl Life {
         self.activity = Some(next);
     }
 
+    /// Adds the time since the last change to the current activity.
     fn close_activity(&mut self, ms: u64) {
         let span = Span::new(self.activity_since_ms, ms);
         self.activity_since_ms = ms;
         if let Some(activity) = self.activity {
             self.totals.activity_ms[activity as usize] += span.ms();
-            self.grid.spread(span, |cell, ms| cell.activity_ms[activity as usize] += ms);
+            self.grid
+                .spread(span, |cell, overlap_ms| cell.activity_ms[activity as usize] += overlap_ms);
         }
     }
 
     fn change_health(&mut self, ms: u64, from: HealthState, to: HealthState) {
+        // The health before the first change is known from that change only.
         self.health = self.health.or(Some(health(from)));
         self.close_health(ms);
         self.health = Some(health(to));
     }
 
+    /// Adds the time since the last change to the current health.
     fn close_health(&mut self, ms: u64) {
         let span = Span::new(self.health_since_ms, ms);
         self.health_since_ms = ms;
         if let Some(health) = self.health {
             self.totals.health_ms[health as usize] += span.ms();
-            self.grid.spread(span, |cell, ms| cell.health_ms[health as usize] += ms);
+            self.grid
+                .spread(span, |cell, overlap_ms| cell.health_ms[health as usize] += overlap_ms);
         }
     }
 
-    fn note_health(&mut self, at: (u64, Plain), kind: &EventKind) {
+    fn note_health(&mut self, at: (u64, PlainText), kind: &EventKind) {
         let EventKind::HealthChanged { from, to, cause, message, failures } = kind else { return };
+        // The first change from `starting` to `healthy` is expected, so it gets no note.
         match (from, to) {
             (_, HealthState::Unhealthy) => self.healths.add(at, Weight::Bad, || {
                 let cause = cause.map(|cause| wire_name(&cause)).unwrap_or_default();
-                let message = Plain::new(message.as_deref().unwrap_or_default(), TEXT_CHARS);
+                let message = PlainText::new(message.as_deref().unwrap_or_default(), TEXT_CHARS);
                 let s = if *failures == 1 { "" } else { "s" };
                 let parts = [cause, format!("{failures} failure{s}"), message.to_string()];
                 let parts: Vec<_> = parts.into_iter().filter(|part| !part.is_empty()).collect();
@@ -176,31 +191,35 @@ impl Life {
     }
 
     fn mark(&mut self, ms: u64, kind: MarkKind) {
+        // Later marks are in the grid only.
         if self.marks.len() < MAX_MARKS {
             self.marks.push((ms, kind));
         }
-        if let Some(cell) = self.grid.at(ms) {
+        if let Some(cell) = self.grid.cell_at(ms) {
             cell.marks[kind as usize] = cell.marks[kind as usize].saturating_add(1);
         }
     }
 
+    /// Records memory and CPU time of a metrics event.
     fn measure(&mut self, ms: u64, metrics: &Metrics) {
         let process = &metrics.process;
-        if let Some(cell) = self.grid.at(ms) {
+        if let Some(cell) = self.grid.cell_at(ms) {
             cell.memory_kib = cell.memory_kib.max(process.pss_kib);
         }
         let used_ms = process.cpu_user_ms.saturating_add(process.cpu_system_ms);
+        // CPU time is a counter. The first value is only the base of the first difference, and each
+        // difference is spread evenly over the time since the previous event.
         if let Some((since_ms, before_ms)) = self.cpu.replace((ms, used_ms)) {
             let span = Span::new(since_ms, ms);
             let rate = used_ms.saturating_sub(before_ms) as f64 / span.ms().max(1) as f64;
-            self.grid.spread(span, |cell, ms| {
-                cell.cpu_ms += rate * ms;
-                cell.cpu_over_ms += ms;
+            self.grid.spread(span, |cell, overlap_ms| {
+                cell.cpu_ms += rate * overlap_ms;
+                cell.cpu_over_ms += overlap_ms;
             });
         }
     }
 
-    /// Ends it at `end_ms`.
+    /// Ends the record at `end_ms`. Returns its grid, totals, marks and notes, the notes by time.
     pub(crate) fn finish(mut self, end_ms: u64) -> (Grid, Totals, Vec<(u64, MarkKind)>, Vec<Note>) {
         self.close_activity(end_ms);
         self.close_health(end_ms);
@@ -223,7 +242,7 @@ impl Life {
 }
 
 impl Notes {
-    fn add(&mut self, at: (u64, Plain), weight: Weight, text: impl FnOnce() -> String) {
+    fn add(&mut self, at: (u64, PlainText), weight: Weight, text: impl FnOnce() -> String) {
         if self.kept.len() < MAX_NOTES {
             let (at_ms, time) = at;
             self.kept.push(Note { at_ms, time, weight, text: text() });
@@ -233,6 +252,7 @@ impl Notes {
         self.last = Some(at);
     }
 
+    /// Returns the notes. One more note gives the number of the others, which are called `what`.
     fn finish(mut self, what: &str) -> Vec<Note> {
         if let Some((at_ms, time)) = self.last {
             let text = format!("{} more {what}, the last now", self.more);
@@ -243,9 +263,9 @@ impl Notes {
 }
 
 impl Repeated {
-    fn add(&mut self, at: (u64, Plain), text: &str) {
+    fn add(&mut self, at: (u64, PlainText), text: &str) {
         self.count += 1;
-        self.text = Plain::new(text, TEXT_CHARS);
+        self.text = PlainText::new(text, TEXT_CHARS);
         self.last = Some(at);
     }
 
@@ -273,16 +293,17 @@ fn health(state: HealthState) -> Health {
     }
 }
 
+/// Formats an error report in one line: code, message, causes, and the hint in parentheses.
 fn error_text(report: &ErrorReport) -> String {
     let mut text =
-        format!("{}: {}", wire_name(&report.code), Plain::new(&report.message, TEXT_CHARS));
+        format!("{}: {}", wire_name(&report.code), PlainText::new(&report.message, TEXT_CHARS));
     let causes = report.causes.iter().take(MAX_NOTES);
     for cause in causes {
-        text.push_str(&format!(": {}", Plain::new(cause, TEXT_CHARS)));
+        text.push_str(&format!(": {}", PlainText::new(cause, TEXT_CHARS)));
     }
     if let Some(hint) = &report.hint {
-        text.push_str(&format!(" ({})", Plain::new(hint, TEXT_CHARS)));
+        text.push_str(&format!(" ({})", PlainText::new(hint, TEXT_CHARS)));
     }
-    // The parts are cut, and so is the whole.
-    Plain::new(&text, 2 * TEXT_CHARS).to_string()
+    // Each part is bounded, but their sum is too long for a note.
+    PlainText::new(&text, 2 * TEXT_CHARS).to_string()
 }

@@ -1,4 +1,4 @@
-//! Reads the events of a file.
+//! Reads the events of a file, one line at a time.
 
 use std::io::{self, BufRead};
 
@@ -7,10 +7,10 @@ use a3s_box_core::{Event, EventDecoder, EventLineError, MAX_EVENT_LINE_BYTES};
 
 use super::plain;
 
-/// Characters of a line that is not an event in an error.
+/// Most characters of an invalid line that an error shows.
 const EXCERPT_CHARS: usize = 80;
 
-/// The file is not a stream of events, or cannot be read.
+/// The file has a line that is not an event, or cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LineError {
     #[error("line {number}: expected an event, found `{excerpt}` ({reason})")]
@@ -27,7 +27,8 @@ impl From<EventLineError> for LineError {
     fn from(error: EventLineError) -> Self {
         match error {
             EventLineError::NotAnEvent { number, excerpt, source } => {
-                // The parser reads one line only, and counts it as the first.
+                // The parser gets a single line and reports it as line 1. The error already has the
+                // true number of the line, so only the column is kept.
                 let reason = source.to_string().replace(" at line 1 column ", " at column ");
                 Self::NotAnEvent { number, excerpt: shown(&excerpt), reason }
             }
@@ -37,7 +38,7 @@ impl From<EventLineError> for LineError {
     }
 }
 
-/// Events from a reader.
+/// The events of a reader, in their order.
 #[derive(Debug)]
 pub(crate) struct EventLines<R> {
     reader: R,
@@ -50,11 +51,16 @@ impl<R: BufRead> EventLines<R> {
     }
 
     /// Returns the next event, or `None` at the end.
+    ///
+    /// # Errors
+    ///
+    /// Fails if reading fails, or at a line that is too long, not an event, or of another version.
     pub(crate) fn next(&mut self) -> Result<Option<Event>, LineError> {
         loop {
             if let Some(event) = self.decoder.next_event()? {
                 return Ok(Some(event));
             }
+            // A read error belongs to the line that is incomplete so far.
             let number = self.decoder.lines() + 1;
             let chunk =
                 self.reader.fill_buf().map_err(|source| LineError::Read { number, source })?;
@@ -108,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_are_events_and_a_cut_one_ends_or_begins_a_run() {
+    fn accepts_a_truncated_line_at_the_end_of_a_run() {
         let (first, second) = (event(0), event(1));
         assert_eq!(read(""), Ok(vec![]));
         assert_eq!(read(&format!("{first}\n\n{second}")), Ok(vec![0, 1]));
@@ -117,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_event_is_shown_with_its_line() {
+    fn reports_an_invalid_line_with_its_number() {
         let (first, second) = (event(0), event(1));
         let expect = |text: &str, message: &str| {
             assert_eq!(read(text), Err(message.to_owned()));

@@ -1,9 +1,9 @@
-//! `a3s-box timeline`: an event file as a picture of where the time of a box went.
+//! `a3s-box timeline`: draws an event file as a picture of where the time of a box went.
 //!
 //! ```text
-//! FILE ─► EventLines ─► Recorder (one a run) ─► Timeline ─► Panel* ─► text or SVG
-//!         a line at     bounded, however long    what        what a
-//!         a time        the file is              happened    page shows
+//! FILE ─► EventLines ─► Recorder ─────► Timeline ─► Panel* ─► text or SVG
+//!         one line at   one per run,    the facts   the rows
+//!         a time        bounded memory  of one run  of a page
 //! ```
 
 mod boot;
@@ -47,7 +47,7 @@ pub(crate) struct Options {
     run: Option<NonZeroU64>,
 }
 
-/// No timeline could be drawn.
+/// The timeline could not be drawn.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TimelineError {
     #[error("cannot open `{}`", path.display())]
@@ -64,7 +64,7 @@ pub(crate) enum TimelineError {
     WriteText { source: io::Error },
 }
 
-/// Reads, draws and writes.
+/// Reads the event file, draws one run of it, and writes the text or the picture.
 pub(crate) fn run(options: &Options, stdout: &mut impl Write) -> Result<(), TimelineError> {
     let timeline = read(&options.file, options.run)?;
     if let Some(path) = &options.svg {
@@ -74,7 +74,7 @@ pub(crate) fn run(options: &Options, stdout: &mut impl Write) -> Result<(), Time
     let columns = std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok());
     let text = text::render(&timeline, columns.unwrap_or(text::DEFAULT_COLUMNS));
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
-        // The reader, `head` perhaps, has seen enough.
+        // A reader that closes the pipe early, like `head`, has all that it wanted.
         Err(source) if source.kind() != ErrorKind::BrokenPipe => {
             Err(TimelineError::WriteText { source })
         }
@@ -93,6 +93,7 @@ fn read(path: &Path, wanted: Option<NonZeroU64>) -> Result<Timeline, TimelineErr
         runs.read(BufReader::new(file)).map_err(named)?;
     }
     let found = runs.count;
+    // A file whose events are all of other runs is not empty, so the two errors differ.
     match (runs.finish(), wanted) {
         (Some(timeline), _) => Ok(timeline),
         (None, Some(wanted)) if found > 0 => {
@@ -102,7 +103,7 @@ fn read(path: &Path, wanted: Option<NonZeroU64>) -> Result<Timeline, TimelineErr
     }
 }
 
-/// The runs of a box in one file. Only one is kept, and the others are counted.
+/// The runs of a box in one file. Only one of them is recorded. The others are counted.
 #[derive(Debug)]
 struct Runs {
     wanted: Option<NonZeroU64>,
@@ -116,6 +117,7 @@ impl Runs {
         Self { wanted, count: 0, last_seq: None, kept: None }
     }
 
+    /// Reads and records all events.
     fn read(&mut self, reader: impl BufRead) -> Result<(), LineError> {
         let mut lines = EventLines::new(reader);
         while let Some(event) = lines.next()? {
@@ -124,8 +126,12 @@ impl Runs {
         Ok(())
     }
 
-    /// `seq` has no way back but a new shim.
+    /// Records an event, if it belongs to the wanted run.
+    ///
+    /// Without a wanted run, each new run replaces the previous one, so the last one is kept.
     fn record(&mut self, event: &Event) {
+        // A shim increments `seq` with each event, so a number that does not increase belongs to
+        // the next shim.
         let is_new = self.last_seq.is_none_or(|last| event.seq <= last);
         self.last_seq = Some(event.seq);
         if is_new {

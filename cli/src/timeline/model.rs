@@ -1,27 +1,27 @@
-//! What happened to a box, as a person wants to know it.
+//! The facts of one run of a box that a page shows, independent of how they are drawn.
 
 use a3s_box_core::event::StopReason;
 use a3s_box_core::exit;
 use serde::Serialize;
 
 use super::grid::{Activity, Grid, Health, MarkKind};
-use super::plain::Plain;
+use super::plain::PlainText;
 use super::span::Span;
 
 /// One run of a box.
 #[derive(Debug)]
 pub(crate) struct Timeline {
     pub(crate) run: RunNumber,
-    pub(crate) box_id: Plain,
-    /// What the image was asked for by, else the start of its digest.
-    pub(crate) image: Option<Plain>,
+    pub(crate) box_id: PlainText,
+    /// Reference of the image in the config, or the start of its digest if there is none.
+    pub(crate) image: Option<PlainText>,
     /// Version of the shim.
-    pub(crate) version: Option<Plain>,
-    /// Wall clock of the first event.
-    pub(crate) started: Plain,
-    /// What the file tells about. It begins later than at 0 if the file does.
+    pub(crate) version: Option<PlainText>,
+    /// Wall clock time of the first event.
+    pub(crate) started: PlainText,
+    /// The time that the file covers. It begins after 0 if the file has lost its beginning.
     pub(crate) life: Span,
-    /// When the box was ready, else when its boot failed or was given up.
+    /// When the box was ready, or when its boot failed or was aborted.
     pub(crate) boot_end_ms: u64,
     pub(crate) is_ready: bool,
     /// Phases of the boot and layers, in the order of their start.
@@ -30,35 +30,35 @@ pub(crate) struct Timeline {
     pub(crate) stop: Vec<Bar>,
     pub(crate) grid: Grid,
     pub(crate) totals: Totals,
-    /// The first marks with their exact times, for the boot, where a cell may be too coarse.
+    /// The first marks with their exact times. The boot needs them, as a cell may be too coarse.
     pub(crate) marks: Vec<(u64, MarkKind)>,
-    /// What is to be told in words, by time.
+    /// Notes in words, by time.
     pub(crate) notes: Vec<Note>,
     pub(crate) ending: RunOutcome,
 }
 
-/// Which run in the file, from 1.
+/// The number of a run in the file, from 1, and the number of runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct RunNumber {
     pub(crate) number: u64,
     pub(crate) of: u64,
 }
 
-/// A phase, layer or step.
+/// A phase of the boot, a layer, or a step of the stop.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Bar {
     pub(crate) kind: BarKind,
     pub(crate) label: String,
-    /// More about it; empty if there is no more.
+    /// A description; may be empty.
     pub(crate) detail: String,
     pub(crate) span: Span,
-    /// How long it took: as long as its span, unless it stands for several.
+    /// Duration. It differs from the length of the span if the bar stands for several layers.
     pub(crate) took_ms: u64,
-    /// Whether its end is known: else the events end, or the boot failed, while it went on.
+    /// Whether its end is known. It is not if the events end or the boot fails before it.
     pub(crate) is_finished: bool,
 }
 
-/// What a bar is about.
+/// What a bar stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum BarKind {
     Config,
@@ -72,7 +72,7 @@ pub(crate) enum BarKind {
     Shutdown,
 }
 
-/// Time in each state, exact however coarse the grid is.
+/// Time in each state. It is exact, unlike the grid, whose cells may be long.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Totals {
     pub(crate) activity_ms: [u64; Activity::ALL.len()],
@@ -89,12 +89,12 @@ impl Totals {
     }
 }
 
-/// Something told in words.
+/// An event described in words.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Note {
     pub(crate) at_ms: u64,
-    /// Wall clock.
-    pub(crate) time: Plain,
+    /// Wall clock time.
+    pub(crate) time: PlainText,
     pub(crate) weight: Weight,
     pub(crate) text: String,
 }
@@ -107,18 +107,19 @@ pub(crate) enum Weight {
     Neutral,
 }
 
-/// The last word of a run.
+/// How a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RunOutcome {
-    /// `box.stopped`.
+    /// The last event is `box.stopped`.
     Stopped { reason: StopReason, exit_code: Option<u8>, signal: Option<u8> },
-    /// The shim was not to run a box, and did what it was to do.
+    /// The shim completed a task that runs no box, such as preparing an image or `--gc`.
     Done,
-    /// There is none.
+    /// The events end without an ending.
     Open,
 }
 
 impl RunOutcome {
+    /// Returns whether the ending is shown as a failure.
     pub(crate) fn is_bad(self) -> bool {
         match self {
             Self::Stopped { reason, .. } => {
@@ -129,6 +130,7 @@ impl RunOutcome {
         }
     }
 
+    /// Describes the ending in a few words.
     pub(crate) fn text(self) -> String {
         match self {
             Self::Done => "done".to_owned(),
@@ -141,15 +143,16 @@ impl RunOutcome {
                     StopReason::Unhealthy => "ended as unhealthy",
                     StopReason::Failed => "failed",
                     StopReason::Killed => "killed",
+                    // The enum is non-exhaustive: later versions may add reasons.
                     _ => "ended",
                 };
                 let mut text = how.to_owned();
                 if let Some(signal) = signal {
                     text.push_str(&format!(", signal {signal}"));
                 }
-                // The usual status after a signal says nothing more than the signal.
-                let told = exit_code.filter(|code| signal.map(exit::for_signal) != Some(*code));
-                if let Some(code) = told {
+                // The exit status that a signal implies adds nothing to the signal.
+                let shown = exit_code.filter(|code| signal.map(exit::for_signal) != Some(*code));
+                if let Some(code) = shown {
                     text.push_str(&format!(", exit status {code}"));
                 }
                 text
@@ -158,11 +161,11 @@ impl RunOutcome {
     }
 }
 
-/// The name of a value of the contract, as it is on the wire.
+/// Returns the JSON name of a unit variant of the contract.
 pub(crate) fn wire_name(value: &impl Serialize) -> String {
     match serde_json::to_value(value) {
         Ok(serde_json::Value::String(name)) => name,
-        // Only names are asked for.
+        // All callers pass unit variants, which serialise to strings.
         _ => String::new(),
     }
 }

@@ -1,7 +1,7 @@
-//! What a page shows: panels, each with an axis of its own.
+//! The panels of a page, each with an axis of its own.
 //!
-//! A boot of seconds is no pixel in a life of days, and neither is a stop. So they have panels of their
-//! own unless the whole life is short enough to show them on one axis.
+//! A boot of a few seconds is less than one pixel of a run of days, and so is a stop. Therefore
+//! boot and stop have panels of their own, unless the run is short enough to show all on one axis.
 //!
 //! ```text
 //! short life:  Boot and life ├─config─┼──rootfs──┼─kernel─┼──ready──┼─stop─┤
@@ -14,14 +14,14 @@ use super::grid::{Activity, Health, MarkKind};
 use super::model::{Bar, BarKind, RunOutcome, Timeline};
 use super::span::{self, Span};
 
-/// A boot that takes at least one part in so many of a life can be read on its axis: five phases have a
-/// hundred pixels and more.
+/// A boot stays on the axis of the run if it takes at least one part in this many of the run. Its
+/// five phases then share more than a hundred pixels.
 const READABLE_BOOT: u64 = 6;
 
-/// The same of a stop, which has three steps at most.
+/// The same for a stop. It has at most three steps, so it needs less room.
 const READABLE_STOP: u64 = 8;
 
-/// Rows for layers: what fits on a screen beside the rest.
+/// Most rows for layers, so that a panel fits on a screen.
 const MAX_LAYER_ROWS: usize = 16;
 
 /// Rows on one axis.
@@ -29,25 +29,25 @@ const MAX_LAYER_ROWS: usize = 16;
 pub(crate) struct Panel {
     pub(crate) title: String,
     pub(crate) span: Span,
-    /// From when its times are told, which are not those since the shim's start then.
+    /// The time from which this panel counts. `None`: from the start of the shim.
     pub(crate) zero_ms: Option<u64>,
     pub(crate) rows: Vec<Row>,
-    /// When the box was ready, if that is on this axis and to be told there.
+    /// When the box was ready, if this panel shows it.
     pub(crate) ready_ms: Option<u64>,
 }
 
 /// A row of a panel.
 #[derive(Debug)]
 pub(crate) enum Row {
-    /// A bar, and the time of which it is a share.
+    /// A bar, and the duration to which its share refers.
     Bar { bar: Bar, whole_ms: u64 },
     /// The states, from the grid.
     Activity,
     /// The health, from the grid.
     Health,
-    /// Memory, from the grid, and the most of it.
+    /// Memory, from the grid, with its peak.
     Memory { peak_kib: u64 },
-    /// CPUs, from the grid, and the most of them.
+    /// Busy CPUs, from the grid, with their peak.
     Cpu { peak: f64 },
     /// Marks with their times.
     Marks(Vec<(u64, MarkKind)>),
@@ -58,7 +58,7 @@ impl Panel {
         Self { title: title.to_owned(), span, zero_ms: None, rows, ready_ms }
     }
 
-    /// The ticks of its axis and what they are called, at most `most` and one.
+    /// Returns the times and labels of the ticks of the axis: at most `most` + 1.
     pub(crate) fn ticks(&self, most: u64) -> Vec<(u64, String)> {
         match self.zero_ms {
             None => self.span.ticks(most).into_iter().map(|ms| (ms, span::tick(ms))).collect(),
@@ -69,7 +69,7 @@ impl Panel {
         }
     }
 
-    /// When something began, as it is told on this panel.
+    /// Formats a time as this panel counts it.
     pub(crate) fn start(&self, ms: u64) -> String {
         match self.zero_ms {
             None => span::duration(ms),
@@ -78,7 +78,7 @@ impl Panel {
     }
 }
 
-/// The panels of a timeline, in the order in which they are shown.
+/// Returns the panels of a timeline, in the order in which they are shown.
 pub(crate) fn panels(timeline: &Timeline) -> Vec<Panel> {
     let life = timeline.life;
     let boot = boot_rows(timeline);
@@ -86,6 +86,7 @@ pub(crate) fn panels(timeline: &Timeline) -> Vec<Panel> {
     let is_short = timeline.boot_end_ms.saturating_mul(READABLE_BOOT) >= life.to_ms;
     let stop = stop_span(timeline);
     let ready_ms = timeline.is_ready.then_some(timeline.boot_end_ms);
+    // The boot is measured from 0, so it fits on the axis of the run only if that begins at 0.
     if has_boot && is_short && life.from_ms == 0 {
         let rows = boot.into_iter().chain(life_rows(timeline, true)).collect();
         let title = if timeline.is_ready { "Boot and life" } else { "Boot" };
@@ -93,19 +94,20 @@ pub(crate) fn panels(timeline: &Timeline) -> Vec<Panel> {
     }
     let mut panels = Vec::new();
     if has_boot {
-        // Some room after the end, so that one sees that it is one.
+        // Some room after the boot makes its end visible.
         let end_ms = timeline.boot_end_ms.saturating_add(timeline.boot_end_ms / 16);
         let span = Span::new(0, end_ms);
         let marks = marks_in(timeline.marks.iter().copied(), span);
         let rows = boot.into_iter().chain(marks).collect();
         panels.push(Panel::new("Boot", span, rows, ready_ms));
     }
-    let apart = stop.ms().saturating_mul(READABLE_STOP) < life.ms() && !timeline.stop.is_empty();
-    let rows = life_rows(timeline, !apart);
+    let has_own_stop =
+        stop.ms().saturating_mul(READABLE_STOP) < life.ms() && !timeline.stop.is_empty();
+    let rows = life_rows(timeline, !has_own_stop);
     if !rows.is_empty() {
         panels.push(Panel::new("Life", life, rows, None));
     }
-    if apart {
+    if has_own_stop {
         let rows = bar_rows(&timeline.stop, stop.ms()).collect();
         let title = format!("Stop, after {}", span::duration(stop.from_ms));
         let zero_ms = Some(stop.from_ms);
@@ -118,12 +120,13 @@ fn bar_rows(bars: &[Bar], whole_ms: u64) -> impl Iterator<Item = Row> {
     bars.iter().map(move |bar| Row::Bar { bar: bar.clone(), whole_ms })
 }
 
+/// Returns the time of the stop. It is empty and at the end of the run if there is no stop.
 fn stop_span(timeline: &Timeline) -> Span {
     let from_ms = timeline.stop.first().map_or(timeline.life.to_ms, |bar| bar.span.from_ms);
     Span::new(from_ms, timeline.life.to_ms)
 }
 
-/// The phases with the layers that took longest.
+/// Returns the rows of the phases, with the layers below the phase `rootfs`.
 fn boot_rows(timeline: &Timeline) -> Vec<Row> {
     let (layers, phases): (Vec<&Bar>, Vec<&Bar>) =
         timeline.boot.iter().partition(|bar| bar.kind == BarKind::Layer);
@@ -137,10 +140,13 @@ fn boot_rows(timeline: &Timeline) -> Vec<Row> {
     bar_rows(&shown, timeline.boot_end_ms).collect()
 }
 
+/// Returns at most [`MAX_LAYER_ROWS`] bars: the layers that took longest, and one bar for the
+/// others.
 fn layer_bars(layers: &[&Bar]) -> Vec<Bar> {
     if layers.len() <= MAX_LAYER_ROWS {
         return layers.iter().map(|&bar| bar.clone()).collect();
     }
+    // The longest layers are chosen by their index, so that they can be put back in their order.
     let mut by_length: Vec<usize> = (0..layers.len()).collect();
     by_length.sort_by_key(|&index| layers.get(index).map(|bar| u64::MAX - bar.span.ms()));
     let others = by_length.split_off(MAX_LAYER_ROWS - 1);
@@ -162,11 +168,12 @@ fn layer_bars(layers: &[&Bar]) -> Vec<Bar> {
     bars
 }
 
+/// Returns the rows for the time after the boot, with the steps of the stop if `with_stop`.
 fn life_rows(timeline: &Timeline, with_stop: bool) -> Vec<Row> {
     let mut rows = Vec::new();
     let totals = &timeline.totals;
-    let mut lived = Activity::ALL.into_iter().filter(|of| of.is_lived());
-    if lived.any(|of| totals.activity(of) > 0) {
+    let mut running = Activity::ALL.into_iter().filter(|of| of.is_running());
+    if running.any(|of| totals.activity(of) > 0) {
         rows.push(Row::Activity);
     }
     if [Health::Healthy, Health::Unhealthy].iter().any(|of| totals.health(*of) > 0) {
@@ -175,7 +182,8 @@ fn life_rows(timeline: &Timeline, with_stop: bool) -> Vec<Row> {
     if with_stop {
         rows.extend(bar_rows(&timeline.stop, stop_span(timeline).ms()));
     }
-    // Exact times unless there were more than are kept.
+    // The kept marks are exact, but there may be more than were kept. Then the cells, which count
+    // all of them, give the times.
     let counted = timeline.grid.cells().map(|(_, cell)| cell.marks.iter().sum::<u64>());
     if counted.sum::<u64>() > timeline.marks.len() as u64 {
         let cells = timeline.grid.cells().flat_map(|(span, cell)| {
@@ -202,7 +210,7 @@ fn marks_in(marks: impl Iterator<Item = (u64, MarkKind)>, span: Span) -> Option<
     (!marks.is_empty()).then_some(Row::Marks(marks))
 }
 
-/// What is told about the box above everything else: its name is not in it.
+/// Returns the line below the name of the box: image, shim, start, and number of the run.
 pub(crate) fn about(timeline: &Timeline) -> String {
     let image = timeline.image.as_ref().map(|image| format!("image {image}"));
     let version = timeline.version.as_ref().map(|version| format!("shim {version}"));
@@ -214,13 +222,14 @@ pub(crate) fn about(timeline: &Timeline) -> String {
     [image, version, started, run].into_iter().flatten().collect::<Vec<_>>().join(" · ")
 }
 
-/// The whole story in one line.
+/// Summarises the run in one line.
 pub(crate) fn summary(timeline: &Timeline) -> String {
     let life_ms = timeline.life.ms();
     let is_whole = timeline.life.from_ms == 0;
     let mut parts = Vec::new();
     if timeline.is_ready {
         parts.push(format!("ready after {}", span::duration(timeline.boot_end_ms)));
+    // A file without its beginning may have lost the events that reported the box ready.
     } else if is_whole && timeline.ending != RunOutcome::Done {
         parts.push("never ready".to_owned());
     }

@@ -1,22 +1,23 @@
-//! Texts that a guest or an image may have written, made safe to show.
+//! Makes texts safe to show. A guest or an image may have written them.
 //!
-//! A terminal obeys control characters, XML forbids most of them, and some characters reorder or
-//! hide what stands around them.
+//! A terminal interprets control characters, and XML forbids most of them. Some characters of
+//! Unicode reorder or hide the text around them.
 
 use std::fmt;
 
-/// A text in one line, bounded, of characters that only show themselves.
+/// A text in one line, of bounded length and of visible characters only.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Plain(String);
+pub(crate) struct PlainText(String);
 
-impl Plain {
-    /// Cleans `text` and cuts it to `max_chars`.
+impl PlainText {
+    /// Cleans `text` and truncates it to `max_chars` characters and an ellipsis.
     pub(crate) fn new(text: &str, max_chars: usize) -> Self {
         let mut kept = String::new();
         let mut count = 0;
         let mut after_mark = false;
         for character in text.chars() {
-            // One mark on a letter is an accent; a pile of them covers the lines above and below.
+            // One combining mark on a letter is an accent. A stack of them would cover the lines
+            // above and below, so only the first one is kept.
             let is_mark = is_combining(character);
             if is_mark && (after_mark || count == 0) {
                 continue;
@@ -37,18 +38,18 @@ impl Plain {
     }
 }
 
-impl fmt::Display for Plain {
+impl fmt::Display for PlainText {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(&self.0)
     }
 }
 
-/// Whether a character shows itself and does nothing else.
+/// Returns whether a character is visible and has no other effect.
 pub(crate) fn is_shown(character: char) -> bool {
     shown(character) == character && !is_combining(character)
 }
 
-/// What stands for a character.
+/// Returns the character to show in place of `character`.
 fn shown(character: char) -> char {
     match character {
         '\t' | '\n' | '\r' => ' ',
@@ -57,7 +58,8 @@ fn shown(character: char) -> char {
     }
 }
 
-/// Format characters of Unicode (general category Cf), line separators, and what is no character.
+/// Returns whether Unicode defines a character as a format character (general category Cf), a line
+/// separator, a variation selector, an invisible filler or a noncharacter.
 fn is_invisible(character: char) -> bool {
     matches!(character,
         '\u{ad}' | '\u{34f}' | '\u{600}'..='\u{605}' | '\u{61c}' | '\u{6dd}' | '\u{70f}'
@@ -66,9 +68,11 @@ fn is_invisible(character: char) -> bool {
         | '\u{3164}' | '\u{fe00}'..='\u{fe0f}' | '\u{feff}' | '\u{ffa0}'
         | '\u{fff0}'..='\u{fffb}' | '\u{fffe}'..='\u{ffff}' | '\u{1d173}'..='\u{1d17a}'
         | '\u{e0000}'..='\u{e0fff}')
+        // The last two code points of each plane are noncharacters.
         || (u32::from(character) & 0xfffe) == 0xfffe
 }
 
+/// Returns whether a character is drawn on top of the previous one.
 fn is_combining(character: char) -> bool {
     matches!(character,
         '\u{300}'..='\u{36f}' | '\u{483}'..='\u{489}' | '\u{591}'..='\u{5c7}'
@@ -77,11 +81,13 @@ fn is_combining(character: char) -> bool {
         | '\u{20d0}'..='\u{20ff}' | '\u{fe20}'..='\u{fe2f}')
 }
 
-/// Columns that a text takes on a terminal: East Asian characters and emoji take two.
+/// Returns how many columns a text takes on a terminal.
 pub(crate) fn columns(text: &str) -> usize {
     text.chars().map(char_columns).sum()
 }
 
+/// Returns how many columns a character takes: two for East Asian wide characters and emoji, none
+/// for a combining mark.
 pub(crate) fn char_columns(character: char) -> usize {
     match character {
         '\u{1100}'..='\u{115f}'
@@ -98,20 +104,22 @@ pub(crate) fn char_columns(character: char) -> usize {
     }
 }
 
-/// Breaks a text into lines of at most `width` columns, after a space where there is one.
+/// Breaks a text into lines of at most `width` columns. Breaks after a space if the line has one.
 pub(crate) fn wrap(text: &str, width: usize) -> Vec<String> {
     wrap_by(text, width, char_columns)
 }
 
-/// The same for lines whose width is the sum of what `measure` says of their characters.
+/// Breaks a text like [`wrap`], with the width of each character as `measure` returns it.
 pub(crate) fn wrap_by(text: &str, width: usize, measure: fn(char) -> usize) -> Vec<String> {
     let mut lines = vec![String::new()];
     let mut used = 0;
     for word in text.split_inclusive(' ') {
+        // The space after a word may exceed the width: it is trimmed at the end.
         if used > 0 && used + word.trim_end().chars().map(measure).sum::<usize>() > width {
             lines.push(String::new());
             used = 0;
         }
+        // A word that is longer than a line is broken anywhere.
         for character in word.chars() {
             if used + measure(character) > width && character != ' ' {
                 lines.push(String::new());
@@ -131,7 +139,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_text_shows_what_it_is_and_no_more() {
+    fn replaces_invisible_characters_and_truncates() {
         let cases = [
             ("ready", "ready"),
             ("a\tb\nc", "a b c"),
@@ -144,12 +152,12 @@ mod tests {
             ("<&>", "<&>"),
         ];
         for (given, shown) in cases {
-            assert_eq!(Plain::new(given, 10).as_str(), shown);
+            assert_eq!(PlainText::new(given, 10).as_str(), shown);
         }
     }
 
     #[test]
-    fn lines_are_no_wider_than_asked() {
+    fn wraps_to_the_given_width() {
         assert_eq!(wrap("one two three", 7), ["one two", "three"]);
         assert_eq!(wrap("abcdefghij", 4), ["abcd", "efgh", "ij"]);
         assert_eq!(wrap("漢字漢字", 4), ["漢字", "漢字"]);

@@ -1,18 +1,16 @@
-//! Spans of time: how they are written, and the axes on which they are drawn.
+//! Spans of time, the ticks of an axis over them, and the formats of durations and amounts.
 
-/// A second.
-const S: u64 = 1000;
-/// A minute.
-const MIN: u64 = 60 * S;
-/// An hour.
-const H: u64 = 60 * MIN;
-/// A day.
-const D: u64 = 24 * H;
+const SECOND_MS: u64 = 1000;
+const MINUTE_MS: u64 = 60 * SECOND_MS;
+const HOUR_MS: u64 = 60 * MINUTE_MS;
+const DAY_MS: u64 = 24 * HOUR_MS;
 
-/// Longer than any box lives, and too long for a column.
-const LONGEST: u64 = 10_000 * D;
+/// Durations from here on do not fit into their column. A box does not run that long, so they come
+/// from a damaged or hostile file.
+const TOO_LONG_MS: u64 = 10_000 * DAY_MS;
 
-/// Distances between ticks that people read easily; longer ones are made from days.
+/// Round distances between the ticks of an axis. Longer ones are 1, 2 or 5 times a power of ten in
+/// days.
 const STEPS_MS: [u64; 29] = [
     1,
     2,
@@ -23,29 +21,29 @@ const STEPS_MS: [u64; 29] = [
     100,
     200,
     500,
-    S,
-    2 * S,
-    5 * S,
-    10 * S,
-    15 * S,
-    30 * S,
-    MIN,
-    2 * MIN,
-    5 * MIN,
-    10 * MIN,
-    15 * MIN,
-    30 * MIN,
-    H,
-    2 * H,
-    3 * H,
-    6 * H,
-    12 * H,
-    D,
-    2 * D,
-    5 * D,
+    SECOND_MS,
+    2 * SECOND_MS,
+    5 * SECOND_MS,
+    10 * SECOND_MS,
+    15 * SECOND_MS,
+    30 * SECOND_MS,
+    MINUTE_MS,
+    2 * MINUTE_MS,
+    5 * MINUTE_MS,
+    10 * MINUTE_MS,
+    15 * MINUTE_MS,
+    30 * MINUTE_MS,
+    HOUR_MS,
+    2 * HOUR_MS,
+    3 * HOUR_MS,
+    6 * HOUR_MS,
+    12 * HOUR_MS,
+    DAY_MS,
+    2 * DAY_MS,
+    5 * DAY_MS,
 ];
 
-/// From one time to another, in milliseconds since the shim started.
+/// A span of time, in milliseconds since the shim started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Span {
     pub(crate) from_ms: u64,
@@ -53,33 +51,35 @@ pub(crate) struct Span {
 }
 
 impl Span {
-    /// From the earlier to the later, even if `to_ms` is before `from_ms`: then it is empty.
+    /// Returns the span between two times. It is empty if `to_ms` is before `from_ms`.
     pub(crate) fn new(from_ms: u64, to_ms: u64) -> Self {
         Self { from_ms, to_ms: to_ms.max(from_ms) }
     }
 
+    /// Returns the length in milliseconds.
     pub(crate) fn ms(self) -> u64 {
         self.to_ms.saturating_sub(self.from_ms)
     }
 
-    /// Where `ms` is in this span, from 0 to `units`.
+    /// Returns the position of `ms` in this span, as a number from 0 to `units`.
     pub(crate) fn place(self, ms: u64, units: usize) -> usize {
         let past = ms.clamp(self.from_ms, self.to_ms) - self.from_ms;
+        // 128 bits, because the product of a time and a width can exceed 64.
         let place = u128::from(past) * units as u128 / u128::from(self.ms().max(1));
         usize::try_from(place).unwrap_or(units)
     }
 
-    /// The same as a number between 0 and 1.
+    /// Returns the position of `ms` in this span, as a number from 0 to 1.
     pub(crate) fn fraction(self, ms: u64) -> f64 {
         let past = ms.clamp(self.from_ms, self.to_ms) - self.from_ms;
         past as f64 / self.ms().max(1) as f64
     }
 
-    /// Times of the ticks of an axis, at most `most` and one.
+    /// Returns the times of the ticks of an axis over this span: at most `most` + 1.
     pub(crate) fn ticks(self, most: u64) -> Vec<u64> {
         let fits = |step: &u64| self.ms() / step <= most;
         let step = STEPS_MS.iter().copied().find(fits).unwrap_or_else(|| {
-            let tens = std::iter::successors(Some(10 * D), |step| step.checked_mul(10));
+            let tens = std::iter::successors(Some(10 * DAY_MS), |step| step.checked_mul(10));
             let mut steps =
                 tens.flat_map(|ten| [ten, ten.saturating_mul(2), ten.saturating_mul(5)]);
             steps.find(fits).unwrap_or(u64::MAX)
@@ -91,57 +91,58 @@ impl Span {
     }
 }
 
-/// A duration with as many digits as one reads.
+/// Formats a duration: with at most three digits below a minute, in two units above.
 pub(crate) fn duration(ms: u64) -> String {
     match ms {
-        0..S => format!("{ms} ms"),
-        // Three digits, cut and not rounded, so that no text says a time that was not reached.
-        S..10_000 => format!("{}.{:02} s", ms / S, ms % S / 10),
-        10_000..MIN => format!("{}.{} s", ms / S, ms % S / 100),
-        MIN..H => two(ms, (MIN, "min"), (S, "s")),
-        H..D => two(ms, (H, "h"), (MIN, "min")),
-        D..LONGEST => two(ms, (D, "d"), (H, "h")),
-        LONGEST.. => ">9999 d".to_owned(),
+        0..SECOND_MS => format!("{ms} ms"),
+        // Three digits, truncated instead of rounded, so that no text exceeds the true duration.
+        SECOND_MS..10_000 => format!("{}.{:02} s", ms / SECOND_MS, ms % SECOND_MS / 10),
+        10_000..MINUTE_MS => format!("{}.{} s", ms / SECOND_MS, ms % SECOND_MS / 100),
+        MINUTE_MS..HOUR_MS => two_units(ms, (MINUTE_MS, "min"), (SECOND_MS, "s")),
+        HOUR_MS..DAY_MS => two_units(ms, (HOUR_MS, "h"), (MINUTE_MS, "min")),
+        DAY_MS..TOO_LONG_MS => two_units(ms, (DAY_MS, "d"), (HOUR_MS, "h")),
+        TOO_LONG_MS.. => ">9999 d".to_owned(),
     }
 }
 
-fn two(ms: u64, large: (u64, &str), small: (u64, &str)) -> String {
+/// Formats a duration in two units, or in the larger one alone if there is no rest.
+fn two_units(ms: u64, large: (u64, &str), small: (u64, &str)) -> String {
     match (ms / large.0, ms % large.0 / small.0) {
         (count, 0) => format!("{count} {}", large.1),
         (count, rest) => format!("{count} {} {rest} {}", large.1, small.1),
     }
 }
 
-/// A tick's time: exact, without zeros that say nothing.
+/// Formats the time of a tick: exactly, and without trailing zeros.
 pub(crate) fn tick(ms: u64) -> String {
     match ms {
         0 => "0".to_owned(),
-        S..MIN if !ms.is_multiple_of(S) => {
-            let digits = format!("{:03}", ms % S);
-            format!("{}.{} s", ms / S, digits.trim_end_matches('0'))
+        SECOND_MS..MINUTE_MS if !ms.is_multiple_of(SECOND_MS) => {
+            let digits = format!("{:03}", ms % SECOND_MS);
+            format!("{}.{} s", ms / SECOND_MS, digits.trim_end_matches('0'))
         }
-        S..MIN => format!("{} s", ms / S),
+        SECOND_MS..MINUTE_MS => format!("{} s", ms / SECOND_MS),
         _ => duration(ms),
     }
 }
 
-/// A part of a whole, in per cent.
+/// Formats a part of a whole in per cent.
 pub(crate) fn share(part_ms: u64, whole_ms: u64) -> String {
     match u128::from(part_ms) * 1000 / u128::from(whole_ms.max(1)) {
         1000 => "100 %".to_owned(),
-        // Figures that do not fit each other.
+        // A part larger than its whole comes from inconsistent events. It must fit its column.
         10_000.. => ">999 %".to_owned(),
         tenths => format!("{}.{} %", tenths / 10, tenths % 10),
     }
 }
 
-/// CPUs, of which one is a hundred per cent.
+/// Formats a number of busy CPUs in per cent: one CPU is 100 %.
 pub(crate) fn percent(cpus: f64) -> String {
-    // More than a thousand CPUs no host has.
+    // A larger number comes from inconsistent events. It must fit its column.
     if cpus < 1000.0 { format!("{:.0} %", cpus * 100.0) } else { ">99999 %".to_owned() }
 }
 
-/// An amount of memory or data.
+/// Formats an amount of memory or data, with a binary prefix.
 pub(crate) fn bytes(bytes: u64) -> String {
     let units = [
         (1 << 60, "EiB"),
@@ -165,7 +166,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn durations_read_well() {
+    fn formats_durations_shares_and_amounts() {
         let cases = [
             (0, "0 ms"),
             (999, "999 ms"),
@@ -193,18 +194,18 @@ mod tests {
     }
 
     #[test]
-    fn an_axis_has_few_round_ticks() {
+    fn an_axis_has_at_most_one_tick_more_than_asked_for() {
         assert_eq!(Span::new(0, 60).ticks(10), [0, 10, 20, 30, 40, 50, 60]);
         assert_eq!(Span::new(1_500, 4_310).ticks(10), [1500, 2000, 2500, 3000, 3500, 4000]);
         assert_eq!(Span::new(0, 0).ticks(10), [0]);
-        for ms in [1, 10, 999, 86_400_000, 10 * D, 400 * D, u64::MAX / 3, u64::MAX] {
+        for ms in [1, 10, 999, 86_400_000, 10 * DAY_MS, 400 * DAY_MS, u64::MAX / 3, u64::MAX] {
             let ticks = Span::new(0, ms).ticks(10);
             assert!((1..=11).contains(&ticks.len()), "{ms}: {ticks:?}");
         }
     }
 
     #[test]
-    fn places_stay_in_the_span() {
+    fn positions_stay_in_the_span() {
         let span = Span::new(10, 110);
         assert_eq!([0, 10, 60, 110, 999].map(|ms| span.place(ms, 50)), [0, 0, 25, 50, 50]);
         assert_eq!(Span::new(7, 3), Span::new(7, 7));

@@ -9,7 +9,7 @@ use super::model::BarKind;
 use super::panel::{Panel, Row, panels};
 use super::*;
 
-/// An event that is one of `seq` in its stream.
+/// Returns an event with the sequence number `seq`.
 fn event(seq: u64, elapsed_ms: u64, kind: EventKind) -> Event {
     let time = "2026-01-31T09:00:00.123Z".to_owned();
     Event { v: 1, seq, time, elapsed_ms, box_id: "demo".to_owned(), kind }
@@ -87,7 +87,7 @@ fn error(message: &str) -> EventKind {
     })
 }
 
-/// Bars as (label, from, to, finished).
+/// Returns bars as (label, from, to, is finished).
 fn shown(bars: &[model::Bar]) -> Vec<(&str, u64, u64, bool)> {
     let show = |bar: &'_ model::Bar| (bar.span.from_ms, bar.span.to_ms, bar.is_finished);
     bars.iter()
@@ -99,7 +99,7 @@ fn shown(bars: &[model::Bar]) -> Vec<(&str, u64, u64, bool)> {
 }
 
 #[test]
-fn phases_are_those_that_the_shim_measured() {
+fn draws_the_phases_that_the_shim_measured() {
     let timeline = timeline(vec![(1, started()), (150, agent_ready())]);
     let expected = [
         ("config", 0, 10, true),
@@ -113,7 +113,7 @@ fn phases_are_those_that_the_shim_measured() {
 }
 
 #[test]
-fn a_boot_that_fails_shows_how_far_it_came() {
+fn a_failed_boot_ends_with_an_unfinished_phase() {
     let cases = [
         (vec![(2, error("a"))], vec![("config", 0, 90, false)]),
         (
@@ -153,7 +153,7 @@ fn a_boot_that_fails_shows_how_far_it_came() {
 }
 
 #[test]
-fn a_box_without_an_agent_is_ready_when_its_state_says_so() {
+fn a_box_without_an_agent_is_ready_with_its_change_of_state() {
     let timeline = timeline(vec![
         (10, vm_starting()),
         (40, guest_started()),
@@ -165,7 +165,7 @@ fn a_box_without_an_agent_is_ready_when_its_state_says_so() {
 }
 
 #[test]
-fn layers_follow_each_other_though_progress_is_told_seldom() {
+fn layers_follow_each_other_without_gaps_despite_rare_progress_events() {
     let timeline = timeline(vec![
         (10, progress(1, 10)),
         (100, progress(1, 60)),
@@ -181,7 +181,7 @@ fn layers_follow_each_other_though_progress_is_told_seldom() {
 }
 
 #[test]
-fn states_and_health_add_up_to_the_life() {
+fn states_and_health_add_up_to_the_whole_run() {
     let timeline = timeline(vec![
         (0, started()),
         (100, state(BoxState::Created, BoxState::Ready)),
@@ -203,7 +203,7 @@ fn states_and_health_add_up_to_the_life() {
 }
 
 #[test]
-fn a_stop_has_the_steps_that_it_took() {
+fn draws_the_steps_of_a_stop() {
     let timeline = timeline(vec![
         (500, stop_requested()),
         (1500, EventKind::StopKilled {}),
@@ -223,7 +223,7 @@ fn titles(timeline: &Timeline) -> Vec<String> {
 }
 
 #[test]
-fn a_long_life_gives_its_boot_and_stop_an_axis_of_their_own() {
+fn boot_and_stop_of_a_long_run_have_panels_of_their_own() {
     let life = |end_ms| {
         timeline(vec![
             (150, agent_ready()),
@@ -237,7 +237,7 @@ fn a_long_life_gives_its_boot_and_stop_an_axis_of_their_own() {
 }
 
 #[test]
-fn a_file_that_begins_later_shows_what_it_has() {
+fn a_file_without_its_beginning_is_drawn_with_notes() {
     let late = |seq, kind| event(seq, 90_000_000 + seq, kind);
     let events = [
         late(1000, state(BoxState::Busy, BoxState::Ready)),
@@ -253,7 +253,7 @@ fn a_file_that_begins_later_shows_what_it_has() {
 }
 
 #[test]
-fn the_rows_of_an_image_with_many_layers_are_few() {
+fn bounds_the_rows_of_an_image_with_many_layers() {
     let kinds = (1..=100).map(|layer| (u64::from(layer) * 10, progress(layer, 100)));
     let timeline = timeline(kinds.chain([(1010, vm_starting())]).collect());
     let panels = panels(&timeline);
@@ -268,14 +268,14 @@ fn the_rows_of_an_image_with_many_layers_are_few() {
 }
 
 #[test]
-fn a_shim_that_ends_after_one_event_is_a_run() {
+fn each_restart_of_the_sequence_number_begins_a_run() {
     let events = [event(0, 1, started()), event(0, 1, started()), event(0, 2, started())];
     assert_eq!(timeline_of(&events).run, RunNumber { number: 3, of: 3 });
 }
 
-/// A stream that floods, as a file of a gibibyte would.
+/// The output is bounded for a long stream, as it would be for a file of one gibibyte.
 #[test]
-fn a_flood_of_events_makes_a_small_picture() {
+fn bounds_the_picture_of_a_long_stream() {
     let mut runs = Runs::new(None);
     let mut seq = 0;
     let mut record = |ms, kind| {
@@ -368,7 +368,7 @@ fn any_event() -> impl Strategy<Value = Event> {
     )
 }
 
-/// Numbers of an attribute of all elements.
+/// Returns the numbers of an attribute, from all elements that have it.
 fn numbers<'a>(
     document: &'a roxmltree::Document<'_>,
     name: &'a str,
@@ -378,10 +378,10 @@ fn numbers<'a>(
 }
 
 proptest! {
-    /// Whatever a stream says, and in whatever order: a picture is well-formed XML without a script,
-    /// with everything on its page, and a text has no control characters.
+    /// For any events in any order, the picture is well-formed XML without a script and has all
+    /// elements on its page. The text has no control characters and fits into its columns.
     #[test]
-    fn any_stream_can_be_drawn(mut events in prop::collection::vec(any_event(), 1..60)) {
+    fn draws_any_stream(mut events in prop::collection::vec(any_event(), 1..60)) {
         events.sort_by_key(|event| event.seq);
         let timeline = timeline_of(&events);
         let svg = svg::render(&timeline);
@@ -397,7 +397,7 @@ proptest! {
         prop_assert!(numbers(&document, "y").all(|y| y <= height));
         for rect in document.descendants().filter(|node| node.has_attribute("x")) {
             let number = |name| rect.attribute(name).map_or(0.0, |value| value.parse().unwrap());
-            // The right margin, and a digit after the point.
+            // The page without its right margin, and 0.1 for rounding.
             prop_assert!(number("x") + number("width") <= 1092.1, "{rect:?}");
         }
         prop_assert!(!svg.contains("NaN") && !svg.contains("inf "));

@@ -1,4 +1,4 @@
-//! A timeline as text: a waterfall of block characters, as wide as the terminal.
+//! Draws a timeline as text: a waterfall of block characters, as wide as the terminal.
 
 use super::grid::{Activity, Cell, Health, MarkKind};
 use super::model::{Bar, BarKind, Note, Timeline, Weight};
@@ -6,32 +6,33 @@ use super::panel::{self, Panel, Row};
 use super::plain;
 use super::span::{self, Span};
 
-/// Width when the environment does not say it.
+/// Width if the environment variable `COLUMNS` is absent or invalid.
 pub(crate) const DEFAULT_COLUMNS: usize = 100;
 
-/// Widths that make sense: numbers and some bar, and what lines of text are still read at.
+/// Bounds of the width. The smaller one leaves some columns for the bars beside the numbers. Lines
+/// beyond the larger one are hard to read.
 const MIN_COLUMNS: usize = 70;
 const MAX_COLUMNS: usize = 400;
 
-/// Columns of names, starts, durations and shares, with the spaces after them.
-const NAME: usize = 16;
-const START: usize = 14;
-const DURATION: usize = 13;
-const SHARE: usize = 9;
+/// Widths of the columns of names, starts, durations and shares, including the spaces after them.
+const NAME_COLUMNS: usize = 16;
+const START_COLUMNS: usize = 14;
+const DURATION_COLUMNS: usize = 13;
+const SHARE_COLUMNS: usize = 9;
 
-/// Columns before the bars.
-const LEFT: usize = NAME + START + DURATION + SHARE;
+/// Width of all columns before the bars.
+const LEFT_COLUMNS: usize = NAME_COLUMNS + START_COLUMNS + DURATION_COLUMNS + SHARE_COLUMNS;
 
-/// A column that is filled from the left by 1 to 8 eighths.
+/// Characters filled by 1 to 8 eighths from the left.
 const FROM_LEFT: [char; 8] = ['▏', '▎', '▍', '▌', '▋', '▊', '▉', '█'];
 
-/// A column that is filled from below by 1 to 8 eighths.
+/// Characters filled by 1 to 8 eighths from below.
 const FROM_BELOW: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
 
-/// Draws `timeline` in `columns` columns.
+/// Returns `timeline` as text of at most `columns` columns, within the bounds above.
 pub(crate) fn render(timeline: &Timeline, columns: usize) -> String {
     let columns = columns.clamp(MIN_COLUMNS, MAX_COLUMNS);
-    let mut page = Page { lines: Vec::new(), width: columns - LEFT };
+    let mut page = Page { lines: Vec::new(), width: columns - LEFT_COLUMNS };
     page.wrapped(&format!("box {}", name(timeline)), columns);
     page.wrapped(&panel::about(timeline), columns);
     page.wrapped(&panel::summary(timeline), columns);
@@ -51,7 +52,7 @@ pub(crate) fn render(timeline: &Timeline, columns: usize) -> String {
     text
 }
 
-/// The box, if it has a name: a config that could not be read has none.
+/// Returns the id of the box, or a placeholder: the id is in the config, which may be invalid.
 pub(crate) fn name(timeline: &Timeline) -> &str {
     match timeline.box_id.as_str() {
         "" => "(without a name)",
@@ -76,7 +77,8 @@ impl Page {
     fn panel(&mut self, timeline: &Timeline, panel: &Panel) {
         self.lines.push(String::new());
         let axis = axis(panel, self.width);
-        let title = if panel.title.len() < NAME {
+        // A title that does not fit into the column of names has a line of its own.
+        let title = if panel.title.len() < NAME_COLUMNS {
             panel.title.as_str()
         } else {
             self.lines.push(panel.title.clone());
@@ -89,6 +91,7 @@ impl Page {
                 Row::Activity => self.activities(timeline, panel.span),
                 Row::Health => self.healths(timeline, panel.span),
                 Row::Memory { peak_kib } => {
+                    // A sample of memory is in one cell only, so it is carried on to the next one.
                     let cells = timeline.grid.resample(panel.span, self.width);
                     let known = carried(
                         cells
@@ -101,6 +104,8 @@ impl Page {
                 }
                 Row::Cpu { peak } => {
                     let cells = timeline.grid.resample(panel.span, self.width);
+                    // Each sample of CPU time covers all cells since the previous one, so a cell
+                    // without a value has none to carry on.
                     let known = cells.iter().map(|cell| cell.cpus().unwrap_or(0.0));
                     let curve = levels(known.map(|cpus| cpus / peak));
                     self.row("cpu", ["", &span::percent(*peak), "at most"], &curve);
@@ -111,9 +116,9 @@ impl Page {
     }
 
     fn row(&mut self, name: &str, [start, duration, share]: [&str; 3], drawn: &str) {
-        let name = format!("{name:<NAME$}");
-        let (start, duration) = (right(start, START), right(duration, DURATION));
-        self.lines.push(format!("{name}{start}{duration}{}{drawn}", right(share, SHARE)));
+        let name = format!("{name:<NAME_COLUMNS$}");
+        let (start, duration) = (right(start, START_COLUMNS), right(duration, DURATION_COLUMNS));
+        self.lines.push(format!("{name}{start}{duration}{}{drawn}", right(share, SHARE_COLUMNS)));
     }
 
     fn bar(&mut self, bar: &Bar, whole_ms: u64, panel: &Panel) {
@@ -126,7 +131,7 @@ impl Page {
         let share = span::share(bar.took_ms, whole_ms);
         let mut drawn = blocks(bar.span, panel.span, self.width);
         if !bar.is_finished {
-            // In the last column if there is none after it.
+            // The ellipsis follows the bar, or replaces its last column if there is no room.
             let kept = drawn.chars().take(self.width - 1);
             drawn = kept.chain(['…']).collect();
         }
@@ -137,8 +142,8 @@ impl Page {
     fn activities(&mut self, timeline: &Timeline, axis: Span) {
         let cells = timeline.grid.resample(axis, self.width);
         let sum = |cell: &Cell| cell.activity_ms.iter().sum::<f64>();
-        // Boot and stop have bars.
-        for of in Activity::ALL.into_iter().filter(|of| of.is_lived()) {
+        // Booting and stopping are left out, because they are bars.
+        for of in Activity::ALL.into_iter().filter(|of| of.is_running()) {
             let drawn = levels(cells.iter().map(|cell| part(cell.activity(of), sum(cell))));
             self.total(of.name(), timeline.totals.activity(of), axis, &drawn);
         }
@@ -184,7 +189,7 @@ impl Page {
             Weight::Good => '+',
             Weight::Neutral => '-',
         };
-        let at = right(&span::duration(note.at_ms), START);
+        let at = right(&span::duration(note.at_ms), START_COLUMNS);
         let head = format!("{sign} {at}{:<24}  ", note.time);
         let indent = plain::columns(&head);
         for (index, line) in plain::wrap(&note.text, columns - indent).iter().enumerate() {
@@ -194,16 +199,17 @@ impl Page {
     }
 }
 
-/// A number at the right of its column, with two spaces after it.
+/// Aligns a text to the right of its column, with two spaces after it.
 fn right(text: &str, width: usize) -> String {
     format!("{text:>width$}  ", width = width - 2)
 }
 
+/// Returns a part as a fraction of its whole. A cell without data has a whole of 0.
 fn part(part: f64, whole: f64) -> f64 {
     if whole > 0.0 { part / whole } else { 0.0 }
 }
 
-/// The last value that was known, where none is.
+/// Replaces each missing value by the last known one, or by 0.
 fn carried(values: impl Iterator<Item = Option<f64>>) -> impl Iterator<Item = f64> {
     values.scan(0.0, |last, value| {
         *last = value.unwrap_or(*last);
@@ -211,19 +217,20 @@ fn carried(values: impl Iterator<Item = Option<f64>>) -> impl Iterator<Item = f6
     })
 }
 
-/// Columns of a height from 0 to 1. What is not nothing is seen.
+/// Draws heights from 0 to 1. A height above 0 is visible, however small it is.
 fn levels(heights: impl Iterator<Item = f64>) -> String {
     heights
         .map(|height| {
+            // Rounds to the nearest eighth, except that the lowest level begins above 0.
             let filled = |level: &usize| height <= (*level as f64 + 1.5) / 8.0;
             let level = (0..FROM_BELOW.len()).find(filled).unwrap_or(FROM_BELOW.len() - 1);
-            // A share is a quotient of sums.
+            // A share is a quotient of sums of fractions, so 0 may come with a rounding error.
             if height > 1e-9 { FROM_BELOW[level] } else { ' ' }
         })
         .collect()
 }
 
-/// A bar with a resolution of an eighth of a column at its end. One that takes no time is seen, too.
+/// Draws a bar whose end has a resolution of an eighth of a column. A span of 0 ms takes an eighth.
 fn blocks(span: Span, axis: Span, width: usize) -> String {
     let from = axis.place(span.from_ms, width * 8).min(width * 8 - 1);
     let to = axis.place(span.to_ms, width * 8).max(from + 1);
@@ -231,13 +238,15 @@ fn blocks(span: Span, axis: Span, width: usize) -> String {
     let mut drawn = " ".repeat(first);
     for column in first..=last {
         let until = (to - column * 8).min(8);
+        // The start has a resolution of half a column: Unicode has a right half block and no blocks
+        // for other parts on the right.
         let is_late = column == first && from % 8 >= 4 && until == 8;
         drawn.push(if is_late { '▐' } else { FROM_LEFT[until - 1] });
     }
     drawn
 }
 
-/// A bar with a text right of it, else left of it, where there is room.
+/// Adds a text to the right of a bar, or to its left, or not at all if neither has room.
 fn beside(mut bar: String, text: &str, width: usize) -> String {
     let needed = plain::columns(text) + 1;
     let before = bar.chars().take_while(|column| *column == ' ').count();
@@ -252,13 +261,14 @@ fn beside(mut bar: String, text: &str, width: usize) -> String {
     bar
 }
 
-/// Ticks with their times, as many as have room.
+/// Draws the ticks of an axis with their times. Leaves out each tick that has no room.
 fn axis(panel: &Panel, width: usize) -> String {
     let mut drawn = String::new();
     let mut used = 0;
     for (ms, label) in panel.ticks(6) {
         let at = panel.span.place(ms, width);
         let label = format!("|{label}");
+        // Labels are ASCII, so their length in bytes is their width.
         if (at > used || used == 0) && at + label.len() <= width {
             drawn.push_str(&" ".repeat(at - used));
             drawn.push_str(&label);
@@ -273,7 +283,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bars_are_where_their_time_is() {
+    fn draws_bars_at_their_times() {
         let axis = Span::new(0, 80);
         let cases = [
             ((0, 80), "██████████"),
@@ -289,12 +299,12 @@ mod tests {
     }
 
     #[test]
-    fn heights_are_seen() {
+    fn draws_small_heights_above_zero() {
         assert_eq!(levels([0.0, 0.001, 0.5, 1.0, 7.0].into_iter()), " ▁▄██");
     }
 
     #[test]
-    fn ticks_have_room() {
+    fn labels_of_ticks_do_not_overlap() {
         let panel = |from_ms, zero_ms| Panel {
             title: String::new(),
             span: Span::new(from_ms, from_ms + 4_000),

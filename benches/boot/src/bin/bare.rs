@@ -1,10 +1,12 @@
-//! The bare libkrun calls and nothing else: what a box costs without a shim.
+//! Boots a VM with the bare libkrun calls, as the baseline without a shim.
 //!
 //! ```text
-//! bare ROOT PROGRAM      PROGRAM runs on ROOT, below libkrun's own init; its output goes to standard output
+//! bare ROOT PROGRAM
 //! ```
 //!
-//! 1 vCPU and 512 MiB, as the shim's default. libkrunfw is found by the dynamic loader.
+//! Runs PROGRAM with ROOT as its root file system, as a child of libkrun's own init. The output of
+//! PROGRAM goes to standard output. The VM has 1 virtual CPU and 512 MiB, like the default of the
+//! shim. The dynamic loader finds libkrunfw.
 
 use std::ffi::CString;
 use std::process::ExitCode;
@@ -20,8 +22,10 @@ fn main() -> ExitCode {
         return ExitCode::from(2);
     };
     let (no_arguments, no_environment) = ([null()], [null()]);
-    // SAFETY: every string ends in NUL and lives until the end of main, every array ends in NULL, and
-    // the fds are the process's own standard ones.
+    // `krun_start_enter` returns only an error, so the results are for the message below.
+    //
+    // SAFETY: every string ends in NUL and lives until the end of main, every array ends in NULL,
+    // and the fds are the standard ones of the process.
     let failed = unsafe {
         let context = krun::krun_create_ctx().cast_unsigned();
         [
@@ -33,12 +37,13 @@ fn main() -> ExitCode {
                 no_arguments.as_ptr(),
                 no_environment.as_ptr(),
             ),
+            // This VM needs no vsock. Its console gets the standard fds instead of the implicit one.
             krun::krun_disable_implicit_vsock(context),
             krun::krun_disable_implicit_console(context),
             krun::krun_add_virtio_console_default(context, -1, 1, 2),
             krun::krun_start_enter(context),
         ]
     };
-    eprintln!("libkrun came back: {failed:?}");
+    eprintln!("libkrun returned: {failed:?}");
     ExitCode::FAILURE
 }

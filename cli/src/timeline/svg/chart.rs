@@ -1,14 +1,14 @@
-//! Where the charts of a panel are, in pixels.
+//! The position of the charts on the page, in pixels.
 
 use crate::timeline::span::Span;
 
-/// Width of the page, in pixels, as all that follows: what a browser shows beside nothing else.
+/// Width of the page. A browser window on a common screen shows it without scrolling.
 pub(super) const WIDTH: f64 = 1120.0;
 
-/// Around the page.
+/// Margin on all sides of the page.
 pub(super) const MARGIN: f64 = 28.0;
 
-/// The charts.
+/// Left edge and width of the charts.
 pub(super) const CHART_X: f64 = 284.0;
 pub(super) const CHART_WIDTH: f64 = WIDTH - MARGIN - CHART_X;
 

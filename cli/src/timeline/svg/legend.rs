@@ -1,4 +1,4 @@
-//! What the colours of a row mean, and how long each of them lasted.
+//! The legend of a row: the meaning of its colours, and the total time of each.
 
 use super::style;
 use crate::timeline::grid::{Activity, Health, MarkKind};
@@ -6,20 +6,23 @@ use crate::timeline::model::Timeline;
 use crate::timeline::panel::Row;
 use crate::timeline::span;
 
-/// Texts with the classes of their colours. Bars have their names beside them, and need none.
+/// Returns the texts of the legend with the CSS classes of their colours.
+///
+/// Bars and curves have none, because their names are beside them.
 pub(super) fn entries(timeline: &Timeline, row: &Row) -> Vec<(String, &'static str)> {
     let totals = &timeline.totals;
     match row {
         Row::Activity => {
             let entry = |of: Activity| {
-                let text = told(timeline, of.name(), totals.activity(of), of.is_lived())?;
+                let text = entry_text(timeline, of.name(), totals.activity(of), of.is_running())?;
                 Some((text, style::activity(of)))
             };
             Activity::ALL.into_iter().filter_map(entry).collect()
         }
         Row::Health => {
             let entry = |of: Health| {
-                let text = told(timeline, of.name(), totals.health(of), of != Health::Starting)?;
+                let is_part = of != Health::Starting;
+                let text = entry_text(timeline, of.name(), totals.health(of), is_part)?;
                 Some((text, style::health(of)))
             };
             Health::ALL.into_iter().filter_map(entry).collect()
@@ -33,8 +36,9 @@ pub(super) fn entries(timeline: &Timeline, row: &Row) -> Vec<(String, &'static s
     }
 }
 
-/// A state with its time, and with its share of the life if it is a part of that.
-fn told(timeline: &Timeline, name: &str, ms: u64, is_part: bool) -> Option<String> {
+/// Formats a state with its total time, and with its share of the run if `is_part`. Returns `None`
+/// for a state that the box was never in.
+fn entry_text(timeline: &Timeline, name: &str, ms: u64, is_part: bool) -> Option<String> {
     let share =
         if is_part { format!(" ({})", span::share(ms, timeline.life.ms())) } else { String::new() };
     (ms > 0).then(|| format!("{name} {}{share}", span::duration(ms)))

@@ -1,9 +1,9 @@
-//! Colours and fonts: names of classes, and what they look like.
+//! The style sheet of a picture, and the CSS classes of its elements.
 
 use crate::timeline::grid::{Activity, Health, MarkKind};
 use crate::timeline::model::{BarKind, Weight};
 
-/// The sheet of every picture. Pages are light: they are printed, and pasted into reports.
+/// The style sheet. The page is light, because pictures are printed and pasted into reports.
 pub(super) const STYLE: &str = r##"<defs><pattern id="hatch" width="8" height="8" patternUnits="userSpaceOnUse" patternTransform="rotate(45)"><rect width="4" height="8" fill="#ffffff" fill-opacity="0.55"/></pattern></defs>
 <style>
 text { font: 12px system-ui, -apple-system, "Segoe UI", "Helvetica Neue", "DejaVu Sans", Arial, sans-serif; fill: #24303c }
@@ -57,6 +57,7 @@ text { font: 12px system-ui, -apple-system, "Segoe UI", "Helvetica Neue", "DejaV
 </style>
 "##;
 
+/// Returns the CSS class of a bar.
 pub(super) fn bar(kind: BarKind) -> &'static str {
     match kind {
         BarKind::Config => "config",
@@ -71,6 +72,8 @@ pub(super) fn bar(kind: BarKind) -> &'static str {
     }
 }
 
+/// Returns the CSS classes of a state. The class `strip` turns anti-aliasing off, which would leave
+/// light gaps between neighbouring cells.
 pub(super) fn activity(of: Activity) -> &'static str {
     match of {
         Activity::Booting => "strip booting",
@@ -81,6 +84,7 @@ pub(super) fn activity(of: Activity) -> &'static str {
     }
 }
 
+/// Returns the CSS classes of a health.
 pub(super) fn health(of: Health) -> &'static str {
     match of {
         Health::Starting => "strip starting",
@@ -89,6 +93,7 @@ pub(super) fn health(of: Health) -> &'static str {
     }
 }
 
+/// Returns the CSS class of a mark.
 pub(super) fn mark(of: MarkKind) -> &'static str {
     match of {
         MarkKind::Error => "error",
@@ -98,6 +103,7 @@ pub(super) fn mark(of: MarkKind) -> &'static str {
     }
 }
 
+/// Returns the CSS class of the dot of a note.
 pub(super) fn weight(of: Weight) -> &'static str {
     match of {
         Weight::Bad => "bad",

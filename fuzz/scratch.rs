@@ -1,10 +1,12 @@
-//! The ground that targets share: for those that read images, a directory in memory with a layout in it,
-//! and a tree outside that must stay as it is. For the others, [`memory`], [`pieces`] and [`peer`].
+//! What the fuzz targets share.
 //!
-//! The tree is where the links of the hostile corpus lead, `/mnt/canary`, in a mount namespace of
-//! the fuzzer's own. Needs root, as unpacking does.
+//! Targets that read images use [`Scratch`]: a directory on tmpfs with an image layout in it.
+//! Beside the layout is the canary, a tree that no image may change. The links of the hostile
+//! corpus point to it, at `/mnt/canary`. The other targets use [`memory`], [`pieces`] and [`peer`].
+//!
+//! The tmpfs is mounted in a private mount namespace, which needs root. Unpacking needs root, too.
 
-#![allow(clippy::unwrap_used, reason = "what cannot be set up ends the fuzzer")]
+#![allow(clippy::unwrap_used, reason = "a failed setup must end the fuzzer")]
 
 pub mod memory;
 pub mod peer;
@@ -19,25 +21,29 @@ use a3s_box_oci::{Digest, Image, Layout, LayoutError};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 
-/// Longest error that is fit to be shown.
+/// Most bytes of an error with its causes. A log line must stay readable.
 const ERROR_BYTES: usize = 4096;
 
-/// Where everything happens.
+/// The scratch directory of a target, with its state before the first input.
 #[derive(Debug)]
-pub struct Ground {
+pub struct Scratch {
     root: PathBuf,
+    /// Mode, modification time and size of each file of the canary.
     canary: Vec<(u32, i64, i64, u64)>,
+    /// Number of open fds.
     open_files: usize,
 }
 
-impl Ground {
-    /// Builds the ground; once in a process.
+impl Scratch {
+    /// Mounts and fills the scratch directory. A process may call it once.
     ///
     /// # Panics
     ///
-    /// When the system refuses.
+    /// Panics if a system call fails.
     #[must_use]
     pub fn build() -> Self {
+        // The namespace keeps the tmpfs off the host, and it ends with the process. Its mounts are
+        // made private first, or the new mount would propagate to the host.
         unshare(CloneFlags::CLONE_NEWNS).expect("fuzzing needs root");
         let none = None::<&str>;
         mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
@@ -48,24 +54,24 @@ impl Ground {
         fs::write(root.join("canary/dir/file"), "file").unwrap();
         fs::create_dir_all(root.join("layout/blobs/sha256")).unwrap();
         fs::write(root.join("layout/oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
-        let mut ground = Self { root, canary: Vec::new(), open_files: 0 };
-        ground.canary = ground.look();
-        ground.open_files = open_files();
-        ground
+        let mut scratch = Self { root, canary: Vec::new(), open_files: 0 };
+        scratch.canary = scratch.canary_state();
+        scratch.open_files = open_files();
+        scratch
     }
 
-    /// Returns the path of something on the ground.
+    /// Returns the path of a file in the scratch directory.
     #[must_use]
     pub fn path(&self, name: &str) -> PathBuf {
         self.root.join(name)
     }
 
-    /// Puts a blob into the layout; the text behind `"digest":` and `"size":` of its descriptor is
-    /// returned with its digest.
+    /// Writes a blob into the layout. Returns its digest, and the fields `"digest"` and `"size"` of
+    /// its descriptor.
     ///
     /// # Panics
     ///
-    /// When it cannot be written.
+    /// Panics if the blob cannot be written.
     #[must_use]
     pub fn blob(&self, bytes: &[u8]) -> (Digest, String) {
         let digest = Digest::of(bytes);
@@ -73,12 +79,14 @@ impl Ground {
         (digest, format!(r#""digest":"{digest}","size":{}"#, bytes.len()))
     }
 
-    /// Resolves the image of these documents, in which `$M` and `$C` stand for digest and size of
-    /// the manifest and of the configuration.
+    /// Resolves the image that these documents describe, and checks the outcome.
+    ///
+    /// `$M` in the index and `$C` in the manifest stand for digest and size of the manifest and of
+    /// the configuration. A fuzzer could not find matching digests by itself.
     ///
     /// # Panics
     ///
-    /// When an error is not fit to be shown.
+    /// Panics if an error or the image breaks a promise of the API.
     pub fn resolve(&self, index: &[u8], manifest: &[u8], config: &[u8]) {
         let (_, config) = self.blob(config);
         let (_, manifest) = self.blob(&replace(manifest, b"$C", config.as_bytes()));
@@ -91,13 +99,14 @@ impl Ground {
         }
     }
 
-    /// Removes what an input has left, and checks that it has left nothing else.
+    /// Removes the blobs of an input, and checks that the input has left nothing else behind.
     ///
     /// # Panics
     ///
-    /// When the tree outside was touched, or a file is still open.
+    /// Panics if the canary has changed, an fd is still open, or the scratch directory has a new
+    /// entry.
     pub fn clear(&self) {
-        assert_eq!(self.look(), self.canary, "the canary was touched");
+        assert_eq!(self.canary_state(), self.canary, "the canary was changed");
         assert_eq!(open_files(), self.open_files, "a file is still open");
         let blobs = self.path("layout/blobs/sha256");
         fs::remove_dir_all(&blobs).unwrap();
@@ -106,20 +115,21 @@ impl Ground {
             fs::read_dir(&self.root).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         names.retain(|name| name != "cache");
         names.sort();
-        assert_eq!(names, ["canary", "layout"], "something was planted");
+        assert_eq!(names, ["canary", "layout"], "an input created a file");
     }
 
-    /// Looks at the tree outside.
-    fn look(&self) -> Vec<(u32, i64, i64, u64)> {
-        let look = |name: &&str| {
+    /// Reads mode, modification time and size of each file of the canary.
+    fn canary_state(&self) -> Vec<(u32, i64, i64, u64)> {
+        let state = |name: &&str| {
             let found = fs::symlink_metadata(self.path(name)).unwrap();
             (found.mode(), found.mtime(), found.mtime_nsec(), found.len())
         };
-        ["canary", "canary/secret", "canary/dir", "canary/dir/file"].iter().map(look).collect()
+        ["canary", "canary/secret", "canary/dir", "canary/dir/file"].iter().map(state).collect()
     }
 }
 
-/// Checks what callers rely on.
+/// Checks the promises on which callers rely: an error is printable, and no text of an image has a
+/// NUL byte, so that each can become an argument of `execve(2)`.
 fn check_image(outcome: &Result<Image, LayoutError>) {
     match outcome {
         Err(error) => check_error(error),
@@ -133,11 +143,11 @@ fn check_image(outcome: &Result<Image, LayoutError>) {
     }
 }
 
-/// Checks that an error, with its causes, is fit to be shown.
+/// Checks that an error with its causes is printable and short enough for a log line.
 ///
 /// # Panics
 ///
-/// When it is not.
+/// Panics if it is not.
 pub fn check_error(error: &dyn Error) {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -146,9 +156,10 @@ pub fn check_error(error: &dyn Error) {
         cause = error.source();
     }
     let has_control = text.chars().any(char::is_control);
-    assert!(!has_control && text.len() <= ERROR_BYTES, "not fit to be shown: {text:?}");
+    assert!(!has_control && text.len() <= ERROR_BYTES, "not printable or too long: {text:?}");
 }
 
+/// Replaces all occurrences of `from` in bytes that may not be UTF-8.
 fn replace(text: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {
     let mut replaced = Vec::new();
     let mut rest = text;

@@ -144,10 +144,10 @@ fn probe_line(run: &Run) -> Option<&str> {
     run.stderr.lines().find_map(|line| line.strip_prefix("probe "))
 }
 
-// Error numbers of Linux (`asm-generic/errno.h`).
 /// Number of attempts of the probe, as ARCHITECTURE.md and docs/confinement.md state it.
 const ATTEMPTS: usize = 58;
 
+// Error numbers of Linux (`asm-generic/errno.h`).
 const EPERM: i32 = 1;
 const ENOENT: i32 = 2;
 const EACCES: i32 = 13;

@@ -13,11 +13,11 @@ use crate::attempts::print_line;
 /// An empty SETTINGS frame of HTTP/2. The header of a frame is its length, type, flags and stream
 /// (RFC 9113, section 4.1).
 const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
-/// HEADERS with `:status: 200` and the flag END_HEADERS.
+/// HEADERS with `:status: 200` and the flag `END_HEADERS`.
 const HEADERS: [u8; 10] = [0, 0, 1, 1, 4, 0, 0, 0, 1, 0x88];
-/// HEADERS with `:status: 200` and without END_HEADERS, so that CONTINUATION frames must follow.
+/// HEADERS with `:status: 200` and without `END_HEADERS`, so that CONTINUATION frames must follow.
 const OPEN_HEADERS: [u8; 10] = [0, 0, 1, 1, 0, 0, 0, 0, 1, 0x88];
-/// Header of a CONTINUATION frame with [`PAYLOAD_BYTES`], without END_HEADERS.
+/// Header of a CONTINUATION frame with [`PAYLOAD_BYTES`], without `END_HEADERS`.
 const CONTINUATION: [u8; 9] = [0, 0x40, 0, 9, 0, 0, 0, 0, 1];
 /// Header of a DATA frame with [`PAYLOAD_BYTES`].
 const DATA: [u8; 9] = [0, 0x40, 0, 0, 0, 0, 0, 0, 1];
@@ -26,7 +26,7 @@ const PING: [u8; 17] = [0, 0, 8, 6, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8];
 /// Prefix of an uncompressed gRPC message of 1 GiB: the flag for compression and the length.
 const HUGE_MESSAGE: [u8; 5] = [0, 0x40, 0, 0, 0];
 
-/// Largest payload of a frame by default (SETTINGS_MAX_FRAME_SIZE).
+/// Largest payload of a frame by default (`SETTINGS_MAX_FRAME_SIZE`).
 const PAYLOAD_BYTES: usize = 0x4000;
 
 /// Kinds of answers, in their order.

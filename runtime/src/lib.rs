@@ -37,7 +37,8 @@
 //! - Only the follower signals and reaps the shim. Until it has reaped the process, the kernel
 //!   cannot give the pid to another one, so no signal reaches a wrong process.
 //! - An [`EventEmitter`](a3s_box_core::EventEmitter) emits exactly one `box.stopped` for each shim
-//!   that was started, after the process was reaped, unless the tokio runtime ends first.
+//!   that was started, after the process was reaped, unless the tokio runtime ends first or an
+//!   observer panics.
 //! - Dropping a `VmManager` kills its shim.
 //!
 //! A supervisor that has restarted has no `VmManager` for its boxes. It calls [`inspect`], which

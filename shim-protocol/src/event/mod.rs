@@ -13,7 +13,8 @@
 //! A reader must ignore types and fields that it does not know. `Event` deserializes an unknown
 //! type as [`EventKind::Unknown`].
 //!
-//! The order of the events of a box (`?`: at most once, `*`: any number of times):
+//! The order of the events of a box that becomes ready by a health check (`?`: at most once, `*`:
+//! any number of times; `events.dropped` may come at any place):
 //!
 //! ```text
 //! shim.started ─ image.resolved? ─ rootfs.progress* ─ rootfs.ready ─ shim.confined? ─ warning?
@@ -22,6 +23,9 @@
 //!      warning)*
 //!   ─ stop.requested? ─ stop.killed? ─ guest.exited? ─ error* ─ box.stopped
 //! ```
+//!
+//! With `agent.readiness` `started` or `notify`, `state.changed` to `ready` does not wait for
+//! `agent.ready`. If a phase fails, `error` and `box.stopped` follow at once.
 //!
 //! An event is read and matched by its kind. [`EventDecoder`](crate::EventDecoder) does the same
 //! for a stream that arrives in pieces.

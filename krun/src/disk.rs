@@ -7,7 +7,7 @@
 //! | sector | 512 bytes, which is also the logical block size that Linux assumes |
 //! | queues | one of 256 descriptors; a request has at most 254 segments (`seg_max`) |
 //! | threads | one, which completes each request before it takes the next one |
-//! | DISCARD, WRITE_ZEROES | always offered, one range a request |
+//! | DISCARD, `WRITE_ZEROES` | always offered, one range a request |
 //! | FLUSH | offered unless the sync mode is [`SyncMode::None`] |
 //! | size | fixed when the VM is entered; bytes after the last whole sector are not visible |
 //!

@@ -270,3 +270,66 @@ fn copy(mut from: impl Read + Send + 'static, to: OwnedFd) -> JoinHandle<io::Res
         }
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::{Path, PathBuf};
+
+    use super::*;
+    use crate::guest_kernel::GuestKernel;
+    use crate::{
+        Access, BlockRoot, Connect, Disk, DiskFormat, Machine, OverlayFile, Root, SyncMode, Vm,
+        VsockPort,
+    };
+
+    fn machine(disks: Vec<Disk>) -> Machine {
+        let null = || File::open("/dev/null").unwrap().into();
+        Machine {
+            vcpus: 1,
+            memory_mib: 128,
+            root: Root::Block(BlockRoot { mount_points: vec!["root".into()], disks }),
+            overlay_files: vec![OverlayFile {
+                name: "config".into(),
+                content: b"12345".to_vec(),
+                permissions: 0o600,
+                one_shot: true,
+            }],
+            shares: Vec::new(),
+            vsock_ports: vec![VsockPort {
+                port: 1,
+                socket: "/socket".into(),
+                connect: Connect::FromGuest,
+            }],
+            net: None,
+            tsi: false,
+            stdout: null(),
+            stderr: null(),
+        }
+    }
+
+    #[test]
+    fn fake_guest_reads_the_disks_of_a_block_root_in_order() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(512).unwrap();
+        let disk = |id: &str, access| Disk {
+            id: id.into(),
+            file: PathBuf::from(file.path()),
+            format: DiskFormat::Raw,
+            access,
+            sync: SyncMode::None,
+            direct_io: false,
+        };
+        let disks = vec![disk("upper", Access::ReadWrite), disk("lower", Access::ReadOnly)];
+        let kernel = GuestKernel::load(None, Path::new("/shim")).unwrap();
+        Vm::configure(machine(disks), &kernel).unwrap();
+        let recorded = RECORDED.lock().unwrap().take().unwrap();
+        let path = file.path().display();
+        assert_eq!(
+            header(&recorded),
+            format!("VSOCK_1=/socket\nDISK_upper={path}\nDISK_lower={path}\nCONFIG_BYTES=5\n\n")
+        );
+        assert_eq!(recorded.disks.iter().map(|d| d.read_only).collect::<Vec<_>>(), [false, true]);
+        drop(file);
+        open_disk(&recorded.disks[0]).unwrap_err();
+    }
+}

@@ -344,7 +344,8 @@ fn c_string(call: &'static str, argument: &'static str, text: &[u8]) -> Result<C
     CString::new(text).map_err(|_nul| KrunError::Text { call, argument })
 }
 
-#[cfg(all(test, not(feature = "fake")))]
+#[cfg(not(feature = "fake"))]
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -2,7 +2,7 @@
 //! [`Machine`] for libkrun.
 
 use a3s_box_core::config::AgentProvider;
-use a3s_box_krun::{Access, Connect, Machine, OverlayFile, Share, VsockPort};
+use a3s_box_krun::{Access, Connect, Machine, OverlayFile, Root, Share, VsockPort};
 use a3s_box_oci::Image;
 use a3s_box_proto::control::{
     EnvironmentVariable, GuestConfig, Mount, TmpfsMount, VirtiofsMount, Workload, mount,
@@ -127,7 +127,7 @@ pub(crate) fn assemble(
     Machine {
         vcpus: spec.vcpus,
         memory_mib: spec.memory_mib,
-        root: state.root(),
+        root: Root::Directory(state.root()),
         overlay_files: vec![
             // libkrun shows both files in the root without writing them to the box's disk.
             OverlayFile {

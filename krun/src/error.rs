@@ -53,7 +53,7 @@ pub enum KrunError {
         /// Memory in MiB that was requested.
         found: u32,
     },
-    /// More devices than the VM has interrupts.
+    /// More shares than the VM has interrupts left beside its other devices.
     #[error("{found} shared directories, expected at most {max}")]
     TooManyShares {
         /// Number that was requested.
@@ -61,6 +61,59 @@ pub enum KrunError {
         /// Number that the interrupts allow, besides the other devices.
         max: usize,
     },
+    /// More devices than the VM has interrupts, even without its shares.
+    #[error("{found} virtio devices, expected at most {max}")]
+    TooManyDevices {
+        /// Number of all devices, with the shares and with those that every VM has.
+        found: usize,
+        /// Number of interrupts.
+        max: usize,
+    },
+    /// A disk's id that does not fit into a virtio-blk id.
+    #[error("disk id `{id}` has {} bytes, expected 1 to {max}", id.len())]
+    DiskId {
+        /// The id.
+        id: String,
+        /// Longest id in bytes.
+        max: usize,
+    },
+    /// Two disks that the guest cannot tell apart.
+    #[error("two disks have the id `{id}`")]
+    DuplicateDiskId {
+        /// The id.
+        id: String,
+    },
+    /// A VMDK that the guest is to write to, or with direct I/O.
+    #[error("disk `{id}` is a VMDK, which libkrun can neither write to nor read with direct I/O")]
+    Vmdk {
+        /// Id of the disk.
+        id: String,
+    },
+    /// A disk's file that cannot be opened with the requested access, or whose size is unknown.
+    #[error("cannot open disk `{id}` at `{}`", path.display())]
+    DiskFile {
+        /// Id of the disk.
+        id: String,
+        /// The file.
+        path: PathBuf,
+        /// The error of `open(2)` or `lseek(2)`.
+        #[source]
+        source: io::Error,
+    },
+    /// A file whose last bytes the guest would not see, or an empty one.
+    #[error(
+        "disk `{id}` has {size_bytes} bytes, expected a multiple of {sector}",
+        sector = crate::disk::SECTOR_BYTES
+    )]
+    DiskSize {
+        /// Id of the disk.
+        id: String,
+        /// Size of the file in bytes.
+        size_bytes: u64,
+    },
+    /// A libkrun without virtio-blk, which is an option of its build (feature `system`).
+    #[error("the installed libkrun has no `krun_add_disk3`: it was built without virtio-blk")]
+    DisksUnsupported,
     /// A virtio-fs tag that does not fit into the device's configuration space.
     #[error(
         "tag `{tag}` has {} bytes, expected 1 to {max}",
@@ -122,6 +175,7 @@ impl KrunError {
             Self::KernelMissing { .. } => Some(
                 "install libkrunfw (Fedora, Arch and Homebrew have a package; Debian has libkrunfw5; prebuilt: its releases), or set `paths.libkrunfw`",
             ),
+            Self::DisksUnsupported => Some("install a libkrun that was built with `make BLK=1`"),
             Self::SocketPath { .. } => Some("choose a shorter `paths.state_dir`"),
             _ => None,
         }
@@ -138,6 +192,7 @@ impl KrunError {
                 | Self::KernelMissing { .. }
                 | Self::KernelUnloadable { .. }
                 | Self::KernelVersion { .. }
+                | Self::DisksUnsupported
         )
     }
 }

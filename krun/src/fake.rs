@@ -7,6 +7,7 @@
 //!
 //! ```text
 //! VSOCK_<port>=<socket path>     one line for each vsock port
+//! DISK_<id>=<path>               one line for each disk, in order
 //! CONFIG_BYTES=<n>
 //!                                an empty line
 //! <n bytes>                      the content of the last overlay file
@@ -14,7 +15,8 @@
 //!
 //! Standard output and standard error of the fake guest are the console ports. Its standard input
 //! stays open for as long as the shim lives, so the fake guest can exit at the end of its input.
-//! `krun_start_enter` also writes a line to fd 1 of the shim, as a library that prints would, and
+//! `krun_start_enter` opens the disks first, and fails with EINVAL if it cannot, as libkrun does.
+//! It also writes a line to fd 1 of the shim, as a library that prints would, and
 //! then ends as libkrun would:
 //!
 //! | the fake guest | the shim |
@@ -28,14 +30,14 @@ mod probe;
 mod recorded;
 
 use std::ffi::{CStr, c_char, c_int};
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use self::recorded::{RECORDED, record};
+use self::recorded::{RECORDED, Recorded, RecordedDisk, record};
 use crate::KrunError;
 
 pub(crate) extern "C" fn krun_create_ctx() -> i32 {
@@ -64,12 +66,16 @@ pub(crate) unsafe extern "C" fn krun_add_virtiofs3(
     // SAFETY: libkrun's contract requires a string that ends in NUL and outlives the call.
     // `Vm::add_virtiofs` passes a pointer to a live `CString`.
     let tag = unsafe { CStr::from_ptr(tag) };
-    // SAFETY: the path is a live `CString` of `Vm::add_virtiofs` as well.
-    let path = unsafe { CStr::from_ptr(path) }.to_string_lossy().into_owned();
-    // The root is no share, so the probe must not find it among the shares.
+    // The root is no share, so the probe must not find it among the shares. Its path is null if it
+    // has no directory of the host.
     if tag == c"/dev/root" {
         return 0;
     }
+    if path.is_null() {
+        return -libc::EINVAL;
+    }
+    // SAFETY: the path is not null, and thus a live `CString` of `Vm::add_virtiofs` as well.
+    let path = unsafe { CStr::from_ptr(path) }.to_string_lossy().into_owned();
     record(|recorded| recorded.shares.push((path, read_only)))
 }
 
@@ -86,6 +92,32 @@ pub(crate) unsafe extern "C" fn krun_fs_add_overlay_file(
     // pointer and length of one slice that is never freed.
     let content = unsafe { std::slice::from_raw_parts(data, length) };
     record(|recorded| recorded.config = content.to_vec())
+}
+
+pub(crate) unsafe extern "C" fn krun_fs_add_overlay_dir(
+    _ctx: u32,
+    _tag: *const c_char,
+    _path: *const c_char,
+    _mode: u32,
+) -> i32 {
+    0
+}
+
+pub(crate) unsafe extern "C" fn krun_add_disk3(
+    _ctx: u32,
+    id: *const c_char,
+    path: *const c_char,
+    _format: u32,
+    read_only: bool,
+    _direct_io: bool,
+    _sync_mode: u32,
+) -> i32 {
+    // SAFETY: libkrun's contract requires a string that ends in NUL and outlives the call.
+    // `Vm::add_disk` passes a pointer to a live `CString`.
+    let id = unsafe { CStr::from_ptr(id) }.to_string_lossy().into_owned();
+    // SAFETY: the path is a live `CString` of `Vm::add_disk` as well.
+    let path = unsafe { CStr::from_ptr(path) }.to_string_lossy().into_owned();
+    record(|recorded| recorded.disks.push(RecordedDisk { id, path, read_only }))
 }
 
 pub(crate) extern "C" fn krun_disable_implicit_vsock(_ctx: u32) -> i32 {
@@ -168,6 +200,10 @@ pub(crate) extern "C" fn krun_start_enter(_ctx: u32) -> i32 {
     let recorded = RECORDED.lock().unwrap_or_else(PoisonError::into_inner).take();
     let guest = GUEST.lock().unwrap_or_else(PoisonError::into_inner).take();
     let (Some(recorded), Some(mut guest)) = (recorded, guest) else { return -libc::ENOENT };
+    // The files stay open for as long as the VM runs, as they do with libkrun.
+    let Ok(_disks) = recorded.disks.iter().map(open_disk).collect::<io::Result<Vec<File>>>() else {
+        return -libc::EINVAL;
+    };
     let noise = b"a library prints to standard output\n";
     // SAFETY: `write(2)` reads `noise.len()` bytes at the pointer, which is what the array has. The
     // result is ignored because the tests check the line where it arrives.
@@ -181,12 +217,9 @@ pub(crate) extern "C" fn krun_start_enter(_ctx: u32) -> i32 {
     // exactly when the process ends.
     let stdin = guest.stdin.take();
     if let Some(mut stdin) = stdin.as_ref() {
-        let ports: String =
-            recorded.ports.iter().map(|(name, path)| format!("{name}={path}\n")).collect();
-        let bytes = recorded.config.len();
         // Some tests have a fake guest that exits before it reads its config, which makes these
         // writes fail.
-        let _ignored = stdin.write_all(format!("{ports}CONFIG_BYTES={bytes}\n\n").as_bytes());
+        let _ignored = stdin.write_all(header(&recorded).as_bytes());
         let _ignored = stdin.write_all(&recorded.config);
     }
     if let Some((output, error)) = recorded.console {
@@ -198,6 +231,18 @@ pub(crate) extern "C" fn krun_start_enter(_ctx: u32) -> i32 {
         Ok(None) => std::process::abort(),
         Err(_) => -libc::EINVAL,
     }
+}
+
+fn open_disk(disk: &RecordedDisk) -> io::Result<File> {
+    OpenOptions::new().read(true).write(!disk.read_only).open(&disk.path)
+}
+
+/// Returns the lines before the config, with the empty line at their end.
+fn header(recorded: &Recorded) -> String {
+    let ports = recorded.ports.iter().map(|(name, path)| format!("{name}={path}\n"));
+    let disks = recorded.disks.iter().map(|disk| format!("DISK_{}={}\n", disk.id, disk.path));
+    let lines: String = ports.chain(disks).collect();
+    format!("{lines}CONFIG_BYTES={}\n\n", recorded.config.len())
 }
 
 /// Copies the fake guest's output to the console ports until both of its pipes are closed.
@@ -224,4 +269,67 @@ fn copy(mut from: impl Read + Send + 'static, to: OwnedFd) -> JoinHandle<io::Res
             copied += count as u64;
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::{Path, PathBuf};
+
+    use super::*;
+    use crate::guest_kernel::GuestKernel;
+    use crate::{
+        Access, BlockRoot, Connect, Disk, DiskFormat, Machine, OverlayFile, Root, SyncMode, Vm,
+        VsockPort,
+    };
+
+    fn machine(disks: Vec<Disk>) -> Machine {
+        let null = || File::open("/dev/null").unwrap().into();
+        Machine {
+            vcpus: 1,
+            memory_mib: 128,
+            root: Root::Block(BlockRoot { mount_points: vec!["root".into()], disks }),
+            overlay_files: vec![OverlayFile {
+                name: "config".into(),
+                content: b"12345".to_vec(),
+                permissions: 0o600,
+                one_shot: true,
+            }],
+            shares: Vec::new(),
+            vsock_ports: vec![VsockPort {
+                port: 1,
+                socket: "/socket".into(),
+                connect: Connect::FromGuest,
+            }],
+            net: None,
+            tsi: false,
+            stdout: null(),
+            stderr: null(),
+        }
+    }
+
+    #[test]
+    fn fake_guest_reads_the_disks_of_a_block_root_in_order() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(512).unwrap();
+        let disk = |id: &str, access| Disk {
+            id: id.into(),
+            file: PathBuf::from(file.path()),
+            format: DiskFormat::Raw,
+            access,
+            sync: SyncMode::None,
+            direct_io: false,
+        };
+        let disks = vec![disk("upper", Access::ReadWrite), disk("lower", Access::ReadOnly)];
+        let kernel = GuestKernel::load(None, Path::new("/shim")).unwrap();
+        Vm::configure(machine(disks), &kernel).unwrap();
+        let recorded = RECORDED.lock().unwrap().take().unwrap();
+        let path = file.path().display();
+        assert_eq!(
+            header(&recorded),
+            format!("VSOCK_1=/socket\nDISK_upper={path}\nDISK_lower={path}\nCONFIG_BYTES=5\n\n")
+        );
+        assert_eq!(recorded.disks.iter().map(|d| d.read_only).collect::<Vec<_>>(), [false, true]);
+        drop(file);
+        open_disk(&recorded.disks[0]).unwrap_err();
+    }
 }

@@ -24,7 +24,7 @@
 //!
 //! Statements about libkrun in this crate hold for version 1.19.7. File names refer to the source
 //! of the crates `libkrun` (`src/lib.rs`), `krun-vmm`, `krun-devices` and `krun-arch` of this
-//! version.
+//! version, and of `imago` 0.2, which reads its disk images.
 //!
 //! # Example
 //!
@@ -36,7 +36,7 @@
 //! use std::path::Path;
 //!
 //! use a3s_box_krun::guest_kernel::GuestKernel;
-//! use a3s_box_krun::{Machine, OverlayFile, Vm};
+//! use a3s_box_krun::{Machine, OverlayFile, Root, Vm};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let executable = std::env::current_exe()?;
@@ -46,7 +46,7 @@
 //! let machine = Machine {
 //!     vcpus: 1,
 //!     memory_mib: 256,
-//!     root: "/srv/rootfs".into(),
+//!     root: Root::Directory("/srv/rootfs".into()),
 //!     overlay_files: vec![OverlayFile {
 //!         name: "config".into(),
 //!         content: b"hello".to_vec(),
@@ -69,6 +69,8 @@
 
 #![expect(unsafe_code, reason = "this crate is the boundary to libkrun")]
 
+mod access;
+mod disk;
 mod error;
 pub mod exit;
 #[cfg(feature = "fake")]
@@ -77,11 +79,14 @@ pub mod guest_kernel;
 mod libkrun;
 mod machine;
 mod vm;
+pub mod vmdk;
 
+pub use access::Access;
+pub use disk::{Disk, DiskFormat, MAX_DISK_ID_BYTES, SECTOR_BYTES, SyncMode};
 pub use error::KrunError;
 pub use machine::{
-    Access, Connect, MAX_SHARES, MAX_SOCKET_PATH_BYTES, MAX_TAG_BYTES, MAX_VCPUS, MIN_MEMORY_MIB,
-    Machine, NetDevice, OverlayFile, Share, VsockPort,
+    BlockRoot, Connect, MAX_DEVICES, MAX_SHARES, MAX_SOCKET_PATH_BYTES, MAX_TAG_BYTES, MAX_VCPUS,
+    MIN_MEMORY_MIB, Machine, NetDevice, OverlayFile, Root, Share, VsockPort, max_shares,
 };
 pub use vm::{Vm, check_kvm};
 

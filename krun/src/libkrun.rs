@@ -36,6 +36,12 @@ pub(crate) const FS_ADD_OVERLAY_FILE: unsafe extern "C" fn(
     u32,
     bool,
 ) -> i32 = sys::krun_fs_add_overlay_file;
+pub(crate) const FS_ADD_OVERLAY_DIR: unsafe extern "C" fn(
+    u32,
+    *const c_char,
+    *const c_char,
+    u32,
+) -> i32 = sys::krun_fs_add_overlay_dir;
 pub(crate) const DISABLE_IMPLICIT_VSOCK: unsafe extern "C" fn(u32) -> i32 =
     sys::krun_disable_implicit_vsock;
 pub(crate) const ADD_VSOCK: unsafe extern "C" fn(u32, u32) -> i32 = sys::krun_add_vsock;
@@ -46,6 +52,35 @@ pub(crate) const DISABLE_IMPLICIT_CONSOLE: unsafe extern "C" fn(u32) -> i32 =
 pub(crate) const ADD_VIRTIO_CONSOLE_DEFAULT: unsafe extern "C" fn(u32, c_int, c_int, c_int) -> i32 =
     sys::krun_add_virtio_console_default;
 pub(crate) const START_ENTER: unsafe extern "C" fn(u32) -> i32 = sys::krun_start_enter;
+
+/// Type of `krun_add_disk3`.
+pub(crate) type AddDisk3 =
+    unsafe extern "C" fn(u32, *const c_char, *const c_char, u32, bool, bool, u32) -> i32;
+
+/// Returns `krun_add_disk3`, or nothing if the installed library does not have it.
+#[cfg(any(feature = "fake", not(feature = "system")))]
+pub(crate) fn add_disk3() -> Option<AddDisk3> {
+    Some(sys::krun_add_disk3)
+}
+
+/// Returns `krun_add_disk3`, or nothing if the installed library does not have it.
+///
+/// The header of libkrun always declares this function, but a library without virtio-blk (feature
+/// `blk` of the crate, `BLK=1` of its Makefile) does not define it. A reference would then fail the
+/// link of every program, also of those without disks, so the symbol is looked up at run time.
+#[cfg(all(feature = "system", not(feature = "fake")))]
+pub(crate) fn add_disk3() -> Option<AddDisk3> {
+    // The function is never called and thus not compiled into the program. It makes the compiler
+    // compare the type with the one of the header.
+    fn _declared() -> AddDisk3 {
+        sys::krun_add_disk3
+    }
+    let program = libloading::os::unix::Library::this();
+    // SAFETY: the symbol must have the type `AddDisk3`. `_declared` has compared it with the header
+    // of the library that this program is linked with.
+    let symbol = unsafe { program.get::<AddDisk3>(b"krun_add_disk3\0") };
+    symbol.ok().map(|symbol| *symbol)
+}
 
 /// Calls `krun_add_net_unixstream` with a connected socket and returns its result.
 ///

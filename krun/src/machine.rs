@@ -4,6 +4,8 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use crate::KrunError;
+use crate::access::Access;
+use crate::disk::{self, Disk};
 
 /// Largest number of virtual CPUs. libkrunfw 5 builds its kernel with `NR_CPUS=16`. libkrun accepts
 /// more, but a guest with 20 resets during its boot and prints no error.
@@ -13,10 +15,41 @@ pub const MAX_VCPUS: u8 = 16;
 /// (37 MiB). The guest program and a workload need memory as well, so the limit is higher.
 pub const MIN_MEMORY_MIB: u32 = 128;
 
-/// Largest number of [`Machine::shares`]; with a network device it is one less. On x86-64 libkrun
-/// has interrupts for 11 virtio devices (krun-arch, `src/x86_64/layout.rs`: `IRQ_BASE` 5 to
-/// `IRQ_MAX` 15). Balloon, rng, console, vsock and the root device use five of them.
-pub const MAX_SHARES: usize = 6;
+/// Largest number of virtio devices. Each has an interrupt of its own, and on x86-64 libkrun has 11
+/// of them (krun-arch, `src/x86_64/layout.rs`: `IRQ_BASE` 5 to `IRQ_MAX` 15). With one device more,
+/// `krun_start_enter` returns EINVAL (krun-vmm, `src/device_manager/kvm/mmio.rs`, `IrqsExhausted`).
+///
+/// libkrun adds the devices in this order (krun-vmm, `src/builder.rs`, `build_microvm`), which is
+/// also the order in which the guest finds them:
+///
+/// ```text
+///   balloon  rng  console │ root  shares…  disks… │ vsock │ net
+///   always                │ as the calls add them │ always │ if there is one
+/// ```
+pub const MAX_DEVICES: usize = 11;
+
+/// Devices of every machine: balloon, rng, console, root and vsock. libkrun adds the first two on
+/// its own.
+const FIXED_DEVICES: usize = 5;
+
+/// Largest number of [`Machine::shares`] of a machine with a [`Root::Directory`]; with a network
+/// device it is one less. Disks take devices as well: see [`max_shares`].
+pub const MAX_SHARES: usize = max_shares(0, 0);
+
+/// Returns the largest number of shares beside this number of disks and of network devices. It is 0
+/// also if these alone are too many.
+///
+/// ```
+/// use a3s_box_krun::{MAX_SHARES, max_shares};
+///
+/// assert_eq!(max_shares(0, 0), MAX_SHARES);
+/// // A block root of two disks, and a network device.
+/// assert_eq!(max_shares(2, 1), 3);
+/// ```
+#[must_use]
+pub const fn max_shares(disks: usize, net_devices: usize) -> usize {
+    MAX_DEVICES.saturating_sub(FIXED_DEVICES).saturating_sub(disks).saturating_sub(net_devices)
+}
 
 /// Longest virtio-fs tag in bytes: the size of the field `tag` in the device's configuration space
 /// (virtio 1.2, section 5.11.4). libkrun panics on a longer one (krun-devices,
@@ -34,15 +67,12 @@ pub struct Machine {
     pub vcpus: u8,
     /// Memory in MiB, at least [`MIN_MEMORY_MIB`].
     pub memory_mib: u32,
-    /// Directory of the host that is the guest's root, read and write. The path must be UTF-8, and
-    /// its last component must not be a symlink: libkrun opens it with `O_NOFOLLOW`. It does so
-    /// only when the guest mounts its root, so an error is visible in the guest alone
-    /// (krun-devices, `src/virtio/fs/linux/passthrough.rs`, `init`).
-    pub root: PathBuf,
+    /// The file system that the guest kernel mounts as its root, with read and write access.
+    pub root: Root,
     /// Virtual files in the guest's root directory that do not exist in [`root`](Self::root)
     /// itself.
     pub overlay_files: Vec<OverlayFile>,
-    /// Other directories of the host, at most [`MAX_SHARES`].
+    /// Other directories of the host, at most [`max_shares`](Self::max_shares).
     pub shares: Vec<Share>,
     /// Bridges between vsock ports of the guest and unix sockets of the host.
     pub vsock_ports: Vec<VsockPort>,
@@ -60,6 +90,35 @@ pub struct Machine {
     /// Destination of the console port `krun-stderr`, under the same conditions as
     /// [`stdout`](Self::stdout).
     pub stderr: OwnedFd,
+}
+
+/// The root of a [`Machine`]: a virtio-fs device with the tag `/dev/root`.
+#[derive(Debug)]
+pub enum Root {
+    /// A directory of the host. The path must be UTF-8, and its last component must not be a
+    /// symlink: libkrun opens it with `O_NOFOLLOW`. It does so only when the guest mounts its root,
+    /// so an error is visible in the guest alone (krun-devices,
+    /// `src/virtio/fs/linux/passthrough.rs`, `init`).
+    Directory(PathBuf),
+    /// No directory of the host. PID 1 finds its own root on disks.
+    Block(BlockRoot),
+}
+
+/// A root without a directory of the host, and the disks of the machine.
+///
+/// The guest kernel mounts a virtual file system that has the [`Machine::overlay_files`] and the
+/// [`mount_points`](Self::mount_points), and nothing else. `readdir(3)` on it fails with ENOSYS.
+/// The guest cannot create anything in it: libkrun implements only the lookup of names and the
+/// attributes of the directory (krun-devices, `src/virtio/fs/null_fs.rs`). The kernel's command
+/// line names no disk, so PID 1 mounts the disks and moves to the result.
+#[derive(Debug, Default)]
+pub struct BlockRoot {
+    /// Names of empty directories in the root, without a slash, on which PID 1 can mount. They have
+    /// the permissions 0755 and belong to root.
+    pub mount_points: Vec<String>,
+    /// Disks in the order in which Linux numbers them: `vda`, `vdb` and so on. The id of a disk is
+    /// independent of this order (see [`Disk::id`]).
+    pub disks: Vec<Disk>,
 }
 
 /// A virtual, read-only file in the guest's root directory, owned by root
@@ -104,15 +163,6 @@ pub struct NetDevice {
     pub mac: [u8; 6],
 }
 
-/// Whether a device accepts writes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Access {
-    /// libkrun refuses writes with EROFS, whatever the guest does.
-    ReadOnly,
-    /// Writes reach the host's directory.
-    ReadWrite,
-}
-
 /// A vsock port that is bridged to a unix socket of the host.
 #[derive(Debug)]
 pub struct VsockPort {
@@ -146,11 +196,8 @@ impl Machine {
         if self.memory_mib < MIN_MEMORY_MIB {
             return Err(KrunError::Memory { found: self.memory_mib });
         }
-        // Each device takes one interrupt, so a network device leaves one less for shares.
-        let (found, max) = (self.shares.len(), MAX_SHARES - usize::from(self.net.is_some()));
-        if found > max {
-            return Err(KrunError::TooManyShares { found, max });
-        }
+        self.check_devices()?;
+        disk::check(self.disks())?;
         for Share { tag, .. } in &self.shares {
             if !(1..=MAX_TAG_BYTES).contains(&tag.len()) {
                 return Err(KrunError::Tag { tag: tag.clone() });
@@ -165,18 +212,51 @@ impl Machine {
         }
         Ok(())
     }
+
+    /// Refuses more devices than there are interrupts.
+    fn check_devices(&self) -> Result<(), KrunError> {
+        let (found, max) = (self.shares.len(), self.max_shares());
+        if self.devices() <= MAX_DEVICES {
+            return Ok(());
+        }
+        // Fewer shares help only if the other devices fit.
+        if self.devices() - found <= MAX_DEVICES {
+            return Err(KrunError::TooManyShares { found, max });
+        }
+        Err(KrunError::TooManyDevices { found: self.devices(), max: MAX_DEVICES })
+    }
+
+    /// Returns the number of virtio devices, with those that every machine has.
+    fn devices(&self) -> usize {
+        FIXED_DEVICES + self.shares.len() + self.disks().len() + usize::from(self.net.is_some())
+    }
+
+    /// Returns the largest number of shares that this machine can have, beside its other devices.
+    #[must_use]
+    pub fn max_shares(&self) -> usize {
+        max_shares(self.disks().len(), usize::from(self.net.is_some()))
+    }
+
+    /// Returns the disks in their order.
+    pub(crate) fn disks(&self) -> &[Disk] {
+        match &self.root {
+            Root::Directory(_) => &[],
+            Root::Block(root) => &root.disks,
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::disk::{DiskFormat, SyncMode};
 
     fn machine() -> Machine {
         let null = || std::fs::File::open("/dev/null").unwrap().into();
         Machine {
             vcpus: 1,
             memory_mib: 128,
-            root: "/".into(),
+            root: Root::Directory("/".into()),
             overlay_files: Vec::new(),
             shares: Vec::new(),
             vsock_ports: Vec::new(),
@@ -189,6 +269,65 @@ mod tests {
 
     fn share(tag: &str) -> Share {
         Share { tag: tag.into(), path: "/".into(), access: Access::ReadOnly }
+    }
+
+    fn net() -> Option<NetDevice> {
+        let socket = std::fs::File::open("/dev/null").unwrap().into();
+        Some(NetDevice { socket, mac: [2; 6] })
+    }
+
+    fn machine_with_disks(count: usize) -> Machine {
+        let disk = |number: usize| Disk {
+            id: number.to_string(),
+            file: "/disk".into(),
+            format: DiskFormat::Raw,
+            access: Access::ReadOnly,
+            sync: SyncMode::None,
+            direct_io: false,
+        };
+        let disks = (0..count).map(disk).collect();
+        Machine { root: Root::Block(BlockRoot { disks, ..BlockRoot::default() }), ..machine() }
+    }
+
+    #[test]
+    fn each_disk_and_the_network_device_leave_one_share_less() {
+        for (disks, has_net, expected) in
+            [(0, false, 6), (0, true, 5), (2, false, 4), (2, true, 3), (6, false, 0), (5, true, 0)]
+        {
+            let mut machine = machine_with_disks(disks);
+            machine.net = has_net.then(net).flatten();
+            machine.shares = (0..expected).map(|_| share("a")).collect();
+            machine.check().unwrap();
+            assert_eq!(machine.max_shares(), expected);
+            machine.shares.push(share("a"));
+            let found = machine.check().unwrap_err();
+            assert!(
+                matches!(found, KrunError::TooManyShares { found, max }
+                    if found == expected + 1 && max == expected),
+                "{found:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn more_disks_than_devices_are_refused_with_the_number_of_all_devices() {
+        let mut machine = machine_with_disks(6);
+        machine.net = net();
+        machine.shares = vec![share("a")];
+        let found = machine.check().unwrap_err();
+        assert_eq!(found.to_string(), "13 virtio devices, expected at most 11");
+        assert_eq!(machine.max_shares(), 0);
+        assert_eq!(max_shares(usize::MAX, usize::MAX), 0);
+    }
+
+    #[test]
+    fn disks_of_a_block_root_are_checked() {
+        let mut machine = machine_with_disks(2);
+        if let Root::Block(root) = &mut machine.root {
+            root.disks[1].id = "0".into();
+        }
+        let found = machine.check().unwrap_err();
+        assert!(matches!(found, KrunError::DuplicateDiskId { .. }), "{found:?}");
     }
 
     #[test]
@@ -204,8 +343,7 @@ mod tests {
             ),
             (
                 |m| {
-                    let socket = std::fs::File::open("/dev/null").unwrap().into();
-                    m.net = Some(NetDevice { socket, mac: [2; 6] });
+                    m.net = net();
                     m.shares = (0..6).map(|_| share("a")).collect();
                 },
                 "6 shared directories, expected at most 5",

@@ -5,9 +5,12 @@ use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::IntoRawFd;
 use std::path::Path;
+use std::ptr;
 
+use crate::access::Access;
+use crate::disk::{Disk, DiskFormat, SyncMode};
 use crate::guest_kernel::GuestKernel;
-use crate::machine::{Access, Connect, Machine, NetDevice, OverlayFile, VsockPort};
+use crate::machine::{BlockRoot, Connect, Machine, NetDevice, OverlayFile, Root, VsockPort};
 use crate::{KrunError, libkrun};
 
 /// Tag of the root device. libkrun passes `rootfstype=virtiofs` and no `root=` to the guest kernel
@@ -29,6 +32,17 @@ const NET_FEATURES: u32 = 1 | 1 << 1 | 1 << 7 | 1 << 10 | 1 << 11 | 1 << 14;
 
 /// `S_IFREG` (inode(7)), because libkrun expects the mode of an overlay file with its file type.
 const REGULAR_FILE: u32 = 0o100_000;
+
+/// `S_IFDIR` (inode(7)) and the permissions 0755, the mode of the mount points in a block root.
+const MOUNT_POINT: u32 = 0o040_755;
+
+/// `KRUN_DISK_FORMAT_RAW` and `KRUN_DISK_FORMAT_VMDK` of `libkrun.h`.
+const DISK_FORMAT_RAW: u32 = 0;
+const DISK_FORMAT_VMDK: u32 = 2;
+
+/// `KRUN_SYNC_NONE` and `KRUN_SYNC_FULL` of `libkrun.h`.
+const SYNC_NONE: u32 = 0;
+const SYNC_FULL: u32 = 2;
 
 /// A fully configured libkrun context. Its only operation is [`enter`](Self::enter). The example of
 /// the [crate] configures and enters one.
@@ -53,8 +67,15 @@ impl Vm {
     /// # Errors
     ///
     /// - [`Vcpus`](KrunError::Vcpus), [`Memory`](KrunError::Memory),
-    ///   [`TooManyShares`](KrunError::TooManyShares), [`Tag`](KrunError::Tag),
-    ///   [`SocketPath`](KrunError::SocketPath): a value outside of its limits.
+    ///   [`TooManyShares`](KrunError::TooManyShares),
+    ///   [`TooManyDevices`](KrunError::TooManyDevices), [`Tag`](KrunError::Tag),
+    ///   [`SocketPath`](KrunError::SocketPath), [`DiskId`](KrunError::DiskId),
+    ///   [`DuplicateDiskId`](KrunError::DuplicateDiskId), [`Vmdk`](KrunError::Vmdk): a value
+    ///   outside of its limits.
+    /// - [`DiskFile`](KrunError::DiskFile), [`DiskSize`](KrunError::DiskSize): a disk's file that
+    ///   libkrun could not open when the VM is entered, or that it would cut off.
+    /// - [`DisksUnsupported`](KrunError::DisksUnsupported): there are disks, and the installed
+    ///   libkrun has no virtio-blk.
     /// - [`KvmMissing`](KrunError::KvmMissing), [`KvmDenied`](KrunError::KvmDenied),
     ///   [`KvmUnusable`](KrunError::KvmUnusable): the host offers no usable KVM.
     /// - [`Text`](KrunError::Text): a path or name that libkrun's interface cannot express.
@@ -63,6 +84,7 @@ impl Vm {
     /// The process can continue after an error, and can configure another VM.
     pub fn configure(machine: Machine, _kernel: &GuestKernel) -> Result<Self, KrunError> {
         machine.check()?;
+        machine.disks().iter().try_for_each(Disk::probe)?;
         check_kvm()?;
         // SAFETY: the function takes no argument. It loads `libkrunfw.so.5` by its soname, which
         // runs that library's constructors. `GuestKernel::load` has loaded the same library, so
@@ -75,12 +97,12 @@ impl Vm {
         vm.disable_implicit_devices(machine.tsi)?;
         // The root device comes first: an overlay file names the device that it belongs to, and
         // libkrun answers ENOENT if that does not exist yet.
-        vm.add_virtiofs(ROOT_TAG, &machine.root, Access::ReadWrite)?;
+        vm.add_root(&machine.root)?;
         for file in machine.overlay_files {
             vm.add_overlay_file(file)?;
         }
         for share in &machine.shares {
-            vm.add_virtiofs(&share.tag, &share.path, share.access)?;
+            vm.add_virtiofs(&share.tag, Some(&share.path), share.access)?;
         }
         for port in &machine.vsock_ports {
             vm.add_vsock_port(port)?;
@@ -146,19 +168,82 @@ impl Vm {
         })
     }
 
-    fn add_virtiofs(&self, tag: &str, path: &Path, access: Access) -> Result<(), KrunError> {
+    fn add_root(&self, root: &Root) -> Result<(), KrunError> {
+        match root {
+            Root::Directory(path) => self.add_virtiofs(ROOT_TAG, Some(path), Access::ReadWrite),
+            Root::Block(BlockRoot { mount_points, disks }) => {
+                // libkrun ignores the access of a file system without a directory of the host
+                // (krun-devices, `src/virtio/fs/worker.rs`).
+                self.add_virtiofs(ROOT_TAG, None, Access::ReadWrite)?;
+                mount_points.iter().try_for_each(|name| self.add_mount_point(name))?;
+                // The order of these calls is the order of the devices. It is independent of the
+                // calls for other kinds of devices.
+                disks.iter().try_for_each(|disk| self.add_disk(disk))
+            }
+        }
+    }
+
+    /// Adds a virtio-fs device. Without a path its file system has only virtual files.
+    fn add_virtiofs(
+        &self,
+        tag: &str,
+        path: Option<&Path>,
+        access: Access,
+    ) -> Result<(), KrunError> {
         const CALL: &str = "krun_add_virtiofs3";
         let tag = c_string(CALL, "tag", tag.as_bytes())?;
-        let path = c_path(CALL, path)?;
+        let path = path.map(|path| c_path(CALL, path)).transpose()?;
+        let path = path.as_ref().map_or(ptr::null(), |path| path.as_ptr());
         // 0 means no shared memory window (DAX). libkrun's check of the window's bounds can
         // overflow, so a hostile guest could reach memory of the VMM.
         let shm_bytes = 0;
         let read_only = access == Access::ReadOnly;
+        // SAFETY: the function reads two strings that must end in NUL, of which the path may be
+        // null. Both pointers come from `CString`s that outlive the call, and libkrun copies the
+        // strings. The other arguments are numbers.
+        check(CALL, unsafe {
+            libkrun::ADD_VIRTIOFS3(self.context, tag.as_ptr(), path, shm_bytes, read_only)
+        })
+    }
+
+    fn add_mount_point(&self, name: &str) -> Result<(), KrunError> {
+        const CALL: &str = "krun_fs_add_overlay_dir";
+        let tag = c_string(CALL, "tag", ROOT_TAG.as_bytes())?;
+        let name = c_string(CALL, "path", name.as_bytes())?;
+        // SAFETY: the function reads two strings that must end in NUL. Both pointers come from
+        // `CString`s that outlive the call, and libkrun copies the strings.
+        check(CALL, unsafe {
+            libkrun::FS_ADD_OVERLAY_DIR(self.context, tag.as_ptr(), name.as_ptr(), MOUNT_POINT)
+        })
+    }
+
+    fn add_disk(&self, disk: &Disk) -> Result<(), KrunError> {
+        const CALL: &str = "krun_add_disk3";
+        let add_disk3 = libkrun::add_disk3().ok_or(KrunError::DisksUnsupported)?;
+        let id = c_string(CALL, "block_id", disk.id.as_bytes())?;
+        let file = c_path(CALL, &disk.file)?;
+        let format = match disk.format {
+            DiskFormat::Raw => DISK_FORMAT_RAW,
+            DiskFormat::Vmdk => DISK_FORMAT_VMDK,
+        };
+        let sync = match disk.sync {
+            SyncMode::None => SYNC_NONE,
+            SyncMode::Full => SYNC_FULL,
+        };
+        let read_only = disk.access == Access::ReadOnly;
         // SAFETY: the function reads two strings that must end in NUL. Both pointers come from
         // `CString`s that outlive the call, and libkrun copies the strings. The other arguments are
         // numbers.
         check(CALL, unsafe {
-            libkrun::ADD_VIRTIOFS3(self.context, tag.as_ptr(), path.as_ptr(), shm_bytes, read_only)
+            add_disk3(
+                self.context,
+                id.as_ptr(),
+                file.as_ptr(),
+                format,
+                read_only,
+                disk.direct_io,
+                sync,
+            )
         })
     }
 
@@ -257,4 +342,65 @@ fn c_path(call: &'static str, path: &Path) -> Result<CString, KrunError> {
 
 fn c_string(call: &'static str, argument: &'static str, text: &[u8]) -> Result<CString, KrunError> {
     CString::new(text).map_err(|_nul| KrunError::Text { call, argument })
+}
+
+#[cfg(not(feature = "fake"))]
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Returns a context that is never entered, so that it needs neither KVM nor a guest kernel.
+    fn vm() -> Vm {
+        // SAFETY: the function takes no argument. If it finds a guest kernel, it loads it, which
+        // has no constructors (see `guest_kernel.rs`).
+        let context = unsafe { libkrun::CREATE_CTX() };
+        check("krun_create_ctx", context).unwrap();
+        let vm = Vm { context: context.unsigned_abs() };
+        vm.disable_implicit_devices(false).unwrap();
+        vm
+    }
+
+    fn file(name: &str) -> OverlayFile {
+        OverlayFile { name: name.into(), content: vec![1], permissions: 0o600, one_shot: true }
+    }
+
+    fn disk(id: &str, format: DiskFormat, access: Access, sync: SyncMode) -> Disk {
+        Disk { id: id.into(), file: "/disk".into(), format, access, sync, direct_io: false }
+    }
+
+    #[test]
+    fn libkrun_accepts_a_block_root_with_files_mount_points_and_disks() {
+        let vm = vm();
+        let root = Root::Block(BlockRoot {
+            mount_points: vec!["root".into()],
+            disks: vec![
+                disk("lower", DiskFormat::Vmdk, Access::ReadOnly, SyncMode::None),
+                disk("upper", DiskFormat::Raw, Access::ReadWrite, SyncMode::Full),
+            ],
+        });
+        vm.add_root(&root).unwrap();
+        vm.add_overlay_file(file("init.krun")).unwrap();
+        // libkrun looks a slash up among the virtual directories, so this one exists.
+        vm.add_overlay_file(file("root/inside")).unwrap();
+        vm.add_overlay_file(file("elsewhere/inside")).unwrap_err();
+    }
+
+    #[test]
+    fn overlay_files_need_the_root_first() {
+        let error = vm().add_overlay_file(file("init.krun")).unwrap_err();
+        let KrunError::Call { call, source } = error else { panic!("{error:?}") };
+        assert_eq!(call, "krun_fs_add_overlay_file");
+        assert_eq!(source.raw_os_error(), Some(libc::ENOENT));
+    }
+
+    #[test]
+    fn names_with_a_nul_byte_are_refused_before_the_call() {
+        let root =
+            Root::Block(BlockRoot { mount_points: vec!["a\0b".into()], ..BlockRoot::default() });
+        let error = vm().add_root(&root).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "path of krun_fs_add_overlay_dir is not UTF-8, or contains a NUL byte"
+        );
+    }
 }

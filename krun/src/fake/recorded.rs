@@ -3,6 +3,13 @@
 use std::os::fd::OwnedFd;
 use std::sync::{Mutex, PoisonError};
 
+/// A disk, as `krun_add_disk3` received it.
+pub(super) struct RecordedDisk {
+    pub(super) id: String,
+    pub(super) path: String,
+    pub(super) read_only: bool,
+}
+
 /// The arguments of the calls that configured one VM.
 #[derive(Default)]
 pub(super) struct Recorded {
@@ -10,6 +17,8 @@ pub(super) struct Recorded {
     pub(super) config: Vec<u8>,
     /// Path of each share, and whether it is read-only.
     pub(super) shares: Vec<(String, bool)>,
+    /// The disks, in the order of the calls.
+    pub(super) disks: Vec<RecordedDisk>,
     /// `VSOCK_<port>` and the path of the socket, for each vsock port.
     pub(super) ports: Vec<(String, String)>,
     /// Duplicates of the fds of the console ports `krun-stdout` and `krun-stderr`.

@@ -88,3 +88,21 @@ fn copy_xattrs(from: &File, to: &File) -> io::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_upper_directory_has_its_name_only_when_it_has_its_metadata() {
+        let place = tempfile::tempdir().unwrap();
+        prepare(&place.path().join("missing"), place.path()).unwrap_err();
+        assert!(!place.path().join(UPPER).exists());
+        let image = tempfile::tempdir().unwrap();
+        fs::set_permissions(image.path(), Permissions::from_mode(0o2711)).unwrap();
+        prepare(image.path(), place.path()).unwrap();
+        let mode = place.path().join(UPPER).metadata().unwrap().mode();
+        assert_eq!(mode & 0o7777, 0o2711);
+        assert!(!place.path().join(NEW).exists());
+    }
+}

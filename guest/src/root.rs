@@ -29,7 +29,7 @@
 //! | `redirect_dir=on` | `rename(2)` of a directory of the image fails with EXDEV otherwise |
 //! | `index=on` | hard links of the image stay links of one file when it is written. A disk is refused (ESTALE) if it was used with another image, for which its entries would be wrong |
 //! | `metacopy=on` | `chown -R` and `chmod -R`, which many entry points call, copy no data. The data stays in the image, which never changes |
-//! | `xino=on` | all files have one `st_dev`. `cp -x` and `tar --one-file-system` leave out each file of the image otherwise. The price: bit 63 of an image's `st_ino` is set, and a reader with floating-point numbers (JavaScript) cannot tell such numbers apart |
+//! | `xino=on` | all files have one `st_dev`, and directories keep their `st_ino`. Programs that stay on one file system leave out the files of the image otherwise, as `du -x` does. The price: bit 63 of an image's `st_ino` is set. JavaScript's numbers are floating-point and cannot tell such values apart (`bigint` can), and a 32-bit program without large-file support fails with EOVERFLOW |
 //! | `volatile` | only if the writes end with the box: `fsync(2)` and `sync(2)` cost nothing. The disk cannot be mounted again |
 //!
 //! The access time is the kernel's default, `relatime`, as in container engines. Overlayfs ignores

@@ -24,25 +24,32 @@
 //! drops them. The sources are Documentation/filesystems/overlayfs.rst and fs/overlayfs of Linux
 //! 6.12.
 //!
-//! | option | reason |
-//! |---|---|
-//! | `redirect_dir=on` | `rename(2)` of a directory of the image fails with EXDEV otherwise |
-//! | `index=on` | hard links of the image stay links of one file when it is written. A disk is refused (ESTALE) if it was used with another image, for which its entries would be wrong |
-//! | `metacopy=on` | `chown -R` and `chmod -R`, which many entry points call, copy no data. The data stays in the image, which never changes |
-//! | `xino=on` | all files have one `st_dev`, and directories keep their `st_ino`. Programs that stay on one file system leave out the files of the image otherwise, as `du -x` does. The price: bit 63 of an image's `st_ino` is set. JavaScript's numbers are floating-point and cannot tell such values apart (`bigint` can), and a 32-bit program without large-file support fails with EOVERFLOW |
-//! | `volatile` | only if the writes end with the box: `fsync(2)` and `sync(2)` cost nothing. The disk cannot be mounted again |
+//! - `redirect_dir=on`: otherwise `rename(2)` of a directory of the image fails with EXDEV.
+//! - `index=on`: hard links of the image stay links of one file when it is written. The kernel
+//!   refuses a disk (ESTALE) that was used with another image, for which its index would be wrong.
+//! - `metacopy=on`: `chown -R` and `chmod -R`, which many entry points call, copy no data. The data
+//!   stays in the image, which never changes. It needs `redirect_dir=on`.
+//! - `xino=on`: all files have one `st_dev`, and directories keep their `st_ino`. Otherwise
+//!   programs that stay on one file system leave out the files of the image, as `du -x` does. The
+//!   price is that bit 63 of an image's `st_ino` is set. JavaScript's numbers are floating-point and cannot
+//!   tell such values apart (`bigint` can), and a 32-bit program without large-file support gets
+//!   EOVERFLOW.
+//! - `volatile`, only if the writes end with the box: `fsync(2)` and `syncfs(2)` do nothing. The
+//!   kernel refuses to mount the disk again (EINVAL).
 //!
 //! The access time is the kernel's default, `relatime`, as in container engines. Overlayfs ignores
 //! `noatime` of the upper mount (`ovl_get_upper`), so only the overlay itself could have it.
 //!
 //! # Options of ext4
 //!
-//! | option | reason |
-//! |---|---|
-//! | `discard` | blocks of deleted files return to the host. With a journal the kernel merges them per commit; without one each deleted file is a request |
-//! | `noinit_itable` | the kernel would write zeros to all inode tables in the background. On a sparse file they read as zeros already |
-//! | `errors=remount-ro` | after an error of the file system, further writes could destroy more |
-//! | `noauto_da_alloc` | only with `volatile`: `rename(2)` over a file would start to write its data, so that a crash leaves no empty file. No crash is survived here |
+//! - `discard`: the blocks of deleted files return to the host. With a journal the kernel merges
+//!   them at each commit. Without one, each extent of a deleted file is a request.
+//! - `noinit_itable`: the kernel does not write zeros to the inode tables in the background. A
+//!   sparse file reads as zeros already, and would grow.
+//! - `errors=remount-ro`: after an error of the file system, further writes could destroy more.
+//! - `noauto_da_alloc`, only with `volatile`: `rename(2)` over a file does not start to write its
+//!   data. The kernel does that so that a crash leaves no empty file, and nothing reads the disk
+//!   after a crash.
 
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File};
@@ -400,9 +407,9 @@ impl Step {
 /// Makes the overlay the root of every process of the guest, and unmounts the initial root with
 /// everything below it.
 ///
-/// `pivot_root(2)` works because the initial root is a mount on the kernel's rootfs, to which the
-/// kernel has moved it, and not the rootfs itself. Its children leave with it. Its executable, which
-/// is the one of this process, stays readable, because it is open.
+/// `pivot_root(2)` works because the initial root is not the kernel's rootfs. It is a mount that
+/// the kernel has moved over it. The mounts in the initial root leave with it. Its executable, which is
+/// the one of this process, stays readable, because it is open.
 fn enter_overlay() -> Result<(), RootError> {
     let failed = |call| move |source| RootError::Enter { call, source };
     let here = OsStr::new(".");
@@ -410,8 +417,8 @@ fn enter_overlay() -> Result<(), RootError> {
     // With one path for both arguments, the old root is mounted over the new one for a moment, and
     // needs no directory there. Both root and working directory are the new root (pivot_root(2)).
     pivot_root(here, here).map_err(failed("pivot_root"))?;
-    // The kernel resolves `.` to the topmost mount there, which is the old root. MNT_DETACH, because
-    // the executable of this process keeps it busy.
+    // The kernel resolves `.` to the topmost mount there, which is the old root. The executable of
+    // this process keeps it busy, hence MNT_DETACH.
     umount2(here, MntFlags::MNT_DETACH).map_err(failed("umount2"))
 }
 

@@ -62,6 +62,8 @@ pub(crate) fn describe(
         agent_port: (spec.agent.provider == AgentProvider::Builtin).then_some(spec.agent.port),
         interface: network.interface.clone(),
         name_servers: network.name_servers.clone(),
+        // The guest's root is a directory of the host, in which the guest program starts.
+        root: None,
     };
     let shares = pin_shares(spec)?;
     Ok(Guest { config, shares, stop_signal })

@@ -42,6 +42,7 @@ use crate::notify::{BindError, Notices};
 use crate::plan::PlanError;
 use crate::ports::PortError;
 use crate::relay::Relay;
+use crate::root::RootError;
 use crate::syscall::{self, Command, Status};
 
 /// Time for the rest of the output after the workload has ended. At most 96 KiB of each stream are
@@ -75,6 +76,8 @@ pub(crate) enum LifecycleError {
 pub(crate) enum StartError {
     #[error(transparent)]
     Config(#[from] ConfigError),
+    #[error(transparent)]
+    Root(#[from] RootError),
     #[error(transparent)]
     Mount(#[from] MountError),
     #[error("cannot set host name `{name}`")]

@@ -1,5 +1,6 @@
 //! Sets up a real guest before the workload starts.
 
+use std::fs::File;
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::time::Instant;
@@ -11,7 +12,7 @@ use tokio::net::unix::pipe;
 
 use crate::lifecycle::{Job, Machine, StartError};
 use crate::notify::{self, Notices};
-use crate::{agent, config, kmsg, mounts, names, network, plan, ports, syscall};
+use crate::{agent, config, kmsg, mounts, names, network, plan, ports, root, syscall};
 
 /// Host name of a guest whose config has none.
 const DEFAULT_HOSTNAME: &str = "localhost";
@@ -20,13 +21,21 @@ const DEFAULT_HOSTNAME: &str = "localhost";
 #[derive(Debug)]
 pub(crate) struct Guest {
     started: Instant,
+    /// The root in which this process started, if it has entered another one.
+    initial_root: Option<File>,
 }
 
 impl Guest {
     /// Creates a guest. `started` is the start of this process, from which the agent counts its
     /// uptime.
     pub(crate) fn new(started: Instant) -> Self {
-        Self { started }
+        Self { started, initial_root: None }
+    }
+
+    /// Returns the root in which this process started if it has entered another one. Only that one
+    /// is a device of libkrun.
+    pub(crate) fn into_initial_root(self) -> Option<File> {
+        self.initial_root
     }
 }
 
@@ -37,6 +46,10 @@ impl Machine for Guest {
         // The config comes first: libkrun serves the file once, and only to the first lookup of its
         // name.
         let config = config::read(&Path::new("/").join(GUEST_CONFIG_FILE))?;
+        // The root comes before all mounts, which would leave with the old one.
+        if let Some(root) = &config.root {
+            self.initial_root = Some(root::enter(root)?);
+        }
         mounts::mount_standard()?;
         if let Err(error) = network::set_loopback_up() {
             // Most workloads do not need the loopback interface, so an error is only logged.

@@ -5,9 +5,9 @@
 //! Files of the image are not trusted. The phases:
 //!
 //! ```text
-//! connect control ─► Hello ─► config ─► mounts ─► agent and notify socket listen ─► workload
-//!                                                                                      │
-//!   ┌── Exited ◄── Notified, when the workload sends notifications ◄──── Started ◄───────┘
+//! connect control ─► Hello ─► config ─► root, mounts ─► agent, notify socket listen ─► workload
+//!                                                                                       │
+//!   ┌── Exited ◄── Notified, when the workload sends notifications ◄──── Started ◄────────┘
 //!   │
 //!   └──► kill the rest ─► Drained ─► Acknowledged ─► reboot
 //! ```
@@ -38,6 +38,7 @@ mod plan;
 mod ports;
 mod power;
 mod relay;
+mod root;
 mod syscall;
 
 use std::io::Write;
@@ -60,21 +61,22 @@ fn main() -> ExitCode {
     }
     // The workload inherits this mask, 0022, which is the default of container engines.
     umask(Mode::S_IWGRP | Mode::S_IWOTH);
-    let code = run(started).unwrap_or_else(|error| {
+    let mut guest = Guest::new(started);
+    let code = run(&mut guest).unwrap_or_else(|error| {
         kmsg::error(&error);
         power::EXIT_CODE_FAILURE
     });
-    power::reboot(code)
+    power::reboot(code, guest.into_initial_root())
 }
 
 /// Runs the box until it ends and returns the exit code for `reboot(2)`.
-fn run(started: Instant) -> Result<u8, LifecycleError> {
+fn run(guest: &mut Guest) -> Result<u8, LifecycleError> {
     // One thread is enough, because all tasks wait most of the time.
     let runtime =
         Builder::new_current_thread().enable_all().build().map_err(LifecycleError::Runtime)?;
     let code = runtime.block_on(async {
         let mut control = control::connect().await?;
-        lifecycle::run(&mut control, &mut Guest::new(started)).await
+        lifecycle::run(&mut control, guest).await
     });
     // A drop of the runtime would wait for tasks that block, and would delay the reboot.
     runtime.shutdown_background();

@@ -21,12 +21,14 @@ const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Kills all processes, writes dirty data back, and reboots with `reboot(2)`. Under libkrun this
 /// ends the VMM, with `code` as its exit status.
-pub(crate) fn reboot(code: u8) -> ! {
+///
+/// `initial_root` is the root in which this process started, or `None` if that is still `/`.
+pub(crate) fn reboot(code: u8, initial_root: Option<File>) -> ! {
     syscall::kill_everything();
     // Another thread makes the calls that can hang, so that this one can stop waiting for them.
     let (done, settled) = mpsc::channel();
     let started = thread::Builder::new().stack_size(64 * 1024).spawn(move || {
-        set_exit_code(code);
+        set_exit_code(code, initial_root);
         sync();
         // The send fails only after the timeout, when its result does not matter.
         let _ = done.send(());
@@ -45,8 +47,9 @@ pub(crate) fn reboot(code: u8) -> ! {
 
 /// Passes the exit code to libkrun. An error is only logged, because the shim takes the status of
 /// the workload from the control connection.
-fn set_exit_code(code: u8) {
-    let result = File::open("/").and_then(|root| syscall::set_exit_code(root.as_fd(), code));
+fn set_exit_code(code: u8, initial_root: Option<File>) {
+    let root = initial_root.map_or_else(|| File::open("/"), Ok);
+    let result = root.and_then(|root| syscall::set_exit_code(root.as_fd(), code));
     if let Err(error) = result {
         kmsg::line(&format!("cannot set the exit status of the VMM: {error}"));
     }

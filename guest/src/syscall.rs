@@ -100,8 +100,8 @@ pub(crate) fn kill_everything() {
     let _ = unsafe { libc::kill(-1, libc::SIGKILL) };
 }
 
-/// Sets the status with which libkrun ends the VMM. `root` is any file of the root file system,
-/// which is a virtio-fs device.
+/// Sets the status with which libkrun ends the VMM. `root` is any file of the root file system in
+/// which this process started, which is a virtio-fs device.
 pub(crate) fn set_exit_code(root: BorrowedFd<'_>, code: u8) -> io::Result<()> {
     // SAFETY: the request takes its argument by value, so the call passes no memory.
     let result = unsafe { libc::ioctl(root.as_raw_fd(), EXIT_CODE_REQUEST, c_int::from(code)) };

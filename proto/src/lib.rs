@@ -64,3 +64,25 @@ pub mod control {
     #![allow(unused_qualifications, clippy::allow_attributes, reason = "generated")]
     tonic::include_proto!("a3s.r#box.control.v1");
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::{BlockRoot, GuestConfig, Root, block_root, root};
+
+    #[test]
+    fn a_config_without_a_root_is_encoded_as_before_there_was_one() {
+        let config =
+            GuestConfig { hostname: "a".into(), agent_port: Some(4088), ..Default::default() };
+        assert_eq!(encode(&config), [0x1a, 1, b'a', 0x20, 0xf8, 0x1f]);
+    }
+
+    #[test]
+    fn an_upper_in_memory_of_the_default_size_is_not_an_absent_one() {
+        let upper = Some(block_root::Upper::UpperInMemoryMib(0));
+        let block = BlockRoot { lower_device: "vda".into(), upper, ..Default::default() };
+        let root = Some(Root { kind: Some(root::Kind::Block(block)) });
+        let config = GuestConfig { root, ..Default::default() };
+        assert_eq!(decode::<GuestConfig>(&encode(&config)).unwrap(), config);
+    }
+}

@@ -20,9 +20,9 @@
 //!
 //! A root on one file system is the model. Container engines turn some of these options off because
 //! they read the upper directory themselves, or use it on other kernels. Here only this program
-//! mounts it, and the image cannot contain attributes of overlayfs, because the writer of the EROFS
-//! drops them. The sources are Documentation/filesystems/overlayfs.rst and fs/overlayfs of Linux
-//! 6.12.
+//! mounts it. The image cannot contain attributes of overlayfs, because the host drops them when it
+//! makes the EROFS. The sources are Documentation/filesystems/overlayfs.rst and fs/overlayfs of
+//! Linux 6.12.
 //!
 //! - `redirect_dir=on`: otherwise `rename(2)` of a directory of the image fails with EXDEV.
 //! - `index=on`: hard links of the image stay links of one file when it is written. The kernel
@@ -31,9 +31,9 @@
 //!   stays in the image, which never changes. It needs `redirect_dir=on`.
 //! - `xino=on`: all files have one `st_dev`, and directories keep their `st_ino`. Otherwise
 //!   programs that stay on one file system leave out the files of the image, as `du -x` does. The
-//!   price is that bit 63 of an image's `st_ino` is set. JavaScript's numbers are floating-point and cannot
-//!   tell such values apart (`bigint` can), and a 32-bit program without large-file support gets
-//!   EOVERFLOW.
+//!   price is that bit 63 of an image's `st_ino` is set. JavaScript's numbers are floating-point
+//!   and cannot tell such values apart (`bigint` can), and a 32-bit program without large-file
+//!   support gets EOVERFLOW.
 //! - `volatile`, only if the writes end with the box: `fsync(2)` and `syncfs(2)` do nothing. The
 //!   kernel refuses to mount the disk again (EINVAL).
 //!
@@ -408,8 +408,8 @@ impl Step {
 /// everything below it.
 ///
 /// `pivot_root(2)` works because the initial root is not the kernel's rootfs. It is a mount that
-/// the kernel has moved over it. The mounts in the initial root leave with it. Its executable, which is
-/// the one of this process, stays readable, because it is open.
+/// the kernel has moved over it. The mounts in the initial root leave with it. Its executable,
+/// which is the one of this process, stays readable, because it is open.
 fn enter_overlay() -> Result<(), RootError> {
     let failed = |call| move |source| RootError::Enter { call, source };
     let here = OsStr::new(".");

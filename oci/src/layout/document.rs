@@ -300,16 +300,14 @@ fn check_type(document: &str, bytes: &[u8], expected: &str) -> Result<(), Docume
     // The types of documents drop unknown fields, so that a field of another type is visible only
     // in the JSON value.
     let value: Value = parse(document, bytes)?;
-    // Readers take the names of fields in any case.
-    let field = |wanted: &str| {
+    // Readers take the names of fields in any case, and Go writes null for a field without a value.
+    let values = |wanted: &'static str| {
         let fields = value.as_object().into_iter().flatten();
-        let mut found = fields.filter(|(name, _)| name.eq_ignore_ascii_case(wanted));
-        // Go writes null or zero for a field that was not set.
-        found.find(|(_, value)| !value.is_null()).map(|(_, value)| value)
+        let of_name = fields.filter(move |(name, _)| name.eq_ignore_ascii_case(wanted));
+        of_name.map(|(_, value)| value).filter(|value| !value.is_null())
     };
-    // Version 1 of Docker's manifest has other fields.
-    let version = field("schemaVersion").filter(|version| **version != 0 && **version != 2);
-    if let Some(version) = version {
+    // Version 1 of Docker's manifest has other fields. Zero is Go's value of a missing field.
+    if let Some(version) = values("schemaVersion").find(|found| **found != 0 && **found != 2) {
         let (document, found) = (document.to_owned(), version.to_string());
         return Err(DocumentError::SchemaVersion { document, found });
     }
@@ -319,11 +317,12 @@ fn check_type(document: &str, bytes: &[u8], expected: &str) -> Result<(), Docume
         *declared == expected || (is_index && matches!(*declared, OCI_INDEX | DOCKER_INDEX))
     };
     // The field is optional. Some tools write an empty text instead of leaving it out.
-    let declared = field("mediaType").and_then(Value::as_str).filter(|text| !text.is_empty());
+    let mut declared =
+        values("mediaType").filter_map(Value::as_str).filter(|text| !text.is_empty());
     let foreign: &[&str] = if is_index { &["config", "layers"] } else { &["manifests"] };
     let found = declared
-        .filter(|declared| !is_expected(declared))
-        .or_else(|| foreign.iter().find(|name| field(name).is_some()).copied());
+        .find(|declared| !is_expected(declared))
+        .or_else(|| foreign.iter().find(|name| values(name).next().is_some()).copied());
     found.map_or(Ok(()), |found| {
         let (document, expected) = (document.to_owned(), expected.to_owned());
         Err(DocumentError::DocumentType { document, expected, found: found.to_owned() })

@@ -16,6 +16,12 @@ const TEXT_BYTES: usize = 128 * 1024;
 /// A configuration that cannot be given to a process.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageConfigError {
+    /// A variable of the environment has no name.
+    #[error("`config.env[{position}]` of the image is malformed: expected a name before `=`")]
+    EnvSyntax {
+        /// Position in the list.
+        position: usize,
+    },
     /// A field has more texts than any real image, or a text is longer than the kernel allows.
     #[error(
         "`config.{field}` of the image is too large: expected at most {FIELD_TEXTS} texts of \
@@ -69,7 +75,7 @@ impl ImageConfig {
         let this = Self {
             entrypoint: command(process.entrypoint),
             cmd: process.cmd,
-            env: environment(process.env),
+            env: environment(&process.env)?,
             working_dir: process.working_dir,
             user: process.user,
             // Some tools write an empty text instead of leaving the field out.
@@ -129,21 +135,22 @@ fn command(entrypoint: Vec<String>) -> Vec<String> {
 
 /// Splits each `NAME=value`. The last one of a name counts, as in all container engines.
 ///
-/// An entry without `=` or without a name sets no variable (decision 0014). It is no error, so no
-/// message can show a secret that stands in its place.
-fn environment(entries: Vec<String>) -> Vec<(String, String)> {
+/// An entry without `=` sets no variable, and one without a name is an error (decision 0014). The
+/// error contains the position instead of the text, which may be a secret.
+fn environment(entries: &[String]) -> Result<Vec<(String, String)>, ImageConfigError> {
     let mut environment: Vec<(String, String)> = Vec::new();
     let mut positions = HashMap::new();
-    for entry in entries {
+    for (position, entry) in entries.iter().enumerate() {
         // A value can contain `=`, a name cannot.
-        let Some((name, value)) = entry.split_once('=').filter(|(name, _)| !name.is_empty()) else {
-            continue;
-        };
-        let position = *positions.entry(name.to_owned()).or_insert(environment.len());
-        match environment.get_mut(position) {
+        let Some((name, value)) = entry.split_once('=') else { continue };
+        if name.is_empty() {
+            return Err(ImageConfigError::EnvSyntax { position });
+        }
+        let place = *positions.entry(name).or_insert(environment.len());
+        match environment.get_mut(place) {
             Some((_, earlier)) => value.clone_into(earlier),
             None => environment.push((name.to_owned(), value.to_owned())),
         }
     }
-    environment
+    Ok(environment)
 }

@@ -197,6 +197,8 @@ impl DocumentReader {
             return Err(DocumentError::DocumentType { document, expected, found });
         }
         let (document, bytes) = self.read_document("image configuration", descriptor)?;
+        // `serde_json` bounds the depth of values that are kept, but not of fields that are ignored.
+        parse::<Value>(&document, &bytes)?;
         let Fields(configuration) = parse(&document, &bytes)?;
         Ok(configuration)
     }

@@ -275,8 +275,8 @@ fn entrypoint_of_one_empty_word_is_none() {
 }
 
 #[test]
-fn entry_of_the_environment_without_a_name_or_a_value_sets_nothing() {
-    let found = process(r#"{"Env":["A=1","SECRET","","=x","B=x=y","C=","A=2","PATH"]}"#);
+fn entry_of_the_environment_without_an_equals_sign_sets_nothing() {
+    let found = process(r#"{"Env":["A=1","SECRET","","B=x=y","C=","A=2","PATH"]}"#);
     let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
     // The last value of a name counts, in the place of the first.
     assert_eq!(found.env, [pair("A", "2"), pair("B", "x=y"), pair("C", "")]);

@@ -8,14 +8,13 @@ use a3s_box_proto::control::{
     EnvironmentVariable, GuestConfig, Mount, TmpfsMount, VirtiofsMount, Workload, mount,
 };
 use a3s_box_proto::{CONTROL_PORT, GUEST_CONFIG_FILE, encode};
-use nix::sys::signal::Signal;
 
 use crate::console::Ports;
 use crate::network::Network;
 use crate::share::{PinnedShare, ShareError};
-use crate::spec::{MountSource, MountSpec, NetworkSpec, VmSpec};
+use crate::spec::{MountSource, MountSpec, NetworkSpec, StopSignal, VmSpec};
 use crate::state::dir::StateDir;
-use crate::workload::{RunSpec, parse_signal};
+use crate::workload::RunSpec;
 
 /// libkrun starts `/init.krun` as PID 1 (`INIT_PATH`, libkrun 1.19.7, lib.rs).
 const INIT: &str = "init.krun";
@@ -39,7 +38,7 @@ pub(crate) struct Guest {
     config: GuestConfig,
     pub(crate) shares: Vec<PinnedShare>,
     /// Signal that a stop sends to the workload first.
-    pub(crate) stop_signal: Signal,
+    pub(crate) stop_signal: StopSignal,
 }
 
 /// Merges image and config into the config of the guest program, and opens the shares. Callers must
@@ -53,7 +52,7 @@ pub(crate) fn describe(
     let run = RunSpec::merge(spec, image.map(|image| &image.config));
     // A signal of the config is validated already, so an unknown one comes from the image.
     let found = run.stop_signal.clone();
-    let stop_signal = parse_signal(&found).ok_or(GuestError::StopSignal { found })?;
+    let stop_signal = found.parse().map_err(|_unknown| GuestError::StopSignal { found })?;
     let config = GuestConfig {
         workload: workload(spec, run, image.is_some())?,
         mounts: spec.mounts.iter().map(guest_mount).collect(),

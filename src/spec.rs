@@ -14,6 +14,7 @@
 //! | [`paths`] | `paths`, and paths in other parts that must not be in the shim's directories |
 //! | [`process`] | `process`, `stop` |
 //! | [`resources`] | `resources` |
+//! | [`signal`] | `stop.signal`, and the stop signal of an image |
 
 mod agent;
 mod field;
@@ -25,6 +26,7 @@ mod output;
 mod paths;
 mod process;
 mod resources;
+mod signal;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -36,7 +38,6 @@ use a3s_box_core::config::{
 use a3s_box_core::{BoxConfig, BoxId};
 use a3s_box_oci::Retention;
 use a3s_box_proto::control;
-use nix::sys::signal::Signal;
 
 pub(crate) use self::agent::{AgentSpec, HealthSpec};
 pub(crate) use self::image::ImageSpec;
@@ -44,6 +45,7 @@ pub(crate) use self::mounts::{MountSource, MountSpec};
 pub(crate) use self::network::{MAX_NAME_SERVERS, NetworkSpec, PasstSpec, is_reachable};
 pub(crate) use self::output::{ConsoleSpec, EventsSpec};
 use self::paths::ShimDirectories;
+pub(crate) use self::signal::StopSignal;
 
 /// The validated config of a box.
 #[derive(Debug)]
@@ -64,7 +66,7 @@ pub(crate) struct VmSpec {
     pub(crate) console: ConsoleSpec,
     pub(crate) events: EventsSpec,
     /// Signal that stops the workload. If absent, the image's stop signal is sent, or else SIGTERM.
-    pub(crate) stop_signal: Option<Signal>,
+    pub(crate) stop_signal: Option<StopSignal>,
     pub(crate) stop_grace: Duration,
     pub(crate) die_with_parent: bool,
     pub(crate) confinement: ConfinementLevel,

@@ -6,14 +6,13 @@
 //! Both the guest program and the event `image.resolved` get the result, but the event has no
 //! values of the environment, because they can be secrets.
 
-use std::str::FromStr;
 use std::time::Duration;
 
 use a3s_box_core::event::{EventKind, ResolvedHealthcheck, ResolvedRun};
 use a3s_box_oci::{Healthcheck, Image, ImageConfig};
 use nix::sys::signal::Signal;
 
-use crate::spec::VmSpec;
+use crate::spec::{StopSignal, VmSpec};
 
 /// `$PATH` of a workload if neither image nor config sets one.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -46,17 +45,19 @@ impl RunSpec {
         let image = image.cloned().unwrap_or_default();
         // Arguments of the image were written for its entrypoint, so another entrypoint drops them.
         let (entrypoint, default_args) = match &process.entrypoint {
+            // One empty word is no entrypoint, as in an image.
+            Some(entrypoint) if entrypoint == &[""] => (Vec::new(), Vec::new()),
             Some(entrypoint) => (entrypoint.clone(), Vec::new()),
             None => (image.entrypoint, image.cmd),
         };
         let args = if process.args.is_empty() { default_args } else { process.args.clone() };
         let cwd = process.cwd.clone().unwrap_or(image.working_dir);
         let stop_signal = match (spec.stop_signal, image.stop_signal) {
-            (Some(signal), _) => signal.as_str().to_owned(),
+            (Some(signal), _) => signal.to_string(),
             (None, Some(name)) => {
-                parse_signal(&name).map_or(name, |signal| signal.as_str().to_owned())
+                name.parse::<StopSignal>().map_or(name, |signal| signal.to_string())
             }
-            (None, None) => Signal::SIGTERM.as_str().to_owned(),
+            (None, None) => StopSignal::from(Signal::SIGTERM).to_string(),
         };
         Self {
             entrypoint,
@@ -156,14 +157,6 @@ impl Budget {
     }
 }
 
-/// Parses a signal as images write it: `SIGTERM`, `TERM` or `15`.
-pub(crate) fn parse_signal(name: &str) -> Option<Signal> {
-    let number = name.parse().ok().and_then(|number: i32| Signal::try_from(number).ok());
-    number
-        .or_else(|| Signal::from_str(name).ok())
-        .or_else(|| Signal::from_str(&format!("SIG{name}")).ok())
-}
-
 /// Merges the environments. The image's order is kept, and the variables of the config follow.
 fn environment(spec: &VmSpec, of_image: Vec<(String, String)>) -> Vec<(String, String)> {
     let configured = &spec.process.env.0;
@@ -204,13 +197,15 @@ mod tests {
     #[test]
     fn config_overrides_command_of_the_image() {
         let (of_image, none): (&[&str], &[&str]) = (&["/entry", "-x"], &[]);
-        let cases: [(&str, &[&str], &[&str]); 6] = [
+        let cases: [(&str, &[&str], &[&str]); 8] = [
             ("{}", of_image, &["serve"]),
             (r#"{"args":["a","b"]}"#, of_image, &["a", "b"]),
             (r#"{"entrypoint":["/other"]}"#, &["/other"], none),
             (r#"{"entrypoint":["/other"],"args":["a"]}"#, &["/other"], &["a"]),
             (r#"{"entrypoint":[],"args":["a"]}"#, none, &["a"]),
             (r#"{"entrypoint":[]}"#, none, none),
+            (r#"{"entrypoint":[""],"args":["a"]}"#, none, &["a"]),
+            (r#"{"entrypoint":[""]}"#, none, none),
         ];
         for (process, entrypoint, args) in cases {
             let run = merge(process, Some(&image()));
@@ -263,13 +258,19 @@ mod tests {
 
     #[test]
     fn config_overrides_directory_user_and_signal_of_the_image() {
+        let spec = BoxConfig::from_json(br#"{"stop":{"signal":"hup"}}"#).unwrap();
+        let spec = VmSpec::try_from(spec).unwrap();
+        assert_eq!(RunSpec::merge(&spec, Some(&image())).stop_signal, "SIGHUP");
         let run = merge("{}", Some(&image()));
         assert_eq!([&run.cwd, &run.user, &run.stop_signal], ["/srv", "web", "SIGQUIT"]);
         let run = merge(r#"{"cwd":"/tmp","user":"7"}"#, Some(&image()));
         assert_eq!([&run.cwd, &run.user], ["/tmp", "7"]);
-        for (name, expected) in
-            [("15", "SIGTERM"), ("SIGINT", "SIGINT"), ("HUP", "SIGHUP"), ("SIGMAYBE", "SIGMAYBE")]
-        {
+        for (name, expected) in [
+            ("15", "SIGTERM"),
+            ("rtmin+3", "SIGRTMIN+3"),
+            ("HUP", "SIGHUP"),
+            ("SIGMAYBE", "SIGMAYBE"),
+        ] {
             let image = ImageConfig { stop_signal: Some(name.into()), ..image() };
             assert_eq!(merge("{}", Some(&image)).stop_signal, expected);
         }

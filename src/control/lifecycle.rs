@@ -221,7 +221,7 @@ mod tests {
             readiness: Readiness::new(condition, 1, 2),
             throttled: Throttled::new(),
             watch: Watch::new("/nonexistent".into(), None),
-            stopping: Stopping::new(Signal::SIGTERM, Duration::from_secs(10)),
+            stopping: Stopping::new(Signal::SIGTERM.into(), Duration::from_secs(10)),
         }
     }
 

@@ -16,14 +16,14 @@ use std::time::Duration;
 use a3s_box_core::event::{EventKind, StopReport};
 use a3s_box_core::{ErrorCode, ErrorReport};
 use a3s_box_proto::control::{Drained, Kill, Stop as StopMessage, shim_message};
-use nix::sys::signal::Signal;
 
 use super::deadlines::Due;
 use super::decision::Decision;
 use super::stop_progress::StopProgress;
 use super::verdict::{Facts, Report, StopTrigger, failure};
 use crate::ending::Ending;
-use crate::host::process::{StopRequest, signal_number};
+use crate::host::process::StopRequest;
+use crate::spec::StopSignal;
 
 /// From the workload's end to the end of the VM. The guest kills the processes that are left,
 /// drains its output (5 s at most), waits for the acknowledgement (5 s at most), syncs and reboots.
@@ -38,7 +38,7 @@ const STOP_MARGIN: Duration = Duration::from_secs(40);
 /// The stop of one box, and the facts that decide its ending.
 #[derive(Debug)]
 pub(super) struct Stopping {
-    signal: Signal,
+    signal: StopSignal,
     grace: Duration,
     facts: Facts,
     progress: Option<StopProgress>,
@@ -46,7 +46,7 @@ pub(super) struct Stopping {
 
 impl Stopping {
     /// Describes a running box, whose workload gets `signal` first, and has `grace` to end by it.
-    pub(super) fn new(signal: Signal, grace: Duration) -> Self {
+    pub(super) fn new(signal: StopSignal, grace: Duration) -> Self {
         Self { signal, grace, facts: Facts::default(), progress: None }
     }
 
@@ -93,7 +93,7 @@ impl Stopping {
             Decision::AnnounceStop(self.grace + STOP_MARGIN),
             Decision::Emit(EventKind::StopRequested {
                 cause,
-                signal: self.signal.as_str().to_owned(),
+                signal: self.signal.to_string(),
                 grace_ms: u64::try_from(self.grace.as_millis()).unwrap_or(u64::MAX),
             }),
         ];
@@ -103,7 +103,7 @@ impl Stopping {
             return decisions;
         }
         progress.signaled(now_ms);
-        let signal = u32::from(signal_number(self.signal));
+        let signal = u32::from(self.signal.number());
         decisions.extend([
             // From here on the grace period is the only deadline of a running workload.
             Decision::Disarm(&[Due::Boot, Due::Timeout]),
@@ -204,13 +204,15 @@ impl Stopping {
 mod tests {
     use a3s_box_core::event::{StopCause, StopStep};
 
+    use nix::sys::signal::Signal;
+
     use super::*;
 
     const GRACE: Duration = Duration::from_secs(10);
     const SIGTERM: StopRequest = StopRequest::Signal(Signal::SIGTERM);
 
     fn stopping() -> Stopping {
-        Stopping::new(Signal::SIGINT, GRACE)
+        Stopping::new(Signal::SIGINT.into(), GRACE)
     }
 
     fn ended_by(stopping: &Stopping) -> StopStep {

@@ -115,7 +115,7 @@ pub(crate) fn stat_field(stat: &str, field: usize) -> Option<u64> {
 }
 
 /// Returns the number of `signal`. Linux has 64 signals, so it always fits.
-pub(crate) fn signal_number(signal: Signal) -> u8 {
+fn signal_number(signal: Signal) -> u8 {
     u8::try_from(signal as i32).unwrap_or(u8::MAX)
 }
 

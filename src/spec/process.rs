@@ -1,12 +1,11 @@
 //! The workload's process and its stop: `process` and `stop` of the config, validated.
 
 use std::path::Path;
-use std::str::FromStr;
 
 use a3s_box_core::config::{ConfigError, ProcessConfig, StopConfig};
-use nix::sys::signal::Signal;
 
 use super::field::{MAX_WAIT_MS, absolute, no_nul, within};
+use super::signal::StopSignal;
 
 /// Checks that execve(2) in the guest can accept the arguments and the environment.
 pub(super) fn check(process: &ProcessConfig) -> Result<(), ConfigError> {
@@ -39,11 +38,13 @@ pub(super) fn check(process: &ProcessConfig) -> Result<(), ConfigError> {
 
 /// Returns the signal that stops the workload, if the config names one, and checks the grace
 /// period.
-pub(super) fn stop_signal(stop: &StopConfig) -> Result<Option<Signal>, ConfigError> {
+pub(super) fn stop_signal(stop: &StopConfig) -> Result<Option<StopSignal>, ConfigError> {
     within("stop.grace_ms", stop.grace_ms, 0..=MAX_WAIT_MS)?;
     let parse = |name: &String| {
-        Signal::from_str(name).map_err(|_unknown| {
-            ConfigError::invalid("stop.signal", format!("`{name}`"), "a name as `SIGTERM`")
+        name.parse().map_err(|_unknown| {
+            let found = format!("`{}`", name.escape_debug());
+            let expected = "a signal as `SIGTERM`, `SIGRTMIN+3` or `15`";
+            ConfigError::invalid("stop.signal", found, expected)
         })
     };
     stop.signal.as_ref().map(parse).transpose()

@@ -93,8 +93,8 @@ fn invalid_value_is_refused_with_its_field_and_what_is_expected() {
         ),
         (r#"{"console":{"max_mib":0}}"#, "console.max_mib: found 0, expected 1 to 1048576"),
         (
-            r#"{"stop":{"signal":"TERM"}}"#,
-            "stop.signal: found `TERM`, expected a name as `SIGTERM`",
+            r#"{"stop":{"signal":"TERMS"}}"#,
+            "stop.signal: found `TERMS`, expected a signal as `SIGTERM`, `SIGRTMIN+3` or `15`",
         ),
         (r#"{"stop":{"grace_ms":3600001}}"#, "stop.grace_ms: found 3600001, expected 0 to 3600000"),
         (

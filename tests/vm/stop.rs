@@ -23,6 +23,19 @@ fn sigterm_to_the_shim_sends_the_stop_signal_to_the_workload() {
 }
 
 #[test]
+fn real_time_signal_reaches_the_workload() {
+    // 37 is `SIGRTMIN+3`, with which systemd is asked to halt.
+    let script = "trap 'echo got it; exit 3' 37; echo ready; while :; do sleep 0.1; done";
+    let mut shim = Shim::start_with(&json!({"args": ["/bin/sh", "-c", script]}), |config| {
+        config["stop"] = json!({"signal": "SIGRTMIN+3", "grace_ms": 30_000});
+    });
+    eventually("the shell has set its trap", || shim.console() == b"ready\n");
+    kill(pid(&shim), Signal::SIGTERM).unwrap();
+    shim.ends_with(3, "stopped", None);
+    assert_eq!(shim.console(), b"ready\ngot it\n");
+}
+
+#[test]
 fn a_workload_that_ignores_the_signal_is_killed_after_the_grace_period() {
     let script = "trap '' TERM; echo ready; while :; do sleep 0.1; done";
     let mut shim = Shim::start_with(&json!({"args": ["/bin/sh", "-c", script]}), |config| {

@@ -239,6 +239,12 @@ impl Guest {
             "empty-message" => self.send_bytes(&[0; 4]).await?,
             "close" => self.control = None,
             "wait-stop" => while !matches!(self.receive().await?, FromShim::Stop(_)) {},
+            // The workload is killed by the signal of the stop message.
+            "obey-stop" => loop {
+                if let FromShim::Stop(stop) = self.receive().await? {
+                    break self.exited(exited::Status::Signal(stop.signal)).await?;
+                }
+            },
             "wait-kill" => while self.receive().await? != FromShim::Kill(Kill {}) {},
             "wait-ack" => while !matches!(self.receive().await?, FromShim::Acknowledged(_)) {},
             "sleep-ms" => sleep(Duration::from_millis(value.parse()?)).await,

@@ -1,13 +1,16 @@
 //! The event `image.resolved`: it reports what the box will run before the shim unpacks a layer.
 //!
 //! It contains the names of environment variables but not their values, which can be secrets.
+//! Images whose documents are odd, but run in container engines, are here as well.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use a3s_box_oci::Digest;
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
+use crate::faults::send;
 use crate::harness::start;
 
 /// An empty tar archive, which consists of two blocks of zeros.
@@ -108,4 +111,79 @@ fn reports_defaults_for_an_image_with_an_empty_config() {
         "stop_signal": "SIGTERM", "volumes": [], "exposed_ports": [], "truncated": false,
     });
     assert_eq!(event["run"], expected);
+}
+
+/// Script of a guest whose workload is killed by the signal that the stop message has.
+const OBEYS: [&str; 7] =
+    ["connect", "hello", "started=7", "obey-stop", "drained", "wait-ack", "exit=0"];
+
+#[test]
+fn stop_signal_is_read_in_each_spelling_and_can_be_a_real_time_signal() {
+    // The image's signal, the config's, the full name, and the number in the guest.
+    for (of_image, of_config, name, number) in [
+        ("SIGRTMIN+3", None, "SIGRTMIN+3", 37),
+        ("37", None, "SIGRTMIN+3", 37),
+        ("sigquit", None, "SIGQUIT", 3),
+        ("QUIT", Some("rtmax-2"), "SIGRTMAX-2", 62),
+        ("SIGMAYBE", Some("int"), "SIGINT", 2),
+    ] {
+        let directory = tempfile::tempdir().unwrap();
+        let layout = layout(directory.path(), &json!({"StopSignal": of_image}));
+        let running = start(&OBEYS, |config| {
+            config["image"] = json!({"layout": layout});
+            config["stop"]["signal"] = json!(of_config);
+        });
+        std::thread::sleep(std::time::Duration::from_millis(1000));
+        send(&running, Signal::SIGTERM);
+        let run = running.wait();
+        let event = |kind: &str| run.events.iter().find(|event| event["type"] == kind).unwrap();
+        assert_eq!(event("image.resolved")["run"]["stop_signal"], name, "{}", run.stdout);
+        assert_eq!(event("stop.requested")["signal"], name, "{}", run.stdout);
+        assert_eq!(event("guest.exited")["signal"], number, "{}", run.stdout);
+        assert_eq!(run.ending(), (Some(128 + number), "stopped", None), "{}", run.stdout);
+    }
+}
+
+#[test]
+fn unknown_stop_signal_of_an_image_is_refused_unless_the_config_has_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let layout = layout(directory.path(), &json!({"StopSignal": "SIGMAYBE"}));
+    let run = start(&OBEYS, |config| config["image"] = json!({"layout": layout})).wait();
+    assert_eq!(run.ending(), (Some(125), "failed", Some("image_invalid")), "{}", run.stdout);
+}
+
+#[test]
+fn entrypoint_of_one_empty_word_leaves_the_command_alone() {
+    let script = ["connect", "hello", "started=7", "exited=0", "drained", "wait-ack", "exit=0"];
+    let directory = tempfile::tempdir().unwrap();
+    let layout = layout(directory.path(), &json!({"Entrypoint": [""], "Cmd": script}));
+    // The fake guest would refuse an empty step.
+    let run = start(&[], |config| {
+        config["image"] = json!({"layout": layout});
+        config["process"]["args"] = json!([]);
+    })
+    .wait();
+    assert_eq!(run.ending(), (Some(0), "exited", None), "the log is: {}", run.stderr);
+    assert_eq!(run.events[1]["run"]["entrypoint"], json!([]));
+    assert_eq!(run.events[1]["run"]["args"], json!(script));
+}
+
+#[test]
+fn image_config_of_nulls_runs_the_command_of_the_config() {
+    let script = ["connect", "hello", "started=7", "exited=0", "drained", "wait-ack", "exit=0"];
+    let directory = tempfile::tempdir().unwrap();
+    let config = json!({
+        "Entrypoint": null, "Cmd": null, "Env": ["HUNTER", null, "A=1"], "User": null,
+        "Volumes": {"/data": null}, "ExposedPorts": {"80/tcp": null}, "Labels": {"a": null},
+        "StopSignal": null, "Healthcheck": null,
+    });
+    let layout = layout(directory.path(), &config);
+    let run = start(&script, |config| config["image"] = json!({"layout": layout})).wait();
+    assert_eq!(run.ending(), (Some(0), "exited", None), "the log is: {}", run.stderr);
+    let expected = json!({
+        "entrypoint": [], "args": script, "env": ["A", "PATH"], "cwd": "/", "user": "",
+        "stop_signal": "SIGTERM", "volumes": ["/data"], "exposed_ports": ["80/tcp"],
+        "truncated": false,
+    });
+    assert_eq!(run.events[1]["run"], expected);
 }

@@ -1,12 +1,9 @@
 //! The configuration of an image: how to run its process.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
-use oci_spec::image::{Config, ImageConfiguration};
-use serde_json::Value;
-
+use super::documents::Process;
 use super::healthcheck::Healthcheck;
-use super::platform::Platform;
 
 /// Largest number of texts in a field of the configuration, where names and values count
 /// separately. Real images have far fewer.
@@ -19,8 +16,8 @@ const TEXT_BYTES: usize = 128 * 1024;
 /// A configuration that cannot be given to a process.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageConfigError {
-    /// A variable of the environment has no name or no `=`.
-    #[error("`config.env[{position}]` of the image is malformed: expected `NAME=value`")]
+    /// A variable of the environment has no name.
+    #[error("`config.env[{position}]` of the image is malformed: expected a name before `=`")]
     EnvSyntax {
         /// Position in the list.
         position: usize,
@@ -40,27 +37,6 @@ pub enum ImageConfigError {
         /// The field.
         field: &'static str,
     },
-}
-
-/// The configuration of an image as it was read.
-pub(crate) struct Configuration {
-    /// The fields that the image specification defines.
-    pub(crate) document: ImageConfiguration,
-    /// Docker's field `config.Healthcheck`.
-    pub(crate) healthcheck: Value,
-}
-
-impl Configuration {
-    /// Returns the platform in the configuration.
-    pub(crate) fn platform(&self) -> Platform {
-        let document = &self.document;
-        Platform {
-            os: document.os().to_string(),
-            architecture: document.architecture().to_string(),
-            // An empty variant means the same as a missing one.
-            variant: document.variant().clone().filter(|variant| !variant.is_empty()),
-        }
-    }
 }
 
 /// The process that an image defines. An empty value means that the image leaves the field
@@ -93,28 +69,21 @@ pub struct ImageConfig {
 
 impl ImageConfig {
     pub(super) fn from_document(
-        config: &Config,
+        process: Process,
         healthcheck: Option<Healthcheck>,
     ) -> Result<Self, ImageConfigError> {
         let this = Self {
-            entrypoint: config.entrypoint().clone().unwrap_or_default(),
-            cmd: config.cmd().clone().unwrap_or_default(),
-            env: config
-                .env()
-                .iter()
-                .flatten()
-                .enumerate()
-                .map(split_env)
-                .collect::<Result<_, _>>()?,
-            working_dir: config.working_dir().clone().unwrap_or_default(),
-            user: config.user().clone().unwrap_or_default(),
+            entrypoint: command(process.entrypoint),
+            cmd: process.cmd,
+            env: environment(&process.env)?,
+            working_dir: process.working_dir,
+            user: process.user,
             // Some tools write an empty text instead of leaving the field out.
-            stop_signal: config.stop_signal().clone().filter(|signal| !signal.is_empty()),
+            stop_signal: Some(process.stop_signal).filter(|signal| !signal.is_empty()),
             healthcheck,
-            volumes: sorted(config.volumes().as_deref()),
-            exposed_ports: sorted(config.exposed_ports().as_deref()),
-            // `oci_spec` has the labels in a `HashMap`, whose order differs in each run.
-            labels: config.labels().clone().unwrap_or_default().into_iter().collect(),
+            volumes: process.volumes,
+            exposed_ports: process.exposed_ports,
+            labels: process.labels,
         };
         this.check()?;
         Ok(this)
@@ -158,18 +127,30 @@ impl ImageConfig {
     }
 }
 
-/// Sorts the keys of a JSON object, whose order has no meaning.
-fn sorted(keys: Option<&[String]>) -> Vec<String> {
-    let mut keys = keys.unwrap_or_default().to_vec();
-    keys.sort_unstable();
-    keys
+/// Returns an entrypoint. One empty word means that there is none: `ENTRYPOINT [""]` in a
+/// Dockerfile removes the entrypoint of the base image (Docker, podman).
+fn command(entrypoint: Vec<String>) -> Vec<String> {
+    if entrypoint == [""] { Vec::new() } else { entrypoint }
 }
 
-/// Splits `NAME=value`. An error contains the position instead of the text, which may be a secret.
-fn split_env((position, variable): (usize, &String)) -> Result<(String, String), ImageConfigError> {
-    // A value can contain `=`, a name cannot.
-    match variable.split_once('=') {
-        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
-        _ => Err(ImageConfigError::EnvSyntax { position }),
+/// Splits each `NAME=value`. The last one of a name counts, as in all container engines.
+///
+/// An entry without `=` sets no variable, and one without a name is an error (decision 0014). The
+/// error contains the position instead of the text, which may be a secret.
+fn environment(entries: &[String]) -> Result<Vec<(String, String)>, ImageConfigError> {
+    let mut environment: Vec<(String, String)> = Vec::new();
+    let mut positions = HashMap::new();
+    for (position, entry) in entries.iter().enumerate() {
+        // A value can contain `=`, a name cannot.
+        let Some((name, value)) = entry.split_once('=') else { continue };
+        if name.is_empty() {
+            return Err(ImageConfigError::EnvSyntax { position });
+        }
+        let place = *positions.entry(name).or_insert(environment.len());
+        match environment.get_mut(place) {
+            Some((_, earlier)) => value.clone_into(earlier),
+            None => environment.push((name.to_owned(), value.to_owned())),
+        }
     }
+    Ok(environment)
 }

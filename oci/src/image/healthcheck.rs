@@ -69,7 +69,10 @@ fn texts(value: &Value) -> Result<Vec<String>, HealthcheckError> {
         Value::Null => Ok(Vec::new()),
         Value::Array(words) => words
             .iter()
-            .map(|word| word.as_str().map(str::to_owned).ok_or_else(malformed))
+            .map(|word| match word {
+                Value::Null => Ok(String::new()),
+                word => word.as_str().map(str::to_owned).ok_or_else(malformed),
+            })
             .collect(),
         _ => Err(malformed()),
     }
@@ -110,6 +113,9 @@ mod tests {
             ..Healthcheck::default()
         };
         assert_eq!(Healthcheck::from_value(&value).unwrap(), Some(expected));
+        let value = json!({"Test": ["CMD", null], "Interval": null, "StartPeriod": null});
+        let found = Healthcheck::from_value(&value).unwrap().unwrap();
+        assert_eq!((found.test, found.interval), (vec!["CMD".to_owned(), String::new()], None));
     }
 
     #[test]
@@ -120,6 +126,7 @@ mod tests {
             json!({"Test": null, "Interval": 5}),
             json!({"Test": []}),
             json!({"Test": ["NONE"]}),
+            json!({"Test": null, "Interval": null, "Timeout": null, "Retries": null}),
         ] {
             assert_eq!(Healthcheck::from_value(&value).unwrap(), None, "{value}");
         }

@@ -5,6 +5,7 @@
 //! and no text contains a NUL byte.
 //!
 //! ```text
+//! documents    the JSON documents of an image, with the leniency of other readers
 //! config       the process of the image: command, environment and user
 //! healthcheck  Docker's extension of the configuration
 //! platform     operating system and processor, and which images run on which
@@ -13,13 +14,13 @@
 
 pub(crate) mod config;
 pub(crate) mod digest;
+pub(crate) mod documents;
 pub(crate) mod healthcheck;
 pub(crate) mod platform;
 
-use oci_spec::image::{Descriptor, ImageManifest};
-
-use self::config::{Configuration, ImageConfig, ImageConfigError};
+use self::config::{ImageConfig, ImageConfigError};
 use self::digest::{Digest, DigestError};
+use self::documents::{Configuration, Descriptor, Manifest};
 use self::healthcheck::{Healthcheck, HealthcheckError};
 use self::platform::Platform;
 use crate::host::text::Shown;
@@ -126,40 +127,38 @@ impl Compression {
 
 impl Image {
     /// Makes an image from its two documents, whose digests have been verified. `digest` is the
-    /// digest of the manifest.
+    /// digest of the manifest, and `wanted` the platform that was asked for.
     pub(crate) fn from_documents(
         digest: Digest,
-        manifest: &ImageManifest,
-        configuration: &Configuration,
+        manifest: &Manifest,
+        configuration: Configuration,
+        wanted: &Platform,
     ) -> Result<Self, ImageError> {
-        let Configuration { document, healthcheck } = configuration;
-        let root = document.rootfs();
-        // The image specification defines only the type `layers` (config.md).
-        if root.typ() != "layers" {
-            return Err(ImageError::RootfsType { found: root.typ().clone() });
+        let root = &configuration.rootfs.0;
+        // The image specification defines only the type `layers` (config.md). An image without
+        // layers can leave the type out.
+        if !matches!(root.kind.as_str(), "" | "layers") {
+            return Err(ImageError::RootfsType { found: root.kind.clone() });
         }
         // The two lists are matched by position (image specification, config.md), so a missing
         // element would assign every later `DiffID` to the wrong layer.
-        let (layers, diff_ids) = (manifest.layers(), root.diff_ids());
+        let (layers, diff_ids) = (&manifest.layers, &root.diff_ids);
         if layers.len() != diff_ids.len() {
             return Err(ImageError::LayerCount { layers: layers.len(), diff_ids: diff_ids.len() });
         }
         Ok(Self {
             manifest_digest: digest,
-            platform: configuration.platform(),
-            config: match document.config() {
-                Some(config) => {
-                    let healthcheck = Healthcheck::from_value(healthcheck)?;
-                    ImageConfig::from_document(config, healthcheck)?
-                }
-                // The field is optional. Without it, a config must name the command.
-                None => ImageConfig::default(),
-            },
+            platform: Platform::of_configuration(&configuration, wanted),
             layers: layers
                 .iter()
                 .zip(diff_ids)
                 .map(Layer::from_documents)
                 .collect::<Result<_, _>>()?,
+            config: {
+                let process = configuration.config.0;
+                let healthcheck = Healthcheck::from_value(&process.healthcheck)?;
+                ImageConfig::from_document(process, healthcheck)?
+            },
         })
     }
 }
@@ -167,10 +166,10 @@ impl Image {
 impl Layer {
     fn from_documents((descriptor, diff_id): (&Descriptor, &String)) -> Result<Self, ImageError> {
         Ok(Self {
-            digest: descriptor.digest().to_string().parse()?,
+            digest: descriptor.digest.parse()?,
             diff_id: diff_id.parse()?,
-            size_bytes: descriptor.size(),
-            compression: Compression::of_media_type(descriptor.media_type().as_ref())?,
+            size_bytes: descriptor.size,
+            compression: Compression::of_media_type(&descriptor.media_type)?,
         })
     }
 }

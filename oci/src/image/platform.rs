@@ -1,9 +1,12 @@
 //! The platform of an image, and which images run on which platform.
 //!
-//! Names are the ones of Go (`amd64`, `arm64`), which image indexes use.
+//! Names are the ones of Go (`amd64`, `arm64`), which image indexes use. Other spellings that
+//! container engines understand, such as `x86_64`, are changed into these.
 
 use std::fmt;
 use std::str::FromStr;
+
+use super::documents::{Configuration, DescriptorPlatform};
 
 /// An operating system and a processor, written `linux/amd64` or `linux/arm64/v8`.
 ///
@@ -50,6 +53,51 @@ impl Platform {
         }
     }
 
+    /// Makes a platform from names in any spelling that container engines understand. The list is
+    /// the one of `platforms.Normalize` in containerd.
+    fn from_names(os: &str, architecture: &str, variant: &str) -> Self {
+        let (os, architecture, variant) =
+            (lower_case(os), lower_case(architecture), lower_case(variant));
+        let (architecture, variant) = match (architecture.as_str(), variant.as_str()) {
+            ("i386", _) => ("386", ""),
+            ("x86_64" | "x86-64", variant) => ("amd64", variant),
+            ("aarch64", variant) => ("arm64", variant),
+            ("armhf", _) => ("arm", "v7"),
+            ("armel", _) => ("arm", "v6"),
+            other => other,
+        };
+        let is_arm = matches!(architecture, "arm" | "arm64");
+        let variant = match variant.parse::<u8>() {
+            Ok(generation) if is_arm => format!("v{generation}"),
+            _ => variant.to_owned(),
+        };
+        Self {
+            os: if os == "macos" { "darwin".to_owned() } else { os },
+            architecture: architecture.to_owned(),
+            // An empty variant means the same as a missing one.
+            variant: Some(variant).filter(|variant| !variant.is_empty()),
+        }
+    }
+
+    /// Returns the platform in a descriptor, or `None` if the descriptor leaves a part of it out.
+    pub(crate) fn of_descriptor(platform: &DescriptorPlatform) -> Option<Self> {
+        let DescriptorPlatform { os, architecture, variant } = platform;
+        let is_complete = !os.is_empty() && !architecture.is_empty();
+        is_complete.then(|| Self::from_names(os, architecture, variant))
+    }
+
+    /// Returns the platform in an image configuration.
+    ///
+    /// An image that names no operating system is for Linux. One that names no architecture is
+    /// taken for the architecture of `wanted`, because nothing shows that it is for another one.
+    pub(crate) fn of_configuration(configuration: &Configuration, wanted: &Self) -> Self {
+        let Configuration { os, architecture, variant, .. } = configuration;
+        let os = if os.is_empty() { "linux" } else { os };
+        let architecture =
+            if architecture.is_empty() { &wanted.architecture } else { architecture };
+        Self::from_names(os, architecture, variant)
+    }
+
     /// Returns how well an image for the platform `image` suits this platform. `None` means that it
     /// does not run, and a higher number is better.
     ///
@@ -79,6 +127,15 @@ impl Platform {
     }
 }
 
+/// Returns a name in lower case. A text that cannot be a name stays as it is, for the error.
+fn lower_case(name: &str) -> String {
+    if name.bytes().all(is_name_byte) { name.to_ascii_lowercase() } else { name.to_owned() }
+}
+
+fn is_name_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"._-".contains(&byte)
+}
+
 /// Returns the micro-architecture level of the x86-64 processor (System V ABI, section 3.1.1). A
 /// guest has the same instructions as the host.
 #[cfg(target_arch = "x86_64")]
@@ -106,20 +163,19 @@ impl FromStr for Platform {
     fn from_str(text: &str) -> Result<Self, PlatformError> {
         let malformed = || PlatformError { found: text.to_owned() };
         let parts: Vec<&str> = text.split('/').collect();
-        // The text appears in errors and log lines, so it must have no control characters.
-        let named = |part: &&str| {
-            !part.is_empty()
-                && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
-        };
-        if !parts.iter().all(named) {
-            return Err(malformed());
-        }
         let (os, architecture, variant) = match parts[..] {
-            [os, architecture] => (os, architecture, None),
-            [os, architecture, variant] => (os, architecture, Some(variant.to_owned())),
+            [os, architecture] => (os, architecture, ""),
+            // A script that joins the three parts writes `linux/amd64/` if there is no variant.
+            [os, architecture, variant] => (os, architecture, variant),
             _ => return Err(malformed()),
         };
-        Ok(Self { os: os.to_owned(), architecture: architecture.to_owned(), variant })
+        // The text appears in errors and log lines, so it must have no control characters.
+        let is_name = |part: &str| part.bytes().all(is_name_byte);
+        let is_complete = !os.is_empty() && !architecture.is_empty();
+        if !is_complete || ![os, architecture, variant].into_iter().all(is_name) {
+            return Err(malformed());
+        }
+        Ok(Self::from_names(os, architecture, variant))
     }
 }
 
@@ -147,9 +203,56 @@ mod tests {
 
     #[test]
     fn malformed_platform_is_refused() {
-        for text in ["", "linux", "linux/", "/amd64", "linux/arm/v7/x", "linux/am d64"] {
+        for text in ["", "linux", "linux/", "/amd64", "linux//v8", "linux/arm/v7/x", "linux/am d64"]
+        {
             assert!(text.parse::<Platform>().is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn each_spelling_of_an_engine_names_the_same_platform() {
+        for (spelling, expected) in [
+            ("linux/x86_64", "linux/amd64"),
+            ("linux/x86-64", "linux/amd64"),
+            ("Linux/AMD64", "linux/amd64"),
+            ("linux/amd64/", "linux/amd64"),
+            ("linux/amd64/V3", "linux/amd64/v3"),
+            ("linux/aarch64", "linux/arm64"),
+            ("linux/ARM64/8", "linux/arm64/v8"),
+            ("linux/armhf", "linux/arm/v7"),
+            ("linux/armel", "linux/arm/v6"),
+            ("linux/arm/6", "linux/arm/v6"),
+            ("linux/i386", "linux/386"),
+            ("macOS/arm64", "darwin/arm64"),
+            ("linux/riscv64/8", "linux/riscv64/8"),
+        ] {
+            assert_eq!(platform(spelling).to_string(), expected, "{spelling}");
+        }
+    }
+
+    #[test]
+    fn platform_of_a_configuration_has_defaults_and_the_one_of_a_descriptor_has_none() {
+        let wanted = platform("linux/amd64/v3");
+        let of = |os: &str, architecture: &str| {
+            let configuration = Configuration {
+                os: os.to_owned(),
+                architecture: architecture.to_owned(),
+                ..Configuration::default()
+            };
+            Platform::of_configuration(&configuration, &wanted).to_string()
+        };
+        assert_eq!(of("", ""), "linux/amd64");
+        assert_eq!(of("", "aarch64"), "linux/arm64");
+        assert_eq!(of("windows", ""), "windows/amd64");
+        let of = |os: &str, architecture: &str| {
+            Platform::of_descriptor(&DescriptorPlatform {
+                os: os.to_owned(),
+                architecture: architecture.to_owned(),
+                variant: String::new(),
+            })
+        };
+        assert_eq!(of("linux", "x86_64"), Some(platform("linux/amd64")));
+        assert_eq!((of("", "amd64"), of("linux", ""), of("", "")), (None, None, None));
     }
 
     #[test]
@@ -184,6 +287,8 @@ mod tests {
             ("linux/arm64", "linux/arm64/v8", Some(8)),
             ("linux/arm64/v8", "linux/arm64", Some(8)),
             ("linux/arm/v7", "linux/arm/v6", Some(6)),
+            ("linux/amd64", "linux/x86_64", Some(1)),
+            ("linux/aarch64", "linux/arm64/8", Some(8)),
             ("linux/amd64", "linux/arm64", None),
             ("linux/amd64", "windows/amd64", None),
             ("linux/riscv64", "linux/riscv64", Some(0)),

@@ -8,7 +8,8 @@ use std::io::{self, Read};
 use std::os::fd::BorrowedFd;
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat2};
+use nix::sys::stat::{SFlag, fstatat};
 
 use crate::image::digest::{Digest, Hasher};
 
@@ -32,6 +33,17 @@ pub enum BlobError {
         digest: Digest,
         /// The host's reason.
         source: io::Error,
+    },
+    /// The file, or a directory above it, is a symbolic link.
+    #[error(
+        "blob `{digest}` cannot be read: `{path}` is a symbolic link, and links in a layout are \
+         not followed: copy the layout with `cp -rL`"
+    )]
+    SymbolicLink {
+        /// Digest by which the blob was looked up.
+        digest: Digest,
+        /// Path of the link, relative to the layout.
+        path: String,
     },
     /// The file is not a regular file.
     #[error("blob `{digest}` is not a regular file")]
@@ -83,6 +95,10 @@ impl Blob {
         let file = match openat2(dir, path.as_str(), how) {
             Ok(fd) => File::from(fd),
             Err(Errno::ENOENT) => return Err(BlobError::Missing { digest }),
+            Err(Errno::ELOOP) => {
+                let path = first_link(dir, &path).to_owned();
+                return Err(BlobError::SymbolicLink { digest, path });
+            }
             Err(errno) => return Err(BlobError::Read { digest, source: errno.into() }),
         };
         let metadata = file.metadata().map_err(|source| BlobError::Read { digest, source })?;
@@ -126,6 +142,19 @@ impl Blob {
         self.read_to_end(&mut bytes).map_err(|source| BlobError::Read { digest, source })?;
         self.finish().map(|()| bytes)
     }
+}
+
+/// Returns the beginning of `path` that ends at the first symbolic link, for an error.
+fn first_link<'a>(dir: BorrowedFd<'_>, path: &'a str) -> &'a str {
+    let is_link = |path: &&str| {
+        let found = fstatat(dir, *path, AtFlags::AT_SYMLINK_NOFOLLOW);
+        found.is_ok_and(|found| {
+            SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT == SFlag::S_IFLNK
+        })
+    };
+    let ends = path.match_indices('/').map(|(end, _)| end).chain([path.len()]);
+    // If another process has replaced the link meanwhile, the whole path is the best answer.
+    ends.map(|end| &path[..end]).find(is_link).unwrap_or(path)
 }
 
 impl Read for Blob {

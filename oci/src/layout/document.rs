@@ -9,16 +9,16 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use a3s_box_sys::HostError;
+use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
 use nix::sys::stat::Mode;
-use oci_spec::image::{Descriptor, ImageIndex, ImageManifest};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::blob::{Blob, BlobError};
 use crate::host::text::Shown;
-use crate::image::config::Configuration;
 use crate::image::digest::{Digest, DigestError};
+use crate::image::documents::{Configuration, Descriptor, Fields, Index, Manifest};
 
 /// Upper bound on the size of a JSON document. The distribution specification requires registries
 /// to accept manifests of 4 MiB, so a larger document cannot be moved between registries.
@@ -44,6 +44,18 @@ pub enum DocumentError {
         file: &'static str,
         /// The host's reason.
         source: io::Error,
+    },
+    /// One of the two files at the top of the layout is a symbolic link.
+    #[error(
+        "`{}/{file}` is a symbolic link, and links in a layout are not followed: copy the layout \
+         with `cp -rL`",
+        layout.display()
+    )]
+    SymbolicLink {
+        /// The directory of the layout.
+        layout: PathBuf,
+        /// Name of the file.
+        file: &'static str,
     },
     /// The blob of a document does not match its descriptor.
     #[error("the {document} cannot be used")]
@@ -98,13 +110,6 @@ pub enum DocumentError {
     Digest(#[from] DigestError),
 }
 
-impl DocumentError {
-    /// Returns whether the layout does not contain the document.
-    pub(super) fn is_missing_blob(&self) -> bool {
-        matches!(self, Self::Blob { source: BlobError::Missing { .. }, .. })
-    }
-}
-
 /// The message of a JSON parser, without control characters. It may quote the document.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -122,7 +127,7 @@ impl DescriptorKind {
     /// Classifies a descriptor by its media type. An unknown type is no error, because the image
     /// specification requires implementations to ignore unknown types in an index.
     pub(super) fn of(descriptor: &Descriptor) -> Self {
-        match descriptor.media_type().as_ref() {
+        match descriptor.media_type.as_str() {
             OCI_INDEX | DOCKER_INDEX => Self::Index,
             OCI_MANIFEST | DOCKER_MANIFEST => Self::Manifest,
             _ => Self::Other,
@@ -157,56 +162,57 @@ impl DocumentReader {
         parse("file `oci-layout`", &self.read_file("oci-layout")?)
     }
 
-    /// Reads `index.json`.
-    pub(super) fn top_index(&self) -> Result<ImageIndex, DocumentError> {
+    /// Reads `index.json`. Also returns its name for errors.
+    pub(super) fn top_index(&self) -> Result<(String, Index), DocumentError> {
+        let document = "index `index.json`".to_owned();
         let bytes = self.read_file("index.json")?;
-        check_type("index `index.json`", &bytes, OCI_INDEX)?;
-        parse("index `index.json`", &bytes)
+        check_type(&document, &bytes, OCI_INDEX)?;
+        let Fields(index) = parse(&document, &bytes)?;
+        Ok((document, index))
     }
 
-    /// Reads an index that an entry of another index points to.
+    /// Reads an index that an entry of another index points to. Also returns its name for errors.
     pub(super) fn nested_index(
         &self,
         descriptor: &Descriptor,
-    ) -> Result<ImageIndex, DocumentError> {
+    ) -> Result<(String, Index), DocumentError> {
         self.document("image index", descriptor)
     }
 
     /// Reads a manifest.
-    pub(super) fn manifest(&self, descriptor: &Descriptor) -> Result<ImageManifest, DocumentError> {
-        self.document("image manifest", descriptor)
+    pub(super) fn manifest(&self, descriptor: &Descriptor) -> Result<Manifest, DocumentError> {
+        self.document("image manifest", descriptor).map(|(_, manifest)| manifest)
     }
 
     /// Reads the image configuration that a manifest points to.
     pub(super) fn configuration(
         &self,
-        manifest: &ImageManifest,
+        manifest: &Manifest,
     ) -> Result<Configuration, DocumentError> {
-        if !is_image_configuration(manifest.config()) {
-            let document = format!("image configuration `{}`", manifest.config().digest());
-            let found = manifest.config().media_type().to_string();
+        let Fields(descriptor) = &manifest.config;
+        if !is_image_configuration(&descriptor.media_type) {
+            let document = format!("image configuration `{}`", Shown(&descriptor.digest));
+            let found = descriptor.media_type.clone();
             let expected = OCI_CONFIG.to_owned();
             return Err(DocumentError::DocumentType { document, expected, found });
         }
-        let (document, bytes) = self.read_document("image configuration", manifest.config())?;
-        // `oci_spec` drops the field, because the image specification does not define it.
-        let mut value: Value = parse(&document, &bytes)?;
-        let healthcheck = value.pointer_mut("/config/Healthcheck").map(Value::take);
-        Ok(Configuration {
-            document: parse(&document, &bytes)?,
-            healthcheck: healthcheck.unwrap_or_default(),
-        })
+        let (document, bytes) = self.read_document("image configuration", descriptor)?;
+        // `serde_json` bounds the depth of values that are kept, but not of fields that are ignored.
+        parse::<Value>(&document, &bytes)?;
+        let Fields(configuration) = parse(&document, &bytes)?;
+        Ok(configuration)
     }
 
-    /// Reads, verifies and parses an index or a manifest.
+    /// Reads, verifies and parses an index or a manifest. Also returns its name for errors.
     fn document<T: DeserializeOwned>(
         &self,
         kind: &str,
         descriptor: &Descriptor,
-    ) -> Result<T, DocumentError> {
+    ) -> Result<(String, T), DocumentError> {
         let (document, bytes) = self.read_document(kind, descriptor)?;
-        check_type(&document, &bytes, descriptor.media_type().as_ref())?;
-        parse(&document, &bytes)
+        check_type(&document, &bytes, &descriptor.media_type)?;
+        let Fields(parsed) = parse(&document, &bytes)?;
+        Ok((document, parsed))
     }
 
     /// Reads and verifies a blob that is a document. Also returns the name of the document for
@@ -216,8 +222,8 @@ impl DocumentReader {
         kind: &str,
         descriptor: &Descriptor,
     ) -> Result<(String, Vec<u8>), DocumentError> {
-        let document = format!("{kind} `{}`", descriptor.digest());
-        let found = descriptor.size();
+        let document = format!("{kind} `{}`", Shown(&descriptor.digest));
+        let found = descriptor.size;
         // The size is checked before the blob is read into memory.
         if found > DOCUMENT_LIMIT_BYTES {
             return Err(DocumentError::TooLarge { document, limit: DOCUMENT_LIMIT_BYTES, found });
@@ -237,7 +243,13 @@ impl DocumentReader {
         let how = OpenHow::new()
             .flags(OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY)
             .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
-        let file = File::from(openat2(&self.dir, name, how).map_err(|errno| error(errno.into()))?);
+        let file = match openat2(&self.dir, name, how) {
+            Ok(fd) => File::from(fd),
+            Err(Errno::ELOOP) => {
+                return Err(DocumentError::SymbolicLink { layout: self.path.clone(), file: name });
+            }
+            Err(errno) => return Err(error(errno.into())),
+        };
         if !file.metadata().map_err(error)?.is_file() {
             return Err(error(io::Error::other("not a regular file")));
         }
@@ -256,13 +268,25 @@ impl DocumentReader {
 
 /// Returns the digest in a descriptor.
 pub(super) fn digest_of(descriptor: &Descriptor) -> Result<Digest, DocumentError> {
-    Ok(descriptor.digest().to_string().parse()?)
+    Ok(descriptor.digest.parse()?)
 }
 
-/// Returns whether a descriptor is the one of an image configuration. Other artifacts have a
+/// Returns whether a media type is the one of an image configuration. Other artifacts have a
 /// descriptor of another type in the same field of their manifest.
-pub(super) fn is_image_configuration(descriptor: &Descriptor) -> bool {
-    matches!(descriptor.media_type().as_ref(), OCI_CONFIG | DOCKER_CONFIG)
+pub(super) fn is_image_configuration(media_type: &str) -> bool {
+    matches!(media_type, OCI_CONFIG | DOCKER_CONFIG)
+}
+
+/// Parses an entry of the index `document`, whose position is `position`. Null is an empty
+/// descriptor.
+pub(super) fn parse_entry(
+    document: &str,
+    position: usize,
+    entry: &str,
+) -> Result<Descriptor, DocumentError> {
+    let document = format!("entry `manifests[{position}]` of the {document}");
+    let descriptor: Option<Fields<Descriptor>> = parse(&document, entry.as_bytes())?;
+    Ok(descriptor.unwrap_or_default().0)
 }
 
 fn parse<T: DeserializeOwned>(document: &str, bytes: &[u8]) -> Result<T, DocumentError> {
@@ -275,23 +299,32 @@ fn parse<T: DeserializeOwned>(document: &str, bytes: &[u8]) -> Result<T, Documen
 /// descriptor. Otherwise the same digest could mean different images to different tools
 /// (CVE-2021-41190).
 fn check_type(document: &str, bytes: &[u8], expected: &str) -> Result<(), DocumentError> {
-    // The types of `oci_spec` drop unknown fields, so that a field of another type is visible only
+    // The types of documents drop unknown fields, so that a field of another type is visible only
     // in the JSON value.
     let value: Value = parse(document, bytes)?;
-    // Version 1 of Docker's manifest has other fields.
-    if let Some(version) = value.get("schemaVersion").filter(|version| **version != 2) {
+    // Readers take the names of fields in any case, and Go writes null for a field without a value.
+    let values = |wanted: &'static str| {
+        let fields = value.as_object().into_iter().flatten();
+        let of_name = fields.filter(move |(name, _)| name.eq_ignore_ascii_case(wanted));
+        of_name.map(|(_, value)| value).filter(|value| !value.is_null())
+    };
+    // Version 1 of Docker's manifest has other fields. Zero is Go's value of a missing field.
+    if let Some(version) = values("schemaVersion").find(|found| **found != 0 && **found != 2) {
         let (document, found) = (document.to_owned(), version.to_string());
         return Err(DocumentError::SchemaVersion { document, found });
     }
-    // The field is optional. Some tools write an empty text or null instead of leaving it out.
-    let declared = value.get("mediaType").and_then(Value::as_str).filter(|text| !text.is_empty());
-    let foreign: &[&str] = match expected {
-        OCI_INDEX | DOCKER_INDEX => &["config", "layers"],
-        _ => &["manifests"],
+    let is_index = matches!(expected, OCI_INDEX | DOCKER_INDEX);
+    // Both kinds of index have the same fields, and `index.json` has no descriptor with its type.
+    let is_expected = |declared: &&str| {
+        *declared == expected || (is_index && matches!(*declared, OCI_INDEX | DOCKER_INDEX))
     };
+    // The field is optional. Some tools write an empty text instead of leaving it out.
+    let mut declared =
+        values("mediaType").filter_map(Value::as_str).filter(|text| !text.is_empty());
+    let foreign: &[&str] = if is_index { &["config", "layers"] } else { &["manifests"] };
     let found = declared
-        .filter(|declared| *declared != expected)
-        .or_else(|| foreign.iter().find(|field| !value[**field].is_null()).copied());
+        .find(|declared| !is_expected(declared))
+        .or_else(|| foreign.iter().find(|name| values(name).next().is_some()).copied());
     found.map_or(Ok(()), |found| {
         let (document, expected) = (document.to_owned(), expected.to_owned());
         Err(DocumentError::DocumentType { document, expected, found: found.to_owned() })

@@ -20,7 +20,6 @@ pub(crate) mod select;
 use std::path::Path;
 
 use a3s_box_sys::HostError;
-use oci_spec::image::Descriptor;
 use serde_json::Value;
 
 use self::blob::{Blob, BlobError};
@@ -28,6 +27,7 @@ use self::document::{DocumentError, DocumentReader, digest_of};
 use self::select::SelectError;
 use crate::host::text::{Shown, shown_list};
 use crate::image::digest::Digest;
+use crate::image::documents::Descriptor;
 use crate::image::platform::Platform;
 use crate::image::{Image, ImageError};
 
@@ -131,19 +131,20 @@ impl Layout {
         let descriptor = select::select(&self.documents, reference, platform)?;
         let manifest = self.documents.manifest(&descriptor)?;
         let configuration = self.documents.configuration(&manifest)?;
-        let image = Image::from_documents(digest_of(&descriptor)?, &manifest, &configuration)?;
-        manifest.layers().iter().try_for_each(|layer| self.check_foreign(layer))?;
+        let digest = digest_of(&descriptor)?;
+        let image = Image::from_documents(digest, &manifest, configuration, platform)?;
+        manifest.layers.iter().try_for_each(|layer| self.check_foreign(layer))?;
         Ok(image)
     }
 
     /// Checks that a layer which registries must not distribute is in the layout. Without this
     /// check, the user would not learn where to get it.
     fn check_foreign(&self, layer: &Descriptor) -> Result<(), LayoutError> {
-        let urls = layer.urls().as_deref().unwrap_or_default();
+        let urls = &layer.urls;
         if urls.is_empty() {
             return Ok(());
         }
-        match self.open_blob(digest_of(layer)?, layer.size()) {
+        match self.open_blob(digest_of(layer)?, layer.size) {
             Err(BlobError::Missing { digest }) => {
                 // The addresses come from the image, so their control characters are escaped.
                 let urls = urls.iter().map(|url| format!("`{}`", url.escape_debug())).collect();

@@ -4,14 +4,21 @@
 //! Between the images there can be attestations, signatures and other artifacts. Each entry of
 //! `index.json` is flattened to the manifests below it, and the best manifest for the platform is
 //! chosen. Exactly one entry must remain.
+//!
+//! An entry that is malformed, or whose manifest cannot be read, is an error only if no other entry
+//! has the image that was asked for (decision 0014).
 
 use std::collections::HashSet;
 
-use oci_spec::image::{Descriptor, ImageIndex};
+use serde_json::Value;
+use serde_json::value::RawValue;
 
-use super::document::{DescriptorKind, DocumentError, DocumentReader, is_image_configuration};
+use super::document::{
+    DescriptorKind, DocumentError, DocumentReader, is_image_configuration, parse_entry,
+};
 use crate::host::text::{Shown, shown_list};
 use crate::image::digest::Digest;
+use crate::image::documents::{Descriptor, Fields, Index};
 use crate::image::platform::Platform;
 
 /// Largest depth of nested indexes. Builders nest indexes once or twice.
@@ -95,11 +102,15 @@ struct Candidate {
     entry: usize,
     descriptor: Descriptor,
     platform: Option<Platform>,
+    /// Whether a part of the platform is missing where it should be, and was assumed.
+    is_vague: bool,
     /// The names and the digest of that entry, and the digests of the indexes and the manifest
     /// below it.
     names: Vec<String>,
     /// The type of the artifact, if it is not an image.
     artifact: Option<String>,
+    /// Why nothing is known about the candidate.
+    failure: Option<DocumentError>,
 }
 
 /// Finds the manifest that `reference` means on `platform`.
@@ -108,50 +119,57 @@ pub(super) fn select(
     reference: Option<&str>,
     platform: &Platform,
 ) -> Result<Descriptor, SelectError> {
-    let mut candidates = named(documents, reference)?;
+    let (mut candidates, missing) = named(documents, reference)?;
     for candidate in &mut candidates {
-        candidate.examine(documents, platform)?;
+        candidate.examine(documents, platform);
     }
+    let (candidates, failed): (Vec<_>, Vec<_>) =
+        candidates.into_iter().partition(|candidate| candidate.failure.is_none());
+    let failure = failed.into_iter().find_map(|candidate| candidate.failure);
     // Artifacts are dropped only if there are images too. Otherwise the error names them.
     let describe = |candidates: &[Candidate]| candidates.iter().map(Candidate::describe).collect();
     let (images, artifacts): (Vec<_>, Vec<_>) =
         candidates.into_iter().partition(|candidate| candidate.artifact.is_none());
-    if images.is_empty() && !artifacts.is_empty() {
-        return Err(SelectError::NotAnImage { found: describe(&artifacts) });
-    }
     let best = best_of(&images, platform);
     let found = || best.iter().map(|candidate| candidate.describe()).collect();
-    match (&best[..], reference) {
-        ([only], _) => Ok(only.descriptor.clone()),
-        ([], _) => Err(SelectError::NoSuchPlatform {
+    match (&best[..], reference, failure.or(missing)) {
+        ([only], ..) => Ok(only.descriptor.clone()),
+        // What cannot be read may be the image.
+        ([], _, Some(failure)) => Err(failure.into()),
+        ([], _, None) if images.is_empty() && !artifacts.is_empty() => {
+            Err(SelectError::NotAnImage { found: describe(&artifacts) })
+        }
+        ([], _, None) => Err(SelectError::NoSuchPlatform {
             platform: platform.clone(),
             found: describe(&images),
         }),
-        (_, None) => Err(SelectError::Ambiguous { found: found() }),
-        (_, Some(reference)) => {
+        (_, None, _) => Err(SelectError::Ambiguous { found: found() }),
+        (_, Some(reference), _) => {
             Err(SelectError::DuplicateReference { reference: reference.to_owned(), found: found() })
         }
     }
 }
 
-/// Returns the candidates that `reference` means, or all candidates if there is no reference.
+/// Returns the candidates that `reference` means, or all candidates if there is no reference. Also
+/// returns the error of the first index that cannot be read.
 fn named(
     documents: &DocumentReader,
     reference: Option<&str>,
-) -> Result<Vec<Candidate>, SelectError> {
-    let mut walk = Walk { documents, entries: 0, candidates: Vec::new(), missing: None };
-    walk.flatten(&documents.top_index()?, reference)?;
-    let Walk { mut candidates, missing, .. } = walk;
+) -> Result<(Vec<Candidate>, Option<DocumentError>), SelectError> {
+    let mut walk = Walk { documents, entries: 0, candidates: Vec::new(), unreadable: None };
+    walk.flatten(reference)?;
+    let Walk { mut candidates, unreadable, .. } = walk;
     let Some(reference) = reference else {
-        return missing.map_or(Ok(candidates), |error| Err(error.into()));
+        // An index can contain any number of images, so that without it none is the only one.
+        return unreadable.map_or(Ok((candidates, None)), |error| Err(error.into()));
     };
     let selectable = candidates.iter().filter(|candidate| candidate.is_named());
     let all: Vec<String> = selectable.map(Candidate::describe).collect();
     candidates.retain(|candidate| candidate.names.iter().any(|name| name == reference));
-    match (candidates.is_empty(), missing) {
-        (false, _) => Ok(candidates),
-        // The missing index may contain the image that was asked for.
-        (true, Some(missing)) => Err(missing.into()),
+    match (candidates.is_empty(), unreadable) {
+        (false, unreadable) => Ok((candidates, unreadable)),
+        // The unreadable index may contain the image that was asked for.
+        (true, Some(unreadable)) => Err(unreadable.into()),
         (true, None) => {
             Err(SelectError::NoSuchReference { reference: reference.to_owned(), found: all })
         }
@@ -161,12 +179,14 @@ fn named(
 /// Returns the images that suit the platform best: at most one from each entry of `index.json`, and
 /// each manifest once.
 fn best_of<'a>(images: &'a [Candidate], platform: &Platform) -> Vec<&'a Candidate> {
-    let mut best: Vec<(u32, &Candidate)> = Vec::new();
+    let mut best: Vec<((bool, u32), &Candidate)> = Vec::new();
     for image in images {
         let Some(rank) = image.platform.as_ref().and_then(|offered| platform.suitability(offered))
         else {
             continue;
         };
+        // An assumed platform counts only if there is no image with a platform of its own.
+        let rank = (!image.is_vague, rank);
         // The image specification asks for the first of several matching entries (image-index.md).
         match best.iter_mut().find(|(_, other)| other.entry == image.entry) {
             Some(other) if rank > other.0 => *other = (rank, image),
@@ -181,7 +201,7 @@ fn best_of<'a>(images: &'a [Candidate], platform: &Platform) -> Vec<&'a Candidat
     best.into_iter()
         .filter(|(rank, _)| Some(*rank) == top)
         .map(|(_, image)| image)
-        .filter(|image| seen.insert(image.descriptor.digest()))
+        .filter(|image| seen.insert(&image.descriptor.digest))
         .collect()
 }
 
@@ -191,35 +211,36 @@ struct Walk<'a> {
     /// Number of entries so far.
     entries: usize,
     candidates: Vec<Candidate>,
-    /// The error of the first index that is missing. It is reported only if the index is needed,
-    /// because the image specification allows a layout without some of its blobs (image-layout.md).
-    missing: Option<DocumentError>,
+    /// The error of the first index that cannot be read. It is reported only if the index is
+    /// needed, because the image specification allows a layout without some of its blobs
+    /// (image-layout.md).
+    unreadable: Option<DocumentError>,
 }
+
+/// An entry of an index: its descriptor, or why it is malformed.
+type Entry = Result<Descriptor, DocumentError>;
 
 impl Walk<'_> {
     /// Descends through the entries that have the name `reference`. If no entry has it, the
     /// reference is a digest or is missing, and this descends through all entries.
-    fn flatten(&mut self, top: &ImageIndex, reference: Option<&str>) -> Result<(), SelectError> {
-        let entries: Vec<(usize, &Descriptor, Vec<String>)> = top
-            .manifests()
-            .iter()
-            .enumerate()
-            .map(|(entry, descriptor)| (entry, descriptor, annotated_names(descriptor)))
-            .collect();
+    fn flatten(&mut self, reference: Option<&str>) -> Result<(), SelectError> {
+        let (document, index) = self.documents.top_index()?;
+        let entries: Vec<(Entry, Vec<String>)> = entries_of(&document, &index).collect();
         let is_meant = |names: &[String]| names.iter().any(|name| Some(name.as_str()) == reference);
-        let by_name = entries.iter().any(|(.., names)| is_meant(names));
-        for (entry, descriptor, names) in entries {
+        let by_name = entries.iter().any(|(_, names)| is_meant(names));
+        for (position, (entry, names)) in entries.into_iter().enumerate() {
             if !by_name || is_meant(&names) {
-                self.descend(entry, descriptor, names, INDEX_DEPTH)?;
+                self.descend(position, entry, names, INDEX_DEPTH)?;
             }
         }
         Ok(())
     }
 
+    /// Adds the manifests below `entry`, which is below the entry `position` of `index.json`.
     fn descend(
         &mut self,
-        entry: usize,
-        descriptor: &Descriptor,
+        position: usize,
+        entry: Entry,
         mut names: Vec<String>,
         depth_left: usize,
     ) -> Result<(), SelectError> {
@@ -227,37 +248,67 @@ impl Walk<'_> {
         if self.entries > INDEX_ENTRIES || depth_left == 0 {
             return Err(SelectError::IndexBounds { limit: INDEX_DEPTH, entries: INDEX_ENTRIES });
         }
-        // A digest is a reference as well, also the digest of an index on the way.
-        names.push(descriptor.digest().to_string());
-        if DescriptorKind::of(descriptor) == DescriptorKind::Index {
-            // The descent ends without a check for cycles: an index in a cycle would contain a
-            // digest that depends on its own digest.
-            match self.documents.nested_index(descriptor) {
-                Ok(index) => {
-                    for nested in index.manifests() {
-                        self.descend(entry, nested, names.clone(), depth_left - 1)?;
-                    }
-                }
-                Err(error) if error.is_missing_blob() => _ = self.missing.get_or_insert(error),
-                Err(error) => return Err(error.into()),
+        let descriptor = match entry {
+            Ok(descriptor) => descriptor,
+            Err(error) => {
+                self.candidates.push(Candidate::malformed(position, names, error));
+                return Ok(());
             }
+        };
+        // A digest is a reference as well, also the digest of an index on the way.
+        names.extend(Some(descriptor.digest.clone()).filter(|digest| !digest.is_empty()));
+        if DescriptorKind::of(&descriptor) != DescriptorKind::Index {
+            self.candidates.push(Candidate::new(position, names, descriptor));
             return Ok(());
         }
-        self.candidates.push(Candidate {
-            entry,
-            descriptor: descriptor.clone(),
-            platform: descriptor.platform().as_ref().map(platform_of_descriptor),
-            names,
-            artifact: artifact(descriptor),
-        });
+        // The descent ends without a check for cycles: an index in a cycle would contain a digest
+        // that depends on its own digest.
+        match self.documents.nested_index(&descriptor) {
+            Ok((document, index)) => {
+                // Only the names in `index.json` are references.
+                for (nested, _) in entries_of(&document, &index) {
+                    self.descend(position, nested, names.clone(), depth_left - 1)?;
+                }
+            }
+            Err(error) => _ = self.unreadable.get_or_insert(error),
+        }
         Ok(())
     }
 }
 
+/// Returns the entries of the index `document`, each with its names.
+fn entries_of(document: &str, index: &Index) -> impl Iterator<Item = (Entry, Vec<String>)> {
+    index.manifests.iter().enumerate().map(move |(position, text)| {
+        let entry = parse_entry(document, position, text.get());
+        let names = match &entry {
+            Ok(descriptor) => annotated_names(descriptor),
+            Err(_) => names_of_malformed(text),
+        };
+        (entry, names)
+    })
+}
+
 /// Returns the names of an entry of `index.json`.
 fn annotated_names(descriptor: &Descriptor) -> Vec<String> {
-    let annotation = |key| descriptor.annotations().as_ref().and_then(|all| all.get(key)).cloned();
-    [REF_NAME, CONTAINERD_NAME].into_iter().filter_map(annotation).collect()
+    let annotation = |key| descriptor.annotations.get(key).cloned();
+    [REF_NAME, CONTAINERD_NAME]
+        .into_iter()
+        .filter_map(annotation)
+        .filter(|name| !name.is_empty())
+        .collect()
+}
+
+/// Returns the names and the digest of a malformed entry, as far as they can be read. With them, a
+/// reference to the entry leads to its error.
+fn names_of_malformed(entry: &RawValue) -> Vec<String> {
+    let entry: Value = serde_json::from_str(entry.get()).unwrap_or_default();
+    let annotations = &entry["annotations"];
+    [&annotations[REF_NAME], &annotations[CONTAINERD_NAME], &entry["digest"]]
+        .into_iter()
+        .filter_map(Value::as_str)
+        .filter(|name| !name.is_empty())
+        .map(str::to_owned)
+        .collect()
 }
 
 /// Returns the type of an artifact that is not an image, such as an attestation, a signature or a
@@ -265,57 +316,73 @@ fn annotated_names(descriptor: &Descriptor) -> Vec<String> {
 /// show it.
 fn artifact(descriptor: &Descriptor) -> Option<String> {
     if DescriptorKind::of(descriptor) != DescriptorKind::Manifest {
-        return Some(descriptor.media_type().to_string());
+        return Some(descriptor.media_type.clone());
     }
-    let annotations = descriptor.annotations().as_ref();
-    let is_unknown = |platform: &&oci_spec::image::Platform| platform.os().to_string() == "unknown";
-    // BuildKit marks attestations by the annotation and by the platform `unknown/unknown`. Other
-    // tools use the artifact type of the image specification.
-    annotations
-        .and_then(|all| all.get(DOCKER_REFERENCE_TYPE))
-        .cloned()
-        .or_else(|| descriptor.artifact_type().as_ref().map(ToString::to_string))
-        .or_else(|| {
-            descriptor.platform().as_ref().filter(is_unknown).map(|_| "attestation".to_owned())
-        })
-}
-
-fn platform_of_descriptor(platform: &oci_spec::image::Platform) -> Platform {
-    Platform {
-        os: platform.os().to_string(),
-        architecture: platform.architecture().to_string(),
-        variant: platform.variant().clone().filter(|variant| !variant.is_empty()),
-    }
+    // BuildKit marks attestations by the annotation and by the platform `unknown/unknown`.
+    let annotated = descriptor.annotations.get(DOCKER_REFERENCE_TYPE).cloned();
+    annotated.filter(|found| !found.is_empty()).or_else(|| {
+        let platform = descriptor.platform.as_ref();
+        platform.filter(|Fields(platform)| platform.os == "unknown").map(|_| "attestation".into())
+    })
 }
 
 impl Candidate {
+    fn new(entry: usize, names: Vec<String>, descriptor: Descriptor) -> Self {
+        let offered = descriptor.platform.as_ref();
+        let platform = offered.and_then(|Fields(offered)| Platform::of_descriptor(offered));
+        Self {
+            entry,
+            is_vague: offered.is_some() && platform.is_none(),
+            platform,
+            names,
+            artifact: artifact(&descriptor),
+            failure: None,
+            descriptor,
+        }
+    }
+
+    fn malformed(entry: usize, names: Vec<String>, error: DocumentError) -> Self {
+        Self { failure: Some(error), ..Self::new(entry, names, Descriptor::default()) }
+    }
+
     /// Reads the manifest to learn what the descriptor leaves out: the platform, and whether the
     /// artifact is an image.
-    fn examine(
-        &mut self,
-        documents: &DocumentReader,
-        wanted: &Platform,
-    ) -> Result<(), DocumentError> {
+    fn examine(&mut self, documents: &DocumentReader, wanted: &Platform) {
         let offered = self.platform.as_ref();
         // Reading the manifests of other platforms would be wasted work, and they may be missing.
         let is_out = offered.is_some_and(|offered| wanted.suitability(offered).is_none());
-        if self.artifact.is_some() || is_out {
+        if self.artifact.is_some() || self.failure.is_some() || is_out {
+            return;
+        }
+        let result = self.read(documents, wanted);
+        // An image that is suitable by its descriptor stays a candidate. If it is chosen,
+        // `Layout::resolve` reads it again and reports the error.
+        if self.platform.is_none() {
+            self.failure = result.err();
+        }
+    }
+
+    fn read(&mut self, documents: &DocumentReader, wanted: &Platform) -> Result<(), DocumentError> {
+        let manifest = documents.manifest(&self.descriptor)?;
+        let config_type = &manifest.config.0.media_type;
+        let types = [manifest.artifact_type.as_str(), &self.descriptor.artifact_type];
+        let declared = types.into_iter().find(|declared| !declared.is_empty());
+        if !is_image_configuration(config_type) {
+            self.artifact = Some(declared.unwrap_or(config_type).to_owned());
             return Ok(());
         }
-        let manifest = match documents.manifest(&self.descriptor) {
-            // Only the manifest that is chosen must exist. `Layout::resolve` reads that one again.
-            Err(error) if offered.is_some() && error.is_missing_blob() => return Ok(()),
-            manifest => manifest?,
-        };
-        let config = manifest.config();
-        self.artifact = match manifest.artifact_type() {
-            Some(found) => Some(found.to_string()),
-            None if is_image_configuration(config) => None,
-            None => Some(config.media_type().to_string()),
-        };
-        if self.artifact.is_none() && offered.is_none() {
-            self.platform = Some(documents.configuration(&manifest)?.platform());
+        if self.platform.is_some() && declared.is_none() {
+            return Ok(());
         }
+        let configuration = documents.configuration(&manifest)?;
+        let has_architecture = !configuration.architecture.is_empty();
+        // An image can have an artifact type as well (image specification 1.1, manifest.md). An
+        // artifact with a stub in place of the configuration is no image.
+        if let Some(declared) = declared.filter(|_| !has_architecture) {
+            self.artifact = Some(declared.to_owned());
+        }
+        self.is_vague |= !has_architecture;
+        self.platform.get_or_insert_with(|| Platform::of_configuration(&configuration, wanted));
         Ok(())
     }
 
@@ -334,12 +401,17 @@ impl Candidate {
     /// if that is known.
     fn describe(&self) -> String {
         let name = self.name().map(|name| format!("`{}` ", Shown(name))).unwrap_or_default();
+        let digest = match self.descriptor.digest.as_str() {
+            "" => "without a digest".to_owned(),
+            digest => Shown(digest).to_string(),
+        };
         let platform = self.platform.as_ref().map(ToString::to_string);
         let platform =
             platform.map(|platform| format!(", {}", Shown(&platform))).unwrap_or_default();
-        let artifact = self.artifact.as_ref();
-        let artifact =
-            artifact.map(|found| format!(", of type `{}`", Shown(found))).unwrap_or_default();
-        format!("{name}({}{platform}{artifact})", self.descriptor.digest())
+        let artifact = self.artifact.as_deref().map(|found| match found {
+            "" => ", without a media type".to_owned(),
+            found => format!(", of type `{}`", Shown(found)),
+        });
+        format!("{name}({digest}{platform}{})", artifact.unwrap_or_default())
     }
 }

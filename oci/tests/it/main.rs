@@ -16,6 +16,7 @@ mod cache;
 mod choice;
 mod digests;
 mod hostile;
+mod leniency;
 mod overlay;
 mod resolve;
 mod retention;

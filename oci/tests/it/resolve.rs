@@ -225,7 +225,7 @@ fn malformed_or_oversized_process_configuration_is_refused() {
         bench.layout().resolve(None, &amd64())
     };
     assert_eq!(resolve(r#"{"Env":null}"#).unwrap().config, a3s_box_oci::ImageConfig::default());
-    let error = resolve(r#"{"Env":["A=1","SECRET"]}"#).unwrap_err();
+    let error = resolve(r#"{"Env":["A=1","=SECRET"]}"#).unwrap_err();
     assert!(
         matches!(
             error,

@@ -161,8 +161,9 @@ pub enum ConfinementLevel {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct StopConfig {
-    /// Full name of the first signal to the workload, for example `SIGINT`. Absent: the stop signal
-    /// of the image, or else SIGTERM.
+    /// The first signal to the workload: a name with or without `SIG` and in any case, for example
+    /// `SIGINT` or `SIGRTMIN+3`, or a number from 1 to 64. Absent: the stop signal of the image, or
+    /// else SIGTERM.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub signal: Option<String>,
     /// Grace period in milliseconds, from the first signal until the guest program kills every

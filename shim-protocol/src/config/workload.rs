@@ -30,7 +30,7 @@ pub struct ImageConfig {
 #[serde(deny_unknown_fields, default)]
 pub struct ProcessConfig {
     /// First words of the command. They replace the image's entrypoint and drop its default
-    /// arguments; `[]` removes the image's entrypoint. Absent: the image's entrypoint.
+    /// arguments; `[]` and `[""]` remove the image's entrypoint. Absent: the image's entrypoint.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub entrypoint: Option<Vec<String>>,
     /// Words after the entrypoint, which replace the image's default arguments. Without an

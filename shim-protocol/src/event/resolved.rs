@@ -17,8 +17,8 @@ pub struct ResolvedRun {
     pub cwd: String,
     /// `user[:group]`, each as a name or a number. Empty: root.
     pub user: String,
-    /// Full name of the first signal of a stop, or the text in the image if it is not the name of a
-    /// signal. The box then fails with `image_invalid`.
+    /// Full name of the first signal of a stop, for example `SIGTERM` or `SIGRTMIN+3`, or the text in
+    /// the image if it is not a signal. The box then fails with `image_invalid`.
     pub stop_signal: String,
     /// The health check of the image, which the shim does not run. Absent: the image has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]

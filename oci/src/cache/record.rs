@@ -45,6 +45,7 @@ impl Record {
         let Self { facts, dependencies } = self;
         let record = json!({
             "bytes": facts.bytes,
+            "hole_bytes": facts.hole_bytes,
             "entries": facts.entries,
             "skipped_devices": facts.skipped_devices,
             "opaque_root": facts.opaque_root,
@@ -96,6 +97,7 @@ impl Record {
         Some(Self {
             facts: LayerFacts {
                 bytes: number("bytes")?,
+                hole_bytes: number("hole_bytes")?,
                 entries: number("entries")?,
                 skipped_devices: number("skipped_devices")?,
                 opaque_root: flag("opaque_root")?,

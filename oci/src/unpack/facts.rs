@@ -3,8 +3,11 @@
 /// Counts and properties of an unpacked layer.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct LayerFacts {
-    /// Bytes in regular files.
+    /// Bytes in regular files, with their holes.
     pub bytes: u64,
+    /// Bytes of holes in regular files: the holes of sparse files, and blocks of zeros. They take no
+    /// disk space.
+    pub hole_bytes: u64,
     /// Number of entries in the archive.
     pub entries: u64,
     /// Number of device nodes. They are not created: a box has its own `/dev`, and a device node

@@ -4,9 +4,11 @@
 //! unpacker     the pass: creates a file for each entry of the archive
 //! stream       decompresses the blob on other threads; checks size, digest and diff ID
 //! gzip         gzip streams with several members
+//! zstd_stream  zstd streams, with a limit on their window
 //! path         checks and normalizes the names of entries
 //! tree         the directory that a layer is unpacked into; resolves paths in it
 //! place        one name in an open directory, and the operations on it
+//! body         writes the content of files, without their zeros
 //! links        hard links
 //! whiteout     whiteouts and opaque whiteouts
 //! cross_layer  the paths whose result depends on lower layers
@@ -20,6 +22,7 @@
 //! the digest and the diff ID been checked. Unpacking needs root, or a user namespace, because it
 //! creates files of other owners and whiteouts.
 
+mod body;
 pub(crate) mod cross_layer;
 pub(crate) mod entry_error;
 pub(crate) mod error;
@@ -35,3 +38,4 @@ mod stream;
 mod tree;
 pub(crate) mod unpacker;
 mod whiteout;
+pub(crate) mod zstd_stream;

@@ -282,19 +282,3 @@ fn tree_equals_the_one_that_gnu_tar_extracts() {
         assert_eq!(tree(&layer.path), expected, "{format}");
     }
 }
-
-#[test]
-fn zstd_window_above_the_limit_is_refused() {
-    let bench = Bench::new();
-    let tar = Tar::new().file("a", "content").bytes();
-    let mut encoder = zstd::Encoder::new(Vec::new(), 1).unwrap();
-    // A decoder needs as much memory as the window has bytes. The limit is 2^27 bytes.
-    encoder.window_log(28).unwrap();
-    std::io::Write::write_all(&mut encoder, &tar).unwrap();
-    let blob = bench.blob(ZSTD, &encoder.finish().unwrap());
-    bench.publish(&[bench.image_of("linux/amd64", &[blob], &[Digest::of(&tar)]).descriptor("")]);
-    let image = bench.layout().resolve(None, &amd64()).unwrap();
-    let text = chain(&bench.unpack(&image.layers[0]).unwrap_err());
-    assert!(text.contains("too much memory"), "{text}");
-    bench.assert_cache_is_empty();
-}

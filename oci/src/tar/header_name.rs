@@ -101,8 +101,11 @@ fn is_number(field: &[u8]) -> bool {
 mod tests {
     use super::*;
 
-    /// Returns the name of a header with these bytes at these positions.
-    fn name_of(fields: &[(usize, &[u8])]) -> String {
+    /// Bytes at positions of a header.
+    type Fields<'a> = &'a [(usize, &'a [u8])];
+
+    /// Returns the name of a header with these fields.
+    fn name_of(fields: Fields<'_>) -> String {
         let mut header = Header::new_old();
         for (at, bytes) in fields {
             header.as_mut_bytes()[*at..*at + bytes.len()].copy_from_slice(bytes);
@@ -115,7 +118,7 @@ mod tests {
         let (full, star) = ([b'p'; 155], [b'p'; 131]);
         let (ustar, gnu) = ((257, &b"ustar\x0000"[..]), (257, &b"ustar  \0"[..]));
         let times = (476, &b"00000000001 00000000002 "[..]);
-        let cases: [(&str, &[(usize, &[u8])], String); 9] = [
+        let cases: [(&str, Fields<'_>, String); 9] = [
             ("ustar", &[ustar, (345, b"p/q")], "p/q/n".into()),
             ("ustar without a version", &[(257, b"ustar\0"), (345, b"p")], "p/n".into()),
             ("ustar, whole field", &[ustar, (345, &full)], format!("{}/n", "p".repeat(155))),

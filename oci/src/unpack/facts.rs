@@ -10,8 +10,9 @@ pub struct LayerFacts {
     pub hole_bytes: u64,
     /// Number of entries in the archive.
     pub entries: u64,
-    /// Number of device nodes. They are not created: a box has its own `/dev`, and a device node
-    /// from an image on the host's file system would give access to the host's devices.
+    /// Number of device nodes, and of hard links to them. They are not created: a box has its own
+    /// `/dev`, and a device node from an image on the host's file system would give access to the
+    /// host's devices.
     pub skipped_devices: u64,
     /// Whether the layer hides all layers below it.
     pub opaque_root: bool,

@@ -10,6 +10,7 @@
 //! place        one name in an open directory, and the operations on it
 //! body         writes the content of files, without their zeros
 //! links        hard links
+//! skipped      the names at which devices were skipped
 //! whiteout     whiteouts and opaque whiteouts
 //! cross_layer  the paths whose result depends on lower layers
 //! mapped       the ids that are mapped in the user namespace
@@ -34,6 +35,7 @@ pub(crate) mod mapped;
 pub(crate) mod path;
 mod place;
 pub(crate) mod progress;
+mod skipped;
 mod stream;
 mod tree;
 pub(crate) mod unpacker;

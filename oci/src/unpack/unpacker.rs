@@ -60,7 +60,7 @@ pub(crate) fn unpack(
     let Job { layer, base, overlay_xattrs, limits } = job;
     let mut tree =
         Tree::new(root, base, overlay_xattrs).map_err(|source| entry_error(b"/", source))?;
-    if let Base::Lower(dependencies) = base {
+    if let Base::Lower { dependencies, .. } = base {
         // Whiteouts hide only the files of lower layers. They are applied first, while the view
         // holds no file of this layer.
         whiteout::clear(&mut tree, dependencies, limits)
@@ -135,9 +135,10 @@ impl Unpacker<'_> {
         let hides = match job.base {
             Base::Empty => whiteouts.apply(&mut tree).map_err(error)?,
             // `whiteout::clear` has removed the hidden files from the view before the first entry.
-            Base::Lower(_) => Hides::default(),
+            Base::Lower { .. } => Hides::default(),
         };
         facts.opaque_root = hides.root;
+        facts.skipped_devices = tree.skipped_devices;
         let dependencies = tree.finish().map_err(|source| entry_error(b"/", source))?;
         let paths = |set: BTreeSet<EntryPath>| set.iter().map(EntryPath::to_path).collect();
         Ok((
@@ -197,8 +198,8 @@ impl Unpacker<'_> {
     fn unpack_bodyless(&mut self, entry: &Entry, path: EntryPath) -> Result<(), EntryError> {
         match entry.kind {
             Kind::Directory => self.tree.directory(&path, &entry.metadata),
-            Kind::Symlink => self.tree.place(&path)?.symlink(&entry.link, &entry.metadata),
-            Kind::Fifo => self.tree.place(&path)?.fifo(&entry.metadata),
+            Kind::Symlink => self.tree.place_for(&path)?.symlink(&entry.link, &entry.metadata),
+            Kind::Fifo => self.tree.place_for(&path)?.fifo(&entry.metadata),
             Kind::HardLink => {
                 let target =
                     EntryPath::parse(&entry.link, self.limits).map_err(EntryError::LinkName)?;
@@ -206,10 +207,7 @@ impl Unpacker<'_> {
             }
             // The device is not created, but it still replaces an earlier entry and the lower
             // layers' file at its path.
-            Kind::Device => {
-                self.facts.skipped_devices += 1;
-                self.tree.skip(&path)
-            }
+            Kind::Device => self.tree.skip_device(&path),
             Kind::File | Kind::Global => Ok(()),
         }
     }
@@ -219,7 +217,8 @@ impl Unpacker<'_> {
         let failed =
             |source: io::Error| error(EntryError::Host(HostError::of("write a file")(source)));
         self.reserve(entry)?;
-        let file = self.tree.place(path).and_then(|place| place.create_file()).map_err(error)?;
+        let file =
+            self.tree.place_for(path).and_then(|place| place.create_file()).map_err(error)?;
         let zero_bytes = self.zero_bytes;
         let mut size_bytes = entry.size;
         match &entry.sparse {

@@ -111,6 +111,7 @@ fn symlinks() -> Vec<Case> {
         tar("root-symlink-dot.tar", &Tar::new().symlink("/.", "/mnt/canary")),
         tar("root-file.tar", &Tar::new().file("/", "x")),
         tar("root-hard-link.tar", &Tar::new().file("a", "").hard_link("./", "a")),
+        tar("root-described.tar", &Tar::new().entry(EntryType::Directory, "./", 0o6000, b"")),
         tar("root-device.tar", &Tar::new().entry(EntryType::Char, "./", 0o644, b"")),
     ]
 }
@@ -201,6 +202,26 @@ fn kinds() -> Vec<Case> {
         tar("fifo.tar", &Tar::new().entry(EntryType::Fifo, "p", 0o666, b"")),
         tar("device-char.tar", &Tar::new().header(device(EntryType::Char, "mem", 1, 1), b"")),
         tar("device-block.tar", &Tar::new().header(device(EntryType::Block, "sda", 8, 0), b"")),
+        tar(
+            "device-hard-link.tar",
+            &Tar::new()
+                .header(device(EntryType::Char, "mem", 1, 1), b"")
+                .hard_link("link", "mem")
+                .hard_link("again", "link"),
+        ),
+        tar(
+            "device-hard-link-first.tar",
+            &Tar::new().hard_link("link", "mem").header(device(EntryType::Char, "mem", 1, 1), b""),
+        ),
+        // The device is gone when the link comes.
+        tar(
+            "device-hard-link-replaced.tar",
+            &Tar::new()
+                .dir("d")
+                .header(device(EntryType::Char, "d/mem", 1, 1), b"")
+                .symlink("d", "/mnt/canary")
+                .hard_link("link", "d/mem"),
+        ),
         // Overlayfs treats a character device 0:0 as a whiteout.
         tar(
             "device-whiteout.tar",

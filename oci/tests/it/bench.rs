@@ -219,6 +219,9 @@ pub(crate) fn chain(error: &dyn Error) -> String {
     texts.join(": ")
 }
 
+/// The root of each layer and image in the form of [`tree`]. An entry for it changes nothing.
+pub(crate) const ROOT: &str = "755 0:0 0.000000000 dir";
+
 /// Maps the path of `root` and of each entry below it to mode, owner, time, type and content.
 pub(crate) fn tree(root: &Path) -> BTreeMap<String, String> {
     let mut entries = BTreeMap::new();

@@ -6,7 +6,7 @@ use std::io;
 use a3s_box_core::event::StopReport;
 use a3s_box_core::{ConfigError, ErrorCode, ErrorReport};
 use a3s_box_krun::KrunError;
-use a3s_box_oci::{CacheError, EntryError};
+use a3s_box_oci::{CacheError, EntryError, LayerError};
 use a3s_box_sys::HostError;
 use nix::errno::Errno;
 
@@ -142,6 +142,10 @@ impl ShimError {
                  or run as root"
                     .to_owned(),
             ),
+            Self::Rootfs(RootfsError::Layer(CacheError::Layer {
+                source: LayerError::Limit { .. } | LayerError::Window(_),
+                ..
+            })) => Some("if the image is trusted, raise the limit in `image.limits`".to_owned()),
             Self::Rootfs(error) => match failure_of_host(error) {
                 Some(Errno::ENOSPC | Errno::EDQUOT) => Some(
                     "free space, or set `paths.cache_dir` and `paths.state_dir` to a larger file \

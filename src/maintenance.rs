@@ -4,12 +4,12 @@ use std::ops::ControlFlow;
 
 use a3s_box_core::ConfigError;
 use a3s_box_core::event::{DamagedLayer, EventKind};
-use a3s_box_oci::{Damage, LayerCache};
+use a3s_box_oci::Damage;
 
 use crate::host::process::Signals;
 use crate::input::config::InputError;
 use crate::report::events::EventWriter;
-use crate::rootfs::{RootfsError, resolve};
+use crate::rootfs::{RootfsError, open_cache, resolve};
 use crate::spec::VmSpec;
 
 /// Why the cache could not be maintained.
@@ -23,7 +23,7 @@ pub(crate) enum MaintenanceError {
 
 /// `--gc`: removes layers until the cache is within its limits.
 pub(crate) fn collect(spec: &VmSpec, events: &EventWriter) -> Result<(), MaintenanceError> {
-    let cache = LayerCache::open(&spec.paths.cache_dir).map_err(RootfsError::from)?;
+    let cache = open_cache(spec).map_err(RootfsError::from)?;
     let collected = cache.collect(&spec.retention).map_err(RootfsError::from)?;
     events.emit(EventKind::CacheCollected {
         removed: collected.removed,
@@ -41,7 +41,7 @@ pub(crate) fn verify(
     events: &EventWriter,
     signals: &Signals,
 ) -> Result<(), MaintenanceError> {
-    let cache = LayerCache::open(&spec.paths.cache_dir).map_err(RootfsError::from)?;
+    let cache = open_cache(spec).map_err(RootfsError::from)?;
     let image = spec.image.as_ref().ok_or_else(|| {
         let expected = "the image whose layers are to be verified";
         InputError::from(ConfigError::invalid("image", "nothing", expected))

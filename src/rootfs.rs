@@ -152,6 +152,15 @@ pub(crate) fn resolve(image: &ImageSpec) -> Result<(Layout, Image), LayoutError>
     Ok((layout, resolved))
 }
 
+/// Opens the layer cache, with the limits of the config for the layers of its image.
+pub(crate) fn open_cache(spec: &VmSpec) -> Result<LayerCache, CacheError> {
+    let cache = LayerCache::open(&spec.paths.cache_dir)?;
+    Ok(match &spec.image {
+        Some(image) => cache.with_limits(image.limits.clone()),
+        None => cache,
+    })
+}
+
 /// Unpacks the layers that the cache lacks, until a stop request arrives.
 fn unpack(
     spec: &VmSpec,
@@ -159,7 +168,7 @@ fn unpack(
     image: &Image,
     observers: Observers<'_>,
 ) -> Result<CachedStack, RootfsError> {
-    let cache = LayerCache::open(&spec.paths.cache_dir)?;
+    let cache = open_cache(spec)?;
     let mut stopped = None;
     let mut meter = Meter::new(observers.events, observers.service_manager, &image.layers);
     let mut on_progress = |layer, progress| {

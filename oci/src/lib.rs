@@ -99,3 +99,4 @@ pub use unpack::limits::Limits;
 pub use unpack::mapped::MappedIds;
 pub use unpack::path::PathError;
 pub use unpack::progress::Progress;
+pub use unpack::zstd_stream::WindowError;

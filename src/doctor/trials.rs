@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use a3s_box_core::config::{ImageConfig, PathsConfig};
+use a3s_box_core::config::{ImageConfig, ImageLimits, PathsConfig};
 use a3s_box_core::doctor::DoctorCheck;
 use a3s_box_core::event::{EventKind, RootMethod, StopReason};
 use a3s_box_core::{BoxConfig, ErrorCode, one_line};
@@ -38,7 +38,8 @@ fn make_root(signals: &Signals) -> Result<RootMethod, TrialError> {
     let layout = directory.path().join("image");
     sample::write(&layout).map_err(HostError::of("write an image"))?;
     let mut config = config(&directory);
-    config.image = Some(ImageConfig { layout, reference: None, platform: None });
+    let limits = ImageLimits::default();
+    config.image = Some(ImageConfig { layout, reference: None, platform: None, limits });
     // The guest program must be a file, but `--prepare` does not run it. `guest_program` is another
     // check.
     config.paths.guest = Some("/dev/null".into());

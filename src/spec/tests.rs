@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use a3s_box_core::BoxConfig;
 use a3s_box_core::config::{Egress, Readiness};
+use a3s_box_oci::Limits;
 use serde_json::{Value, json};
 
 use super::{MountSource, NetworkSpec, VmSpec};
@@ -26,6 +27,14 @@ fn default_config_is_an_agent_only_box_with_a_generated_id() {
 }
 
 #[test]
+fn limits_of_an_image_have_the_defaults_of_the_crate_oci() {
+    let limits = |image: &str| validate(image).unwrap().image.unwrap().limits;
+    assert_eq!(limits(r#"{"image":{"layout":"/i"}}"#), Limits::default());
+    let raised = limits(r#"{"image":{"layout":"/i","limits":{"unpacked_mib":1,"ratio":7}}}"#);
+    assert_eq!(raised, Limits { unpacked_bytes: 1 << 20, ratio: 7, ..Limits::default() });
+}
+
+#[test]
 #[expect(clippy::too_many_lines, reason = "a table of cases")]
 fn invalid_value_is_refused_with_its_field_and_what_is_expected() {
     let long = "a".repeat(90);
@@ -36,6 +45,26 @@ fn invalid_value_is_refused_with_its_field_and_what_is_expected() {
         (
             r#"{"image":{"layout":"/i","platform":"linux"}}"#,
             "image.platform: found `linux`, expected `os/architecture[/variant]`",
+        ),
+        (
+            r#"{"image":{"layout":"/i","limits":{"unpacked_mib":0}}}"#,
+            "image.limits.unpacked_mib: found 0, expected 1 to 16777216",
+        ),
+        (
+            r#"{"image":{"layout":"/i","limits":{"entries":0}}}"#,
+            "image.limits.entries: found 0, expected 1 to 4294967295",
+        ),
+        (
+            r#"{"image":{"layout":"/i","limits":{"ratio":0}}}"#,
+            "image.limits.ratio: found 0, expected 1 to 4294967295",
+        ),
+        (
+            r#"{"image":{"layout":"/i","limits":{"names_mib":4097}}}"#,
+            "image.limits.names_mib: found 4097, expected 1 to 4096",
+        ),
+        (
+            r#"{"image":{"layout":"/i","limits":{"zstd_window_mib":2049}}}"#,
+            "image.limits.zstd_window_mib: found 2049, expected 1 to 2048",
         ),
         (r#"{"process":{"args":["a\u0000b"]}}"#, "process.args[0]: found a NUL byte at 1"),
         (r#"{"process":{"env":{"A=B":""}}}"#, "process.env: found the name `A=B`"),

@@ -19,7 +19,7 @@ fn run_mode(mode: &str, config: &Value) -> (Output, Vec<Value>) {
 
 /// Returns the path of a file in the cached layers, if one of them has it.
 fn cached(directory: &Path, name: &str) -> Option<PathBuf> {
-    let ready = fs::read_dir(directory.join("c/layers-v2/ready")).unwrap();
+    let ready = fs::read_dir(directory.join("c/layers-v3/ready")).unwrap();
     ready.map(|entry| entry.unwrap().path().join("tree").join(name)).find(|path| path.exists())
 }
 
@@ -76,4 +76,24 @@ fn verify_rebuilds_a_changed_layer_and_requires_an_image() {
         events[1]["causes"][0].as_str().unwrap().starts_with("image: found nothing"),
         "the events are {events:?}"
     );
+}
+
+#[test]
+fn layer_above_a_limit_of_the_config_is_refused_with_a_hint() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut config = config(directory.path(), &["never", "played"]);
+    config["image"] = image(directory.path(), "head -c 3M /dev/urandom >file");
+    config["image"]["limits"] = json!({"unpacked_mib": 1});
+    let (output, events) = run_mode("--prepare", &config);
+    assert_eq!(output.status.code(), Some(125), "the shim ended with {output:?}");
+    let error = events.iter().find(|event| event["type"] == "error").unwrap();
+    assert_eq!(error["code"], "layer_invalid");
+    let text = error["causes"].to_string();
+    assert!(text.contains("limit on unpacked bytes: expected at most 1048576"), "{text}");
+    assert_eq!(error["hint"], "if the image is trusted, raise the limit in `image.limits`");
+    assert_eq!(cached(directory.path(), "file"), None);
+    config["image"]["limits"] = json!({"unpacked_mib": 4});
+    let (output, _) = run_mode("--prepare", &config);
+    assert_eq!(output.status.code(), Some(0), "the shim ended with {output:?}");
+    assert!(cached(directory.path(), "file").is_some());
 }

@@ -23,7 +23,7 @@ use crate::image::digest::Digest;
 use crate::unpack::limits::Limits;
 
 /// Directory of the current format.
-const FORMAT_DIR: &str = "layers-v2";
+const FORMAT_DIR: &str = "layers-v3";
 
 /// Number of digits in the digest of a user namespace's id maps. A user has one or two such maps,
 /// so 64 bits are enough to tell them apart.

@@ -2,7 +2,6 @@
 //! once.
 //!
 //! ```text
-//! root meta-sha256-…      the layer whose tree has the metadata of the root directory, or nothing
 //! sha256-…                the layers that are mounted, the bottom first
 //! on-sha256-…
 //! meta-sha256-…
@@ -42,8 +41,6 @@ static BEGUN: AtomicU64 = AtomicU64::new(0);
 
 /// The content of a list.
 pub(crate) struct StackList {
-    /// The layer whose tree has the metadata of the root directory.
-    pub(crate) root: Option<String>,
     /// The layers that are mounted, the bottom first.
     pub(crate) names: Vec<String>,
 }
@@ -52,16 +49,14 @@ impl StackList {
     /// Parses the text of a list. Returns `None` for text that [`to_text`](Self::to_text) does not
     /// make.
     fn parse(text: &str) -> Option<Self> {
-        let mut lines = text.strip_suffix("\nend\n")?.split('\n');
-        let root = lines.next().and_then(|line| line.strip_prefix("root "));
-        let root = root.filter(|name| name::is_layer(name)).map(str::to_owned);
+        let lines = text.strip_suffix("\nend\n")?.split('\n');
         let names: Vec<String> = lines.filter(|name| !name.is_empty()).map(str::to_owned).collect();
         // Each name becomes a path component below `ready`, so it must not contain a slash.
-        names.iter().all(|name| name::is_layer(name)).then_some(Self { root, names })
+        names.iter().all(|name| name::is_layer(name)).then_some(Self { names })
     }
 
     fn to_text(&self) -> String {
-        let mut text = format!("root {}\n", self.root.as_deref().unwrap_or_default());
+        let mut text = String::new();
         for name in &self.names {
             text.push_str(name);
             text.push('\n');

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! <dir>/                       mode 0700, because trees hold setuid files; see `host/private_dir`
-//! └── layers-v2[-user-<map>]/  one directory for each format and, by its id maps, each user
+//! └── layers-v3[-user-<map>]/  one directory for each format and, by its id maps, each user
 //!     │                        namespace; mode 0700, like all directories in it
 //!     ├── ready/<name>/        a verified layer; no file of it is written again
 //!     │   ├── tree/            the lower directory of overlayfs, with whiteouts in its form

@@ -1,11 +1,11 @@
 //! The record of a layer: facts about it, and its dependencies on the layers below it.
 //!
 //! ```text
-//! facts.json   {"bytes": 12, "entries": 3, "skipped_devices": 0, "opaque_root": false,
-//!               "undescribed_root": true, "undecided": 0}
+//! facts.json   {"bytes": 12, "hole_bytes": 0, "entries": 3, "skipped_devices": 0,
+//!               "opaque_root": false, "undecided": 0}
 //! seams        the paths of the cross-layer dependencies. Before each path is a letter, which
 //!              names its set. After it is a NUL byte, because a path can contain any other byte.
-//!              d undescribed, e used early, c cleared, h hidden, o opaque
+//!              d undescribed, e used early, c cleared, h hidden, o opaque, s skipped
 //! ```
 //!
 //! Both files are written once, before the layer is published, in a directory that only this user
@@ -45,10 +45,10 @@ impl Record {
         let Self { facts, dependencies } = self;
         let record = json!({
             "bytes": facts.bytes,
+            "hole_bytes": facts.hole_bytes,
             "entries": facts.entries,
             "skipped_devices": facts.skipped_devices,
             "opaque_root": facts.opaque_root,
-            "undescribed_root": dependencies.undescribed_root,
             "undecided": dependencies.undecided,
         });
         write_file(directory, FACTS, format!("{record}\n").as_bytes())?;
@@ -58,6 +58,7 @@ impl Record {
             (b"c", &dependencies.cleared),
             (b"h", &dependencies.hidden),
             (b"o", &dependencies.opaque),
+            (b"s", &dependencies.skipped),
         ];
         let mut bytes = Vec::new();
         for (letter, paths) in sets {
@@ -85,29 +86,30 @@ impl Record {
     fn parse(facts: &Value, dependencies: &[u8]) -> Option<Self> {
         let number = |key: &str| facts.get(key)?.as_u64();
         let flag = |key: &str| facts.get(key)?.as_bool();
-        let mut sets: [BTreeSet<PathBuf>; 5] = Default::default();
+        let mut sets: [BTreeSet<PathBuf>; 6] = Default::default();
         for line in dependencies.split_inclusive(|byte| *byte == 0) {
             let [letter, path @ ..] = line.strip_suffix(b"\0")? else { return None };
             // The letters are in the order of the sets below.
-            let set = b"decho".iter().position(|known| known == letter)?;
+            let set = b"dechos".iter().position(|known| known == letter)?;
             sets[set].insert(PathBuf::from(OsStr::from_bytes(path)));
         }
-        let [undescribed, used_early, cleared, hidden, opaque] = sets;
+        let [undescribed, used_early, cleared, hidden, opaque, skipped] = sets;
         Some(Self {
             facts: LayerFacts {
                 bytes: number("bytes")?,
+                hole_bytes: number("hole_bytes")?,
                 entries: number("entries")?,
                 skipped_devices: number("skipped_devices")?,
                 opaque_root: flag("opaque_root")?,
             },
             dependencies: CrossLayerDependencies {
-                undescribed_root: flag("undescribed_root")?,
                 undecided: number("undecided")?,
                 undescribed,
                 used_early,
                 cleared,
                 hidden,
                 opaque,
+                skipped,
             },
         })
     }

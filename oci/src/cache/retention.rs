@@ -89,7 +89,9 @@ impl LayerCache {
             let record = self.record(&name)?;
             let is_usable = record.is_some() && self.is_ready(&name)?;
             let facts = record.unwrap_or_default().facts;
-            let bytes = facts.bytes + ENTRY_BYTES.saturating_mul(facts.entries);
+            // Holes take no disk space.
+            let stored_bytes = facts.bytes.saturating_sub(facts.hole_bytes);
+            let bytes = stored_bytes + ENTRY_BYTES.saturating_mul(facts.entries);
             // A layer without a lock file was never used, so it is the first to go.
             let last_use = modified(&self.locks, &name).unwrap_or(SystemTime::UNIX_EPOCH);
             Ok(Candidate { last_use, name, bytes, is_usable })

@@ -26,7 +26,7 @@ use nix::sys::statvfs::{FsFlags, fstatvfs};
 use self::contents::Method;
 use self::copy::flatten;
 use crate::host::directory::open_dir;
-use crate::host::metadata::{UNDESCRIBED_DIR_MODE, copy_metadata, reset_metadata};
+use crate::host::metadata::{UNDESCRIBED_DIR_MODE, reset_metadata};
 use crate::host::overlay_mount::{LAYERS_LIMIT, Overlay, attach, errno};
 use crate::host::overlay_xattr::OverlayXattrs;
 use crate::host::remove::remove_tree;
@@ -107,9 +107,9 @@ enum Directory {
 impl OverlaySpec<'_> {
     /// Creates the directories and mounts the root file system.
     ///
-    /// A new upper directory receives the metadata of the image's root, because overlayfs shows the
-    /// root of the upper directory. An existing one keeps its metadata, because a box can have
-    /// changed it.
+    /// A new upper directory receives the metadata of a new root: mode 0755, owner 0:0 and time 0.
+    /// Overlayfs shows the root of the upper directory. An existing one keeps its metadata, because
+    /// a box can have changed it.
     ///
     /// If the host kernel does not support the overlay mount, the layers are copied to a new upper
     /// directory, which becomes the root.
@@ -121,7 +121,7 @@ impl OverlaySpec<'_> {
     pub fn mount(&self) -> Result<RootMethod, MountError> {
         let upper = make_directory(&self.upper, UNDESCRIBED_DIR_MODE)?;
         if upper == Directory::New {
-            self.inherit_root()?;
+            self.reset_root()?;
         }
         let members = &self.stack.members;
         if members.is_empty() {
@@ -153,13 +153,10 @@ impl OverlaySpec<'_> {
         }
     }
 
-    /// Copies the metadata of the image's root to the upper directory.
-    fn inherit_root(&self) -> Result<(), MountError> {
-        let inherit = || match &self.stack.root {
-            Some(model) => copy_metadata(&open_dir(model)?, &open_dir(&self.upper)?),
-            None => reset_metadata(&open_dir(&self.upper)?),
-        };
-        Ok(inherit().map_err(HostError::at("set the metadata of directory", &self.upper))?)
+    /// Sets the metadata of the upper directory to that of a new root.
+    fn reset_root(&self) -> Result<(), MountError> {
+        let reset = || reset_metadata(&open_dir(&self.upper)?);
+        Ok(reset().map_err(HostError::at("set the metadata of directory", &self.upper))?)
     }
 
     /// Copies the layers to the upper directory, and mounts it as the root.
@@ -171,9 +168,8 @@ impl OverlaySpec<'_> {
             refusal: refusal.to_string(),
             source,
         })?;
-        // The copy has set the metadata of the topmost layer's root, which can differ from the
-        // image's.
-        self.inherit_root()?;
+        // The copy has changed the time of the directory.
+        self.reset_root()?;
         self.bind_upper()?;
         Ok(match method {
             Method::Reflink => RootMethod::Reflink,

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use super::batch::OnLayerProgress;
 use super::members::{Member, Stack};
 use super::overlap::LayerStack;
-use super::recipe::{OnTop, Parents, RestoredMetadata, Source, stack_error};
+use super::recipe::{OnTop, RestoredMetadata, Source, stack_error};
 use crate::cache::error::CacheError;
 use crate::cache::layer_cache::LayerCache;
 use crate::cache::list::StackList;
@@ -56,7 +56,7 @@ impl LayerCache {
 
     /// Returns a stack that was composed before, if all of its layers are ready.
     fn recall(&self, chain: Digest, layers: usize) -> Result<Option<Stack>, CacheError> {
-        let Some(StackList { root, names }) = self.read_list(&name::of_digest(chain))? else {
+        let Some(StackList { names }) = self.read_list(&name::of_digest(chain))? else {
             return Ok(None);
         };
         let mut members = Vec::with_capacity(names.len());
@@ -65,11 +65,9 @@ impl LayerCache {
             let tree = self.tree_path(&name);
             members.push(Member { name, tree, _lease: lease });
         }
-        let root = root.map(|name| self.tree_path(&name));
         Ok(Some(Stack {
             overlay_xattrs: self.overlay_xattrs,
             members,
-            root,
             hits: layers,
             unpacked_bytes: 0,
         }))
@@ -93,9 +91,10 @@ impl Composition<'_, '_> {
         for (i, mut layer) in alone.into_iter().enumerate() {
             let failed = stack_error(&self.layers[i]);
             if layer.facts.opaque_root {
-                stack.clear().map_err(failed)?;
+                stack.clear();
             }
-            if stack.differs_under(&layer).map_err(failed)? {
+            let is_on_top = stack.differs_under(&layer).map_err(failed)?;
+            if is_on_top {
                 layer = self.unpack_on_top(i, &stack, layer)?;
                 if !layer.hit {
                     unpacked_bytes += layer.facts.bytes;
@@ -103,14 +102,14 @@ impl Composition<'_, '_> {
             }
             // A layer without entries changes nothing, and the kernel limits the number of layers.
             if layer.facts.entries > 0 {
-                stack.push(layer).map_err(failed)?;
+                stack.push(layer, is_on_top).map_err(failed)?;
             }
         }
-        let Parents { root, metadata } = self.parents(&stack, self.layers.len())?;
+        let metadata = self.restored_metadata(&stack, self.layers.len())?;
         let mut members: Vec<Member> = stack.into_layers().map(Member::from).collect();
         members.extend(metadata.map(Member::from));
         let overlay_xattrs = self.cache.overlay_xattrs;
-        Ok(Stack { overlay_xattrs, members, root, hits: 0, unpacked_bytes })
+        Ok(Stack { overlay_xattrs, members, hits: 0, unpacked_bytes })
     }
 
     /// Unpacks the layer `i` a second time, on top of the layers below it.
@@ -120,13 +119,15 @@ impl Composition<'_, '_> {
         stack: &LayerStack,
         layer: CachedLayer,
     ) -> Result<CachedLayer, CacheError> {
-        let parents = self.parents(stack, i)?;
+        let metadata = self.restored_metadata(stack, i)?;
+        let skipped = stack.skipped().map_err(stack_error(&self.layers[i]))?;
         let progress = &mut self.progress;
         let recipe = &mut OnTop {
             source: Source { cache: self.cache, layout: self.layout, layer: &self.layers[i] },
             name: name::on_top(self.chains[i]),
             stack,
-            parents,
+            metadata,
+            skipped: &skipped,
             dependencies: &layer.dependencies,
             progress: &mut |step| progress(i, step),
         };
@@ -139,24 +140,22 @@ impl Composition<'_, '_> {
         unpacked
     }
 
-    /// Returns what a layer on top of the lowest `count` layers needs beside these.
-    fn parents(&self, stack: &LayerStack, count: usize) -> Result<Parents, CacheError> {
-        let Some(topmost) = count.checked_sub(1) else {
-            return Ok(Parents { root: None, metadata: None });
-        };
+    /// Returns the layer that restores the metadata of directories of the lowest `count` layers, if
+    /// they need one.
+    fn restored_metadata(
+        &self,
+        stack: &LayerStack,
+        count: usize,
+    ) -> Result<Option<CachedLayer>, CacheError> {
+        let Some(topmost) = count.checked_sub(1) else { return Ok(None) };
         let (chain, last) = (self.chains[topmost], &self.layers[topmost]);
-        let root = stack.root().map_err(stack_error(last))?;
-        let root = root.map(|stacked| stacked.layer.path.clone());
         let directories = stack.inherited().map_err(stack_error(last))?;
         if directories.is_empty() {
-            return Ok(Parents { root, metadata: None });
+            return Ok(None);
         }
         let name = name::metadata(chain);
         let mut recipe = RestoredMetadata { name, layer: last, stack, directories };
-        let metadata = self.cache.get_or_make(&mut recipe)?;
-        // This tree has the metadata of the root too. Unlike the layer that describes the root,
-        // which may be hidden, it is always a member of the stack and thus locked.
-        Ok(Parents { root: Some(metadata.path.clone()), metadata: Some(metadata) })
+        self.cache.get_or_make(&mut recipe).map(Some)
     }
 }
 
@@ -175,11 +174,7 @@ pub(super) fn chain_ids(layers: &[Layer]) -> Vec<Digest> {
 
 /// Returns the list by which [`LayerCache::recall`] finds the stack.
 fn list_of(stack: &Stack) -> StackList {
-    let root = stack.members.iter().find(|member| Some(&member.tree) == stack.root.as_ref());
-    StackList {
-        root: root.map(|member| member.name.clone()),
-        names: stack.members.iter().map(|member| member.name.clone()).collect(),
-    }
+    StackList { names: stack.members.iter().map(|member| member.name.clone()).collect() }
 }
 
 /// Counts the layers that were in the cache, and the bytes of the layers that were not.

@@ -13,8 +13,6 @@ pub struct Stack {
     pub(crate) overlay_xattrs: OverlayXattrs,
     /// The layers that are mounted, the bottom first.
     pub(crate) members: Vec<Member>,
-    /// The tree whose root directory has the metadata of the image's root.
-    pub(crate) root: Option<PathBuf>,
     /// Number of the image's layers that were in the cache already.
     pub hits: usize,
     /// Size of the regular files that were unpacked.
@@ -35,7 +33,7 @@ impl Stack {
     #[must_use]
     pub fn empty() -> Self {
         let overlay_xattrs = OverlayXattrs::Trusted;
-        Self { overlay_xattrs, members: Vec::new(), root: None, hits: 0, unpacked_bytes: 0 }
+        Self { overlay_xattrs, members: Vec::new(), hits: 0, unpacked_bytes: 0 }
     }
 
     /// Returns the trees that are mounted, the bottom first. Callers must not write to them.

@@ -41,9 +41,6 @@ use crate::unpack::cross_layer::CrossLayerDependencies;
 pub(super) struct LayerStack {
     overlay_xattrs: OverlayXattrs,
     layers: Vec<StackedLayer>,
-    /// The layer that describes the root, if an opaque root above it hides all of its content. It
-    /// is not mounted, but the metadata of the root is copied from it.
-    hidden_root: Option<StackedLayer>,
 }
 
 /// A layer, and an fd of its tree.
@@ -51,6 +48,8 @@ pub(super) struct LayerStack {
 pub(super) struct StackedLayer {
     pub(super) layer: CachedLayer,
     pub(super) tree: OwnedFd,
+    /// Whether the layer was unpacked on top of the layers below it.
+    is_on_top: bool,
 }
 
 /// The file at a path of the merged stack.
@@ -75,7 +74,7 @@ enum Effect {
 
 impl LayerStack {
     pub(super) fn new(overlay_xattrs: OverlayXattrs) -> Self {
-        Self { overlay_xattrs, layers: Vec::new(), hidden_root: None }
+        Self { overlay_xattrs, layers: Vec::new() }
     }
 
     /// Returns the layers, the bottom first.
@@ -89,24 +88,19 @@ impl LayerStack {
 
     /// Removes all layers, because the next layer has an opaque root. Overlayfs ignores an opaque
     /// mark on the root of a layer.
-    pub(super) fn clear(&mut self) -> io::Result<()> {
-        if let Some(position) = self.describing(Path::new(""))?.1 {
-            // The order of the other layers does not matter any more, because all are removed.
-            self.hidden_root = Some(self.layers.swap_remove(position));
-        }
+    pub(super) fn clear(&mut self) {
         self.layers.clear();
-        Ok(())
     }
 
-    /// Adds a layer on top.
+    /// Adds a layer on top. `is_on_top` is true if it was unpacked on top of the stack.
     ///
     /// If the same layer is in the stack already, the lower one is removed. The upper one
     /// determines all of its paths anyway, and overlayfs refuses to mount a directory twice
     /// (`ELOOP`).
-    pub(super) fn push(&mut self, layer: CachedLayer) -> io::Result<()> {
+    pub(super) fn push(&mut self, layer: CachedLayer, is_on_top: bool) -> io::Result<()> {
         let tree = open_dir(&layer.path)?;
         self.layers.retain(|below| below.layer.name != layer.name);
-        self.layers.push(StackedLayer { layer, tree });
+        self.layers.push(StackedLayer { layer, tree, is_on_top });
         Ok(())
     }
 
@@ -175,21 +169,32 @@ impl LayerStack {
                 }
             }
         }
-        // The metadata of the root must also be restored if its layer is not mounted
-        // (`hidden_root`).
-        if self
-            .root()?
-            .is_some_and(|root| !self.layers.iter().any(|layer| std::ptr::eq(layer, root)))
-        {
-            inherited.entry(PathBuf::new()).or_insert(None);
-        }
         Ok(inherited)
     }
 
-    /// Returns the layer that describes the root directory.
-    pub(super) fn root(&self) -> io::Result<Option<&StackedLayer>> {
-        let describing = self.describing(Path::new(""))?.1;
-        Ok(describing.map(|position| &self.layers[position]).or(self.hidden_root.as_ref()))
+    /// Returns the names at which devices were skipped, and that no layer above has hidden or used.
+    ///
+    /// Only a layer that is unpacked on top of the stack needs them, so they are not kept.
+    pub(super) fn skipped(&self) -> io::Result<BTreeSet<PathBuf>> {
+        let mut all = BTreeSet::new();
+        for StackedLayer { layer, tree, is_on_top } in &self.layers {
+            let skipped = layer.dependencies.skipped.iter().cloned();
+            // The record of a layer on top is complete. Its tree is not: it has no whiteout of a
+            // name at which the merged view of the lower layers had no file.
+            if *is_on_top {
+                all = skipped.collect();
+                continue;
+            }
+            let mut visible = BTreeSet::new();
+            for path in all {
+                if matches!(effect(tree, &path, self.overlay_xattrs)?, Effect::None) {
+                    visible.insert(path);
+                }
+            }
+            visible.extend(skipped);
+            all = visible;
+        }
+        Ok(all)
     }
 
     /// Returns the positions of the topmost layer that has the directory `path`, and of the layer

@@ -1,7 +1,7 @@
 //! The three ways to make a layer in the cache: alone, on top of the layers below it, and as a set
 //! of directories that get the metadata of lower layers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, OwnedFd};
@@ -88,14 +88,6 @@ impl Recipe for Alone<'_> {
     }
 }
 
-/// The parts of a stack that only layers on top of it need.
-pub(super) struct Parents {
-    /// The tree whose root directory has the metadata of the stack's root.
-    pub(super) root: Option<PathBuf>,
-    /// The layer that restores the metadata of directories.
-    pub(super) metadata: Option<CachedLayer>,
-}
-
 /// Unpacks a layer on top of the layers below it.
 ///
 /// The layers below are the lower directories of an overlay mount, and the tree is its upper
@@ -105,7 +97,10 @@ pub(super) struct OnTop<'a> {
     pub(super) source: Source<'a>,
     pub(super) name: String,
     pub(super) stack: &'a LayerStack,
-    pub(super) parents: Parents,
+    /// The layer that restores the metadata of the stack's directories.
+    pub(super) metadata: Option<CachedLayer>,
+    /// Names at which devices of the stack were skipped.
+    pub(super) skipped: &'a BTreeSet<PathBuf>,
     /// The dependencies that were found when the layer was unpacked alone.
     pub(super) dependencies: &'a CrossLayerDependencies,
     pub(super) progress: &'a mut OnProgress<'a>,
@@ -121,14 +116,17 @@ impl Recipe for OnTop<'_> {
         let root = self.mount_parents(directory, &tree).map_err(failed)?;
         let progress = &mut *self.progress;
         let progress: &mut OnProgress<'_> = &mut |_| progress(Progress::OnTop);
-        let base = Base::Lower(self.dependencies);
+        let base = Base::Lower { dependencies: self.dependencies, skipped: self.skipped };
         let record = self.source.unpack(base, root, progress)?;
         // `unpack` has closed the only fd of the detached mount. That unmounted it, so its work
         // directory can be removed.
         let emptied = remove_tree(directory.as_fd(), WORK.as_bytes());
         emptied.map_err(|errno| failed(errno.into()))?;
-        // The dependencies are resolved in this tree.
-        Ok(Record { facts: record.facts, dependencies: CrossLayerDependencies::default() })
+        // The dependencies on lower layers are resolved in this tree. Upper layers still depend on
+        // the names of its devices.
+        let skipped = record.dependencies.skipped;
+        let dependencies = CrossLayerDependencies { skipped, ..CrossLayerDependencies::default() };
+        Ok(Record { facts: record.facts, dependencies })
     }
 
     fn wait(&mut self) -> Result<(), CacheError> {
@@ -141,13 +139,10 @@ impl OnTop<'_> {
     /// mount.
     fn mount_parents(&self, directory: &OwnedFd, tree: &OwnedFd) -> io::Result<OwnedFd> {
         // The root of an overlay mount has the metadata of the upper directory.
-        match &self.parents.root {
-            Some(path) => copy_metadata(&open_dir(path)?, tree)?,
-            None => reset_metadata(tree)?,
-        }
+        reset_metadata(tree)?;
         let stacked = self.stack.layers().iter().map(|below| &below.layer);
         let lower: Vec<OwnedFd> = stacked
-            .chain(&self.parents.metadata)
+            .chain(&self.metadata)
             .rev()
             .map(|layer| open_dir(&layer.path))
             .collect::<io::Result<_>>()?;
@@ -188,13 +183,11 @@ impl Recipe for RestoredMetadata<'_> {
             // does not. So all directories are made first.
             for (path, position) in self.directories.iter().rev() {
                 let made = open_below(&tree, path)?;
-                let model = match position {
-                    Some(i) => Some(&self.stack.layers()[*i]),
-                    None if path.as_os_str().is_empty() => self.stack.root()?,
-                    None => None,
-                };
-                match model {
-                    Some(model) => copy_metadata(&open_below(&model.tree, path)?, &made)?,
+                match position {
+                    Some(i) => {
+                        let model = &self.stack.layers()[*i].tree;
+                        copy_metadata(&open_below(model, path)?, &made)?;
+                    }
                     None => reset_metadata(&made)?,
                 }
             }

@@ -18,6 +18,7 @@ use std::io::{self, BufRead, Read};
 use tar::{EntryType, Header};
 
 use super::field::{BLOCK, FieldError, c_string, checksums, number, seconds};
+use super::header_name::header_name;
 use super::pax::{Pax, PaxError};
 use super::sparse::{self, Location, RawMap, SparseError, SparseMap};
 
@@ -364,8 +365,8 @@ impl Entry {
         extensions: Extensions,
     ) -> Result<Self, ArchiveError> {
         let pax = extensions.pax.unwrap_or_default();
-        let path = one_of(pax.path, extensions.long_name, "name")?
-            .unwrap_or_else(|| header.path_bytes().into_owned());
+        let path =
+            one_of(pax.path, extensions.long_name, "name")?.unwrap_or_else(|| header_name(header));
         // GNU tar writes the real name of a sparse file to a record, and another name to the
         // header. A reader without support for sparse files would otherwise create a broken file
         // under the real name.

@@ -11,8 +11,6 @@ use std::path::{Path, PathBuf};
 /// The paths of a layer whose result depends on the layers below.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct CrossLayerDependencies {
-    /// Whether the layer has no entry for the root.
-    pub(crate) undescribed_root: bool,
     /// Directories, other than the root, that were created as parents and have no entry of their
     /// own. If a lower layer has the directory, the metadata of the lower layer applies.
     pub(crate) undescribed: BTreeSet<PathBuf>,
@@ -27,18 +25,20 @@ pub(crate) struct CrossLayerDependencies {
     pub(crate) hidden: BTreeSet<PathBuf>,
     /// Directories that opaque whiteouts name.
     pub(crate) opaque: BTreeSet<PathBuf>,
+    /// Names at which devices, and hard links to devices, were skipped. A hard link of an upper layer
+    /// to one of them is skipped too. A layer that was unpacked on top of others has all names of
+    /// the stack here.
+    pub(crate) skipped: BTreeSet<PathBuf>,
     /// Number of entries that could not be created without the lower layers: the target of a hard
     /// link or a parent is missing in this layer, and a lower layer can have it.
     pub(crate) undecided: u64,
 }
 
 impl CrossLayerDependencies {
-    /// Returns whether the metadata of a directory comes from a lower layer.
+    /// Returns whether the metadata of a directory does not come from this layer. No layer describes
+    /// the root.
     pub(crate) fn leaves_open(&self, directory: &Path) -> bool {
-        match directory.as_os_str().is_empty() {
-            true => self.undescribed_root,
-            false => self.undescribed.contains(directory),
-        }
+        directory.as_os_str().is_empty() || self.undescribed.contains(directory)
     }
 }
 
@@ -48,7 +48,11 @@ pub(crate) enum Base<'a> {
     /// An empty directory. Overlayfs stacks the result on other layers, so that whiteouts become
     /// overlayfs' own whiteouts and opaque directories.
     Empty,
-    /// The merged view of the lower layers. The dependencies are those that were recorded when the
-    /// layer was unpacked alone. The files that whiteouts name are removed from the view.
-    Lower(&'a CrossLayerDependencies),
+    /// The merged view of the lower layers. The files that whiteouts name are removed from the view.
+    Lower {
+        /// The dependencies that were recorded when the layer was unpacked alone.
+        dependencies: &'a CrossLayerDependencies,
+        /// Names at which devices of the lower layers were skipped.
+        skipped: &'a BTreeSet<PathBuf>,
+    },
 }

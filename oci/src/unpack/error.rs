@@ -3,6 +3,7 @@
 use std::io;
 
 use super::entry_error::EntryError;
+use super::zstd_stream::WindowError;
 use crate::image::digest::Digest;
 use crate::layout::blob::BlobError;
 use crate::tar::archive::ArchiveError;
@@ -47,6 +48,9 @@ pub enum LayerError {
         /// The limit.
         limit: u64,
     },
+    /// The layer was compressed with a larger zstd window than the limit.
+    #[error("the layer cannot be decompressed")]
+    Window(#[source] WindowError),
     /// The system refused to create a thread.
     #[error("cannot start the threads that unpack a layer")]
     Threads(#[source] io::Error),
@@ -59,7 +63,7 @@ impl LayerError {
     /// Returns whether a damaged blob could have caused the error.
     pub(super) fn could_be_damage(&self) -> bool {
         match self {
-            Self::Archive { .. } => true,
+            Self::Archive { .. } | Self::Window(_) => true,
             // A damaged archive can still parse, and then have an entry that cannot be created.
             Self::Entry { source, .. } => !source.is_caused_by_host(),
             Self::Blob(_)

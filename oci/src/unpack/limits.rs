@@ -20,12 +20,16 @@ pub struct Limits {
     /// their times are restored last, and whiteouts. A large layer has four thousand directories,
     /// which take 300 KiB.
     pub remembered_bytes: usize,
-    /// Uncompressed bytes for each compressed byte. Real layers have a ratio of 2 to 20. Zeros
-    /// reach 1029, the maximum of deflate.
+    /// Uncompressed bytes for each compressed byte. Real layers have a ratio of 2 to 20, and the
+    /// maximum of deflate is 1029. The blocks of zeros of a file do not count: they are holes, which
+    /// take no disk space and no time to write. `unpacked_bytes` limits the time to decompress them.
     pub ratio: u64,
     /// Uncompressed bytes from which on the ratio is checked. A smaller layer does no harm at any
-    /// ratio, and disk images or databases that are mostly zeros are accepted up to this size.
+    /// ratio.
     pub ratio_floor_bytes: u64,
+    /// Bytes of the window of a zstd layer, which the decoder keeps in memory. The default is that
+    /// of the tool `zstd` (`ZSTD_WINDOWLOG_LIMIT_DEFAULT`). Four layers are unpacked at once.
+    pub zstd_window_bytes: u64,
 }
 
 impl Default for Limits {
@@ -37,6 +41,7 @@ impl Default for Limits {
             remembered_bytes: 64 << 20,
             ratio: 200,
             ratio_floor_bytes: 1 << 30,
+            zstd_window_bytes: 128 << 20,
         }
     }
 }

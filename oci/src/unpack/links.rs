@@ -42,6 +42,9 @@ impl LateLinks {
         if link(tree, &path, &target)? {
             return Ok(());
         }
+        if let Some(device) = tree.skipped_path(&target)? {
+            return skip_link(tree, &path, &target, &device);
+        }
         // An earlier file of this name is removed now. A file that has the name at the end of the
         // layer was therefore created by a later entry, which takes precedence.
         tree.skip(&path)?;
@@ -87,7 +90,7 @@ fn link(tree: &mut Tree, path: &EntryPath, target: &EntryPath) -> Result<bool, E
     if file_type(&found) == SFlag::S_IFDIR {
         return Err(directory_error(target.as_bytes()));
     }
-    let place = tree.place(path)?;
+    let place = tree.place_for(path)?;
     if place.stat()?.is_some_and(|there| there.st_ino == found.st_ino) {
         // Both names are already the same inode. To replace the name could remove the last one.
         return Ok(true);
@@ -95,7 +98,7 @@ fn link(tree: &mut Tree, path: &EntryPath, target: &EntryPath) -> Result<bool, E
     // Without `AT_SYMLINK_FOLLOW`, a hard link to a symbolic link shares the inode of the symbolic
     // link itself.
     let link = || linkat(&from.parent, from.name, &place.parent, place.name, AtFlags::empty());
-    // The target is checked again, because `Tree::place` can have removed it with a file that was
+    // The target is checked again, because `Tree::place_for` can have removed it with a file that was
     // in the way of a parent.
     let missing = || EntryError::HardLinkTarget { target: shown_name(target.as_bytes()) };
     if from.stat()?.is_none_or(|left| left.st_ino != found.st_ino) {
@@ -109,17 +112,39 @@ fn link(tree: &mut Tree, path: &EntryPath, target: &EntryPath) -> Result<bool, E
     }
 }
 
+/// Skips a hard link to a device that was skipped. `device` is the path of the device without
+/// symbolic links.
+fn skip_link(
+    tree: &mut Tree,
+    path: &EntryPath,
+    target: &EntryPath,
+    device: &[u8],
+) -> Result<(), EntryError> {
+    tree.skip_device(path)?;
+    // A directory of the link's name was removed. A device in it is a missing target, as a file is.
+    match tree.is_skipped(device) {
+        true => Ok(()),
+        false => Err(EntryError::HardLinkTarget { target: shown_name(target.as_bytes()) }),
+    }
+}
+
 fn make_late_link(tree: &mut Tree, path: &EntryPath, target: &EntryPath) -> Result<(), EntryError> {
     let is_there = |place: &Place<'_>| Ok(place.kind()?.is_some());
     let (directory, name) = target.split().unwrap_or_default();
     let parent = tree.resolve(directory).ok();
     let from = parent.map(|parent| Place { parent, directory: directory.into(), name });
-    if !from.as_ref().map_or(Ok(false), is_there)? {
+    let is_made = from.as_ref().map_or(Ok(false), is_there)?;
+    let device = if is_made { None } else { tree.skipped_path(target)? };
+    if !is_made && device.is_none() {
         return Err(EntryError::HardLinkTarget { target: shown_name(target.as_bytes()) });
     }
     // If the name exists, a later entry has created it, and the later entry takes precedence.
-    if !is_there(&tree.place(path)?)? {
-        link(tree, path, target)?;
+    let place = tree.place(path)?;
+    if is_there(&place)? || tree.is_skipped(&place.path()) {
+        return Ok(());
     }
-    Ok(())
+    match device {
+        Some(device) => skip_link(tree, path, target, &device),
+        None => link(tree, path, target).map(drop),
+    }
 }

@@ -4,10 +4,13 @@
 //! unpacker     the pass: creates a file for each entry of the archive
 //! stream       decompresses the blob on other threads; checks size, digest and diff ID
 //! gzip         gzip streams with several members
+//! zstd_stream  zstd streams, with a limit on their window
 //! path         checks and normalizes the names of entries
 //! tree         the directory that a layer is unpacked into; resolves paths in it
 //! place        one name in an open directory, and the operations on it
+//! body         writes the content of files, without their zeros
 //! links        hard links
+//! skipped      the names at which devices were skipped
 //! whiteout     whiteouts and opaque whiteouts
 //! cross_layer  the paths whose result depends on lower layers
 //! mapped       the ids that are mapped in the user namespace
@@ -20,6 +23,7 @@
 //! the digest and the diff ID been checked. Unpacking needs root, or a user namespace, because it
 //! creates files of other owners and whiteouts.
 
+mod body;
 pub(crate) mod cross_layer;
 pub(crate) mod entry_error;
 pub(crate) mod error;
@@ -31,7 +35,9 @@ pub(crate) mod mapped;
 pub(crate) mod path;
 mod place;
 pub(crate) mod progress;
+mod skipped;
 mod stream;
 mod tree;
 pub(crate) mod unpacker;
 mod whiteout;
+pub(crate) mod zstd_stream;

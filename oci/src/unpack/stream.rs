@@ -10,8 +10,8 @@
 //! ```
 //!
 //! The channels limit the memory: a layer has at most `2 * CHANNEL_CHUNKS + 3` chunks, which are
-//! 3 MiB. The decoder needs 32 KiB for gzip, and for zstd up to 128 MiB if the layer was compressed
-//! with a window of this size.
+//! 3 MiB. The decoder needs 32 KiB for gzip. For zstd it needs the window that the layer was
+//! compressed with, up to [`Limits::zstd_window_bytes`].
 
 use std::collections::VecDeque;
 use std::io::{self, BufRead, BufReader, Read};
@@ -21,6 +21,8 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{Builder, Scope, ScopedJoinHandle};
 
 use super::gzip::Members;
+use super::limits::Limits;
+use super::zstd_stream::Frames;
 use crate::image::digest::{Digest, Hasher};
 use crate::image::{Compression, Layer};
 use crate::layout::blob::{Blob, BlobError};
@@ -37,20 +39,35 @@ const CHUNK_BYTES: usize = 256 * 1024;
 /// writes many small files.
 const CHANNEL_CHUNKS: usize = 4;
 
-/// Largest window of a zstd layer, as a power of two: 128 MiB. `zstd` has the same default limit
-/// (`ZSTD_WINDOWLOG_LIMIT_DEFAULT`).
-const ZSTD_WINDOW_LOG_MAX: u32 = 27;
-
 /// Bytes that one stage passes to the next.
 type Chunk = Arc<Vec<u8>>;
 
 /// State that the stages share.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Shared {
     /// Bytes of the blob that have been read.
     read_bytes: AtomicU64,
     /// Whether the digest of the blob is not needed any more.
     abandoned: AtomicBool,
+    /// See [`Limits::zstd_window_bytes`].
+    zstd_window_bytes: u64,
+}
+
+impl Shared {
+    /// Creates the state of a layer that is read within `limits`.
+    pub(super) fn new(limits: &Limits) -> Self {
+        Self {
+            read_bytes: AtomicU64::default(),
+            abandoned: AtomicBool::default(),
+            zstd_window_bytes: limits.zstd_window_bytes,
+        }
+    }
+}
+
+impl Default for Shared {
+    fn default() -> Self {
+        Self::new(&Limits::default())
+    }
 }
 
 /// The uncompressed bytes of a layer, on the thread that writes the files.
@@ -175,7 +192,7 @@ fn inflate(
     to_hash: &SyncSender<Chunk>,
 ) -> Result<(), BlobError> {
     let mut blob = BufReader::with_capacity(READ_BYTES, Counted { blob, shared });
-    if let Err(error) = pump(&mut blob, label, to_caller, to_hash) {
+    if let Err(error) = pump(&mut blob, label, shared, to_caller, to_hash) {
         // The send fails if the caller has dropped the stream, because of an error of its own.
         let _dropped = to_caller.send(Err(error));
     }
@@ -189,6 +206,7 @@ fn inflate(
 fn pump<B: BufRead>(
     blob: &mut B,
     label: Compression,
+    shared: &Shared,
     to_caller: &SyncSender<io::Result<Chunk>>,
     to_hash: &SyncSender<Chunk>,
 ) -> io::Result<()> {
@@ -196,11 +214,7 @@ fn pump<B: BufRead>(
     let mut decoder: Box<dyn Read + '_> = match format {
         Compression::None => Box::new(blob),
         Compression::Gzip => Box::new(Members::new(blob)),
-        Compression::Zstd => {
-            let mut decoder = zstd::Decoder::with_buffer(blob)?;
-            decoder.window_log_max(ZSTD_WINDOW_LOG_MAX)?;
-            Box::new(decoder)
-        }
+        Compression::Zstd => Box::new(Frames::new(blob, shared.zstd_window_bytes)?),
     };
     let mut used: VecDeque<Chunk> = VecDeque::new();
     loop {

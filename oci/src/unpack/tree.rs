@@ -16,8 +16,8 @@ use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsString;
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStringExt;
-use std::path::PathBuf;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat, openat2, readlinkat};
@@ -28,6 +28,7 @@ use super::cross_layer::{Base, CrossLayerDependencies};
 use super::entry_error::{EntryError, failed, path_error};
 use super::path::{EntryPath, components};
 use super::place::{Place, set_owner_and_mode, time, without_xattrs};
+use super::skipped::SkippedNames;
 use crate::host::metadata::UNDESCRIBED_DIR_MODE;
 use crate::host::overlay_xattr::OverlayXattrs;
 use crate::tar::archive::Metadata;
@@ -89,6 +90,10 @@ pub(super) struct Tree {
     times: Vec<DirTime>,
     /// See [`CrossLayerDependencies::cleared`].
     cleared: BTreeSet<PathBuf>,
+    /// See [`CrossLayerDependencies::skipped`].
+    skipped: SkippedNames,
+    /// Number of devices, and of hard links to devices, that were skipped.
+    pub(super) skipped_devices: u64,
     /// See [`CrossLayerDependencies::undecided`].
     pub(super) undecided: u64,
     /// The directory of lower layers that was changed last. Its time is restored before the next
@@ -107,15 +112,20 @@ impl Tree {
         let mut this = Self {
             root,
             overlay_xattrs,
-            has_lower: matches!(base, Base::Lower(_)),
+            has_lower: matches!(base, Base::Lower { .. }),
             times: Vec::new(),
             cleared: BTreeSet::new(),
+            skipped: SkippedNames::default(),
+            skipped_devices: 0,
             undecided: 0,
             touched: None,
             remembered_bytes: 0,
         };
-        // On top of lower layers, the root already has the metadata of the root below it.
-        if !this.has_lower {
+        if let Base::Lower { skipped, .. } = base {
+            let paths = skipped.iter().map(|path| path.as_os_str().as_bytes().to_vec());
+            this.skipped = paths.inspect(|path| this.remembered_bytes += cost(path)).collect();
+        } else {
+            // On top of lower layers, the root already has its metadata.
             let root = open_to_read(&this.root, b".").map_err(failed("open the root"))?;
             this.set_implicit(b"", root)?;
         }
@@ -142,7 +152,14 @@ impl Tree {
         self.remembered_bytes
     }
 
-    /// Returns the place of an entry, and creates missing parent directories.
+    /// Returns the place of an entry that is not a directory, and creates missing parent directories.
+    pub(super) fn place_for<'a>(&mut self, path: &'a EntryPath) -> Result<Place<'a>, EntryError> {
+        let place = self.place(path)?;
+        self.forget_skipped(&place);
+        Ok(place)
+    }
+
+    /// Returns the place of a path, and creates missing parent directories.
     pub(super) fn place<'a>(&mut self, path: &'a EntryPath) -> Result<Place<'a>, EntryError> {
         let (directory, name) = path.split().ok_or(EntryError::Root)?;
         let place = match self.open_real(directory) {
@@ -283,6 +300,7 @@ impl Tree {
     /// Creates a parent directory for which no entry has come yet.
     fn make_implicit(&mut self, place: &Place<'_>) -> Result<(), EntryError> {
         self.touch(&place.parent)?;
+        self.forget_skipped(place);
         let made = place.make_dir()?;
         self.set_implicit(&place.path(), made)
     }
@@ -322,10 +340,11 @@ impl Tree {
         path: &EntryPath,
         metadata: &Metadata,
     ) -> Result<(), EntryError> {
-        // The root has no name in a parent directory, so it cannot be replaced, only described.
+        // The root of a box is not the image's. Docker and containerd start a container with a root
+        // directory of their own, so images come with modes for it that would lock out every user
+        // but root.
         if path.split().is_none() {
-            let root = open_to_read(&self.root, b".").map_err(failed("open the root"))?;
-            return self.set_dir(b"", without_xattrs(root)?, metadata, Origin::Entry);
+            return Ok(());
         }
         let place = self.place(path)?;
         // An entry describes a directory completely. The attributes that an earlier entry or a
@@ -336,15 +355,64 @@ impl Tree {
                 self.clear_place(&place)?;
                 place.make_dir()?
             }
-            None => place.make_dir()?,
+            None => {
+                self.forget_skipped(&place);
+                place.make_dir()?
+            }
         };
         self.set_dir(&place.path(), directory, metadata, Origin::Entry)
     }
 
-    /// Skips an entry that is not created, and removes an earlier entry of its name.
-    pub(super) fn skip(&mut self, path: &EntryPath) -> Result<(), EntryError> {
-        let place = self.place(path)?;
-        self.clear_place(&place)
+    /// Skips an entry that is not created, and removes an earlier entry of its name. Returns the path
+    /// without symbolic links.
+    pub(super) fn skip(&mut self, path: &EntryPath) -> Result<Vec<u8>, EntryError> {
+        let place = self.place_for(path)?;
+        self.clear_place(&place)?;
+        Ok(place.path())
+    }
+
+    /// Skips a device, and removes an earlier entry of its name.
+    pub(super) fn skip_device(&mut self, path: &EntryPath) -> Result<(), EntryError> {
+        let path = self.skip(path)?;
+        self.skipped_devices += 1;
+        self.remembered_bytes += cost(&path);
+        self.skipped.insert(path);
+        Ok(())
+    }
+
+    /// Returns the path without symbolic links of a name at which a device was skipped, or `None` if
+    /// the path is no such name.
+    pub(super) fn skipped_path(&mut self, path: &EntryPath) -> Result<Option<Vec<u8>>, EntryError> {
+        // Most layers have no devices.
+        let Some((directory, name)) = path.split().filter(|_| !self.skipped.is_empty()) else {
+            return Ok(None);
+        };
+        let Some(Walked { parent, path }) = self.walk(directory, Missing::Stop)? else {
+            return Ok(None);
+        };
+        let path = Place { parent, directory: path.into(), name }.path();
+        Ok(Some(path).filter(|path| self.skipped.contains(path)))
+    }
+
+    /// Returns whether a device was skipped at a path without symbolic links.
+    pub(super) fn is_skipped(&self, path: &[u8]) -> bool {
+        self.skipped.contains(path)
+    }
+
+    /// Forgets that devices were skipped at a place and below it, because another file takes it.
+    fn forget_skipped(&mut self, place: &Place<'_>) {
+        if !self.skipped.is_empty() {
+            self.skipped.forget(&place.path());
+        }
+    }
+
+    /// Forgets that devices were skipped at a name of a directory, or at all of its names.
+    pub(super) fn forget_skipped_in(&mut self, directory: &[u8], name: Option<&[u8]>) {
+        match name {
+            None => self.skipped.forget_below(directory),
+            Some(name) if directory.is_empty() => self.skipped.forget(name),
+            Some(name) => self.skipped.forget(&[directory, name].join(&b'/')),
+        }
     }
 
     /// Removes the file or directory at a place. If the layer is unpacked alone, the path is
@@ -353,7 +421,7 @@ impl Tree {
         place.remove()?;
         if !self.has_lower {
             let path = place.path();
-            self.remembered_bytes += path.len() + size_of::<PathBuf>();
+            self.remembered_bytes += cost(&path);
             self.cleared.insert(path_of(&path));
         }
         Ok(())
@@ -390,14 +458,14 @@ impl Tree {
         let mut used_early: BTreeSet<PathBuf> =
             implicit.map(|directory| path_of(&directory.path)).collect();
         used_early.retain(|path| !undescribed.contains(path));
-        let root = PathBuf::new();
-        // The root is a directory in every layer, so no lower symbolic link can be in its place.
-        used_early.remove(&root);
+        // The root is a directory in every layer, and no layer describes it.
+        undescribed.remove(Path::new(""));
+        used_early.remove(Path::new(""));
         Ok(CrossLayerDependencies {
-            undescribed_root: undescribed.remove(&root),
             undescribed,
             used_early,
             cleared: self.cleared,
+            skipped: self.skipped.into_iter().map(|path| path_of(&path)).collect(),
             undecided: self.undecided,
             ..CrossLayerDependencies::default()
         })
@@ -407,6 +475,11 @@ impl Tree {
 fn open_to_read(directory: &OwnedFd, name: &[u8]) -> nix::Result<OwnedFd> {
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     openat(directory, name, flags, Mode::empty())
+}
+
+/// Returns the bytes of memory for a path in a set.
+fn cost(path: &[u8]) -> usize {
+    path.len() + size_of::<PathBuf>()
 }
 
 fn path_of(path: &[u8]) -> PathBuf {

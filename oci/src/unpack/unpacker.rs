@@ -3,11 +3,12 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::{self, BufRead, Seek, SeekFrom, Write};
+use std::io::{self, BufRead};
 use std::os::fd::OwnedFd;
 
 use a3s_box_sys::HostError;
 
+use super::body::write_at;
 use super::cross_layer::{Base, CrossLayerDependencies};
 use super::entry_error::EntryError;
 use super::error::LayerError;
@@ -59,13 +60,13 @@ pub(crate) fn unpack(
     let Job { layer, base, overlay_xattrs, limits } = job;
     let mut tree =
         Tree::new(root, base, overlay_xattrs).map_err(|source| entry_error(b"/", source))?;
-    if let Base::Lower(dependencies) = base {
+    if let Base::Lower { dependencies, .. } = base {
         // Whiteouts hide only the files of lower layers. They are applied first, while the view
         // holds no file of this layer.
         whiteout::clear(&mut tree, dependencies, limits)
             .map_err(|(path, source)| entry_error(path.as_bytes(), source))?;
     }
-    let shared = Shared::default();
+    let shared = Shared::new(limits);
     // The threads borrow `shared`. The scope joins them before it returns, also after an error.
     std::thread::scope(|scope| {
         let (stream, stages) =
@@ -77,6 +78,7 @@ pub(crate) fn unpack(
             late_links: LateLinks::default(),
             facts: LayerFacts::default(),
             hole_bytes: 0,
+            zero_bytes: 0,
             limits,
             meter: Meter::new(layer.size_bytes, progress),
             last: Vec::new(),
@@ -94,6 +96,8 @@ struct Unpacker<'a> {
     facts: LayerFacts,
     /// Bytes of holes in sparse files. The archive does not hold them, but the limit counts them.
     hole_bytes: u64,
+    /// Bytes of the archive that were not written because they are blocks of zeros.
+    zero_bytes: u64,
     limits: &'a Limits,
     meter: Meter<'a>,
     /// Name of the last entry, for errors.
@@ -131,9 +135,10 @@ impl Unpacker<'_> {
         let hides = match job.base {
             Base::Empty => whiteouts.apply(&mut tree).map_err(error)?,
             // `whiteout::clear` has removed the hidden files from the view before the first entry.
-            Base::Lower(_) => Hides::default(),
+            Base::Lower { .. } => Hides::default(),
         };
         facts.opaque_root = hides.root;
+        facts.skipped_devices = tree.skipped_devices;
         let dependencies = tree.finish().map_err(|source| entry_error(b"/", source))?;
         let paths = |set: BTreeSet<EntryPath>| set.iter().map(EntryPath::to_path).collect();
         Ok((
@@ -193,8 +198,8 @@ impl Unpacker<'_> {
     fn unpack_bodyless(&mut self, entry: &Entry, path: EntryPath) -> Result<(), EntryError> {
         match entry.kind {
             Kind::Directory => self.tree.directory(&path, &entry.metadata),
-            Kind::Symlink => self.tree.place(&path)?.symlink(&entry.link, &entry.metadata),
-            Kind::Fifo => self.tree.place(&path)?.fifo(&entry.metadata),
+            Kind::Symlink => self.tree.place_for(&path)?.symlink(&entry.link, &entry.metadata),
+            Kind::Fifo => self.tree.place_for(&path)?.fifo(&entry.metadata),
             Kind::HardLink => {
                 let target =
                     EntryPath::parse(&entry.link, self.limits).map_err(EntryError::LinkName)?;
@@ -202,10 +207,7 @@ impl Unpacker<'_> {
             }
             // The device is not created, but it still replaces an earlier entry and the lower
             // layers' file at its path.
-            Kind::Device => {
-                self.facts.skipped_devices += 1;
-                self.tree.skip(&path)
-            }
+            Kind::Device => self.tree.skip_device(&path),
             Kind::File | Kind::Global => Ok(()),
         }
     }
@@ -215,21 +217,27 @@ impl Unpacker<'_> {
         let failed =
             |source: io::Error| error(EntryError::Host(HostError::of("write a file")(source)));
         self.reserve(entry)?;
-        let mut file =
-            self.tree.place(path).and_then(|place| place.create_file()).map_err(error)?;
+        let file =
+            self.tree.place_for(path).and_then(|place| place.create_file()).map_err(error)?;
+        let zero_bytes = self.zero_bytes;
+        let mut size_bytes = entry.size;
         match &entry.sparse {
-            None => self.copy_body(&mut file, entry.size, failed)?,
+            None => self.copy_body(&file, 0, entry.size, failed)?,
             Some(map) => {
                 for extent in &map.extents {
-                    file.seek(SeekFrom::Start(extent.offset)).map_err(failed)?;
-                    self.copy_body(&mut file, extent.length, failed)?;
+                    self.copy_body(&file, extent.offset, extent.length, failed)?;
                 }
-                // A hole at the end of the file has no extent after it, so the size is set
-                // explicitly.
-                file.set_len(map.size_bytes).map_err(failed)?;
+                size_bytes = map.size_bytes;
                 self.facts.bytes += map.hole_bytes();
             }
         }
+        let zero_bytes = self.zero_bytes - zero_bytes;
+        // A hole at the end of the file has no data after it, so the size is set explicitly.
+        if zero_bytes > 0 || entry.sparse.is_some() {
+            file.set_len(size_bytes).map_err(failed)?;
+        }
+        let holes = entry.sparse.as_ref().map_or(0, SparseMap::hole_bytes);
+        self.facts.hole_bytes += zero_bytes + holes;
         set_file(&file, &entry.metadata).map_err(error)
     }
 
@@ -247,43 +255,46 @@ impl Unpacker<'_> {
         }
     }
 
-    /// Writes the next `left` bytes of the current body at the file's offset.
+    /// Writes the next `left` bytes of the current body at `offset` of a file.
     fn copy_body(
         &mut self,
-        file: &mut File,
+        file: &File,
+        mut offset: u64,
         mut left: u64,
         failed: impl Fn(io::Error) -> LayerError,
     ) -> Result<(), LayerError> {
         while left > 0 {
             let count = self.use_body(|body| {
                 let part = &body[..body.len().min(usize::try_from(left).unwrap_or(usize::MAX))];
-                file.write_all(part).map_err(&failed)?;
-                Ok(part.len())
+                Ok((part.len(), write_at(file, part, offset).map_err(&failed)?))
             })?;
             self.facts.bytes += count as u64;
+            offset += count as u64;
             left -= count as u64;
         }
         Ok(())
     }
 
     /// Passes the buffered bytes of the current body to `take`, which returns the number of bytes
-    /// that it used. The buffer is empty at the end of the body.
+    /// that it used, and how many of them it did not write because they are zeros. The buffer is
+    /// empty at the end of the body.
     fn use_body(
         &mut self,
-        take: impl FnOnce(&[u8]) -> Result<usize, LayerError>,
+        take: impl FnOnce(&[u8]) -> Result<(usize, u64), LayerError>,
     ) -> Result<usize, LayerError> {
-        let count = match self.archive.fill_buf() {
+        let (count, zero_bytes) = match self.archive.fill_buf() {
             Ok(body) => take(body)?,
             Err(error) => return Err(self.archive_error(body_error(error))),
         };
         self.archive.consume(count);
+        self.zero_bytes += zero_bytes;
         self.check()?;
         Ok(count)
     }
 
     /// Reads the rest of the current body, which is not used.
     fn drain_body(&mut self) -> Result<(), LayerError> {
-        while self.use_body(|body| Ok(body.len()))? > 0 {}
+        while self.use_body(|body| Ok((body.len(), 0)))? > 0 {}
         Ok(())
     }
 
@@ -310,9 +321,11 @@ impl Unpacker<'_> {
             + self.whiteouts.remembered_bytes()
             + self.late_links.remembered_bytes();
         let limits = self.limits;
+        // Zeros that became holes cost neither disk space nor time to write.
+        let costly = unpacked.saturating_sub(self.zero_bytes);
         // A division cannot overflow, unlike the product of the bytes read and the ratio.
         let within_ratio =
-            unpacked <= limits.ratio_floor_bytes || unpacked / limits.ratio.max(1) <= read;
+            costly <= limits.ratio_floor_bytes || costly / limits.ratio.max(1) <= read;
         let bounds = [
             ("entries", limits.entries, self.facts.entries <= limits.entries),
             (
@@ -334,6 +347,12 @@ impl Unpacker<'_> {
     }
 
     fn archive_error(&self, source: ArchiveError) -> LayerError {
+        // The stream returns the error of the decoder as an I/O error.
+        if let ArchiveError::Read(error) = &source
+            && let Some(window) = error.get_ref().and_then(|inner| inner.downcast_ref())
+        {
+            return LayerError::Window(*window);
+        }
         LayerError::Archive { entries: self.facts.entries, last: shown_name(&self.last), source }
     }
 }

@@ -250,6 +250,7 @@ impl Tree {
     /// Removes `name` from a directory, or all entries without a name. The path of the directory
     /// must have no symbolic links.
     fn clear(&mut self, directory: &[u8], name: Option<&[u8]>) -> Result<(), EntryError> {
+        self.forget_skipped_in(directory, name);
         let parent = match self.open_real(directory) {
             // Another whiteout has removed the directory.
             Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(()),

@@ -111,6 +111,7 @@ fn symlinks() -> Vec<Case> {
         tar("root-symlink-dot.tar", &Tar::new().symlink("/.", "/mnt/canary")),
         tar("root-file.tar", &Tar::new().file("/", "x")),
         tar("root-hard-link.tar", &Tar::new().file("a", "").hard_link("./", "a")),
+        tar("root-described.tar", &Tar::new().entry(EntryType::Directory, "./", 0o6000, b"")),
         tar("root-device.tar", &Tar::new().entry(EntryType::Char, "./", 0o644, b"")),
     ]
 }
@@ -201,6 +202,26 @@ fn kinds() -> Vec<Case> {
         tar("fifo.tar", &Tar::new().entry(EntryType::Fifo, "p", 0o666, b"")),
         tar("device-char.tar", &Tar::new().header(device(EntryType::Char, "mem", 1, 1), b"")),
         tar("device-block.tar", &Tar::new().header(device(EntryType::Block, "sda", 8, 0), b"")),
+        tar(
+            "device-hard-link.tar",
+            &Tar::new()
+                .header(device(EntryType::Char, "mem", 1, 1), b"")
+                .hard_link("link", "mem")
+                .hard_link("again", "link"),
+        ),
+        tar(
+            "device-hard-link-first.tar",
+            &Tar::new().hard_link("link", "mem").header(device(EntryType::Char, "mem", 1, 1), b""),
+        ),
+        // The device is gone when the link comes.
+        tar(
+            "device-hard-link-replaced.tar",
+            &Tar::new()
+                .dir("d")
+                .header(device(EntryType::Char, "d/mem", 1, 1), b"")
+                .symlink("d", "/mnt/canary")
+                .hard_link("link", "d/mem"),
+        ),
         // Overlayfs treats a character device 0:0 as a whiteout.
         tar(
             "device-whiteout.tar",
@@ -279,7 +300,7 @@ fn attributes() -> Vec<Case> {
 
 /// Small files that expand to many bytes, entries or names. See [`limits`](crate::limits).
 fn bombs() -> Vec<Case> {
-    let zeros = |mib: usize| Tar::new().file("zeros", &"\0".repeat(mib << 20)).bytes();
+    let repeated = |byte: &str, mib: usize| Tar::new().file("f", &byte.repeat(mib << 20)).bytes();
     let many = |make: &dyn Fn(Tar, usize) -> Tar| (0..1500).fold(Tar::new(), make).bytes();
     // A name has at most 256 components, so this is the deepest tree that names alone can make.
     let deep = (1..=256).fold(Tar::new(), |tar, depth| {
@@ -287,11 +308,21 @@ fn bombs() -> Vec<Case> {
     });
     let below = deep.bytes();
     // Only the outer stream is decompressed, so its content is not an archive.
-    let nested: Vec<u8> = (0..3).fold(zeros(4), |bytes, _| gzip(&bytes));
+    let nested: Vec<u8> = (0..3).fold(repeated("\0", 4), |bytes, _| gzip(&bytes));
     let case = |file, bytes| Case { file, bytes };
     vec![
-        case("bomb-gzip.tar.gz", gzip(&zeros(3))),
-        case("bomb-zstd.tar.zst", zstd(&zeros(8))),
+        case("bomb-gzip.tar.gz", gzip(&repeated("x", 3))),
+        case("bomb-zstd.tar.zst", zstd(&repeated("x", 8))),
+        // Zeros become holes, which only the limit on unpacked bytes counts.
+        case("zeros-gzip.tar.gz", gzip(&repeated("\0", 3))),
+        case("zeros-zstd.tar.zst", zstd(&repeated("\0", 8))),
+        case("bomb-zeros.tar.zst", zstd(&repeated("\0", 40))),
+        // The body of a whiteout is never written, so its zeros are no holes.
+        case(
+            "bomb-zeros-of-a-whiteout.tar.gz",
+            gzip(&Tar::new().file(".wh.f", &"\0".repeat(3 << 20)).bytes()),
+        ),
+        case("bomb-zstd-window.tar.zst", frame(0x90, &Tar::new().file("f", "").bytes())),
         case("bomb-gzip-behind-the-end.tar.gz", gzip(&[vec![0; 1024], vec![0; 3 << 20]].concat())),
         case("bomb-nested-gzip.tar.gz", nested),
         // 1500 entries, or names of 80 bytes each, are more than the limits of the tests.
@@ -311,6 +342,14 @@ fn bombs() -> Vec<Case> {
         case("bomb-deep.tar.zst", zstd(&below)),
         case("bomb-symlink-hops.tar.zst", zstd(&hops().bytes())),
     ]
+}
+
+/// Returns a zstd frame of one raw block, with this window descriptor (RFC 8878, 3.1.1.1.2).
+fn frame(window: u8, bytes: &[u8]) -> Vec<u8> {
+    // Bit 0 marks the last block, bits 1 and 2 are the type, which is 0 for a raw block, and the
+    // other bits are the size.
+    let block = u32::try_from(bytes.len()).unwrap() << 3 | 1;
+    [&crate::ZSTD_MAGIC, &[0, window][..], &block.to_le_bytes()[..3], bytes].concat()
 }
 
 /// Returns a layer with links that each lead through the previous link twice, so that the last one
@@ -419,6 +458,14 @@ fn headers() -> Vec<Case> {
     };
     let mut bad_checksum = Tar::new().file("a", "").bytes();
     bad_checksum[0] ^= 1;
+    // Go before 1.8 wrote the prefix of a long name into a GNU header, which has no such field.
+    let prefixed = |magic: &[u8; 8], prefix: &[u8]| {
+        let (magic, prefix) = (*magic, prefix.to_vec());
+        with(&move |header| {
+            header.as_mut_bytes()[257..265].copy_from_slice(&magic);
+            header.as_mut_bytes()[345..345 + prefix.len()].copy_from_slice(&prefix);
+        })
+    };
     let lone = [&[0; 512][..], &Tar::new().file("hidden", "").bytes()].concat();
     vec![
         tar(
@@ -437,6 +484,11 @@ fn headers() -> Vec<Case> {
         ),
         tar("header-mtime-beyond-i64.tar", &with(&|header| header.set_mtime(u64::MAX))),
         tar("header-mtime-far.tar", &with(&|header| header.set_mtime(1 << 62))),
+        tar("header-gnu-with-prefix.tar", &prefixed(b"ustar  \0", b"home/user")),
+        tar("header-gnu-with-prefix-dotdot.tar", &prefixed(b"ustar  \0", b"../../mnt/canary/dir")),
+        tar("header-gnu-with-times.tar", &prefixed(b"ustar  \0", b"14000000000\x0014000000000\0")),
+        tar("header-gnu-with-binary-prefix.tar", &prefixed(b"ustar  \0", b"home/\xff")),
+        tar("header-ustar-without-version.tar", &prefixed(b"ustar\0\0\0", b"home/user")),
         Case { file: "header-checksum.tar", bytes: bad_checksum },
         Case { file: "header-behind-zero-block.tar", bytes: lone },
     ]

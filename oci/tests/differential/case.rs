@@ -5,9 +5,12 @@ use std::path::PathBuf;
 use crate::bench::Bench;
 use crate::containerd::{Containerd, Import};
 use crate::layout::{self, Layer, TAG};
-use crate::tree::Tree;
+use crate::tree::{ROOT, Tree};
 use crate::verdict::{Expected, Paths, Scope, ToolRun, Verdict, check_runs, stale};
 use crate::{ours, umoci};
+
+/// The root of each tree of this crate. An entry for the root changes nothing.
+const NEW_ROOT: &str = "dir 755 0:0 0";
 
 /// The origin of an image.
 enum Source {
@@ -110,16 +113,21 @@ impl Case {
         let image = Import { layout: &layout, reference, name, diff_ids };
         let by_overlayfs = containerd.mount(&image).map(|root| Tree::read(&root));
         let by_native = containerd.apply(&image).map(|root| Tree::read(&root));
-        check_runs(
+        let mut failures = check_runs(
             &format!("{group}/{name}"),
             (self.expected, self.reason),
             &ours,
             &[
                 tool_run("umoci", Scope::All, self.umoci, by_umoci),
-                tool_run("overlayfs", Scope::NoRoot, self.overlayfs, by_overlayfs),
-                tool_run("native", Scope::NoRootNoDirTimes, self.native, by_native),
+                tool_run("overlayfs", Scope::All, self.overlayfs, by_overlayfs),
+                tool_run("native", Scope::NoDirTimes, self.native, by_native),
             ],
-        )
+        );
+        if let Some(found) = ours.ok().map(|tree| tree.describe(ROOT)).filter(|it| it != NEW_ROOT) {
+            failures
+                .push(format!("{group}/{name}: ours: expected the root {NEW_ROOT}, found {found}"));
+        }
+        failures
     }
 }
 

@@ -62,11 +62,9 @@ pub(crate) type Outcome = Result<Tree, String>;
 pub(crate) enum Scope {
     /// All properties.
     All,
-    /// All properties except the metadata of the root. containerd ignores entries for the root.
-    NoRoot,
-    /// As `NoRoot`, but without the times of directories. The native snapshotter loses them when it
+    /// All properties except the times of directories. The native snapshotter loses them when it
     /// copies the tree of the lower layers.
-    NoRootNoDirTimes,
+    NoDirTimes,
 }
 
 /// A run of a tool on an image, with its expected and its real outcome.
@@ -131,27 +129,24 @@ fn failures_of_ours(expected: Expected, ours: &Outcome, runs: &[ToolRun]) -> Vec
 fn unconfirmed(ours: &Tree, runs: &[ToolRun]) -> BTreeSet<String> {
     let compared = |run: &ToolRun| {
         let theirs = run.outcome.as_ref().ok()?;
-        Some((run.scope, run.compared(ours).differences(&run.compared(theirs))))
+        Some(run.compared(ours).differences(&run.compared(theirs)))
     };
     let compared: Vec<_> = runs.iter().filter_map(compared).collect();
-    // A tool whose root is not compared has no difference there, but does not confirm it.
-    let confirmed = |path: &&String| {
-        compared.iter().any(|(scope, differences)| {
-            !differences.contains_key(*path) && (*path != ROOT || *scope == Scope::All)
-        })
-    };
+    let confirmed =
+        |path: &&String| compared.iter().any(|differences| !differences.contains_key(*path));
     // A path that is missing in `ours` can be wrong too, so the paths of the tools are included.
-    let disputed = compared.iter().flat_map(|(_, differences)| differences.keys());
-    ours.paths().chain(disputed).filter(|path| !confirmed(path)).cloned().collect()
+    let disputed = compared.iter().flat_map(BTreeMap::keys);
+    let compared_paths = ours.paths().filter(|path| *path != ROOT);
+    compared_paths.chain(disputed).filter(|path| !confirmed(path)).cloned().collect()
 }
 
 impl ToolRun {
-    /// Returns the part of a tree that can be compared with the tool's tree.
+    /// Returns the part of a tree that can be compared with the tool's tree. The root is never
+    /// compared: umoci applies entries for it, and the others do not.
     fn compared(&self, tree: &Tree) -> Tree {
         match self.scope {
-            Scope::All => tree.clone(),
-            Scope::NoRoot => tree.without_root(),
-            Scope::NoRootNoDirTimes => tree.without_root().without_dir_times(),
+            Scope::All => tree.without_root(),
+            Scope::NoDirTimes => tree.without_root().without_dir_times(),
         }
     }
 
@@ -200,7 +195,7 @@ mod tests {
             fs::write(directory.path().join(file), "").unwrap();
             Tree::read(directory.path()).without_root()
         };
-        let (outcome, scope) = (Ok(tree(theirs)), Scope::NoRootNoDirTimes);
+        let (outcome, scope) = (Ok(tree(theirs)), Scope::NoDirTimes);
         let run = ToolRun { tool: "tool", verdict, outcome, scope };
         check_runs(name, (Expected::Tree(&[]), reason), &Ok(tree("a")), &[run])
     }

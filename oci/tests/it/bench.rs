@@ -164,7 +164,7 @@ impl Bench {
     /// Asserts that the cache has neither layers nor unfinished trees.
     pub(crate) fn assert_cache_is_empty(&self) {
         for directory in ["ready", "staging"] {
-            let names = fs::read_dir(self.path("cache/layers-v2").join(directory)).unwrap();
+            let names = fs::read_dir(self.path("cache/layers-v3").join(directory)).unwrap();
             assert_eq!(names.count(), 0, "{directory}");
         }
     }
@@ -218,6 +218,9 @@ pub(crate) fn chain(error: &dyn Error) -> String {
     }
     texts.join(": ")
 }
+
+/// The root of each layer and image in the form of [`tree`]. An entry for it changes nothing.
+pub(crate) const ROOT: &str = "755 0:0 0.000000000 dir";
 
 /// Maps the path of `root` and of each entry below it to mode, owner, time, type and content.
 pub(crate) fn tree(root: &Path) -> BTreeMap<String, String> {

@@ -5,11 +5,13 @@ use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
-use a3s_box_oci::{ArchiveError, BlobError, CacheError, Digest, EntryError, LayerError, Limits};
+use a3s_box_oci::{
+    ArchiveError, BlobError, CacheError, Digest, EntryError, LayerError, Limits, WindowError,
+};
 use tar::EntryType;
 
 use crate::archive::Tar;
-use crate::bench::{Bench, GZIP, amd64, chain, gzip, names};
+use crate::bench::{Bench, GZIP, ROOT, amd64, chain, gzip, names, tree};
 
 /// Unpacks a layer that must be refused, and returns its error.
 fn refusal(tar: Tar) -> LayerError {
@@ -138,7 +140,7 @@ fn name_that_leads_out_of_the_root_is_resolved_in_the_root() {
     assert_eq!(found, ["dir", "dir/five", "four", "one", "six", "three", "two"]);
     let read = |name: &str| fs::read_to_string(layer.path.join(name)).unwrap();
     assert_eq!([read("one"), read("four"), read("dir/five"), read("three")], ["1", "1", "2", "3"]);
-    assert_eq!(fs::metadata(&layer.path).unwrap().mode() & 0o7777, 0o710);
+    assert_eq!(tree(&layer.path)[""], ROOT);
     assert!(fs::symlink_metadata(layer.path.join("six")).unwrap().file_type().is_char_device());
     // The cache has two trees of the layer: unpacked alone, and on top of an empty stack, where its
     // whiteouts have nothing to hide. No other directory received the file `one`.
@@ -205,6 +207,70 @@ fn size_of_a_layer_is_limited() {
     });
     let error = layer_error(&bench, outcome.map(drop));
     assert!(matches!(error, LayerError::Limit { what: "unpacked bytes", .. }), "{error:?}");
+}
+
+#[test]
+fn ratio_counts_no_zeros_that_became_holes() {
+    let outcome = |content: &str| {
+        let bench = Bench::new();
+        let image = bench.resolved(&[Tar::new().file("f", content).file("g", "")]);
+        let limits = Limits { ratio: 20, ratio_floor_bytes: 1 << 20, ..Limits::default() };
+        let cache = bench.cache().with_limits(limits);
+        let outcome = cache.get_or_unpack(&bench.layout(), &image.layers[0], &mut |_| {
+            std::ops::ControlFlow::Continue(())
+        });
+        outcome.map(|layer| {
+            let blocks = |name: &str| fs::metadata(layer.path.join(name)).unwrap().blocks();
+            assert_eq!(blocks("f"), blocks("g"), "a file of zeros takes no block");
+            assert!(fs::read(layer.path.join("f")).unwrap() == content.as_bytes());
+            (layer.facts.bytes, layer.facts.hole_bytes)
+        })
+    };
+    let size = 8 << 20;
+    assert_eq!(outcome(&"\0".repeat(8 << 20)).unwrap(), (size, size));
+    let error = outcome(&"x".repeat(8 << 20)).unwrap_err();
+    assert!(chain(&error).contains("unpacked bytes for each compressed byte"), "{error:?}");
+}
+
+#[test]
+fn window_of_a_zstd_layer_is_limited_and_named_in_the_error() {
+    let tar = Tar::new().file("a", &"content".repeat(100)).bytes();
+    let with_window = |bytes: &[u8]| {
+        // A stream whose size the encoder does not know declares the whole window.
+        let mut encoder = zstd::Encoder::new(Vec::new(), 1).unwrap();
+        encoder.window_log(20).unwrap();
+        std::io::Write::write_all(&mut encoder, bytes).unwrap();
+        encoder.finish().unwrap()
+    };
+    // A skippable frame and a whole frame before the header do not hide it.
+    let frames = [
+        &b"\x50\x2a\x4d\x18\0\0\0\0"[..],
+        &zstd::encode_all(&tar[..512], 1).unwrap(),
+        &with_window(&tar[512..]),
+    ];
+    for blob in [with_window(&tar), frames.concat()] {
+        let outcome = |zstd_window_bytes| {
+            let bench = Bench::new();
+            let descriptor = bench.blob(GZIP, &blob);
+            let manifest = bench.image_of("linux/amd64", &[descriptor], &[Digest::of(&tar)]);
+            bench.publish(&[manifest.descriptor("")]);
+            let layer = bench.layout().resolve(None, &amd64()).unwrap().layers[0];
+            let limits = Limits { zstd_window_bytes, ..Limits::default() };
+            let outcome = bench.cache().with_limits(limits).get_or_unpack(
+                &bench.layout(),
+                &layer,
+                &mut |_| std::ops::ControlFlow::Continue(()),
+            );
+            match outcome {
+                Err(CacheError::Layer { source: LayerError::Window(error), .. }) => Some(error),
+                Err(error) => panic!("{}", chain(&error)),
+                Ok(_) => None,
+            }
+        };
+        let (found_bytes, limit_bytes) = (1 << 20, 1 << 19);
+        assert_eq!(outcome(limit_bytes), Some(WindowError { found_bytes, limit_bytes }));
+        assert_eq!(outcome(found_bytes), None);
+    }
 }
 
 #[test]

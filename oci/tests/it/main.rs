@@ -14,6 +14,7 @@ mod archive;
 mod bench;
 mod cache;
 mod choice;
+mod devices;
 mod digests;
 mod hostile;
 mod leniency;

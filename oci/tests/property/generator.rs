@@ -231,7 +231,7 @@ impl DraftEntry {
 impl Known {
     fn add(&mut self, path: &str, kind: &Kind) {
         let is_made = !path.is_empty() && !matches!(kind, Kind::Whiteout | Kind::Opaque);
-        let is_linkable = !matches!(kind, Kind::Directory | Kind::Device);
+        let is_linkable = !matches!(kind, Kind::Directory);
         let is_directory = matches!(kind, Kind::Directory | Kind::Symlink(_));
         let all = [
             (&mut self.any, is_made),

@@ -14,7 +14,9 @@
 //!   that is not a directory is refused.
 //! - An entry for an existing directory sets its metadata, extended attributes included, and keeps
 //!   its content. Every other entry replaces the file of its name, or the whole directory.
-//! - A device is not created, but the file of its name is removed.
+//! - A device is not created, but the file of its name is removed. Links to a device are one more
+//!   name of it, and are not created either. The names of devices are kept as if the devices were
+//!   there, until another file takes the place, a whiteout hides it, or its directory is removed.
 //! - A hard link shares the inode of its target at this point of the archive. If the target is
 //!   missing, the file with the link's name is removed, and the target is looked up again at the
 //!   end of the layer. If it is still missing, the image is refused. If a later entry has created
@@ -22,9 +24,9 @@
 //!   that is removed together with the file of the link's name. A link to itself has no effect.
 //! - Hard links of one layer share one inode. Hard links of several layers may share it or not,
 //!   because overlayfs copies a lower file when an upper layer links to it.
-//! - Without an entry, the root has mode 0755, owner 0:0 and time 0.
+//! - The root has mode 0755, owner 0:0 and time 0. An entry for it changes nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::image::{Entry, Image, Kind, Metadata, join, split};
 
@@ -95,6 +97,8 @@ struct Model {
     nodes: Vec<Node>,
     /// For each group of links, the layer that created it.
     groups: Vec<usize>,
+    /// Directory and name of each device and of each link to one.
+    devices: BTreeSet<(usize, String)>,
     /// Number of the current layer.
     layer: usize,
     may_be_refused: bool,
@@ -125,7 +129,13 @@ impl Model {
     fn new() -> Self {
         let root =
             Node { metadata: implicit(), body: Body::Directory(BTreeMap::new()), described: None };
-        Self { nodes: vec![root], groups: Vec::new(), layer: 0, may_be_refused: false }
+        Self {
+            nodes: vec![root],
+            groups: Vec::new(),
+            devices: BTreeSet::new(),
+            layer: 0,
+            may_be_refused: false,
+        }
     }
 
     /// Applies one layer.
@@ -158,9 +168,9 @@ impl Model {
                 self.place(path)?.ok_or(Refusal("the root must be a directory"))?;
             let (directory, from) = split(target);
             let directory = self.directory(directory, Missing::Stop).ok().flatten();
-            let is_there = directory.is_some_and(|there| self.child(there, from).is_some());
+            let is_there = directory.is_some_and(|there| self.has(there, from));
             // A later entry has created the name, and takes precedence.
-            if is_there && self.child(parent, name).is_some() {
+            if is_there && self.has(parent, name) {
                 continue;
             }
             match self.hard_link(path, target)? {
@@ -203,9 +213,12 @@ impl Model {
             }
         }
         for (directory, name) in hidden {
-            self.children(directory).remove(name);
+            self.unlink(directory, name);
         }
-        emptied.into_iter().for_each(|directory| self.children(directory).clear());
+        for directory in emptied {
+            self.children(directory).clear();
+            self.devices.retain(|(parent, _)| *parent != directory);
+        }
     }
 
     /// Returns whether a path leads through a lower file that the layer replaces. `alone` is the
@@ -260,7 +273,7 @@ impl Model {
         let body = match &entry.kind {
             Kind::Directory => {
                 let directory = match self.place(&entry.path)? {
-                    None => ROOT,
+                    None => return Ok(()),
                     Some((parent, name)) => match self.child(parent, name) {
                         Some(link) if self.is_directory(link.node) => link.node,
                         _ => self.make_directory(parent, name),
@@ -286,6 +299,8 @@ impl Model {
                 _ => Metadata { xattrs: BTreeMap::new(), ..metadata },
             };
             self.link(parent, name, Node { metadata, body, described: None });
+        } else {
+            self.devices.insert((parent, name.to_owned()));
         }
         Ok(())
     }
@@ -300,7 +315,9 @@ impl Model {
     fn hard_link(&mut self, path: &str, target: &str) -> Result<bool, Refusal> {
         let (directory, target) = split(target);
         let Some(directory) = self.directory(directory, Missing::Stop)? else { return Ok(false) };
-        let Some(from) = self.child(directory, target) else { return Ok(false) };
+        let Some(from) = self.child(directory, target) else {
+            return self.link_to_device(path, directory, target);
+        };
         if self.is_directory(from.node) {
             return Err(Refusal("the target of a hard link is a directory"));
         }
@@ -332,6 +349,31 @@ impl Model {
         self.children(directory).insert(target, Link { group, ..from });
         self.children(parent).insert(name.to_owned(), Link { node: from.node, group });
         Ok(true)
+    }
+
+    /// Adds a name of a device. Returns `false` if the target is no device.
+    fn link_to_device(
+        &mut self,
+        path: &str,
+        directory: usize,
+        target: &str,
+    ) -> Result<bool, Refusal> {
+        if !self.has(directory, target) {
+            return Ok(false);
+        }
+        let (parent, name) = self.place(path)?.ok_or(Refusal("the root must be a directory"))?;
+        self.unlink(parent, name);
+        self.devices.insert((parent, name.to_owned()));
+        let is_left = self.devices.contains(&(directory, target.to_owned()));
+        match is_left && self.below(ROOT).any(|node| node == directory) {
+            true => Ok(true),
+            false => Err(Refusal("the target of a hard link is removed with the link's name")),
+        }
+    }
+
+    /// Returns whether a directory has a file or a device of this name.
+    fn has(&self, directory: usize, name: &str) -> bool {
+        self.child(directory, name).is_some() || self.devices.contains(&(directory, name.into()))
     }
 
     /// Returns the parent directory and the name of an entry, or `None` for the root. Missing
@@ -414,6 +456,7 @@ impl Model {
     /// Removes a name. The node stays, because it can have other names.
     fn unlink(&mut self, parent: usize, name: &str) {
         self.children(parent).remove(name);
+        self.devices.remove(&(parent, name.to_owned()));
     }
 
     /// Returns a name in a directory, or `None` if it is missing or the node is not a directory.

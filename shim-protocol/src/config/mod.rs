@@ -28,7 +28,7 @@ pub use lifecycle::{
 };
 pub use machine::{ConsoleConfig, DiskPlace, MountConfig, ResourcesConfig, Rlimit, RlimitName};
 pub use network::{Egress, NetworkConfig, NetworkMode, Protocol, PublishConfig};
-pub use workload::{ImageConfig, ProcessConfig};
+pub use workload::{ImageConfig, ImageLimits, ProcessConfig};
 
 /// Version of the config format, the only value of `schema_version` that this version accepts.
 pub const SCHEMA_VERSION: u32 = 1;

@@ -22,6 +22,46 @@ pub struct ImageConfig {
     /// this host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub platform: Option<String>,
+    /// Limits of each layer.
+    #[serde(default)]
+    pub limits: ImageLimits,
+}
+
+/// Limits of each layer of an image. A layer that exceeds one is refused while it is read, and the
+/// event `error` names the limit. Layers that are in the cache already are not checked again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, default)]
+pub struct ImageLimits {
+    /// Size of the uncompressed archive and of the holes of its sparse files in MiB: 1 to 16777216.
+    /// Default: 65536. The limit bounds the time to decompress and hash a layer.
+    pub unpacked_mib: u32,
+    /// Number of entries in the archive: 1 to 4294967295. Default: 5000000. Each file takes an
+    /// inode.
+    pub entries: u32,
+    /// Uncompressed bytes for each compressed byte, above the first GiB: 1 to 4294967295. Default:
+    /// 200. Blocks of zeros in files do not count, because they become holes, which take no disk
+    /// space.
+    pub ratio: u32,
+    /// Memory in MiB for the names that are kept until the end of a layer, of directories and
+    /// whiteouts: 1 to 4096. Default: 64.
+    pub names_mib: u32,
+    /// Size of the window of a zstd layer in MiB, rounded up to a power of two: 1 to 2048. Default:
+    /// 128, as for the tool `zstd`. Up to four layers are unpacked at once, and each keeps its
+    /// window in memory.
+    pub zstd_window_mib: u32,
+}
+
+impl Default for ImageLimits {
+    fn default() -> Self {
+        Self {
+            unpacked_mib: 64 * 1024,
+            entries: 5_000_000,
+            ratio: 200,
+            names_mib: 64,
+            zstd_window_mib: 128,
+        }
+    }
 }
 
 /// The workload. The image's config provides the values that are absent here.

@@ -1,7 +1,6 @@
 //! Generated images. Each is small and tests one property.
 //!
-//! Most images have an entry for the root in their first layer. Otherwise some tools would give the
-//! root the time of the test.
+//! Most images have an entry for the root in their first layer, as most real ones do.
 
 #![expect(clippy::too_many_lines, reason = "each test is a table of images")]
 

@@ -21,9 +21,34 @@ fn all_spellings_of_a_name_are_accepted() {
     let gnu = |kind, name: &str| {
         root().entry(kind, "././@LongLink", 0o644, &[name.as_bytes(), b"\0"].concat())
     };
+    // Go before 1.8 wrote the prefix of a long name into a GNU header, which has no such field.
+    let prefixed = |magic: &[u8; 8], prefix: &[u8]| {
+        let mut header = header(EntryType::Regular, "f", 0o644);
+        header.as_mut_bytes()[257..265].copy_from_slice(magic);
+        header.as_mut_bytes()[345..345 + prefix.len()].copy_from_slice(prefix);
+        header
+    };
+    let times = b"14000000000\x0014000000000\0";
     check(
         "name",
         &[
+            Case::of(
+                "prefix-in-a-gnu-header",
+                vec![root().dir("d").append(prefixed(b"ustar  \0", b"d"), "", b"1").into()],
+            ),
+            Case::of(
+                "times-in-a-gnu-header",
+                vec![root().append(prefixed(b"ustar  \0", times), "", b"1").into()],
+            ),
+            Case::of(
+                "binary-prefix-in-a-gnu-header",
+                vec![root().append(prefixed(b"ustar  \0", b"d\xff"), "", b"1").into()],
+            ),
+            Case::of(
+                "prefix-in-a-ustar-header-without-version",
+                vec![root().dir("d").append(prefixed(b"ustar\0\0\0", b"d"), "", b"1").into()],
+            ),
+            Case::of("zeros", vec![root().file("z", &"\0".repeat(10_000)).into()]),
             Case::of("absolute", vec![root().dir("/d").file("/d/f", "1").into()]),
             Case::of(
                 "dotted",

@@ -34,20 +34,14 @@ fn symlinks_of_the_same_layer_are_followed_in_the_tree() {
                 vec![root().dir("d").symlink("s", "d").symlink("t", "s").file("t/f", "1").into()],
             ),
             Case::of("dangling", vec![root().symlink("s", "gone").file("s/f", "1").into()])
-                .umoci(Differs(&[("/", "mtime now"), ("gone", "mtime now")]))
-                .overlayfs(Differs(&[("gone", "mtime now")]))
-                .with(&[("/", "dir 755 11:22 1700000000")]),
+                .umoci(Differs(&[("gone", "mtime now")]))
+                .overlayfs(Differs(&[("gone", "mtime now")])),
             Case::of(
                 "dangling-absolute",
                 vec![root().symlink("s", "/gone/deep").file("s/f", "1").into()],
             )
-            .umoci(Differs(&[
-                ("/", "mtime now"),
-                ("gone", "mtime now"),
-                ("gone/deep", "mtime now"),
-            ]))
-            .overlayfs(Differs(&[("gone", "mtime now"), ("gone/deep", "mtime now")]))
-            .with(&[("/", "dir 755 11:22 1700000000")]),
+            .umoci(Differs(&[("gone", "mtime now"), ("gone/deep", "mtime now")]))
+            .overlayfs(Differs(&[("gone", "mtime now"), ("gone/deep", "mtime now")])),
             Case::of(
                 "loop",
                 vec![root().symlink("s", "t").symlink("t", "s").file("s/f", "1").into()],
@@ -95,14 +89,13 @@ fn symlinks_of_lower_layers_are_followed_in_the_tree() {
                 ])),
             Case::of("lower-dangling", vec![lower("gone"), Tar::new().file("s/n", "2").into()])
                 .because(LINK_UNSEEN)
-                .umoci(Differs(&[("/", "mtime now"), ("gone", "mtime now")]))
+                .umoci(Differs(&[("gone", "mtime now")]))
                 .overlayfs(Differs(&[
                     ("gone", "absent"),
                     ("gone/n", "absent"),
                     ("s", "kind dir, mode 755, owner 0:0, mtime now, content "),
                     ("s/n", "file"),
-                ]))
-                .with(&[("/", "dir 755 11:22 1700000000")]),
+                ])),
             Case::of(
                 "lower-with-dirs",
                 vec![base().into(), Tar::new().dir("link/d").file("link/d/n", "2").into()],
@@ -146,9 +139,8 @@ fn symlinks_of_lower_layers_are_followed_in_the_tree() {
                 vec![base().into(), Tar::new().file(".wh.link", "").file("link/n", "2").into()],
             )
             .because(NODE_IN_THE_WAY)
-            .umoci(Differs(&[("/", "mtime now"), ("link", "mtime now")]))
-            .overlayfs(Refuses("not a directory"))
-            .with(&[("/", "dir 755 11:22 1700000000")]),
+            .umoci(Differs(&[("link", "mtime now")]))
+            .overlayfs(Refuses("not a directory")),
             Case::of("lower-loop", vec![lower("s"), Tar::new().file("s/n", "2").into()])
                 .umoci(Refuses("too many levels of symbolic links"))
                 .containerd(Refuses("too many links"))
@@ -187,9 +179,8 @@ fn directories_without_an_entry_have_the_metadata_of_lower_layers() {
             )
             .overlayfs(Differs(&[("private", "mtime now"), ("private/deep", "mtime now")])),
             Case::of("new", vec![root().file("d/e/f", "1").into()])
-                .umoci(Differs(&[("/", "mtime now"), ("d", "mtime now"), ("d/e", "mtime now")]))
-                .overlayfs(Differs(&[("d", "mtime now"), ("d/e", "mtime now")]))
-                .with(&[("/", "dir 755 11:22 1700000000")]),
+                .umoci(Differs(&[("d", "mtime now"), ("d/e", "mtime now")]))
+                .overlayfs(Differs(&[("d", "mtime now"), ("d/e", "mtime now")])),
             Case::of(
                 "described-later",
                 vec![
@@ -198,18 +189,14 @@ fn directories_without_an_entry_have_the_metadata_of_lower_layers() {
                         .append(owned(EntryType::Directory, "d", 0o700, 7), "", b"")
                         .into(),
                 ],
-            )
-            .umoci(Differs(&[("/", "mtime now")]))
-            .with(&[("/", "dir 755 11:22 1700000000")]),
+            ),
             Case::of(
                 "described-by-an-upper-layer",
                 vec![
                     root().file("d/f", "1").into(),
                     Tar::new().append(owned(EntryType::Directory, "d", 0o700, 7), "", b"").into(),
                 ],
-            )
-            .umoci(Differs(&[("/", "mtime now")]))
-            .with(&[("/", "dir 755 11:22 1700000000")]),
+            ),
             Case::of("below-a-file", vec![root().file("f", "1").file("f/g", "1").into()])
                 .umoci(Refuses("not a directory"))
                 .containerd(Refuses("not a directory"))

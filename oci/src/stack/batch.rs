@@ -14,8 +14,8 @@ use crate::layout::Layout;
 use crate::unpack::progress::{OnProgress, Progress};
 
 /// Largest number of layers that are unpacked at once. Each layer has three threads, so more layers
-/// would not be faster. Each costs 3 MiB of memory, and up to 128 MiB for the window of a zstd
-/// decoder.
+/// would not be faster. Each costs 3 MiB of memory, and the window of its decoder if it is a zstd
+/// layer (`Limits::zstd_window_bytes`).
 const LAYERS_AT_ONCE: usize = 4;
 
 /// Receives the progress of a layer, given by its index. `Break` ends the work on all layers.

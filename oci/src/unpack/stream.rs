@@ -64,12 +64,6 @@ impl Shared {
     }
 }
 
-impl Default for Shared {
-    fn default() -> Self {
-        Self::new(&Limits::default())
-    }
-}
-
 /// The uncompressed bytes of a layer, on the thread that writes the files.
 pub(super) struct LayerStream<'a> {
     chunks: Receiver<io::Result<Chunk>>,

@@ -106,7 +106,7 @@ pub(crate) enum RootError {
     /// `mount(2)` failed.
     #[error("cannot mount {what}: {advice}")]
     Mount {
-        /// The file system, with its disk if it has one.
+        /// The file system, with its disks if it has any.
         what: String,
         /// The likely cause, and what helps.
         advice: &'static str,
@@ -124,7 +124,7 @@ pub(crate) enum RootError {
     /// The directories for the writes cannot be created.
     #[error("cannot prepare {what} for the writes of the box; it may be full or damaged")]
     Upper {
-        /// The file system, with its disk if it has one.
+        /// The file system, with its disks if it has any.
         what: String,
         /// Error of the kernel.
         source: io::Error,
@@ -243,8 +243,8 @@ impl Part {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct MountStep {
     part: Part,
-    /// Name of the disk, for the parts that have one.
-    disk: Option<String>,
+    /// Names of the disks that it is on. A file system that is no overlay has at most one.
+    disks: Vec<String>,
     /// Options of the file system.
     data: String,
 }
@@ -283,23 +283,27 @@ fn plan(root: &Root) -> Result<Vec<Step>, RootError> {
     let Some(root::Kind::Block(block)) = &root.kind else { return Err(RootError::NoKind) };
     let lower = device(&block.lower_device)?;
     let upper = upper_mount(block)?;
-    if upper.disk.as_ref() == Some(&lower) {
+    if upper.disks.contains(&lower) {
         return Err(RootError::SameDevice { device: lower });
     }
-    let simple =
-        |part, data: &str| Step::Mount(MountStep { part, disk: None, data: data.to_owned() });
+    let both = [vec![lower.clone()], upper.disks.clone()].concat();
+    let simple = |part, data: &str| {
+        Step::Mount(MountStep { part, disks: Vec::new(), data: data.to_owned() })
+    };
     let mut steps = vec![simple(Part::Stage, "mode=700"), simple(Part::Nodes, "")];
     if block.read_ahead_kib > 0 {
         steps.push(simple(Part::Settings, ""));
         // Before the mount: a file takes the readahead of its disk when it is opened.
         steps.push(Step::SetReadAhead { disk: lower.clone(), kib: block.read_ahead_kib });
     }
-    let lower = MountStep { part: Part::Lower, disk: Some(lower), data: String::new() };
+    let lower = MountStep { part: Part::Lower, disks: vec![lower], data: String::new() };
+    let data = overlay_data(block.volatile);
+    let overlay = MountStep { part: Part::Overlay, disks: both, data };
     steps.extend([
         Step::Mount(lower),
         Step::Mount(upper.clone()),
         Step::PrepareUpper { mount: upper },
-        simple(Part::Overlay, &overlay_data(block.volatile)),
+        Step::Mount(overlay),
         Step::Enter,
     ]);
     Ok(steps)
@@ -324,7 +328,7 @@ fn upper_mount(block: &BlockRoot) -> Result<MountStep, RootError> {
             if block.volatile {
                 data.push_str(",noauto_da_alloc");
             }
-            Ok(MountStep { part: Part::UpperDisk, disk: Some(device(name)?), data })
+            Ok(MountStep { part: Part::UpperDisk, disks: vec![device(name)?], data })
         }
         block_root::Upper::UpperInMemoryMib(mib) => {
             let mut data = "mode=700".to_owned();
@@ -332,7 +336,7 @@ fn upper_mount(block: &BlockRoot) -> Result<MountStep, RootError> {
             if *mib > 0 {
                 data.push_str(&format!(",size={mib}m"));
             }
-            Ok(MountStep { part: Part::UpperMemory, disk: None, data })
+            Ok(MountStep { part: Part::UpperMemory, disks: Vec::new(), data })
         }
     }
 }
@@ -358,9 +362,10 @@ impl MountStep {
                 .map_err(|source| RootError::MakeTarget { path: target.to_path_buf(), source })?;
         }
         let kind = self.part.kind();
-        let source = match &self.disk {
-            Some(disk) => Path::new(NODES).join(disk),
-            None => PathBuf::from(kind),
+        let source = match (self.part, self.disks.first()) {
+            (Part::Lower | Part::UpperDisk, Some(disk)) => Path::new(NODES).join(disk),
+            // The kernel uses no source, and shows this one in `/proc/self/mountinfo`.
+            _ => PathBuf::from(kind),
         };
         let (flags, data) = (self.part.flags(), self.data.as_str());
         mount(Some(&source), target, Some(kind), flags, Some(data)).map_err(|source| {
@@ -368,12 +373,12 @@ impl MountStep {
         })
     }
 
-    /// Returns the file system and its disk as text for an error.
+    /// Returns the file system and its disks as text for an error.
     fn what(&self) -> String {
         let kind = self.part.kind();
-        match &self.disk {
-            Some(disk) => format!("{kind} of disk `{disk}`"),
-            None => kind.to_owned(),
+        match self.disks.as_slice() {
+            [] => kind.to_owned(),
+            disks => format!("{kind} of disk `{}`", disks.join("` and `")),
         }
     }
 }

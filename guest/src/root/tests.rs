@@ -37,8 +37,8 @@ fn lines(steps: &[Step]) -> Vec<String> {
     steps
         .iter()
         .map(|step| match step {
-            Step::Mount(MountStep { part, disk, data }) => {
-                let disk = disk.as_deref().unwrap_or("-");
+            Step::Mount(MountStep { part, disks, data }) => {
+                let disk = if disks.is_empty() { "-" } else { &disks.join("+") };
                 format!("{} {} {disk} {data}", part.kind(), part.target()).trim_end().to_owned()
             }
             Step::SetReadAhead { disk, kib } => format!("readahead {disk} {kib}"),
@@ -61,7 +61,7 @@ fn a_root_of_two_disks_is_planned_with_the_readahead_before_the_image() {
             "erofs /dev/lower vda",
             "ext4 /dev/upper vdb discard,noinit_itable,errors=remount-ro",
             "prepare ext4 of disk `vdb`",
-            "overlay /dev/root - lowerdir=/dev/lower,upperdir=/dev/upper/upper,\
+            "overlay /dev/root vda+vdb lowerdir=/dev/lower,upperdir=/dev/upper/upper,\
              workdir=/dev/upper/work,redirect_dir=on,index=on,metacopy=on,xino=on",
             "enter",
         ]
@@ -519,7 +519,9 @@ fn a_disk_that_was_volatile_or_had_another_image_is_refused_with_what_helps() {
     in_guest(|| drop(enter(&block(disks.root())).unwrap()));
     let other = image(disks.directory.path(), "other");
     let text = refusal(root(&other.name, disk(&disks.upper.name)));
-    assert!(text.starts_with("cannot mount overlay: "), "{text}");
+    let (other, upper) = (&other.name, &disks.upper.name);
+    let start = format!("cannot mount overlay of disk `{other}` and `{upper}`: the disk for ");
+    assert!(text.starts_with(&start), "{text}");
     assert!(text.contains("was used with another image; ") && text.contains("ESTALE"), "{text}");
     in_guest(|| {
         drop(enter(&block(BlockRoot { volatile: true, ..disks.root() })).unwrap());

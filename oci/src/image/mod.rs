@@ -18,6 +18,8 @@ pub(crate) mod documents;
 pub(crate) mod healthcheck;
 pub(crate) mod platform;
 
+use oci_spec::image::MediaType;
+
 use self::config::{ImageConfig, ImageConfigError};
 use self::digest::{Digest, DigestError};
 use self::documents::{Configuration, Descriptor, Manifest};
@@ -107,19 +109,24 @@ impl Compression {
     /// Returns the compression of a layer's media type. Types of layers that registries must not
     /// distribute (`nondistributable`, `foreign`) have the same format as the others.
     fn of_media_type(media_type: &str) -> Result<Self, ImageError> {
+        match MediaType::from(media_type) {
+            MediaType::ImageLayer | MediaType::ImageLayerNonDistributable => Ok(Self::None),
+            MediaType::ImageLayerGzip | MediaType::ImageLayerNonDistributableGzip => Ok(Self::Gzip),
+            MediaType::ImageLayerZstd | MediaType::ImageLayerNonDistributableZstd => Ok(Self::Zstd),
+            _ => Self::of_docker_media_type(media_type),
+        }
+    }
+
+    /// Returns the compression of Docker's media types of layers (Docker image manifest version 2,
+    /// schema 2).
+    fn of_docker_media_type(media_type: &str) -> Result<Self, ImageError> {
         let found = media_type.to_owned();
         match media_type {
-            "application/vnd.oci.image.layer.v1.tar"
-            | "application/vnd.oci.image.layer.nondistributable.v1.tar"
-            | "application/vnd.docker.image.rootfs.diff.tar"
+            "application/vnd.docker.image.rootfs.diff.tar"
             | "application/vnd.docker.image.rootfs.foreign.diff.tar" => Ok(Self::None),
-            "application/vnd.oci.image.layer.v1.tar+gzip"
-            | "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip"
-            | "application/vnd.docker.image.rootfs.diff.tar.gzip"
+            "application/vnd.docker.image.rootfs.diff.tar.gzip"
             | "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip" => Ok(Self::Gzip),
-            "application/vnd.oci.image.layer.v1.tar+zstd"
-            | "application/vnd.oci.image.layer.nondistributable.v1.tar+zstd"
-            | "application/vnd.docker.image.rootfs.diff.tar.zstd" => Ok(Self::Zstd),
+            "application/vnd.docker.image.rootfs.diff.tar.zstd" => Ok(Self::Zstd),
             _ => Err(ImageError::LayerNotSupported { found }),
         }
     }

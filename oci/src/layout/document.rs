@@ -12,6 +12,7 @@ use a3s_box_sys::HostError;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
 use nix::sys::stat::Mode;
+use oci_spec::image::MediaType;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -23,14 +24,6 @@ use crate::image::documents::{Configuration, Descriptor, Fields, Index, Manifest
 /// Upper bound on the size of a JSON document. The distribution specification requires registries
 /// to accept manifests of 4 MiB, so a larger document cannot be moved between registries.
 const DOCUMENT_LIMIT_BYTES: u64 = 4 << 20;
-
-// Media types (OCI image specification, media-types.md; Docker image manifest version 2, schema 2).
-const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
-const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
-const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
-const DOCKER_INDEX: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
-const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
-const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
 
 /// A document that cannot be read, or that does not match its descriptor.
 #[derive(Debug, thiserror::Error)]
@@ -127,9 +120,9 @@ impl DescriptorKind {
     /// Classifies a descriptor by its media type. An unknown type is no error, because the image
     /// specification requires implementations to ignore unknown types in an index.
     pub(super) fn of(descriptor: &Descriptor) -> Self {
-        match descriptor.media_type.as_str() {
-            OCI_INDEX | DOCKER_INDEX => Self::Index,
-            OCI_MANIFEST | DOCKER_MANIFEST => Self::Manifest,
+        match media_type(&descriptor.media_type) {
+            MediaType::ImageIndex => Self::Index,
+            MediaType::ImageManifest => Self::Manifest,
             _ => Self::Other,
         }
     }
@@ -166,7 +159,7 @@ impl DocumentReader {
     pub(super) fn top_index(&self) -> Result<(String, Index), DocumentError> {
         let document = "index `index.json`".to_owned();
         let bytes = self.read_file("index.json")?;
-        check_type(&document, &bytes, OCI_INDEX)?;
+        check_type(&document, &bytes, MediaType::ImageIndex.as_ref())?;
         let Fields(index) = parse(&document, &bytes)?;
         Ok((document, index))
     }
@@ -193,7 +186,7 @@ impl DocumentReader {
         if !is_image_configuration(&descriptor.media_type) {
             let document = format!("image configuration `{}`", Shown(&descriptor.digest));
             let found = descriptor.media_type.clone();
-            let expected = OCI_CONFIG.to_owned();
+            let expected = MediaType::ImageConfig.to_string();
             return Err(DocumentError::DocumentType { document, expected, found });
         }
         let (document, bytes) = self.read_document("image configuration", descriptor)?;
@@ -273,8 +266,19 @@ pub(super) fn digest_of(descriptor: &Descriptor) -> Result<Digest, DocumentError
 
 /// Returns whether a media type is the one of an image configuration. Other artifacts have a
 /// descriptor of another type in the same field of their manifest.
-pub(super) fn is_image_configuration(media_type: &str) -> bool {
-    matches!(media_type, OCI_CONFIG | DOCKER_CONFIG)
+pub(super) fn is_image_configuration(text: &str) -> bool {
+    media_type(text) == MediaType::ImageConfig
+}
+
+/// Returns the media type of a document. Docker's name of a type counts as OCI's name of it (Docker
+/// image manifest version 2, schema 2).
+fn media_type(text: &str) -> MediaType {
+    match text {
+        "application/vnd.docker.distribution.manifest.list.v2+json" => MediaType::ImageIndex,
+        "application/vnd.docker.distribution.manifest.v2+json" => MediaType::ImageManifest,
+        "application/vnd.docker.container.image.v1+json" => MediaType::ImageConfig,
+        _ => MediaType::from(text),
+    }
 }
 
 /// Parses an entry of the index `document`, whose position is `position`. Null is an empty
@@ -313,10 +317,10 @@ fn check_type(document: &str, bytes: &[u8], expected: &str) -> Result<(), Docume
         let (document, found) = (document.to_owned(), version.to_string());
         return Err(DocumentError::SchemaVersion { document, found });
     }
-    let is_index = matches!(expected, OCI_INDEX | DOCKER_INDEX);
+    let is_index = media_type(expected) == MediaType::ImageIndex;
     // Both kinds of index have the same fields, and `index.json` has no descriptor with its type.
     let is_expected = |declared: &&str| {
-        *declared == expected || (is_index && matches!(*declared, OCI_INDEX | DOCKER_INDEX))
+        *declared == expected || (is_index && media_type(declared) == MediaType::ImageIndex)
     };
     // The field is optional. Some tools write an empty text instead of leaving it out.
     let mut declared =

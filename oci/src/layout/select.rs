@@ -10,6 +10,7 @@
 
 use std::collections::HashSet;
 
+use oci_spec::image::ANNOTATION_REF_NAME;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
@@ -28,10 +29,8 @@ const INDEX_DEPTH: usize = 8;
 /// about thirty entries, and the layout of a mirror has hundreds.
 const INDEX_ENTRIES: usize = 4096;
 
-/// Annotation that contains the name of an entry of `index.json`.
-const REF_NAME: &str = "org.opencontainers.image.ref.name";
-
-/// The same by containerd, which puts the full name here and only the tag there.
+/// Annotation by containerd with the full name of an entry of `index.json`. containerd puts only the
+/// tag into the image specification's annotation, [`ANNOTATION_REF_NAME`].
 const CONTAINERD_NAME: &str = "io.containerd.image.name";
 
 /// Annotation on the manifests of attestations, which describe an image.
@@ -291,7 +290,7 @@ fn entries_of(document: &str, index: &Index) -> impl Iterator<Item = (Entry, Vec
 /// Returns the names of an entry of `index.json`.
 fn annotated_names(descriptor: &Descriptor) -> Vec<String> {
     let annotation = |key| descriptor.annotations.get(key).cloned();
-    [REF_NAME, CONTAINERD_NAME]
+    [ANNOTATION_REF_NAME, CONTAINERD_NAME]
         .into_iter()
         .filter_map(annotation)
         .filter(|name| !name.is_empty())
@@ -303,7 +302,7 @@ fn annotated_names(descriptor: &Descriptor) -> Vec<String> {
 fn names_of_malformed(entry: &RawValue) -> Vec<String> {
     let entry: Value = serde_json::from_str(entry.get()).unwrap_or_default();
     let annotations = &entry["annotations"];
-    [&annotations[REF_NAME], &annotations[CONTAINERD_NAME], &entry["digest"]]
+    [&annotations[ANNOTATION_REF_NAME], &annotations[CONTAINERD_NAME], &entry["digest"]]
         .into_iter()
         .filter_map(Value::as_str)
         .filter(|name| !name.is_empty())

@@ -57,7 +57,8 @@
 //! # Cost
 //!
 //! A regular file takes about 130 bytes of memory with its name, see [`tree`]. Writing takes 16
-//! bytes more for each inode of the tree.
+//! bytes more for each inode of the tree. The image of 45,000 inodes with 50 different times has 5.8
+//! MB. Writing it takes about 20 ms, and reading it as long.
 
 mod format;
 mod read;

@@ -3,8 +3,8 @@
 //!
 //! A [`Tree`] is a file system in memory: inodes with their metadata, directories with their names,
 //! and regular files whose data are blocks of other files, the devices. [`write`](fn@write) makes
-//! its metadata image. [`Image`] reads one that nothing vouches for. The crate knows nothing of
-//! images of containers.
+//! its metadata image. [`Image`] reads one that is not trusted. Images of containers are no
+//! concern of this crate.
 //!
 //! # The disk
 //!

@@ -113,7 +113,7 @@ fn each_corruption_of_a_byte_is_an_error_or_another_tree() {
             Err(_) => errors += 1,
             Ok((tree, devices)) => {
                 trees += 1;
-                // What the reader accepts can be written, and is the same tree then.
+                // An accepted tree can be written, and is read as the same tree.
                 let again = image_of(&tree, &devices);
                 let (second, _) = read(&again).unwrap();
                 assert!(image_of(&second, &devices) == again, "byte {at}");

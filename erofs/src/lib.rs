@@ -9,7 +9,7 @@
 //! # The disk
 //!
 //! The data of files stay where they are. Only metadata are written. The image and the devices make
-//! one disk, which Linux 5.16 and later mount without options, because the device table maps each
+//! one disk, which Linux 6.4 and later mount without options, because the device table maps each
 //! device into the blocks behind the image.
 //!
 //! ```text

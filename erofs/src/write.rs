@@ -44,7 +44,7 @@ pub struct Summary {
 /// Writes the metadata image of the inodes that the root of `tree` reaches.
 ///
 /// Followed by the devices in their order, each padded to its blocks, the image is a disk that Linux
-/// 5.16 and later mount without options. The same tree and devices always make the same image.
+/// 6.4 and later mount without options. The same tree and devices always make the same image.
 ///
 /// # Errors
 ///

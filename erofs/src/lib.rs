@@ -3,13 +3,13 @@
 //!
 //! A [`Tree`] is a file system in memory: inodes with their metadata, directories with their names,
 //! and regular files whose data are blocks of other files, the devices. [`write`](fn@write) makes
-//! its metadata image. [`Image`] reads one that nothing vouches for. The crate knows nothing of
-//! images of containers.
+//! its metadata image. [`Image`] reads one that is not trusted. Images of containers are no
+//! concern of this crate.
 //!
 //! # The disk
 //!
 //! The data of files stay where they are. Only metadata are written. The image and the devices make
-//! one disk, which Linux 5.16 and later mount without options, because the device table maps each
+//! one disk, which Linux 6.4 and later mount without options, because the device table maps each
 //! device into the blocks behind the image.
 //!
 //! ```text
@@ -57,7 +57,8 @@
 //! # Cost
 //!
 //! A regular file takes about 130 bytes of memory with its name, see [`tree`]. Writing takes 16
-//! bytes more for each inode of the tree.
+//! bytes more for each inode of the tree. The image of 45,000 inodes with 50 different times has 5.8
+//! MB. Writing it takes about 20 ms, and reading it as long.
 
 mod format;
 mod read;

@@ -1,8 +1,9 @@
-//! Reads a metadata image that nothing vouches for.
+//! Reads an untrusted metadata image.
 //!
-//! The reader accepts what [`write`](crate::write()) makes, and hardly more. Each byte of the image
-//! belongs to one part, so the bytes of all parts together are at most those of the image. That
-//! bounds time and memory, however the parts of a hostile image refer to each other.
+//! The reader accepts the images of [`write`](crate::write()), and few others. In these, each byte
+//! belongs to one part. So the reader counts the bytes of all parts, and reports an error when they
+//! are more than those of the image. This bounds time and memory, however the parts of a hostile
+//! image refer to each other.
 
 mod data;
 mod directory;

@@ -22,7 +22,7 @@ const COMPAT_MTIME: u32 = 2;
 const INCOMPAT_CHUNKED_FILE: u32 = 4;
 const INCOMPAT_DEVICE_TABLE: u32 = 8;
 
-/// What the superblock says about this use of the format. All else is constant.
+/// The fields of the superblock that differ between images. All others are constant.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Superblock {
     /// The number of the root directory (`root_nid`).

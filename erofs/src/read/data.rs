@@ -1,4 +1,4 @@
-//! Reads what an inode contains: targets, device numbers, chunks, and the blocks of directories.
+//! Reads the content of an inode: targets, device numbers, chunks, and the blocks of directories.
 
 use crate::format::inode::{Kind, Layout, decode_device_number};
 use crate::format::{BLOCK, CHUNK_BITS_MASK, CHUNK_INDEX_BYTES, CHUNK_INDEXES, HOLE, field};

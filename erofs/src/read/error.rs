@@ -81,7 +81,7 @@ pub enum ReadError {
     Tree {
         /// The number of the inode, or of the directory of the name.
         inode: u64,
-        /// What is wrong.
+        /// The cause.
         source: TreeError,
     },
 }

@@ -1,4 +1,4 @@
-//! The file of an image, and the bounds of what is read from it.
+//! The file of an image, and the bounds of reads from it.
 
 use std::fs::File;
 use std::io;

@@ -113,7 +113,7 @@ fn each_corruption_of_a_byte_is_an_error_or_another_tree() {
             Err(_) => errors += 1,
             Ok((tree, devices)) => {
                 trees += 1;
-                // What the reader accepts can be written, and is the same tree then.
+                // An accepted tree can be written, and is read as the same tree.
                 let again = image_of(&tree, &devices);
                 let (second, _) = read(&again).unwrap();
                 assert!(image_of(&second, &devices) == again, "byte {at}");
@@ -188,29 +188,45 @@ fn directories_that_make_a_circle_are_an_error() {
 
 #[test]
 fn parts_that_overlap_are_errors() {
-    // Each of a hundred directories claims the blocks of the same large one.
     let mut tree = Tree::new(Metadata::default()).unwrap();
-    let names: Vec<String> = (0..100).map(|number| format!("{number:03}")).collect();
-    for name in &names {
-        let id = tree.add(Metadata::default(), Content::Directory).unwrap();
-        tree.link(InodeId::ROOT, name.as_bytes(), id).unwrap();
-        for number in 0..40 {
-            let fifo = tree.add(Metadata::default(), Content::Fifo).unwrap();
-            tree.link(id, format!("{number:0200}").as_bytes(), fifo).unwrap();
-        }
+    for number in 0..200 {
+        let target = if number == 0 { vec![b'l'; 4090] } else { b"short".to_vec() };
+        let link = tree.add(Metadata::default(), Content::Symlink(target)).unwrap();
+        tree.link(InodeId::ROOT, format!("{number}").as_bytes(), link).unwrap();
     }
     let mut image = image_of(&tree, &[]);
-    let size = (image.len() - BLOCK).to_le_bytes();
-    let mut directories = 0;
-    for slot in (BLOCK..image.len()).step_by(32) {
-        // Compact, inline, a directory.
-        if image[slot..].starts_with(&[4, 0, 0, 0, 0, 0x40]) {
-            image[slot + 8..slot + 12].copy_from_slice(&size[..4]);
-            image[slot + 16..slot + 20].copy_from_slice(&[1, 0, 0, 0]);
-            directories += 1;
+    let last = u32::try_from(image.len() / BLOCK - 1).unwrap();
+    let mut changed = 0;
+    for slot in (BLOCK..image.len() - BLOCK).step_by(32) {
+        // A compact and inline link with 5 bytes becomes one whose bytes are the last block.
+        if image[slot..].starts_with(&[4, 0, 0, 0, 0, 0xa0, 1, 0, 5]) {
+            image[slot] = 0;
+            image[slot + 8..slot + 12].copy_from_slice(&4090_u32.to_le_bytes());
+            image[slot + 16..slot + 20].copy_from_slice(&last.to_le_bytes());
+            changed += 1;
         }
     }
-    assert!(directories > 20, "{directories} directories");
+    assert_eq!(changed, 199);
     let error = read(&image).map(|_| ());
-    assert!(error.is_err(), "{error:?}");
+    assert!(matches!(error, Err(ReadError::Overlap)), "{error:?}");
+}
+
+#[test]
+fn shared_xattrs_of_many_sets_are_bounded() {
+    // 1,200 sets share one value of 60,000 bytes, which the image has once.
+    let mut tree = Tree::new(Metadata::default()).unwrap();
+    let value = vec![b'v'; 60_000];
+    for number in 0..1200_u32 {
+        let other = (b"user.other".to_vec(), number.to_le_bytes().to_vec());
+        let xattrs = vec![(b"user.long".to_vec(), value.clone()), other];
+        for name in [format!("{number}-a"), format!("{number}-b")] {
+            let metadata = Metadata { xattrs: xattrs.clone(), ..Metadata::default() };
+            let fifo = tree.add(metadata, Content::Fifo).unwrap();
+            tree.link(InodeId::ROOT, name.as_bytes(), fifo).unwrap();
+        }
+    }
+    let image = image_of(&tree, &[]);
+    assert!(image.len() < 500_000, "{} bytes", image.len());
+    let error = read(&image).map(|_| ());
+    assert!(matches!(error, Err(ReadError::TooManyXattrs)), "{error:?}");
 }

@@ -1,4 +1,4 @@
-//! What the kernel and fsck.erofs make of disks.
+//! Tests of disks by the kernel and by fsck.erofs.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};

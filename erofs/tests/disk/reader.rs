@@ -1,4 +1,4 @@
-//! What the reader of this crate makes of disks.
+//! Tests of disks by the reader of this crate.
 
 use std::collections::{BTreeMap, HashMap};
 

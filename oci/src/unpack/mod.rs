@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! unpacker     the pass: creates a file for each entry of the archive
+//! reader       reads the entries of a layer from its blob; enforces the limits
 //! stream       decompresses the blob on other threads; checks size, digest and diff ID
 //! gzip         gzip streams with several members
 //! path         checks and normalizes the names of entries
@@ -31,6 +32,7 @@ pub(crate) mod mapped;
 pub(crate) mod path;
 mod place;
 pub(crate) mod progress;
+pub(crate) mod reader;
 mod stream;
 mod tree;
 pub(crate) mod unpacker;

@@ -33,12 +33,13 @@ const MAX_README_LINES: usize = 130;
 const MAX_README_COLUMNS: usize = 120;
 
 /// Crates of the workspace that each crate may depend on, in every kind of dependency.
-const ALLOWED: [(&str, &[&str]); 9] = [
+const ALLOWED: [(&str, &[&str]); 10] = [
     (".", &["a3s-box-core", "a3s-box-krun", "a3s-box-oci", "a3s-box-proto", "a3s-box-sys"]),
     ("cli", &["a3s-box-core", "a3s-box-runtime"]),
+    ("erofs", &[]),
     ("guest", &["a3s-box-proto"]),
     ("krun", &["a3s-box-sys"]),
-    ("oci", &["a3s-box-sys"]),
+    ("oci", &["a3s-box-erofs", "a3s-box-sys"]),
     ("proto", &[]),
     ("runtime", &["a3s-box-core", "a3s-box-oci", "a3s-box-proto", "a3s-box-sys"]),
     ("sys", &[]),
@@ -50,9 +51,10 @@ const ALLOWED: [(&str, &[&str]); 9] = [
 const ALLOWED_IN_TESTS: [(&str, &str); 1] = [(".", "a3s-box-runtime")];
 
 /// Root files of all crates.
-const ROOTS: [&str; 9] = [
+const ROOTS: [&str; 10] = [
     "src/main.rs",
     "cli/src/main.rs",
+    "erofs/src/lib.rs",
     "guest/src/main.rs",
     "krun/src/lib.rs",
     "oci/src/lib.rs",
@@ -111,6 +113,7 @@ fn all_rust_files() -> Vec<PathBuf> {
         "benches",
         "shim-protocol",
         "proto",
+        "erofs",
         "oci",
         "krun",
         "guest",

@@ -36,4 +36,4 @@ pub(crate) mod reader;
 mod stream;
 mod tree;
 pub(crate) mod unpacker;
-mod whiteout;
+pub(crate) mod whiteout;

@@ -82,8 +82,7 @@ impl LayerReader<'_> {
     ///
     /// Callers must have read the body of the previous entry by [`Self::drain_body`].
     pub(crate) fn next_entry(&mut self) -> Result<Option<Entry>, LayerError> {
-        let Some(entry) =
-            self.archive.next_entry().map_err(|source| self.archive_error(source))?
+        let Some(entry) = self.archive.next_entry().map_err(|source| self.archive_error(source))?
         else {
             return Ok(None);
         };

@@ -3,11 +3,12 @@
 //! A [`Tree`] is a file system in memory: inodes with their metadata, directories with their names,
 //! and regular files whose data are blocks of other files, the devices.
 
+mod format;
 pub mod tree;
+mod write;
 
 pub use tree::{
-    Content, ContentRef, DataRange, FileData, InodeId, Metadata, Tree, TreeError, Xattr,
+    BLOCK_BYTES, Content, ContentRef, DataRange, FileData, InodeId, Metadata, Tree, TreeError,
+    Xattr,
 };
-
-/// Size of a block in bytes. It is the page size of the guest kernels, and the alignment of data.
-pub const BLOCK_BYTES: u64 = 4096;
+pub use write::{Device, Summary, WriteError, write};

@@ -9,34 +9,25 @@
 //!
 //! Sets of extended attributes are interned, because an image repeats few of them.
 
+mod arena;
 mod content;
 mod directory;
 mod error;
+mod id;
 mod metadata;
 
+use crate::tree::arena::push;
 use crate::tree::content::{Ranges, Stored};
 use crate::tree::directory::{Directory, Names};
-use crate::tree::metadata::{StoredMetadata, XattrSets};
+use crate::tree::metadata::StoredMetadata;
 
-pub use crate::tree::content::{Content, ContentRef, DataRange, FileData};
+pub use crate::tree::content::{BLOCK_BYTES, Content, ContentRef, DataRange, FileData};
 pub use crate::tree::error::TreeError;
+pub use crate::tree::id::InodeId;
+pub(crate) use crate::tree::metadata::{
+    ENTRY_HEADER_BYTES, IBODY_HEADER_BYTES, XattrSets, entry_bytes, join_name, split_name,
+};
 pub use crate::tree::metadata::{Metadata, Xattr};
-
-/// One inode of a [`Tree`].
-///
-/// An id belongs to the tree that returned it. A method panics if its id has no inode in its tree.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct InodeId(u32);
-
-impl InodeId {
-    /// The root directory of each tree.
-    pub const ROOT: Self = Self(0);
-
-    /// Returns the place of the inode in the arena.
-    pub(crate) fn index(self) -> usize {
-        self.0 as usize
-    }
-}
 
 /// An inode as the arena stores it.
 #[derive(Debug)]
@@ -83,7 +74,7 @@ impl Tree {
     ///
     /// EROFS cannot represent `metadata` or `content`, or the tree is full.
     pub fn add(&mut self, metadata: Metadata, content: Content) -> Result<InodeId, TreeError> {
-        let id = u32::try_from(self.inodes.len()).map_err(|_overflow| TreeError::Full)?;
+        let id = InodeId::at(self.inodes.len()).ok_or(TreeError::Full)?;
         content.check()?;
         let metadata = self.xattrs.store(metadata)?;
         let content = match content {
@@ -101,7 +92,7 @@ impl Tree {
             Content::BlockDevice { major, minor } => Stored::BlockDevice { major, minor },
         };
         push(&mut self.inodes, Inode { metadata, content });
-        Ok(InodeId(id))
+        Ok(id)
     }
 
     /// Returns the inode that `directory` links by `name`, if `directory` is a directory and has
@@ -253,24 +244,6 @@ impl Tree {
 /// Maximum length of a name in bytes: `NAME_MAX` of Linux, and `EROFS_NAME_LEN` of
 /// `fs/erofs/erofs_fs.h`.
 pub const MAX_NAME_BYTES: usize = 255;
-
-/// Appends to an arena, which grows by an eighth of its length.
-///
-/// `Vec` alone doubles its capacity, so that an arena would take twice its size in the worst case.
-fn push<T>(arena: &mut Vec<T>, item: T) {
-    reserve(arena, 1);
-    arena.push(item);
-}
-
-/// Makes room for `items` more in an arena.
-fn reserve<T>(arena: &mut Vec<T>, items: usize) {
-    if arena.capacity() - arena.len() < items {
-        arena.reserve_exact(items.max(arena.len() / 8).max(FIRST_ITEMS));
-    }
-}
-
-/// Number of items that an arena makes room for at first.
-const FIRST_ITEMS: usize = 64;
 
 #[cfg(test)]
 mod tests;

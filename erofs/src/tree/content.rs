@@ -1,8 +1,10 @@
 //! What an inode is, and the blocks of a file.
 
-use crate::BLOCK_BYTES;
+use crate::tree::arena::reserve;
 use crate::tree::error::TreeError;
-use crate::tree::reserve;
+
+/// Size of a block in bytes. It is the page size of the guest kernels, and the alignment of data.
+pub const BLOCK_BYTES: u64 = 4096;
 
 /// What an inode is.
 #[derive(Debug, Clone, PartialEq, Eq)]

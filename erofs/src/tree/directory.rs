@@ -5,8 +5,9 @@
 //! list would be as small, but a directory of a million names in random order would move terabytes.
 //! A `BTreeMap` would allocate each name.
 
+use crate::tree::arena::reserve;
 use crate::tree::error::TreeError;
-use crate::tree::{InodeId, reserve};
+use crate::tree::id::InodeId;
 
 /// Maximum number of entries of a run.
 const RUN_ENTRIES: usize = 256;

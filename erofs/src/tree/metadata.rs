@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use crate::tree::arena::push;
 use crate::tree::error::TreeError;
-use crate::tree::push;
 
 /// An extended attribute: its full name, such as `user.a`, and its value.
 pub type Xattr = (Vec<u8>, Vec<u8>);

@@ -96,8 +96,7 @@ impl BlockImage {
             facts.push(LayerFacts { opaque_root: is_opaque, ..found });
         }
         let tree = merge.into_tree();
-        let mut file =
-            create(directory, METADATA).map_err(host_error("make a metadata image"))?;
+        let mut file = create(directory, METADATA).map_err(host_error("make a metadata image"))?;
         let summary = a3s_box_erofs::write(&tree, &data.devices, &mut file)
             .inspect_err(|_error| discard(directory, METADATA))
             .map_err(BlockError::Write)?;
@@ -130,10 +129,8 @@ impl Data {
             return Ok(*number);
         }
         self.devices.push(Device { blocks });
-        self.parts.push(DiskPart {
-            name: layer_name(diff_id),
-            bytes: u64::from(blocks) * BLOCK_BYTES,
-        });
+        self.parts
+            .push(DiskPart { name: layer_name(diff_id), bytes: u64::from(blocks) * BLOCK_BYTES });
         // EROFS counts devices from 1, by 16 bits.
         let number = u16::try_from(self.devices.len());
         let number = number.map_err(|_overflow| BlockError::TooManyLayers { limit: u16::MAX })?;
@@ -188,8 +185,7 @@ impl Source<'_> {
         };
         let blob = layout.open_blob(layer.digest, layer.size_bytes);
         let blob = blob.map_err(|source| failed(source.into()))?;
-        let file =
-            create(directory, name).map_err(host_error("make the file of a layer"))?;
+        let file = create(directory, name).map_err(host_error("make the file of a layer"))?;
         let spool = format!("{name}.index");
         let make_spool = &mut || unnamed(directory, &spool);
         let written = layer_file::write(blob, layer, limits, file, make_spool, progress);

@@ -29,6 +29,7 @@ use std::io::{self, Read};
 
 use a3s_box_erofs::{BLOCK_BYTES, Metadata};
 
+use super::checksum::Checksum;
 use crate::unpack::path::{EntryPath, PATH_BYTES};
 use crate::unpack::whiteout::Meaning;
 
@@ -208,19 +209,19 @@ pub(crate) struct IndexReader<R> {
     /// Number of records that have been read.
     records: u64,
     /// Checksum of the bytes that have been read.
-    checksum: u32,
+    checksum: Checksum,
 }
 
 impl<R: Read> IndexReader<R> {
     /// Starts to read the index at the position of `source`.
     pub(crate) fn new(source: R, facts: IndexFacts) -> Self {
-        Self { source, facts, left: facts.bytes, records: 0, checksum: 0 }
+        Self { source, facts, left: facts.bytes, records: 0, checksum: Checksum::new() }
     }
 
     /// Reads the next record. Returns `None` at the end, after the checksum has been compared.
     pub(crate) fn next_record(&mut self) -> Result<Option<Record>, IndexError> {
         if self.records == self.facts.records {
-            return match (self.left, self.checksum, self.facts.checksum) {
+            return match (self.left, self.checksum.value(), self.facts.checksum) {
                 (0, found, expected) if found == expected => Ok(None),
                 (0, found, expected) => Err(IndexError::Checksum { expected, found }),
                 _ => Err(IndexError::Length),
@@ -334,7 +335,7 @@ impl<R: Read> IndexReader<R> {
     fn fill(&mut self, bytes: &mut [u8]) -> Result<(), IndexError> {
         self.left = self.left.checked_sub(bytes.len() as u64).ok_or(IndexError::Length)?;
         self.source.read_exact(bytes).map_err(IndexError::Read)?;
-        self.checksum = crc32c::crc32c_append(self.checksum, bytes);
+        self.checksum.update(bytes);
         Ok(())
     }
 

@@ -23,11 +23,13 @@
 //! trailer     the end of a layer file
 //! body        the blocks of a file's content
 //! index       the entries of a layer, as its file stores them
+//! checksum    CRC-32C
 //! spool       the index while the data are written
 //! ```
 
 mod alone;
 mod body;
+mod checksum;
 mod entries;
 pub(crate) mod error;
 pub(crate) mod image;

@@ -3,6 +3,8 @@
 use std::fs::File;
 use std::io::{self, Seek, Write};
 
+use super::checksum::Checksum;
+
 /// Bytes that are kept in memory. The index of a layer of 100,000 files has about 10 MB, and most
 /// layers have fewer files.
 const MEMORY_BYTES: usize = 8 << 20;
@@ -16,7 +18,7 @@ pub(super) struct Spool<'a> {
     memory: Vec<u8>,
     file: Option<File>,
     file_bytes: u64,
-    checksum: u32,
+    checksum: Checksum,
     limit_bytes: usize,
     make_file: &'a mut MakeFile<'a>,
 }
@@ -28,7 +30,7 @@ impl<'a> Spool<'a> {
             memory: Vec::new(),
             file: None,
             file_bytes: 0,
-            checksum: 0,
+            checksum: Checksum::new(),
             limit_bytes: MEMORY_BYTES,
             make_file,
         }
@@ -45,21 +47,21 @@ impl<'a> Spool<'a> {
             None => self.file.insert((self.make_file)()?),
         };
         file.write_all(&self.memory)?;
-        self.checksum = crc32c::crc32c_append(self.checksum, &self.memory);
+        self.checksum.update(&self.memory);
         self.file_bytes += self.memory.len() as u64;
         self.memory.clear();
         Ok(())
     }
 
     /// Writes all bytes to `output`, and returns their number and their CRC-32C.
-    pub(super) fn finish(self, output: &mut impl Write) -> io::Result<(u64, u32)> {
+    pub(super) fn finish(mut self, output: &mut impl Write) -> io::Result<(u64, u32)> {
         if let Some(mut file) = self.file {
             file.rewind()?;
             io::copy(&mut file, output)?;
         }
         output.write_all(&self.memory)?;
-        let checksum = crc32c::crc32c_append(self.checksum, &self.memory);
-        Ok((self.file_bytes + self.memory.len() as u64, checksum))
+        self.checksum.update(&self.memory);
+        Ok((self.file_bytes + self.memory.len() as u64, self.checksum.value()))
     }
 }
 
@@ -83,7 +85,7 @@ mod tests {
             let mut found = Vec::new();
             let facts = spool.finish(&mut found).unwrap();
             assert_eq!(found, expected);
-            assert_eq!(facts, (700, crc32c::crc32c(&expected)));
+            assert_eq!(facts, (700, Checksum::of(&expected)));
             assert_eq!(made, files);
         }
     }

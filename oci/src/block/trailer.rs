@@ -19,6 +19,7 @@
 
 use a3s_box_erofs::BLOCK_BYTES;
 
+use super::checksum::Checksum;
 use super::index::{IndexError, IndexFacts};
 use crate::unpack::facts::LayerFacts;
 
@@ -52,7 +53,7 @@ impl Trailer {
             out.extend(number.to_le_bytes());
         }
         out.extend(index.checksum.to_le_bytes());
-        out.extend(crc32c::crc32c(&out).to_le_bytes());
+        out.extend(Checksum::of(&out).to_le_bytes());
         out
     }
 
@@ -64,7 +65,7 @@ impl Trailer {
             return wrong("magic number");
         }
         rest = &rest[MAGIC.len()..];
-        if crc32c::crc32c(&bytes[..CHECKED_BYTES]).to_le_bytes() != bytes[CHECKED_BYTES..] {
+        if Checksum::of(&bytes[..CHECKED_BYTES]).to_le_bytes() != bytes[CHECKED_BYTES..] {
             return wrong("checksum");
         }
         if take_u32(&mut rest) != VERSION {
@@ -145,7 +146,7 @@ mod tests {
     fn trailer_of_another_version_is_refused() {
         let mut bytes = trailer().encode();
         bytes[8] = 2;
-        let checksum = crc32c::crc32c(&bytes[..CHECKED_BYTES]).to_le_bytes();
+        let checksum = Checksum::of(&bytes[..CHECKED_BYTES]).to_le_bytes();
         bytes[CHECKED_BYTES..].copy_from_slice(&checksum);
         let error = decode(&bytes, 3 * 4096 + 7 + 64).unwrap_err();
         assert!(matches!(error, IndexError::Trailer { field: "version" }), "{error:?}");

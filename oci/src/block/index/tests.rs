@@ -62,7 +62,7 @@ fn decode(bytes: &[u8], records: u64) -> Result<Vec<Record>, IndexError> {
 }
 
 fn facts(bytes: &[u8], records: u64) -> IndexFacts {
-    let checksum = crc32c::crc32c(bytes);
+    let checksum = Checksum::of(bytes);
     IndexFacts { bytes: bytes.len() as u64, records, checksum, data_blocks: 10 }
 }
 

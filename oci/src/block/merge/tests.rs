@@ -4,6 +4,7 @@ use std::io::Write;
 use a3s_box_erofs::{ContentRef, InodeId, Metadata, Tree};
 
 use super::*;
+use crate::block::checksum::Checksum;
 use crate::block::index::{BlockRange, IndexFacts, encode, encode_end, encode_range};
 use crate::block::trailer::Trailer;
 use crate::unpack::entry_error::EntryError;
@@ -65,7 +66,7 @@ fn layer_file(records: &[Record]) -> LayerFile {
     let index = IndexFacts {
         bytes: bytes.len() as u64,
         records: records.len() as u64,
-        checksum: crc32c::crc32c(&bytes),
+        checksum: Checksum::of(&bytes),
         data_blocks: BLOCKS,
     };
     let mut file = tempfile::tempfile().unwrap();

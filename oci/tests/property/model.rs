@@ -24,7 +24,7 @@
 //!   because overlayfs copies a lower file when an upper layer links to it.
 //! - Without an entry, the root has mode 0755, owner 0:0 and time 0.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::image::{Entry, Image, Kind, Metadata, join, split};
 
@@ -54,6 +54,21 @@ pub(crate) struct Tree {
     /// The inode of each path that is not a directory, and the group of its hard links. Links of
     /// one group always share the inode.
     pub(crate) links: BTreeMap<String, (u64, usize)>,
+}
+
+impl Tree {
+    /// Returns the number of inodes. A directory has one name only.
+    pub(crate) fn inodes(&self) -> usize {
+        let linked: BTreeSet<u64> = self.links.values().map(|(inode, _)| *inode).collect();
+        self.entries.len() - self.links.len() + linked.len()
+    }
+
+    /// Returns whether links of several layers share an inode.
+    pub(crate) fn has_links_across_layers(&self) -> bool {
+        let groups: BTreeSet<(u64, usize)> = self.links.values().copied().collect();
+        let inodes: BTreeSet<u64> = groups.iter().map(|(inode, _)| *inode).collect();
+        groups.len() > inodes.len()
+    }
 }
 
 /// The type of an inode, with its content.

@@ -23,6 +23,7 @@ mod archive;
 #[path = "../it/bench.rs"]
 mod bench;
 mod blocks;
+#[expect(dead_code, reason = "shared with the test binary `corpus`, which uses all of it")]
 mod disk;
 mod generator;
 mod image;
@@ -54,7 +55,7 @@ const CASES: u64 = 10_000;
 #[derive(Debug, Default)]
 struct Count {
     accepted: u64,
-    /// Accepted images with an inode that several layers have linked.
+    /// Accepted images with hard links of one inode that overlayfs can separate.
     linked_across_layers: u64,
     /// Images whose block root was mounted, or was refused.
     blocks_mounted: u64,

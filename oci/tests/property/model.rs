@@ -63,7 +63,8 @@ impl Tree {
         self.entries.len() - self.links.len() + linked.len()
     }
 
-    /// Returns whether links of several layers share an inode.
+    /// Returns whether an inode has links that overlayfs can separate, because several layers have
+    /// made them.
     pub(crate) fn has_links_across_layers(&self) -> bool {
         let groups: BTreeSet<(u64, usize)> = self.links.values().copied().collect();
         let inodes: BTreeSet<u64> = groups.iter().map(|(inode, _)| *inode).collect();

@@ -44,7 +44,8 @@ pub(crate) fn outcome(bench: &Bench) -> Outcome {
     match mount(bench, &target) {
         Ok(_stack) => {
             let tree = walk(&target);
-            umount2(&target, MntFlags::empty()).unwrap();
+            // A child process of another thread can have a copy of a directory's fd for a moment.
+            umount2(&target, MntFlags::MNT_DETACH).unwrap();
             tree.map_or_else(Outcome::Failed, Outcome::Tree)
         }
         Err(error) => error,

@@ -15,7 +15,7 @@ use super::index::BlockRange;
 pub(super) const BLOCK: usize = 4096;
 const _: () = assert!(BLOCK as u64 == BLOCK_BYTES, "the two sizes are the same number");
 
-/// Size of the writes. Measurements show no difference above 256 KiB.
+/// Size of the writes: large enough that system calls cost little.
 const WRITE_BYTES: usize = 1 << 20;
 
 static ZEROS: [u8; BLOCK] = [0; BLOCK];
@@ -222,7 +222,8 @@ mod tests {
 
     #[test]
     fn content_in_pieces_of_any_size_is_one_range_padded_by_zeros() {
-        let content: Vec<u8> = (0..3 * B + 100).map(|at| (at % 251) as u8 + 1).collect();
+        let content: Vec<u8> =
+            (0..3 * B + 100).map(|at| u8::try_from(at % 251).unwrap() + 1).collect();
         for size in [1, 7, B - 1, B, B + 1, 2 * B + 5, content.len()] {
             let pieces: Vec<(usize, &[u8])> = content
                 .chunks(size)

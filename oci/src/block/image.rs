@@ -14,7 +14,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::error::BlockError;
-use super::layer_file::{self, LayerFile};
+use super::layer_file::{self, LayerFile, Target};
 use super::merge::Merge;
 use super::root_tree::TreeLimits;
 use crate::image::Layer;
@@ -187,8 +187,8 @@ impl Source<'_> {
         let blob = blob.map_err(|source| failed(source.into()))?;
         let file = create(directory, name).map_err(host_error("make the file of a layer"))?;
         let spool = format!("{name}.index");
-        let make_spool = &mut || unnamed(directory, &spool);
-        let written = layer_file::write(blob, layer, limits, file, make_spool, progress);
+        let target = Target { file, make_file: &mut || unnamed(directory, &spool) };
+        let written = layer_file::write(blob, layer, limits, target, progress);
         if written.is_err() {
             discard(directory, name);
         }

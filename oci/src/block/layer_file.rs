@@ -53,9 +53,15 @@ const XATTR_VALUE_BYTES: usize = u16::MAX as usize;
 /// Size of the reads of an index.
 const READ_BYTES: usize = 256 << 10;
 
-/// Reads a layer from `blob`, writes its file to `file`, which is empty, and verifies the layer.
-///
-/// `make_file` makes an empty file for the index of a very large layer.
+/// The files that a layer is written to.
+pub(crate) struct Target<'a> {
+    /// The layer file, which is empty.
+    pub(crate) file: File,
+    /// Makes an empty file for the index of a very large layer.
+    pub(crate) make_file: &'a mut MakeFile<'a>,
+}
+
+/// Reads a layer from `blob`, writes its file to `target`, and verifies the layer.
 ///
 /// # Errors
 ///
@@ -66,14 +72,13 @@ pub(crate) fn write(
     blob: Blob,
     layer: &Layer,
     limits: &Limits,
-    file: File,
-    make_file: &mut MakeFile<'_>,
+    target: Target<'_>,
     progress: &mut OnProgress<'_>,
 ) -> Result<LayerFacts, LayerError> {
     let mut pass = Pass {
-        output: Output::new(file),
+        output: Output::new(target.file),
         body: Body::new(),
-        index: Spool::new(make_file),
+        index: Spool::new(target.make_file),
         records: 0,
         facts: LayerFacts::default(),
         remembered_bytes: 0,

@@ -93,7 +93,7 @@ fn read_whiteouts(file: &LayerFile) -> Result<Whiteouts, IndexError> {
     let mut whiteouts = Whiteouts::default();
     let mut index = file.index()?;
     while let Some(record) = index.next_record()? {
-        whiteouts.add(record);
+        whiteouts.add(&record);
     }
     Ok(whiteouts)
 }

@@ -223,8 +223,10 @@ impl RootTree {
         name: &[u8],
         missing: Missing,
     ) -> Result<bool, ApplyError> {
-        let mut pending = vec![Cow::Borrowed(name)];
-        while let Some(name) = pending.pop() {
+        // Most names are those of directories, and need no list.
+        let mut pending: Vec<Cow<'_, [u8]>> = Vec::new();
+        let mut next_name = Some(Cow::Borrowed(name));
+        while let Some(name) = next_name.take().or_else(|| pending.pop()) {
             self.steps += 1;
             if self.steps > self.limits.steps {
                 return Err(ApplyError::Limit { what: "steps", limit: self.limits.steps });

@@ -29,7 +29,7 @@ pub(super) struct Whiteouts {
 
 impl Whiteouts {
     /// Adds a record if it is a whiteout.
-    pub(super) fn add(&mut self, record: Record) {
+    pub(super) fn add(&mut self, record: &Record) {
         let paths = match record.change {
             Change::Whiteout => &mut self.hidden,
             Change::Opaque => &mut self.opaque,

@@ -12,9 +12,13 @@
 #[expect(dead_code, reason = "the test binary `corpus` uses the rest")]
 mod archive;
 mod bench;
+mod blocks;
 mod cache;
 mod choice;
 mod digests;
+#[expect(dead_code, reason = "the test binary `corpus` uses the rest")]
+#[path = "../property/disk.rs"]
+mod disk;
 mod hostile;
 mod overlay;
 mod resolve;

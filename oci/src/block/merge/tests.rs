@@ -210,6 +210,15 @@ fn whiteout_follows_a_lower_link_unless_its_layer_replaces_the_link() {
     assert_listing(&[&lower, &[whiteout("s/x")]], &followed);
     let replaced = [("", "dir 0"), ("/s", "dir 5"), ("/t", "dir 0"), ("/t/x", "file 1:0")];
     assert_listing(&[&lower, &[whiteout("s/x"), dir("s", 5)]], &replaced);
+    // A hard link that is made at the end of the layer replaces the link below too.
+    let late = [
+        ("", "dir 0"),
+        ("/f", "file 2:1"),
+        ("/s", "file 2:1"),
+        ("/t", "dir 0"),
+        ("/t/x", "file 1:0"),
+    ];
+    assert_listing(&[&lower, &[whiteout("s/x"), hard_link("s", "f"), file("f", 1)]], &late);
     // A parent without an entry follows the link, and so does the whiteout.
     let used = [("", "dir 0"), ("/s", "-> t"), ("/t", "dir 0"), ("/t/n", "file 2:1")];
     assert_listing(&[&lower, &[whiteout("s/x"), file("s/n", 1)]], &used);

@@ -22,6 +22,7 @@ use crate::tree::directory::{Directory, Names};
 use crate::tree::metadata::StoredMetadata;
 
 pub use crate::tree::content::{BLOCK_BYTES, Content, ContentRef, DataRange, FileData};
+pub(crate) use crate::tree::content::{MAX_FILE_BYTES, MAX_TARGET_BYTES};
 pub use crate::tree::error::TreeError;
 pub use crate::tree::id::InodeId;
 pub(crate) use crate::tree::metadata::{
@@ -210,6 +211,16 @@ impl Tree {
     #[must_use]
     pub fn is_directory(&self, inode: InodeId) -> bool {
         self.directory_number(inode).is_some()
+    }
+
+    /// Interns a set of extended attributes, and returns its number.
+    pub(crate) fn intern(&mut self, set: Vec<Xattr>) -> Result<u32, TreeError> {
+        self.xattrs.intern(set)
+    }
+
+    /// Gives an inode an interned set of extended attributes.
+    pub(crate) fn set_xattrs(&mut self, inode: InodeId, set: u32) {
+        self.inodes[inode.index()].metadata.xattrs = set;
     }
 
     /// Returns the metadata of an inode without its extended attributes, which

@@ -30,7 +30,7 @@ use crate::write::source::Source;
 pub use crate::write::error::WriteError;
 pub use crate::write::source::Device;
 
-/// What was written.
+/// Counts and sizes of a written image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Summary {
     /// The number of inodes that the root reaches.
@@ -41,10 +41,10 @@ pub struct Summary {
     pub disk_bytes: u64,
 }
 
-/// Writes the metadata image of what the root of `tree` reaches.
+/// Writes the metadata image of the inodes that the root of `tree` reaches.
 ///
 /// Followed by the devices in their order, each padded to its blocks, the image is a disk that Linux
-/// 5.16 and later mount without options. The same tree and devices always make the same image.
+/// 6.4 and later mount without options. The same tree and devices always make the same image.
 ///
 /// # Errors
 ///
@@ -162,3 +162,6 @@ impl<'a> Image<'a> {
 /// The place of the device table: slot 9, behind the superblock.
 const DEVICE_TABLE_SLOT: u16 = 9;
 const _: () = assert!(DEVICE_TABLE_START == 9 * DEVICE_SLOT_BYTES);
+
+#[cfg(test)]
+mod tests;

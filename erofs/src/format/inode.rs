@@ -71,7 +71,7 @@ impl Form {
     }
 }
 
-/// An inode without what follows it.
+/// An inode without its extended attributes and data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct DiskInode {
     pub(crate) kind: Kind,

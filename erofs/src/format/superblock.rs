@@ -22,7 +22,7 @@ const COMPAT_MTIME: u32 = 2;
 const INCOMPAT_CHUNKED_FILE: u32 = 4;
 const INCOMPAT_DEVICE_TABLE: u32 = 8;
 
-/// What the superblock says about this use of the format. All else is constant.
+/// The fields of the superblock that differ between images. All others are constant.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Superblock {
     /// The number of the root directory (`root_nid`).
@@ -136,8 +136,8 @@ pub(crate) fn seal(block: &mut [u8; BLOCK]) {
 /// itself (`erofs_superblock_csum_verify` of `fs/erofs/super.c`). The kernel does not invert the
 /// result, as the standard does.
 fn checksum(block: &[u8; BLOCK]) -> u32 {
-    let crc = Crc::<u32>::new(&CRC_32_ISCSI);
-    let mut digest = crc.digest();
+    static CRC: Crc<u32> = Crc::<u32>::new(&CRC_32_ISCSI);
+    let mut digest = CRC.digest();
     digest.update(&block[SUPERBLOCK_START..SUPERBLOCK_START + 4]);
     digest.update(&[0; 4]);
     digest.update(&block[SUPERBLOCK_START + 8..]);

@@ -1,4 +1,4 @@
-//! What an inode is, and the blocks of a file.
+//! The type and content of an inode, and the blocks of a file.
 
 use crate::tree::arena::reserve;
 use crate::tree::error::TreeError;
@@ -6,7 +6,7 @@ use crate::tree::error::TreeError;
 /// Size of a block in bytes. It is the page size of the guest kernels, and the alignment of data.
 pub const BLOCK_BYTES: u64 = 4096;
 
-/// What an inode is.
+/// The type of an inode, with its content.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Content {
     /// A directory without names.
@@ -40,8 +40,8 @@ pub enum Content {
 pub struct FileData {
     /// The size in bytes, at most 2⁶³ − 1.
     pub size_bytes: u64,
-    /// Where the data are, ascending by `file_block` and without overlap. What no range covers is
-    /// a hole.
+    /// Where the data are, ascending by `file_block` and without overlap. A block without a
+    /// range is a hole.
     ///
     /// A process that maps the file into its memory sees the last block as a whole, so the bytes
     /// between the end of the file and the end of the block must be zero on the device.
@@ -61,7 +61,7 @@ pub struct DataRange {
     pub blocks: u32,
 }
 
-/// What an inode of a tree is, borrowed from the tree.
+/// The type of an inode with its content, borrowed from the tree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ContentRef<'a> {
     /// A directory, whose names [`Tree::children`](crate::Tree::children) returns.
@@ -151,7 +151,7 @@ impl FileData {
     }
 }
 
-/// What an inode is, as the arena stores it.
+/// The type of an inode with its content, as the arena stores it.
 #[derive(Debug)]
 pub(super) enum Stored {
     /// The number of the directory.

@@ -135,7 +135,8 @@ impl XattrSets {
         self.sets.len()
     }
 
-    fn intern(&mut self, mut set: Vec<Xattr>) -> Result<u32, TreeError> {
+    /// Returns the number of a set, in any order.
+    pub(super) fn intern(&mut self, mut set: Vec<Xattr>) -> Result<u32, TreeError> {
         set.sort_unstable();
         if let Some(number) = self.numbers.get(&set[..]) {
             return Ok(*number);

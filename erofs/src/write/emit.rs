@@ -8,7 +8,7 @@ use crate::write::output::Output;
 use crate::write::place::Places;
 use crate::write::source::{Data, Source, kind};
 
-/// What is to be written, and where.
+/// The inodes to write, and their places.
 pub(super) struct Emitter<'a> {
     pub(super) source: &'a Source<'a>,
     pub(super) places: &'a Places,

@@ -46,7 +46,7 @@ impl<W: Write> Output<W> {
         self.pad_to(self.position.next_multiple_of(BLOCK as u64))
     }
 
-    /// Writes what is left in the buffer.
+    /// Writes the rest of the buffer.
     pub(super) fn finish(&mut self) -> io::Result<()> {
         self.inner.flush()
     }

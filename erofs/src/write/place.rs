@@ -12,7 +12,7 @@ const MAX_CHUNKS: u64 = 1 << 27;
 pub(super) struct Places {
     /// The number of each inode of the tree, 0 if it is not reachable.
     slots: Vec<u32>,
-    /// Bytes of the inodes with what follows them.
+    /// Bytes of the inodes with their extended attributes, chunks and inline bytes.
     pub(super) inode_bytes: u64,
     /// Blocks of directories and targets that are not behind their inodes.
     pub(super) stream_blocks: u64,
@@ -51,8 +51,8 @@ impl Places {
     }
 }
 
-/// Returns the first place from `position` on for an inode. What is inline may not cross the end of
-/// a block, so then the inode begins with the next block.
+/// Returns the first place from `position` on for an inode. Inline bytes may not cross the end
+/// of a block. If they would, the inode begins with the next block.
 fn align(position: u64, head_bytes: u64, stream: Option<Stream>) -> u64 {
     let start = position.next_multiple_of(SLOT_BYTES);
     let inline = stream.map_or(0, |stream| stream.inline_bytes);

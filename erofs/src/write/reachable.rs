@@ -1,4 +1,4 @@
-//! What the root reaches: the order of the inodes, link counts, and the commonest time.
+//! The inodes that the root reaches: their order, link counts, and commonest time.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;

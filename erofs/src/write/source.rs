@@ -1,4 +1,4 @@
-//! What is to be written: each inode of the tree as it will be on the disk.
+//! The source of the writer: each inode of the tree as it will be on the disk.
 
 use crate::format::inode::{DiskInode, Kind, Layout, encode_device_number};
 use crate::format::{BLOCK, CHUNK_INDEX_BYTES};

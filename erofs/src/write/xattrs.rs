@@ -35,20 +35,24 @@ impl<'a> Xattrs<'a> {
             let set = &mut uses[tree.stored_metadata(*id).xattrs as usize];
             *set = set.saturating_add(1);
         }
-        let mut xattrs = Self { sets, shared: Vec::new(), entries: Vec::new(), shared_bytes: 0 };
+        let shared = vec![Vec::new(); sets.len()];
+        let mut xattrs = Self { sets, shared, entries: Vec::new(), shared_bytes: 0 };
         let mut places: HashMap<&Xattr, u32> = HashMap::new();
-        for (number, uses) in (0..).zip(uses) {
-            let count = if uses > 1 { MAX_SHARED_XATTRS } else { 0 };
-            let mut shared = Vec::new();
-            for xattr in sets.get(number).iter().take(count) {
+        // In the order of the inodes, because the numbers of the sets depend on how the tree was
+        // made. Equal trees have equal images.
+        for id in &reachable.order {
+            let number = tree.stored_metadata(*id).xattrs;
+            if std::mem::take(&mut uses[number as usize]) < 2 {
+                continue;
+            }
+            for xattr in sets.get(number).iter().take(MAX_SHARED_XATTRS) {
                 let place = match places.get(xattr) {
                     Some(place) => *place,
                     None => xattrs.share(xattr)?,
                 };
                 places.insert(xattr, place);
-                shared.push(place);
+                xattrs.shared[number as usize].push(place);
             }
-            xattrs.shared.push(shared);
         }
         Ok(xattrs)
     }

@@ -1,4 +1,4 @@
-//! What the kernel and fsck.erofs make of disks.
+//! Tests of disks by the kernel and by fsck.erofs.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -21,9 +21,16 @@ fn add(tree: &mut Tree, name: &str, metadata: Metadata, content: Content) -> Ino
     id
 }
 
-fn file(size_bytes: u64, ranges: &[(u64, u16, u32, u32)]) -> Content {
-    let range =
-        |&(file_block, device, block, blocks)| DataRange { file_block, device, block, blocks };
+/// Block of the file, device, block of the device, number of blocks.
+type Range = (u64, u16, u32, u32);
+
+fn file(size_bytes: u64, ranges: &[Range]) -> Content {
+    let range = |&(file_block, device, block, blocks): &Range| DataRange {
+        file_block,
+        device,
+        block,
+        blocks,
+    };
     Content::File(FileData { size_bytes, ranges: ranges.iter().map(range).collect() })
 }
 
@@ -112,7 +119,7 @@ fn the_commonest_time_makes_inodes_compact() {
 #[test]
 fn sparse_files_mount() {
     let mut tree = tree();
-    let sparse: [(&str, u64, &[(u64, u16, u32, u32)]); 9] = [
+    let sparse: [(&str, u64, &[Range]); 9] = [
         ("hole", 1 << 30, &[]),
         ("hole-of-a-byte", 1, &[]),
         ("hole-at-the-start", 9 * 4096, &[(8, 1, 3, 1)]),
@@ -134,7 +141,7 @@ fn huge_files_mount() {
     let mut tree = tree();
     let terabyte = 1 << 28;
     let last = i64::MAX.unsigned_abs();
-    let huge: [(&str, u64, &[(u64, u16, u32, u32)]); 5] = [
+    let huge: [(&str, u64, &[Range]); 5] = [
         ("four-gib", 1 << 32, &[]),
         ("below-four-gib", (1 << 32) - 1, &[(0, 1, 0, 1 << 20)]),
         ("data", 20 << 30, &[(0, 2, 0, 5 << 20)]),

@@ -16,3 +16,4 @@ mod disk;
 mod fsck;
 mod kernel;
 mod random;
+mod reader;

@@ -23,8 +23,8 @@
 //! trailer     the end of a layer file
 //! body        the blocks of a file's content
 //! index       the entries of a layer, as its file stores them
-//! checksum    CRC-32C
 //! spool       the index while the data are written
+//! checksum    CRC-32C
 //! ```
 
 mod alone;

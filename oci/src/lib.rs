@@ -23,6 +23,7 @@
 //! root     mounts a stack, or copies it where overlayfs is not available
 //! stack    composes the layers of an image
 //! cache    keeps unpacked layers
+//! block    makes one EROFS image from the layers of an image
 //! unpack   makes a tree from one layer
 //! layout   reads documents and blobs     tar   reads archives
 //! image    configuration, layers, platforms and digests
@@ -60,6 +61,7 @@
 //! - Only root and the user of this process can reach or replace the content of the cache.
 //! - No input makes this crate panic, or use memory without a bound.
 
+mod block;
 mod cache;
 mod host;
 mod image;
@@ -69,6 +71,10 @@ mod stack;
 mod tar;
 mod unpack;
 
+pub use block::error::BlockError;
+pub use block::image::{BlockImage, BlockLimits, DiskPart};
+pub use block::index::IndexError;
+pub use block::root_tree::TreeLimits;
 pub use cache::error::CacheError;
 pub use cache::layer_cache::LayerCache;
 pub use cache::lock::LayerLease;

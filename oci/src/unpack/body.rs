@@ -39,6 +39,17 @@ pub(super) fn write_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<u64
     Ok(left_out)
 }
 
+/// Returns the number of bytes that [`write_at`] leaves out, without writing anything.
+pub(crate) fn zero_bytes(bytes: &[u8], offset: u64) -> u64 {
+    let (mut left_out, mut at) = (0, 0);
+    while at < bytes.len() {
+        let (block, zeros) = first_block(&bytes[at..], offset + at as u64);
+        left_out += zeros as u64;
+        at += if zeros == 0 { block } else { zeros };
+    }
+    left_out
+}
+
 /// Returns the length of the first block of `bytes`, which are at `offset` of a file, and the length
 /// of all blocks of zeros at the start of `bytes`. The first and the last block can be shorter than
 /// others.

@@ -32,6 +32,14 @@ pub enum EntryError {
     /// The target of a symbolic link is empty, too long or has a NUL byte.
     #[error("malformed symbolic link: expected a target of 1 to {PATH_BYTES} bytes without NUL")]
     SymlinkTarget,
+    /// An extended attribute cannot be stored.
+    #[error(
+        "malformed extended attribute `{name}`: expected a name of at most 255 bytes, with a part after its namespace, and a value of at most 65535 bytes"
+    )]
+    Xattr {
+        /// The full name.
+        name: String,
+    },
     /// The target of a hard link does not exist.
     #[error(
         "hard link target `{target}` does not exist: expected a file of this layer or of one below"

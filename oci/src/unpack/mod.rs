@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! unpacker     the pass: creates a file for each entry of the archive
+//! reader       reads the entries of a layer from its blob; enforces the limits
 //! stream       decompresses the blob on other threads; checks size, digest and diff ID
 //! gzip         gzip streams with several members
 //! zstd_stream  zstd streams, with a limit on their window
@@ -23,7 +24,7 @@
 //! the digest and the diff ID been checked. Unpacking needs root, or a user namespace, because it
 //! creates files of other owners and whiteouts.
 
-mod body;
+pub(crate) mod body;
 pub(crate) mod cross_layer;
 pub(crate) mod entry_error;
 pub(crate) mod error;
@@ -35,9 +36,10 @@ pub(crate) mod mapped;
 pub(crate) mod path;
 mod place;
 pub(crate) mod progress;
+pub(crate) mod reader;
 mod skipped;
 mod stream;
 mod tree;
 pub(crate) mod unpacker;
-mod whiteout;
+pub(crate) mod whiteout;
 pub(crate) mod zstd_stream;

@@ -12,10 +12,13 @@ use std::path::PathBuf;
 use super::limits::Limits;
 
 /// The kernel's limit on one component (`NAME_MAX`).
-const NAME_BYTES: usize = 255;
+pub(crate) const NAME_BYTES: usize = 255;
 
 /// The kernel's limit on a path (`PATH_MAX`), without the final NUL.
-pub(super) const PATH_BYTES: usize = 4095;
+pub(crate) const PATH_BYTES: usize = 4095;
+
+/// Limit on symbolic links in one path. The kernel has the same limit (`MAXSYMLINKS`).
+pub(crate) const SYMLINK_HOPS: usize = 40;
 
 /// A name of an entry, or of a hard link's target, that cannot be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -42,10 +45,10 @@ pub enum PathError {
 /// The path of an entry below the root of a tree: components that are joined by single slashes. The
 /// path of the root itself is empty.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) struct EntryPath(Vec<u8>);
+pub(crate) struct EntryPath(Vec<u8>);
 
 impl EntryPath {
-    pub(super) fn parse(raw: &[u8], limits: &Limits) -> Result<Self, PathError> {
+    pub(crate) fn parse(raw: &[u8], limits: &Limits) -> Result<Self, PathError> {
         if raw.is_empty() {
             return Err(PathError::Empty);
         }
@@ -76,16 +79,31 @@ impl EntryPath {
         Ok(Self(path))
     }
 
-    pub(super) fn as_bytes(&self) -> &[u8] {
+    /// Returns the path of the root.
+    pub(crate) fn root() -> Self {
+        Self(Vec::new())
+    }
+
+    /// Returns the path with these bytes, or `None` if [`Self::parse`] returns no such path.
+    pub(crate) fn from_normalized(bytes: Vec<u8>) -> Option<Self> {
+        let is_name = |component: &[u8]| {
+            !matches!(component, b"" | b"." | b"..") && component.len() <= NAME_BYTES
+        };
+        // The path of the root is empty, and has no components.
+        let is_path = bytes.is_empty() || bytes.split(|byte| *byte == b'/').all(is_name);
+        (is_path && bytes.len() <= PATH_BYTES && !bytes.contains(&0)).then_some(Self(bytes))
+    }
+
+    pub(crate) fn as_bytes(&self) -> &[u8] {
         &self.0
     }
 
-    pub(super) fn to_path(&self) -> PathBuf {
+    pub(crate) fn to_path(&self) -> PathBuf {
         PathBuf::from(OsStr::from_bytes(&self.0))
     }
 
     /// Returns the directory and the name in it, or `None` for the root.
-    pub(super) fn split(&self) -> Option<(&[u8], &[u8])> {
+    pub(crate) fn split(&self) -> Option<(&[u8], &[u8])> {
         if self.0.is_empty() {
             return None;
         }
@@ -96,12 +114,12 @@ impl EntryPath {
     }
 
     /// Returns the path of the directory. The parent of the root is the root.
-    pub(super) fn parent(&self) -> Self {
+    pub(crate) fn parent(&self) -> Self {
         Self(self.split().map(|(parent, _)| parent.to_vec()).unwrap_or_default())
     }
 
     /// Returns the path of `name` in the same directory.
-    pub(super) fn sibling(&self, name: &[u8]) -> Self {
+    pub(crate) fn sibling(&self, name: &[u8]) -> Self {
         match self.split() {
             Some((parent, _)) if !parent.is_empty() => Self([parent, name].join(&b'/')),
             // The parent is the root, whose path is empty. A slash before the name would make the
@@ -111,13 +129,13 @@ impl EntryPath {
     }
 
     /// Iterates over the path itself and all directories above it. The root is last.
-    pub(super) fn ancestors(&self) -> impl Iterator<Item = Self> {
+    pub(crate) fn ancestors(&self) -> impl Iterator<Item = Self> {
         std::iter::successors(Some(self.clone()), |path| path.split().map(|_| path.parent()))
     }
 }
 
 /// Splits a path at slashes, and omits empty components and `.`.
-pub(super) fn components(raw: &[u8]) -> impl DoubleEndedIterator<Item = &[u8]> {
+pub(crate) fn components(raw: &[u8]) -> impl DoubleEndedIterator<Item = &[u8]> {
     raw.split(|byte| *byte == b'/').filter(|component| !component.is_empty() && *component != b".")
 }
 
@@ -159,6 +177,19 @@ mod tests {
         ];
         for (raw, expected) in cases {
             assert_eq!(parse(raw), Err(expected), "{}", raw.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn only_a_normalized_path_is_taken_as_it_is() {
+        for raw in ["", "a", "a/b", ".a/..b/..."] {
+            let path = EntryPath::from_normalized(raw.into()).unwrap();
+            assert_eq!(path.as_bytes(), raw.as_bytes());
+        }
+        let long = ["n".repeat(256), "n/".repeat(2048)];
+        for raw in ["/", "/a", "a/", "a//b", ".", "a/./b", "..", "a/..", "a\0", &long[0], &long[1]]
+        {
+            assert_eq!(EntryPath::from_normalized(raw.into()), None, "{}", raw.escape_debug());
         }
     }
 

@@ -26,15 +26,12 @@ use nix::sys::time::TimeSpec;
 
 use super::cross_layer::{Base, CrossLayerDependencies};
 use super::entry_error::{EntryError, failed, path_error};
-use super::path::{EntryPath, components};
+use super::path::{EntryPath, SYMLINK_HOPS, components};
 use super::place::{Place, set_owner_and_mode, time, without_xattrs};
 use super::skipped::SkippedNames;
 use crate::host::metadata::UNDESCRIBED_DIR_MODE;
 use crate::host::overlay_xattr::OverlayXattrs;
 use crate::tar::archive::Metadata;
-
-/// Limit on symbolic links in one path. The kernel has the same limit (`MAXSYMLINKS`).
-const SYMLINK_HOPS: usize = 40;
 
 /// Number of attempts to resolve a path. `openat2(2)` with `RESOLVE_IN_ROOT` returns `EAGAIN` for a
 /// path with `..` if a rename or mount anywhere on the host happens at the same time.

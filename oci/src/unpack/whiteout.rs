@@ -37,7 +37,7 @@ const AUFS: &[u8] = b".wh..wh.";
 
 /// The meaning of an entry's name.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Meaning {
+pub(crate) enum Meaning {
     /// An entry to be created.
     Entry,
     /// A whiteout of this path.
@@ -49,7 +49,7 @@ pub(super) enum Meaning {
 }
 
 impl Meaning {
-    pub(super) fn of(path: &EntryPath) -> Result<Self, EntryError> {
+    pub(crate) fn of(path: &EntryPath) -> Result<Self, EntryError> {
         let Some((parent, name)) = path.split() else { return Ok(Self::Entry) };
         let whiteout = |component: &&[u8]| component.starts_with(WHITEOUT);
         // The whiteout of a directory `.wh.d` would have the name `.wh..wh.d`, which is a name of

@@ -13,6 +13,9 @@
 //!   files lead to it.
 //! - A refused layer leaves nothing in the cache.
 //! - An error is short and has no control characters, because it is shown to a person.
+//!
+//! The layers are also made into block roots. These accept and refuse the same layers, and the kernel
+//! mounts the same tree.
 
 #![expect(
     clippy::unwrap_used,
@@ -25,6 +28,8 @@ mod archive;
 #[expect(dead_code, reason = "shared with the test binary `it`, which uses all of it")]
 #[path = "../it/bench.rs"]
 mod bench;
+#[path = "../property/disk.rs"]
+mod disk;
 mod layers;
 mod layouts;
 #[path = "../property/memory.rs"]
@@ -36,6 +41,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Read;
 use std::ops::ControlFlow;
+use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -43,7 +49,7 @@ use std::path::{Path, PathBuf};
 use crate::bench::{Bench, amd64, chain, tree};
 use crate::layers::Case;
 use crate::memory::{mount_memory, private_mounts};
-use a3s_box_oci::{CacheError, CachedLayer, Digest, Limits};
+use a3s_box_oci::{BlockError, BlockImage, BlockLimits, CacheError, CachedLayer, Digest, Limits};
 
 /// Media type of all layers of the corpus. The compression is found from the blob's first bytes.
 const PLAIN: &str = "application/vnd.oci.image.layer.v1.tar";
@@ -70,7 +76,7 @@ fn limits() -> Limits {
 
 #[test]
 fn hostile_layers_are_refused_or_confined() {
-    check_all("layers", include_str!("layers.txt"), layers::cases(), |bench, blob| {
+    let arrange = |bench: &Bench, blob: &[u8]| {
         let mut tar = Vec::new();
         let is_whole = match blob {
             [0x1f, 0x8b, ..] => {
@@ -86,24 +92,36 @@ fn hostile_layers_are_refused_or_confined() {
         let blob = bench.blob(PLAIN, blob);
         let manifest = bench.image_of("linux/amd64", &[blob], &[Digest::of(tar)]);
         bench.publish(&[manifest.descriptor("")]);
+    };
+    check_all("layers", include_str!("layers.txt"), layers::cases(), |case, bytes, expected| {
+        check(expected, |bench| arrange(bench, bytes))?;
+        check_blocks(case, expected, |bench| arrange(bench, bytes))
     });
 }
 
 #[test]
 fn hostile_layouts_are_refused_or_confined() {
-    check_all("layouts", include_str!("layouts.txt"), layouts::cases(), |bench, bytes| {
+    let arrange = |bench: &Bench, bytes: &[u8]| {
         // The file replaces the empty layout of the bench.
         fs::remove_dir_all(bench.path("layout")).unwrap();
         let is_packed = bytes.starts_with(&ZSTD_MAGIC);
         let plain = if is_packed { zstd::decode_all(bytes).unwrap() } else { bytes.to_vec() };
         packed::unpack(&plain, &bench.path("layout"));
+    };
+    check_all("layouts", include_str!("layouts.txt"), layouts::cases(), |_, bytes, expected| {
+        check(expected, |bench| arrange(bench, bytes))
     });
 }
 
 /// Checks all files of a directory of the corpus, and panics with a list of the failures.
 ///
-/// `arrange` publishes the bytes of a file as the image of a bench.
-fn check_all(directory: &str, table: &str, cases: Vec<Case>, arrange: impl Fn(&Bench, &[u8])) {
+/// `check` receives the name of a file, its bytes, and the expected result.
+fn check_all(
+    directory: &str,
+    table: &str,
+    cases: Vec<Case>,
+    check: impl Fn(&str, &[u8], &str) -> Result<(), String>,
+) {
     let expected = parse(table);
     let canary = Canary::build();
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus").join(directory);
@@ -129,18 +147,18 @@ fn check_all(directory: &str, table: &str, cases: Vec<Case>, arrange: impl Fn(&B
     let mut failures = String::new();
     for case in cases {
         let bytes = fs::read(directory.join(case.file)).unwrap();
-        let check = || {
+        let check_case = || {
             if bytes != case.bytes {
                 return Err(
                     "the file differs from its case: run the test with A3S_BOX_CORPUS=write".into(),
                 );
             }
             let expected = expected.get(case.file).ok_or("the table lacks this file")?;
-            check(expected, |bench| arrange(bench, &bytes))
+            check(case.file, &bytes, expected)
         };
         // A panic counts as a failure of this file only, so that the list is complete.
         let outcome =
-            catch_unwind(AssertUnwindSafe(check)).unwrap_or(Err("the test panicked".into()));
+            catch_unwind(AssertUnwindSafe(check_case)).unwrap_or(Err("the test panicked".into()));
         let changes = canary.changes();
         for failure in outcome.err().into_iter().chain(changes) {
             failures += &format!("{}: {failure}\n", case.file);
@@ -184,6 +202,51 @@ fn check(expected: &str, arrange: impl FnOnce(&Bench)) -> Result<(), String> {
         true => Ok(()),
         false => Err(format!("expected\n{expected}found\n{found}")),
     }
+}
+
+/// Makes a block root of an image of one layer, and returns an error if the result differs from the
+/// expected one of the unpacked layer.
+fn check_blocks(case: &str, expected: &str, arrange: impl FnOnce(&Bench)) -> Result<(), String> {
+    let bench = Bench::new();
+    arrange(&bench);
+    let (directory, target) = (bench.path("blocks"), bench.path("root"));
+    let layout = bench.layout();
+    let image = layout.resolve(None, &amd64()).unwrap();
+    let limits = BlockLimits { layer: limits(), ..BlockLimits::default() };
+    let opened = disk::new_directory(&directory);
+    let made = BlockImage::compose(&layout, &image.layers, opened.as_fd(), &limits, &mut |_, _| {
+        ControlFlow::Continue(())
+    });
+    let found = match &made {
+        Ok(image) => {
+            fs::create_dir(&target).unwrap();
+            disk::mount_disk(&directory, image, &target);
+            format!("accepted:\n{}", listing(&target))
+        }
+        Err(BlockError::Layer { source, .. }) => format!("refused: {}\n", chain(source)),
+        Err(error) => return Err(format!("a block root fails by another error: {}", chain(error))),
+    };
+    let left = fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().file_name());
+    let left: Vec<_> = left.filter(|_| made.is_err()).collect();
+    if left.iter().any(|name| name.to_str().is_none_or(|name| !name.ends_with(".layer"))) {
+        return Err(format!("a refused block root leaves {left:?}"));
+    }
+    // The text of these errors comes from the kernel when a layer is unpacked.
+    let is_refused_by_the_kernel =
+        matches!(case, "xattr-name-too-long.tar" | "xattr-value-too-long.tar.zst");
+    match found == merged(expected)
+        || is_refused_by_the_kernel && found.contains("malformed extended attribute")
+    {
+        true => Ok(()),
+        false => Err(format!("block root: expected\n{}found\n{found}", merged(expected))),
+    }
+}
+
+/// Returns the listing of an unpacked layer without the marks of overlayfs. A layer without lower
+/// layers has nothing to hide.
+fn merged(expected: &str) -> String {
+    let lines = expected.lines().filter(|line| !line.ends_with(" device 0"));
+    lines.map(|line| line.replace(" trusted.overlay.opaque", "") + "\n").collect()
 }
 
 /// Unpacks the only image of a layout, and returns its layers, or the text of the error.

@@ -30,6 +30,7 @@ pub(crate) struct Case {
     umoci: Verdict,
     overlayfs: Verdict,
     native: Verdict,
+    blocks: Verdict,
 }
 
 impl Case {
@@ -54,6 +55,7 @@ impl Case {
             umoci: same,
             overlayfs: same,
             native: same,
+            blocks: same,
         }
     }
 
@@ -70,6 +72,11 @@ impl Case {
     /// Sets the expected outcome of the native snapshotter.
     pub(crate) fn native(self, native: Verdict) -> Self {
         Self { native, ..self }
+    }
+
+    /// Sets the expected outcome of the block root.
+    pub(crate) fn blocks(self, blocks: Verdict) -> Self {
+        Self { blocks, ..self }
     }
 
     /// Sets the expected outcome of both snapshotters of containerd.
@@ -113,6 +120,13 @@ impl Case {
         let image = Import { layout: &layout, reference, name, diff_ids };
         let by_overlayfs = containerd.mount(&image).map(|root| Tree::read(&root));
         let by_native = containerd.apply(&image).map(|root| Tree::read(&root));
+        let target = bench.path(&format!("{name}.blocks"));
+        let blocks = ours::mount_blocks(&layout, reference, &target).map(|root| Tree::read(&root));
+        // The block root is no independent tool, so that it confirms nothing.
+        let of_blocks = match (&ours, &blocks) {
+            (Err(error), Err(of_blocks)) if cause(error) == cause(of_blocks) => None,
+            _ => tool_run("block root", Scope::All, self.blocks, blocks).failure(&ours),
+        };
         let mut failures = check_runs(
             &format!("{group}/{name}"),
             (self.expected, self.reason),
@@ -127,8 +141,14 @@ impl Case {
             failures
                 .push(format!("{group}/{name}: ours: expected the root {NEW_ROOT}, found {found}"));
         }
+        failures.extend(of_blocks.map(|failure| format!("{group}/{name}: {failure}")));
         failures
     }
+}
+
+/// Returns an error without the work that failed, which the two kinds of root name differently.
+fn cause(error: &str) -> &str {
+    error.split_once("`: ").map_or(error, |(_, cause)| cause)
 }
 
 /// Runs all tools on all images of a group, which has the images of one test.

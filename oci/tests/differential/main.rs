@@ -12,6 +12,9 @@
 //! verdict           the expected outcome of each tool, and its comparison with the real one
 //! ```
 //!
+//! This crate also makes a block root of each image, which the kernel mounts. Its tree is compared
+//! with the tree of the unpacked image.
+//!
 //! Where tools disagree, the image specification decides: layers are applied in order. Each image
 //! lists its disagreements with a reason. A test fails if a tool disagrees in another way, and also
 //! if a listed disagreement no longer occurs. See
@@ -30,6 +33,8 @@ mod archive;
 mod bench;
 mod case;
 mod containerd;
+#[path = "../property/disk.rs"]
+mod disk;
 mod edges;
 mod images;
 mod layout;

@@ -2,11 +2,15 @@
 
 use std::fs;
 use std::ops::ControlFlow;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
-use a3s_box_oci::{Digest, LayerCache, Layout, OverlaySpec, Platform, Stack};
+use a3s_box_oci::{
+    BlockImage, BlockLimits, Digest, LayerCache, Layout, OverlaySpec, Platform, Stack,
+};
 
 use crate::bench::chain;
+use crate::disk;
 
 /// A mounted image. It keeps the leases of its layers, so that the cache does not remove them.
 pub(crate) struct Mounted {
@@ -34,6 +38,31 @@ pub(crate) fn mount(layout: &Path, reference: &str, directory: &Path) -> Result<
     let spec = OverlaySpec { stack: &stack, upper, work, target: root.clone() };
     spec.mount().map_err(|error| chain(&error))?;
     Ok(Mounted { root, _stack: stack })
+}
+
+/// Makes a block root of `reference`, and mounts its disk. The files and the mount are in `directory`,
+/// which this creates.
+pub(crate) fn mount_blocks(
+    layout: &Path,
+    reference: &str,
+    directory: &Path,
+) -> Result<PathBuf, String> {
+    let layout = Layout::open(layout).map_err(|error| chain(&error))?;
+    let image =
+        layout.resolve(Some(reference), &Platform::host()).map_err(|error| chain(&error))?;
+    let opened = disk::new_directory(directory);
+    let image = BlockImage::compose(
+        &layout,
+        &image.layers,
+        opened.as_fd(),
+        &BlockLimits::default(),
+        &mut |_, _| ControlFlow::Continue(()),
+    )
+    .map_err(|error| chain(&error))?;
+    let root = directory.join("root");
+    fs::create_dir(&root).unwrap();
+    disk::mount_disk(directory, &image, &root);
+    Ok(root)
 }
 
 /// Returns the DiffIDs of the layers of an image, the bottom first.

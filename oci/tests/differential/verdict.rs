@@ -152,7 +152,7 @@ impl ToolRun {
 
     /// Returns a message if the outcome is not as expected. Its format is that of the source code,
     /// so that a new outcome can be copied into the case.
-    fn failure(&self, reference: &Outcome) -> Option<String> {
+    pub(crate) fn failure(&self, reference: &Outcome) -> Option<String> {
         let differences = match (&self.outcome, reference) {
             (Ok(theirs), Ok(ours)) => self.compared(ours).differences(&self.compared(theirs)),
             _ => BTreeMap::new(),

@@ -12,10 +12,14 @@
 #[expect(dead_code, reason = "the test binary `corpus` uses the rest")]
 mod archive;
 mod bench;
+mod blocks;
 mod cache;
 mod choice;
 mod devices;
 mod digests;
+#[expect(dead_code, reason = "the test binary `corpus` uses the rest")]
+#[path = "../property/disk.rs"]
+mod disk;
 mod hostile;
 mod leniency;
 mod overlay;

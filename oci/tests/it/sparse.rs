@@ -11,6 +11,7 @@ use tar::EntryType;
 
 use crate::archive::Tar;
 use crate::bench::{Bench, GZIP, ROOT, amd64, chain, gzip, tree};
+use crate::blocks::mounted_tree;
 
 /// Shell script that creates files with holes at each place, with more extents than one header
 /// holds, and with long names.
@@ -61,6 +62,7 @@ fn file_of_each_format_equals_the_file_that_gnu_tar_read() {
         let mut found = tree(&layer.path);
         assert_eq!(found.remove("").unwrap(), ROOT);
         assert!(found.remove("hidden-by-a-sparse-file").unwrap().contains("device 0"));
+        assert!(mounted_tree(&bench) == found, "{name}: the block root differs");
         if name == "gnu" {
             // Headers of the GNU format have whole seconds only.
             for entry in expected.values_mut() {

@@ -58,6 +58,22 @@ pub(crate) struct Tree {
     pub(crate) links: BTreeMap<String, (u64, usize)>,
 }
 
+impl Tree {
+    /// Returns the number of inodes. A directory has one name only.
+    pub(crate) fn inodes(&self) -> usize {
+        let linked: BTreeSet<u64> = self.links.values().map(|(inode, _)| *inode).collect();
+        self.entries.len() - self.links.len() + linked.len()
+    }
+
+    /// Returns whether an inode has links that overlayfs can separate, because several layers have
+    /// made them.
+    pub(crate) fn has_links_across_layers(&self) -> bool {
+        let groups: BTreeSet<(u64, usize)> = self.links.values().copied().collect();
+        let inodes: BTreeSet<u64> = groups.iter().map(|(inode, _)| *inode).collect();
+        groups.len() > inodes.len()
+    }
+}
+
 /// The type of an inode, with its content.
 #[derive(Debug)]
 enum Body {

@@ -1,5 +1,5 @@
-//! The outcome of this crate for an image: the image is written to disk, unpacked, mounted and
-//! read.
+//! The outcome of this crate for an image: the image is written to disk, unpacked, mounted by
+//! overlayfs and read.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -27,19 +27,25 @@ pub(crate) enum Outcome {
     Failed(String),
 }
 
-/// Writes, unpacks and mounts an image in the empty directory `directory`, and unmounts it again.
-pub(crate) fn outcome(directory: &Path, image: &Image) -> Outcome {
+/// Writes the layout of an image in the empty directory `directory`.
+pub(crate) fn publish(directory: &Path, image: &Image) -> Bench {
     let bench = Bench::make_at(directory);
     let archives: Vec<Vec<u8>> = image.0.iter().map(|layer| archive(layer)).collect();
     let blobs: Vec<_> = archives.iter().map(|tar| bench.blob(PLAIN, tar)).collect();
     let diff_ids: Vec<_> = archives.iter().map(|tar| Digest::of(tar)).collect();
     bench.publish(&[bench.image_of("linux/amd64", &blobs, &diff_ids).descriptor("")]);
+    bench
+}
+
+/// Unpacks and mounts the only image of a layout, and unmounts it again.
+pub(crate) fn outcome(bench: &Bench) -> Outcome {
     let target = bench.path("root");
     fs::create_dir(&target).unwrap();
-    match mount(&bench, &target) {
+    match mount(bench, &target) {
         Ok(_stack) => {
             let tree = walk(&target);
-            umount2(&target, MntFlags::empty()).unwrap();
+            // A child process of another thread can have a copy of a directory's fd for a moment.
+            umount2(&target, MntFlags::MNT_DETACH).unwrap();
             tree.map_or_else(Outcome::Failed, Outcome::Tree)
         }
         Err(error) => error,
@@ -78,7 +84,7 @@ fn refusal(bench: &Bench, error: &CacheError) -> Outcome {
 }
 
 /// Reads the root and all files below it. An error names a file that is listed but has no status.
-fn walk(root: &Path) -> Result<Tree, String> {
+pub(crate) fn walk(root: &Path) -> Result<Tree, String> {
     let mut tree = Tree::default();
     let mut pending = vec![root.to_owned()];
     while let Some(path) = pending.pop() {

@@ -1,0 +1,102 @@
+//! Applies the entries of layers to one tree, as the image specification defines it (layer.md,
+//! decision 0005).
+//!
+//! - The whiteouts of a layer act first, on the layers below.
+//! - Then each entry acts in the order of the archive. Its parent is resolved in the tree of all
+//!   earlier entries, and created if it is missing.
+//! - An entry for an existing directory replaces its metadata, and keeps its content. Every other
+//!   entry replaces the file, or the whole directory, of its name.
+//! - A hard link shares the inode of its target, of whichever layer it is. If the target is missing,
+//!   the link is made at the end of its layer.
+//!
+//! The work is done in memory, so that the result has no traces of the host's file system: link
+//! counts, times of directories and inodes across layers are exact.
+
+use a3s_box_erofs::Tree;
+
+use super::alone::Alone;
+use super::entries::{link_late, link_or_skip, make};
+use super::error::{BlockError, apply_error};
+use super::index::{Change, IndexError, Record};
+use super::layer_file::LayerFile;
+use super::root_tree::{RootTree, TreeLimits};
+use super::whiteouts::Whiteouts;
+use crate::image::digest::Digest;
+use crate::unpack::path::EntryPath;
+
+/// The tree of an image, while its layers are applied.
+#[derive(Debug)]
+pub(super) struct Merge {
+    tree: RootTree,
+    limits: TreeLimits,
+}
+
+impl Merge {
+    /// Starts with an empty root directory.
+    pub(super) fn new(limits: TreeLimits) -> Result<Self, BlockError> {
+        let tree = RootTree::new(limits.clone()).map_err(BlockError::Root)?;
+        Ok(Self { tree, limits })
+    }
+
+    pub(super) fn into_tree(self) -> Tree {
+        self.tree.into_tree()
+    }
+
+    /// Applies a layer, and returns whether it hides all layers below it. `device` is the number of its data among the devices of the image, and
+    /// `layer` is used in errors only.
+    ///
+    /// # Errors
+    ///
+    /// When the file is damaged, when an entry cannot be applied to the layers below, or when a
+    /// limit is exceeded.
+    pub(super) fn apply(
+        &mut self,
+        file: &LayerFile,
+        device: u16,
+        layer: Digest,
+    ) -> Result<bool, BlockError> {
+        let damaged = |source| BlockError::Index { layer, source };
+        let failed = |path: &EntryPath, error| apply_error(layer, path, error);
+        let whiteouts = read_whiteouts(file).map_err(damaged)?;
+        if !whiteouts.is_empty() {
+            let root = |error| failed(&EntryPath::root(), error);
+            self.tree.charge(whiteouts.bytes()).map_err(root)?;
+            let alone = Alone::of(file, self.limits.clone(), layer)?;
+            whiteouts.apply(&alone, &mut self.tree).map_err(root)?;
+        }
+        let mut late = Vec::new();
+        let mut index = file.index().map_err(damaged)?;
+        while let Some(Record { path, change }) = index.next_record().map_err(damaged)? {
+            match change {
+                Change::HardLink(target) => {
+                    let is_made = link_or_skip(&mut self.tree, &path, &target);
+                    if !is_made.map_err(|error| failed(&path, error))? {
+                        late.push((path, target));
+                    }
+                }
+                change => {
+                    make(&mut self.tree, &path, change, device)
+                        .map_err(|error| failed(&path, error))?;
+                }
+            }
+        }
+        for (path, target) in late {
+            link_late(&mut self.tree, &path, &target).map_err(|error| failed(&path, error))?;
+        }
+        Ok(whiteouts.hides_all())
+    }
+}
+
+/// Reads the whole index, and returns the whiteouts in it. This verifies its checksum before the
+/// first entry is applied.
+fn read_whiteouts(file: &LayerFile) -> Result<Whiteouts, IndexError> {
+    let mut whiteouts = Whiteouts::default();
+    let mut index = file.index()?;
+    while let Some(record) = index.next_record()? {
+        whiteouts.add(&record);
+    }
+    Ok(whiteouts)
+}
+
+#[cfg(test)]
+mod tests;

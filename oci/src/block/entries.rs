@@ -83,11 +83,16 @@ fn link(tree: &mut RootTree, path: &EntryPath, target: &EntryPath) -> Result<boo
         |target: &[u8]| EntryError::HardLinkToDirectory { target: shown_name(target) };
     let (directory, name) = target.split().ok_or_else(|| is_directory(b"/"))?;
     let Some(walk) = tree.walk(directory, Missing::Stop)? else { return Ok(false) };
-    let Some(inode) = tree.entry(Place { directory: walk.here(), name }) else { return Ok(false) };
+    let from = Place { directory: walk.here(), name };
+    let Some(inode) = tree.entry(from) else { return Ok(false) };
     if tree.is_directory(inode) {
         return Err(is_directory(target.as_bytes()).into());
     }
     let place = tree.place(path)?;
+    // A device at the path of a parent was replaced by the parent.
+    if tree.entry(from) != Some(inode) {
+        return Err(missing_target(target).into());
+    }
     match tree.entry(place) {
         // Both names are already the same inode.
         Some(there) if there == inode => return Ok(true),

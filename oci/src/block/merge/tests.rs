@@ -138,7 +138,7 @@ fn later_entries_replace_files_and_describe_directories() {
     let upper = [dir("d", 2), file("d/f", 3), dir("e", 4), skipped("d/g"), dir("", 9)];
     assert_listing(
         &[&lower, &upper],
-        &[("", "dir 9"), ("/d", "dir 2"), ("/d/f", "file 2:3"), ("/e", "dir 4")],
+        &[("", "dir 0"), ("/d", "dir 2"), ("/d/f", "file 2:3"), ("/e", "dir 4")],
     );
 }
 
@@ -307,4 +307,21 @@ fn whole_index_is_verified_before_the_first_entry_is_applied() {
     let found = merge.apply(&file, 1, Digest::of(b""));
     assert!(matches!(found, Err(BlockError::Index { .. })), "{found:?}");
     assert_eq!(merge.into_tree().len(), 1);
+}
+
+#[test]
+fn names_of_a_device_are_left_out_and_a_link_to_a_lost_device_is_refused() {
+    let lower = [skipped("n"), hard_link("l", "n"), file("f", 1)];
+    assert_listing(&[&lower, &[hard_link("m", "l")]], &[("", "dir 0"), ("/f", "file 1:1")]);
+    // A device hides a lower file of its name, and a later file takes its place.
+    assert_listing(&[&lower, &[skipped("f"), file("n", 2)]], &[("", "dir 0"), ("/n", "file 2:2")]);
+    let lost: [&[Record]; 3] = [
+        &[whiteout("n"), hard_link("m", "n")],
+        &[dir("n", 1), file("n/x", 1), hard_link("m", "n/y")],
+        &[hard_link("n/m", "n")],
+    ];
+    for upper in lost {
+        let error = refusal(&[&[skipped("n")], upper]);
+        assert!(matches!(error, EntryError::HardLinkTarget { .. }), "{upper:?}: {error}");
+    }
 }

@@ -48,7 +48,7 @@ use crate::memory::{mount_memory, private_mounts};
 use crate::model::{Expectation, Tree, expectation};
 use crate::mounted::Outcome;
 
-/// Number of images in a run. They take half a minute on two cores.
+/// Number of images in a run. They take one and a half minutes on two cores.
 const CASES: u64 = 10_000;
 
 /// Numbers of images by outcome.

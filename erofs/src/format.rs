@@ -8,6 +8,7 @@ pub(crate) mod inode;
 pub(crate) mod superblock;
 
 /// Binary logarithm of the size of a block (`blkszbits`).
+// Linux refuses blocks that are larger than its pages, and no page is smaller than 4 KiB.
 pub(crate) const BLOCK_BITS: u8 = 12;
 
 /// The size of a block in bytes, as the length of a buffer.
@@ -23,12 +24,14 @@ pub(crate) const DIRENT_BYTES: usize = 12;
 pub(crate) const CHUNK_INDEX_BYTES: u64 = 8;
 
 /// The block of a chunk that is a hole (`EROFS_NULL_ADDR`).
+// A data block never has this number, because the writer allows less than 2³² blocks on a disk.
 pub(crate) const HOLE: u32 = u32::MAX;
 
 /// Maximum binary logarithm of the blocks of a chunk (`EROFS_CHUNK_FORMAT_BLKBITS_MASK`).
 pub(crate) const MAX_CHUNK_BITS: u8 = 31;
 
 /// The places of chunks have 8 bytes, with a device (`EROFS_CHUNK_FORMAT_INDEXES`).
+// The other form of a place has 4 bytes and no device, so it cannot refer to data of devices.
 pub(crate) const CHUNK_INDEXES: u32 = 0x20;
 
 /// Bits of the size of a chunk in the format of chunks.

@@ -49,12 +49,15 @@ impl<F: ReadAt> Image<F> {
             let slot =
                 bounded.read(table + number * DEVICE_SLOT_BYTES as u64, DEVICE_SLOT_BYTES)?;
             let (blocks, mapped) = decode_device(&field(slot, 0));
+            // A device at another place could overlap the metadata or another device. The sum
+            // cannot overflow, because it has at most 2¹⁶ terms of 32 bits.
             if u64::from(mapped) != start {
                 return Err(ReadError::DeviceTable);
             }
             start += u64::from(blocks);
             devices.push(Device { blocks });
         }
+        // The writer has the same limit, so no block of a device has the number of a hole.
         if start > u64::from(u32::MAX) {
             return Err(ReadError::DeviceTable);
         }
@@ -83,6 +86,7 @@ impl<F: ReadAt> Image<F> {
     ///
     /// The file cannot be read, or the image is damaged.
     pub fn tree(&self) -> Result<Tree, ReadError> {
+        // The count of claimed bytes begins anew, so that the tree can be read more than once.
         walk::walk(
             Bounded::new(&self.file, self.superblock.blocks),
             &self.superblock,

@@ -7,7 +7,7 @@
 //! - 12 to 24 bytes for its entry in the directory, and the bytes of the name,
 //! - up to an eighth more, because the arenas grow in steps of an eighth of their length.
 //!
-//! Sets of extended attributes are interned, because an image repeats few of them.
+//! Sets of extended attributes are interned, because an image has few different ones.
 
 mod arena;
 mod content;
@@ -39,12 +39,13 @@ struct Inode {
 
 /// A file system in memory.
 ///
-/// An inode has no place until a directory links it. Several names may link one inode, which are
-/// hard links; but a directory is linked at most once. Inodes that cannot be reached from the root
-/// stay in the arena until the tree is dropped.
+/// An inode has no path until a directory links it. Several names may link one inode as hard links,
+/// but a directory is linked at most once. Inodes that cannot be reached from the root stay in the
+/// arena until the tree is dropped.
 #[derive(Debug)]
 pub struct Tree {
     inodes: Vec<Inode>,
+    // In an arena of their own, because a `Directory` would make every inode larger.
     directories: Vec<Directory>,
     ranges: Ranges,
     names: Names,
@@ -65,6 +66,7 @@ impl Tree {
             names: Names::default(),
             xattrs: XattrSets::default(),
         };
+        // The first inode has place 0 in the arena, which is `InodeId::ROOT`.
         tree.add(root, Content::Directory)?;
         Ok(tree)
     }
@@ -76,6 +78,8 @@ impl Tree {
     /// EROFS cannot represent `metadata` or `content`, or the tree is full.
     pub fn add(&mut self, metadata: Metadata, content: Content) -> Result<InodeId, TreeError> {
         let id = InodeId::at(self.inodes.len()).ok_or(TreeError::Full)?;
+        // Content and metadata are checked before anything is stored, so an inode that is refused
+        // takes no memory.
         content.check()?;
         let metadata = self.xattrs.store(metadata)?;
         let content = match content {
@@ -118,6 +122,7 @@ impl Tree {
         name: &[u8],
         inode: InodeId,
     ) -> Result<Option<InodeId>, TreeError> {
+        // The writer adds `.` and `..` to each directory.
         if name.is_empty()
             || name.len() > MAX_NAME_BYTES
             || matches!(name, b"." | b"..")
@@ -128,9 +133,13 @@ impl Tree {
         let Some(number) = self.directory_number(directory) else {
             return Err(TreeError::NotDirectory);
         };
+        // The root never gets a name, so its flag is not set, and it is compared instead. A
+        // directory that has no name can be linked below itself. This circle is unreachable,
+        // because each directory in it has its only name there.
         if self.directory(inode).is_some_and(Directory::is_linked) || inode == InodeId::ROOT {
             return Err(TreeError::DirectoryLinked { name: name.to_vec() });
         }
+        // This is the last step that can fail. So the flags change only together with the names.
         let replaced = self.directories[number].insert(&mut self.names, name, inode)?;
         if let Some(replaced) = replaced {
             self.set_linked(replaced, false);
@@ -246,6 +255,7 @@ impl Tree {
     }
 
     fn set_linked(&mut self, inode: InodeId, is_linked: bool) {
+        // Other inodes may have several names, so they need no flag.
         if let Some(number) = self.directory_number(inode) {
             self.directories[number].set_linked(is_linked);
         }

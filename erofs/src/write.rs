@@ -1,8 +1,9 @@
 //! Writes the metadata image of a tree, from its beginning to its end.
 //!
-//! A first pass over the inodes chooses the place of each. A second one writes them, and a third one
-//! writes the blocks that directories and long targets have of their own. So the writer needs no
-//! more memory than 16 bytes for each inode of the tree, and some for extended attributes.
+//! A first pass over the inodes chooses the place of each. A second pass writes the inodes, and a
+//! third one writes the streams: the blocks of directories and targets that are not inline. Each
+//! pass derives an inode from the tree again. So the writer needs 16 bytes of memory for each inode
+//! of the tree, and some for extended attributes.
 
 mod chunks;
 mod directory;
@@ -43,18 +44,20 @@ pub struct Summary {
 
 /// Writes the metadata image of the inodes that the root of `tree` reaches.
 ///
-/// Followed by the devices in their order, each padded to its blocks, the image is a disk that Linux
-/// 6.4 and later mount without options. The same tree and devices always make the same image.
+/// Followed by the devices in their order, each padded to its blocks, the image is a disk that
+/// Linux 6.4 and later mount without options. The same tree and devices always make the same image.
 ///
 /// # Errors
 ///
-/// The tree uses a block that is on no device, or the image would be too large. Nothing is written
-/// then. Or `output` fails.
+/// - The tree uses a block that is not on its device, or the image would be too large. Nothing is
+///   written in these cases.
+/// - `output` fails.
 pub fn write(
     tree: &Tree,
     devices: &[Device],
     output: &mut impl Write,
 ) -> Result<Summary, WriteError> {
+    // All that can be refused is refused here, before the first byte is written.
     let source = Source::new(tree, devices)?;
     let places = Places::choose(&source)?;
     let image = Image::arrange(&source, &places, devices)?;
@@ -72,7 +75,7 @@ struct Image<'a> {
     source: &'a Source<'a>,
     places: &'a Places,
     superblock: Superblock,
-    /// The block at which the blocks of directories begin.
+    /// The block at which the streams begin.
     stream_block: u32,
     /// The number of blocks of the metadata image and all devices.
     disk_blocks: u64,
@@ -86,11 +89,15 @@ impl<'a> Image<'a> {
     ) -> Result<Self, WriteError> {
         let count = devices.len();
         let count = u16::try_from(count).map_err(|_large| WriteError::TooManyDevices { count })?;
+        // Each part begins with a block, because the superblock stores the places of the shared
+        // attributes and of the inodes in blocks.
         let xattr_block =
             (DEVICE_TABLE_START + DEVICE_SLOT_BYTES * devices.len()).div_ceil(BLOCK) as u64;
         let inode_block = xattr_block + source.xattrs.shared_bytes().div_ceil(BLOCK as u64);
         let stream_block = inode_block + places.inode_bytes.div_ceil(BLOCK as u64);
         let blocks = stream_block + places.stream_blocks;
+        // The device table has 32 bits for a block of the disk, so the limit applies to the image
+        // and all devices together.
         let data: u64 = devices.iter().map(|device| u64::from(device.blocks)).sum();
         // The last number stands for a hole.
         if blocks + data > u64::from(u32::MAX) {
@@ -120,6 +127,7 @@ impl<'a> Image<'a> {
         output.pad_to_block()?;
         self.write_inodes(&emitter, output)?;
         output.pad_to_block()?;
+        // The inodes refer to these blocks in the same order.
         for id in &self.source.reachable.order {
             emitter.write_blocks(*id, output)?;
         }
@@ -138,6 +146,8 @@ impl<'a> Image<'a> {
             start = start.saturating_add(device.blocks);
         }
         bytes.resize(bytes.len().next_multiple_of(BLOCK), 0);
+        // This comes last, because the checksum covers the part of the device table in the first
+        // block.
         if let Some(first) = bytes.first_chunk_mut() {
             seal(first);
         }
@@ -150,6 +160,8 @@ impl<'a> Image<'a> {
         output: &mut Output<impl Write>,
     ) -> io::Result<()> {
         let start = output.position();
+        // The streams follow each other in the order of their inodes, so a sum gives their first
+        // blocks. The inode numbers for 32-bit processes begin with 1.
         let mut block = self.stream_block;
         for (number, id) in (1..).zip(&self.source.reachable.order) {
             output.pad_to(start + u64::from(self.places.of(*id)) * SLOT_BYTES)?;

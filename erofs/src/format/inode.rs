@@ -30,6 +30,7 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
+    // One table serves both directions, so the writer and the reader cannot disagree.
     const ALL: [(Self, u16, u8); 7] = [
         (Self::File, 0o10_0000, 1),
         (Self::Directory, 0o4_0000, 2),
@@ -42,6 +43,7 @@ impl Kind {
 
     /// Returns the type that directories store.
     pub(crate) fn in_directory(self) -> u8 {
+        // `ALL` has every kind, so the 0 is never returned.
         Self::ALL.into_iter().find(|(kind, ..)| *kind == self).map_or(0, |(.., number)| number)
     }
 
@@ -95,6 +97,8 @@ pub(crate) struct DiskInode {
 impl DiskInode {
     /// Returns the smaller form that can represent the inode.
     pub(crate) fn form(&self) -> Form {
+        // A compact inode has 16 bits for owner, group and link count, and 32 bits for the size. It
+        // has no time of its own.
         let is_small = |number: u32| u16::try_from(number).is_ok();
         let is_compact = self.mtime.is_none()
             && is_small(self.uid)
@@ -111,6 +115,7 @@ impl DiskInode {
         out.resize(start + form.bytes(), 0);
         let bytes = &mut out[start..];
         let mut set = |at: usize, field: &[u8]| bytes[at..at + field.len()].copy_from_slice(field);
+        // The numbers 1 and 3 are the compressed layouts, which this crate does not write.
         let layout = match self.layout {
             Layout::Plain => 0,
             Layout::Inline => 2,
@@ -118,11 +123,14 @@ impl DiskInode {
         };
         let xattrs = xattr_count(self.xattr_bytes);
         let mode = self.kind.mode() | self.mode;
+        // These four fields have the same place in both forms. Fields that are not set are
+        // reserved, and stay zero.
         set(2, &xattrs.to_le_bytes());
         set(4, &mode.to_le_bytes());
         set(16, &self.value.to_le_bytes());
         set(20, &self.ino.to_le_bytes());
-        // `form` has checked that the lower halves are all of each number.
+        // The lower halves suffice for a compact inode, because `form` has checked its numbers.
+        // `i_format` at 0 has the form in bit 0 and the layout in bits 1 to 3.
         match form {
             Form::Compact => {
                 set(0, &u16::to_le_bytes(layout << 1));
@@ -132,6 +140,8 @@ impl DiskInode {
                 set(26, &self.gid.to_le_bytes()[..2]);
             }
             Form::Extended => {
+                // An inode with the time of the superblock is extended if another field is too
+                // large.
                 let (seconds, nanoseconds) = self.mtime.unwrap_or(epoch);
                 set(0, &u16::to_le_bytes(layout << 1 | 1));
                 set(8, &self.size_bytes.to_le_bytes());
@@ -144,19 +154,23 @@ impl DiskInode {
         }
     }
 
-    /// Returns the form of the inode that begins with `bytes`, of which there are at least two, if
-    /// this crate knows its format.
+    /// Returns the form of the inode that begins with `bytes`, or none if its format is unknown.
+    /// `bytes` has at least two bytes.
     pub(crate) fn form_of(bytes: &[u8]) -> Option<Form> {
         match u16::from_le_bytes(field(bytes, 0)) {
+            // The layouts 0, 2 and 4 are shifted by one bit. Comparing all 16 bits also refuses
+            // images that use the upper bits, whose meaning is unknown here.
             0 | 4 | 8 => Some(Form::Compact),
             1 | 5 | 9 => Some(Form::Extended),
             _ => None,
         }
     }
 
-    /// Reads an inode that has the size of its form, if its format and type are known.
+    /// Reads an inode, or returns none if its format or type is unknown. `bytes` has the size of
+    /// the inode's form.
     pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
         let form = Self::form_of(bytes)?;
+        // `form_of` has accepted only numbers below 10, so they are in the first byte.
         let layout = match bytes[0] >> 1 {
             0 => Layout::Plain,
             2 => Layout::Inline,
@@ -192,8 +206,9 @@ impl DiskInode {
     }
 }
 
-/// Returns `i_xattr_icount`: the header counts as one, and each 4 bytes behind it as one.
+/// Returns `i_xattr_icount`, which counts the header as one unit and each 4 bytes behind it as one.
 fn xattr_count(bytes: usize) -> u16 {
+    // An inode without attributes has no header either, and its count is 0.
     let units = bytes.checked_sub(super::XATTRS_HEADER_BYTES).map_or(0, |rest| rest / 4 + 1);
     // The tree has checked that the count has 16 bits.
     u16::try_from(units).unwrap_or(u16::MAX)
@@ -207,6 +222,8 @@ fn xattr_bytes(count: u16) -> usize {
 
 /// Returns a device number as Linux stores it (`new_encode_dev` of `include/linux/kdev_t.h`).
 pub(crate) fn encode_device_number(major: u32, minor: u32) -> u32 {
+    // The lower 16 bits are a `dev_t` of 16 bits, as old kernels had it. So the minor number is
+    // split around the major one.
     (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12)
 }
 

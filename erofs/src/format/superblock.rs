@@ -17,6 +17,8 @@ pub(crate) const DEVICE_SLOT_BYTES: usize = 128;
 pub(crate) const DEVICE_TABLE_START: usize = SUPERBLOCK_START + SUPERBLOCK_BYTES;
 
 const MAGIC: u32 = 0xE0F5_E1E2;
+// Linux refuses an image with an incompatible feature that it does not support, and ignores a
+// compatible one. `COMPAT_MTIME` marks the times of inodes as times of modification.
 const COMPAT_CHECKSUM: u32 = 1;
 const COMPAT_MTIME: u32 = 2;
 const INCOMPAT_CHUNKED_FILE: u32 = 4;
@@ -45,20 +47,20 @@ pub(crate) struct Superblock {
     pub(crate) device_slot: u16,
 }
 
-/// Why a superblock is none of the format that this crate uses.
+/// The reason why this crate cannot read an image with a superblock.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SuperblockError {
-    /// The magic number is not that of EROFS.
+    /// The image does not have the magic number of EROFS.
     #[error("no EROFS image: the magic number is {magic:#x}")]
     Magic {
         /// The number in its place.
         magic: u32,
     },
-    /// The checksum is missing, or is not that of the first block.
+    /// The checksum is missing, or does not match the first block.
     #[error("the checksum of the superblock is wrong")]
     Checksum,
-    /// The image uses features of the format that this crate does not.
+    /// The image uses features of the format that this crate does not support.
     #[error("unknown features {features:#x}")]
     Features {
         /// The bits of `feature_incompat`.
@@ -75,6 +77,8 @@ impl Superblock {
         let table = if self.devices == 0 { 0 } else { INCOMPAT_DEVICE_TABLE };
         let mut bytes = [0; SUPERBLOCK_BYTES];
         let mut set = |at: usize, field: &[u8]| bytes[at..at + field.len()].copy_from_slice(field);
+        // `seal` sets the checksum at 4, because it depends on the rest of the block. Fields that
+        // are not set stay zero. One is the UUID, so that equal trees have equal images.
         set(0, &MAGIC.to_le_bytes());
         set(8, &(COMPAT_CHECKSUM | COMPAT_MTIME).to_le_bytes());
         set(12, &[BLOCK_BITS]);
@@ -98,12 +102,15 @@ impl Superblock {
         if magic != MAGIC {
             return Err(SuperblockError::Magic { magic });
         }
+        // The checksum is checked before all other fields. So a damaged superblock is not reported
+        // as one with unknown features. The writer always stores a checksum, so one is required.
         let compat = u32::from_le_bytes(field(bytes, 8));
         let stored = u32::from_le_bytes(field(bytes, 4));
         if compat & COMPAT_CHECKSUM == 0 || stored != checksum(block) {
             return Err(SuperblockError::Checksum);
         }
         let features = u32::from_le_bytes(field(bytes, 80));
+        // Compatible features are not checked. They do not change how the fields below are read.
         if features & !(INCOMPAT_CHUNKED_FILE | INCOMPAT_DEVICE_TABLE) != 0 {
             return Err(SuperblockError::Features { features });
         }
@@ -111,6 +118,7 @@ impl Superblock {
         if bytes[12] != BLOCK_BITS || bytes[13] != 0 || bytes[90] != 0 {
             return Err(SuperblockError::Form);
         }
+        // Without the feature, Linux ignores the number of devices.
         let has_table = features & INCOMPAT_DEVICE_TABLE != 0;
         Ok(Self {
             root: u16::from_le_bytes(field(bytes, 14)),
@@ -147,6 +155,8 @@ fn checksum(block: &[u8; BLOCK]) -> u32 {
 /// Returns an entry of the device table: the device's blocks, and the block of the disk at which it
 /// begins (`blocks` and `mapped_blkaddr`).
 pub(crate) fn encode_device(blocks: u32, start: u32) -> [u8; DEVICE_SLOT_BYTES] {
+    // The first 64 bytes are a tag, which stays empty. Linux needs no tag if the mount has no
+    // option for devices, because it then reads all devices from the disk of the image.
     let mut bytes = [0; DEVICE_SLOT_BYTES];
     bytes[64..68].copy_from_slice(&blocks.to_le_bytes());
     bytes[68..72].copy_from_slice(&start.to_le_bytes());

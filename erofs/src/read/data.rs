@@ -8,7 +8,7 @@ use crate::read::inode::FoundInode;
 use crate::tree::{Content, DataRange, FileData, MAX_FILE_BYTES, MAX_TARGET_BYTES};
 use crate::write::Device;
 
-/// Reads the content of an inode. That of a directory is empty.
+/// Reads the content of an inode. The walk reads the names of a directory later.
 pub(super) fn content(
     image: &mut Bounded<'_, impl ReadAt>,
     devices: &[Device],
@@ -27,12 +27,13 @@ pub(super) fn content(
         Kind::CharDevice => Content::CharDevice { major, minor },
         Kind::BlockDevice => Content::BlockDevice { major, minor },
     };
-    // All others have no data, and so have files without chunks.
+    // The other types have no data. A file without chunks is empty, as the writer stores it.
     let is_empty = found.inode.layout == Layout::Plain && found.inode.size_bytes == 0;
     if is_empty { Ok(content) } else { Err(found.damaged()) }
 }
 
-/// Passes each block of a directory or target to `each`, the last one as far as it is used.
+/// Calls `each` with each block of a directory or target. The last block ends with the size of the
+/// inode.
 pub(super) fn each_block(
     image: &mut Bounded<'_, impl ReadAt>,
     found: &FoundInode,
@@ -43,6 +44,8 @@ pub(super) fn each_block(
     let (whole, tail) = (size / block, size % block);
     let tail_bytes = usize::try_from(tail).unwrap_or_default();
     let start = u64::from(found.inode.value) * block;
+    // A size that is too large ends the loop with an error, at the latest when all bytes of the
+    // image are claimed. So `each` may collect the blocks.
     for number in 0..whole {
         // The image has less than 2⁶⁴ bytes, and ends before the sum does.
         each(image.claim(start.saturating_add(number * block), BLOCK)?)?;
@@ -52,6 +55,7 @@ pub(super) fn each_block(
         Layout::Inline if tail > 0 && found.end() % block + tail <= block => {
             each(image.claim(found.end(), tail_bytes)?)
         }
+        // The zeros behind the tail are claimed too, because no other part has them.
         Layout::Plain if tail > 0 => {
             each(&image.claim(start.saturating_add(whole * block), BLOCK)?[..tail_bytes])
         }
@@ -61,6 +65,7 @@ pub(super) fn each_block(
 }
 
 fn target(image: &mut Bounded<'_, impl ReadAt>, found: &FoundInode) -> Result<Vec<u8>, ReadError> {
+    // The size is checked first, because the target is collected in memory.
     if found.inode.size_bytes > MAX_TARGET_BYTES as u64 {
         return Err(found.damaged());
     }
@@ -79,6 +84,7 @@ fn chunks(
 ) -> Result<FileData, ReadError> {
     let size_bytes = found.inode.size_bytes;
     let format = found.inode.value;
+    // Chunks without a device number are another format, which the writer does not use.
     let is_known = format & !CHUNK_BITS_MASK == CHUNK_INDEXES;
     if !is_known || size_bytes == 0 || size_bytes > MAX_FILE_BYTES {
         return Err(found.damaged());
@@ -88,6 +94,7 @@ fn chunks(
     let start = found.end().next_multiple_of(CHUNK_INDEX_BYTES);
     let mut ranges: Vec<DataRange> = Vec::new();
     for number in 0..file_blocks.div_ceil(chunk_blocks) {
+        // Claiming each place bounds the loop, however large the size of the file is.
         let offset = start.saturating_add(number * CHUNK_INDEX_BYTES);
         let index = image.claim(offset, 8)?;
         let device = u16::from_le_bytes(field(index, 2));
@@ -96,6 +103,7 @@ fn chunks(
             continue;
         }
         let file_block = number * chunk_blocks;
+        // The last chunk may end behind the file, where its device may have no blocks.
         let blocks = chunk_blocks.min(file_blocks - file_block);
         let on = usize::from(device).checked_sub(1).and_then(|place| devices.get(place));
         let is_on = on.is_some_and(|on| u64::from(block) + blocks <= u64::from(on.blocks));
@@ -106,8 +114,9 @@ fn chunks(
     Ok(FileData { size_bytes, ranges })
 }
 
-/// Appends a range, or extends the last one if the range continues it.
+/// Appends a range, or extends the last range if the new one continues it.
 fn push(ranges: &mut Vec<DataRange>, range: DataRange) {
+    // Chunks of equal size split data that follow each other. Joining them keeps the list short.
     if let Some(last) = ranges.last_mut() {
         let blocks = u64::from(last.blocks);
         let continues = last.device == range.device

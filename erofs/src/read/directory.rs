@@ -12,9 +12,10 @@ pub(super) struct Entry<'a> {
     pub(super) kind: u8,
 }
 
-/// Returns the entries of a block, or none for each that is damaged. A damaged block has at least
-/// one of these.
+/// Returns the entries of a block. A damaged entry is `None`, and a damaged block has at least one
+/// `None`.
 pub(super) fn entries(block: &[u8]) -> impl Iterator<Item = Option<Entry<'_>>> {
+    // The names follow the entries, so the place of the first name gives the number of entries.
     let count = name_start(block, 0)
         .filter(|start| start.is_multiple_of(DIRENT_BYTES) && *start <= block.len())
         .map_or(0, |start| start / DIRENT_BYTES);
@@ -24,6 +25,7 @@ pub(super) fn entries(block: &[u8]) -> impl Iterator<Item = Option<Entry<'_>>> {
 fn entry(block: &[u8], number: usize, count: usize) -> Option<Entry<'_>> {
     let start = name_start(block, number)?;
     let name = if number + 1 < count {
+        // `get` returns none if the place of the next name is smaller, or is behind the block.
         block.get(start..name_start(block, number + 1)?)?
     } else {
         // The last name ends with the block or before its first zero.

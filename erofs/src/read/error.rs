@@ -20,7 +20,7 @@ pub enum ReadError {
     /// A device does not begin where the one before it ends.
     #[error("the device table is damaged")]
     DeviceTable,
-    /// A part of the image is to be behind its end.
+    /// A part would end behind the image.
     #[error("{bytes} bytes at byte {offset} are not in the image")]
     Outside {
         /// Where the part begins.
@@ -28,7 +28,7 @@ pub enum ReadError {
         /// Its size.
         bytes: u64,
     },
-    /// The parts have more bytes in all than the image, so some of them overlap.
+    /// All parts together have more bytes than the image, so some of them overlap.
     #[error("parts of the image overlap")]
     Overlap,
     /// Sets of extended attributes have more than 64 MiB in all.
@@ -58,25 +58,25 @@ pub enum ReadError {
         /// Its number.
         inode: u64,
     },
-    /// An inode has another number of names than its link count.
+    /// The link count of an inode differs from the links that were found.
     #[error("inode {inode} has {found} links and counts {stored}")]
     Links {
         /// Its number.
         inode: u64,
         /// The link count of the inode.
         stored: u32,
-        /// The links that there are.
+        /// The number of links that were found.
         found: u32,
     },
-    /// The superblock counts other inodes than there are.
+    /// The inode count of the superblock differs from the inodes that were found.
     #[error("the image has {found} inodes and counts {stored}")]
     Inodes {
         /// The count of the superblock.
         stored: u64,
-        /// The inodes that there are.
+        /// The number of inodes that the root reaches.
         found: u64,
     },
-    /// An inode or a name is none that EROFS can represent, or a directory has two names.
+    /// EROFS cannot represent an inode or a name, or a directory has two names.
     #[error("inode {inode} cannot be used")]
     Tree {
         /// The number of the inode, or of the directory of the name.

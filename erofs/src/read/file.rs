@@ -61,6 +61,8 @@ impl<'a, F: ReadAt> Bounded<'a, F> {
 
     /// Returns bytes of the image, which are a part of their own.
     pub(super) fn claim(&mut self, offset: u64, bytes: usize) -> Result<&[u8], ReadError> {
+        // Each byte of a correct image belongs to one part. If the parts have more bytes than the
+        // image, at least two of them overlap.
         let left = self.unclaimed_bytes.checked_sub(bytes as u64);
         self.unclaimed_bytes = left.ok_or(ReadError::Overlap)?;
         self.read(offset, bytes)
@@ -75,7 +77,8 @@ impl<'a, F: ReadAt> Bounded<'a, F> {
             let block = BLOCK as u64;
             let start = offset - offset % block;
             let end = end.max(start + WINDOW_BLOCKS * block).min(self.image_bytes);
-            // Without the window, if reading fails.
+            // If reading fails, there is no window. A later call must not return bytes of a window
+            // that was not filled.
             self.window_start = 0;
             self.window.clear();
             let mut window = std::mem::take(&mut self.window);

@@ -24,8 +24,10 @@ impl FoundInode {
     ) -> Result<Self, ReadError> {
         let damaged = || ReadError::Inode { inode: number };
         let area = u64::from(superblock.inode_block) * BLOCK as u64;
+        // The number is from the image, so it is not trusted.
         let start = number.checked_mul(SLOT_BYTES).and_then(|start| start.checked_add(area));
         let start = start.ok_or_else(damaged)?;
+        // The form decides the size, so the inode is claimed only when the form is known.
         let form = DiskInode::form_of(image.read(start, COMPACT_BYTES)?).ok_or_else(damaged)?;
         let inode = DiskInode::decode(image.claim(start, form.bytes())?).ok_or_else(damaged)?;
         Ok(Self { number, inode, xattrs_start: start + form.bytes() as u64 })

@@ -75,6 +75,8 @@ impl<F: ReadAt> Walk<'_, F> {
             return Err(found.damaged());
         };
         let id = added.map_err(|source| ReadError::Tree { inode: number, source })?;
+        // The metadata have no attributes, because the set was interned before: inodes with the
+        // same bytes are decoded once.
         self.tree.set_xattrs(id, xattrs);
         // A directory has its name and `.`. The root has `..` instead of a name.
         let found_links = if is_root { 2 } else { u32::from(kind == Kind::Directory) };
@@ -94,6 +96,8 @@ impl<F: ReadAt> Walk<'_, F> {
             blocks.push(block.to_vec());
             Ok(())
         })?;
+        // Names ascend over all blocks. So no name is empty or occurs twice, and each of `.` and
+        // `..` is found at most once.
         let mut before: &[u8] = b"";
         let mut dots = 0;
         for entry in blocks.iter().flat_map(|block| entries(block)) {
@@ -118,6 +122,7 @@ impl<F: ReadAt> Walk<'_, F> {
     /// Gives an inode its name.
     fn link(&mut self, directory: &Pending, entry: &Entry<'_>) -> Result<(), ReadError> {
         let inode = directory.found.number;
+        // An inode with several names is read, and claimed, at its first name.
         if !self.known.contains_key(&entry.inode) {
             self.add(entry.inode, inode, false)?;
         }
@@ -129,9 +134,12 @@ impl<F: ReadAt> Walk<'_, F> {
         // There are less than 2³² names, because the arena of the tree has less bytes.
         known.found_links = known.found_links.saturating_add(1);
         let (id, kind) = (known.id, known.kind);
+        // A directory that contains itself ends the walk here, because `link` refuses a second name
+        // of a directory.
         let linked = self.tree.link(directory.id, entry.name, id);
         linked.map_err(|source| ReadError::Tree { inode, source })?;
         if kind == Kind::Directory {
+            // The `..` of a directory is a link to its parent.
             let above = self.known.get_mut(&inode).ok_or_else(damaged)?;
             above.found_links = above.found_links.saturating_add(1);
         }
@@ -139,6 +147,7 @@ impl<F: ReadAt> Walk<'_, F> {
     }
 
     fn finish(self) -> Result<Tree, ReadError> {
+        // The counts are complete only now, when all names were read.
         let (stored, found) = (self.superblock.inodes, self.known.len() as u64);
         if stored != found {
             return Err(ReadError::Inodes { stored, found });

@@ -9,7 +9,8 @@ use crate::read::file::{Bounded, ReadAt};
 use crate::read::inode::FoundInode;
 use crate::tree::{ENTRY_HEADER_BYTES, Tree, Xattr, entry_bytes, join_name};
 
-/// Maximum bytes of all shared attributes of different sets in all. Each set may have the same ones.
+/// Maximum bytes of shared attributes that are read. An attribute counts once for each set that
+/// has it.
 const MAX_SHARED_BYTES: usize = 64 << 20;
 
 /// The sets that were read.
@@ -33,9 +34,11 @@ impl Sets {
             return Ok(0);
         }
         let body = image.claim(found.xattrs_start, found.inode.xattr_bytes)?;
+        // The bytes of a known set were claimed all the same, because each inode has its own.
         if let Some(number) = self.numbers.get(body) {
             return Ok(*number);
         }
+        // The bytes are copied, because reading shared attributes moves the window over the image.
         let body = body.to_vec();
         let damaged = || ReadError::Xattrs { inode: found.number };
         let shared_end = XATTRS_HEADER_BYTES + 4 * usize::from(*body.get(4).ok_or_else(damaged)?);
@@ -46,6 +49,7 @@ impl Sets {
             set.push(self.shared(image, superblock, place)?.ok_or_else(damaged)?);
         }
         let mut others = &body[shared_end..];
+        // The loop ends, because each attribute has at least the bytes of its header.
         while !others.is_empty() {
             let (xattr, bytes) = decode(others).ok_or_else(damaged)?;
             set.push(xattr);
@@ -69,6 +73,8 @@ impl Sets {
         place: u32,
     ) -> Result<Option<Xattr>, ReadError> {
         let start = u64::from(superblock.xattr_block) * BLOCK as u64 + 4 * u64::from(place);
+        // Several sets may refer to one attribute, so its bytes cannot be claimed. A limit of their
+        // own bounds them instead.
         let bytes = bytes_of(image.read(start, ENTRY_HEADER_BYTES)?).unwrap_or_default();
         self.shared_bytes += bytes;
         if self.shared_bytes > MAX_SHARED_BYTES {

@@ -101,7 +101,8 @@ pub(crate) const MAX_TARGET_BYTES: usize = 4095;
 /// Maximum size of a file: `MAX_LFS_FILESIZE` of Linux, the largest `loff_t`.
 pub(crate) const MAX_FILE_BYTES: u64 = i64::MAX.unsigned_abs();
 
-/// Bits of the parts of a device number: `MINORBITS` of Linux, `include/linux/kdev_t.h`, of 32 bits.
+/// Bits of the two parts of a device number, which has 32 bits: `MINORBITS` of Linux,
+/// `include/linux/kdev_t.h`.
 const MAJOR_BITS: u32 = 12;
 const MINOR_BITS: u32 = 20;
 
@@ -111,6 +112,8 @@ impl Content {
         match self {
             Self::File(file) => file.check(),
             Self::Symlink(target) => {
+                // `symlink(2)` refuses an empty target too. The kernel would end a target at its
+                // first NUL.
                 let is_long = target.len() > MAX_TARGET_BYTES;
                 if target.is_empty() || is_long || target.contains(&0) {
                     return Err(TreeError::Target { target: target.clone() });
@@ -138,6 +141,9 @@ impl FileData {
         for range in &self.ranges {
             let end = range.file_block.checked_add(u64::from(range.blocks));
             let end = end.filter(|end| *end <= file_blocks && range.file_block >= free);
+            // EROFS counts the metadata image as device 0. The end on a device must have 32 bits,
+            // as its number of blocks has. The tree does not have the devices, so the writer
+            // checks the rest.
             let is_on_device = range.device > 0 && range.block.checked_add(range.blocks).is_some();
             match end {
                 Some(end) if range.blocks > 0 && is_on_device => free = end,
@@ -183,6 +189,7 @@ impl Ranges {
     /// Appends the ranges of a file.
     pub(super) fn store(&mut self, file: &FileData) -> Result<Stored, TreeError> {
         let full = |_overflow| TreeError::Full;
+        // Two numbers of 32 bits are smaller than a `Vec` for each file.
         let first_range = u32::try_from(self.0.len()).map_err(full)?;
         let ranges = u32::try_from(file.ranges.len()).map_err(full)?;
         reserve(&mut self.0, file.ranges.len());

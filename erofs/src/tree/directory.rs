@@ -1,18 +1,20 @@
-//! Directories: sorted names with inodes, in the least memory.
+//! Directories: sorted names with their inodes, stored compactly.
 //!
 //! A directory is a list of sorted runs of at most 256 entries. A name is found by two binary
-//! searches. A new name moves at most one run, which is split in two when it is full. One sorted
-//! list would be as small, but a directory of a million names in random order would move terabytes.
-//! A `BTreeMap` would allocate each name.
+//! searches. A new name moves the entries of at most one run, which is split in two when it is
+//! full. One sorted list would take as little memory, but adding a million names in random order to
+//! it would move terabytes. A `BTreeMap` would allocate each name.
 
 use crate::tree::arena::reserve;
 use crate::tree::error::TreeError;
 use crate::tree::id::InodeId;
 
 /// Maximum number of entries of a run.
+// An entry has 12 bytes, so a new name moves at most 3 KiB.
 const RUN_ENTRIES: usize = 256;
 
-/// The arena of the names of all directories. A name that is unlinked stays in it.
+/// The arena of the names of all directories. An unlinked name stays in it, because its removal
+/// would change the places of other names, which the entries store.
 #[derive(Debug, Default)]
 pub(super) struct Names(Vec<u8>);
 
@@ -32,6 +34,8 @@ impl Names {
     /// Appends a name.
     fn store(&mut self, name: &[u8], inode: InodeId) -> Result<Entry, TreeError> {
         let full = |_overflow| TreeError::Full;
+        // 32 bits for the place and 8 for the length keep an entry at 12 bytes. `Tree::link` has
+        // limited the length to 255.
         let name_start = u32::try_from(self.0.len()).map_err(full)?;
         let name_bytes = u8::try_from(name.len()).map_err(full)?;
         reserve(&mut self.0, name.len());
@@ -89,10 +93,12 @@ impl Directory {
         };
         let entry = names.store(name, inode)?;
         match self.runs.get_mut(run) {
+            // `find` returns a run that does not exist only for a directory without runs.
             None => self.runs.push(vec![entry]),
             Some(entries) if entries.len() < RUN_ENTRIES => entries.insert(index, entry),
             Some(entries) => {
-                // Names often come in their order. Then, the full run stays full.
+                // Names often come in their order. A name behind all others therefore begins a new
+                // run, and the full run stays full. Halving it would leave all runs half empty.
                 let at = if index == RUN_ENTRIES { index } else { RUN_ENTRIES / 2 };
                 let mut upper = entries.split_off(at);
                 if index < at {
@@ -100,6 +106,7 @@ impl Directory {
                 } else {
                     upper.insert(index - at, entry);
                 }
+                // The lower run would otherwise keep the memory of the entries that it has lost.
                 entries.shrink_to_fit();
                 self.runs.insert(run + 1, upper);
             }
@@ -111,6 +118,7 @@ impl Directory {
     pub(super) fn remove(&mut self, names: &Names, name: &[u8]) -> Option<InodeId> {
         let (run, index) = self.find(names, name).ok()?;
         let entry = self.runs[run].remove(index);
+        // `find` compares the first names of runs, so no run may be empty.
         if self.runs[run].is_empty() {
             self.runs.remove(run);
         }
@@ -137,7 +145,8 @@ impl Directory {
         self.runs.iter().flatten().map(|entry| (names.of(entry), entry.inode))
     }
 
-    /// Returns the run and the place in it that a name has, or else would have.
+    /// Returns the run of a name and its place in the run. If the directory does not have the name,
+    /// the error is where it would be.
     fn find(&self, names: &Names, name: &[u8]) -> Result<(usize, usize), (usize, usize)> {
         let first_of = |run: &Vec<Entry>| run.first().map(|entry| names.of(entry));
         let run = self.runs.partition_point(|run| first_of(run).is_some_and(|first| first <= name));

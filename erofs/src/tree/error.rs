@@ -15,7 +15,7 @@ pub enum TreeError {
         /// The name, as it was given.
         name: Vec<u8>,
     },
-    /// A name was to be linked in an inode that is no directory.
+    /// A name was to be linked in an inode that is not a directory.
     #[error("not a directory")]
     NotDirectory,
     /// A directory, or the root, was to get a second name.
@@ -36,7 +36,8 @@ pub enum TreeError {
         /// The nanoseconds, as they were given.
         nanoseconds: u32,
     },
-    /// The name of an extended attribute is none of EROFS, or occurs twice.
+    /// The name of an extended attribute has no prefix that EROFS can store, is too long, contains
+    /// NUL, or occurs twice.
     #[error("invalid extended attribute {:?}", Bytes(name))]
     XattrName {
         /// The full name.
@@ -87,7 +88,7 @@ pub enum TreeError {
     },
 }
 
-/// At most 64 bytes of a name, for people.
+/// Formats at most 64 bytes of a name for an error message.
 struct Bytes<'a>(&'a [u8]);
 
 impl std::fmt::Debug for Bytes<'_> {

@@ -36,8 +36,8 @@ struct Prefix {
     is_whole: bool,
 }
 
-/// Prefixes of names: `EROFS_XATTR_INDEX_*` of Linux 6.12 `fs/erofs/erofs_fs.h`. Lustre's has no
-/// handler in `fs/erofs/xattr.c`.
+/// Prefixes of names: `EROFS_XATTR_INDEX_*` of Linux 6.12 `fs/erofs/erofs_fs.h`. Index 5, the
+/// prefix of Lustre, is missing because `fs/erofs/xattr.c` has no handler for it.
 const PREFIXES: [Prefix; 5] = [
     Prefix { text: b"user.", index: 1, is_whole: false },
     Prefix { text: b"system.posix_acl_access", index: 2, is_whole: true },
@@ -64,6 +64,8 @@ const MAX_SET_BYTES: usize = IBODY_HEADER_BYTES + 4 * (u16::MAX as usize - 1);
 pub(crate) fn split_name(name: &[u8]) -> Option<(u8, &[u8])> {
     PREFIXES.iter().find_map(|prefix| {
         let rest = name.strip_prefix(prefix.text)?;
+        // `user.` alone is no name. A name that continues `system.posix_acl_access` is another
+        // name, for which EROFS has no prefix.
         (rest.is_empty() == prefix.is_whole).then_some((prefix.index, rest))
     })
 }
@@ -76,6 +78,7 @@ pub(crate) fn join_name(index: u8, rest: &[u8]) -> Option<Vec<u8>> {
 
 /// Returns the bytes of an attribute on the disk: its header, name and value, padded to 4 bytes.
 pub(crate) fn entry_bytes(rest_of_name: &[u8], value: &[u8]) -> usize {
+    // The counts and places of attributes are in units of 4 bytes.
     (ENTRY_HEADER_BYTES + rest_of_name.len() + value.len()).next_multiple_of(4)
 }
 
@@ -100,6 +103,7 @@ pub(crate) struct XattrSets {
 
 impl Default for XattrSets {
     fn default() -> Self {
+        // The empty set comes first, so that most inodes need no search for their set.
         let empty: Arc<[Xattr]> = Arc::new([]);
         Self { sets: vec![Arc::clone(&empty)], numbers: HashMap::from([(empty, 0)]) }
     }
@@ -135,8 +139,9 @@ impl XattrSets {
         self.sets.len()
     }
 
-    /// Returns the number of a set, in any order.
+    /// Returns the number of a set, and stores the set if it is new. Its order does not matter.
     pub(super) fn intern(&mut self, mut set: Vec<Xattr>) -> Result<u32, TreeError> {
+        // Sets that differ only in their order are equal. The check below also needs the order.
         set.sort_unstable();
         if let Some(number) = self.numbers.get(&set[..]) {
             return Ok(*number);
@@ -152,10 +157,13 @@ impl XattrSets {
 
 /// Checks that EROFS can represent a sorted set.
 fn check_set(set: &[Xattr]) -> Result<(), TreeError> {
+    // The sum takes all attributes as unshared. A shared one takes 4 bytes behind the inode, and an
+    // unshared one at least as many.
     let mut bytes = IBODY_HEADER_BYTES;
     let mut before: Option<&[u8]> = None;
     for (name, value) in set {
         let is_valid = name.len() <= MAX_NAME_BYTES && !name.contains(&0);
+        // Equal names follow each other in a sorted set.
         let rest = split_name(name).filter(|_| is_valid && before != Some(name));
         let Some((_, rest)) = rest else {
             return Err(TreeError::XattrName { name: name.clone() });

@@ -21,7 +21,10 @@ impl Chunks {
     /// follow each other.
     pub(super) fn of(size_bytes: u64, ranges: &[DataRange]) -> Self {
         let file_blocks = size_bytes.div_ceil(BLOCK_BYTES);
+        // One chunk may be larger than the file, because Linux ends the last chunk with the file.
         let mut bits = file_blocks.next_power_of_two().trailing_zeros();
+        // Each segment must begin with a chunk. The first one begins with block 0, which all chunk
+        // sizes divide.
         for segment in Segments::of(size_bytes, ranges).skip(1) {
             bits = bits.min(segment.file_block.trailing_zeros());
         }
@@ -41,6 +44,7 @@ impl Chunks {
         output: &mut Output<impl Write>,
     ) -> io::Result<()> {
         for segment in Segments::of(size_bytes, ranges) {
+            // Only the last segment can end within a chunk, because each segment begins with one.
             for chunk in 0..segment.blocks.div_ceil(1 << self.bits) {
                 let index = match segment.source {
                     Some((device, block)) => {
@@ -99,6 +103,7 @@ impl Iterator for Segments<'_> {
             self.at = self.ranges.first().map_or(self.file_blocks, |range| range.file_block);
             return Some(Segment { file_block: start, blocks: self.at - start, source: None });
         };
+        // Ranges that continue each other are one segment, so that they can be in one chunk.
         while let Some((range, rest)) = self.ranges.split_first() {
             let offset = self.at - start;
             if range.file_block != self.at

@@ -6,9 +6,9 @@
 //! ```
 //!
 //! The place of the first name gives the number of entries of a block. A name ends where the next
-//! one begins, and the last one at the first zero or at the end of the block. The kernel searches
-//! by bisection, first for the block, so the names of all blocks are in one order, also `.` and
-//! `..`.
+//! one begins, and the last one at the first zero or at the end of the block. The kernel bisects
+//! the blocks and then the entries of one block. So all names of a directory are in one order,
+//! which includes `.` and `..`.
 
 use crate::format::{BLOCK, DIRENT_BYTES};
 use crate::tree::{InodeId, Tree};
@@ -22,11 +22,13 @@ pub(super) struct Directory<'a> {
 }
 
 impl<'a> Directory<'a> {
-    /// Returns the size of the directory in bytes: all blocks, but the last one without its zeros.
+    /// Returns the size of the directory in bytes, without the zeros of its last block.
     pub(super) fn bytes(self) -> u64 {
         let (mut blocks, mut used) = (0, 0);
         for (name, _) in self.entries() {
             let bytes = DIRENT_BYTES + name.len();
+            // `each_block` ends its blocks by the same rule. An entry and its name are in one
+            // block.
             if used + bytes > BLOCK {
                 blocks += 1;
                 used = 0;
@@ -36,8 +38,8 @@ impl<'a> Directory<'a> {
         blocks * BLOCK as u64 + used as u64
     }
 
-    /// Passes each block without its zeros to `each`, with whether it is the last one. `describe`
-    /// returns number and type of an inode.
+    /// Calls `each` with each block, without its zeros, and with whether it is the last block.
+    /// `describe` returns the number and the type of an inode.
     pub(super) fn each_block<E>(
         self,
         describe: impl Fn(InodeId) -> (u64, u8),
@@ -57,12 +59,14 @@ impl<'a> Directory<'a> {
             used += bytes;
             entries.push((name, inode));
         }
+        // Each directory has `.`, so the last block is never empty.
         encode(&entries, &describe, &mut block);
         each(&block, true)
     }
 
     /// Returns all entries in the order of their names, with `.` and `..`.
     fn entries(self) -> impl Iterator<Item = (&'a [u8], InodeId)> {
+        // Names such as `-` sort before `.`, so the two cannot simply come first.
         let mut dots = [(&b"."[..], self.id), (b"..", self.parent)].into_iter().peekable();
         let mut children = self.tree.children(self.id).peekable();
         std::iter::from_fn(move || match (dots.peek(), children.peek()) {
@@ -84,7 +88,7 @@ fn encode(
     for (name, inode) in entries {
         let (number, kind) = describe(*inode);
         block.extend(number.to_le_bytes());
-        // A place in a block has 12 bits.
+        // A place is less than the size of a block, so 16 bits suffice.
         block.extend(u16::try_from(name_start).unwrap_or(u16::MAX).to_le_bytes());
         block.extend([kind, 0]);
         name_start += name.len();

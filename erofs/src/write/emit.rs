@@ -15,8 +15,8 @@ pub(super) struct Emitter<'a> {
 }
 
 impl Emitter<'_> {
-    /// Writes an inode with all that follows it, and returns the number of blocks that its stream
-    /// has of its own, the first of which is `block`.
+    /// Writes an inode with all that follows it, and returns the number of blocks of its stream.
+    /// `block` is the first of these blocks.
     pub(super) fn write_inode(
         &self,
         (id, ino): (InodeId, u32),
@@ -28,6 +28,8 @@ impl Emitter<'_> {
         let blocks = described.stream().map_or(0, |stream| stream.blocks);
         let blocks = u32::try_from(blocks).map_err(io::Error::other)?;
         described.inode.ino = ino;
+        // Files and devices have no stream. Their value is the format of chunks or the device
+        // number.
         if blocks > 0 {
             described.inode.value = block;
         }
@@ -37,9 +39,12 @@ impl Emitter<'_> {
         output.write(&bytes)?;
         match described.data {
             Data::File(chunks, file) => {
+                // The attributes end at a multiple of 4 bytes, but Linux reads places of chunks at
+                // multiples of 8.
                 output.pad_to(output.position().next_multiple_of(CHUNK_INDEX_BYTES))?;
                 chunks.write(file, output)?;
             }
+            // A target is shorter than a block, so it is inline as a whole or not at all.
             Data::Target(target, stream) if stream.inline_bytes > 0 => output.write(target)?,
             Data::Directory(directory, stream) if stream.inline_bytes > 0 => {
                 directory.each_block(
@@ -52,7 +57,7 @@ impl Emitter<'_> {
         Ok(blocks)
     }
 
-    /// Writes the blocks that the stream of an inode has of its own.
+    /// Writes the blocks of the stream of an inode, without its inline bytes.
     pub(super) fn write_blocks(
         &self,
         id: InodeId,
@@ -66,6 +71,7 @@ impl Emitter<'_> {
             Data::Directory(directory, stream) if stream.blocks > 0 => directory.each_block(
                 |id| self.entry(id),
                 |block, is_last| {
+                    // The last block is already behind the inode.
                     if is_last && stream.inline_bytes > 0 {
                         return Ok(());
                     }

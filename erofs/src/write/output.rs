@@ -5,11 +5,13 @@ use std::io::{self, BufWriter, Write};
 use crate::format::BLOCK;
 
 /// Size of the buffer in bytes, which is the size of each write.
+// Most inodes take less than 100 bytes. Each would cost a system call without a buffer.
 const BUFFER_BYTES: usize = 256 * 1024;
 
 /// A buffered output that counts its bytes.
 pub(super) struct Output<W: Write> {
     inner: BufWriter<W>,
+    // `Write` cannot report a position, because an output may be a pipe.
     position: u64,
 }
 
@@ -48,6 +50,8 @@ impl<W: Write> Output<W> {
 
     /// Writes the rest of the buffer.
     pub(super) fn finish(&mut self) -> io::Result<()> {
+        // `BufWriter` would also write the rest when it is dropped, but it would ignore errors
+        // then.
         self.inner.flush()
     }
 }

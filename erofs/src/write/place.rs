@@ -6,6 +6,8 @@ use crate::write::error::WriteError;
 use crate::write::source::{Source, Stream};
 
 /// Maximum number of chunks of all files.
+// The chunks of a sparse file can be as small as a block, and a file can have 2⁶³ bytes. So one
+// inode of a hostile image could ask for 2⁵¹ chunks.
 const MAX_CHUNKS: u64 = 1 << 27;
 
 /// The places of all inodes, and the sizes of the parts of the image that depend on them.
@@ -27,6 +29,7 @@ impl Places {
     /// Chooses the places of all inodes in their order.
     pub(super) fn choose(source: &Source<'_>) -> Result<Self, WriteError> {
         let mut slots = vec![0; source.tree.len()];
+        // Slot 0 stays unused, so 0 can stand for an unreachable inode in `slots`.
         let mut position = u64::from(Self::ROOT) * SLOT_BYTES;
         let (mut stream_blocks, mut chunks) = (0, 0_u64);
         for id in &source.reachable.order {
@@ -56,6 +59,9 @@ impl Places {
 fn align(position: u64, head_bytes: u64, stream: Option<Stream>) -> u64 {
     let start = position.next_multiple_of(SLOT_BYTES);
     let inline = stream.map_or(0, |stream| stream.inline_bytes);
+    // An inode with its inline bytes fits into one block, because `Stream::of` has limited them.
     let is_crossing = start % BLOCK as u64 + head_bytes + inline > BLOCK as u64;
+    // Linux reads inodes, attributes and chunks across the end of a block, so these need no
+    // padding.
     if inline > 0 && is_crossing { start.next_multiple_of(BLOCK as u64) } else { start }
 }

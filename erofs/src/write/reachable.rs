@@ -5,15 +5,17 @@ use std::collections::HashMap;
 
 use crate::tree::{InodeId, Tree};
 
-/// Maximum number of different times that are counted. Later ones are not taken for the commonest.
+/// Maximum number of different times that are counted. Further times are ignored.
+// The limit bounds the memory for trees in which each inode has a time of its own.
 const MAX_TIMES: usize = 65_536;
 
 /// The inodes that the root reaches.
 pub(super) struct Reachable {
     /// The inodes in their order on the disk: the root, and then the inodes of each directory one
-    /// behind the other. A process that reads all inodes of a directory so reads few blocks.
+    /// behind the other. A process that reads all inodes of a directory therefore reads few blocks.
     pub(super) order: Vec<InodeId>,
     /// The time that most inodes have: seconds and nanoseconds.
+    // An inode with this time can be compact, which saves 32 bytes.
     pub(super) epoch: (i64, u32),
     /// The link count of each inode of the tree, 0 if it is not reachable.
     links: Vec<u32>,
@@ -35,6 +37,8 @@ impl Reachable {
             let first = pending.len();
             for (_, child) in tree.children(directory) {
                 // The tree has less than 2³² names, so the counts have 32 bits.
+                // A directory has one name, so it is reached once. Other inodes are reached by each
+                // of their names, but have one place, which the first name decides.
                 if tree.is_directory(child) {
                     links[child.index()] = 2;
                     links[directory.index()] += 1;
@@ -48,7 +52,7 @@ impl Reachable {
                     }
                 }
             }
-            // The stack returns the last one first.
+            // The stack returns the last directory first. The reversal keeps the order of names.
             pending[first..].reverse();
         }
         let epoch = commonest_time(tree, &order);
@@ -76,6 +80,8 @@ fn commonest_time(tree: &Tree, order: &[InodeId]) -> (i64, u32) {
             *counts.entry(time).or_default() += 1;
         }
     }
+    // A map has a random order. Preferring the earliest of several times makes the image of a tree
+    // always the same.
     let most = counts.into_iter().max_by_key(|(time, count)| (*count, Reverse(*time)));
     most.map_or((0, 0), |(time, _)| time)
 }

@@ -16,7 +16,7 @@ pub struct Device {
     pub blocks: u32,
 }
 
-/// A tree with all that is derived from it.
+/// A tree with its order of inodes and its places of extended attributes.
 pub(super) struct Source<'a> {
     pub(super) tree: &'a Tree,
     pub(super) reachable: Reachable,
@@ -53,6 +53,7 @@ impl Stream {
     /// alone, but older versions require it of both for symbolic links.
     fn of(bytes: u64, head_bytes: u64) -> Self {
         let block = BLOCK as u64;
+        // Inline bytes save a block for each small directory and target.
         let tail = bytes % block;
         if head_bytes + tail <= block {
             Self { blocks: bytes / block, inline_bytes: tail }
@@ -74,6 +75,7 @@ impl Described<'_> {
         let inline = self.stream().map_or(0, |stream| stream.inline_bytes);
         let chunks = self.chunks().filter(|chunks| chunks.count > 0);
         let indexes = chunks.map_or(0, |chunks| {
+            // The emitter adds the same padding, because inodes begin at multiples of 32.
             head.next_multiple_of(CHUNK_INDEX_BYTES) - head + CHUNK_INDEX_BYTES * chunks.count
         });
         head + inline + indexes
@@ -103,6 +105,7 @@ impl<'a> Source<'a> {
 
     /// Describes an inode. Its `value` and `ino` depend on places and are 0.
     pub(super) fn describe(&self, id: InodeId) -> Result<Described<'a>, WriteError> {
+        // Only the first pass calls this. The later passes need not check the ranges again.
         if let ContentRef::File { ranges, .. } = self.tree.content(id) {
             ranges.iter().try_for_each(|range| self.check(range))?;
         }
@@ -130,6 +133,8 @@ impl<'a> Source<'a> {
             ContentRef::Directory => {
                 let parent = self.reachable.parent(id);
                 let directory = Directory { tree: self.tree, id, parent };
+                // The size is set first. It decides the form of the inode, and so the room for
+                // inline bytes.
                 inode.size_bytes = directory.bytes();
                 Data::Directory(directory, inode.place_stream())
             }
@@ -137,7 +142,7 @@ impl<'a> Source<'a> {
                 inode.size_bytes = target.len() as u64;
                 Data::Target(target, inode.place_stream())
             }
-            // An empty file has no chunk, for which Linux has no use.
+            // An empty file has no blocks, so it needs neither chunks nor their format.
             ContentRef::File { size_bytes: 0, .. } | ContentRef::Fifo | ContentRef::Socket => {
                 Data::None
             }
@@ -159,6 +164,7 @@ impl<'a> Source<'a> {
     /// Checks that a range is on its device.
     fn check(&self, range: &DataRange) -> Result<(), WriteError> {
         let DataRange { device, block, blocks, .. } = *range;
+        // Devices are counted from 1, because 0 is the metadata image.
         let number = usize::from(device).checked_sub(1);
         let on = number.and_then(|number| self.devices.get(number));
         let end = block.checked_add(blocks);
@@ -170,7 +176,7 @@ impl<'a> Source<'a> {
 }
 
 impl DiskInode {
-    /// Places the bytes of a directory or a target, whose number is the size.
+    /// Places the bytes of a directory or a target. The size of the inode is their number.
     fn place_stream(&mut self) -> Stream {
         let head_bytes = (self.form().bytes() + self.xattr_bytes) as u64;
         let stream = Stream::of(self.size_bytes, head_bytes);

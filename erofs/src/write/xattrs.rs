@@ -1,4 +1,4 @@
-//! Extended attributes: those of an inode alone stand behind it, those of several are shared.
+//! Extended attributes: sets of one inode are behind it, and sets of several inodes are shared.
 //!
 //! ```text
 //! header: name filter u32 (unused), count of shared ones u8, 7 reserved
@@ -38,13 +38,15 @@ impl<'a> Xattrs<'a> {
         let shared = vec![Vec::new(); sets.len()];
         let mut xattrs = Self { sets, shared, entries: Vec::new(), shared_bytes: 0 };
         let mut places: HashMap<&Xattr, u32> = HashMap::new();
-        // In the order of the inodes, because the numbers of the sets depend on how the tree was
-        // made. Equal trees have equal images.
+        // The loop follows the order of the inodes, and not the numbers of the sets. The numbers
+        // depend on how the tree was made, but equal trees must have equal images.
         for id in &reachable.order {
             let number = tree.stored_metadata(*id).xattrs;
+            // The count becomes 0 here, so that later inodes with the set skip it.
             if std::mem::take(&mut uses[number as usize]) < 2 {
                 continue;
             }
+            // The attributes above the limit stay behind each inode.
             for xattr in sets.get(number).iter().take(MAX_SHARED_XATTRS) {
                 let place = match places.get(xattr) {
                     Some(place) => *place,
@@ -81,6 +83,8 @@ impl<'a> Xattrs<'a> {
         }
         let shared = &self.shared[number as usize];
         let mut header = [0; XATTRS_HEADER_BYTES];
+        // The filter of names stays 0, because Linux reads it only with a feature that is not set.
+        // `new` has limited the count to 255.
         header[4] = u8::try_from(shared.len()).unwrap_or(u8::MAX);
         out.extend(header);
         shared.iter().for_each(|place| out.extend(place.to_le_bytes()));

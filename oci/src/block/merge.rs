@@ -6,8 +6,8 @@
 //!   earlier entries, and created if it is missing.
 //! - An entry for an existing directory replaces its metadata, and keeps its content. Every other
 //!   entry replaces the file, or the whole directory, of its name.
-//! - A hard link shares the inode of its target, of whichever layer it is. If the target is missing,
-//!   the link is made at the end of its layer.
+//! - A hard link shares the inode of its target, whichever layer the target is from. If the target
+//!   is missing, the link is made at the end of its layer.
 //!
 //! The work is done in memory, so that the result has no traces of the host's file system: link
 //! counts, times of directories and inodes across layers are exact.
@@ -42,8 +42,10 @@ impl Merge {
         self.tree.into_tree()
     }
 
-    /// Applies a layer, and returns whether it hides all layers below it. `device` is the number of its data among the devices of the image, and
-    /// `layer` is used in errors only.
+    /// Applies a layer, and returns whether it hides all layers below it.
+    ///
+    /// `device` is the number of its data among the devices of the image. `layer` is used in errors
+    /// only.
     ///
     /// # Errors
     ///

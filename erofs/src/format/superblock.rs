@@ -155,7 +155,7 @@ fn checksum(block: &[u8; BLOCK]) -> u32 {
 /// Returns an entry of the device table: the device's blocks, and the block of the disk at which it
 /// begins (`blocks` and `mapped_blkaddr`).
 pub(crate) fn encode_device(blocks: u32, start: u32) -> [u8; DEVICE_SLOT_BYTES] {
-    // The first 64 bytes are a tag, which stays empty. Linux needs no tag if the mount has no
+    // The first 64 bytes are a tag, which stays empty. Linux 6.6 needs no tag if the mount has no
     // option for devices, because it then reads all devices from the disk of the image.
     let mut bytes = [0; DEVICE_SLOT_BYTES];
     bytes[64..68].copy_from_slice(&blocks.to_le_bytes());

@@ -9,8 +9,8 @@
 //! # The disk
 //!
 //! The data of files stay where they are. Only metadata are written. The image and the devices make
-//! one disk, which Linux 6.4 and later mount without options, because the device table maps each
-//! device into the blocks behind the image.
+//! one disk. The device table maps each device into the blocks behind the image, so that Linux 6.18
+//! mounts the disk without options. Older versions were not tried.
 //!
 //! ```text
 //!  block 0                                                   superblock.blocks

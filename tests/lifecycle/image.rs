@@ -269,11 +269,13 @@ fn add(tree: &mut Tree, entry: &Entry) {
         }
         Content::Whiteout | Content::OpaqueWhiteout => return,
     };
+    // An entry for the root changes nothing (decision 0005). The root has mode 0755 and time 0.
+    let mtime_s = if entry.path.is_empty() { 0 } else { i64::try_from(entry.mtime_s).unwrap() };
     let node = Node {
         kind,
         mode: entry.mode,
         owner: (entry.owner, entry.owner),
-        mtime_s: i64::try_from(entry.mtime_s).unwrap(),
+        mtime_s,
         links: 1,
         xattrs: Vec::new(),
     };

@@ -3,7 +3,7 @@
 use std::path::{Component, Path};
 
 use a3s_box_core::config::{ConfigError, MountConfig};
-use a3s_box_krun::{Access, MAX_SHARES};
+use a3s_box_krun::{Access, max_shares};
 
 use super::field::absolute;
 use super::network::NetworkSpec;
@@ -35,7 +35,8 @@ pub(super) fn check(
     let shares =
         mounts.iter().filter(|mount| matches!(mount, MountConfig::Virtiofs { .. })).count();
     // Every virtio device takes an interrupt, and the Ethernet device is one.
-    let most = MAX_SHARES - usize::from(matches!(network, NetworkSpec::Passt(_)));
+    let net_devices = usize::from(matches!(network, NetworkSpec::Passt(_)));
+    let most = max_shares(0, net_devices);
     if shares > most {
         let expected = format!("at most {most}: the machine has no more interrupts");
         return Err(ConfigError::invalid("mounts", format!("{shares} of type virtiofs"), expected));

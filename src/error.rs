@@ -22,7 +22,7 @@ use crate::machine::GuestError;
 use crate::maintenance::MaintenanceError;
 use crate::network::NetworkError;
 use crate::report::events::EventFileError;
-use crate::rootfs::RootfsError;
+use crate::rootfs::error::RootfsError;
 use crate::state::dir::StateDirError;
 
 /// Why a phase failed.

@@ -33,7 +33,7 @@ use std::time::Duration;
 
 use a3s_box_core::config::{
     ConfigError, ConfinementConfig, ConfinementLevel, DiskPlace, PathsConfig, ProcessConfig,
-    SeccompMode,
+    RootKind, SeccompMode,
 };
 use a3s_box_core::{BoxConfig, BoxId};
 use a3s_box_oci::Retention;
@@ -53,6 +53,8 @@ pub(crate) struct VmSpec {
     pub(crate) id: BoxId,
     pub(crate) hostname: String,
     pub(crate) image: Option<ImageSpec>,
+    /// Kind of the root that the config requires.
+    pub(crate) root_kind: Option<RootKind>,
     pub(crate) process: ProcessConfig,
     pub(crate) vcpus: u8,
     pub(crate) memory_mib: u32,
@@ -94,19 +96,25 @@ impl TryFrom<BoxConfig> for VmSpec {
         for (field, file) in [("console.path", &console.path), ("events.file", &events.file)] {
             file.as_deref().map_or(Ok(()), |file| directories.refuse_in_cache(field, file))?;
         }
+        let disk = config.resources.disk;
+        // Without `root.kind`, a box with many shares gets a shared root.
+        let root_kind = config.root.kind;
+        let most_shares =
+            mounts::most_shares(root_kind.unwrap_or(RootKind::Shared), disk, &network);
         Ok(Self {
             hostname: hostname::hostname(config.hostname, &id)?,
             id,
             image,
+            root_kind,
             process: config.process,
             vcpus: config.resources.vcpus,
             memory_mib: config.resources.memory_mib,
-            disk: config.resources.disk,
+            disk,
             disk_mib: config.resources.disk_mib,
             rlimits: resources::rlimits(&config.resources)?,
             cgroup: config.resources.cgroup,
             timeout: config.resources.timeout_ms.map(Duration::from_millis),
-            mounts: mounts::check(&config.mounts, &directories, &network)?,
+            mounts: mounts::check(&config.mounts, &directories, most_shares)?,
             agent: AgentSpec::try_from(&config.agent)?,
             console,
             events,
@@ -119,6 +127,15 @@ impl TryFrom<BoxConfig> for VmSpec {
             paths: config.paths,
             retention: image::retention(config.cache),
         })
+    }
+}
+
+impl VmSpec {
+    /// Returns whether a block root leaves enough devices for the shares.
+    pub(crate) fn fits_block_root(&self) -> bool {
+        let is_share = |mount: &&MountSpec| matches!(mount.source, MountSource::Virtiofs { .. });
+        let shares = self.mounts.iter().filter(is_share).count();
+        shares <= mounts::most_shares(RootKind::Block, self.disk, &self.network)
     }
 }
 

@@ -58,6 +58,9 @@ pub(crate) struct VmSpec {
     pub(crate) memory_mib: u32,
     pub(crate) disk: DiskPlace,
     pub(crate) disk_mib: Option<u32>,
+    pub(crate) disk_keep: bool,
+    #[expect(dead_code, reason = "the check of the free space is the next step")]
+    pub(crate) disk_reserve_mib: u32,
     pub(crate) cgroup: Option<PathBuf>,
     pub(crate) rlimits: Vec<control::Rlimit>,
     pub(crate) timeout: Option<Duration>,
@@ -103,6 +106,8 @@ impl TryFrom<BoxConfig> for VmSpec {
             memory_mib: config.resources.memory_mib,
             disk: config.resources.disk,
             disk_mib: config.resources.disk_mib,
+            disk_keep: config.resources.disk_keep,
+            disk_reserve_mib: config.resources.disk_reserve_mib,
             rlimits: resources::rlimits(&config.resources)?,
             cgroup: config.resources.cgroup,
             timeout: config.resources.timeout_ms.map(Duration::from_millis),

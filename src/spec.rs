@@ -60,6 +60,9 @@ pub(crate) struct VmSpec {
     pub(crate) memory_mib: u32,
     pub(crate) disk: DiskPlace,
     pub(crate) disk_mib: Option<u32>,
+    pub(crate) disk_keep: bool,
+    #[expect(dead_code, reason = "the check of the free space is the next step")]
+    pub(crate) disk_reserve_mib: u32,
     pub(crate) cgroup: Option<PathBuf>,
     pub(crate) rlimits: Vec<control::Rlimit>,
     pub(crate) timeout: Option<Duration>,
@@ -97,8 +100,11 @@ impl TryFrom<BoxConfig> for VmSpec {
             file.as_deref().map_or(Ok(()), |file| directories.refuse_in_cache(field, file))?;
         }
         let disk = config.resources.disk;
-        // Without `root.kind`, a box with many shares gets a shared root.
         let root_kind = config.root.kind;
+        resources::check_disk_keep(root_kind == Some(RootKind::Shared), &config.resources)?;
+        // A disk that is kept must never be replaced by a shared root, whatever the guest kernel is.
+        let root_kind = root_kind.or(config.resources.disk_keep.then_some(RootKind::Block));
+        // Without `root.kind`, a box with many shares gets a shared root.
         let most_shares =
             mounts::most_shares(root_kind.unwrap_or(RootKind::Shared), disk, &network);
         Ok(Self {
@@ -111,6 +117,8 @@ impl TryFrom<BoxConfig> for VmSpec {
             memory_mib: config.resources.memory_mib,
             disk,
             disk_mib: config.resources.disk_mib,
+            disk_keep: config.resources.disk_keep,
+            disk_reserve_mib: config.resources.disk_reserve_mib,
             rlimits: resources::rlimits(&config.resources)?,
             cgroup: config.resources.cgroup,
             timeout: config.resources.timeout_ms.map(Duration::from_millis),

@@ -17,8 +17,8 @@ use std::path::{Path, PathBuf};
 
 use a3s_box_core::BoxDir;
 use a3s_box_core::box_dir::{
-    self, AGENT_SOCKET, CONTROL_SOCKET, DISK, DISK_IMAGE, EXIT_DRAFT, EXIT_FILE, LockError, ROOT,
-    UPPER, WORK,
+    self, AGENT_SOCKET, CONTROL_SOCKET, DISK, DISK_IMAGE, EXIT_DRAFT, EXIT_FILE, KEPT_DISK_DRAFT,
+    LockError, ROOT, UPPER, WORK,
 };
 use a3s_box_oci::{StoreError, check_parents, private_directory, remove_path};
 use a3s_box_sys::HostError;
@@ -29,7 +29,8 @@ use crate::state::record::{self, ExitFile, Process};
 
 /// Files and directories that only a live box needs. They are removed at its end, and at the next
 /// start if a killed shim left them.
-const TRANSIENT: [&str; 7] = [AGENT_SOCKET, CONTROL_SOCKET, ROOT, UPPER, WORK, DISK, DISK_IMAGE];
+const TRANSIENT: [&str; 8] =
+    [AGENT_SOCKET, CONTROL_SOCKET, ROOT, UPPER, WORK, DISK, DISK_IMAGE, KEPT_DISK_DRAFT];
 
 /// Why the box directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -138,6 +139,10 @@ impl StateDir {
 
     pub(crate) fn disk_image(&self) -> PathBuf {
         self.directory.disk_image()
+    }
+
+    pub(crate) fn kept_disk(&self) -> PathBuf {
+        self.directory.kept_disk()
     }
 
     pub(crate) fn console(&self) -> PathBuf {

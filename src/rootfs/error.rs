@@ -1,6 +1,7 @@
 //! The error of the root file system.
 
 use a3s_box_oci::{CacheError, LayoutError, MountError};
+use a3s_box_sys::HostError;
 
 use super::block::DisksError;
 use crate::host::process::StopRequest;
@@ -17,6 +18,8 @@ pub(crate) enum RootfsError {
     Disk(#[from] DiskError),
     #[error("cannot make the disks of the box")]
     Disks(#[from] DisksError),
+    #[error(transparent)]
+    Host(#[from] HostError),
     #[error("cannot mount the root file system")]
     Mount(#[from] MountError),
     #[error("cannot unmount the root file system")]

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use a3s_box_core::event::RootMethod;
-use a3s_box_oci::{MountError, OverlaySpec, Stack};
+use a3s_box_oci::{OverlaySpec, Stack};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
 
@@ -16,9 +16,9 @@ pub(super) fn mount(
     stack: &Stack,
     disk: &Disk,
     state: &StateDir,
-) -> Result<RootMethod, MountError> {
-    let overlay =
-        OverlaySpec { stack, upper: disk.upper(), work: disk.work(), target: state.root() };
+) -> Result<RootMethod, RootfsError> {
+    let target = state.make_root()?;
+    let overlay = OverlaySpec { stack, upper: disk.upper(), work: disk.work(), target };
     Ok(match overlay.mount()? {
         a3s_box_oci::RootMethod::Empty => RootMethod::Empty,
         a3s_box_oci::RootMethod::Overlay => RootMethod::Overlay,

@@ -100,15 +100,17 @@ impl StateDir {
         record::write_run(&lock, &process.run_record(&spec.id))
             .map_err(HostError::at("write", &directory.run_file()))?;
         [EXIT_DRAFT].into_iter().chain(TRANSIENT).try_for_each(remove_stale)?;
-        // The draft and the root are created last, because a stale one would be in their place.
+        // The draft is created last, because a stale one would be in its place.
         let exit_file = ExitFile::prepare(path, &spec.id, process)
             .map_err(HostError::at("make", &directory.exit_draft()))?;
-        let state = Self { directory, _lock: lock, exit_file };
-        DirBuilder::new()
-            .mode(0o700)
-            .create(state.root())
-            .map_err(HostError::at("make", &state.root()))?;
-        Ok(state)
+        Ok(Self { directory, _lock: lock, exit_file })
+    }
+
+    /// Makes the mount point of a shared root.
+    pub(crate) fn make_root(&self) -> Result<PathBuf, HostError> {
+        let root = self.directory.root();
+        DirBuilder::new().mode(0o700).create(&root).map_err(HostError::at("make", &root))?;
+        Ok(root)
     }
 
     /// Returns the part of the box's end that concerns its directory.

@@ -4,4 +4,5 @@
 pub(crate) mod block_disk;
 pub(crate) mod dir;
 pub(crate) mod disk;
+mod disk_template;
 pub(crate) mod record;

@@ -143,8 +143,8 @@ impl StateDir {
         self.directory.disk_image()
     }
 
-    pub(crate) fn kept_disk(&self) -> PathBuf {
-        self.directory.kept_disk()
+    pub(crate) fn box_dir(&self) -> &BoxDir {
+        &self.directory
     }
 
     pub(crate) fn console(&self) -> PathBuf {

@@ -32,9 +32,13 @@ pub(crate) fn outcome(bench: &Bench) -> Outcome {
     umount2(&target, MntFlags::MNT_DETACH).unwrap();
     // The reader of EROFS checks the counts of inodes and links, which the kernel does not.
     let file = root.parts[0].file.try_clone().unwrap();
-    match Image::open(file).and_then(|image| image.tree()) {
-        Ok(_) => tree.map_or_else(Outcome::Failed, Outcome::Tree),
-        Err(error) => Outcome::Failed(chain(&error)),
+    match (tree, Image::open(file).and_then(|image| image.tree())) {
+        (Ok(tree), Ok(read)) if tree.inodes() == read.len() => Outcome::Tree(tree),
+        (Ok(tree), Ok(read)) => {
+            Outcome::Failed(format!("{} inodes, found {}", read.len(), tree.inodes()))
+        }
+        (Err(text), _) => Outcome::Failed(text),
+        (_, Err(error)) => Outcome::Failed(chain(&error)),
     }
 }
 

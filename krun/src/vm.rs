@@ -38,7 +38,7 @@ const MOUNT_POINT: u32 = 0o040_755;
 
 /// `KRUN_DISK_FORMAT_RAW` and `KRUN_DISK_FORMAT_VMDK` of `libkrun.h`.
 const DISK_FORMAT_RAW: u32 = 0;
-const DISK_FORMAT_VMDK: u32 = 2;
+pub(crate) const DISK_FORMAT_VMDK: u32 = 2;
 
 /// `KRUN_SYNC_NONE` and `KRUN_SYNC_FULL` of `libkrun.h`.
 const SYNC_NONE: u32 = 0;

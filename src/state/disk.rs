@@ -141,7 +141,11 @@ fn mount_image(image: &Path, target: &Path) -> Result<(), DiskError> {
 }
 
 /// Runs a helper program, and turns its failure into an error that names its package.
-fn run(name: &'static str, package: &'static str, command: Command) -> Result<(), DiskError> {
+pub(super) fn run(
+    name: &'static str,
+    package: &'static str,
+    command: Command,
+) -> Result<(), DiskError> {
     match command::run(command) {
         Ok(Ended { status, .. }) if status.success() => Ok(()),
         Ok(Ended { status, complaint }) => {

@@ -1,4 +1,4 @@
-//! The disk of a box: its size limit, its place, and its removal.
+//! The disk of a shared root: its size limit, its place, and its removal.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -27,6 +27,7 @@ pub(crate) fn spawn(config: &Value, arguments: &[&str]) -> Child {
 fn hanging_box(directory: &Path, disk: &str) -> Value {
     let mut config = config(directory, &["hang"]);
     config["image"] = image(directory, "echo lower >of-the-image");
+    config["root"] = json!({"kind": "shared"});
     config["resources"] = json!({"disk": disk, "disk_mib": 16});
     config
 }

@@ -21,15 +21,15 @@ pub(super) const DEVICE: Content = Content::CharDevice { major: 0, minor: 0 };
 
 /// Limits on the memory for the tree of an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TreeLimits {
+pub(crate) struct TreeLimits {
     /// Number of inodes, including those that a later entry removes.
-    pub inodes: u64,
+    pub(crate) inodes: u64,
     /// Bytes of memory, about: inodes, names, extended attributes, ranges of files, and the names
     /// that are kept until the end of a layer.
-    pub bytes: u64,
+    pub(crate) bytes: u64,
     /// Number of names that are looked up. An entry can lead through 40 symbolic links of two
     /// thousand names each, so that neither of the other limits bounds the time.
-    pub steps: u64,
+    pub(crate) steps: u64,
 }
 
 impl Default for TreeLimits {

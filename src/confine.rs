@@ -97,12 +97,7 @@ impl Confinement {
     ///
     /// Callers must have made all files of the box, because the root changes. They must still have
     /// one thread only.
-    pub(crate) fn complete(
-        &mut self,
-        spec: &VmSpec,
-        files: Files<'_>,
-        inherited: InheritedFiles,
-    ) {
+    pub(crate) fn complete(&mut self, spec: &VmSpec, files: Files<'_>, inherited: InheritedFiles) {
         if self.level == ConfinementLevel::None {
             return;
         }

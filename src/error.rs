@@ -114,7 +114,9 @@ impl ShimError {
             }
             Self::Rootfs(RootfsError::Kernel { .. }) => ErrorCode::HostUnsupported,
             Self::Rootfs(RootfsError::Layout(_)) => ErrorCode::ImageInvalid,
-            Self::Rootfs(RootfsError::Layer(error)) if is_of_image(error) => ErrorCode::LayerInvalid,
+            Self::Rootfs(RootfsError::Layer(error)) if is_of_image(error) => {
+                ErrorCode::LayerInvalid
+            }
             Self::Rootfs(_) => ErrorCode::RootfsFailed,
             // The config can mend both: by `process.args`, or by another directory.
             Self::Guest(GuestError::NothingToRun | GuestError::Share(_)) => {

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use a3s_box_vm_tests::{Shim, variable};
 
@@ -95,7 +95,6 @@ const BUDGETS: [(&str, u64); 8] = [
 ];
 
 #[test]
-#[ignore = "no config selects a block root yet"]
 fn a_block_root_keeps_its_request_budgets() {
     let (shim, found) = measure("block");
     for (name, budget) in BUDGETS {

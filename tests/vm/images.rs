@@ -2,13 +2,13 @@
 //!
 //! `tests/images/build-kinds` makes the images, and lists them. [`Shim`] selects the kind of root.
 
-use std::fs;
 use std::path::Path;
-use std::process::Command;
 
 use serde_json::{Value, json};
 
 use a3s_box_vm_tests::{Shim, config, variable};
+
+use crate::services;
 
 /// Returns a config with the image `reference` of a layout in `A3S_BOX_KINDS`.
 fn image(directory: &Path, layout: &str, reference: &str, process: &Value) -> Value {
@@ -138,6 +138,24 @@ fn postgres_answers_if_its_entrypoint_starts_as_root() {
 fn postgres_answers_if_its_entrypoint_starts_as_its_user() {
     let process = json!({"args": ["sh", "-euc", POSTGRES], "user": "postgres"});
     assert_eq!(output_of("kinds", "postgres", &process), POSTGRES_OUTPUT);
+}
+
+#[test]
+fn postgres_answers_under_a_shim_of_an_ordinary_user_without_subordinate_ids() {
+    services::allow_kvm();
+    let directory = tempfile::Builder::new().prefix("b").tempdir().unwrap();
+    let tables = tempfile::tempdir().unwrap();
+    let process = json!({"args": ["sh", "-euc", POSTGRES]});
+    let mut config = image(directory.path(), "kinds", "postgres", &process);
+    // Files of a shared root have owners on the host, of which this user has only one.
+    config["root"] = json!({"kind": "block"});
+    // The user cannot write to the cache of the other tests.
+    config["paths"]["cache_dir"] = json!(directory.path().join("c"));
+    services::give_to_user(directory.path());
+    let as_user = services::as_user(tables.path(), false);
+    let mut shim = Shim::spawn_by(as_user, directory, &config);
+    shim.ends_with(0, "exited", None);
+    assert_eq!(String::from_utf8(shim.console()).unwrap(), POSTGRES_OUTPUT, "{shim}");
 }
 
 // --- Small images, and users

@@ -48,7 +48,13 @@ fn kind_is_block_unless_config_guest_kernel_or_shares_require_the_other_one() {
         (json!({}), "state_dir", 5, "", ["shared", "mounts", "overlay", "state_dir"]),
         (json!({}), "memory", 6, "", ["shared", "mounts", "overlay", "memory"]),
         (json!({}), "state_dir", 0, lacks, ["shared", "guest_kernel", "overlay", "state_dir"]),
-        (json!({"kind": "shared"}), "state_dir", 6, "", ["shared", "config", "overlay", "state_dir"]),
+        (
+            json!({"kind": "shared"}),
+            "state_dir",
+            6,
+            "",
+            ["shared", "config", "overlay", "state_dir"],
+        ),
     ] {
         let mut config = config(directory.path(), &["never", "played"]);
         config["image"] = image.clone();
@@ -106,11 +112,16 @@ fn shim_of_a_block_root_keeps_capabilities_and_directories_only_for_shares() {
         let pid = running.child.id();
         running.wait_for("guest.started");
         for set in ["CapPrm:", "CapEff:", "CapBnd:", "CapInh:", "CapAmb:"] {
-            let expected = if set == "CapInh:" || set == "CapAmb:" { "0000000000000000" } else { capabilities };
+            let expected = if set == "CapInh:" || set == "CapAmb:" {
+                "0000000000000000"
+            } else {
+                capabilities
+            };
             assert_eq!(status(pid, set), expected, "{set} with {count} shares");
         }
         let fds = fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
-        let directories = fds.filter(|fd| fs::metadata(fd.as_ref().unwrap().path()).is_ok_and(|it| it.is_dir()));
+        let directories =
+            fds.filter(|fd| fs::metadata(fd.as_ref().unwrap().path()).is_ok_and(|it| it.is_dir()));
         assert_eq!(directories.count(), count, "open directories with {count} shares");
         running.child.kill().unwrap();
         running.child.wait().unwrap();
@@ -140,7 +151,8 @@ fn image_disk(pid: u32) -> Vec<u8> {
 fn disk_of_the_image_is_an_erofs_of_its_files() {
     let mut running = start(&["connect", "hello", "started=7", "hang"], |config| {
         let directory = config["paths"]["state_dir"].as_str().unwrap().to_owned();
-        let script = "mkdir d && echo of-the-image >d/file && chown 42:43 d/file && chmod 4711 d/file";
+        let script =
+            "mkdir d && echo of-the-image >d/file && chown 42:43 d/file && chmod 4711 d/file";
         config["image"] = image(Path::new(&directory).parent().unwrap(), script);
     });
     running.wait_for("guest.started");

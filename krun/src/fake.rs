@@ -39,7 +39,7 @@ use std::thread::JoinHandle;
 
 use self::recorded::{RECORDED, Recorded, RecordedDisk, record};
 use crate::KrunError;
-use crate::vm::DISK_FORMAT_VMDK;
+use crate::disk::DISK_FORMAT_VMDK;
 
 pub(crate) extern "C" fn krun_create_ctx() -> i32 {
     record(|_| {})

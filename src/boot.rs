@@ -156,6 +156,8 @@ pub(crate) fn check(shim: &mut Shim<'_>) -> Result<(), ShimError> {
 /// `--prepare`: makes the root of the box, which fills the layer cache, and undoes that.
 pub(crate) fn prepare(shim: &mut Shim<'_>) -> Result<(), ShimError> {
     let Request { parent, service_manager, spec } = shim.read_request()?;
+    // Nothing that this mode makes outlives it, except for the cache.
+    let spec = VmSpec { disk_keep: false, ..spec };
     let event_file = shim.announce(&spec, spec.events.file.as_deref());
     let signals = set_process_up(&spec, parent)?;
     // A missing guest program is reported here, because the box could not start without it. The

@@ -119,7 +119,7 @@ fn make_block(
         DiskPlace::Memory => Writes::Memory { limit_mib: spec.disk_mib },
     };
     let (place, limit_mib) = (writes.place(), writes.limit_mib());
-    let disks = Disks::new(std::mem::take(&mut root.parts), writes)?;
+    let disks = Disks::new(std::mem::take(&mut root.parts), found.is_some(), writes)?;
     let (hits, unpacked_bytes) = (root.hits, root.unpacked_bytes);
     let layers = Layers::new(cache.map(|cache| Cached::new(cache, Composed::Block(root), spec)));
     let method = if found.is_some() { RootMethod::Erofs } else { RootMethod::Empty };

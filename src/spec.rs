@@ -61,7 +61,6 @@ pub(crate) struct VmSpec {
     pub(crate) disk: DiskPlace,
     pub(crate) disk_mib: Option<u32>,
     pub(crate) disk_keep: bool,
-    #[expect(dead_code, reason = "the check of the free space is the next step")]
     pub(crate) disk_reserve_mib: u32,
     pub(crate) cgroup: Option<PathBuf>,
     pub(crate) rlimits: Vec<control::Rlimit>,

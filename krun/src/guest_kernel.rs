@@ -13,7 +13,7 @@ use std::ffi::{OsStr, c_char};
 use std::mem::ManuallyDrop;
 use std::path::{Path, PathBuf};
 
-use crate::KrunError;
+use crate::{KrunError, libkrun};
 
 /// Soname that libkrun 1.19 passes to `dlopen`.
 const SONAME: &str = "libkrunfw.so.5";
@@ -86,8 +86,8 @@ impl GuestKernel {
         &self.path
     }
 
-    /// Returns what a block root needs and this guest kernel was built without, in words for users:
-    /// for example `EROFS with extended attributes`. A kernel for which the list is empty can mount
+    /// Returns what a block root needs and this guest kernel or libkrun was built without, in words
+    /// for users: for example `EROFS with extended attributes`. If the list is empty, a VM can mount
     /// a block root.
     ///
     /// The answer comes from the kernel in memory, without a boot, in about 1 ms. With the
@@ -95,6 +95,15 @@ impl GuestKernel {
     /// by commas.
     #[must_use]
     pub fn lacks_for_block_root(&self) -> Vec<&'static str> {
+        let mut lacks = self.lacks_in_image();
+        // The other half of the guest's disks is a part of libkrun that its build can leave out.
+        if libkrun::add_disk3().is_none() {
+            lacks.push("virtio-blk in libkrun");
+        }
+        lacks
+    }
+
+    fn lacks_in_image(&self) -> Vec<&'static str> {
         let Some(get_kernel) = self.get_kernel else { return block_root::lacks_of_fake() };
         let (mut guest_address, mut entry, mut bytes) = (0, 0, 0);
         // SAFETY: the function writes its three results to the pointers, which must be valid: they

@@ -89,7 +89,7 @@ pub use layout::blob::BlobError;
 pub use layout::document::{DocumentError, JsonError};
 pub use layout::select::SelectError;
 pub use layout::{Layout, LayoutError};
-pub use root::{MountError, OverlaySpec, RootMethod};
+pub use root::{MountError, OverlaySpec, RootMethod, copy_contents};
 pub use stack::block_root::{BlockRoot, DiskPart};
 pub use stack::members::Stack;
 pub use stack::verify::{Damage, Verified};

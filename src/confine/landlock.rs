@@ -66,8 +66,9 @@ pub(super) fn restrict(
             ruleset = ruleset.add_rule(PathBeneath::new(fd, access))?;
         }
     }
-    // libkrun opens the files of the image's disk again, by their fds.
-    for file in disks.into_iter().flat_map(Disks::image_files) {
+    // libkrun opens the files of the image's disk again, by their fds. Landlock allows that for
+    // files in memory, and accepts no rule for them.
+    for file in disks.into_iter().flat_map(Disks::cached_files) {
         ruleset = ruleset.add_rule(PathBeneath::new(file, AccessFs::ReadFile))?;
     }
     for PinnedShare { directory, access, .. } in shares {

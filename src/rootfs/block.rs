@@ -50,6 +50,8 @@ pub(crate) enum DisksError {
 pub(crate) struct Disks {
     /// The parts of the image's disk.
     parts: Vec<DiskPart>,
+    /// Whether the parts are files of the cache. A box without an image has one part, in memory.
+    is_cached: bool,
     /// The text that lists the parts.
     descriptor: File,
     writes: Writes,
@@ -66,7 +68,11 @@ pub(crate) enum Writes {
 
 impl Disks {
     /// Makes the disks of these parts.
-    pub(super) fn new(parts: Vec<DiskPart>, writes: Writes) -> Result<Self, DisksError> {
+    pub(super) fn new(
+        parts: Vec<DiskPart>,
+        is_cached: bool,
+        writes: Writes,
+    ) -> Result<Self, DisksError> {
         let mut text = Descriptor::new();
         for part in &parts {
             text.append_file(&fd_path(&part.file), 0, part.bytes)?;
@@ -77,7 +83,7 @@ impl Disks {
             Ok(file)
         };
         let descriptor = write().map_err(HostError::of("write the list of the disk's parts"))?;
-        Ok(Self { parts, descriptor, writes })
+        Ok(Self { parts, is_cached, descriptor, writes })
     }
 
     /// Returns the root for libkrun. `self` must outlive the VM, because the paths lead through its
@@ -129,9 +135,11 @@ impl Disks {
         control::Root { kind: Some(control::root::Kind::Block(block)) }
     }
 
-    /// Returns the files outside of the box directory that the VMM reads.
-    pub(crate) fn image_files(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        self.parts.iter().map(|part| part.file.as_fd())
+    /// Returns the files outside of the box directory that the VMM reads. Files in memory are not
+    /// among them.
+    pub(crate) fn cached_files(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let parts = if self.is_cached { self.parts.as_slice() } else { &[] };
+        parts.iter().map(|part| part.file.as_fd())
     }
 }
 

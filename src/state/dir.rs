@@ -143,16 +143,16 @@ impl StateDir {
         self.directory.disk_image()
     }
 
-    pub(crate) fn kept_disk(&self) -> PathBuf {
-        self.directory.kept_disk()
+    pub(crate) fn box_dir(&self) -> &BoxDir {
+        &self.directory
     }
 
     pub(crate) fn console(&self) -> PathBuf {
         self.directory.console()
     }
 
-    /// Removes the directory. It is for `--prepare` only: a box that has run leaves its exit record
-    /// and its console output.
+    /// Removes the directory, unless an earlier box of this id has kept its disk. It is for
+    /// `--prepare` only: a box that has run leaves its exit record and its console output.
     pub(crate) fn remove(&self) {
         // The next start of this id removes the files that cannot be removed now.
         let _best_effort = self.remove_all();
@@ -163,15 +163,16 @@ impl StateDir {
     fn remove_all(&self) -> io::Result<()> {
         let directory = self.directory.path();
         umount2(directory, MntFlags::MNT_DETACH)?;
-        let lock = self.directory.run_file();
+        let (lock, kept) = (self.directory.run_file(), self.directory.kept_disk());
         for entry in fs::read_dir(directory)? {
             let path = entry?.path();
-            if path != lock {
+            if path != lock && path != kept {
                 remove_path(&path)?;
             }
         }
+        let has_kept_disk = kept.try_exists()?;
         fs::remove_file(lock)?;
-        fs::remove_dir(directory)
+        if has_kept_disk { Ok(()) } else { fs::remove_dir(directory) }
     }
 }
 

@@ -180,6 +180,7 @@ fn box_gets_a_copy_of_its_image_if_the_state_directory_supports_no_overlay() {
     let directory = tempfile::tempdir().unwrap();
     let mut config = hanging_box(directory.path(), "state_dir");
     config["resources"] = json!({});
+    config["root"] = json!({"kind": "shared"});
     let mut command = Command::new("unshare");
     command.args(["--mount", "sh", "-euc", RUN_ON_OVERLAY, "sh"]).arg(directory.path());
     command.arg(shim().get_program()).arg("--prepare");

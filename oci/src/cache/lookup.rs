@@ -61,8 +61,11 @@ pub(crate) struct Cached<C> {
 impl LayerCache {
     /// Returns the content `name` if it is ready, and if no process is about to remove it.
     pub(crate) fn get<C: Content>(&self, name: &str) -> Result<Option<Cached<C>>, CacheError> {
-        let lease = self.lease(name)?;
-        self.get_leased(name, lease)
+        match self.is_ready(name)? {
+            true => self.get_listed(name),
+            // Taking the lock, even for a moment, would keep another process from making it.
+            false => Ok(None),
+        }
     }
 
     /// Does the same for content in a list. It nearly always exists, so it is looked at only once,
@@ -71,18 +74,9 @@ impl LayerCache {
         &self,
         name: &str,
     ) -> Result<Option<Cached<C>>, CacheError> {
-        let lease = self.lease_listed(name)?;
-        self.get_leased(name, lease)
-    }
-
-    fn get_leased<C: Content>(
-        &self,
-        name: &str,
-        lease: Option<LayerLease>,
-    ) -> Result<Option<Cached<C>>, CacheError> {
         // The lease comes first, so that no process removes the content while it is opened.
-        let Some(lease) = lease else { return Ok(None) };
-        let content = self.open_content(name)?;
+        let Some((lease, directory)) = self.lease_open(name)? else { return Ok(None) };
+        let content = self.unless_damaged(name, C::open(&directory))?;
         let name = name.to_owned();
         Ok(content.map(|content| Cached { content, hit: true, name, lease }))
     }
@@ -104,18 +98,30 @@ impl LayerCache {
 
     /// Does the same for a layer in a list.
     pub(crate) fn lease_listed(&self, name: &str) -> Result<Option<LayerLease>, CacheError> {
+        Ok(self.lease_open(name)?.map(|(lease, _)| lease))
+    }
+
+    /// Locks the content `name` against removal if it is ready, and opens its directory.
+    fn lease_open(&self, name: &str) -> Result<Option<(LayerLease, OwnedFd)>, CacheError> {
         let Some(lease) = self.try_lock_shared(name)? else { return Ok(None) };
-        if !self.is_ready(name)? {
-            return Ok(None);
-        }
+        let Some(directory) = self.open_ready(name)?.ok() else { return Ok(None) };
         lease.record_use();
-        Ok(Some(lease))
+        Ok(Some((lease, directory)))
     }
 
     /// Opens the content `name`. Returns `None` if it is missing or damaged.
     pub(crate) fn open_content<C: Content>(&self, name: &str) -> Result<Option<C>, CacheError> {
         let directory = openat(&self.ready, name, OPEN_DIR, Mode::empty()).map_err(io::Error::from);
-        match directory.and_then(|directory| C::open(&directory)) {
+        self.unless_damaged(name, directory.and_then(|directory| C::open(&directory)))
+    }
+
+    /// Returns opened content, or `None` if the error shows that it is missing or damaged.
+    fn unless_damaged<C>(
+        &self,
+        name: &str,
+        opened: io::Result<Option<C>>,
+    ) -> Result<Option<C>, CacheError> {
+        match opened {
             // A file is missing, or a file of another type has its name.
             Err(source)
                 if [Errno::ENOENT, Errno::ENOTDIR, Errno::ELOOP, Errno::EISDIR]
@@ -149,12 +155,17 @@ impl LayerCache {
     }
 
     pub(super) fn state_of(&self, name: &str) -> Result<LayerState, CacheError> {
+        Ok(self.open_ready(name)?.err().unwrap_or(LayerState::Ready))
+    }
+
+    /// Opens the directory of the content `name` as a path if it is ready, or else returns its state.
+    fn open_ready(&self, name: &str) -> Result<Result<OwnedFd, LayerState>, CacheError> {
         let error = |errno: Errno| self.error("look at", &format!("ready/{name}"))(errno);
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let directory = match openat(&self.ready, name, flags, Mode::empty()) {
             Ok(directory) => directory,
-            Err(Errno::ENOENT) => return Ok(LayerState::Missing),
-            Err(Errno::ENOTDIR | Errno::ELOOP) => return Ok(LayerState::Unusable),
+            Err(Errno::ENOENT) => return Ok(Err(LayerState::Missing)),
+            Err(Errno::ENOTDIR | Errno::ELOOP) => return Ok(Err(LayerState::Unusable)),
             Err(errno) => return Err(error(errno)),
         };
         // In the boot that wrote the layer, the page cache has its content even if the disk does
@@ -164,8 +175,8 @@ impl LayerCache {
                 || readlinkat(&directory, BOOT).is_ok_and(|id| id == self.boot)
         };
         Ok(match exists(&directory, Form::of(name).entry()) && is_durable() {
-            true => LayerState::Ready,
-            false => LayerState::Unusable,
+            true => Ok(directory),
+            false => Err(LayerState::Unusable),
         })
     }
 }

@@ -1,19 +1,24 @@
 //! Block roots in the cache: layer files and metadata images are made once, replaced when they are
 //! damaged, kept while boxes use them, and used in later boots if they were synced.
 
+use std::env;
 use std::fs::{self, File};
 use std::ops::ControlFlow;
-use std::os::unix::fs::{FileExt, symlink};
+use std::os::unix::fs::{FileExt, MetadataExt, symlink};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use a3s_box_oci::{CacheError, Image, Progress, Retention};
+use a3s_box_oci::{BlockRoot, CacheError, Image, Progress, Retention};
 
 use crate::archive::Tar;
-use crate::bench::{Bench, ROOT};
+use crate::bench::{Bench, ROOT, amd64, chain};
 use crate::blocks::{compose, layer_path, tree_of};
+
+/// Environment variable with the directory in which the child of a test reads a layer and hangs.
+const HANG_IN: &str = "A3S_OCI_TEST_HANG_IN";
 
 /// Returns an image of three layers: the second one changes the first one, and the third one has no
 /// data.
@@ -100,9 +105,8 @@ fn block_root_is_found_without_its_blobs() {
     let progress = &mut |_, _| ControlFlow::Continue(());
     let warm = bench.cache().compose_block(&bench.layout(), &image.layers, progress).unwrap();
     assert_eq!((warm.hits, warm.unpacked_bytes), (3, 0));
-    let sizes = |root: &a3s_box_oci::BlockRoot| -> Vec<u64> {
-        root.parts.iter().map(|part| part.bytes).collect()
-    };
+    let sizes =
+        |root: &BlockRoot| -> Vec<u64> { root.parts.iter().map(|part| part.bytes).collect() };
     assert_eq!(sizes(&warm), sizes(&cold));
     assert_eq!(tree_of(&bench, &warm), tree_of(&bench, &cold));
 }
@@ -299,7 +303,81 @@ fn error_of_a_full_disk_is_reported_and_no_files_are_left() {
     let (cache, options) = (bench.path("cache"), Some("size=1m,mode=700"));
     nix::mount::mount(Some("tmpfs"), &cache, Some("tmpfs"), nix::mount::MsFlags::empty(), options)
         .unwrap();
-    let text = crate::bench::chain(&compose(&bench).unwrap_err());
+    let text = chain(&compose(&bench).unwrap_err());
     assert!(text.contains("No space left on device"), "{text}");
     bench.assert_cache_is_empty();
+}
+
+#[test]
+fn concurrent_collection_and_use_do_not_fail_or_remove_content_in_use() {
+    let bench = Bench::new();
+    let image = image(&bench);
+    let (ends, nothing) = (AtomicBool::new(false), Retention { max_bytes: Some(0), max_age: None });
+    let rounds: usize = thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !ends.load(Ordering::Relaxed) {
+                    bench.cache().collect(&nothing).unwrap();
+                }
+            });
+        }
+        let start = || {
+            let mut rounds = 0;
+            while !ends.load(Ordering::Relaxed) {
+                let progress = &mut |_, _| ControlFlow::Continue(());
+                let (cache, layout) = (bench.cache(), bench.layout());
+                let root = cache.compose_block(&layout, &image.layers, progress).unwrap();
+                let blocks: Vec<_> = root.parts[1..].iter().map(|part| part.bytes / 4096).collect();
+                assert_eq!(blocks, [3, 1]);
+                // A file that was removed has no name.
+                assert!(root.parts.iter().all(|part| part.file.metadata().unwrap().nlink() == 1));
+                rounds += 1;
+            }
+            rounds
+        };
+        let boxes: Vec<_> = (0..3).map(|_| scope.spawn(start)).collect();
+        thread::sleep(Duration::from_secs(2));
+        ends.store(true, Ordering::Relaxed);
+        boxes.into_iter().map(|thread| thread.join().unwrap()).sum()
+    });
+    assert!(rounds > 10, "{rounds} rounds");
+}
+
+#[test]
+fn killed_reading_publishes_nothing_and_the_next_start_succeeds() {
+    // Only a process can be killed, not a thread. The test therefore runs its own executable as a
+    // child, which reads a layer until the test kills it.
+    if let Some(dir) = env::var_os(HANG_IN) {
+        let bench = Bench::at(Path::new(&dir));
+        let (layout, marker) = (bench.layout(), bench.path("started"));
+        let image = layout.resolve(None, &amd64()).unwrap();
+        let progress = &mut |_, progress| {
+            if matches!(progress, Progress::Unpacking { entries: 512.., .. }) {
+                File::create(&marker).unwrap();
+                thread::sleep(Duration::from_secs(60));
+            }
+            ControlFlow::Continue(())
+        };
+        bench.cache().compose_block(&layout, &image.layers, progress).unwrap();
+        return;
+    }
+    let bench = Bench::new();
+    bench.resolved(&[(0..2000).fold(Tar::new(), |tar, n| tar.file(&format!("f{n}"), "content"))]);
+    let name = "block_cache::killed_reading_publishes_nothing_and_the_next_start_succeeds";
+    let mut child = Command::new(env::current_exe().unwrap())
+        .args(["--exact", name])
+        .env(HANG_IN, &bench.root)
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let started = Instant::now();
+    while !bench.path("started").exists() {
+        assert!(started.elapsed() < Duration::from_secs(30), "the child has not begun to read");
+        thread::sleep(Duration::from_millis(5));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!((names(&bench, "ready").len(), names(&bench, "staging").len()), (0, 1));
+    assert_eq!(compose(&bench).unwrap().hits, 0);
+    assert_eq!((names(&bench, "ready").len(), names(&bench, "staging").len()), (2, 0));
 }

@@ -13,6 +13,7 @@
 mod archive;
 mod bench;
 mod block_cache;
+mod block_verify;
 mod blocks;
 mod cache;
 mod choice;

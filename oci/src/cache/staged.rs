@@ -68,7 +68,8 @@ impl<'c> Staged<'c> {
             .map_err(self.error("write the boot of"))
     }
 
-    fn error<E: Into<io::Error>>(
+    /// Returns a function that makes the error of a call on this directory.
+    pub(crate) fn error<E: Into<io::Error>>(
         &self,
         action: &'static str,
     ) -> impl FnOnce(E) -> CacheError + use<E> {

@@ -2,6 +2,8 @@
 
 use std::ops::ControlFlow;
 
+use a3s_box_erofs::WriteError;
+
 use super::batch::{LayerForm, OnLayerProgress};
 use super::recipe::Source;
 use crate::block::error::BlockError;
@@ -108,7 +110,15 @@ impl Recipe for MergeLayers<'_, '_> {
             applied.map_err(merge_error)?;
         }
         let mut file = staged.make_file(METADATA_IMAGE)?;
-        image::write(merge, self.devices, Some(self.chain), &mut file).map_err(CacheError::Block)
+        image::write(merge, self.devices, Some(self.chain), &mut file).map_err(
+            |error| match error {
+                // The disk is full or fails. The error of the cache names the place.
+                BlockError::Write(WriteError::Output(source)) => {
+                    staged.error("write the metadata image in")(source)
+                }
+                error => CacheError::Block(error),
+            },
+        )
     }
 
     fn accepts(&self, image: &MetadataImage) -> bool {

@@ -104,16 +104,22 @@ impl Body {
         self.runs.closed.drain(..)
     }
 
-    /// Appends content at the current position of the file.
-    pub(super) fn write(&mut self, output: &mut Output, mut bytes: &[u8]) -> io::Result<()> {
+    /// Appends content at the current position of the file. Returns how many of its bytes are zeros
+    /// that fill a block of the file. A part of a block at the start or the end of `bytes` counts as
+    /// well, because the rest of the block can be in another call.
+    pub(super) fn write(&mut self, output: &mut Output, mut bytes: &[u8]) -> io::Result<u64> {
+        let mut zero_bytes = 0;
         while !bytes.is_empty() {
             if self.filled == 0 && bytes.len() >= BLOCK {
                 let (blocks, rest) = bytes.as_chunks();
-                blocks.iter().try_for_each(|block| self.runs.append(output, block))?;
+                for block in blocks {
+                    zero_bytes += if self.runs.append(output, block)? { BLOCK_BYTES } else { 0 };
+                }
                 bytes = rest;
                 continue;
             }
             let (part, rest) = bytes.split_at(bytes.len().min(BLOCK - self.filled));
+            zero_bytes += if *part == ZEROS[..part.len()] { part.len() as u64 } else { 0 };
             self.block[self.filled..][..part.len()].copy_from_slice(part);
             self.filled += part.len();
             bytes = rest;
@@ -121,7 +127,7 @@ impl Body {
                 self.fill_block(output)?;
             }
         }
-        Ok(())
+        Ok(zero_bytes)
     }
 
     /// Moves the position of the file forward to `offset` in bytes. The bytes in between are zeros.
@@ -155,17 +161,18 @@ impl Body {
     fn fill_block(&mut self, output: &mut Output) -> io::Result<()> {
         self.block[self.filled..].fill(0);
         self.filled = 0;
-        self.runs.append(output, &self.block)
+        self.runs.append(output, &self.block).map(drop)
     }
 }
 
 impl Runs {
-    fn append(&mut self, output: &mut Output, block: &[u8; BLOCK]) -> io::Result<()> {
+    /// Appends a block, and returns whether it is a hole.
+    fn append(&mut self, output: &mut Output, block: &[u8; BLOCK]) -> io::Result<bool> {
         let file_block = self.next;
         self.next += 1;
         if *block == ZEROS {
             self.close();
-            return Ok(());
+            return Ok(true);
         }
         let number = output.push(block)?;
         match &mut self.open {
@@ -173,7 +180,7 @@ impl Runs {
             Some(range) => range.blocks += 1,
             None => self.open = Some(BlockRange { file_block, block: number, blocks: 1 }),
         }
-        Ok(())
+        Ok(false)
     }
 
     fn skip_to(&mut self, file_block: u64) {
@@ -193,6 +200,7 @@ mod tests {
     use std::io::{Read, Seek};
 
     use super::*;
+    use crate::unpack::body::write_at;
 
     const B: usize = BLOCK;
 
@@ -246,6 +254,28 @@ mod tests {
         assert_eq!(data, [&content[B..3 * B], &content[4 * B..]].concat());
         assert_eq!(write(&[(0, &[0; 2 * B])]).0, []);
         assert_eq!(write(&[]).0, []);
+    }
+
+    #[test]
+    fn zeros_are_counted_as_the_unpacker_counts_them() {
+        // Each letter stands for a part of 1000 bytes, and `0` for zeros.
+        for pattern in ["", "0", "a0", "0a", "000000000a", "a00000b000000000000", "a0b0c0000000d"] {
+            let bytes: Vec<u8> = pattern
+                .bytes()
+                .flat_map(|letter| [if letter == b'0' { 0 } else { letter }; 1000])
+                .collect();
+            for size in [1, 512, B - 1, B, B + 1, 9000, 1 << 20] {
+                let mut output = Output::new(tempfile::tempfile().unwrap());
+                let (mut body, file) = (Body::new(), tempfile::tempfile().unwrap());
+                let mut offset = 0;
+                for part in bytes.chunks(size) {
+                    let expected = write_at(&file, part, offset).unwrap();
+                    let found = body.write(&mut output, part).unwrap();
+                    assert_eq!(found, expected, "{pattern} in parts of {size}, at {offset}");
+                    offset += part.len() as u64;
+                }
+            }
+        }
     }
 
     #[test]

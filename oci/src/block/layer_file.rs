@@ -31,7 +31,6 @@ use crate::image::Layer;
 use crate::layout::blob::Blob;
 use crate::tar::archive::{self, Entry, Kind};
 use crate::tar::sparse::SparseMap;
-use crate::unpack::body::zero_bytes;
 use crate::unpack::entry_error::EntryError;
 use crate::unpack::error::LayerError;
 use crate::unpack::facts::LayerFacts;
@@ -191,15 +190,13 @@ impl Pass<'_> {
         let change = Change::File { metadata, size_bytes, ranges: Vec::new() };
         self.push(path, &change).map_err(error)?;
         let mut hole_bytes = entry.sparse.as_ref().map_or(0, SparseMap::hole_bytes);
-        let mut copy = |mut offset, length| {
+        let mut copy = |offset, length| {
             self.body.skip_to(&mut self.output, offset).map_err(host)?;
             reader.read_body(length, |part| {
                 // The unpacker counts the same zeros, so that a layer is accepted for both kinds of
                 // root or for none.
-                let left_out = zero_bytes(part, offset);
-                offset += part.len() as u64;
+                let left_out = self.body.write(&mut self.output, part).map_err(host)?;
                 hole_bytes += left_out;
-                self.body.write(&mut self.output, part).map_err(host)?;
                 push_ranges(&mut self.index, &mut self.body).map_err(host)?;
                 Ok(left_out)
             })

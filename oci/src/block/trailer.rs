@@ -10,7 +10,8 @@
 //!     32     8  entries of the archive
 //!     40     8  bytes in regular files, holes included
 //!     48     8  bytes of holes in regular files
-//!     56     8  devices that were skipped
+//!     56     8  devices that were skipped, without hard links to them: only the merge knows whether
+//!              the target of a link is a device
 //!     64     4  CRC-32C of the index
 //!     68     4  CRC-32C of the 68 bytes before
 //! ```

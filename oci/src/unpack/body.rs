@@ -20,7 +20,7 @@ static ZEROS: [u8; BLOCK_BYTES] = [0; BLOCK_BYTES];
 ///
 /// The file must have no data at or behind `offset`. A caller sets the size of the file at its end,
 /// because zeros at the end of a file are left out too.
-pub(super) fn write_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<u64> {
+pub(crate) fn write_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<u64> {
     let mut left_out = 0;
     // The bytes from `start` to `at` hold data that is not written yet.
     let (mut start, mut at) = (0, 0);
@@ -37,17 +37,6 @@ pub(super) fn write_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<u64
     }
     file.write_all_at(&bytes[start..], offset + start as u64)?;
     Ok(left_out)
-}
-
-/// Returns the number of bytes that [`write_at`] leaves out, without writing anything.
-pub(crate) fn zero_bytes(bytes: &[u8], offset: u64) -> u64 {
-    let (mut left_out, mut at) = (0, 0);
-    while at < bytes.len() {
-        let (block, zeros) = first_block(&bytes[at..], offset + at as u64);
-        left_out += zeros as u64;
-        at += if zeros == 0 { block } else { zeros };
-    }
-    left_out
 }
 
 /// Returns the length of the first block of `bytes`, which are at `offset` of a file, and the length

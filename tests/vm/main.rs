@@ -9,6 +9,7 @@
 //! | `lifecycle` | health, readiness, states, metrics, and the limits of a flood |
 //! | `matrix` | nothing is left of a VM, however and whenever it ends |
 //! | `shares` | a hostile guest reaches nothing outside its shares and changes no read-only one |
+//! | `share_limits` | what shares and a shared root cannot do, and when a guest sees changes of the host |
 //! | `liars` | a guest that sends false, malformed or endless messages harms only its own box |
 //! | `services` | images like those of databases: files of several owners, and a user to drop to |
 //! | `images` | images of many kinds do their job: runtimes, servers, users, layers, odd files |
@@ -40,6 +41,7 @@ mod lost_guest;
 mod matrix;
 mod network;
 mod services;
+mod share_limits;
 mod shares;
 mod stop;
 mod supervisor;

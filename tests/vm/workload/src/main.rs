@@ -6,6 +6,8 @@ mod attempts;
 mod escape;
 mod file_operations;
 mod forger;
+mod host_changes;
+mod limits;
 mod malformed_agent;
 mod raw_fuse;
 mod read_only;
@@ -83,6 +85,12 @@ async fn play(step: &str, reporter: &mut Option<HealthReporter>) -> Result<()> {
             _ => bail!("OWN,OTHER,CANARY"),
         },
         "use-files" => file_operations::use_all(Path::new(value))?,
+        "watch-host" => host_changes::watch(Path::new(value))?,
+        "reopen" => {
+            let (path, times) = value.split_once(',').context("PATH,TIMES")?;
+            host_changes::reopen(Path::new(path), times.parse()?)?;
+        }
+        "print-limits" => limits::print_all(Path::new(value))?,
         "unmount" => rustix::mount::unmount(value, rustix::mount::UnmountFlags::empty())?,
         "raw-fuse" => raw_fuse::try_all(value)?,
         "count-requests" => requests::count(value)?,

@@ -1,0 +1,102 @@
+//! What shares and a shared root cannot do, and when a guest sees a change that the host makes.
+//!
+//! The tests state what libkrun 1.19.7 and Linux 6.12 do. A test that fails after an update of
+//! libkrun may report an improvement: `docs/shares.md` then changes as well.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use serde_json::json;
+
+use a3s_box_vm_tests::{Shim, eventually};
+
+/// Returns the lines of the console that begin with `prefix`, each as its first word and the rest.
+fn lines(shim: &Shim, prefix: &str) -> BTreeMap<String, String> {
+    let console = String::from_utf8_lossy(&shim.console()).into_owned();
+    let lines = console.lines().filter_map(|line| line.trim_end().strip_prefix(prefix));
+    lines.filter_map(|l| l.split_once(' ')).map(|(a, b)| (a.to_owned(), b.to_owned())).collect()
+}
+
+/// The operations of `print-limits`, and what they do on a file system of virtio-fs: 1 is EPERM, 22
+/// is EINVAL, 95 is EOPNOTSUPP.
+const OF_VIRTIOFS: [(&str, &str); 5] = [
+    // The confinement of the shim allows no device, because it would be one of the host.
+    ("device", "errno 1"),
+    // libkrun does not implement FUSE_TMPFILE.
+    ("tmpfile", "errno 95"),
+    // The guest kernel refuses it: an upper directory needs RENAME_WHITEOUT and O_TMPFILE.
+    ("overlay-upper", "errno 22"),
+    // libkrun removes the flag from the request (krun-devices `src/virtio/fs/server.rs`, `rename2`)
+    // and renames the file, so that the caller sees a success.
+    ("rename-whiteout", "no-whiteout"),
+    // libkrun does not ask for FUSE_DONT_MASK, so that the guest kernel applies the umask 022 in
+    // spite of the default ACL: `r-x & rw-`.
+    ("default-acl", "mask-4"),
+];
+
+/// Runs `print-limits` in each directory and compares.
+fn check_limits(directories: &[(&str, &[(&str, &str)])]) {
+    for (directory, expected) in directories {
+        let step = format!("print-limits={directory}/limits");
+        let host = tempfile::Builder::new().prefix("h").tempdir().unwrap();
+        let mut shim = Shim::start_workload(&[&step], |config| {
+            config["mounts"]
+                .as_array_mut()
+                .unwrap()
+                .push(json!({"type": "virtiofs", "source": host.path(), "target": "/share",
+                       "read_only": false}));
+        });
+        shim.ends_with(0, "exited", None);
+        let expected: BTreeMap<String, String> =
+            expected.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect();
+        assert_eq!(lines(&shim, "limit "), expected, "{directory}\n{shim}");
+    }
+}
+
+#[test]
+fn share_and_shared_root_have_the_documented_limits() {
+    check_limits(&[("/share", &OF_VIRTIOFS), ("/var", &OF_VIRTIOFS)]);
+}
+
+#[test]
+fn guest_sees_changes_of_the_host_after_the_documented_times() {
+    let host = tempfile::Builder::new().prefix("h").tempdir().unwrap();
+    let path = |name: &str| host.path().join(name);
+    for name in ["edited", "held", "grown", "longer", "replaced", "removed", "chmod"] {
+        fs::write(path(name), "before").unwrap();
+    }
+    let mut shim = Shim::start_workload(&["watch-host=/share"], |config| {
+        config["mounts"].as_array_mut().unwrap().push(
+            json!({"type": "virtiofs", "source": host.path(), "target": "/share", "read_only": true}),
+        );
+    });
+    eventually("the guest has looked at the files", || {
+        String::from_utf8_lossy(&shim.console()).contains("ready for changes")
+    });
+    for name in ["edited", "held"] {
+        fs::write(path(name), "after!").unwrap();
+    }
+    for name in ["grown", "longer"] {
+        fs::write(path(name), "after!after!").unwrap();
+    }
+    fs::write(path("new"), "after!").unwrap();
+    fs::rename(path("new"), path("replaced")).unwrap();
+    fs::remove_file(path("removed")).unwrap();
+    fs::set_permissions(path("chmod"), fs::Permissions::from_mode(0o600)).unwrap();
+    fs::write(path("added"), "").unwrap();
+    fs::write(path("done"), "").unwrap();
+    shim.ends_with(0, "exited", None);
+    let seen = lines(&shim, "seen ");
+    println!("{seen:?}");
+    let ms = |name: &str| -> u64 {
+        seen.get(name).unwrap_or_else(|| panic!("{name}\n{shim}")).parse().unwrap()
+    };
+    for name in ["added", "listed", "edited"] {
+        assert!(ms(name) < 3000, "{name}\n{shim}");
+    }
+    for name in ["held", "grown", "longer", "replaced", "removed", "chmod"] {
+        assert!((1000..9000).contains(&ms(name)), "{name}\n{shim}");
+    }
+    assert_eq!(lines(&shim, "inotify"), BTreeMap::from([(String::new(), "silent".to_owned())]));
+}

@@ -1,0 +1,118 @@
+//! Measures after which time the guest sees changes that the host makes in a share.
+
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use rustix::fs::inotify;
+
+use crate::attempts::print_line;
+
+/// Content of the files before and after the changes of the host. Both have the same length.
+const AFTER: &[u8] = b"after!";
+
+/// Longest time to wait for a change.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// One change, and whether the guest sees it.
+type Change<'a> = (&'a str, Box<dyn Fn() -> bool + 'a>);
+
+/// Looks at all files in `directory`, prints `ready for changes`, waits until the host has made the
+/// file `done`, and prints for each change when it was seen.
+///
+/// The host makes these changes to files that had the content `before`: `edited` and `held` get the
+/// new content in place, `grown` and `longer` get the new content twice, `replaced` is replaced by
+/// another file, `removed` is removed, `added` is added, `chmod` gets mode 0600.
+pub(crate) fn watch(directory: &Path) -> Result<()> {
+    let path = |name: &str| directory.join(name);
+    let held = File::open(path("held"))?;
+    let events = inotify::init(inotify::CreateFlags::NONBLOCK)?;
+    inotify::add_watch(&events, directory, inotify::WatchFlags::ALL_EVENTS)?;
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        fs::read(entry.path())?;
+        entry.metadata()?;
+    }
+    held.read_exact_at(&mut [0; 6], 0)?;
+    let mut buffer = [std::mem::MaybeUninit::uninit(); 4096];
+    // The events of the reads above.
+    while inotify::Reader::new(&events, &mut buffer).next().is_ok() {}
+    print_line("ready for changes");
+    while !path("done").exists() {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let start = Instant::now();
+    // Only the first look can report an event of the host, because the later ones read files.
+    let notified = inotify::Reader::new(&events, &mut buffer).next().is_ok();
+    print_line(&format!("inotify {}", if notified { "reported" } else { "silent" }));
+
+    let content = |name: &'static str| move || fs::read(path(name)).unwrap_or_default();
+    let [edited, longer, replaced] = ["edited", "longer", "replaced"].map(content);
+    let mut unseen: Vec<Change<'_>> = vec![
+        ("added", Box::new(|| path("added").exists())),
+        ("listed", Box::new(|| lists(directory, "added"))),
+        ("edited", Box::new(move || edited() == AFTER)),
+        ("held", Box::new(|| read_held(&held) == AFTER)),
+        ("grown", Box::new(|| fs::metadata(path("grown")).is_ok_and(|m| m.len() == 12))),
+        ("longer", Box::new(move || longer().len() == 12)),
+        ("replaced", Box::new(move || replaced() == AFTER)),
+        ("removed", Box::new(|| !path("removed").exists())),
+        (
+            "chmod",
+            Box::new(|| {
+                fs::metadata(path("chmod")).is_ok_and(|m| m.permissions().mode() & 0o777 == 0o600)
+            }),
+        ),
+    ];
+    while !unseen.is_empty() && start.elapsed() < PATIENCE {
+        unseen.retain(|(name, seen)| {
+            let found = seen();
+            if found {
+                print_line(&format!("seen {name} {}", start.elapsed().as_millis()));
+            }
+            !found
+        });
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    for (name, _) in unseen {
+        print_line(&format!("unseen {name}"));
+    }
+    Ok(())
+}
+
+fn lists(directory: &Path, name: &str) -> bool {
+    fs::read_dir(directory)
+        .is_ok_and(|entries| entries.flatten().any(|entry| entry.file_name() == name))
+}
+
+fn read_held(file: &File) -> [u8; 6] {
+    let mut content = [0; 6];
+    // The content stays zero if the read fails, which counts as not seen.
+    let _read = file.read_exact_at(&mut content, 0);
+    content
+}
+
+/// Reads the file at `path` `times` times, opening it each time, and prints the interrupts of
+/// virtio devices.
+pub(crate) fn reopen(path: &Path, times: usize) -> Result<()> {
+    let before = virtio_interrupts()?;
+    let start = Instant::now();
+    for _ in 0..times {
+        fs::read(path)?;
+    }
+    let elapsed = start.elapsed().as_millis();
+    let interrupts = virtio_interrupts()? - before;
+    print_line(&format!("reopened {times} times: {interrupts} interrupts, {elapsed} ms"));
+    Ok(())
+}
+
+fn virtio_interrupts() -> Result<u64> {
+    let text = fs::read_to_string("/proc/interrupts").context("/proc/interrupts")?;
+    let lines = text.lines().filter(|line| line.contains("virtio"));
+    let counts = lines.map(|line| {
+        line.split_whitespace().skip(1).map_while(|word| word.parse::<u64>().ok()).sum::<u64>()
+    });
+    Ok(counts.sum())
+}

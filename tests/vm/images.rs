@@ -85,8 +85,7 @@ kill -QUIT $server
 wait $server
 echo "nginx has ended"
 "#;
-    let output =
-        output_of("kinds", "nginx", &json!({"args": ["bash", "-uc", SCRIPT], "user": "root"}));
+    let output = output_of("kinds", "nginx", &json!({"args": ["bash", "-uc", SCRIPT]}));
     for expected in [
         "HTTP/1.1 200 OK",
         "\npage of nginx\n",

@@ -2,16 +2,17 @@
 
 use std::fs::File;
 use std::net::Ipv4Addr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use a3s_box_proto::GUEST_CONFIG_FILE;
-use a3s_box_proto::control::GuestConfig;
+use a3s_box_proto::control::{GuestConfig, Mount, Root, block_root, mount, root as config_root};
 use nix::unistd::sethostname;
 use tokio::net::unix::pipe;
 
 use crate::lifecycle::{Job, Machine, StartError};
 use crate::notify::{self, Notices};
+use crate::power::{self, Outlasting};
 use crate::{agent, config, kmsg, mounts, names, network, plan, ports, root, syscall};
 
 /// Host name of a guest whose config has none.
@@ -23,19 +24,20 @@ pub(crate) struct Guest {
     started: Instant,
     /// The root in which this process started, if it has entered another one.
     initial_root: Option<File>,
+    outlasting: Outlasting,
 }
 
 impl Guest {
     /// Creates a guest. `started` is the start of this process, from which the agent counts its
     /// uptime.
     pub(crate) fn new(started: Instant) -> Self {
-        Self { started, initial_root: None }
+        Self { started, initial_root: None, outlasting: Outlasting::All }
     }
 
-    /// Returns the root in which this process started if it has entered another one. Only that one
-    /// is a device of libkrun.
-    pub(crate) fn into_initial_root(self) -> Option<File> {
-        self.initial_root
+    /// Ends the VM with the exit code `code`.
+    pub(crate) fn reboot(self, code: u8) -> ! {
+        // Only the root in which this process started is a device of libkrun.
+        power::reboot(code, self.initial_root, self.outlasting)
     }
 }
 
@@ -49,6 +51,7 @@ impl Machine for Guest {
         // The root comes before all mounts, which would leave with the old one.
         if let Some(root) = &config.root {
             self.initial_root = Some(root::enter(root)?);
+            self.outlasting = outlasting(root, &config.mounts);
         }
         mounts::mount_standard()?;
         if let Err(error) = network::set_loopback_up() {
@@ -82,6 +85,21 @@ impl Machine for Guest {
     }
 }
 
+/// Returns the file systems whose data someone can read after the end of the box.
+fn outlasting(root: &Root, mounts: &[Mount]) -> Outlasting {
+    let is_volatile = match &root.kind {
+        Some(config_root::Kind::Block(block)) => {
+            block.volatile || matches!(block.upper, Some(block_root::Upper::UpperInMemoryMib(_)))
+        }
+        None => false,
+    };
+    if !is_volatile {
+        return Outlasting::All;
+    }
+    let is_share = |mount: &&Mount| matches!(mount.source, Some(mount::Source::Virtiofs(_)));
+    Outlasting::Mounts(mounts.iter().filter(is_share).map(|it| PathBuf::from(&it.target)).collect())
+}
+
 /// Returns the host name of the config, or [`DEFAULT_HOSTNAME`] if it has none.
 fn host_name(config: &GuestConfig) -> &str {
     if config.hostname.is_empty() { DEFAULT_HOSTNAME } else { &config.hostname }
@@ -94,5 +112,35 @@ fn write_names(config: &GuestConfig, hostname: &str) {
     let name_servers = config.name_servers.as_ref();
     if let Err(error) = names::write(Path::new("/"), hostname, address, name_servers) {
         kmsg::error(&error);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use a3s_box_proto::control::{BlockRoot, TmpfsMount, VirtiofsMount};
+
+    use super::*;
+
+    fn root(volatile: bool, upper: block_root::Upper) -> Root {
+        let block = BlockRoot { volatile, upper: Some(upper), ..BlockRoot::default() };
+        Root { kind: Some(config_root::Kind::Block(block)) }
+    }
+
+    #[test]
+    fn only_shares_outlast_a_box_whose_writes_end_with_it() {
+        let share = mount::Source::Virtiofs(VirtiofsMount { tag: "a".into(), read_only: false });
+        let tmpfs = mount::Source::Tmpfs(TmpfsMount::default());
+        let mounts = [("/a", share), ("/b", tmpfs)]
+            .map(|(target, source)| Mount { target: target.into(), source: Some(source) });
+        let disk = || block_root::Upper::UpperDevice("vdb".into());
+        for ended in [root(true, disk()), root(false, block_root::Upper::UpperInMemoryMib(1))] {
+            let found = outlasting(&ended, &mounts);
+            assert!(
+                matches!(&found, Outlasting::Mounts(it) if *it == [Path::new("/a")]),
+                "{found:?}"
+            );
+        }
+        let kept = outlasting(&root(false, disk()), &mounts);
+        assert!(matches!(kept, Outlasting::All), "{kept:?}");
     }
 }

@@ -66,7 +66,7 @@ fn main() -> ExitCode {
         kmsg::error(&error);
         power::EXIT_CODE_FAILURE
     });
-    power::reboot(code, guest.into_initial_root())
+    guest.reboot(code)
 }
 
 /// Runs the box until it ends and returns the exit code for `reboot(2)`.

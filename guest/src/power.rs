@@ -2,12 +2,13 @@
 
 use std::fs::File;
 use std::os::fd::AsFd;
+use std::path::PathBuf;
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
 use nix::sys::reboot::{RebootMode, reboot as reboot_kernel};
-use nix::unistd::{pause, sync};
+use nix::unistd::{pause, sync, syncfs};
 
 use crate::{kmsg, syscall};
 
@@ -19,17 +20,27 @@ pub(crate) const EXIT_CODE_FAILURE: u8 = 125;
 /// The shim has a deadline of its own for the whole end.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// The file systems whose dirty data is written back at the end.
+#[derive(Debug)]
+pub(crate) enum Outlasting {
+    /// All of them.
+    All,
+    /// The ones at these mount points. The root ends with the box, and writing it to a disk that is
+    /// then removed would only take time.
+    Mounts(Vec<PathBuf>),
+}
+
 /// Kills all processes, writes dirty data back, and reboots with `reboot(2)`. Under libkrun this
 /// ends the VMM, with `code` as its exit status.
 ///
 /// `initial_root` is the root in which this process started, or `None` if that is still `/`.
-pub(crate) fn reboot(code: u8, initial_root: Option<File>) -> ! {
+pub(crate) fn reboot(code: u8, initial_root: Option<File>, outlasting: Outlasting) -> ! {
     syscall::kill_everything();
     // Another thread makes the calls that can hang, so that this one can stop waiting for them.
     let (done, settled) = mpsc::channel();
     let started = thread::Builder::new().stack_size(64 * 1024).spawn(move || {
         set_exit_code(code, initial_root);
-        sync();
+        write_back(&outlasting);
         // The send fails only after the timeout, when its result does not matter.
         let _ = done.send(());
     });
@@ -42,6 +53,17 @@ pub(crate) fn reboot(code: u8, initial_root: Option<File>) -> ! {
     // The end of PID 1 would be a kernel panic. The shim's deadline ends the VM instead.
     loop {
         pause();
+    }
+}
+
+/// Writes dirty data back. Errors are logged by the kernel.
+fn write_back(outlasting: &Outlasting) {
+    let Outlasting::Mounts(targets) = outlasting else { return sync() };
+    for target in targets {
+        // The workload may have unmounted it, which has written its data.
+        if let Ok(directory) = File::open(target) {
+            let _logged_by_the_kernel = syncfs(directory);
+        }
     }
 }
 

@@ -26,7 +26,7 @@ fn start_at_once(kind: RootKind) {
     for shim in &mut shims {
         shim.wait_for("shim.confined");
     }
-    let expected = image.tree();
+    let expected = image.tree(kind);
     for (id, shim) in ids.iter().zip(&shims) {
         tree::assert_equal(&shim.mounted(), &expected, id);
     }
@@ -135,7 +135,7 @@ fn kill_the_one_that_unpacks(kind: RootKind, image: &Image) {
     let first = first.kill_at(Duration::ZERO);
     assert!(first.was_killed() && first.event("rootfs.ready").is_none(), "{:#?}", first.events);
     second.wait_for("shim.confined");
-    tree::assert_equal(&second.mounted(), &image.tree(), "the mounted root");
+    tree::assert_equal(&second.mounted(), &image.tree(kind), "the mounted root");
     second.send(Signal::SIGTERM);
     let second = second.end();
     scratch.assert_nothing_runs();

@@ -69,7 +69,7 @@ impl Fixture {
     /// root has been compared with the image.
     fn new(mut scratch: Scratch, image: &Image) -> Self {
         scratch.record_mounts();
-        let image = image.tree();
+        let image = image.tree(scratch.kind);
         let mut times: Vec<Duration> = (0..3)
             .map(|_| {
                 scratch.clear_cache();

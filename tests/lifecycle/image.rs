@@ -3,10 +3,12 @@
 //! The model keeps the paths in a map and applies the layer rules of the OCI image specification to
 //! it. It shares no code with the shim, which stacks layers with overlayfs.
 
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use a3s_box_core::config::RootKind;
 use a3s_box_oci::Digest;
 use flate2::Compression;
 use flate2::write::GzEncoder;
@@ -43,6 +45,10 @@ enum Content {
     /// Hides everything that the layers below have in this directory.
     OpaqueWhiteout,
 }
+
+/// The names of a tree, each with its file and the entry that made the file. Names of one file have
+/// the same entry.
+type Names = BTreeMap<String, (Node, *const Entry)>;
 
 /// An image: its layers, the bottom layer first.
 pub(crate) struct Image {
@@ -217,28 +223,40 @@ impl Image {
         fs::write(layout.join("index.json"), index.to_string()).unwrap();
     }
 
-    /// Returns the tree that a box must see.
-    pub(crate) fn tree(&self) -> Tree {
-        let mut tree = Tree::new();
+    /// Returns the tree that a box with this kind of root must see.
+    pub(crate) fn tree(&self, kind: RootKind) -> Tree {
+        let mut tree = Names::new();
         for layer in &self.layers {
             // A whiteout hides only files of lower layers, wherever it stands in its own layer.
             // All whiteouts are therefore applied before the other entries of the layer.
             for entry in layer {
                 hide(&mut tree, entry);
             }
-            let mut own = Tree::new();
+            let mut own = Names::new();
             for entry in layer {
                 add(&mut own, entry);
             }
-            for (path, node) in own {
+            for (path, (node, entry)) in own {
                 // A file replaces a directory of a lower layer with everything in it.
                 if node.kind != Kind::Directory {
                     tree.retain(|other, _| other == &path || !is_in(other, &path));
                 }
-                tree.insert(path, node);
+                tree.insert(path, (node, entry));
             }
         }
-        tree
+        let mut names = HashMap::<*const Entry, u64>::new();
+        for (_, entry) in tree.values() {
+            *names.entry(*entry).or_default() += 1;
+        }
+        let finish = |(path, (mut node, entry)): (String, (Node, *const Entry))| {
+            // overlayfs reports the links that the file has in its layer, although an upper layer
+            // may have replaced some of them. A block root has the exact number.
+            if kind == RootKind::Block {
+                node.links = names[&entry];
+            }
+            (path, node)
+        };
+        tree.into_iter().map(finish).collect()
     }
 }
 
@@ -248,7 +266,7 @@ fn is_in(path: &str, directory: &str) -> bool {
 }
 
 /// Removes the paths that a whiteout hides from the tree of the lower layers.
-fn hide(tree: &mut Tree, entry: &Entry) {
+fn hide(tree: &mut Names, entry: &Entry) {
     match &entry.content {
         Content::Whiteout => {
             let hidden = entry.path.replace(".wh.", "");
@@ -263,19 +281,19 @@ fn hide(tree: &mut Tree, entry: &Entry) {
 }
 
 /// Adds the file of an entry to a tree. A whiteout adds none.
-fn add(tree: &mut Tree, entry: &Entry) {
+fn add(tree: &mut Names, entry: &Entry) {
     let kind = match &entry.content {
         Content::Directory => Kind::Directory,
         Content::File(content) => Kind::File(content.clone()),
         Content::Symlink(target) => Kind::Symlink(PathBuf::from(target)),
         Content::Fifo => Kind::Fifo,
         Content::HardLink(target) => {
-            let target = tree.get_mut(target).unwrap();
-            target.links += 1;
-            let node = target.clone();
+            let (node, made_by) = tree.get_mut(target).unwrap();
+            node.links += 1;
             // The earlier names of a third link would need an update as well.
             assert_eq!(node.links, 2, "the model supports two names of a file at most");
-            tree.insert(entry.path.clone(), node);
+            let link = (node.clone(), *made_by);
+            tree.insert(entry.path.clone(), link);
             return;
         }
         Content::Whiteout | Content::OpaqueWhiteout => return,
@@ -290,7 +308,7 @@ fn add(tree: &mut Tree, entry: &Entry) {
         links: 1,
         xattrs: Vec::new(),
     };
-    tree.insert(entry.path.clone(), node);
+    tree.insert(entry.path.clone(), (node, entry));
 }
 
 fn archive(layer: &[Entry]) -> Vec<u8> {

@@ -144,7 +144,7 @@ pub(crate) fn run(shim: &mut Shim<'_>) -> Result<(), ShimError> {
         configured_ms,
     })?;
     shim.events.emit(EventKind::VmStarting { vcpus: spec.vcpus, memory_mib: spec.memory_mib });
-    let machine = machine::assemble(&spec, &state, &root, &guest, program, console.ports);
+    let machine = machine::assemble(&spec, &state, &guest, program, console.ports);
     become_vm(Machine { net: network.device, ..machine }, &kernel, control)
 }
 

@@ -2,7 +2,7 @@
 //! [`Machine`] for libkrun.
 
 use a3s_box_core::config::AgentProvider;
-use a3s_box_krun::{Access, Connect, Machine, OverlayFile, Root, Share, VsockPort};
+use a3s_box_krun::{Access, BlockRoot, Connect, Machine, OverlayFile, Root, Share, VsockPort};
 use a3s_box_proto::control::{
     EnvironmentVariable, GuestConfig, Mount, TmpfsMount, VirtiofsMount, Workload, mount,
 };
@@ -36,6 +36,8 @@ pub(crate) enum GuestError {
 #[derive(Debug)]
 pub(crate) struct Guest {
     config: GuestConfig,
+    /// The disks of a block root.
+    disks: Option<BlockRoot>,
     pub(crate) shares: Vec<PinnedShare>,
     /// Signal that a stop sends to the workload first.
     pub(crate) stop_signal: StopSignal,
@@ -66,7 +68,8 @@ pub(crate) fn describe(
         root: root.disks.as_ref().map(Disks::guest_root),
     };
     let shares = pin_shares(spec)?;
-    Ok(Guest { config, shares, stop_signal })
+    let disks = root.disks.as_ref().map(Disks::machine_root);
+    Ok(Guest { config, disks, shares, stop_signal })
 }
 
 fn pin_shares(spec: &VmSpec) -> Result<Vec<PinnedShare>, ShareError> {
@@ -112,12 +115,12 @@ fn guest_mount(spec: &MountSpec) -> Mount {
     Mount { target: spec.target.clone(), source: Some(source) }
 }
 
-/// Returns the complete description of the VM for libkrun. `root` and `guest` must outlive the VM,
-/// because they keep the disks and the shares open, whose paths lead through their fds.
+/// Returns the complete description of the VM for libkrun. `guest` and the root that it was
+/// described with must outlive the VM, because they keep the shares and the disks open, whose paths
+/// lead through their fds.
 pub(crate) fn assemble(
     spec: &VmSpec,
     state: &StateDir,
-    root: &rootfs::Root,
     guest: &Guest,
     program: Vec<u8>,
     console: Ports,
@@ -130,8 +133,8 @@ pub(crate) fn assemble(
     Machine {
         vcpus: spec.vcpus,
         memory_mib: spec.memory_mib,
-        root: match &root.disks {
-            Some(disks) => Root::Block(disks.machine_root()),
+        root: match &guest.disks {
+            Some(disks) => Root::Block(disks.clone()),
             None => Root::Directory(state.root()),
         },
         overlay_files: vec![

@@ -111,7 +111,7 @@ pub enum Root {
 /// The guest cannot create anything in it: libkrun implements only the lookup of names and the
 /// attributes of the directory (krun-devices, `src/virtio/fs/null_fs.rs`). The kernel's command
 /// line names no disk, so PID 1 mounts the disks and moves to the result.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct BlockRoot {
     /// Names of empty directories in the root, without a slash, on which PID 1 can mount. They have
     /// the permissions 0755 and belong to root.

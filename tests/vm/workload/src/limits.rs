@@ -66,7 +66,7 @@ fn rename_with_whiteout(directory: &Path) -> io::Result<String> {
 /// Makes a file in a directory with a default ACL that gives user 1000 all rights, with umask 022.
 /// acl(5): the umask does not count then, so that the mask of the file's ACL is `rw-`.
 fn inherit_acl(directory: &Path) -> io::Result<String> {
-    /// Version of the format, and tags of its entries (linux/posix_acl_xattr.h, linux/posix_acl.h).
+    /// Version of the format, and tags of its entries (`linux/posix_acl_xattr.h`, `linux/posix_acl.h`).
     const VERSION: u32 = 2;
     const TAGS: [(u16, u16, u32); 5] = [
         (0x01, 7, u32::MAX),

@@ -76,14 +76,19 @@ fn measure(kind: &str) -> (Shim, BTreeMap<String, Requests>) {
         lines += 1;
     }
     assert_eq!(lines, least.len() * ROUNDS, "{shim}");
-    println!("{kind} root, interrupts of disks and of file systems:");
-    for (name, Requests { block, file_system }) in &least {
-        println!("  {name:<18} {block:>6} {file_system:>6}");
-    }
     (shim, least)
 }
 
-/// Largest number of interrupts of the disks of a block root during each operation.
+/// Returns one line for each operation: its name, and the interrupts of disks and of file systems.
+fn table(found: &BTreeMap<String, Requests>) -> String {
+    let line = |(name, requests): (&String, &Requests)| {
+        format!("  {name:<18} {:>6} {:>6}\n", requests.block, requests.file_system)
+    };
+    found.iter().map(line).collect()
+}
+
+/// Largest number of interrupts of the disks of a block root during each operation. A number of 0
+/// is not measured yet.
 const BUDGETS: [(&str, u64); 8] = [
     ("find cold", 0),
     ("find again", 0),
@@ -96,8 +101,10 @@ const BUDGETS: [(&str, u64); 8] = [
 ];
 
 #[test]
+#[ignore = "the budgets are not measured yet: --run-ignored all prints the counts"]
 fn a_block_root_keeps_its_request_budgets() {
     let (shim, found) = measure("block");
+    println!("block root, interrupts of disks and of file systems:\n{}", table(&found));
     for (name, budget) in BUDGETS {
         let Requests { block, file_system } = found[name];
         assert!(block <= budget, "{name}: {block} interrupts, budget {budget}\n{shim}");
@@ -108,6 +115,7 @@ fn a_block_root_keeps_its_request_budgets() {
 #[test]
 fn a_shared_root_uses_no_disk() {
     let (shim, found) = measure("shared");
+    println!("shared root, interrupts of disks and of file systems:\n{}", table(&found));
     for (name, _) in BUDGETS {
         assert_eq!(found[name].block, 0, "{name}\n{shim}");
     }

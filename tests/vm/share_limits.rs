@@ -63,7 +63,7 @@ fn share_and_shared_root_have_the_documented_limits() {
 fn guest_sees_changes_of_the_host_after_the_documented_times() {
     let host = tempfile::Builder::new().prefix("h").tempdir().unwrap();
     let path = |name: &str| host.path().join(name);
-    for name in ["edited", "held", "grown", "longer", "replaced", "removed", "chmod"] {
+    for name in ["edited", "held", "grown", "longer", "replaced", "removed", "chmod", "done"] {
         fs::write(path(name), "before").unwrap();
     }
     let mut shim = Shim::start_workload(&["watch-host=/share"], |config| {
@@ -85,7 +85,7 @@ fn guest_sees_changes_of_the_host_after_the_documented_times() {
     fs::remove_file(path("removed")).unwrap();
     fs::set_permissions(path("chmod"), fs::Permissions::from_mode(0o600)).unwrap();
     fs::write(path("added"), "").unwrap();
-    fs::write(path("done"), "").unwrap();
+    fs::write(path("done"), "after!").unwrap();
     shim.ends_with(0, "exited", None);
     let seen = lines(&shim, "seen ");
     println!("{seen:?}");

@@ -19,8 +19,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// One change, and whether the guest sees it.
 type Change<'a> = (&'a str, Box<dyn Fn() -> bool + 'a>);
 
-/// Looks at all files in `directory`, prints `ready for changes`, waits until the host has made the
-/// file `done`, and prints for each change when it was seen.
+/// Looks at all files in `directory`, prints `ready for changes`, waits until the host has written
+/// to the file `done`, and prints for each change when it was seen.
 ///
 /// The host makes these changes to files that had the content `before`: `edited` and `held` get the
 /// new content in place, `grown` and `longer` get the new content twice, `replaced` is replaced by
@@ -40,7 +40,8 @@ pub(crate) fn watch(directory: &Path) -> Result<()> {
     // The events of the reads above.
     while inotify::Reader::new(&events, &mut buffer).next().is_ok() {}
     print_line("ready for changes");
-    while !path("done").exists() {
+    // The guest sees new content of a file that it opens at once. A new name can take seconds.
+    while fs::read(path("done"))? != AFTER {
         std::thread::sleep(Duration::from_millis(20));
     }
     let start = Instant::now();

@@ -1,7 +1,7 @@
 //! What shares and a shared root cannot do, and when a guest sees a change that the host makes.
 //!
 //! The tests state what libkrun 1.19.7 and Linux 6.12 do. A test that fails after an update of
-//! libkrun may report an improvement: `docs/shares.md` then changes as well.
+//! libkrun may report an improvement: `docs/operations.md` then changes as well.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -35,12 +35,25 @@ const OF_VIRTIOFS: [(&str, &str); 5] = [
     ("default-acl", "mask-4"),
 ];
 
-/// Runs `print-limits` in each directory and compares.
-fn check_limits(directories: &[(&str, &[(&str, &str)])]) {
-    for (directory, expected) in directories {
+/// What the operations do on a block root, which is an overlay on ext4.
+const OF_BLOCK_ROOT: [(&str, &str); 5] = [
+    ("device", "made"),
+    ("tmpfile", "made"),
+    // An overlay cannot be the upper directory of an overlay.
+    ("overlay-upper", "errno 22"),
+    // overlayfs refuses the flag, so that the caller knows that there is no whiteout.
+    ("rename-whiteout", "errno 22"),
+    // The guest kernel of libkrunfw has no ACLs on ext4.
+    ("default-acl", "errno 95"),
+];
+
+/// Runs `print-limits` in each directory, with a root of this kind, and compares.
+fn check_limits(directories: &[(&str, &str, &[(&str, &str)])]) {
+    for (kind, directory, expected) in directories {
         let step = format!("print-limits={directory}/limits");
         let host = tempfile::Builder::new().prefix("h").tempdir().unwrap();
         let mut shim = Shim::start_workload(&[&step], |config| {
+            config["root"] = json!({"kind": kind});
             config["mounts"]
                 .as_array_mut()
                 .unwrap()
@@ -55,8 +68,12 @@ fn check_limits(directories: &[(&str, &[(&str, &str)])]) {
 }
 
 #[test]
-fn share_and_shared_root_have_the_documented_limits() {
-    check_limits(&[("/share", &OF_VIRTIOFS), ("/var", &OF_VIRTIOFS)]);
+fn share_and_both_kinds_of_root_have_the_documented_limits() {
+    check_limits(&[
+        ("block", "/share", &OF_VIRTIOFS),
+        ("shared", "/var", &OF_VIRTIOFS),
+        ("block", "/var", &OF_BLOCK_ROOT),
+    ]);
 }
 
 #[test]

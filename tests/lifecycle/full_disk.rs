@@ -130,7 +130,7 @@ fn assert_error_names_cause(ended: &Ended, reasons: &[&str]) -> &'static str {
         && text.contains("cannot unpack entry `")
     {
         ENTRY
-    } else if text.contains("/c/disks-v1/") {
+    } else if text.contains("/c/disks-v1") {
         TEMPLATE
     } else if text.contains("/staging/root-sha256-") {
         METADATA_IMAGE

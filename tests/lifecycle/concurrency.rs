@@ -154,5 +154,5 @@ fn a_waiting_shim_unpacks_the_layer_after_the_first_one_is_killed() {
 #[test]
 fn a_waiting_shim_with_a_block_root_reads_the_layer_after_the_first_one_is_killed() {
     // Reading a layer into a file takes less time than unpacking it, so the layer is larger.
-    kill_the_one_that_unpacks(RootKind::Block, &Image::of_one_layer(32_000_000));
+    kill_the_one_that_unpacks(RootKind::Block, &Image::of_one_layer(16_000_000));
 }

@@ -238,7 +238,8 @@ impl Image {
             }
             for (path, (node, entry)) in own {
                 // A file replaces a directory of a lower layer with everything in it.
-                if node.kind != Kind::Directory {
+                let is_directory = |(node, _): &(Node, *const Entry)| node.kind == Kind::Directory;
+                if node.kind != Kind::Directory && tree.get(&path).is_some_and(is_directory) {
                     tree.retain(|other, _| other == &path || !is_in(other, &path));
                 }
                 tree.insert(path, (node, entry));

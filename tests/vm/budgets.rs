@@ -89,8 +89,7 @@ fn table(found: &BTreeMap<String, Requests>) -> String {
 
 /// Largest number of interrupts of the disks of a block root during each operation: twice what was
 /// counted (150, 0, 301, 0, 13, 2, 2 and 32), and at least 8, because the guest kernel may write
-/// something back at any time. A number of 0
-/// is not measured yet.
+/// something back at any time.
 const BUDGETS: [(&str, u64); 8] = [
     ("find cold", 300),
     ("find again", 8),

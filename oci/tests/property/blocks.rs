@@ -12,10 +12,12 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use crate::bench::{Bench, amd64, chain};
 use crate::disk::{mount_loop, new_directory, write_disk};
+use crate::fsck;
 use crate::mounted::{Outcome, walk};
 
-/// Makes and mounts the block root of the only image of a layout, and unmounts it again.
-pub(crate) fn outcome(bench: &Bench) -> Outcome {
+/// Makes and mounts the block root of the only image of a layout, and unmounts it again. If `checks`,
+/// fsck.erofs checks the disk.
+pub(crate) fn outcome(bench: &Bench, checks: bool) -> Outcome {
     let (layout, directory) = (bench.layout(), bench.path("blocks"));
     let image = layout.resolve(None, &amd64()).unwrap();
     let made = BlockImage::compose(
@@ -29,6 +31,12 @@ pub(crate) fn outcome(bench: &Bench) -> Outcome {
         Ok(image) => image,
         Err(error) => return refusal(bench, &error),
     };
+    if checks {
+        let data: Vec<_> = image.data.iter().map(|part| directory.join(&part.name)).collect();
+        if let Err(text) = fsck::check(&directory.join(&image.metadata.name), &data) {
+            return Outcome::Failed(text);
+        }
+    }
     let target = bench.path("block-root");
     fs::create_dir(&target).unwrap();
     mount_file(&write_disk(&directory, &image), &target);

@@ -2,12 +2,16 @@
 //!
 //! Targets that read images use [`Scratch`]: a directory on tmpfs with an image layout in it.
 //! Beside the layout is the canary, a tree that no image may change. The links of the hostile
-//! corpus point to it, at `/mnt/canary`. The other targets use [`memory`], [`pieces`] and [`peer`].
+//! corpus point to it, at `/mnt/canary`. Targets for block roots also use [`base_layer`],
+//! [`block_root`] and [`erofs`]. The other targets use [`memory`], [`pieces`] and [`peer`].
 //!
 //! The tmpfs is mounted in a private mount namespace, which needs root. Unpacking needs root, too.
 
 #![allow(clippy::unwrap_used, reason = "a failed setup must end the fuzzer")]
 
+pub mod base_layer;
+pub mod block_root;
+pub mod erofs;
 pub mod memory;
 pub mod peer;
 pub mod pieces;
@@ -113,7 +117,7 @@ impl Scratch {
         fs::create_dir(&blobs).unwrap();
         let mut names: Vec<_> =
             fs::read_dir(&self.root).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-        names.retain(|name| name != "cache");
+        names.retain(|name| name != "cache" && name != "blocks");
         names.sort();
         assert_eq!(names, ["canary", "layout"], "an input created a file");
     }

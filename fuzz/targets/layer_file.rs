@@ -1,0 +1,57 @@
+//! Fuzzes the file of a layer in the cache: data, index and trailer (`oci/src/block/trailer.rs`).
+//!
+//! The checksums and the size of the index are set to those of the input, because a fuzzer could
+//! not find them by itself. The layer is applied to that of `base_layer.rs`, and the metadata image
+//! is read back.
+
+#![no_main]
+#![allow(clippy::unwrap_used, reason = "a failed setup must end the fuzzer")]
+
+use std::sync::LazyLock;
+
+use a3s_box_oci::Layer;
+use crc::{CRC_32_ISCSI, Crc};
+use libfuzzer_sys::fuzz_target;
+use scratch::base_layer::base;
+use scratch::{Scratch, block_root, memory};
+
+static SCRATCH: LazyLock<Scratch> = LazyLock::new(Scratch::build);
+
+static CRC: Crc<u32> = Crc::<u32>::new(&CRC_32_ISCSI);
+
+/// Size of the trailer, and of the blocks of data in front of the index.
+const TRAILER_BYTES: usize = 72;
+const BLOCK: usize = 4096;
+
+/// Memory for an input: buffers, and the tree, which has a limit of 1 MiB. The tree of a layer
+/// alone and the tree that is read back have the same limit.
+const MEMORY_BYTES: usize = 12 << 20;
+
+fuzz_target!(|input: &[u8]| {
+    let lower = block_root::layer(&SCRATCH, &base());
+    let upper = block_root::plant(&SCRATCH, &with_checksums(input));
+    let layers: [Layer; 2] = [lower, upper];
+    memory::within(MEMORY_BYTES, || {
+        if let Some(root) = block_root::compose(&SCRATCH, &layers) {
+            root.check();
+        }
+    });
+    block_root::clear(&SCRATCH, &layers[..1]);
+    SCRATCH.clear();
+});
+
+/// Sets the size of the index, and both checksums.
+fn with_checksums(input: &[u8]) -> Vec<u8> {
+    let mut file = input.to_vec();
+    let Some(trailer_start) = file.len().checked_sub(TRAILER_BYTES) else { return file };
+    let (body, trailer) = file.split_at_mut(trailer_start);
+    let data_blocks = u32::from_le_bytes(trailer[12..16].try_into().unwrap()) as usize;
+    let Some(index) = data_blocks.checked_mul(BLOCK).and_then(|start| body.get(start..)) else {
+        return file;
+    };
+    trailer[16..24].copy_from_slice(&(index.len() as u64).to_le_bytes());
+    trailer[64..68].copy_from_slice(&CRC.checksum(index).to_le_bytes());
+    let checksum = CRC.checksum(&trailer[..68]);
+    trailer[68..].copy_from_slice(&checksum.to_le_bytes());
+    file
+}

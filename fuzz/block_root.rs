@@ -16,11 +16,9 @@ use crate::{Scratch, check_error, erofs};
 /// A block root of an accepted input.
 #[derive(Debug)]
 pub struct BlockRoot {
-    /// The metadata image.
-    pub metadata: Vec<u8>,
-    /// The devices of the disk.
-    pub devices: Vec<Device>,
-    /// The number of inodes.
+    /// Size of the metadata image.
+    pub metadata_bytes: u64,
+    devices: Vec<Device>,
     inodes: u64,
     metadata_path: PathBuf,
     data_paths: Vec<PathBuf>,
@@ -105,33 +103,34 @@ pub fn compose(scratch: &Scratch, layers: &[Layer]) -> Option<BlockRoot> {
         }
     };
     let blocks = |part: &DiskPart| u32::try_from(part.bytes / 4096).unwrap();
-    let metadata_path = directory.join(&made.metadata.name);
-    let metadata = fs::read(&metadata_path).unwrap();
-    assert_eq!(metadata.len() as u64, made.metadata.bytes);
     Some(BlockRoot {
-        metadata,
+        metadata_bytes: made.metadata.bytes,
         devices: made.data.iter().map(|part| Device { blocks: blocks(part) }).collect(),
         inodes: made.inodes,
         data_paths: made.data.iter().map(|part| directory.join(&part.name)).collect(),
-        metadata_path,
+        metadata_path: directory.join(&made.metadata.name),
     })
 }
 
 impl BlockRoot {
     /// Checks that the metadata image is read as it was written, and that the same tree always
-    /// gives the same image.
+    /// gives the same image. Returns the image.
     ///
     /// # Panics
     ///
     /// Panics if it is not.
-    pub fn check(&self) {
-        let image = Image::open(&self.metadata[..]).unwrap();
+    #[must_use]
+    pub fn check(&self) -> Vec<u8> {
+        let metadata = fs::read(&self.metadata_path).unwrap();
+        assert_eq!(self.metadata_bytes, metadata.len() as u64);
+        let image = Image::open(&metadata[..]).unwrap();
         assert_eq!(image.devices(), self.devices);
-        assert_eq!(image.metadata_bytes(), self.metadata.len() as u64);
+        assert_eq!(image.metadata_bytes(), self.metadata_bytes);
         let tree = image.tree().unwrap();
         assert_eq!(tree.len() as u64, self.inodes);
         let again = erofs::rewrite(&tree, &self.devices);
-        assert!(again == self.metadata, "the image of the same tree differs");
+        assert!(again == metadata, "the image of the same tree differs");
+        metadata
     }
 
     /// Checks the whole disk by fsck.erofs, if it is to be used.

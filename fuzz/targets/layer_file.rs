@@ -27,15 +27,18 @@ const BLOCK: usize = 4096;
 /// alone and the tree that is read back have the same limit.
 const MEMORY_BYTES: usize = 12 << 20;
 
+/// Largest metadata image that is read back.
+const CHECKED_BYTES: u64 = 1 << 20;
+
 fuzz_target!(|input: &[u8]| {
     let lower = block_root::layer(&SCRATCH, &base());
     let upper = block_root::plant(&SCRATCH, &with_checksums(input));
     let layers: [Layer; 2] = [lower, upper];
-    memory::within(MEMORY_BYTES, || {
-        if let Some(root) = block_root::compose(&SCRATCH, &layers) {
-            root.check();
-        }
-    });
+    let made = memory::within(MEMORY_BYTES, || block_root::compose(&SCRATCH, &layers));
+    // The chunks of huge sparse files can take up to 1 GiB of an image. Reading it would take long.
+    if let Some(root) = made.filter(|root| root.metadata_bytes <= CHECKED_BYTES) {
+        memory::within(MEMORY_BYTES, || drop(root.check()));
+    }
     block_root::clear(&SCRATCH, &layers[..1]);
     SCRATCH.clear();
 });

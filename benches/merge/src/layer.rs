@@ -11,7 +11,7 @@ const DIRECTORY_FILES: usize = 100;
 ///
 /// All paths differ from those of other layers, so that each entry makes an inode. The last two
 /// entries are a whiteout of a file of the layer below, for which the merge applies the layer to an
-/// empty tree first, and a hard link to a file of that layer.
+/// empty tree first, and a hard link to a file of the first layer.
 pub fn archive(layer: usize, entries: usize) -> io::Result<Vec<u8>> {
     let mut tar = Builder::new(Vec::with_capacity(entries * 1024));
     let directory = |layer, number| format!("usr/lib/node_modules/layer{layer}-{number}/dist");
@@ -32,7 +32,7 @@ pub fn archive(layer: usize, entries: usize) -> io::Result<Vec<u8>> {
     if let Some(below) = layer.checked_sub(1) {
         let (own, below) = (directory(layer, 0), directory(below, 0));
         append(&mut tar, &format!("{below}/.wh.component-1.js"), EntryType::Regular, "", b"")?;
-        let target = format!("{below}/component-2.js");
+        let target = format!("{}/component-2.js", directory(0, 0));
         append(&mut tar, &format!("{own}/linked.js"), EntryType::Link, &target, b"")?;
     }
     tar.into_inner()

@@ -35,9 +35,10 @@ fn main() -> Result<()> {
     };
     let (layers, entries) = (layers.parse::<usize>()?, entries.parse::<usize>()?);
     let bench = Bench::new(Path::new(directory))?;
-    let made: Result<Vec<Layer>> =
-        (0..layers).map(|number| bench.make_layer(number, entries / layers)).collect();
-    let made = made?;
+    let mut made = Vec::new();
+    for number in 0..layers {
+        made.push(bench.make_layer(made.first(), number, entries / layers)?);
+    }
     let (merged, merge) = measured(|| bench.compose(&made))?;
     let path = bench.blocks.join(&merged.metadata.name);
     let (inodes, read) = measured(|| Ok(Image::open(File::open(&path)?)?.tree()?.len()))?;
@@ -67,8 +68,9 @@ impl Bench {
         Ok(Self { layout, blocks })
     }
 
-    /// Makes the file of a layer, without the space of its data.
-    fn make_layer(&self, number: usize, entries: usize) -> Result<Layer> {
+    /// Makes the file of a layer, without the space of its data. The layer links to a file of
+    /// the `first` one.
+    fn make_layer(&self, first: Option<&Layer>, number: usize, entries: usize) -> Result<Layer> {
         let archive = layer::archive(number, entries)?;
         let digest = Digest::of(&archive);
         let blob = self.layout.join("blobs/sha256").join(digest.hex());
@@ -79,10 +81,11 @@ impl Bench {
             size_bytes: archive.len() as u64,
             compression: Compression::None,
         };
-        let made = self.compose(std::slice::from_ref(&layer))?;
+        let stack: Vec<Layer> = first.cloned().into_iter().chain([layer.clone()]).collect();
+        let made = self.compose(&stack)?;
         fs::remove_file(blob)?;
-        for part in made.data {
-            let file = File::options().write(true).open(self.blocks.join(part.name))?;
+        if let Some(part) = made.data.last() {
+            let file = File::options().write(true).open(self.blocks.join(&part.name))?;
             let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
             fallocate(file, hole, 0, part.bytes)?;
         }

@@ -8,7 +8,7 @@
 //!                      set the process up        │ fds, signals, limits, cgroup
 //!                      private mounts, state     │ flock on the box's directory
 //!                      network                   │ gate and passt; an empty one for the shim
-//!                      root file system          │ unpack, overlay
+//!                      root file system          │ unpack; disks, or an overlay mount
 //!                      describe the guest        │ image config + process → GuestConfig
 //!                      confine                   │ root, capabilities, Landlock, seccomp
 //!                      start control ────────────┼──────────────► signals, guest, health,
@@ -35,7 +35,7 @@ use a3s_box_core::{ErrorCode, ErrorReport, exit};
 use a3s_box_krun::guest_kernel::GuestKernel;
 use a3s_box_krun::{Machine, Vm};
 
-use crate::confine::Confinement;
+use crate::confine::{Confinement, Files};
 use crate::control::{self, Control};
 use crate::error::ShimError;
 use crate::host::cgroup;
@@ -50,6 +50,7 @@ use crate::report::log::{self, Phase};
 use crate::report::rotated_file::Rotation;
 use crate::report::service_manager::ServiceManager;
 use crate::report::terminal;
+use crate::rootfs::kind::Choice;
 use crate::rootfs::{self, Observers};
 use crate::spec::VmSpec;
 use crate::state::dir::{BoxCleanup, StateDir};
@@ -102,6 +103,7 @@ pub(crate) fn run(shim: &mut Shim<'_>) -> Result<(), ShimError> {
     // An incomplete installation is reported before anything is created on the host.
     let program = guest_program::load(&spec)?;
     let kernel = GuestKernel::load(spec.paths.libkrunfw.as_deref(), &process::executable()?)?;
+    let choice = Choice::of(&spec, &kernel)?;
     // The cgroup comes before the first thread and child, which inherit it.
     cgroup::join(&spec)?;
     process::enter_private_mounts()?;
@@ -115,13 +117,14 @@ pub(crate) fn run(shim: &mut Shim<'_>) -> Result<(), ShimError> {
     log::enter(Phase::Rootfs);
     let observers =
         Observers { events: &shim.events, signals: &signals, service_manager: &service_manager };
-    let mut root = rootfs::mount(&spec, &state, observers)?;
+    let mut root = rootfs::make(&spec, choice, &state, observers)?;
     root.sync_meanwhile(spec.confinement)?;
 
     log::enter(Phase::Vm);
-    let mut guest = machine::describe(&spec, root.image.as_ref(), &network)?;
+    let mut guest = machine::describe(&spec, &root, &network)?;
     let console = console::open(&spec, &state)?;
-    confinement.complete(&spec, &state, &mut guest.shares, std::mem::take(&mut shim.inherited));
+    let files = Files { state: &state, root: &root, shares: &mut guest.shares };
+    confinement.complete(&spec, files, std::mem::take(&mut shim.inherited));
     // The event precedes the check, so that a supervisor gets the state of all layers in each case.
     confinement.event().into_iter().for_each(|confined| shim.events.emit(confined));
     confinement.check()?;
@@ -141,7 +144,7 @@ pub(crate) fn run(shim: &mut Shim<'_>) -> Result<(), ShimError> {
         configured_ms,
     })?;
     shim.events.emit(EventKind::VmStarting { vcpus: spec.vcpus, memory_mib: spec.memory_mib });
-    let machine = machine::assemble(&spec, &state, &guest, program, console.ports);
+    let machine = machine::assemble(&spec, &state, &root, &guest, program, console.ports);
     become_vm(Machine { net: network.device, ..machine }, &kernel, control)
 }
 
@@ -150,13 +153,18 @@ pub(crate) fn check(shim: &mut Shim<'_>) -> Result<(), ShimError> {
     shim.read_request().map(drop)
 }
 
-/// `--prepare`: mounts the root of the box, which fills the layer cache, and undoes that.
+/// `--prepare`: makes the root of the box, which fills the layer cache, and undoes that.
 pub(crate) fn prepare(shim: &mut Shim<'_>) -> Result<(), ShimError> {
     let Request { parent, service_manager, spec } = shim.read_request()?;
+    // Nothing that this mode makes outlives it, except for the cache.
+    let spec = VmSpec { disk_keep: false, ..spec };
     let event_file = shim.announce(&spec, spec.events.file.as_deref());
     let signals = set_process_up(&spec, parent)?;
-    // A missing guest program is reported here, because the box could not start without it.
+    // A missing guest program is reported here, because the box could not start without it. The
+    // guest kernel also determines the kind of the root.
     drop(guest_program::load(&spec)?);
+    let kernel = GuestKernel::load(spec.paths.libkrunfw.as_deref(), &process::executable()?)?;
+    let choice = Choice::of(&spec, &kernel)?;
     process::enter_private_mounts()?;
     let _confinement = Confinement::begin(&spec);
     let state = shim.acquire_state(&spec, event_file)?;
@@ -164,11 +172,11 @@ pub(crate) fn prepare(shim: &mut Shim<'_>) -> Result<(), ShimError> {
     log::enter(Phase::Rootfs);
     let observers =
         Observers { events: &shim.events, signals: &signals, service_manager: &service_manager };
-    let root = rootfs::mount(&spec, &state, observers)?;
+    let root = rootfs::make(&spec, choice, &state, observers)?;
     // A supervisor that has read `prepare.done` can rely on the cache after a crash of the host.
     root.sync()?;
     shim.events.emit(EventKind::PrepareDone {});
-    rootfs::unmount(&state)?;
+    root.unmount(&state)?;
     state.remove();
     Ok(())
 }

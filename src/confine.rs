@@ -7,8 +7,8 @@
 //! ```text
 //!   namespaces ──► root ──────► process ──► capabilities ──► Landlock ──► seccomp ──► threads, libkrun
 //!   (before the    the box's    no core,    those for the    the box's    the calls
-//!    box's root    own files    no gain of  guest's files    own files    of a VM
-//!    is made)                   privileges
+//!    box's root    own files    no gain of  guest's files,   own files    of a VM
+//!    is made)                   privileges  if it has any
 //! ```
 //!
 //! Most layers apply only to the calling thread and to the threads that it starts later. They are
@@ -33,6 +33,7 @@ use nix::sched::{CloneFlags, unshare};
 use self::extent::Extent;
 use crate::host::inherited::InheritedFiles;
 use crate::host::process::is_in_user_namespace;
+use crate::rootfs::Root;
 use crate::share::PinnedShare;
 use crate::spec::{NetworkSpec, VmSpec};
 use crate::state::dir::StateDir;
@@ -42,6 +43,14 @@ use crate::state::dir::StateDir;
 #[error("not all of the confinement can be had: {missing}")]
 pub(crate) struct ConfinementError {
     missing: String,
+}
+
+/// The files that a confined shim can still reach.
+#[derive(Debug)]
+pub(crate) struct Files<'a> {
+    pub(crate) state: &'a StateDir,
+    pub(crate) root: &'a Root,
+    pub(crate) shares: &'a mut [PinnedShare],
 }
 
 /// The layers that have been applied so far.
@@ -88,22 +97,19 @@ impl Confinement {
     ///
     /// Callers must have made all files of the box, because the root changes. They must still have
     /// one thread only.
-    pub(crate) fn complete(
-        &mut self,
-        spec: &VmSpec,
-        state: &StateDir,
-        shares: &mut [PinnedShare],
-        inherited: InheritedFiles,
-    ) {
+    pub(crate) fn complete(&mut self, spec: &VmSpec, files: Files<'_>, inherited: InheritedFiles) {
         if self.level == ConfinementLevel::None {
             return;
         }
+        let Files { state, root, shares } = files;
+        // Only a directory of the host that the guest changes needs capabilities.
+        let has_directories = root.disks.is_none() || !shares.is_empty();
         // The order is fixed: the root needs CAP_SYS_ADMIN, Landlock opens paths in the new root
         // and needs `no_new_privs`, and the filter refuses the calls that the other layers make.
         self.add(Layer::Root, || jail::enter(state, shares));
         self.add(Layer::Process, || process::restrict(inherited));
-        self.add(Layer::Capabilities, capabilities::drop_all_but_files);
-        self.add(Layer::Landlock, || landlock::restrict(spec, state, shares));
+        self.add(Layer::Capabilities, || capabilities::drop(has_directories));
+        self.add(Layer::Landlock, || landlock::restrict(spec, state, root.disks.as_ref(), shares));
         self.add(Layer::Seccomp, || seccomp::install(spec.seccomp, &spec.network));
     }
 

@@ -88,7 +88,8 @@ fn examine(arguments: &Arguments) -> Result<DoctorReport, DoctorError> {
     let signals = Signals::block(None)?;
     let version = host_kernel::Version::of_host();
     let mut checks = vec![host_kernel::version(version), hardware::kvm()];
-    checks.extend([installation::guest_kernel(&spec), installation::guest_program(&spec)]);
+    checks.extend(installation::guest_kernel(&spec));
+    checks.push(installation::guest_program(&spec));
     // The first check is left out: the version of the host kernel alone does not prevent a boot.
     let can_boot = checks.iter().skip(1).all(|check| check.status != DoctorStatus::Failed);
     checks.extend([identity::user_namespaces(), identity::sub_ids()]);

@@ -6,7 +6,7 @@ use std::io;
 use a3s_box_core::event::StopReport;
 use a3s_box_core::{ConfigError, ErrorCode, ErrorReport};
 use a3s_box_krun::KrunError;
-use a3s_box_oci::{CacheError, EntryError, LayerError};
+use a3s_box_oci::{BlockError, CacheError, EntryError, LayerError};
 use a3s_box_sys::HostError;
 use nix::errno::Errno;
 
@@ -22,7 +22,7 @@ use crate::machine::GuestError;
 use crate::maintenance::MaintenanceError;
 use crate::network::NetworkError;
 use crate::report::events::EventFileError;
-use crate::rootfs::RootfsError;
+use crate::rootfs::error::RootfsError;
 use crate::state::dir::StateDirError;
 
 /// Why a phase failed.
@@ -112,8 +112,11 @@ impl ShimError {
             {
                 ErrorCode::RootfsFailed
             }
+            Self::Rootfs(RootfsError::Kernel { .. }) => ErrorCode::HostUnsupported,
             Self::Rootfs(RootfsError::Layout(_)) => ErrorCode::ImageInvalid,
-            Self::Rootfs(RootfsError::Layer(CacheError::Layer { .. })) => ErrorCode::LayerInvalid,
+            Self::Rootfs(RootfsError::Layer(error)) if is_of_image(error) => {
+                ErrorCode::LayerInvalid
+            }
             Self::Rootfs(_) => ErrorCode::RootfsFailed,
             // The config can mend both: by `process.args`, or by another directory.
             Self::Guest(GuestError::NothingToRun | GuestError::Share(_)) => {
@@ -146,6 +149,9 @@ impl ShimError {
                 source: LayerError::Limit { .. } | LayerError::Window(_),
                 ..
             })) => Some("if the image is trusted, raise the limit in `image.limits`".to_owned()),
+            Self::Rootfs(RootfsError::Kernel { .. }) => Some(
+                "install libkrunfw 5.4 or later, or set `root.kind` to `shared`".to_owned(),
+            ),
             Self::Rootfs(error) => match failure_of_host(error) {
                 Some(Errno::ENOSPC | Errno::EDQUOT) => Some(
                     "free space, or set `paths.cache_dir` and `paths.state_dir` to a larger file \
@@ -168,6 +174,17 @@ impl ShimError {
             ),
             _ => None,
         }
+    }
+}
+
+/// Returns whether the layers of an image cause the error.
+fn is_of_image(error: &CacheError) -> bool {
+    match error {
+        CacheError::Layer { .. } => true,
+        CacheError::Block(error) => {
+            !matches!(error, BlockError::Index { .. } | BlockError::Write(_) | BlockError::Root(_))
+        }
+        _ => false,
     }
 }
 

@@ -3,7 +3,6 @@
 
 use a3s_box_core::config::AgentProvider;
 use a3s_box_krun::{Access, Connect, Machine, OverlayFile, Root, Share, VsockPort};
-use a3s_box_oci::Image;
 use a3s_box_proto::control::{
     EnvironmentVariable, GuestConfig, Mount, TmpfsMount, VirtiofsMount, Workload, mount,
 };
@@ -11,6 +10,7 @@ use a3s_box_proto::{CONTROL_PORT, GUEST_CONFIG_FILE, encode};
 
 use crate::console::Ports;
 use crate::network::Network;
+use crate::rootfs::{self, block::Disks};
 use crate::share::{PinnedShare, ShareError};
 use crate::spec::{MountSource, MountSpec, NetworkSpec, StopSignal, VmSpec};
 use crate::state::dir::StateDir;
@@ -46,9 +46,10 @@ pub(crate) struct Guest {
 /// [`SharedDirectory::pin`](crate::share::SharedDirectory::pin).
 pub(crate) fn describe(
     spec: &VmSpec,
-    image: Option<&Image>,
+    root: &rootfs::Root,
     network: &Network,
 ) -> Result<Guest, GuestError> {
+    let image = root.image.as_ref();
     let run = RunSpec::merge(spec, image.map(|image| &image.config));
     // A signal of the config is validated already, so an unknown one comes from the image.
     let found = run.stop_signal.clone();
@@ -61,8 +62,8 @@ pub(crate) fn describe(
         agent_port: (spec.agent.provider == AgentProvider::Builtin).then_some(spec.agent.port),
         interface: network.interface.clone(),
         name_servers: network.name_servers.clone(),
-        // The guest's root is a directory of the host, in which the guest program starts.
-        root: None,
+        // Without disks, the guest program starts in the root of the box.
+        root: root.disks.as_ref().map(Disks::guest_root),
     };
     let shares = pin_shares(spec)?;
     Ok(Guest { config, shares, stop_signal })
@@ -111,11 +112,12 @@ fn guest_mount(spec: &MountSpec) -> Mount {
     Mount { target: spec.target.clone(), source: Some(source) }
 }
 
-/// Returns the complete description of the VM for libkrun. `guest` must outlive the VM, because it
-/// keeps the shares open, whose paths lead through its fds.
+/// Returns the complete description of the VM for libkrun. `root` and `guest` must outlive the VM,
+/// because they keep the disks and the shares open, whose paths lead through their fds.
 pub(crate) fn assemble(
     spec: &VmSpec,
     state: &StateDir,
+    root: &rootfs::Root,
     guest: &Guest,
     program: Vec<u8>,
     console: Ports,
@@ -128,7 +130,10 @@ pub(crate) fn assemble(
     Machine {
         vcpus: spec.vcpus,
         memory_mib: spec.memory_mib,
-        root: Root::Directory(state.root()),
+        root: match &root.disks {
+            Some(disks) => Root::Block(disks.machine_root()),
+            None => Root::Directory(state.root()),
+        },
         overlay_files: vec![
             // libkrun shows both files in the root without writing them to the box's disk.
             OverlayFile {

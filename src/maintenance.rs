@@ -9,7 +9,8 @@ use a3s_box_oci::Damage;
 use crate::host::process::Signals;
 use crate::input::config::InputError;
 use crate::report::events::EventWriter;
-use crate::rootfs::{RootfsError, open_cache, resolve};
+use crate::rootfs::error::RootfsError;
+use crate::rootfs::{open_cache, resolve};
 use crate::spec::VmSpec;
 
 /// Why the cache could not be maintained.

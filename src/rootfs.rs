@@ -1,53 +1,41 @@
-//! The root file system of a box: the layers of its image below a writable directory.
+//! The root file system of a box: its image, and a place for the files that the box writes.
 //!
 //! ```text
-//!  resolve ──► unpack into the layer cache ──► make the disk ──► mount ──► sync
-//!                └─ rootfs/progress              state/disk                └─ rootfs/sync
+//!                    ┌─ shared: layers in the cache ──► disk of the host ──► overlay mount ─┐
+//!  resolve ──► kind ─┤                                  state/disk           rootfs/shared  ├─► sync
+//!                    └─ block: layer files in the ────► disk of the VM ────► rootfs/block ──┘
+//!                       cache, one metadata image       state/block_disk
 //! ```
 
+pub(crate) mod block;
+pub(crate) mod error;
+pub(crate) mod kind;
 mod progress;
+mod shared;
 mod sync;
 
 use std::ops::ControlFlow;
-use std::path::Path;
 use std::time::Instant;
 
-use a3s_box_core::config::ConfinementLevel;
-use a3s_box_core::event::{EventKind, RootMethod};
+use a3s_box_core::config::{ConfinementLevel, DiskPlace, RootKind};
+use a3s_box_core::event::{EventKind, RootMethod, UpperPlace};
 use a3s_box_oci::{
-    CacheError, Image, LayerCache, Layout, LayoutError, MountError, OverlaySpec, Stack,
+    BlockRoot, CacheError, Image, Layer, LayerCache, Layout, LayoutError, Progress, Stack,
 };
-use nix::errno::Errno;
-use nix::mount::{MntFlags, umount2};
 
+use self::block::{Disks, Writes};
+use self::error::RootfsError;
+use self::kind::Choice;
 use self::progress::{Meter, count};
-use self::sync::{CachedStack, Layers};
-use crate::host::process::{Signals, StopRequest};
+use self::sync::{Cached, Composed, Layers};
+use crate::host::process::Signals;
 use crate::report::events::EventWriter;
 use crate::report::service_manager::ServiceManager;
 use crate::spec::{ImageSpec, VmSpec};
+use crate::state::block_disk::BlockDisk;
 use crate::state::dir::StateDir;
-use crate::state::disk::{Disk, DiskError};
+use crate::state::disk::Disk;
 use crate::workload;
-
-/// Why the root file system cannot be made.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum RootfsError {
-    #[error("cannot use the image")]
-    Layout(#[from] LayoutError),
-    #[error("cannot put a layer into the cache")]
-    Layer(#[from] CacheError),
-    #[error("cannot make the disk for what the box writes")]
-    Disk(#[from] DiskError),
-    #[error("cannot mount the root file system")]
-    Mount(#[from] MountError),
-    #[error("cannot unmount the root file system")]
-    Unmount(#[source] std::io::Error),
-    #[error("{count} damaged layers are in use: stop the boxes that use them, and verify again")]
-    DamagedInUse { count: usize },
-    #[error("stopped by {0} while unpacking")]
-    Stopped(StopRequest),
-}
 
 /// The receivers of progress, and the source of stop requests.
 #[derive(Clone, Copy, Debug)]
@@ -57,45 +45,107 @@ pub(crate) struct Observers<'a> {
     pub(crate) service_manager: &'a ServiceManager,
 }
 
-/// A mounted root.
+/// A root that is ready for the guest.
 #[derive(Debug)]
 pub(crate) struct Root {
     pub(crate) image: Option<Image>,
+    /// The disks of a block root. Absent: the root is the directory `state.root()`.
+    pub(crate) disks: Option<Disks>,
     layers: Layers,
 }
 
-/// Makes and mounts the root of the box at `state.root()`. Without an image the root is empty.
-pub(crate) fn mount(
+/// The parts of a root, and the facts that the event reports about it.
+struct Made {
+    layers: Layers,
+    disks: Option<Disks>,
+    hits: usize,
+    unpacked_bytes: u64,
+    method: RootMethod,
+    place: UpperPlace,
+    limit_mib: Option<u32>,
+}
+
+/// Makes the root of the box. Without an image the root is empty.
+pub(crate) fn make(
     spec: &VmSpec,
+    choice: Choice,
     state: &StateDir,
     observers: Observers<'_>,
 ) -> Result<Root, RootfsError> {
     let events = observers.events;
     let start = Instant::now();
-    let image = spec.image.as_ref().map(resolve).transpose()?;
+    let found = spec.image.as_ref().map(resolve).transpose()?;
     // This event comes before the unpacking, so that a supervisor can show the image meanwhile.
-    if let Some((_, image)) = &image {
+    if let Some((_, image)) = &found {
         events.emit(workload::image_resolved(spec, image));
     }
-    let layers = match &image {
-        None => None,
-        Some((layout, image)) => Some(unpack(spec, layout, image, observers)?),
+    let made = match choice.kind {
+        RootKind::Block => make_block(spec, found.as_ref(), state, observers)?,
+        RootKind::Shared => make_shared(spec, found.as_ref(), state, observers)?,
     };
-    let empty = Stack::empty();
-    let stack = layers.as_ref().map_or(&empty, |layers| &layers.stack);
-    let disk = Disk::make(spec, state)?;
-    let root = mount_stack(stack, &disk, state)?;
+    let image = found.map(|(_, image)| image);
     events.emit(EventKind::RootfsReady {
-        image: image.as_ref().map(|(_, image)| image.manifest_digest.to_string()),
-        layers: count(image.as_ref().map_or(0, |(_, image)| image.layers.len())),
-        cache_hits: count(stack.hits),
-        unpacked_bytes: stack.unpacked_bytes,
-        root,
-        upper: disk.place,
-        disk_mib: spec.disk_mib,
+        image: image.as_ref().map(|image| image.manifest_digest.to_string()),
+        layers: count(image.as_ref().map_or(0, |image| image.layers.len())),
+        cache_hits: count(made.hits),
+        unpacked_bytes: made.unpacked_bytes,
+        kind: choice.kind,
+        kind_reason: choice.reason,
+        root: made.method,
+        upper: made.place,
+        disk_mib: made.limit_mib,
         duration_ms: u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX),
     });
-    Ok(Root { image: image.map(|(_, image)| image), layers: Layers::new(layers) })
+    Ok(Root { image, disks: made.disks, layers: made.layers })
+}
+
+/// Makes a root of two disks.
+fn make_block(
+    spec: &VmSpec,
+    found: Option<&(Layout, Image)>,
+    state: &StateDir,
+    observers: Observers<'_>,
+) -> Result<Made, RootfsError> {
+    let (mut root, cache) = match found {
+        None => (BlockRoot::empty()?, None),
+        Some((layout, image)) => {
+            let compose = LayerCache::compose_block;
+            let (root, cache) = unpack(spec, layout, image, observers, compose)?;
+            (root, Some(cache))
+        }
+    };
+    let writes = match spec.disk {
+        DiskPlace::StateDir => Writes::Disk(BlockDisk::make(spec, state)?),
+        DiskPlace::Memory => Writes::Memory { limit_mib: spec.disk_mib },
+    };
+    let (place, limit_mib) = (writes.place(), writes.limit_mib());
+    let disks = Disks::new(std::mem::take(&mut root.parts), found.is_some(), writes)?;
+    let (hits, unpacked_bytes) = (root.hits, root.unpacked_bytes);
+    let layers = Layers::new(cache.map(|cache| Cached::new(cache, Composed::Block(root), spec)));
+    let method = if found.is_some() { RootMethod::Erofs } else { RootMethod::Empty };
+    Ok(Made { layers, disks: Some(disks), hits, unpacked_bytes, method, place, limit_mib })
+}
+
+/// Makes a root in a directory of the host.
+fn make_shared(
+    spec: &VmSpec,
+    found: Option<&(Layout, Image)>,
+    state: &StateDir,
+    observers: Observers<'_>,
+) -> Result<Made, RootfsError> {
+    let (stack, cache) = match found {
+        None => (Stack::empty(), None),
+        Some((layout, image)) => {
+            let (stack, cache) = unpack(spec, layout, image, observers, LayerCache::compose)?;
+            (stack, Some(cache))
+        }
+    };
+    let disk = Disk::make(spec, state)?;
+    let method = shared::mount(&stack, &disk, state)?;
+    let (hits, unpacked_bytes) = (stack.hits, stack.unpacked_bytes);
+    let layers = Layers::new(cache.map(|cache| Cached::new(cache, Composed::Stack(stack), spec)));
+    let (place, limit_mib) = (disk.place, spec.disk_mib);
+    Ok(Made { layers, disks: None, hits, unpacked_bytes, method, place, limit_mib })
 }
 
 impl Root {
@@ -118,30 +168,11 @@ impl Root {
         self.layers.close_cache();
         Ok(())
     }
-}
 
-/// Mounts the root of the layers, with the writable directory on `disk`.
-fn mount_stack(stack: &Stack, disk: &Disk, state: &StateDir) -> Result<RootMethod, MountError> {
-    let overlay =
-        OverlaySpec { stack, upper: disk.upper(), work: disk.work(), target: state.root() };
-    Ok(match overlay.mount()? {
-        a3s_box_oci::RootMethod::Empty => RootMethod::Empty,
-        a3s_box_oci::RootMethod::Overlay => RootMethod::Overlay,
-        a3s_box_oci::RootMethod::Reflink => RootMethod::Reflink,
-        a3s_box_oci::RootMethod::Copy => RootMethod::Copy,
-    })
-}
-
-/// Unmounts the root and the disk, which reverts [`mount`] for `--prepare`.
-pub(crate) fn unmount(state: &StateDir) -> Result<(), RootfsError> {
-    // A lazy unmount succeeds even if a file is open, and this process ends soon.
-    let unmount = |path: &Path| umount2(path, MntFlags::MNT_DETACH);
-    unmount(&state.root()).map_err(|errno| RootfsError::Unmount(errno.into()))?;
-    match unmount(&state.disk()) {
-        // A disk in the state directory is no mount: its directory is missing (ENOENT), or it is an
-        // ordinary directory (EINVAL).
-        Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => Ok(()),
-        Err(errno) => Err(RootfsError::Unmount(errno.into())),
+    /// Reverts [`make`] for `--prepare`.
+    pub(crate) fn unmount(&self, state: &StateDir) -> Result<(), RootfsError> {
+        // The disks of a block root are files of the box directory, which `--prepare` removes.
+        if self.disks.is_some() { Ok(()) } else { shared::unmount(state) }
     }
 }
 
@@ -161,13 +192,19 @@ pub(crate) fn open_cache(spec: &VmSpec) -> Result<LayerCache, CacheError> {
     })
 }
 
-/// Unpacks the layers that the cache lacks, until a stop request arrives.
-fn unpack(
+/// Unpacks the layers that the cache lacks by `compose`, until a stop request arrives.
+fn unpack<T>(
     spec: &VmSpec,
     layout: &Layout,
     image: &Image,
     observers: Observers<'_>,
-) -> Result<CachedStack, RootfsError> {
+    compose: impl FnOnce(
+        &LayerCache,
+        &Layout,
+        &[Layer],
+        &mut (dyn FnMut(usize, Progress) -> ControlFlow<()> + Send),
+    ) -> Result<T, CacheError>,
+) -> Result<(T, LayerCache), RootfsError> {
     let cache = open_cache(spec)?;
     let mut stopped = None;
     let mut meter = Meter::new(observers.events, observers.service_manager, &image.layers);
@@ -176,10 +213,10 @@ fn unpack(
         stopped = stopped.or_else(|| observers.signals.next());
         if stopped.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
-    let composed = cache.compose(layout, &image.layers, &mut on_progress);
+    let composed = compose(&cache, layout, &image.layers, &mut on_progress);
     match stopped {
         // The stop request is the reason for any error that the cache returns after a break.
         Some(request) => Err(RootfsError::Stopped(request)),
-        None => Ok(CachedStack { stack: composed?, cache, retention: spec.retention }),
+        None => Ok((composed?, cache)),
     }
 }

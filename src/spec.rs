@@ -33,7 +33,7 @@ use std::time::Duration;
 
 use a3s_box_core::config::{
     ConfigError, ConfinementConfig, ConfinementLevel, DiskPlace, PathsConfig, ProcessConfig,
-    SeccompMode,
+    RootKind, SeccompMode,
 };
 use a3s_box_core::{BoxConfig, BoxId};
 use a3s_box_oci::Retention;
@@ -53,11 +53,15 @@ pub(crate) struct VmSpec {
     pub(crate) id: BoxId,
     pub(crate) hostname: String,
     pub(crate) image: Option<ImageSpec>,
+    /// Kind of the root that the config requires.
+    pub(crate) root_kind: Option<RootKind>,
     pub(crate) process: ProcessConfig,
     pub(crate) vcpus: u8,
     pub(crate) memory_mib: u32,
     pub(crate) disk: DiskPlace,
     pub(crate) disk_mib: Option<u32>,
+    pub(crate) disk_keep: bool,
+    pub(crate) disk_reserve_mib: u32,
     pub(crate) cgroup: Option<PathBuf>,
     pub(crate) rlimits: Vec<control::Rlimit>,
     pub(crate) timeout: Option<Duration>,
@@ -94,19 +98,30 @@ impl TryFrom<BoxConfig> for VmSpec {
         for (field, file) in [("console.path", &console.path), ("events.file", &events.file)] {
             file.as_deref().map_or(Ok(()), |file| directories.refuse_in_cache(field, file))?;
         }
+        let disk = config.resources.disk;
+        let root_kind = config.root.kind;
+        resources::check_disk_keep(root_kind == Some(RootKind::Shared), &config.resources)?;
+        // A disk that is kept must never be replaced by a shared root, whatever the guest kernel is.
+        let root_kind = root_kind.or(config.resources.disk_keep.then_some(RootKind::Block));
+        // Without `root.kind`, a box with many shares gets a shared root.
+        let most_shares =
+            mounts::most_shares(root_kind.unwrap_or(RootKind::Shared), disk, &network);
         Ok(Self {
             hostname: hostname::hostname(config.hostname, &id)?,
             id,
             image,
+            root_kind,
             process: config.process,
             vcpus: config.resources.vcpus,
             memory_mib: config.resources.memory_mib,
-            disk: config.resources.disk,
+            disk,
             disk_mib: config.resources.disk_mib,
+            disk_keep: config.resources.disk_keep,
+            disk_reserve_mib: config.resources.disk_reserve_mib,
             rlimits: resources::rlimits(&config.resources)?,
             cgroup: config.resources.cgroup,
             timeout: config.resources.timeout_ms.map(Duration::from_millis),
-            mounts: mounts::check(&config.mounts, &directories, &network)?,
+            mounts: mounts::check(&config.mounts, &directories, most_shares)?,
             agent: AgentSpec::try_from(&config.agent)?,
             console,
             events,
@@ -119,6 +134,15 @@ impl TryFrom<BoxConfig> for VmSpec {
             paths: config.paths,
             retention: image::retention(config.cache),
         })
+    }
+}
+
+impl VmSpec {
+    /// Returns whether a block root leaves enough devices for the shares.
+    pub(crate) fn fits_block_root(&self) -> bool {
+        let is_share = |mount: &&MountSpec| matches!(mount.source, MountSource::Virtiofs { .. });
+        let shares = self.mounts.iter().filter(is_share).count();
+        shares <= mounts::most_shares(RootKind::Block, self.disk, &self.network)
     }
 }
 

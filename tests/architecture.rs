@@ -71,7 +71,7 @@ const UNSAFE: [&str; 3] = ["krun/src/", "sys/src/", "guest/src/syscall.rs"];
 const BOX_DIR: &str = "shim-protocol/src/box_dir.rs";
 
 /// Names in the box directory that occur for no other purpose.
-const NAMES_OF_BOX_DIR: [&str; 7] = [
+const NAMES_OF_BOX_DIR: [&str; 8] = [
     "run.json",
     "exit.json",
     "exit.json.new",
@@ -79,6 +79,7 @@ const NAMES_OF_BOX_DIR: [&str; 7] = [
     "control.sock",
     "console.log",
     "disk.img",
+    "kept-disk.img",
 ];
 
 /// Words that the glossary of ARCHITECTURE.md replaces, each with the word to use.

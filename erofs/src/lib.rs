@@ -25,8 +25,8 @@
 //!
 //! - **Superblock**: 128 bytes with the features chunked file, device table (if there are devices),
 //!   checksum and time of modification. The checksum is CRC-32C of the rest of the first block,
-//!   beginning with all ones and not inverted at the end. There is no UUID and no time of writing,
-//!   so equal trees have equal images.
+//!   beginning with all ones and not inverted at the end. There is no time of writing, and the
+//!   caller chooses the UUID, so equal trees have equal images.
 //! - **Device table**: 128 bytes a device, with its blocks and the block of the disk at which it
 //!   begins.
 //! - **Inodes**: an inode begins at a multiple of 32 bytes, and this multiple is its number. The

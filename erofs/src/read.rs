@@ -70,6 +70,22 @@ impl<F: ReadAt> Image<F> {
         &self.devices
     }
 
+    /// Returns the file of the image.
+    pub fn file(&self) -> &F {
+        &self.file
+    }
+
+    /// Returns the file of the image, and ends the reading.
+    pub fn into_file(self) -> F {
+        self.file
+    }
+
+    /// Returns the UUID of the file system.
+    #[must_use]
+    pub fn uuid(&self) -> [u8; 16] {
+        self.superblock.uuid
+    }
+
     /// Returns the size of the metadata image in bytes. The first device begins there.
     #[must_use]
     pub fn metadata_bytes(&self) -> u64 {

@@ -45,8 +45,11 @@ pub struct Summary {
 /// Writes the metadata image of the inodes that the root of `tree` reaches.
 ///
 /// Followed by the devices in their order, each padded to its blocks, the image is a disk that
-/// Linux 6.18 mounts without options. Older versions were not tried. The same tree and devices
-/// always make the same image.
+/// Linux 6.18 mounts without options. Older versions were not tried. The same tree, devices and
+/// UUID always make the same image.
+///
+/// The UUID identifies the file system. The index of an overlayfs stores it with the inode numbers
+/// of the image, so images with different content must have different UUIDs.
 ///
 /// # Errors
 ///
@@ -56,12 +59,13 @@ pub struct Summary {
 pub fn write(
     tree: &Tree,
     devices: &[Device],
+    uuid: [u8; 16],
     output: &mut impl Write,
 ) -> Result<Summary, WriteError> {
     // All that can be refused is refused here, before the first byte is written.
     let source = Source::new(tree, devices)?;
     let places = Places::choose(&source)?;
-    let image = Image::arrange(&source, &places, devices)?;
+    let image = Image::arrange(&source, &places, devices, uuid)?;
     let mut output = Output::new(output);
     image.write(&mut output, devices).map_err(WriteError::Output)?;
     Ok(Summary {
@@ -87,6 +91,7 @@ impl<'a> Image<'a> {
         source: &'a Source<'a>,
         places: &'a Places,
         devices: &[Device],
+        uuid: [u8; 16],
     ) -> Result<Self, WriteError> {
         let count = devices.len();
         let count = u16::try_from(count).map_err(|_large| WriteError::TooManyDevices { count })?;
@@ -116,6 +121,7 @@ impl<'a> Image<'a> {
             xattr_block: block(xattr_block)?,
             devices: count,
             device_slot: if count == 0 { 0 } else { DEVICE_TABLE_SLOT },
+            uuid,
         };
         let stream_block = block(stream_block)?;
         Ok(Self { source, places, superblock, stream_block, disk_blocks: blocks + data })

@@ -36,6 +36,10 @@ pub const SECTOR_BYTES: u64 = 512;
 /// longer one without an error (krun-devices, `src/virtio/block/device.rs`, `build_disk_image_id`).
 pub const MAX_DISK_ID_BYTES: usize = 20;
 
+/// `KRUN_DISK_FORMAT_RAW` and `KRUN_DISK_FORMAT_VMDK` of `libkrun.h`.
+pub(crate) const DISK_FORMAT_RAW: u32 = 0;
+pub(crate) const DISK_FORMAT_VMDK: u32 = 2;
+
 /// A file of the host, as a virtio-blk device.
 #[derive(Clone, Debug)]
 pub struct Disk {

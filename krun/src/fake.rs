@@ -39,6 +39,7 @@ use std::thread::JoinHandle;
 
 use self::recorded::{RECORDED, Recorded, RecordedDisk, record};
 use crate::KrunError;
+use crate::disk::DISK_FORMAT_VMDK;
 
 pub(crate) extern "C" fn krun_create_ctx() -> i32 {
     record(|_| {})
@@ -107,7 +108,7 @@ pub(crate) unsafe extern "C" fn krun_add_disk3(
     _ctx: u32,
     id: *const c_char,
     path: *const c_char,
-    _format: u32,
+    format: u32,
     read_only: bool,
     _direct_io: bool,
     _sync_mode: u32,
@@ -117,7 +118,7 @@ pub(crate) unsafe extern "C" fn krun_add_disk3(
     let id = unsafe { CStr::from_ptr(id) }.to_string_lossy().into_owned();
     // SAFETY: the path is a live `CString` of `Vm::add_disk` as well.
     let path = unsafe { CStr::from_ptr(path) }.to_string_lossy().into_owned();
-    record(|recorded| recorded.disks.push(RecordedDisk { id, path, read_only }))
+    record(|recorded| recorded.disks.push(RecordedDisk { id, path, format, read_only }))
 }
 
 pub(crate) extern "C" fn krun_disable_implicit_vsock(_ctx: u32) -> i32 {
@@ -201,7 +202,7 @@ pub(crate) extern "C" fn krun_start_enter(_ctx: u32) -> i32 {
     let guest = GUEST.lock().unwrap_or_else(PoisonError::into_inner).take();
     let (Some(recorded), Some(mut guest)) = (recorded, guest) else { return -libc::ENOENT };
     // The files stay open for as long as the VM runs, as they do with libkrun.
-    let Ok(_disks) = recorded.disks.iter().map(open_disk).collect::<io::Result<Vec<File>>>() else {
+    let Ok(_disks) = recorded.disks.iter().map(open_disk).collect::<io::Result<Vec<_>>>() else {
         return -libc::EINVAL;
     };
     let noise = b"a library prints to standard output\n";
@@ -233,8 +234,15 @@ pub(crate) extern "C" fn krun_start_enter(_ctx: u32) -> i32 {
     }
 }
 
-fn open_disk(disk: &RecordedDisk) -> io::Result<File> {
-    OpenOptions::new().read(true).write(!disk.read_only).open(&disk.path)
+/// Opens the file of a disk, and the files that a VMDK names.
+fn open_disk(disk: &RecordedDisk) -> io::Result<Vec<File>> {
+    let mut file = OpenOptions::new().read(true).write(!disk.read_only).open(&disk.path)?;
+    let mut text = String::new();
+    if disk.format == DISK_FORMAT_VMDK {
+        file.read_to_string(&mut text)?;
+    }
+    let parts = text.lines().filter_map(|line| line.split('"').nth(1)).map(File::open);
+    [Ok(file)].into_iter().chain(parts).collect()
 }
 
 /// Returns the lines before the config, with the empty line at their end.

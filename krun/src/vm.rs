@@ -8,7 +8,7 @@ use std::path::Path;
 use std::ptr;
 
 use crate::access::Access;
-use crate::disk::{Disk, DiskFormat, SyncMode};
+use crate::disk::{DISK_FORMAT_RAW, DISK_FORMAT_VMDK, Disk, DiskFormat, SyncMode};
 use crate::guest_kernel::GuestKernel;
 use crate::machine::{BlockRoot, Connect, Machine, NetDevice, OverlayFile, Root, VsockPort};
 use crate::{KrunError, libkrun};
@@ -35,10 +35,6 @@ const REGULAR_FILE: u32 = 0o100_000;
 
 /// `S_IFDIR` (inode(7)) and the permissions 0755, the mode of the mount points in a block root.
 const MOUNT_POINT: u32 = 0o040_755;
-
-/// `KRUN_DISK_FORMAT_RAW` and `KRUN_DISK_FORMAT_VMDK` of `libkrun.h`.
-const DISK_FORMAT_RAW: u32 = 0;
-const DISK_FORMAT_VMDK: u32 = 2;
 
 /// `KRUN_SYNC_NONE` and `KRUN_SYNC_FULL` of `libkrun.h`.
 const SYNC_NONE: u32 = 0;

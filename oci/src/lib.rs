@@ -21,9 +21,9 @@
 //!
 //! ```text
 //! root     mounts a stack, or copies it where overlayfs is not available
-//! stack    composes the layers of an image
-//! cache    keeps unpacked layers
-//! block    makes one EROFS image from the layers of an image
+//! stack    composes the layers of an image, as a stack or as a block root
+//! cache    keeps trees of layers, layer files and metadata images
+//! block    reads a layer into a layer file, and merges layer files into a metadata image
 //! unpack   makes a tree from one layer
 //! layout   reads documents and blobs     tar   reads archives
 //! image    configuration, layers, platforms and digests
@@ -72,7 +72,6 @@ mod tar;
 mod unpack;
 
 pub use block::error::BlockError;
-pub use block::image::{BlockImage, BlockLimits, DiskPart};
 pub use block::index::IndexError;
 pub use block::root_tree::TreeLimits;
 pub use cache::error::CacheError;
@@ -91,7 +90,8 @@ pub use layout::blob::BlobError;
 pub use layout::document::{DocumentError, JsonError};
 pub use layout::select::SelectError;
 pub use layout::{Layout, LayoutError};
-pub use root::{MountError, OverlaySpec, RootMethod};
+pub use root::{MountError, OverlaySpec, RootMethod, copy_contents};
+pub use stack::block_root::{BlockRoot, DiskPart};
 pub use stack::members::Stack;
 pub use stack::verify::{Damage, Verified};
 pub use tar::archive::ArchiveError;

@@ -117,9 +117,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn removal_leaves_other_directories_alone() {
+    fn removal_includes_a_kept_disk_and_leaves_other_directories_alone() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir_all(dir.path().join("demo/upper")).unwrap();
+        fs::write(find(dir.path(), "demo").unwrap().kept_disk(), "x").unwrap();
         fs::create_dir(dir.path().join("other")).unwrap();
         let directory = find(dir.path(), "demo").unwrap();
         remove_now(&directory).unwrap();

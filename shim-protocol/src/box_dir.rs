@@ -12,6 +12,8 @@
 //!     ├── upper/, work/        writable layer of the root, unless it is in disk/
 //!     ├── disk/                mount point of a tmpfs, or of
 //!     ├── disk.img             an ext4 file system in a file
+//!     ├── kept-disk.img.new    becomes kept-disk.img by a rename
+//!     ├── kept-disk.img        such a file system that the next start of the id continues with
 //!     ├── console.log          output of the workload, unless `console.path` is set
 //!     └── console.log.1        older output
 //! ```
@@ -64,6 +66,13 @@ pub const DISK: &str = "disk";
 
 /// Name of the file that holds that file system, if it is not in memory.
 pub const DISK_IMAGE: &str = "disk.img";
+
+/// Name of the file that holds the file system of a box with `resources.disk_keep`. It is the only
+/// file besides the records and the console that outlives the end of the box.
+pub const KEPT_DISK: &str = "kept-disk.img";
+
+/// Name of that file while it is not complete.
+pub const KEPT_DISK_DRAFT: &str = "kept-disk.img.new";
 
 /// Name of the file that holds the workload's output.
 pub const CONSOLE: &str = "console.log";
@@ -175,6 +184,18 @@ impl BoxDir {
     #[must_use]
     pub fn disk_image(&self) -> PathBuf {
         self.path.join(DISK_IMAGE)
+    }
+
+    /// Returns the path of the disk that is kept for the next start.
+    #[must_use]
+    pub fn kept_disk(&self) -> PathBuf {
+        self.path.join(KEPT_DISK)
+    }
+
+    /// Returns the path of that disk while it is not complete.
+    #[must_use]
+    pub fn kept_disk_draft(&self) -> PathBuf {
+        self.path.join(KEPT_DISK_DRAFT)
     }
 
     /// Returns the path of the workload's output.

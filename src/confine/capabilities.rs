@@ -1,10 +1,11 @@
 //! The capabilities that the shim keeps: those with which libkrun's virtio-fs server sets the
-//! owners and modes that the guest kernel requests.
+//! owners and modes that the guest kernel requests. A box with a block root and without shares has
+//! no such server, and its shim keeps none.
 
 use caps::errors::CapsError;
 use caps::{CapSet, Capability};
 
-/// The capabilities that are kept.
+/// The capabilities that are kept for directories of the host.
 ///
 /// `CAP_SETUID` and `CAP_SETGID` are among them because the server acts as the owner of each
 /// request (`passthrough.rs`, libkrun 1.19.7). Two capabilities of file servers are left out. The
@@ -21,11 +22,13 @@ const KEPT: [Capability; 7] = [
     Capability::CAP_SETUID,
 ];
 
-/// Drops all other capabilities from all sets. They cannot be regained.
-pub(super) fn drop_all_but_files() -> Result<(), CapsError> {
+/// Drops all other capabilities from all sets, and [`KEPT`] as well unless the guest sees
+/// directories of the host. They cannot be regained.
+pub(super) fn drop(has_directories: bool) -> Result<(), CapsError> {
+    let keeps = |capability: &Capability| has_directories && KEPT.contains(capability);
     // The bounding set comes first, because dropping from it requires CAP_SETPCAP.
     for capability in caps::runtime::thread_all_supported() {
-        if !KEPT.contains(&capability) {
+        if !keeps(&capability) {
             caps::drop(None, CapSet::Bounding, capability)?;
         }
     }
@@ -34,7 +37,7 @@ pub(super) fn drop_all_but_files() -> Result<(), CapsError> {
     // The kernel refuses to add a capability to the permitted set, so only those that are held
     // stay.
     let held = caps::read(None, CapSet::Permitted)?;
-    let kept = KEPT.into_iter().filter(|capability| held.contains(capability)).collect();
+    let kept = held.into_iter().filter(keeps).collect();
     // The effective set must stay within the permitted set at any time.
     caps::set(None, CapSet::Effective, &kept)?;
     caps::set(None, CapSet::Permitted, &kept)

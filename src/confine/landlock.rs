@@ -1,7 +1,7 @@
 //! The Landlock layer (`landlock(7)`): which files the shim can open.
 //!
-//! They are the box's own directory, its shares, `/dev/kvm`, and this process's directory in
-//! `/proc`. Landlock does not restrict fds that are already open.
+//! They are the box's own directory, the files of its image's disk, its shares, `/dev/kvm`, and this
+//! process's directory in `/proc`. Landlock does not restrict fds that are already open.
 
 use std::path::Path;
 
@@ -12,6 +12,7 @@ use landlock::{
 };
 
 use super::extent::Extent;
+use crate::rootfs::block::Disks;
 use crate::share::PinnedShare;
 use crate::spec::{NetworkSpec, VmSpec};
 use crate::state::dir::StateDir;
@@ -35,6 +36,7 @@ pub(super) enum LandlockError {
 pub(super) fn restrict(
     spec: &VmSpec,
     state: &StateDir,
+    disks: Option<&Disks>,
     shares: &[PinnedShare],
 ) -> Result<Extent, LandlockError> {
     let all = AccessFs::from_all(NEWEST);
@@ -63,6 +65,11 @@ pub(super) fn restrict(
         if let Ok(fd) = PathFd::new(path) {
             ruleset = ruleset.add_rule(PathBeneath::new(fd, access))?;
         }
+    }
+    // libkrun opens the files of the image's disk again, by their fds. Landlock allows that for
+    // files in memory, and accepts no rule for them.
+    for file in disks.into_iter().flat_map(Disks::cached_files) {
+        ruleset = ruleset.add_rule(PathBeneath::new(file, AccessFs::ReadFile))?;
     }
     for PinnedShare { directory, access, .. } in shares {
         let access = if *access == Access::ReadOnly { read } else { write };

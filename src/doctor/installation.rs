@@ -12,23 +12,44 @@ use crate::host::process;
 use crate::network;
 use crate::spec::{NetworkSpec, VmSpec};
 
-/// Checks whether the guest kernel can be loaded, in the same way as for a box.
-pub(super) fn guest_kernel(spec: &VmSpec) -> DoctorCheck {
+/// Checks whether the guest kernel can be loaded, in the same way as for a box, and which kind of
+/// root it lets a box have.
+pub(super) fn guest_kernel(spec: &VmSpec) -> [DoctorCheck; 2] {
     const NAME: &str = "libkrunfw";
     let general_remedy = "install libkrunfw 5 for this architecture";
     let executable = match process::executable() {
         Ok(executable) => executable,
-        Err(error) => return DoctorCheck::failed(NAME, one_line(&error), general_remedy),
+        Err(error) => {
+            return [DoctorCheck::failed(NAME, one_line(&error), general_remedy), root_kind(None)];
+        }
     };
     match GuestKernel::load(spec.paths.libkrunfw.as_deref(), &executable) {
-        Ok(kernel) => DoctorCheck::ok(NAME, place(&kernel)),
+        Ok(kernel) => {
+            [DoctorCheck::ok(NAME, place(&kernel)), root_kind(Some(&kernel.lacks_for_block_root()))]
+        }
         Err(error) => {
             let remedy = error.hint().unwrap_or(general_remedy);
-            DoctorCheck::failed(NAME, one_line(&error), remedy)
+            [DoctorCheck::failed(NAME, one_line(&error), remedy), root_kind(None)]
         }
     }
 }
 
+/// Reports the kind of root that a box has by default, from what the guest kernel lacks for a block
+/// root. The argument is none if there is no guest kernel.
+fn root_kind(lacks: Option<&[&str]>) -> DoctorCheck {
+    const NAME: &str = "root_kind";
+    match lacks {
+        None => DoctorCheck::failed(NAME, "not known, without a guest kernel", "see `libkrunfw`"),
+        Some([]) => DoctorCheck::ok(NAME, "`block`: the guest kernel can mount a block root"),
+        Some(lacks) => DoctorCheck::degraded(
+            NAME,
+            format!("`shared`: the guest kernel has no {}", lacks.join(", no ")),
+            "install libkrunfw 5.4 or newer, for boxes with a block root",
+        ),
+    }
+}
+
+/// Describes where the guest kernel was found.
 fn place(kernel: &GuestKernel) -> String {
     match kernel.path() {
         path if path.is_absolute() => format!("`{}`", path.display()),

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use a3s_box_core::config::{ImageConfig, ImageLimits, PathsConfig};
+use a3s_box_core::config::{ImageConfig, ImageLimits, PathsConfig, RootKind};
 use a3s_box_core::doctor::DoctorCheck;
 use a3s_box_core::event::{EventKind, RootMethod, StopReason};
 use a3s_box_core::{BoxConfig, ErrorCode, one_line};
@@ -40,6 +40,8 @@ fn make_root(signals: &Signals) -> Result<RootMethod, TrialError> {
     let mut config = config(&directory);
     let limits = ImageLimits::default();
     config.image = Some(ImageConfig { layout, reference: None, platform: None, limits });
+    // A block root needs less of the host, and would not show whether overlayfs is available.
+    config.root.kind = Some(RootKind::Shared);
     // The guest program must be a file, but `--prepare` does not run it. `guest_program` is another
     // check.
     config.paths.guest = Some("/dev/null".into());

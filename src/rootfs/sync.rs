@@ -5,7 +5,9 @@
 
 use std::sync::Arc;
 
-use a3s_box_oci::{CacheError, LayerCache, Retention, Stack};
+use a3s_box_oci::{BlockRoot, CacheError, LayerCache, Retention, Stack};
+
+use crate::spec::VmSpec;
 
 /// The layers of a root. As long as this value lives, its leases keep other processes from removing
 /// the layers.
@@ -14,22 +16,29 @@ pub(super) enum Layers {
     /// The box has no image.
     None,
     /// The layers with their cache.
-    Cached(Arc<CachedStack>),
+    Cached(Arc<Cached>),
     /// The leases alone. The cache has fds of directories, which lead a hostile guest out of the
     /// root.
-    Held { _leases: Stack },
+    Held { _leases: Composed },
 }
 
 /// Layers, and the cache that contains them.
 #[derive(Debug)]
-pub(super) struct CachedStack {
-    pub(super) cache: LayerCache,
-    pub(super) stack: Stack,
-    pub(super) retention: Retention,
+pub(super) struct Cached {
+    cache: LayerCache,
+    layers: Composed,
+    retention: Retention,
+}
+
+/// The layers of a root of either kind.
+#[derive(Debug)]
+pub(super) enum Composed {
+    Stack(Stack),
+    Block(BlockRoot),
 }
 
 impl Layers {
-    pub(super) fn new(layers: Option<CachedStack>) -> Self {
+    pub(super) fn new(layers: Option<Cached>) -> Self {
         layers.map_or(Self::None, |layers| Self::Cached(Arc::new(layers)))
     }
 
@@ -56,17 +65,25 @@ impl Layers {
     pub(super) fn close_cache(&mut self) {
         if let Self::Cached(layers) = std::mem::replace(self, Self::None) {
             // There is no second reference, because a background sync excludes this call.
-            let held = Arc::into_inner(layers).map(|layers| Self::Held { _leases: layers.stack });
+            let held = Arc::into_inner(layers).map(|layers| Self::Held { _leases: layers.layers });
             *self = held.unwrap_or(Self::None);
         }
     }
 }
 
-impl CachedStack {
+impl Cached {
+    pub(super) fn new(cache: LayerCache, layers: Composed, spec: &VmSpec) -> Self {
+        Self { cache, layers, retention: spec.retention }
+    }
+
     /// Writes the layers to the disk. If that added layers to the cache, brings the cache within
     /// its limits.
     fn sync(&self) -> Result<(), CacheError> {
-        if self.cache.sync(&self.stack)? && self.retention != Retention::default() {
+        let is_new = match &self.layers {
+            Composed::Stack(stack) => self.cache.sync(stack)?,
+            Composed::Block(root) => self.cache.sync_block(root)?,
+        };
+        if is_new && self.retention != Retention::default() {
             let collected = self.cache.collect(&self.retention)?;
             tracing::info!(?collected, "the layer cache is within its limits");
         }

@@ -2,7 +2,7 @@
 
 use std::path::{Component, Path};
 
-use a3s_box_core::config::{ConfigError, MountConfig};
+use a3s_box_core::config::{ConfigError, DiskPlace, MountConfig, RootKind};
 use a3s_box_krun::{Access, max_shares};
 
 use super::field::absolute;
@@ -26,17 +26,27 @@ pub(crate) enum MountSource {
     Tmpfs { size_mib: u64 },
 }
 
-/// Validates the mounts and finds the directories of the shares.
+/// Returns the largest number of shares beside a root of `kind`.
+///
+/// Every virtio device takes an interrupt. The Ethernet device is one, and so is each disk: the
+/// image's, and the one for what the box writes, unless that is in memory.
+pub(super) fn most_shares(kind: RootKind, disk: DiskPlace, network: &NetworkSpec) -> usize {
+    let disks = match kind {
+        RootKind::Shared => 0,
+        RootKind::Block => 1 + usize::from(disk == DiskPlace::StateDir),
+    };
+    max_shares(disks, usize::from(matches!(network, NetworkSpec::Passt(_))))
+}
+
+/// Validates the mounts, of which at most `most` are shares, and finds the directories of the
+/// shares.
 pub(super) fn check(
     mounts: &[MountConfig],
     directories: &ShimDirectories,
-    network: &NetworkSpec,
+    most: usize,
 ) -> Result<Vec<MountSpec>, ConfigError> {
     let shares =
         mounts.iter().filter(|mount| matches!(mount, MountConfig::Virtiofs { .. })).count();
-    // Every virtio device takes an interrupt, and the Ethernet device is one.
-    let net_devices = usize::from(matches!(network, NetworkSpec::Passt(_)));
-    let most = max_shares(0, net_devices);
     if shares > most {
         let expected = format!("at most {most}: the machine has no more interrupts");
         return Err(ConfigError::invalid("mounts", format!("{shares} of type virtiofs"), expected));

@@ -2,7 +2,7 @@
 
 use std::ops::RangeInclusive;
 
-use a3s_box_core::config::{ConfigError, ResourcesConfig, Rlimit, RlimitName};
+use a3s_box_core::config::{ConfigError, DiskPlace, ResourcesConfig, Rlimit, RlimitName};
 use a3s_box_krun::{MAX_VCPUS, MIN_MEMORY_MIB};
 use a3s_box_proto::control;
 
@@ -33,6 +33,26 @@ pub(super) fn check(resources: &ResourcesConfig) -> Result<(), ConfigError> {
         return Err(ConfigError::invalid("resources.timeout_ms", "0", "at least 1, or no value"));
     }
     resources.cgroup.as_deref().map_or(Ok(()), |path| absolute("resources.cgroup", path))
+}
+
+/// Refuses `disk_keep` for a box without a disk that could be kept. `kind_is_shared` tells whether
+/// the root is a directory that the host serves.
+pub(super) fn check_disk_keep(
+    kind_is_shared: bool,
+    resources: &ResourcesConfig,
+) -> Result<(), ConfigError> {
+    let refused = |found, expected| {
+        Err(ConfigError::invalid("resources.disk_keep", format!("true with {found}"), expected))
+    };
+    if !resources.disk_keep {
+        Ok(())
+    } else if resources.disk == DiskPlace::Memory {
+        refused("`resources.disk` `memory`", "`resources.disk` `state_dir`, or false")
+    } else if kind_is_shared {
+        refused("`root.kind` `shared`", "`root.kind` `block`, or false")
+    } else {
+        Ok(())
+    }
 }
 
 /// Returns the resource limits that PID 1 sets for the workload.

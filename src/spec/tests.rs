@@ -80,6 +80,10 @@ fn invalid_value_is_refused_with_its_field_and_what_is_expected() {
             "resources.disk_mib: found 15, expected 16 to 8388608",
         ),
         (r#"{"resources":{"disk_mib":8388609}}"#, "resources.disk_mib: found 8388609, expected 16"),
+        (
+            r#"{"resources":{"disk":"memory","disk_keep":true}}"#,
+            "resources.disk_keep: found true with `resources.disk` `memory`, expected `resources.disk` `state_dir`, or false",
+        ),
         (r#"{"resources":{"timeout_ms":0}}"#, "resources.timeout_ms: found 0"),
         (
             r#"{"resources":{"rlimits":{"nofile":[2,1]}}}"#,

@@ -17,8 +17,8 @@ use std::path::{Path, PathBuf};
 
 use a3s_box_core::BoxDir;
 use a3s_box_core::box_dir::{
-    self, AGENT_SOCKET, CONTROL_SOCKET, DISK, DISK_IMAGE, EXIT_DRAFT, EXIT_FILE, LockError, ROOT,
-    UPPER, WORK,
+    self, AGENT_SOCKET, CONTROL_SOCKET, DISK, DISK_IMAGE, EXIT_DRAFT, EXIT_FILE, KEPT_DISK_DRAFT,
+    LockError, ROOT, UPPER, WORK,
 };
 use a3s_box_oci::{StoreError, check_parents, private_directory, remove_path};
 use a3s_box_sys::HostError;
@@ -29,7 +29,8 @@ use crate::state::record::{self, ExitFile, Process};
 
 /// Files and directories that only a live box needs. They are removed at its end, and at the next
 /// start if a killed shim left them.
-const TRANSIENT: [&str; 7] = [AGENT_SOCKET, CONTROL_SOCKET, ROOT, UPPER, WORK, DISK, DISK_IMAGE];
+const TRANSIENT: [&str; 8] =
+    [AGENT_SOCKET, CONTROL_SOCKET, ROOT, UPPER, WORK, DISK, DISK_IMAGE, KEPT_DISK_DRAFT];
 
 /// Why the box directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -99,15 +100,17 @@ impl StateDir {
         record::write_run(&lock, &process.run_record(&spec.id))
             .map_err(HostError::at("write", &directory.run_file()))?;
         [EXIT_DRAFT].into_iter().chain(TRANSIENT).try_for_each(remove_stale)?;
-        // The draft and the root are created last, because a stale one would be in their place.
+        // The draft is created last, because a stale one would be in its place.
         let exit_file = ExitFile::prepare(path, &spec.id, process)
             .map_err(HostError::at("make", &directory.exit_draft()))?;
-        let state = Self { directory, _lock: lock, exit_file };
-        DirBuilder::new()
-            .mode(0o700)
-            .create(state.root())
-            .map_err(HostError::at("make", &state.root()))?;
-        Ok(state)
+        Ok(Self { directory, _lock: lock, exit_file })
+    }
+
+    /// Makes the mount point of a shared root.
+    pub(crate) fn make_root(&self) -> Result<PathBuf, HostError> {
+        let root = self.directory.root();
+        DirBuilder::new().mode(0o700).create(&root).map_err(HostError::at("make", &root))?;
+        Ok(root)
     }
 
     /// Returns the part of the box's end that concerns its directory.
@@ -140,12 +143,16 @@ impl StateDir {
         self.directory.disk_image()
     }
 
+    pub(crate) fn box_dir(&self) -> &BoxDir {
+        &self.directory
+    }
+
     pub(crate) fn console(&self) -> PathBuf {
         self.directory.console()
     }
 
-    /// Removes the directory. It is for `--prepare` only: a box that has run leaves its exit record
-    /// and its console output.
+    /// Removes the directory, unless an earlier box of this id has kept its disk. It is for
+    /// `--prepare` only: a box that has run leaves its exit record and its console output.
     pub(crate) fn remove(&self) {
         // The next start of this id removes the files that cannot be removed now.
         let _best_effort = self.remove_all();
@@ -156,15 +163,16 @@ impl StateDir {
     fn remove_all(&self) -> io::Result<()> {
         let directory = self.directory.path();
         umount2(directory, MntFlags::MNT_DETACH)?;
-        let lock = self.directory.run_file();
+        let (lock, kept) = (self.directory.run_file(), self.directory.kept_disk());
         for entry in fs::read_dir(directory)? {
             let path = entry?.path();
-            if path != lock {
+            if path != lock && path != kept {
                 remove_path(&path)?;
             }
         }
+        let has_kept_disk = kept.try_exists()?;
         fs::remove_file(lock)?;
-        fs::remove_dir(directory)
+        if has_kept_disk { Ok(()) } else { fs::remove_dir(directory) }
     }
 }
 

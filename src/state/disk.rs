@@ -19,6 +19,7 @@ use std::process::{Command, ExitStatus};
 use a3s_box_core::box_dir::{UPPER, WORK};
 use a3s_box_core::config::DiskPlace;
 use a3s_box_core::event::UpperPlace;
+use a3s_box_oci::StoreError;
 use a3s_box_sys::HostError;
 use nix::mount::{MsFlags, mount};
 
@@ -35,10 +36,8 @@ const MEMORY_INODES_PER_MIB: u64 = 256;
 pub(crate) enum DiskError {
     #[error(transparent)]
     Host(#[from] HostError),
-    #[error(
-        "`{program}`, which `resources.disk_mib` needs, was not found: install the package `{package}`"
-    )]
-    ProgramMissing { program: &'static str, package: &'static str },
+    #[error("`{program}`, which {needed_by} needs, was not found: install the package `{package}`")]
+    ProgramMissing { program: &'static str, needed_by: &'static str, package: &'static str },
     #[error(
         "a limit on what a box writes into the state directory needs root (found: no access to \
          `/dev/loop-control`): set `resources.disk` to `memory`, or leave `resources.disk_mib` out"
@@ -46,6 +45,36 @@ pub(crate) enum DiskError {
     NeedsRoot(#[source] io::Error),
     #[error("`{program}` failed ({status}): {complaint}")]
     ProgramFailed { program: &'static str, status: ExitStatus, complaint: String },
+    #[error(
+        "the file system of `{}` has {free_mib} MiB of free space, expected at least {reserve_mib}: \
+         make space there, choose another `paths.state_dir`, or lower `resources.disk_reserve_mib`",
+        directory.display()
+    )]
+    NoReserve { directory: PathBuf, free_mib: u64, reserve_mib: u32 },
+    #[error(
+        "the kept disk `{}` has {found}, expected {expected_mib} MiB: set `resources.disk_mib` to \
+         its size, or destroy the box, with which the disk is lost",
+        path.display()
+    )]
+    KeptSize { path: PathBuf, found: String, expected_mib: u32 },
+    #[error("`{}` is not a regular file, expected a kept disk: remove it", path.display())]
+    NotAFile { path: PathBuf },
+    #[error("other users could replace the templates of disks")]
+    NotPrivate(#[source] StoreError),
+    #[error(
+        "another process has held the lock of `{}` for too long while it made a template: end it",
+        directory.display()
+    )]
+    TemplateBusy { directory: PathBuf },
+}
+
+impl From<StoreError> for DiskError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Host(error) => Self::Host(error),
+            exposed @ StoreError::Exposed { .. } => Self::NotPrivate(exposed),
+        }
+    }
 }
 
 /// A disk that is ready.
@@ -130,25 +159,31 @@ fn make_image(path: &Path, mib: u32) -> Result<(), DiskError> {
     let mut command = command::new("mkfs.ext4");
     command.args(["-q", "-F", "-m", "0", "-O", "^has_journal"]);
     command.args(["-E", "lazy_itable_init=1,nodiscard,root_owner=0:0"]).arg(path);
-    run("mkfs.ext4", "e2fsprogs", command)
+    run("mkfs.ext4", "e2fsprogs", "`resources.disk_mib`", command)
 }
 
 /// Mounts the image at `target`. mount(8) is used because it also sets up the loop device.
 fn mount_image(image: &Path, target: &Path) -> Result<(), DiskError> {
     let mut command = command::new("mount");
     command.args(["-t", "ext4", "-o", "loop,nosuid,nodev"]).arg(image).arg(target);
-    run("mount", "mount", command)
+    run("mount", "mount", "`resources.disk_mib`", command)
 }
 
-/// Runs a helper program, and turns its failure into an error that names its package.
-fn run(name: &'static str, package: &'static str, command: Command) -> Result<(), DiskError> {
+/// Runs a helper program, and turns its failure into an error that names its package and what needs
+/// it.
+pub(super) fn run(
+    name: &'static str,
+    package: &'static str,
+    needed_by: &'static str,
+    command: Command,
+) -> Result<(), DiskError> {
     match command::run(command) {
         Ok(Ended { status, .. }) if status.success() => Ok(()),
         Ok(Ended { status, complaint }) => {
             Err(DiskError::ProgramFailed { program: name, status, complaint })
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            Err(DiskError::ProgramMissing { program: name, package })
+            Err(DiskError::ProgramMissing { program: name, needed_by, package })
         }
         Err(error) => Err(HostError::at("run", Path::new(name))(error).into()),
     }

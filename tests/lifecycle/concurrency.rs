@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use a3s_box_core::config::RootKind;
 use nix::sys::signal::Signal;
 
 use crate::image::Image;
-use crate::scratch::Scratch;
+use crate::scratch::{ROOT_KINDS, Scratch};
 use crate::shim::{Ended, Shim, Until};
 use crate::tree;
 
@@ -16,10 +17,9 @@ const SHIMS: usize = 16;
 /// Longer than a shim on a busy machine needs until it holds the lock of a layer.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-#[test]
-fn sixteen_shims_unpack_each_layer_once() {
+fn start_at_once(kind: RootKind) {
     let image = Image::realistic();
-    let scratch = Scratch::new(&image);
+    let scratch = Scratch::new(&image, kind);
     let ids: Vec<String> = (0..SHIMS).map(|i| format!("box{i}")).collect();
     let mut shims: Vec<Shim> =
         ids.iter().map(|id| Shim::start(&scratch, id, Until::Stopped)).collect();
@@ -54,12 +54,22 @@ fn sixteen_shims_unpack_each_layer_once() {
     scratch.assert_nothing_left();
 }
 
-/// Shims that run at the same time, each with a fake VM.
+#[test]
+fn sixteen_shims_unpack_each_layer_once() {
+    start_at_once(RootKind::Shared);
+}
+
+#[test]
+fn sixteen_shims_with_block_roots_read_each_layer_once() {
+    start_at_once(RootKind::Block);
+}
+
+/// Shims that run at the same time, each with a fake VM. Half of them have each kind of root.
 const BOXES: usize = 100;
 
 #[test]
 fn a_hundred_boxes_run_at_the_same_time() {
-    let scratch = Scratch::new(&Image::of_one_layer(10_000));
+    let mut scratch = Scratch::new(&Image::of_one_layer(10_000), RootKind::Block);
     let script = [
         "connect",
         "hello",
@@ -73,8 +83,12 @@ fn a_hundred_boxes_run_at_the_same_time() {
     ];
     let start = Instant::now();
     let ids: Vec<String> = (0..BOXES).map(|i| format!("box{i}")).collect();
-    let mut shims: Vec<Shim> =
-        ids.iter().map(|id| Shim::start(&scratch, id, Until::Played(&script))).collect();
+    let mut start_box = |(id, kind): (&String, RootKind)| {
+        scratch.kind = kind;
+        Shim::start(&scratch, id, Until::Played(&script))
+    };
+    let kinds = ROOT_KINDS.into_iter().cycle();
+    let mut shims: Vec<Shim> = ids.iter().zip(kinds).map(&mut start_box).collect();
     for shim in &mut shims {
         shim.wait_for("agent.ready");
     }
@@ -103,10 +117,8 @@ fn a_hundred_boxes_run_at_the_same_time() {
     assert!(*most <= 5 * 1024, "{most} KiB");
 }
 
-#[test]
-fn a_waiting_shim_unpacks_the_layer_after_the_first_one_is_killed() {
-    let image = Image::of_one_layer(8_000_000);
-    let scratch = Scratch::new(&image);
+fn kill_the_one_that_unpacks(kind: RootKind, image: &Image) {
+    let scratch = Scratch::new(image, kind);
     let first = Shim::start(&scratch, "first", Until::Prepared);
     let start = Instant::now();
     while scratch.staged() == 0 {
@@ -132,4 +144,15 @@ fn a_waiting_shim_unpacks_the_layer_after_the_first_one_is_killed() {
         Shim::start(&scratch, id, Until::Prepared).end().assert_code(0);
     }
     scratch.assert_nothing_left();
+}
+
+#[test]
+fn a_waiting_shim_unpacks_the_layer_after_the_first_one_is_killed() {
+    kill_the_one_that_unpacks(RootKind::Shared, &Image::of_one_layer(8_000_000));
+}
+
+#[test]
+fn a_waiting_shim_with_a_block_root_reads_the_layer_after_the_first_one_is_killed() {
+    // Reading a layer into a file takes less time than unpacking it, so the layer is larger.
+    kill_the_one_that_unpacks(RootKind::Block, &Image::of_one_layer(32_000_000));
 }

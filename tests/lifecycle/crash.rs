@@ -4,21 +4,23 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use a3s_box_core::config::RootKind;
+
 use crate::image::Image;
 use crate::random::Random;
 use crate::scratch::Scratch;
 use crate::shim::{Ended, Shim, Until};
 use crate::tree::{self, Tree};
 
-/// Kills in each of the two tests of cold starts. In half of them the cache is empty.
-const COLD_KILLS: usize = 100;
+/// Kills in each of the four tests of cold starts. In half of them the cache is empty.
+const COLD_KILLS: usize = 60;
 
 /// A power failure is simulated after one of so many kills, if the cache has a disk of its own.
 const KILLS_PER_POWER_FAILURE: usize = 5;
 
-/// Kills in the test of warm starts. Mounting and unmounting take a few milliseconds, which kills
+/// Kills in each of the two tests of warm starts. Mounting and unmounting take a few milliseconds, which kills
 /// at random moments of a cold start rarely hit.
-const WARM_KILLS: usize = 100;
+const WARM_KILLS: usize = 60;
 
 /// A scratch directory and the trees that must appear in it.
 struct Fixture {
@@ -110,9 +112,9 @@ impl Fixture {
 }
 
 /// Kills starts in pairs. The second start of a pair finds the cache as the first one left it.
-fn kill_cold_starts(prepare_cache: impl FnOnce(&Scratch)) {
+fn kill_cold_starts(kind: RootKind, prepare_cache: impl FnOnce(&Scratch)) {
     let image = Image::realistic();
-    let scratch = Scratch::new(&image);
+    let scratch = Scratch::new(&image, kind);
     prepare_cache(&scratch);
     let has_disk = scratch.disk().exists();
     let mut random = Random::new();
@@ -154,22 +156,33 @@ fn share(part: u64, all: u64) -> f64 {
     f64::from(u32::try_from(part).unwrap()) / f64::from(u32::try_from(all).unwrap())
 }
 
+/// Size of a disk that is twice as large as the cache.
+const DISK_BYTES: u64 = 96 << 20;
+
 #[test]
 fn a_killed_cold_start_on_ext4_publishes_no_damaged_layer() {
-    // Twice the size of the cache.
-    kill_cold_starts(|scratch| scratch.make_disk(96 << 20));
+    kill_cold_starts(RootKind::Shared, |scratch| scratch.make_disk(DISK_BYTES));
+}
+
+#[test]
+fn a_killed_cold_start_of_a_block_root_on_ext4_publishes_no_damaged_file() {
+    kill_cold_starts(RootKind::Block, |scratch| scratch.make_disk(DISK_BYTES));
 }
 
 #[test]
 fn a_killed_cold_start_on_tmpfs_publishes_no_damaged_layer() {
-    kill_cold_starts(|_| {});
+    kill_cold_starts(RootKind::Shared, |_| {});
 }
 
 #[test]
-fn a_killed_warm_start_leaves_root_and_cache_usable() {
+fn a_killed_cold_start_of_a_block_root_on_tmpfs_publishes_no_damaged_file() {
+    kill_cold_starts(RootKind::Block, |_| {});
+}
+
+fn kill_warm_starts(kind: RootKind) {
     let image = Image::realistic();
     let mut random = Random::new();
-    let fixture = Fixture::new(Scratch::new(&image), &image);
+    let fixture = Fixture::new(Scratch::new(&image, kind), &image);
     let mut times: Vec<Duration> =
         (0..9).map(|_| Shim::start(&fixture.scratch, "box", Until::Prepared).end().took).collect();
     times.sort();
@@ -186,4 +199,14 @@ fn a_killed_warm_start_leaves_root_and_cache_usable() {
     fixture.start_and_compare();
     println!("a warm start takes {median:?}; kills: {hits:?}");
     assert!(hits.before_unpacking > 0 && hits.mounted + hits.unmounting > 0, "{hits:?}");
+}
+
+#[test]
+fn a_killed_warm_start_leaves_root_and_cache_usable() {
+    kill_warm_starts(RootKind::Shared);
+}
+
+#[test]
+fn a_killed_warm_start_of_a_block_root_leaves_disks_and_cache_usable() {
+    kill_warm_starts(RootKind::Block);
 }

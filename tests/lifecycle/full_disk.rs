@@ -1,9 +1,13 @@
-//! Caches on disks that are full or fail.
+//! Caches and state directories on disks that are full or fail.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
+use a3s_box_core::config::RootKind;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use serde_json::json;
 
 use crate::image::Image;
 use crate::scratch::Scratch;
@@ -13,6 +17,21 @@ use crate::tree::Tree;
 /// Steps in which the cache's disk grows from almost no room to almost enough. The start must fail
 /// in each of them.
 const STEPS: u64 = 25;
+
+/// Further steps between the room for the layers of a block root and the room for all of it.
+const LAST_STEPS: u64 = 8;
+
+/// Steps in which the room for a layer with a large index grows by 2 MiB.
+const INDEX_STEPS: u64 = 8;
+
+/// Steps in which the state directory grows to almost enough room for the disk of a box.
+const STATE_STEPS: u64 = 6;
+
+/// Names of places in an error.
+const ENTRY: &str = "an entry of a layer";
+const END_OF_LAYER: &str = "the end of a layer";
+const METADATA_IMAGE: &str = "the metadata image of a block root";
+const TEMPLATE: &str = "the template of a disk";
 
 /// Steps within which a start must succeed. More than [`STEPS`] are allowed, because the metadata
 /// of the file system needs room as well.
@@ -27,30 +46,38 @@ struct Measured {
     image: Image,
     layers: BTreeMap<PathBuf, Tree>,
     bytes: u64,
+    /// The part of `bytes` that is written after the layers: the metadata image of a block root,
+    /// and the template of its disk for writes.
+    last_bytes: u64,
     inodes: u64,
 }
 
 impl Measured {
     /// Fills a cache on a tmpfs, measures the blocks and inodes in use, and unmounts it.
-    fn new() -> Self {
-        let image = Image::realistic();
-        let mut scratch = Scratch::new(&image);
-        mount_tmpfs(&scratch, MsFlags::empty(), "size=96m");
+    fn new(kind: RootKind, image: Image) -> Self {
+        let mut scratch = Scratch::new(&image, kind);
+        mount_tmpfs(&scratch, "c", MsFlags::empty(), "size=96m");
         scratch.record_mounts();
         Shim::start(&scratch, "box", Until::Prepared).end().assert_code(0);
         let used = nix::sys::statvfs::statvfs(&scratch.path("c")).unwrap();
         let bytes = (used.blocks() - used.blocks_free()) * used.fragment_size();
         let inodes = used.files() - used.files_free();
+        let last_bytes = stored_bytes(&scratch.path("c"), &["root.erofs", ".img"]);
         let layers = scratch.visible();
         umount2(&scratch.path("c"), MntFlags::empty()).unwrap();
         scratch.record_mounts();
-        Self { scratch, image, layers, bytes, inodes }
+        Self { scratch, image, layers, bytes, last_bytes, inodes }
     }
 
     /// Calls `resize` with the number of each step and starts a box, until a start succeeds. At
     /// least `steps` starts must fail before that, each with an error that names the full disk.
-    fn grow(mut self, steps: u64, mut resize: impl FnMut(&Scratch, u64)) {
-        let (mut failed, mut places) = (0, BTreeMap::<&str, u64>::new());
+    /// Returns the number of failures by the place that the error names.
+    fn grow(
+        mut self,
+        steps: u64,
+        mut resize: impl FnMut(&Scratch, u64),
+    ) -> BTreeMap<&'static str, u64> {
+        let (mut failed, mut places) = (0, BTreeMap::<&'static str, u64>::new());
         loop {
             resize(&self.scratch, failed + 1);
             self.scratch.record_mounts();
@@ -67,6 +94,7 @@ impl Measured {
         println!("{failed} starts failed: {places:?}");
         assert!(failed >= steps, "only {failed} starts failed, expected {steps}");
         self.assert_cache_works();
+        places
     }
 
     /// Panics if the failed start left a staging directory, a process, a mount or a damaged tree.
@@ -96,8 +124,16 @@ fn assert_error_names_cause(ended: &Ended, reasons: &[&str]) -> &'static str {
     assert_eq!(error["code"], "rootfs_failed", "{text}");
     let stopped = ended.events.last().unwrap();
     assert_eq!(stopped["reason"], "failed", "{stopped}");
-    if text.contains("cannot unpack layer `sha256:") && text.contains("cannot unpack entry `") {
-        "an entry of a layer"
+    if text.contains("cannot unpack layer `sha256:") && text.contains("cannot unpack entry `/`") {
+        END_OF_LAYER
+    } else if text.contains("cannot unpack layer `sha256:")
+        && text.contains("cannot unpack entry `")
+    {
+        ENTRY
+    } else if text.contains("/c/disks-v1/") {
+        TEMPLATE
+    } else if text.contains("/staging/root-sha256-") {
+        METADATA_IMAGE
     } else if text.contains("/c/layers-") {
         "a directory of the cache"
     } else {
@@ -105,22 +141,38 @@ fn assert_error_names_cause(ended: &Ended, reasons: &[&str]) -> &'static str {
     }
 }
 
-fn mount_tmpfs(scratch: &Scratch, flags: MsFlags, options: &str) {
+/// Mounts a tmpfs on the directory `name` of the scratch directory.
+fn mount_tmpfs(scratch: &Scratch, name: &str, flags: MsFlags, options: &str) {
     let options = format!("mode=700,{options}");
-    mount(Some("cache"), &scratch.path("c"), Some("tmpfs"), flags, Some(options.as_str())).unwrap();
+    mount(Some(name), &scratch.path(name), Some("tmpfs"), flags, Some(options.as_str())).unwrap();
+}
+
+/// Returns the space of all files below `directory` whose names end with one of `ends`.
+fn stored_bytes(directory: &Path, ends: &[&str]) -> u64 {
+    let mut bytes = 0;
+    for entry in fs::read_dir(directory).unwrap().map(Result::unwrap) {
+        let (name, found) = (entry.file_name().into_string().unwrap(), entry.metadata().unwrap());
+        if found.is_dir() {
+            bytes += stored_bytes(&entry.path(), ends);
+        } else if ends.iter().any(|end| name.ends_with(end)) {
+            // The unit of st_blocks (stat(2)).
+            bytes += found.blocks() * 512;
+        }
+    }
+    bytes
 }
 
 /// Mounts a tmpfs of one page on the cache directory in the first step, and sets its `options`.
 fn limit_tmpfs(scratch: &Scratch, step: u64, options: &str) {
     if step == 1 {
-        mount_tmpfs(scratch, MsFlags::empty(), "size=4k");
+        mount_tmpfs(scratch, "c", MsFlags::empty(), "size=4k");
     }
-    mount_tmpfs(scratch, MsFlags::MS_REMOUNT, options);
+    mount_tmpfs(scratch, "c", MsFlags::MS_REMOUNT, options);
 }
 
 #[test]
 fn a_full_tmpfs_is_named_and_the_cache_works_once_it_is_larger() {
-    let measured = Measured::new();
+    let measured = Measured::new(RootKind::Shared, Image::realistic());
     let bytes = measured.bytes;
     measured.grow(STEPS, |scratch, step| {
         limit_tmpfs(scratch, step, &format!("size={}", (bytes * step / (STEPS + 1)).max(4096)));
@@ -128,9 +180,35 @@ fn a_full_tmpfs_is_named_and_the_cache_works_once_it_is_larger() {
 }
 
 #[test]
-fn a_tmpfs_without_inodes_is_named_and_the_cache_works_once_it_has_more() {
+fn a_full_tmpfs_is_named_in_each_phase_of_a_block_root() {
+    let measured = Measured::new(RootKind::Block, Image::realistic());
+    let (last, bytes) = (measured.last_bytes, measured.bytes);
+    let places = measured.grow(STEPS + LAST_STEPS, |scratch, step| {
+        let size = if step <= STEPS {
+            (bytes - last) * step / (STEPS + 1)
+        } else {
+            bytes - last + last * (step - STEPS) / (LAST_STEPS + 1)
+        };
+        limit_tmpfs(scratch, step, &format!("size={}", size.max(4096)));
+    });
+    assert!(places.contains_key(METADATA_IMAGE) && places.contains_key(TEMPLATE), "{places:?}");
+}
+
+/// Reads a layer with so many entries that its index does not stay in memory until the end.
+#[test]
+fn a_tmpfs_that_is_full_of_the_index_of_a_layer_is_named() {
+    let measured = Measured::new(RootKind::Block, Image::of_empty_files(100_000));
+    let places = measured.grow(INDEX_STEPS, |scratch, step| {
+        limit_tmpfs(scratch, step, &format!("size={}m", 2 * step));
+    });
+    // All files are empty, so only the index takes room. It moves to a file while the entries are
+    // read, and is copied behind them at the end.
+    assert!(places.contains_key(ENTRY) && places.contains_key(END_OF_LAYER), "{places:?}");
+}
+
+fn grow_inodes(kind: RootKind) {
     let steps = 10;
-    let measured = Measured::new();
+    let measured = Measured::new(kind, Image::realistic());
     let inodes = measured.inodes;
     measured.grow(steps, |scratch, step| {
         limit_tmpfs(scratch, step, &format!("size=96m,nr_inodes={}", inodes * step / (steps + 1)));
@@ -138,10 +216,19 @@ fn a_tmpfs_without_inodes_is_named_and_the_cache_works_once_it_has_more() {
 }
 
 #[test]
-fn a_full_ext4_is_named_and_the_cache_works_once_it_is_larger() {
+fn a_tmpfs_without_inodes_is_named_and_the_cache_works_once_it_has_more() {
+    grow_inodes(RootKind::Shared);
+}
+
+#[test]
+fn a_tmpfs_without_inodes_is_named_and_the_cache_of_block_roots_works_once_it_has_more() {
+    grow_inodes(RootKind::Block);
+}
+
+fn grow_ext4(kind: RootKind) {
     // An ext4 needs about this size for a journal.
     let smallest = 2 << 20;
-    let measured = Measured::new();
+    let measured = Measured::new(kind, Image::realistic());
     let bytes = measured.bytes;
     measured.grow(STEPS, |scratch, step| match step {
         1 => scratch.make_disk(smallest),
@@ -152,8 +239,61 @@ fn a_full_ext4_is_named_and_the_cache_works_once_it_is_larger() {
 }
 
 #[test]
-fn a_disk_that_fails_below_its_file_system_publishes_no_damaged_layer() {
-    let mut measured = Measured::new();
+fn a_full_ext4_is_named_and_the_cache_works_once_it_is_larger() {
+    grow_ext4(RootKind::Shared);
+}
+
+#[test]
+fn a_full_ext4_is_named_and_the_cache_of_block_roots_works_once_it_is_larger() {
+    grow_ext4(RootKind::Block);
+}
+
+/// Script of a guest whose workload succeeds.
+const EXITS: [&str; 7] =
+    ["connect", "hello", "started=7", "exited=0", "drained", "wait-ack", "exit=0"];
+
+#[test]
+fn a_full_state_directory_is_named_and_the_box_starts_once_it_has_room() {
+    let image = Image::of_one_layer(100_000);
+    let mut scratch = Scratch::new(&image, RootKind::Block);
+    Shim::start(&scratch, "box", Until::Prepared).end().assert_code(0);
+    let disk_bytes = stored_bytes(&scratch.path("c/disks-v1"), &[".img"]);
+    for (keeps, name, left) in [
+        (false, "box/disk.img", &["console.log", "exit.json", "run.json"][..]),
+        (true, "box/kept-disk.img.new", &["console.log", "exit.json", "kept-disk.img", "run.json"]),
+    ] {
+        mount_tmpfs(&scratch, "s", MsFlags::empty(), "size=64k");
+        scratch.record_mounts();
+        // A start is refused before it writes if the host has too little space.
+        scratch.resources = json!({"disk_keep": keeps});
+        let ended = Shim::start(&scratch, "box", Until::Played(&EXITS)).end();
+        ended.assert_code(125);
+        let error = ended.event("error").unwrap().to_string();
+        assert!(error.contains("0 MiB of free space, expected at least 256 MiB"), "{error}");
+        scratch.resources = json!({"disk_keep": keeps, "disk_reserve_mib": 0});
+        for step in 0..STATE_STEPS {
+            // The records of the box need two pages.
+            let size = (8 << 10) + disk_bytes * step / STATE_STEPS;
+            mount_tmpfs(&scratch, "s", MsFlags::MS_REMOUNT, &format!("size={size}"));
+            let ended = Shim::start(&scratch, "box", Until::Played(&EXITS)).end();
+            ended.assert_code(125);
+            let error = ended.event("error").unwrap();
+            let text = error.to_string();
+            assert_eq!(error["code"], "rootfs_failed", "{text}");
+            assert!(text.contains(name) && text.contains("No space left on device"), "{text}");
+            scratch.assert_nothing_runs();
+            assert_eq!(scratch.box_files("box"), ["exit.json", "run.json"], "{size} bytes");
+        }
+        mount_tmpfs(&scratch, "s", MsFlags::MS_REMOUNT, "size=16m");
+        Shim::start(&scratch, "box", Until::Played(&EXITS)).end().assert_code(0);
+        scratch.assert_nothing_runs();
+        assert_eq!(scratch.box_files("box"), left);
+        umount2(&scratch.path("s"), MntFlags::empty()).unwrap();
+    }
+}
+
+fn fail_below_the_file_system(kind: RootKind) {
+    let mut measured = Measured::new(kind, Image::realistic());
     let scratch = &mut measured.scratch;
     // The disk image is a sparse file of 96 MiB on a tmpfs of 24 MiB, which is less than the files
     // of the image need. Writes to the loop device fail once the tmpfs is full.
@@ -174,4 +314,14 @@ fn a_disk_that_fails_below_its_file_system_publishes_no_damaged_layer() {
     scratch.record_mounts();
     measured.scratch.assert_visible_trees_match(&measured.layers);
     measured.assert_cache_works();
+}
+
+#[test]
+fn a_disk_that_fails_below_its_file_system_publishes_no_damaged_layer() {
+    fail_below_the_file_system(RootKind::Shared);
+}
+
+#[test]
+fn a_disk_that_fails_below_its_file_system_publishes_no_damaged_file_of_a_block_root() {
+    fail_below_the_file_system(RootKind::Block);
 }

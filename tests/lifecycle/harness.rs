@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use a3s_box_core::config::RootKind;
 use a3s_box_core::event::EventKind;
 use a3s_box_core::{BoxConfig, EventEmitter};
 use a3s_box_runtime::{BoxRecord, VmManager, inspect};
@@ -22,6 +23,8 @@ pub(crate) const READY: [&str; 5] = ["connect", "hello", "serve", "started=7", "
 
 /// A temporary directory with a shim, its state directory and its cache directory.
 pub(crate) struct Host {
+    /// Kind of root of the boxes.
+    kind: RootKind,
     dir: TempDir,
 }
 
@@ -33,8 +36,8 @@ pub(crate) struct FakeBox {
 }
 
 impl Host {
-    /// Makes the directory. The wrapper script `shim` finds the two programs beside its own link.
-    pub(crate) fn new() -> Self {
+    /// Makes the directory, for boxes with roots of this kind. The wrapper script `shim` finds the two programs beside its own link.
+    pub(crate) fn new(kind: RootKind) -> Self {
         // The prefix is short, because the path of a Unix socket in it is limited to 107 bytes.
         let dir = tempfile::Builder::new().prefix("l").tempdir().unwrap();
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/lifecycle/shim");
@@ -45,7 +48,7 @@ impl Host {
         ] {
             symlink(program, dir.path().join(name)).unwrap();
         }
-        Self { dir }
+        Self { kind, dir }
     }
 
     pub(crate) fn state_dir(&self) -> PathBuf {
@@ -61,6 +64,7 @@ impl Host {
         json!({
             "id": "demo",
             "agent": {"boot_timeout_ms": 20_000},
+            "root": {"kind": self.kind},
             "process": {"args": script},
             "paths": {
                 "state_dir": self.state_dir(),

@@ -115,6 +115,17 @@ impl Image {
         image
     }
 
+    /// Returns an image of one layer with `count` empty files, whose names are long.
+    pub(crate) fn of_empty_files(count: usize) -> Self {
+        let mut image = Self::new();
+        image.layer();
+        image.directories("data");
+        for i in 0..count {
+            image.file(&format!("data/{i:080}"), 0);
+        }
+        image
+    }
+
     pub(crate) fn layer_count(&self) -> usize {
         self.layers.len()
     }

@@ -10,6 +10,9 @@
 //! | `records` | the records in the state directory match the life and the ending of the box |
 //! | `matrix` | nothing is left of a box, however and whenever it ends |
 //!
+//! Each test makes boxes of both kinds of root, or there is one test for each kind. The root of a box
+//! without an image is empty, and a block root still has a disk for writes.
+//!
 //! `deaths` and `records` drive the shim with `VmManager`. In the other modules, the test itself is
 //! the supervisor.
 //!
@@ -23,6 +26,7 @@
     reason = "prints seeds and counts, which the runner shows for a failed test"
 )]
 
+mod block_root;
 mod concurrency;
 mod crash;
 mod deaths;

@@ -9,6 +9,7 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
+use a3s_box_core::config::RootKind;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -17,8 +18,8 @@ use crate::image::Image;
 use crate::random::Random;
 use crate::scratch::Scratch;
 
-/// Starts of the same box.
-const CYCLES: usize = 1000;
+/// Starts of the same box, for each kind of root.
+const CYCLES: usize = 600;
 
 /// Longest time that a test waits for an event on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -199,6 +200,7 @@ fn config(scratch: &Scratch) -> String {
     json!({
         "id": "box",
         "image": {"layout": scratch.path("layout")},
+        "root": {"kind": scratch.kind},
         "process": {"entrypoint": script},
         "paths": {"state_dir": scratch.path("s"), "cache_dir": scratch.path("c"), "guest": "/bin/true"},
     })
@@ -228,7 +230,7 @@ fn assert_record_matches_death(scratch: &Scratch, phase: Phase, death: Death) ->
         assert_eq!(is_recorded, !by_force, "{phase:?} {death:?}: {record:?}");
     }
     if let Some(record) = record {
-        let names = ["agent.sock", "control.sock", "upper", "work"];
+        let names = ["agent.sock", "control.sock", "upper", "work", "disk.img"];
         let left: Vec<_> = names
             .into_iter()
             .filter(|name| scratch.path("s").join("box").join(name).exists())
@@ -239,10 +241,9 @@ fn assert_record_matches_death(scratch: &Scratch, phase: Phase, death: Death) ->
     is_recorded
 }
 
-#[test]
-fn nothing_is_left_of_a_box_however_it_ends() {
+fn end_in_every_way(kind: RootKind) {
     let image = Image::of_one_layer(1_000_000);
-    let scratch = Scratch::new(&image);
+    let scratch = Scratch::new(&image, kind);
     let config = config(&scratch);
     let mut random = Random::new();
     let mut counts = BTreeMap::<(Phase, Death), (usize, usize)>::new();
@@ -272,4 +273,14 @@ fn nothing_is_left_of_a_box_however_it_ends() {
         println!("{phase:?} {death:?}: {cycles}, {recorded}");
     }
     println!("left: 0 processes, 0 mounts, 0 sockets and files outside of the directory, 0 locks");
+}
+
+#[test]
+fn nothing_is_left_of_a_box_however_it_ends() {
+    end_in_every_way(RootKind::Shared);
+}
+
+#[test]
+fn nothing_is_left_of_a_box_with_a_block_root_however_it_ends() {
+    end_in_every_way(RootKind::Block);
 }

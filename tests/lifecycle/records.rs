@@ -5,7 +5,8 @@ use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use a3s_box_core::box_dir::{EXIT_FILE, RUN_FILE};
+use a3s_box_core::box_dir::{CONSOLE, EXIT_FILE, ROOT, RUN_FILE};
+use a3s_box_core::config::RootKind;
 use a3s_box_core::event::{EventKind, StopReason};
 use a3s_box_core::{ErrorCode, ExitRecord, RunRecord};
 use a3s_box_runtime::{BoxRecord, RecordError, VmError, inspect};
@@ -15,6 +16,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::harness::{FakeBox, Host, READY, soon, until};
+use crate::scratch::ROOT_KINDS;
 
 /// Script of a guest whose workload exits with 3.
 const EXITS: [&str; 7] =
@@ -62,7 +64,7 @@ fn start_time_ticks(pid: u32) -> u64 {
 
 #[tokio::test]
 async fn a_live_box_records_its_process_and_a_stopped_box_its_ending() {
-    let host = Host::new();
+    let host = Host::new(RootKind::Block);
     assert_eq!(host.record(), BoxRecord::Absent);
     let demo = host.new_box(&[&STOPS[..], &["exit=0"]].concat());
     soon(demo.vm.boot()).await.unwrap();
@@ -83,7 +85,7 @@ async fn a_live_box_records_its_process_and_a_stopped_box_its_ending() {
 
 #[tokio::test]
 async fn records_the_exit_status_of_the_workload() {
-    let host = Host::new();
+    let host = Host::new(RootKind::Block);
     let demo = host.new_box(&EXITS);
     soon(demo.vm.boot()).await.unwrap();
     soon(demo.vm.wait()).await;
@@ -99,17 +101,31 @@ async fn records_the_exit_status_of_the_workload() {
     let run = "boot_id box_id pid start_time_ticks started v version";
     let exit = "boot_id box_id ended exit_code pid reason uptime_ms v";
     assert_eq!((fields(RUN_FILE).as_str(), fields(EXIT_FILE).as_str()), (run, exit));
-    let mut left: Vec<_> = fs::read_dir(demo.state(""))
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .collect();
-    left.sort_unstable();
-    assert_eq!(left, ["console.log", EXIT_FILE, "root", RUN_FILE]);
+}
+
+#[tokio::test]
+async fn records_and_console_outlive_a_box() {
+    for (kind, mount_point) in [(RootKind::Block, None), (RootKind::Shared, Some(ROOT))] {
+        let host = Host::new(kind);
+        let demo = host.new_box(&EXITS);
+        soon(demo.vm.boot()).await.unwrap();
+        soon(demo.vm.wait()).await;
+        ended(&host, &demo);
+        let mut left: Vec<_> = fs::read_dir(demo.state(""))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        left.sort_unstable();
+        let mut expected: Vec<_> =
+            [CONSOLE, EXIT_FILE, RUN_FILE].into_iter().chain(mount_point).collect();
+        expected.sort_unstable();
+        assert_eq!(left, expected, "{kind:?}");
+    }
 }
 
 #[tokio::test]
 async fn records_a_failed_start_if_the_box_directory_exists() {
-    let host = Host::new();
+    let host = Host::new(RootKind::Block);
     let mut config = host.config(&EXITS);
     config["image"] = json!({"layout": "/nowhere"});
     let demo = host.box_of(&config);
@@ -117,7 +133,7 @@ async fn records_a_failed_start_if_the_box_directory_exists() {
     let VmError::BootFailed { report } = error else { panic!("{error}") };
     assert_eq!(ended(&host, &demo).error, Some(report));
 
-    let host = Host::new();
+    let host = Host::new(RootKind::Block);
     config["paths"]["state_dir"] = json!(host.state_dir());
     config["paths"]["guest"] = json!("/nowhere");
     let demo = host.box_of(&config);
@@ -127,7 +143,7 @@ async fn records_a_failed_start_if_the_box_directory_exists() {
 
 #[tokio::test]
 async fn a_killed_box_is_lost_and_the_next_box_of_its_id_has_its_own_records() {
-    let host = Host::new();
+    let host = Host::new(RootKind::Block);
     let first = host.new_box(&EXITS);
     soon(first.vm.boot()).await.unwrap();
     soon(first.vm.wait()).await;
@@ -152,7 +168,7 @@ async fn a_killed_box_is_lost_and_the_next_box_of_its_id_has_its_own_records() {
 
 #[tokio::test]
 async fn a_second_box_with_a_live_id_changes_no_record() {
-    let host = Host::new();
+    let host = Host::new(RootKind::Block);
     let first = host.new_box(&READY);
     soon(first.vm.boot()).await.unwrap();
     let run = live(host.record());
@@ -170,24 +186,28 @@ async fn a_full_disk_does_not_prevent_the_exit_record() {
     unshare(CloneFlags::CLONE_NEWNS).unwrap();
     let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
     mount(None::<&str>, "/", None::<&str>, private, None::<&str>).unwrap();
-    let host = Host::new();
-    let state_dir = host.state_dir();
-    fs::create_dir(&state_dir).unwrap();
-    let options = Some("size=1m,mode=700");
-    mount(Some("test"), &state_dir, Some("tmpfs"), MsFlags::empty(), options).unwrap();
-    let demo = host.new_box(&[&STOPS[..], &["exit=0"]].concat());
-    soon(demo.vm.boot()).await.unwrap();
-    let mut big = fs::File::create(state_dir.join("big")).unwrap();
-    let error = (0..).find_map(|_| big.write_all(&[1; 4096]).err()).unwrap();
-    assert_eq!(error.kind(), std::io::ErrorKind::StorageFull);
-    demo.send(Signal::SIGTERM);
-    soon(demo.vm.wait()).await;
-    assert_eq!(ended(&host, &demo).exit_code, 143);
+    for kind in ROOT_KINDS {
+        let host = Host::new(kind);
+        let state_dir = host.state_dir();
+        fs::create_dir(&state_dir).unwrap();
+        let options = Some("size=4m,mode=700");
+        mount(Some("test"), &state_dir, Some("tmpfs"), MsFlags::empty(), options).unwrap();
+        let mut config = host.config(&[&STOPS[..], &["exit=0"]].concat());
+        config["resources"] = json!({"disk_reserve_mib": 0});
+        let demo = host.box_of(&config);
+        soon(demo.vm.boot()).await.unwrap();
+        let mut big = fs::File::create(state_dir.join("big")).unwrap();
+        let error = (0..).find_map(|_| big.write_all(&[1; 4096]).err()).unwrap();
+        assert_eq!(error.kind(), std::io::ErrorKind::StorageFull);
+        demo.send(Signal::SIGTERM);
+        soon(demo.vm.wait()).await;
+        assert_eq!(ended(&host, &demo).exit_code, 143, "{kind:?}");
+    }
 }
 
 #[test]
 fn the_exit_record_exists_before_the_event_box_stopped() {
-    let host = Host::new();
+    let host = Host::new(RootKind::Block);
     for (script, change) in [(&EXITS[..], None), (&[], Some(json!({"layout": "/nowhere"})))] {
         for _ in 0..10 {
             let mut config = host.config(script);
@@ -217,7 +237,7 @@ fn the_exit_record_exists_before_the_event_box_stopped() {
 
 #[test]
 fn concurrent_readers_prevent_no_start_and_see_the_states_in_order() {
-    let host = Host::new();
+    let host = Host::new(RootKind::Block);
     let state_dir = host.state_dir();
     let is_over = AtomicBool::new(false);
     let read = |seen: &mut Vec<(u32, bool)>| {

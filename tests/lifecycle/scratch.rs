@@ -19,11 +19,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use a3s_box_core::config::RootKind;
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl::set_child_subreaper;
 use nix::sys::wait::{WaitPidFlag, waitpid};
+use serde_json::{Value, json};
 
 use crate::image::Image;
 use crate::tree::{self, Tree};
@@ -36,19 +38,30 @@ const DIRECTORY: &str = "/mnt";
 /// namespace.
 const MOUNTS: &str = "/proc/thread-self/mountinfo";
 
+/// Both kinds of root.
+pub(crate) const ROOT_KINDS: [RootKind; 2] = [RootKind::Block, RootKind::Shared];
+
+/// Directory of the templates of disks, in the cache directory.
+const TEMPLATES: &str = "disks-v1";
+
 /// Directories of a cache from which no box gets a layer.
 const INVISIBLE: [&str; 2] = ["staging", "locks"];
 
 /// The scratch directory of a test.
 pub(crate) struct Scratch {
+    /// Kind of root of the boxes.
+    pub(crate) kind: RootKind,
+    /// The field `resources` of the boxes' configs.
+    pub(crate) resources: Value,
     directory: PathBuf,
     /// The mounts that exist while no shim runs.
     mounts: Vec<String>,
 }
 
 impl Scratch {
-    /// Enters a new mount namespace and makes the scratch directory with `image` in it.
-    pub(crate) fn new(image: &Image) -> Self {
+    /// Enters a new mount namespace and makes the scratch directory with `image` in it, for boxes
+    /// with roots of this kind.
+    pub(crate) fn new(image: &Image, kind: RootKind) -> Self {
         unshare(CloneFlags::CLONE_NEWNS)
             .unwrap_or_else(|errno| panic!("this test needs root: unshare: {errno}"));
         change("/", MsFlags::MS_REC | MsFlags::MS_PRIVATE);
@@ -64,7 +77,7 @@ impl Scratch {
         }
         run("chmod", &["700", "/mnt/c", "/mnt/s"]);
         image.write(&directory.join("layout"));
-        let mut scratch = Self { directory, mounts: Vec::new() };
+        let mut scratch = Self { kind, resources: json!({}), directory, mounts: Vec::new() };
         scratch.record_mounts();
         scratch
     }
@@ -114,7 +127,7 @@ impl Scratch {
         run("mount", &["-o", "loop", disk.to_str().unwrap(), cache.to_str().unwrap()]);
     }
 
-    /// Panics if a power failure now would make a damaged tree visible after the next boot.
+    /// Panics if a power failure now would make damaged content visible after the next boot.
     ///
     /// The check mounts a copy of the disk image. The copy lacks the dirty pages that the mounted
     /// file system has not written to the loop device yet.
@@ -125,9 +138,15 @@ impl Scratch {
         run("mount", &["-o", "loop", copy.to_str().unwrap(), place.to_str().unwrap()]);
         forget_boot(&place);
         assert_trees_match(&visible(&place), expected);
+        assert_templates_are_sound(&place);
         umount2(&place, MntFlags::empty()).unwrap();
         fs::remove_dir(&place).unwrap();
         fs::remove_file(&copy).unwrap();
+    }
+
+    /// Returns the names in the directory of box `id`, sorted.
+    pub(crate) fn box_files(&self, id: &str) -> Vec<String> {
+        entries(&self.path("s").join(id))
     }
 
     /// Returns the path of the disk image behind the loop device.
@@ -145,7 +164,8 @@ impl Scratch {
         }
     }
 
-    /// Returns every tree that a box could get, by the layer's path below the cache directory.
+    /// Returns all content that a box could get, by its path below the cache directory: the trees
+    /// of layers, or the files of a block root.
     pub(crate) fn visible(&self) -> BTreeMap<PathBuf, Tree> {
         visible(&self.path("c"))
     }
@@ -155,15 +175,16 @@ impl Scratch {
         formats(&self.path("c")).map(|format| entries(&format.join("staging")).len()).sum()
     }
 
-    /// Panics unless every visible tree equals the tree of the same path in `expected`. Returns the
-    /// bytes in the files of the visible trees.
+    /// Panics unless all visible content equals the content of the same path in `expected`, and all
+    /// templates of disks are sound. Returns the bytes in the visible files.
     pub(crate) fn assert_visible_trees_match(&self, expected: &BTreeMap<PathBuf, Tree>) -> u64 {
         let visible = self.visible();
         assert_trees_match(&visible, expected);
+        assert_templates_are_sound(&self.path("c"));
         visible.values().map(tree::bytes).sum()
     }
 
-    /// Panics if a shim has left anything except for published layers in the cache.
+    /// Panics if a shim has left anything except for published layers and templates in the cache.
     pub(crate) fn assert_nothing_left(&self) {
         assert_eq!(self.staged(), 0, "the staging directory is not empty");
         assert_eq!(entries(&self.path("s")), [""; 0], "the state directory is not empty");
@@ -173,6 +194,13 @@ impl Scratch {
                 let lock = File::open(format.join("locks").join(&name)).unwrap();
                 assert!(lock.try_lock().is_ok(), "the lock `{name}` is held");
             }
+        }
+        let templates = self.path("c").join(TEMPLATES);
+        let drafts: Vec<_> =
+            entries(&templates).into_iter().filter(|name| !name.ends_with(".img")).collect();
+        assert_eq!(drafts, [""; 0], "the draft of a template is left");
+        if let Ok(templates) = File::open(templates) {
+            assert!(templates.try_lock().is_ok(), "the lock of the templates is held");
         }
         self.assert_no_file_elsewhere();
     }
@@ -247,11 +275,39 @@ fn visible(cache: &Path) -> BTreeMap<PathBuf, Tree> {
         {
             for layer in directories(&kind).filter(|layer| is_visible(layer)) {
                 let name = layer.strip_prefix(cache).unwrap().to_owned();
-                trees.insert(name, tree::read(&layer.join("tree")));
+                trees.insert(name, content(&layer));
             }
         }
     }
     trees
+}
+
+/// Reads what a box gets of a layer: its tree, or the files of a block root.
+fn content(layer: &Path) -> Tree {
+    if layer.join("tree").exists() {
+        return tree::read(&layer.join("tree"));
+    }
+    let mut files = tree::read(layer);
+    // These are the directory itself and the two marks, which differ between starts.
+    files.retain(|name, _| !["", "boot", "synced"].contains(&name.as_str()));
+    // The content of the files depends on the image alone. Their times are those of the start.
+    files.values_mut().for_each(|file| file.mtime_s = 0);
+    files
+}
+
+/// Panics unless each template of a disk in the cache directory is a file system without a fault.
+///
+/// Templates differ in their UUIDs, so they are not compared with an expected one.
+fn assert_templates_are_sound(cache: &Path) {
+    let templates = cache.join(TEMPLATES);
+    for name in entries(&templates).iter().filter(|name| name.ends_with(".img")) {
+        assert_ext4_is_sound(&templates.join(name));
+    }
+}
+
+/// Panics unless `e2fsck` finds no fault in the file system.
+pub(crate) fn assert_ext4_is_sound(disk: &Path) {
+    run("e2fsck", &["-fn", disk.to_str().unwrap()]);
 }
 
 fn assert_trees_match(visible: &BTreeMap<PathBuf, Tree>, expected: &BTreeMap<PathBuf, Tree>) {

@@ -8,11 +8,13 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
+use a3s_box_core::config::RootKind;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use crate::scratch::Scratch;
+use crate::block_root;
+use crate::scratch::{self, Scratch};
 use crate::tree::{self, Tree};
 use crate::wire_types;
 
@@ -37,8 +39,9 @@ pub(crate) struct Shim {
     receiver: Receiver<Value>,
     /// Events that the test has received so far.
     received: Vec<Value>,
-    /// Mount point of the box's root.
-    root: PathBuf,
+    kind: RootKind,
+    /// The box directory.
+    directory: PathBuf,
     log: PathBuf,
 }
 
@@ -60,6 +63,8 @@ impl Shim {
         let config = json!({
             "id": id,
             "image": {"layout": scratch.path("layout")},
+            "root": {"kind": scratch.kind},
+            "resources": scratch.resources,
             "process": {"entrypoint": script},
             "agent": {"boot_timeout_ms": PATIENCE.as_millis()},
             "paths": {
@@ -86,8 +91,8 @@ impl Shim {
                     sender.send(serde_json::from_str(&line).unwrap_or(Value::String(line)));
             }
         });
-        let root = scratch.path("s").join(id).join("root");
-        Self { child, started, receiver, received: Vec::new(), root, log }
+        let (kind, directory) = (scratch.kind, scratch.path("s").join(id));
+        Self { child, started, receiver, received: Vec::new(), kind, directory, log }
     }
 
     /// Starts a shim for box `id`, compares its mounted root with `expected`, and stops it.
@@ -120,10 +125,22 @@ impl Shim {
         panic!("no event `{kind}`: {:#?}\n{log}", self.received);
     }
 
-    /// Reads the mounted root of the box, by way of the shim's mount namespace.
+    /// Reads the root of the box: a shared one by way of the shim's mount namespace, and a block
+    /// one by a mount of the disk of its image. The disk for the writes of a block root must be
+    /// sound.
     pub(crate) fn mounted(&self) -> Tree {
-        let root = self.root.strip_prefix("/").unwrap();
-        tree::read(&PathBuf::from(format!("/proc/{}/root", self.child.id())).join(root))
+        let pid = self.child.id();
+        match self.kind {
+            RootKind::Shared => {
+                let root = self.directory.join("root");
+                let root = root.strip_prefix("/").unwrap();
+                tree::read(&PathBuf::from(format!("/proc/{pid}/root")).join(root))
+            }
+            RootKind::Block => {
+                scratch::assert_ext4_is_sound(&self.directory.join("disk.img"));
+                block_root::read(pid, &self.log.with_extension("erofs"))
+            }
+        }
     }
 
     /// Returns the proportional set size of the shim in KiB (proc(5)), which counts a page that is

@@ -21,6 +21,7 @@ fn doctor_finds_no_problem_on_a_host_where_boxes_run_and_boots_a_box() {
     for name in [
         "kvm",
         "libkrunfw",
+        "root_kind",
         "guest_program",
         "namespaces",
         "overlayfs",

@@ -32,8 +32,10 @@ pub fn variable(name: &str) -> PathBuf {
 }
 
 /// Returns a config with this `process`, the demo image, and a state directory below `directory`.
+///
+/// The kind of the root is the default, or `A3S_BOX_ROOT_KIND`.
 pub fn config(directory: &Path, process: &Value) -> Value {
-    json!({
+    let mut config = json!({
         "id": "test",
         "image": {"layout": variable("A3S_BOX_IMAGES").join("demo"), "reference": "latest"},
         "process": process,
@@ -45,7 +47,11 @@ pub fn config(directory: &Path, process: &Value) -> Value {
             "libkrunfw": variable("A3S_BOX_LIBKRUNFW"),
             "guest": variable("A3S_BOX_GUEST"),
         },
-    })
+    });
+    if let Some(kind) = std::env::var_os("A3S_BOX_ROOT_KIND") {
+        config["root"] = json!({"kind": kind.to_str().unwrap()});
+    }
+    config
 }
 
 /// Returns a new directory and a config for the test workload with these steps.

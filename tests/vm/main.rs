@@ -11,6 +11,8 @@
 //! | `shares` | a hostile guest reaches nothing outside its shares and changes no read-only one |
 //! | `liars` | a guest that sends false, malformed or endless messages harms only its own box |
 //! | `services` | images like those of databases: files of several owners, and a user to drop to |
+//! | `images` | images of many kinds do their job: runtimes, servers, users, layers, odd files |
+//! | `budgets` | how many requests a guest sends to the device of its root |
 //! | `calls` | the shim makes each system call that its filter allows, or there is a reason |
 //! | `cgroup` | limits of what a box takes from the host |
 //! | `doctor` | `--doctor` finds no problem on a host where boxes run |
@@ -19,17 +21,19 @@
 //! | `supervisor` | the documented example of `VmManager` |
 //!
 //! `tests/vm/run` sets the environment variables that the tests read: `A3S_BOX_SHIM`,
-//! `A3S_BOX_GUEST`, `A3S_BOX_EXAMPLE`, `A3S_BOX_WORKLOAD`, `A3S_BOX_LIBKRUNFW` and
-//! `A3S_BOX_IMAGES`.
+//! `A3S_BOX_GUEST`, `A3S_BOX_EXAMPLE`, `A3S_BOX_WORKLOAD`, `A3S_BOX_LIBKRUNFW`, `A3S_BOX_IMAGES`
+//! and `A3S_BOX_KINDS`.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails here")]
 
 mod agent;
+mod budgets;
 mod calls;
 mod cgroup;
 mod doctor;
 mod exactness;
 mod exit_status;
+mod images;
 mod liars;
 mod lifecycle;
 mod lost_guest;

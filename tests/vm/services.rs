@@ -47,12 +47,13 @@ fn a_service_drops_to_its_user_under_a_shim_of_root() {
 }
 
 /// Returns a command that starts a shim as [`USER`], and writes the tables for it.
-fn as_user(tables: &Path) -> Command {
+pub(crate) fn as_user(tables: &Path, has_sub_ids: bool) -> Command {
     let table = |name: &str, text: String| fs::write(tables.join(name), text).unwrap();
     let users = fs::read_to_string("/etc/passwd").unwrap();
     table("passwd", format!("{users}ordinary:x:{USER}:{USER}::/nonexistent:/bin/false\n"));
     for name in ["subuid", "subgid"] {
-        table(name, format!("ordinary:{SUB_IDS}:65536\n"));
+        let range = if has_sub_ids { format!("ordinary:{SUB_IDS}:65536\n") } else { String::new() };
+        table(name, range);
     }
     let mut command = Command::new("unshare");
     command.args(["--mount", "sh", "-euc", AS_USER, "sh"]).arg(tables);
@@ -61,10 +62,15 @@ fn as_user(tables: &Path) -> Command {
 
 /// Makes `/dev/kvm` accessible to all users in the lab. Elsewhere the test must not change the
 /// permissions of the host.
-fn allow_kvm() {
+pub(crate) fn allow_kvm() {
     if std::env::var_os("A3S_BOX_IN_LAB").is_some() {
         fs::set_permissions("/dev/kvm", fs::Permissions::from_mode(0o666)).unwrap();
     }
+}
+
+/// Makes [`USER`] the owner of a directory.
+pub(crate) fn give_to_user(directory: &Path) {
+    std::os::unix::fs::chown(directory, Some(USER), None).unwrap();
 }
 
 #[test]
@@ -75,9 +81,8 @@ fn a_service_drops_to_its_user_under_a_shim_of_an_ordinary_user() {
     let mut config = service(directory.path());
     // The user cannot write to the cache of the other tests.
     config["paths"]["cache_dir"] = json!(directory.path().join("c"));
-    let chown = Command::new("chown").arg(USER.to_string()).arg(directory.path()).status().unwrap();
-    assert!(chown.success());
-    let mut shim = Shim::spawn_by(as_user(tables.path()), directory, &config);
+    give_to_user(directory.path());
+    let mut shim = Shim::spawn_by(as_user(tables.path(), true), directory, &config);
     shim.ends_with(0, "exited", None);
     assert_eq!(String::from_utf8(shim.console()).unwrap(), OUTPUT, "{shim}");
     let user_namespace = shim.events.iter().any(|event| {

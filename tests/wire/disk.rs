@@ -1,4 +1,4 @@
-//! The disk of a box: its size limit, its place, and its removal.
+//! The disk of a shared root: its size limit, its place, and its removal.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -27,6 +27,7 @@ pub(crate) fn spawn(config: &Value, arguments: &[&str]) -> Child {
 fn hanging_box(directory: &Path, disk: &str) -> Value {
     let mut config = config(directory, &["hang"]);
     config["image"] = image(directory, "echo lower >of-the-image");
+    config["root"] = json!({"kind": "shared"});
     config["resources"] = json!({"disk": disk, "disk_mib": 16});
     config
 }
@@ -179,6 +180,7 @@ fn box_gets_a_copy_of_its_image_if_the_state_directory_supports_no_overlay() {
     let directory = tempfile::tempdir().unwrap();
     let mut config = hanging_box(directory.path(), "state_dir");
     config["resources"] = json!({});
+    config["root"] = json!({"kind": "shared"});
     let mut command = Command::new("unshare");
     command.args(["--mount", "sh", "-euc", RUN_ON_OVERLAY, "sh"]).arg(directory.path());
     command.arg(shim().get_program()).arg("--prepare");

@@ -130,6 +130,7 @@ fn doctor_boots_a_box_and_reports_the_same_in_both_forms() {
         "kvm",
         "virtualization",
         "libkrunfw",
+        "root_kind",
         "guest_program",
         "user_namespaces",
         "sub_ids",
@@ -148,7 +149,9 @@ fn doctor_boots_a_box_and_reports_the_same_in_both_forms() {
     ];
     assert_eq!(names, expected);
     // All tests of the shim need these, so a host that runs the tests has them.
-    for name in ["kernel", "libkrunfw", "guest_program", "sub_ids", "namespaces", "overlayfs"] {
+    for name in
+        ["kernel", "libkrunfw", "root_kind", "guest_program", "sub_ids", "namespaces", "overlayfs"]
+    {
         assert_eq!(check(&checks, name).0, "ok", "the checks are {checks:?}");
     }
     let (status, text) = check(&checks, "boot");
@@ -182,6 +185,23 @@ fn missing_guest_program_is_a_failure_with_a_remedy_and_prevents_the_boot() {
     let (status, text) = check(&checks, "boot");
     assert!(status == "failed" && text.starts_with("not tried"), "the text is: {text}");
     assert_eq!(check(&checks, "namespaces").0, "ok");
+}
+
+#[test]
+fn guest_kernel_that_cannot_mount_a_block_root_degrades_the_kind_of_root() {
+    let directory = directory(|_| {});
+    let mut doctor = doctor(&directory, HEALTHY, &["--json"]);
+    doctor.env("A3S_BOX_FAKE_KERNEL_LACKS", "overlayfs,EROFS with extended attributes");
+    let checks = parse_report(&doctor.output().unwrap());
+    let (status, text) = check(&checks, "root_kind");
+    assert_eq!(status, "degraded");
+    assert_eq!(
+        text,
+        "`shared`: the guest kernel has no EROFS with extended attributes, no overlayfs; \
+         install libkrunfw 5.4 or newer, for boxes with a block root"
+    );
+    // Such a box still runs.
+    assert_eq!(check(&checks, "boot").0, "ok");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Starts a shim with a fake guest, waits for its end, and keeps its events and its log.
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -110,6 +110,15 @@ impl RunningShim {
     /// Returns the path of a file in the box directory.
     pub(crate) fn box_path(&self, name: &str) -> PathBuf {
         self.directory.path().join("s/golden").join(name)
+    }
+
+    /// Reads standard output until an event of type `kind`, and closes it. The shim goes on without
+    /// a reader.
+    pub(crate) fn wait_for(&mut self, kind: &str) {
+        let mut lines = BufReader::new(self.child.stdout.take().unwrap()).lines();
+        let text = format!("\"type\":\"{kind}\"");
+        let is_found = lines.any(|line| line.unwrap().contains(&text));
+        assert!(is_found, "the shim ended without the event `{kind}`");
     }
 
     /// Waits until the shim ends, and checks the shape of its events.

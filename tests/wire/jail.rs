@@ -4,7 +4,6 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::{BufRead, BufReader};
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -27,13 +26,13 @@ fn start_with_secrets(layer: Option<&str>) -> RunningShim {
     layer.map(|layer| command.env("A3S_BOX_FAKE_LAYER", layer));
     let script = ["connect", "hello", "started=7", "hang"];
     let mut running = start_with(command, &script, |config| {
+        // A shared root has a mount in the box directory, in addition to everything else.
+        config["root"] = json!({"kind": "shared"});
         if layer.is_some() {
             config["confinement"] = json!({"level": "best_effort"});
         }
     });
-    let mut events = BufReader::new(running.child.stdout.take().unwrap()).lines();
-    let has_started = events.any(|event| event.unwrap().contains("guest.started"));
-    assert!(has_started, "the shim ended before its guest started");
+    running.wait_for("guest.started");
     running
 }
 

@@ -9,7 +9,8 @@
 //! | `health` | health checks, readiness, states and metrics |
 //! | `readers` | standard output and the console with a slow reader, a full disk or no reader |
 //! | `network` | the gate and passt: their jail, their end, and what the shim reports about them |
-//! | `disk` | the size limit of a box's disk, and that the shim removes the disk |
+//! | `root` | the kind of a root, the disks of a block root, and the rights of its shim |
+//! | `disk` | the size limit of the disk of a shared root, and that the shim removes the disk |
 //! | `identity` | that other users cannot reach an image, and that a share stays one directory |
 //! | `stops` | the steps of a stop, and the death of the parent |
 //! | `resolved` | the event about an image before its layers are unpacked |
@@ -43,6 +44,7 @@ mod journal;
 mod network;
 mod readers;
 mod resolved;
+mod root;
 mod service;
 mod stops;
 mod upkeep;

@@ -85,6 +85,30 @@ fn prepare(config: &Value, sub_ids: SubIds) -> Output {
     child.wait_with_output().unwrap()
 }
 
+/// Returns the config of a box with a shared root.
+fn shared(directory: &Path, script: &[&str]) -> Value {
+    let mut config = config(directory, script);
+    config["root"] = json!({"kind": "shared"});
+    config
+}
+
+#[test]
+fn user_without_sub_ids_can_use_any_image_with_a_block_root() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut config = config(directory.path(), &["connect", "hello", "started=7", "hang"]);
+    let script = "echo 1 >own && echo 1 >far && chown 70000:43 far && chmod 4755 far";
+    config["image"] = image(directory.path(), script);
+    give_to_user(directory.path());
+    for hits in [0, 1] {
+        let output = prepare(&config, SubIds::None);
+        assert_eq!(output.status.code(), Some(0), "the shim ended with {output:?}");
+        let events = events(&output);
+        let ready = events.iter().find(|event| event["type"] == "rootfs.ready").unwrap();
+        assert_eq!((&ready["root"], &ready["cache_hits"]), (&json!("erofs"), &json!(hits)));
+        assert!(!directory.path().join("s/golden").exists());
+    }
+}
+
 fn events(output: &Output) -> Vec<Value> {
     parse(std::str::from_utf8(&output.stdout).unwrap())
 }
@@ -101,7 +125,7 @@ fn cached(directory: &Path, name: &str) -> Option<fs::Metadata> {
 #[test]
 fn user_with_sub_ids_can_use_an_image_with_several_owners() {
     let directory = tempfile::tempdir().unwrap();
-    let mut config = config(directory.path(), &["hang"]);
+    let mut config = shared(directory.path(), &["hang"]);
     let script = "echo lower >of-the-image && echo 1 >own && echo 1 >other && chown 42:43 other && mkfifo pipe && chown 1:1 pipe \
          && mkdir hidden && echo 1 >hidden/old && echo 1 >gone && chmod 4755 other";
     config["image"] = image(directory.path(), script);
@@ -140,9 +164,9 @@ fn user_with_sub_ids_can_use_an_image_with_several_owners() {
 }
 
 #[test]
-fn user_without_sub_ids_can_use_only_an_image_with_one_owner() {
+fn user_without_sub_ids_can_share_only_an_image_with_one_owner() {
     let directory = tempfile::tempdir().unwrap();
-    let mut config = config(directory.path(), &["never", "played"]);
+    let mut config = shared(directory.path(), &["never", "played"]);
     config["image"] = image(directory.path(), "mkdir d && echo 1 >d/own");
     give_to_user(directory.path());
     let output = prepare(&config, SubIds::None);
@@ -176,7 +200,7 @@ fn user_without_sub_ids_can_use_only_an_image_with_one_owner() {
 #[test]
 fn error_about_an_owner_without_a_sub_id_names_the_mapped_ranges() {
     let directory = tempfile::tempdir().unwrap();
-    let mut config = config(directory.path(), &["never", "played"]);
+    let mut config = shared(directory.path(), &["never", "played"]);
     config["image"] = image(directory.path(), "echo 1 >far && chown 70000:1 far");
     give_to_user(directory.path());
     let output = prepare(&config, SubIds::Given);
@@ -190,9 +214,9 @@ fn error_about_an_owner_without_a_sub_id_names_the_mapped_ranges() {
 }
 
 #[test]
-fn user_can_have_a_disk_in_memory_but_no_image_file() {
+fn user_can_share_a_root_with_a_disk_in_memory_but_no_image_file() {
     let directory = tempfile::tempdir().unwrap();
-    let mut config = config(directory.path(), &["never", "played"]);
+    let mut config = shared(directory.path(), &["never", "played"]);
     config["image"] = image(directory.path(), "echo 1 >own");
     give_to_user(directory.path());
     config["resources"] = json!({"disk": "memory", "disk_mib": 16});

@@ -144,6 +144,8 @@ fn fields(kind: &str) -> Fields {
             ("layers", Number),
             ("cache_hits", Number),
             ("unpacked_bytes", Number),
+            ("kind", Text),
+            ("kind_reason", Text),
             ("root", Text),
             ("upper", Text),
             ("disk_mib?", Number),

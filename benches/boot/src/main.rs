@@ -20,6 +20,9 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 /// `O_NONBLOCK` on Linux: `open(2)` of a FIFO for reading returns before there is a writer.
 const NONBLOCK: i32 = 0o4000;
 
+/// Memory of the bare VM, which is the default of the shim.
+const MEMORY_MIB: &str = "512";
+
 /// A run that takes longer has failed.
 const TIMEOUT: Duration = Duration::from_secs(40);
 
@@ -91,7 +94,7 @@ fn time_shim(shim: &str, config: &str, fifo: &str) -> Result<f64> {
 fn time_bare(bare: &str, root: &str, program: &str) -> Result<f64> {
     let start = Instant::now();
     let mut child = Command::new(bare)
-        .args([root, program])
+        .args([MEMORY_MIB, root, program])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())

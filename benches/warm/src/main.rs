@@ -1,10 +1,11 @@
 //! Measures starts whose layers are all in the cache. Prints one row of a table for each image.
 //!
 //! ```text
-//! warm RUNS SHIM FAKE_GUEST DIRECTORY
+//! warm RUNS KIND SHIM FAKE_GUEST DIRECTORY
 //! ```
 //!
-//! The first start of each image fills the cache. Its time is not counted.
+//! KIND is the `root.kind` of all starts. The first start of each image fills the cache. Its time is
+//! not counted.
 
 mod image;
 
@@ -28,6 +29,7 @@ const SETTLE_TIME: Duration = Duration::from_millis(300);
 
 /// The parameters of all starts of one image.
 struct Bench<'a> {
+    kind: &'a str,
     shim: &'a str,
     fake_guest: &'a str,
     directory: PathBuf,
@@ -48,8 +50,8 @@ struct Mounted {
 
 fn main() -> Result<()> {
     let words: Vec<String> = std::env::args().skip(1).collect();
-    let [runs, shim, fake_guest, directory] = &words[..] else {
-        return Err("usage: warm RUNS SHIM FAKE_GUEST DIRECTORY".into());
+    let [runs, kind, shim, fake_guest, directory] = &words[..] else {
+        return Err("usage: warm RUNS KIND SHIM FAKE_GUEST DIRECTORY".into());
     };
     println!(
         "| layers | files | config to mounted | spawn to mounted | spawn to exit | by the shim | memory warm | memory cold | disk |"
@@ -59,7 +61,7 @@ fn main() -> Result<()> {
         for layers in LAYERS {
             let directory = Path::new(directory).join(format!("{layers}-{bytes}"));
             let files = image::write(&directory.join("layout"), layers, bytes)?;
-            let bench = Bench { shim, fake_guest, directory: directory.clone() };
+            let bench = Bench { kind, shim, fake_guest, directory: directory.clone() };
             let row = bench.row(runs.parse()?).unwrap_or_else(|error| error.to_string());
             println!("| {layers} | {files}, {} MB | {row} |", bytes / 1_000_000);
             fs::remove_dir_all(directory)?;
@@ -114,6 +116,7 @@ impl Bench<'_> {
         let config = json!({
             "id": id,
             "image": {"layout": self.directory.join("layout")},
+            "root": {"kind": self.kind},
             "process": {"entrypoint": ["hang"]},
             "paths": {
                 "state_dir": self.directory.join("s"), "cache_dir": self.directory.join("c"),

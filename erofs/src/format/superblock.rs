@@ -45,6 +45,8 @@ pub(crate) struct Superblock {
     pub(crate) devices: u16,
     /// The place of the device table in slots (`devt_slotoff`).
     pub(crate) device_slot: u16,
+    /// The identity of the file system (`uuid`).
+    pub(crate) uuid: [u8; 16],
 }
 
 /// The reason why this crate cannot read an image with a superblock.
@@ -78,7 +80,7 @@ impl Superblock {
         let mut bytes = [0; SUPERBLOCK_BYTES];
         let mut set = |at: usize, field: &[u8]| bytes[at..at + field.len()].copy_from_slice(field);
         // `seal` sets the checksum at 4, because it depends on the rest of the block. Fields that
-        // are not set stay zero. One is the UUID, so that equal trees have equal images.
+        // are not set stay zero.
         set(0, &MAGIC.to_le_bytes());
         set(8, &(COMPAT_CHECKSUM | COMPAT_MTIME).to_le_bytes());
         set(12, &[BLOCK_BITS]);
@@ -89,6 +91,7 @@ impl Superblock {
         set(36, &self.blocks.to_le_bytes());
         set(40, &self.inode_block.to_le_bytes());
         set(44, &self.xattr_block.to_le_bytes());
+        set(48, &self.uuid);
         set(80, &(INCOMPAT_CHUNKED_FILE | table).to_le_bytes());
         set(86, &self.devices.to_le_bytes());
         set(88, &self.device_slot.to_le_bytes());
@@ -130,6 +133,7 @@ impl Superblock {
             xattr_block: u32::from_le_bytes(field(bytes, 44)),
             devices: if has_table { u16::from_le_bytes(field(bytes, 86)) } else { 0 },
             device_slot: u16::from_le_bytes(field(bytes, 88)),
+            uuid: field(bytes, 48),
         })
     }
 }

@@ -53,7 +53,7 @@ fn image() -> Vec<u8> {
 
 fn image_of(tree: &Tree, devices: &[Device]) -> Vec<u8> {
     let mut image = Vec::new();
-    write(tree, devices, &mut image).unwrap();
+    write(tree, devices, [7; 16], &mut image).unwrap();
     image
 }
 

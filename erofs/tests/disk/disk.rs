@@ -20,6 +20,9 @@ pub(crate) fn block_content(device: u16, block: u32) -> Vec<u8> {
     word.repeat(512)
 }
 
+/// The UUID of each disk.
+pub(crate) const UUID: [u8; 16] = *b"a UUID of a disk";
+
 /// A disk in a temporary directory.
 pub(crate) struct Disk {
     directory: TempDir,
@@ -32,7 +35,7 @@ impl Disk {
     pub(crate) fn new(tree: &Tree, devices: &[Device]) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let mut file = BufWriter::new(File::create(directory.path().join("disk")).unwrap());
-        let summary = write(tree, devices, &mut file).unwrap();
+        let summary = write(tree, devices, UUID, &mut file).unwrap();
         assert_eq!(file.stream_position().unwrap(), summary.metadata_bytes);
         let mut start = summary.metadata_bytes;
         for (device, Device { blocks }) in (1..).zip(devices) {

@@ -2,12 +2,13 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
+use std::process::Command;
 
 use a3s_box_erofs::{Content, DataRange, Device, FileData, InodeId, Metadata, Tree};
 use proptest::prelude::*;
 
 use crate::compare::assert_same;
-use crate::disk::Disk;
+use crate::disk::{Disk, UUID};
 use crate::fsck;
 use crate::random::{DEVICES, trees};
 
@@ -50,6 +51,17 @@ fn assert_correct(tree: &Tree, devices: &[Device]) {
 #[test]
 fn an_empty_tree_mounts() {
     assert_correct(&tree(), &[]);
+}
+
+#[test]
+fn the_kernel_identifies_the_file_system_by_its_uuid() {
+    let disk = Disk::new(&tree(), &[]);
+    let mounted = disk.mount();
+    let id = Command::new("stat").args(["-f", "-c", "%i"]).arg(mounted.root()).output().unwrap();
+    // The id of a file system is its UUID, folded into 64 bits (`uuid_to_fsid` of Linux).
+    let half = |at: usize| u64::from_le_bytes(UUID[at..at + 8].try_into().unwrap());
+    let folded = (half(0) ^ half(8)).rotate_left(32);
+    assert_eq!(String::from_utf8(id.stdout).unwrap().trim(), format!("{folded:x}"));
 }
 
 #[test]

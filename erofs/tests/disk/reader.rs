@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use a3s_box_erofs::{ContentRef, DataRange, Image, InodeId, Metadata, Tree};
 use proptest::prelude::*;
 
-use crate::disk::Disk;
+use crate::disk::{Disk, UUID};
 use crate::random::{DEVICES, trees};
 
 /// An inode as its path shows it.
@@ -66,6 +66,7 @@ proptest! {
         let image = disk.image();
         let opened = Image::open(&image[..]).unwrap();
         prop_assert_eq!(opened.devices(), &DEVICES);
+        prop_assert_eq!(opened.uuid(), UUID);
         prop_assert_eq!(opened.metadata_bytes(), disk.summary.metadata_bytes);
         let read = opened.tree().unwrap();
         prop_assert_eq!(paths(&read), paths(&tree));

@@ -7,6 +7,7 @@ use std::sync::{Mutex, PoisonError};
 pub(super) struct RecordedDisk {
     pub(super) id: String,
     pub(super) path: String,
+    pub(super) format: u32,
     pub(super) read_only: bool,
 }
 

@@ -1,7 +1,6 @@
 //! The error of a block root.
 
 use a3s_box_erofs::{TreeError, WriteError};
-use a3s_box_sys::HostError;
 
 use super::index::IndexError;
 use super::root_tree::ApplyError;
@@ -13,10 +12,7 @@ use crate::unpack::path::EntryPath;
 /// An image of which no block root can be made.
 #[derive(Debug, thiserror::Error)]
 pub enum BlockError {
-    /// A system call on the directory of the block root failed.
-    #[error(transparent)]
-    Host(#[from] HostError),
-    /// The layer cannot be read, or cannot be applied to the layers below it.
+    /// The layer cannot be applied to the layers below it.
     #[error("cannot use layer `{layer}`")]
     Layer {
         /// Digest of the layer's blob.
@@ -61,12 +57,6 @@ pub enum BlockError {
     TooManyLayers {
         /// The limit.
         limit: u16,
-    },
-    /// The progress function returned [`ControlFlow::Break`](std::ops::ControlFlow::Break).
-    #[error("reading of layer `{layer}` was cancelled")]
-    Cancelled {
-        /// Digest of the layer's blob.
-        layer: Digest,
     },
 }
 

@@ -16,12 +16,13 @@
 
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::FileExt;
 
 use a3s_box_erofs::{BLOCK_BYTES, Metadata};
 use a3s_box_sys::HostError;
 
 use super::body::{Body, Output};
-use super::index::{self, BlockRange, Change, IndexError, IndexFacts, IndexReader};
+use super::index::{self, BlockRange, Change, IndexError, IndexFacts, IndexReader, Record};
 use super::spool::{MakeFile, Spool};
 use super::trailer::{TRAILER_BYTES, Trailer};
 use crate::host::text::shown_name;
@@ -289,14 +290,13 @@ impl LayerFile {
     /// # Errors
     ///
     /// When the file cannot be read, or is not a whole layer file.
-    pub(crate) fn open(mut file: File) -> Result<Self, IndexError> {
-        let file_bytes = file.seek(SeekFrom::End(0)).map_err(IndexError::Read)?;
+    pub(crate) fn open(file: File) -> Result<Self, IndexError> {
+        let file_bytes = file.metadata().map_err(IndexError::Read)?.len();
         let Some(start) = file_bytes.checked_sub(TRAILER_BYTES as u64) else {
             return Err(IndexError::Trailer { field: "size" });
         };
         let mut bytes = [0; TRAILER_BYTES];
-        file.seek(SeekFrom::Start(start)).map_err(IndexError::Read)?;
-        file.read_exact(&mut bytes).map_err(IndexError::Read)?;
+        file.read_exact_at(&mut bytes, start).map_err(IndexError::Read)?;
         Ok(Self { trailer: Trailer::decode(&bytes, file_bytes)?, file })
     }
 
@@ -305,16 +305,61 @@ impl LayerFile {
         self.trailer.index.data_blocks
     }
 
+    /// Returns the size of the data at the beginning of the file.
+    pub(crate) fn data_bytes(&self) -> u64 {
+        u64::from(self.data_blocks()) * BLOCK_BYTES
+    }
+
+    pub(crate) fn file(&self) -> &File {
+        &self.file
+    }
+
+    pub(crate) fn into_file(self) -> File {
+        self.file
+    }
+
+    /// Returns the part of the file at `offset`: the name of the entry whose data are there, and the
+    /// kind of the part. Other parts belong to no entry.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be read, or its index is damaged.
+    pub(crate) fn part_at(&self, offset: u64) -> Result<(Vec<u8>, &'static str), IndexError> {
+        let data_bytes = self.data_bytes();
+        if offset >= data_bytes {
+            let is_index = offset - data_bytes < self.trailer.index.bytes;
+            return Ok((Vec::new(), if is_index { "index" } else { "trailer" }));
+        }
+        let mut index = self.index()?;
+        while let Some(Record { path, change }) = index.next_record()? {
+            let Change::File { ranges, .. } = change else { continue };
+            let has = |range: &BlockRange| {
+                let start = u64::from(range.block);
+                (start..start + u64::from(range.blocks)).contains(&(offset / BLOCK_BYTES))
+            };
+            if ranges.iter().any(has) {
+                return Ok((path.as_bytes().to_vec(), "content"));
+            }
+        }
+        Ok((Vec::new(), "content"))
+    }
+
     /// Returns the counts of the layer. Whether its root is opaque is in the index only.
     pub(crate) fn facts(&self) -> LayerFacts {
         self.trailer.facts
     }
 
+    /// Reads the whole index, which verifies its checksum.
+    pub(crate) fn check_index(&self) -> Result<(), IndexError> {
+        let mut index = self.index()?;
+        while index.next_record()?.is_some() {}
+        Ok(())
+    }
+
     /// Starts to read the index at its beginning.
     pub(crate) fn index(&self) -> Result<IndexReader<impl Read>, IndexError> {
         let mut file = &self.file;
-        let start = u64::from(self.data_blocks()) * BLOCK_BYTES;
-        file.seek(SeekFrom::Start(start)).map_err(IndexError::Read)?;
+        file.seek(SeekFrom::Start(self.data_bytes())).map_err(IndexError::Read)?;
         Ok(IndexReader::new(BufReader::with_capacity(READ_BYTES, file), self.trailer.index))
     }
 }

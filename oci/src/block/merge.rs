@@ -26,14 +26,14 @@ use crate::unpack::path::EntryPath;
 
 /// The tree of an image, while its layers are applied.
 #[derive(Debug)]
-pub(super) struct Merge {
+pub(crate) struct Merge {
     tree: RootTree,
     limits: TreeLimits,
 }
 
 impl Merge {
     /// Starts with an empty root directory.
-    pub(super) fn new(limits: TreeLimits) -> Result<Self, BlockError> {
+    pub(crate) fn new(limits: TreeLimits) -> Result<Self, BlockError> {
         let tree = RootTree::new(limits.clone()).map_err(BlockError::Root)?;
         Ok(Self { tree, limits })
     }
@@ -42,7 +42,7 @@ impl Merge {
         self.tree.into_tree()
     }
 
-    /// Applies a layer, and returns whether it hides all layers below it.
+    /// Applies a layer.
     ///
     /// `device` is the number of its data among the devices of the image. `layer` is used in errors
     /// only.
@@ -51,12 +51,12 @@ impl Merge {
     ///
     /// When the file is damaged, when an entry cannot be applied to the layers below, or when a
     /// limit is exceeded.
-    pub(super) fn apply(
+    pub(crate) fn apply(
         &mut self,
         file: &LayerFile,
         device: u16,
         layer: Digest,
-    ) -> Result<bool, BlockError> {
+    ) -> Result<(), BlockError> {
         let damaged = |source| BlockError::Index { layer, source };
         let failed = |path: &EntryPath, error| apply_error(layer, path, error);
         let whiteouts = read_whiteouts(file).map_err(damaged)?;
@@ -85,7 +85,7 @@ impl Merge {
         for (path, target) in late {
             link_late(&mut self.tree, &path, &target).map_err(|error| failed(&path, error))?;
         }
-        Ok(whiteouts.hides_all())
+        Ok(())
     }
 }
 

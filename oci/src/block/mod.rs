@@ -12,7 +12,7 @@
 //! Each module uses only modules that stand below it:
 //!
 //! ```text
-//! image       makes the layer files and the metadata image in a directory
+//! image       the metadata image of an image's layers, and the devices behind it
 //! merge       applies layers to one tree, in order
 //! whiteouts   selects the whiteouts of a layer that have an effect, and applies them
 //! alone       the result of a layer on an empty tree
@@ -34,8 +34,8 @@ mod entries;
 pub(crate) mod error;
 pub(crate) mod image;
 pub(crate) mod index;
-mod layer_file;
-mod merge;
+pub(crate) mod layer_file;
+pub(crate) mod merge;
 pub(crate) mod root_tree;
 mod spool;
 mod trailer;

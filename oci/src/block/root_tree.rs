@@ -19,7 +19,8 @@ const INODE_BYTES: u64 = 96;
 /// known while the layers are applied: a hard link to a device is one more name of it.
 pub(super) const DEVICE: Content = Content::CharDevice { major: 0, minor: 0 };
 
-/// Limits on the memory for the tree of an image.
+/// Limits on the memory and the time for the tree of an image, to which its layers are applied. A
+/// block root that exceeds a limit is refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TreeLimits {
     /// Number of inodes, including those that a later entry removes.

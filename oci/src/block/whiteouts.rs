@@ -44,11 +44,6 @@ impl Whiteouts {
         self.hidden.is_empty() && self.opaque.is_empty()
     }
 
-    /// Returns whether the root is opaque.
-    pub(super) fn hides_all(&self) -> bool {
-        self.opaque.contains(&[][..])
-    }
-
     /// Returns the bytes of memory that the paths take.
     pub(super) fn bytes(&self) -> u64 {
         self.bytes

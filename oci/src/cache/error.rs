@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use a3s_box_sys::HostError;
 
+use crate::block::error::BlockError;
 use crate::host::private_dir::StoreError;
 use crate::image::digest::Digest;
 use crate::unpack::error::LayerError;
@@ -35,6 +36,9 @@ pub enum CacheError {
         /// The host's reason.
         source: io::Error,
     },
+    /// No block root can be made of the layers, although each of them is valid.
+    #[error("cannot make the block root of the image")]
+    Block(#[source] BlockError),
     /// The layer cannot be unpacked.
     #[error("cannot unpack layer `{layer}`")]
     Layer {

@@ -9,8 +9,9 @@
 //! end                     without this line, the list was not written completely
 //! ```
 //!
-//! A list is named by the `ChainID` of the image's topmost layer. It is only a hint: a reader
-//! checks that each layer is ready, and composes the stack again if one is not.
+//! The list of a block root has its metadata image, and then the layer files that are its devices,
+//! in order. A list is named by the `ChainID` of the image's topmost layer. It is only a hint: a
+//! reader checks that everything in it is ready, and composes the root again if something is not.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -52,7 +53,7 @@ impl StackList {
         let lines = text.strip_suffix("\nend\n")?.split('\n');
         let names: Vec<String> = lines.filter(|name| !name.is_empty()).map(str::to_owned).collect();
         // Each name becomes a path component below `ready`, so it must not contain a slash.
-        names.iter().all(|name| name::is_layer(name)).then_some(Self { names })
+        names.iter().all(|name| name::is_known(name)).then_some(Self { names })
     }
 
     fn to_text(&self) -> String {

@@ -1,26 +1,33 @@
-//! The layer cache: each layer is unpacked once, for all boxes, and named by its content.
+//! The layer cache: each layer is read once, for all boxes, and named by its content. A layer has
+//! two forms, a tree and a layer file, which the cache treats alike.
 //!
 //! ```text
 //! <dir>/                       mode 0700, because trees hold setuid files; see `host/private_dir`
 //! └── layers-v3[-user-<map>]/  one directory for each format and, by its id maps, each user
 //!     │                        namespace; mode 0700, like all directories in it
-//!     ├── ready/<name>/        a verified layer; no file of it is written again
-//!     │   ├── tree/            the lower directory of overlayfs, with whiteouts in its form
-//!     │   ├── facts.json, seams   see `record`
-//!     │   ├── boot             symbolic link to the id of the boot that wrote the layer
-//!     │   └── synced           empty file, made when all of the layer is on the disk
-//!     ├── stacks/<chain>       the layers that make the root of an image; see `list`
-//!     ├── staging/<name>/      a layer that the holder of the exclusive lock is writing
-//!     └── locks/<name>         flock(2): exclusive to write or remove the layer, shared to use
+//!     ├── ready/<name>/        verified content in one of three forms; no file of it is written again
+//!     │   ├── tree/            a tree: the lower directory of overlayfs, with whiteouts in its form
+//!     │   ├── facts.json, seams    what a tree needs besides; see `record`
+//!     │   ├── layer            a layer file; see `block`
+//!     │   ├── root.erofs       a metadata image; see `block`
+//!     │   ├── boot             symbolic link to the id of the boot that wrote the content
+//!     │   └── synced           empty file, made when all of the content is on the disk
+//!     ├── stacks/<list>        the content that makes the root of an image; see `list`
+//!     ├── staging/<name>/      content that the holder of the exclusive lock is writing
+//!     └── locks/<name>         flock(2): exclusive to write or remove the content, shared to use
 //!                              it; the modification time is the time of the last use
 //!
-//! names:  sha256-<hex>         a layer that was unpacked alone, by its DiffID
+//! trees:  sha256-<hex>         a layer that was unpacked alone, by its DiffID
 //!         on-sha256-<hex>      a layer that was unpacked on top of those below it, by its ChainID
 //!         meta-sha256-<hex>    directories with the metadata of lower layers, by the ChainID
+//! files:  file-sha256-<hex>    a layer file, by the DiffID of the layer
+//!         root-sha256-<hex>    the metadata image of the layers with this ChainID
+//! lists:  sha256-<hex>         the trees of a stack, by the ChainID
+//!         root-sha256-<hex>    the metadata image of a block root and its devices, by the ChainID
 //! ```
 //!
-//! This module contains no stacks of layers. `stack` decides which layers an image needs and makes
-//! them by a [`Recipe`](publish::Recipe).
+//! This module contains no stacks and no block roots. `stack` decides which content an image needs
+//! and makes it by a [`Recipe`](publish::Recipe).
 //!
 //! # State after a crash
 //!
@@ -33,6 +40,7 @@
 //! `syncfs(2)`, which runs after the box has started, because it can take seconds. Any other layer
 //! is unpacked again.
 
+pub(crate) mod content;
 pub(crate) mod error;
 pub(crate) mod layer_cache;
 pub(crate) mod list;
@@ -42,3 +50,4 @@ pub(crate) mod name;
 pub(crate) mod publish;
 pub(crate) mod record;
 pub(crate) mod retention;
+pub(crate) mod staged;

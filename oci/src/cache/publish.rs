@@ -1,64 +1,74 @@
-//! Making layers: each is written in `staging` under the exclusive lock, and published by one
+//! Making content: it is written in `staging` under the exclusive lock, and published by one
 //! rename.
 
-use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::thread;
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::fcntl::{openat, renameat};
-use nix::sys::stat::{Mode, mkdirat};
-use nix::unistd::symlinkat;
+use nix::fcntl::renameat;
 
+use super::content::Content;
 use super::error::CacheError;
 use super::layer_cache::{LayerCache, names};
-use super::lookup::{CachedLayer, LayerState};
-use super::name::{BOOT, TREE};
-use super::record::Record;
-use crate::host::directory::OPEN_DIR;
+use super::lookup::{Cached, LayerState};
+use super::staged::Staged;
 use crate::host::remove::remove_tree;
 
 /// Time between two attempts to take a lock that another process holds. It is short compared with
 /// the time to unpack a layer, and long compared with the time of an attempt.
 const LOCK_RETRY: Duration = Duration::from_millis(10);
 
-/// A way to make a layer.
+/// A way to make content of the cache.
 pub(crate) trait Recipe {
-    /// Returns the name of the layer in the cache.
+    /// The form of the content.
+    type Content: Content;
+
+    /// Returns the name of the content in the cache.
     fn name(&self) -> String;
 
-    /// Makes the layer in `directory`. `tree` is the empty directory [`TREE`] in it.
-    fn make(&mut self, directory: &OwnedFd, tree: OwnedFd) -> Result<Record, CacheError>;
+    /// Makes the content in a directory.
+    fn make(&mut self, staged: &Staged<'_>) -> Result<(), CacheError>;
 
-    /// Reports that another process is making the layer. The cache calls this every few
+    /// Returns whether content of this name, which is correct in itself, is what this recipe makes.
+    /// Other content is damaged.
+    fn accepts(&self, _content: &Self::Content) -> bool {
+        true
+    }
+
+    /// Reports that another process is making the content. The cache calls this every few
     /// milliseconds, and an error ends the wait.
     fn wait(&mut self) -> Result<(), CacheError>;
 }
 
 impl LayerCache {
-    /// Returns the layer that `recipe` makes, and makes it first if it is not in the cache.
+    /// Returns the content that `recipe` makes, and makes it first if it is not in the cache.
     ///
-    /// If another process is making the same layer, this waits for that process, and makes the
-    /// layer itself if the other process fails.
-    pub(crate) fn get_or_make(&self, recipe: &mut dyn Recipe) -> Result<CachedLayer, CacheError> {
+    /// If another process is making the same content, this waits for that process, and makes the
+    /// content itself if the other process fails.
+    pub(crate) fn get_or_make<R: Recipe>(
+        &self,
+        recipe: &mut R,
+    ) -> Result<Cached<R::Content>, CacheError> {
         let name = recipe.name();
         let mut hit = true;
         loop {
-            if let Some(cached) = self.get(&name)? {
-                return Ok(CachedLayer { hit, ..cached });
+            if let Some(cached) = self.get(&name)?
+                && recipe.accepts(&cached.content)
+            {
+                return Ok(Cached { hit, ..cached });
             }
             match self.try_lock(&name)? {
                 Some(lock) => {
-                    // Another process may have published the layer before the lock was taken.
-                    if !self.is_usable(&name)? {
+                    // Another process may have published it before the lock was taken.
+                    if !self.is_usable(recipe, &name)? {
                         self.make(recipe, &name)?;
                         hit = false;
                     }
                     drop(lock);
                 }
-                // Waiting would never end: no process can replace the layer while boxes use it.
-                None if self.is_damaged_in_use(&name)? => {
+                // Waiting would never end: no process can replace the content while boxes use it.
+                None if self.is_damaged_in_use(recipe, &name)? => {
                     return Err(CacheError::Damaged { path: self.layer_path(&name) });
                 }
                 None => self.wait_for(recipe)?,
@@ -66,15 +76,15 @@ impl LayerCache {
         }
     }
 
-    /// Waits a moment for the process that is making the layer of `recipe`.
-    pub(crate) fn wait_for(&self, recipe: &mut dyn Recipe) -> Result<(), CacheError> {
+    /// Waits a moment for the process that is making the content of `recipe`.
+    pub(crate) fn wait_for(&self, recipe: &mut impl Recipe) -> Result<(), CacheError> {
         recipe.wait()?;
         thread::sleep(LOCK_RETRY);
         Ok(())
     }
 
-    /// Makes and publishes a layer. The caller holds the exclusive lock of `name`.
-    fn make(&self, recipe: &mut dyn Recipe, name: &str) -> Result<(), CacheError> {
+    /// Makes and publishes content. The caller holds the exclusive lock of `name`.
+    fn make(&self, recipe: &mut impl Recipe, name: &str) -> Result<(), CacheError> {
         self.sweep()?;
         // The layer is missing or unusable. An unusable one must be removed, because a directory
         // that is not empty would make the rename fail.
@@ -90,24 +100,11 @@ impl LayerCache {
         published
     }
 
-    /// Makes the layer of `recipe` in the staging directory `name`, which must not exist.
-    pub(crate) fn stage(&self, recipe: &mut dyn Recipe, name: &str) -> Result<(), CacheError> {
-        let directory = format!("staging/{name}");
-        let make = || {
-            mkdirat(&self.staging, name, Mode::S_IRWXU)?;
-            let directory = openat(&self.staging, name, OPEN_DIR, Mode::empty())?;
-            mkdirat(&directory, TREE, Mode::S_IRWXU)?;
-            let root = openat(&directory, TREE, OPEN_DIR, Mode::empty())?;
-            Ok((directory, root))
-        };
-        let (staged, tree) =
-            make().map_err(|errno: Errno| self.error("make", &directory)(errno))?;
-        let record = recipe.make(&staged, tree)?;
-        let write = || -> io::Result<()> {
-            record.write(&staged)?;
-            Ok(symlinkat(self.boot.as_os_str(), &staged, BOOT)?)
-        };
-        write().map_err(self.error("write the record of", &directory))
+    /// Makes the content of `recipe` in the staging directory `name`, which must not exist.
+    pub(crate) fn stage(&self, recipe: &mut impl Recipe, name: &str) -> Result<(), CacheError> {
+        let staged = Staged::new(self, name)?;
+        recipe.make(&staged)?;
+        staged.mark()
     }
 
     /// Publishes the staging directory `staged` as the layer `name`, whose exclusive lock the
@@ -131,11 +128,10 @@ impl LayerCache {
         }
     }
 
-    /// Removes a layer, unless another process uses it.
-    pub(crate) fn forget(&self, layer: CachedLayer) -> Result<(), CacheError> {
-        drop(layer.lease);
-        match self.try_lock(&layer.name)? {
-            Some(_lock) => self.discard(&layer.name).map(drop),
+    /// Removes a layer that this process does not use, unless another process uses it.
+    pub(crate) fn forget(&self, name: &str) -> Result<(), CacheError> {
+        match self.try_lock(name)? {
+            Some(_lock) => self.discard(name).map(drop),
             None => Ok(()),
         }
     }
@@ -158,11 +154,17 @@ impl LayerCache {
         Ok(())
     }
 
-    /// Returns whether boxes use the layer `name` although it is damaged, so that no process is
+    /// Returns whether the content `name` is ready, correct, and what `recipe` makes.
+    fn is_usable<R: Recipe>(&self, recipe: &R, name: &str) -> Result<bool, CacheError> {
+        let is_correct = |content: R::Content| recipe.accepts(&content);
+        Ok(self.is_ready(name)? && self.open_content(name)?.is_some_and(is_correct))
+    }
+
+    /// Returns whether boxes use the content `name` although it is damaged, so that no process is
     /// making it and none can.
-    fn is_damaged_in_use(&self, name: &str) -> Result<bool, CacheError> {
+    fn is_damaged_in_use<R: Recipe>(&self, recipe: &R, name: &str) -> Result<bool, CacheError> {
         let Some(lease) = self.try_lock_shared(name)? else { return Ok(false) };
-        Ok(!self.is_usable(name)?
+        Ok(!self.is_usable(recipe, name)?
             && self.state_of(name)? != LayerState::Missing
             && lease.is_shared())
     }

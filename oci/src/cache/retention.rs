@@ -1,8 +1,9 @@
 //! Retention: removal of the layers that were not used for a long time, or that take too much
 //! space.
 //!
-//! Each directory in `ready` counts on its own. Its size is the size of its regular files and one
-//! block for each entry. Its last use is the last time at which a shared lock was taken for a box.
+//! Each directory in `ready` counts on its own. The size of a tree is the size of its regular files
+//! and one block for each entry. The size of a layer file or a metadata image is that of its blocks
+//! on the disk. The last use is the last time at which a shared lock was taken for a box.
 //! The least recently used layer is removed first. A layer that a box uses is never removed, even
 //! above the limits, because each use is a shared lock and removal takes the exclusive lock.
 
@@ -13,9 +14,6 @@ use nix::errno::Errno;
 use super::error::CacheError;
 use super::layer_cache::{LayerCache, modified, names};
 use super::lookup::exists;
-
-/// Size of an entry without its content: one block of most file systems.
-const ENTRY_BYTES: u64 = 4096;
 
 /// Limits on the layer cache. Without any limit, only layers that cannot be used are removed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -86,12 +84,9 @@ impl LayerCache {
     fn candidates(&self) -> Result<Vec<Candidate>, CacheError> {
         let names = names(&self.ready).map_err(self.error("list", "ready"))?;
         let candidate = |name: String| {
-            let record = self.record(&name)?;
-            let is_usable = record.is_some() && self.is_ready(&name)?;
-            let facts = record.unwrap_or_default().facts;
-            // Holes take no disk space.
-            let stored_bytes = facts.bytes.saturating_sub(facts.hole_bytes);
-            let bytes = stored_bytes + ENTRY_BYTES.saturating_mul(facts.entries);
+            let stored_bytes = self.stored_bytes(&name)?;
+            let is_usable = stored_bytes.is_some() && self.is_ready(&name)?;
+            let bytes = stored_bytes.unwrap_or_default();
             // A layer without a lock file was never used, so it is the first to go.
             let last_use = modified(&self.locks, &name).unwrap_or(SystemTime::UNIX_EPOCH);
             Ok(Candidate { last_use, name, bytes, is_usable })

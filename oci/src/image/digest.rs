@@ -154,6 +154,11 @@ impl Digest {
         self.to_string().split_off(self.algorithm.name().len() + 1)
     }
 
+    /// Returns the bytes of the digest.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.bytes[..self.algorithm.bytes()]
+    }
+
     fn new(algorithm: Algorithm, from: &[u8]) -> Self {
         let mut bytes = [0; MAX_BYTES];
         bytes.iter_mut().zip(from).for_each(|(byte, from)| *byte = *from);

@@ -24,6 +24,20 @@ pub(crate) enum Method {
     Copy,
 }
 
+/// Copies the first `size_bytes` of `source` to the empty file `target`. Holes stay holes, and the
+/// blocks are shared if the file system supports that.
+///
+/// # Errors
+///
+/// When a system call fails, or when `source` is shorter.
+pub fn copy_contents(
+    source: BorrowedFd<'_>,
+    target: BorrowedFd<'_>,
+    size_bytes: u64,
+) -> io::Result<()> {
+    Contents::default().copy(source, target, size_bytes)
+}
+
 /// Copies contents, and records which system calls the file systems support.
 #[derive(Debug, Default)]
 pub(super) struct Contents {
@@ -44,9 +58,8 @@ impl Contents {
         &mut self,
         source: BorrowedFd<'_>,
         target: BorrowedFd<'_>,
-        size_bytes: i64,
+        size_bytes: u64,
     ) -> io::Result<()> {
-        let size_bytes = u64::try_from(size_bytes).unwrap_or_default();
         if size_bytes == 0 {
             return Ok(());
         }

@@ -201,7 +201,8 @@ impl Entry<'_> {
         let flags =
             OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let target = openat(self.target, self.name, flags, Mode::S_IRUSR | Mode::S_IWUSR)?;
-        contents.copy(source.as_fd(), target.as_fd(), self.found.st_size)?;
+        let size_bytes = u64::try_from(self.found.st_size).unwrap_or_default();
+        contents.copy(source.as_fd(), target.as_fd(), size_bytes)?;
         copy_metadata(&source, &target)
     }
 

@@ -23,6 +23,8 @@ use nix::mount::{MsFlags, mount};
 use nix::sys::stat::Mode;
 use nix::sys::statvfs::{FsFlags, fstatvfs};
 
+pub use self::contents::copy_contents;
+
 use self::contents::Method;
 use self::copy::flatten;
 use crate::host::directory::open_dir;

@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use super::batch::OnLayerProgress;
+use super::batch::{OnLayerProgress, Trees, get_or_make_all};
 use super::members::{Member, Stack};
 use super::overlap::LayerStack;
 use super::recipe::{OnTop, RestoredMetadata, Source, stack_error};
@@ -46,7 +46,7 @@ impl LayerCache {
             return Ok(stack);
         }
         // The leases of these layers move into the stack, so no layer is removed in between.
-        let alone = self.unpack_all(layout, layers, progress)?;
+        let alone = get_or_make_all(&Trees { cache: self, layout }, layers, progress)?;
         let (hits, unpacked_bytes) = costs(&alone);
         let composition = Composition { cache: self, layout, layers, chains, progress };
         let stack = composition.compose(alone)?;
@@ -135,9 +135,10 @@ impl Composition<'_, '_> {
         if let Err(CacheError::Layer { .. }) = unpacked {
             // The cache must keep no part of a refused layer, so its tree from unpacking it alone
             // goes.
-            self.cache.forget(layer)?;
+            drop(layer.lease);
+            self.cache.forget(&layer.name)?;
         }
-        unpacked
+        unpacked.map(|cached| self.cache.layer(cached))
     }
 
     /// Returns the layer that restores the metadata of directories of the lowest `count` layers, if
@@ -153,9 +154,9 @@ impl Composition<'_, '_> {
         if directories.is_empty() {
             return Ok(None);
         }
-        let name = name::metadata(chain);
+        let name = name::restored(chain);
         let mut recipe = RestoredMetadata { name, layer: last, stack, directories };
-        self.cache.get_or_make(&mut recipe).map(Some)
+        self.cache.get_or_make(&mut recipe).map(|cached| Some(self.cache.layer(cached)))
     }
 }
 

@@ -1,4 +1,4 @@
-//! Durability: a stack survives a crash of the machine once it has been written to the disk.
+//! Durability: a stack or a block root survives a crash of the machine once it has been written to the disk.
 
 use std::os::fd::OwnedFd;
 
@@ -7,6 +7,7 @@ use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::Mode;
 use nix::unistd::{UnlinkatFlags, syncfs, unlinkat};
 
+use super::block_root::BlockRoot;
 use super::members::Stack;
 use crate::cache::error::CacheError;
 use crate::cache::layer_cache::LayerCache;
@@ -23,11 +24,23 @@ impl LayerCache {
     ///
     /// Fails if the file system cannot write. The layers are then unpacked again for the next box.
     pub fn sync(&self, stack: &Stack) -> Result<bool, CacheError> {
+        self.sync_names(stack.members.iter().map(|member| member.name.as_str()))
+    }
+
+    /// Does the same for a block root.
+    ///
+    /// # Errors
+    ///
+    /// Fails for the same reasons as [`sync`](Self::sync).
+    pub fn sync_block(&self, root: &BlockRoot) -> Result<bool, CacheError> {
+        self.sync_names(root.members.iter().map(|member| member.name.as_str()))
+    }
+
+    fn sync_names<'n>(&self, names: impl Iterator<Item = &'n str>) -> Result<bool, CacheError> {
         let open = |name: &str| {
             openat(&self.ready, name, OPEN_DIR, Mode::empty())
                 .map_err(|errno: Errno| self.error("open", &format!("ready/{name}"))(errno))
         };
-        let names = stack.members.iter().map(|member| member.name.as_str());
         let mut directories =
             names.map(|name| Ok((name, open(name)?))).collect::<Result<Vec<_>, CacheError>>()?;
         directories.retain(|(_, directory)| !exists(directory, SYNCED));

@@ -1,4 +1,5 @@
-//! Stacks: the layers that make the root of an image, in the order in which overlayfs mounts them.
+//! Stacks and block roots: the content of the cache that makes the root of an image. The layers of a
+//! stack are in the order in which overlayfs mounts them.
 //!
 //! ```text
 //!  batch: each layer alone, several at once ──► overlap: is it right on the layers below it?
@@ -9,21 +10,39 @@
 //!                                           ──► the names are listed: stacks/<chain>
 //! ```
 //!
-//! The result depends on the `DiffID`s of the layers alone. The next box with the same layers
-//! therefore reads the list, locks the layers, and is done.
+//! A block root has a layer file for each layer, and one metadata image for all of them:
 //!
 //! ```text
-//! compose     makes a stack, or finds it by its list
-//! overlap     decides where stacking differs from applying one layer after the other
-//! recipe      the three ways to make a layer in the cache
-//! durability  writes a stack to the disk
-//! verify      compares cached layers with their blobs
+//!  batch: each layer alone, several at once ──► block_recipe: all are merged in order
+//!         file-sha256-…                         root-sha256-…
+//!                                           ──► the names are listed: stacks/root-<chain>
+//! ```
+//!
+//! The result depends on the `DiffID`s of the layers alone. The next box with the same layers
+//! therefore reads the list, locks its content, and is done.
+//!
+//! ```text
+//! verify           compares cached content with its blobs
+//! block_verify     compares layer files and metadata images
+//! tree_difference  compares two trees
+//! durability       writes a stack or a block root to the disk
+//! compose          makes a stack, or finds it by its list
+//! overlap          decides where stacking differs from applying one layer after the other
+//! block_compose    makes a block root, or finds it by its list
+//! block_recipe     the two ways to make a part of a block root
+//! batch            makes the layers of an image, several at once
+//! recipe           the three ways to make a tree
 //! ```
 
 pub(crate) mod batch;
+mod block_compose;
+mod block_recipe;
+pub(crate) mod block_root;
+mod block_verify;
 pub(crate) mod compose;
 mod durability;
 pub(crate) mod members;
 mod overlap;
 mod recipe;
+mod tree_difference;
 pub(crate) mod verify;

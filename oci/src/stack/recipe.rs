@@ -1,5 +1,5 @@
-//! The three ways to make a layer in the cache: alone, on top of the layers below it, and as a set
-//! of directories that get the metadata of lower layers.
+//! The three ways to make a tree in the cache: a layer alone, a layer on top of the layers below it,
+//! and a set of directories that get the metadata of lower layers.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -17,12 +17,14 @@ use crate::cache::lookup::CachedLayer;
 use crate::cache::name;
 use crate::cache::publish::Recipe;
 use crate::cache::record::Record;
+use crate::cache::staged::Staged;
 use crate::host::directory::{OPEN_DIR, open_below, open_dir};
 use crate::host::metadata::{copy_metadata, reset_metadata};
 use crate::host::overlay_mount;
 use crate::host::remove::remove_tree;
 use crate::image::Layer;
 use crate::layout::Layout;
+use crate::layout::blob::Blob;
 use crate::unpack::cross_layer::{Base, CrossLayerDependencies};
 use crate::unpack::error::LayerError;
 use crate::unpack::progress::{OnProgress, Progress};
@@ -49,16 +51,41 @@ impl Source<'_> {
         root: OwnedFd,
         progress: &mut OnProgress<'_>,
     ) -> Result<Record, CacheError> {
-        let Self { cache, layout, layer } = *self;
-        let failed = |source| match source {
-            LayerError::Cancelled => CacheError::Cancelled { layer: layer.digest },
-            source => CacheError::Layer { layer: layer.digest, source },
-        };
-        let blob = layout.open_blob(layer.digest, layer.size_bytes);
-        let blob = blob.map_err(|source| failed(source.into()))?;
+        let Self { cache, layer, .. } = *self;
+        let blob = self.open_blob()?;
         let job = Job { layer, base, overlay_xattrs: cache.overlay_xattrs, limits: &cache.limits };
-        let (facts, dependencies) = unpack(blob, job, root, progress).map_err(failed)?;
+        let unpacked = unpack(blob, job, root, progress);
+        let (facts, dependencies) = unpacked.map_err(|source| self.error(source))?;
         Ok(Record { facts, dependencies })
+    }
+
+    pub(super) fn open_blob(&self) -> Result<Blob, CacheError> {
+        let blob = self.layout.open_blob(self.layer.digest, self.layer.size_bytes);
+        blob.map_err(|source| self.error(source.into()))
+    }
+
+    /// Returns the error of reading the layer.
+    pub(super) fn error(&self, source: LayerError) -> CacheError {
+        match source {
+            LayerError::Cancelled => self.cancelled(),
+            source => CacheError::Layer { layer: self.layer.digest, source },
+        }
+    }
+
+    fn cancelled(&self) -> CacheError {
+        CacheError::Cancelled { layer: self.layer.digest }
+    }
+
+    /// Reports progress, which can cancel the work.
+    pub(super) fn report(
+        &self,
+        progress: &mut OnProgress<'_>,
+        step: Progress,
+    ) -> Result<(), CacheError> {
+        match progress(step) {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => Err(self.cancelled()),
+        }
     }
 }
 
@@ -69,22 +96,20 @@ pub(super) struct Alone<'a> {
 }
 
 impl Recipe for Alone<'_> {
+    type Content = Record;
+
     fn name(&self) -> String {
         name::of_digest(self.source.layer.diff_id)
     }
 
-    fn make(&mut self, _directory: &OwnedFd, tree: OwnedFd) -> Result<Record, CacheError> {
-        let record = self.source.unpack(Base::Empty, tree, self.progress)?;
-        match (self.progress)(Progress::Publishing) {
-            ControlFlow::Continue(()) => Ok(record),
-            ControlFlow::Break(()) => {
-                Err(CacheError::Cancelled { layer: self.source.layer.digest })
-            }
-        }
+    fn make(&mut self, staged: &Staged<'_>) -> Result<(), CacheError> {
+        let record = self.source.unpack(Base::Empty, staged.make_tree()?, self.progress)?;
+        self.source.report(self.progress, Progress::Publishing)?;
+        staged.write_record(&record)
     }
 
     fn wait(&mut self) -> Result<(), CacheError> {
-        report_wait(self.source.layer, self.progress)
+        self.source.report(self.progress, Progress::Waiting)
     }
 }
 
@@ -107,12 +132,15 @@ pub(super) struct OnTop<'a> {
 }
 
 impl Recipe for OnTop<'_> {
+    type Content = Record;
+
     fn name(&self) -> String {
         self.name.clone()
     }
 
-    fn make(&mut self, directory: &OwnedFd, tree: OwnedFd) -> Result<Record, CacheError> {
+    fn make(&mut self, staged: &Staged<'_>) -> Result<(), CacheError> {
         let failed = stack_error(self.source.layer);
+        let (directory, tree) = (staged.directory(), staged.make_tree()?);
         let root = self.mount_parents(directory, &tree).map_err(failed)?;
         let progress = &mut *self.progress;
         let progress: &mut OnProgress<'_> = &mut |_| progress(Progress::OnTop);
@@ -126,11 +154,11 @@ impl Recipe for OnTop<'_> {
         // the names of its devices.
         let skipped = record.dependencies.skipped;
         let dependencies = CrossLayerDependencies { skipped, ..CrossLayerDependencies::default() };
-        Ok(Record { facts: record.facts, dependencies })
+        staged.write_record(&Record { facts: record.facts, dependencies })
     }
 
     fn wait(&mut self) -> Result<(), CacheError> {
-        report_wait(self.source.layer, self.progress)
+        self.source.report(self.progress, Progress::Waiting)
     }
 }
 
@@ -170,11 +198,14 @@ pub(super) struct RestoredMetadata<'a> {
 }
 
 impl Recipe for RestoredMetadata<'_> {
+    type Content = Record;
+
     fn name(&self) -> String {
         self.name.clone()
     }
 
-    fn make(&mut self, _directory: &OwnedFd, tree: OwnedFd) -> Result<Record, CacheError> {
+    fn make(&mut self, staged: &Staged<'_>) -> Result<(), CacheError> {
+        let tree = staged.make_tree()?;
         let make = || {
             for path in self.directories.keys().filter(|path| !path.as_os_str().is_empty()) {
                 mkdirat(&tree, path, Mode::S_IRWXU)?;
@@ -191,9 +222,10 @@ impl Recipe for RestoredMetadata<'_> {
                     None => reset_metadata(&made)?,
                 }
             }
-            Ok(Record::default())
+            Ok(())
         };
-        make().map_err(stack_error(self.layer))
+        make().map_err(stack_error(self.layer))?;
+        staged.write_record(&Record::default())
     }
 
     fn wait(&mut self) -> Result<(), CacheError> {
@@ -206,11 +238,4 @@ impl Recipe for RestoredMetadata<'_> {
 pub(super) fn stack_error(layer: &Layer) -> impl Fn(io::Error) -> CacheError + Copy + use<> {
     let layer = layer.digest;
     move |source| CacheError::Stack { layer, source }
-}
-
-fn report_wait(layer: &Layer, progress: &mut OnProgress<'_>) -> Result<(), CacheError> {
-    match progress(Progress::Waiting) {
-        ControlFlow::Continue(()) => Ok(()),
-        ControlFlow::Break(()) => Err(CacheError::Cancelled { layer: layer.digest }),
-    }
 }

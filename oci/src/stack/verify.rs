@@ -1,67 +1,71 @@
-//! Verification of cached layers against the blobs of an image.
+//! Verification of the cached content of an image against its blobs.
 //!
-//! The cache keeps no digests of files, because the blob of a layer determines its tree. So each
-//! layer is unpacked again into a staging directory, which verifies the blob, and the two trees are
-//! compared. A layer that depends on lower layers is made again without a comparison, unless a box
-//! uses it.
+//! The cache keeps no digests of files, because the blob of a layer determines its tree and its
+//! layer file. So the content is made again in a staging directory, which verifies the blob, and the
+//! two are compared. A tree that depends on lower layers is made again without a comparison, unless
+//! a box uses it.
 
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
-use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat};
+use nix::fcntl::openat;
+use nix::sys::stat::Mode;
 
 use super::batch::OnLayerProgress;
 use super::compose::chain_ids;
 use super::recipe::{Alone, Source};
+use super::tree_difference;
 use crate::cache::error::CacheError;
 use crate::cache::layer_cache::LayerCache;
 use crate::cache::name::{self, TREE};
-use crate::host::directory::{names_in, open_below};
-use crate::host::xattr::{names_of, value_of};
+use crate::cache::publish::Recipe;
+use crate::host::directory::{OPEN_DIR, open_below};
 use crate::image::Layer;
+use crate::image::digest::Digest;
 use crate::layout::Layout;
-use crate::unpack::progress::OnProgress;
-
-/// Size of the buffers of the comparison. It makes the cost of a system call small against the
-/// copy.
-const COMPARE_BYTES: usize = 128 * 1024;
 
 /// The result of [`LayerCache::verify`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Verified {
-    /// Number of layers that match their blobs.
+    /// Number of trees, layer files and metadata images that match their blobs.
     pub intact: u64,
-    /// Layers that differed from their blobs and have been replaced.
+    /// Content that differed from its blobs and has been replaced.
     pub rebuilt: Vec<Damage>,
-    /// Layers that differ from their blobs, and that were kept because boxes use them.
+    /// Content that differs from its blobs, and that was kept because boxes use it.
     pub in_use: Vec<Damage>,
 }
 
-/// A difference between a layer in the cache and its blob.
+/// A difference between content of the cache and its blobs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Damage {
-    /// The layer's `DiffID`.
+    /// The layer's `DiffID`, or the `ChainID` of a metadata image.
     pub layer: String,
-    /// The first path that differs.
+    /// The first path that differs. It is empty if the difference belongs to no entry.
     pub path: PathBuf,
-    /// The property that differs, such as `content`.
+    /// The property that differs, such as `content` or `index`.
     pub what: &'static str,
 }
 
+/// Finds the first difference between content in a directory of the cache and fresh content: the
+/// path of the entry, and the property that differs.
+pub(super) type Difference<'a> =
+    dyn Fn(&OwnedFd, &OwnedFd) -> io::Result<Option<(PathBuf, &'static str)>> + 'a;
+
 impl LayerCache {
-    /// Compares the cached layers of an image with its blobs, and replaces the layers that differ.
+    /// Compares the cached content of an image with its blobs, and replaces what differs: the layers
+    /// in each form that the cache has, and the metadata image.
     ///
     /// A layer that was unpacked on top of others is made again without a comparison, unless a box
-    /// uses it. In that case it is kept.
+    /// uses it. In that case it is kept. If the cache has no form of the layers, they are read into
+    /// layer files, which verifies the blobs.
     ///
     /// `progress` is called as for [`compose`](Self::compose).
     ///
     /// # Errors
     ///
-    /// Fails for the same reasons as [`compose`](Self::compose). The layout must contain the blobs.
+    /// Fails for the same reasons as [`compose`](Self::compose) and
+    /// [`compose_block`](Self::compose_block). The layout must contain the blobs.
     pub fn verify(
         &self,
         layout: &Layout,
@@ -69,88 +73,122 @@ impl LayerCache {
         progress: &mut OnLayerProgress<'_>,
     ) -> Result<Verified, CacheError> {
         let mut verified = Verified::default();
+        let has_trees = self.has_any(layers, name::of_digest)?;
+        if has_trees {
+            self.verify_trees(layout, layers, progress, &mut verified)?;
+        }
+        let has_files = self.has_any(layers, name::layer_file)?;
+        let chain = chain_ids(layers).last().copied();
+        let has_image = chain.map(|chain| self.is_ready(&name::root(chain))).transpose()?;
+        if has_files || has_image == Some(true) || !has_trees {
+            self.verify_block(layout, layers, progress, &mut verified)?;
+        }
+        Ok(verified)
+    }
+
+    /// Returns whether the cache has one of the layers in the form with these names.
+    fn has_any(&self, layers: &[Layer], name: fn(Digest) -> String) -> Result<bool, CacheError> {
+        for layer in layers {
+            if self.is_ready(&name(layer.diff_id))? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    fn verify_trees(
+        &self,
+        layout: &Layout,
+        layers: &[Layer],
+        progress: &mut OnLayerProgress<'_>,
+        verified: &mut Verified,
+    ) -> Result<(), CacheError> {
         for (i, layer) in layers.iter().enumerate() {
-            let name = name::of_digest(layer.diff_id);
-            // `compose` below unpacks a layer that is missing, which verifies its blob.
-            if !self.is_ready(&name)? {
-                continue;
-            }
             let source = Source { cache: self, layout, layer };
-            match self.compare(source, &name, &mut |step| progress(i, step))? {
-                Comparison::Intact => verified.intact += 1,
-                Comparison::Replaced(damage) => verified.rebuilt.push(damage),
-                Comparison::InUse(damage) => verified.in_use.push(damage),
-            }
+            let mut recipe = Alone { source, progress: &mut |step| progress(i, step) };
+            // `compose` below unpacks a layer that is missing, which verifies its blob.
+            self.verify_content(&mut recipe, layer.diff_id, verified, &tree_difference)?;
         }
         // These layers were made from the layers that are replaced above, so `compose` makes them
         // again.
         self.discard_composed(layers)?;
-        self.compose(layout, layers, progress)?;
-        Ok(verified)
+        self.compose(layout, layers, progress).map(drop)
     }
 
-    /// Unpacks a layer again, compares it with the cached layer `name`, and replaces that if it
-    /// differs.
-    fn compare(
+    /// Makes content again, compares it with that in the cache, and replaces that if it differs.
+    /// Content that is not in the cache is skipped.
+    pub(super) fn verify_content<R: Recipe>(
         &self,
-        source: Source<'_>,
-        name: &str,
-        progress: &mut OnProgress<'_>,
-    ) -> Result<Comparison, CacheError> {
+        recipe: &mut R,
+        layer: Digest,
+        verified: &mut Verified,
+        difference: &Difference<'_>,
+    ) -> Result<(), CacheError> {
+        let name = recipe.name();
+        if !self.is_ready(&name)? {
+            return Ok(());
+        }
         let fresh = format!("verify-{name}");
-        let layer = source.layer;
-        let mut recipe = Alone { source, progress };
-        // Another process can verify the same layer, and would use the same staging directory.
+        // Another process can verify the same content, and would use the same staging directory.
         let lock = loop {
             match self.try_lock(&fresh)? {
                 Some(lock) => break lock,
-                None => self.wait_for(&mut recipe)?,
+                None => self.wait_for(recipe)?,
             }
         };
         self.sweep()?;
-        // A process that died while it verified this layer may have left a directory.
+        // A process that died while it verified this content may have left a directory.
         self.remove_staged(&fresh)?;
-        let compared = self.stage(&mut recipe, &fresh).and_then(|()| {
-            // The lease keeps the layer from being removed during the comparison. It is dropped
+        let compared = self.stage(recipe, &fresh).and_then(|()| {
+            // The lease keeps the content from being removed during the comparison. It is dropped
             // before `replace`, which needs the exclusive lock.
-            let lease = self.lease(name)?;
-            let found = self.difference(name, &fresh);
+            let lease = self.lease(&name)?;
+            let found = self.difference(&name, &fresh, difference);
             drop(lease);
             match found.map_err(self.error("compare", &format!("ready/{name}")))? {
-                None => Ok(Comparison::Intact),
+                None => verified.intact += 1,
                 Some((path, what)) => {
-                    let damage = Damage { layer: layer.diff_id.to_string(), path, what };
-                    self.replace(name, &fresh, damage)
+                    let damage = Damage { layer: layer.to_string(), path, what };
+                    match self.replace(&name, &fresh)? {
+                        true => verified.rebuilt.push(damage),
+                        false => verified.in_use.push(damage),
+                    }
                 }
             }
+            Ok(())
         });
         self.remove_staged(&fresh)?;
         self.remove_lock(&fresh, lock)?;
         compared
     }
 
-    /// Replaces the damaged layer by the fresh one, unless a box uses it.
-    fn replace(&self, name: &str, fresh: &str, damage: Damage) -> Result<Comparison, CacheError> {
+    /// Replaces damaged content by the fresh one. Returns `false` if a box uses it.
+    fn replace(&self, name: &str, fresh: &str) -> Result<bool, CacheError> {
         match self.try_lock(name)? {
-            None => Ok(Comparison::InUse(damage)),
+            None => Ok(false),
             Some(_lock) => {
                 self.discard(name)?;
                 self.publish_as(fresh, name)?;
-                Ok(Comparison::Replaced(damage))
+                Ok(true)
             }
         }
     }
 
-    fn difference(&self, name: &str, fresh: &str) -> io::Result<Option<(PathBuf, &'static str)>> {
-        let open =
-            |directory: &OwnedFd, name: &str| open_below(directory, &Path::new(name).join(TREE));
-        difference(&open(&self.ready, name)?, &open(&self.staging, fresh)?)
+    fn difference(
+        &self,
+        name: &str,
+        fresh: &str,
+        difference: &Difference<'_>,
+    ) -> io::Result<Option<(PathBuf, &'static str)>> {
+        let ours = openat(&self.ready, name, OPEN_DIR, Mode::empty())?;
+        let fresh = openat(&self.staging, fresh, OPEN_DIR, Mode::empty())?;
+        difference(&ours, &fresh)
     }
 
     /// Removes the layers of an image that depend on lower layers, and that no box uses.
     fn discard_composed(&self, layers: &[Layer]) -> Result<(), CacheError> {
         for chain in chain_ids(layers) {
-            for name in [name::on_top(chain), name::metadata(chain)] {
+            for name in [name::on_top(chain), name::restored(chain)] {
                 if self.is_ready(&name)?
                     && let Some(_lock) = self.try_lock(&name)?
                 {
@@ -162,110 +200,8 @@ impl LayerCache {
     }
 }
 
-/// The result of comparing one layer.
-enum Comparison {
-    Intact,
-    Replaced(Damage),
-    InUse(Damage),
-}
-
-/// Finds the first path at which two trees differ, and the property that differs.
-///
-/// The walk keeps paths on the heap and opens directories from the root, because trees can be
-/// deeper than the stack or the number of open files allows.
-fn difference(ours: &OwnedFd, fresh: &OwnedFd) -> io::Result<Option<(PathBuf, &'static str)>> {
-    let mut pending = vec![PathBuf::new()];
-    while let Some(path) = pending.pop() {
-        let (a, b) = (open_below(ours, &path)?, open_below(fresh, &path)?);
-        // Directories below the root were compared as entries of their parent.
-        if path.as_os_str().is_empty()
-            && let Some(what) = differs(&fstat(&a)?, &fstat(&b)?)
-        {
-            return Ok(Some((path, what)));
-        }
-        if attributes(&a)? != attributes(&b)? {
-            return Ok(Some((path, "extended attributes")));
-        }
-        let (mut names, mut expected) = (names_in(&a)?, names_in(&b)?);
-        // A directory lists its names in an order that depends on the file system.
-        names.sort_unstable();
-        expected.sort_unstable();
-        if names != expected {
-            return Ok(Some((path, "names in the directory")));
-        }
-        for name in names {
-            let below = path.join(std::ffi::OsStr::from_bytes(&name));
-            let stat =
-                |directory| fstatat(directory, name.as_slice(), AtFlags::AT_SYMLINK_NOFOLLOW);
-            let found = stat(&a)?;
-            if let Some(what) = differs(&found, &stat(&b)?) {
-                return Ok(Some((below, what)));
-            }
-            // Both inodes have the same type, because `differs` compares the whole mode.
-            match SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT {
-                SFlag::S_IFDIR => pending.push(below),
-                SFlag::S_IFREG => {
-                    if let Some(what) = file_differs(&a, &b, &name)? {
-                        return Ok(Some((below, what)));
-                    }
-                }
-                SFlag::S_IFLNK
-                    if readlinkat(&a, name.as_slice())? != readlinkat(&b, name.as_slice())? =>
-                {
-                    return Ok(Some((below, "target of the symbolic link")));
-                }
-                _ => {}
-            }
-        }
-    }
-    Ok(None)
-}
-
-/// Returns the first property in which two inodes differ.
-///
-/// Sizes and link counts of directories are left out, because they depend on the file system.
-fn differs(a: &FileStat, b: &FileStat) -> Option<&'static str> {
-    let is_dir = SFlag::from_bits_truncate(a.st_mode) & SFlag::S_IFMT == SFlag::S_IFDIR;
-    let pairs = [
-        ("type or mode", a.st_mode == b.st_mode),
-        ("owner", (a.st_uid, a.st_gid) == (b.st_uid, b.st_gid)),
-        ("time", (a.st_mtime, a.st_mtime_nsec) == (b.st_mtime, b.st_mtime_nsec)),
-        ("size", is_dir || a.st_size == b.st_size),
-        ("device", a.st_rdev == b.st_rdev),
-        ("number of hard links", is_dir || a.st_nlink == b.st_nlink),
-    ];
-    pairs.into_iter().find(|(_, is_equal)| !is_equal).map(|(what, _)| what)
-}
-
-/// Returns the first property in which two regular files of the same size differ.
-fn file_differs(a: &OwnedFd, b: &OwnedFd, name: &[u8]) -> io::Result<Option<&'static str>> {
-    let open = |directory| {
-        // Verification must not change the access times of cached files.
-        let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NOATIME | OFlag::O_CLOEXEC;
-        openat(directory, name, flags, Mode::empty())
-    };
-    let (a, b) = (open(a)?, open(b)?);
-    if attributes(&a)? != attributes(&b)? {
-        return Ok(Some("extended attributes"));
-    }
-    let (mut a, mut b) = (std::fs::File::from(a), std::fs::File::from(b));
-    let (mut left, mut right) = (vec![0; COMPARE_BYTES], vec![0; COMPARE_BYTES]);
-    loop {
-        let count = a.read(&mut left)?;
-        // Both files have the same size. If one ends early, it has changed during the comparison,
-        // which no process may do, so it counts as damaged.
-        if b.read_exact(&mut right[..count]).is_err() || left[..count] != right[..count] {
-            return Ok(Some("content"));
-        }
-        if count == 0 {
-            return Ok(None);
-        }
-    }
-}
-
-/// Reads all extended attributes of an open file, sorted by name.
-fn attributes(file: &OwnedFd) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
-    let mut names = names_of(file)?;
-    names.sort_unstable();
-    names.into_iter().map(|name| Ok((value_of(file, &name)?, name))).collect()
+/// Compares the trees in two directories of layers.
+fn tree_difference(ours: &OwnedFd, fresh: &OwnedFd) -> io::Result<Option<(PathBuf, &'static str)>> {
+    let tree = |directory| open_below(directory, Path::new(TREE));
+    tree_difference::difference(&tree(ours)?, &tree(fresh)?)
 }

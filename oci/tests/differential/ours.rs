@@ -2,12 +2,9 @@
 
 use std::fs;
 use std::ops::ControlFlow;
-use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
-use a3s_box_oci::{
-    BlockImage, BlockLimits, Digest, LayerCache, Layout, OverlaySpec, Platform, Stack,
-};
+use a3s_box_oci::{Digest, LayerCache, Layout, OverlaySpec, Platform, Stack};
 
 use crate::bench::chain;
 use crate::disk;
@@ -50,18 +47,14 @@ pub(crate) fn mount_blocks(
     let layout = Layout::open(layout).map_err(|error| chain(&error))?;
     let image =
         layout.resolve(Some(reference), &Platform::host()).map_err(|error| chain(&error))?;
-    let opened = disk::new_directory(directory);
-    let image = BlockImage::compose(
-        &layout,
-        &image.layers,
-        opened.as_fd(),
-        &BlockLimits::default(),
-        &mut |_, _| ControlFlow::Continue(()),
-    )
-    .map_err(|error| chain(&error))?;
+    fs::create_dir(directory).unwrap();
+    let cache = LayerCache::open(&directory.join("cache")).map_err(|error| chain(&error))?;
+    let blocks = cache
+        .compose_block(&layout, &image.layers, &mut |_, _| ControlFlow::Continue(()))
+        .map_err(|error| chain(&error))?;
     let root = directory.join("root");
     fs::create_dir(&root).unwrap();
-    disk::mount_disk(directory, &image, &root);
+    disk::mount_disk(directory, &blocks, &root);
     Ok(root)
 }
 

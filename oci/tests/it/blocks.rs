@@ -1,37 +1,34 @@
-//! Block roots: layer files and metadata images in a directory, and the disks of them.
+//! Block roots: layer files and metadata images, and the disks of them. How the cache keeps them is
+//! the subject of `block_cache`.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::ops::ControlFlow;
-use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 
 use a3s_box_oci::{
-    BlobError, BlockError, BlockImage, BlockLimits, Digest, IndexError, LayerError, Limits,
-    Progress, TreeLimits,
+    BlobError, BlockRoot, CacheError, Digest, Image, LayerCache, LayerError, Limits, Progress,
 };
 use nix::mount::{MntFlags, umount2};
 
 use crate::archive::Tar;
-use crate::bench::{Bench, GZIP, amd64, gzip, tree};
+use crate::bench::{Bench, GZIP, ROOT, amd64, gzip, tree};
 use crate::disk::mount_disk;
 
-/// Makes the block root of the only image of a bench in its directory `blocks`.
-fn compose_within(bench: &Bench, limits: &BlockLimits) -> Result<BlockImage, BlockError> {
-    let (layout, directory) = (bench.layout(), bench.path("blocks"));
-    fs::create_dir_all(&directory).unwrap();
+/// Makes the block root of the only image of a bench in a cache.
+fn compose_in(bench: &Bench, cache: &LayerCache) -> Result<BlockRoot, CacheError> {
+    let layout = bench.layout();
     let image = layout.resolve(None, &amd64()).unwrap();
-    let opened = fs::File::open(directory).unwrap();
-    let progress = &mut |_, _| ControlFlow::Continue(());
-    BlockImage::compose(&layout, &image.layers, opened.as_fd(), limits, progress)
+    cache.compose_block(&layout, &image.layers, &mut |_, _| ControlFlow::Continue(()))
 }
 
-fn compose(bench: &Bench) -> Result<BlockImage, BlockError> {
-    compose_within(bench, &BlockLimits::default())
+/// Makes the block root of the only image of a bench.
+pub(crate) fn compose(bench: &Bench) -> Result<BlockRoot, CacheError> {
+    compose_in(bench, &bench.cache())
 }
 
 /// Publishes an image of these layers, and makes its block root.
-fn compose_layers(bench: &Bench, layers: &[Tar]) -> Result<BlockImage, BlockError> {
+fn compose_layers(bench: &Bench, layers: &[Tar]) -> Result<BlockRoot, CacheError> {
     bench.resolved(layers);
     compose(bench)
 }
@@ -39,30 +36,35 @@ fn compose_layers(bench: &Bench, layers: &[Tar]) -> Result<BlockImage, BlockErro
 /// Makes the block root of the image of a bench, mounts it, and returns its description by
 /// [`tree`].
 pub(crate) fn mounted_tree(bench: &Bench) -> BTreeMap<String, String> {
-    let image = compose(bench).unwrap();
+    tree_of(bench, &compose(bench).unwrap())
+}
+
+/// Mounts a block root, and returns its description by [`tree`].
+pub(crate) fn tree_of(bench: &Bench, root: &BlockRoot) -> BTreeMap<String, String> {
     let target = bench.path("root");
     fs::create_dir(&target).unwrap();
-    mount_disk(&bench.path("blocks"), &image, &target);
+    mount_disk(&bench.root, root, &target);
     let found = tree(&target);
     umount2(&target, MntFlags::MNT_DETACH).unwrap();
     fs::remove_dir(&target).unwrap();
-    fs::remove_dir_all(bench.path("blocks")).unwrap();
     found
 }
 
-/// Returns the names of the files in the directory of the block root.
-fn files(bench: &Bench) -> Vec<String> {
-    let entries = fs::read_dir(bench.path("blocks")).unwrap();
-    let mut names: Vec<_> =
-        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-    names.sort();
-    names
+/// Returns the numbers of blocks of the devices of a block root.
+fn device_blocks(root: &BlockRoot) -> Vec<u64> {
+    root.parts[1..].iter().map(|part| part.bytes / 4096).collect()
+}
+
+/// Returns the path of the content of a cached layer file.
+pub(crate) fn layer_path(bench: &Bench, image: &Image, layer: usize) -> std::path::PathBuf {
+    let name = image.layers[layer].diff_id.to_string().replace(':', "-");
+    bench.path("cache/layers-v3/ready").join(format!("file-{name}/layer"))
 }
 
 #[track_caller]
-fn layer_error(made: Result<BlockImage, BlockError>) -> LayerError {
+fn layer_error(made: Result<BlockRoot, CacheError>) -> LayerError {
     match made {
-        Err(BlockError::Layer { source, .. }) => source,
+        Err(CacheError::Layer { source, .. }) => source,
         other => panic!("expected an error of the layer, found {other:?}"),
     }
 }
@@ -82,16 +84,14 @@ fn large_and_small_files_have_their_content_and_zeros_take_no_space() {
         Tar::new().file("large", &large).file("zeros", &zeros).file("empty", ""),
         Tar::new().file("mixed", &mixed).file("small", "small").hard_link("other", "large"),
     ]);
-    let image = compose(&bench).unwrap();
+    let root = compose(&bench).unwrap();
     // 1025 blocks of `large`; 2, 18 and 1 blocks of `mixed`, and one of `small`. The long runs of
     // zeros are holes.
-    let blocks: Vec<u64> = image.data.iter().map(|part| part.bytes / 4096).collect();
+    let blocks = device_blocks(&root);
     assert!(blocks[0] == 1025 && (21..=23).contains(&blocks[1]), "{blocks:?}");
-    let content = (large.len() + zeros.len(), mixed.len() + 5);
-    let facts: Vec<u64> = image.layers.iter().map(|layer| layer.bytes).collect();
-    assert_eq!(facts, [content.0 as u64, content.1 as u64]);
-    assert_eq!(image.inodes, 6);
-    let found = mounted_tree(&bench);
+    let content = large.len() + zeros.len() + mixed.len() + 5;
+    assert_eq!((root.hits, root.unpacked_bytes), (0, content as u64));
+    let found = tree_of(&bench, &root);
     for (name, content) in [("large", &large), ("zeros", &zeros), ("mixed", &mixed)] {
         assert!(found[name].ends_with(&format!("file {}", content.as_bytes().escape_ascii())));
     }
@@ -112,9 +112,9 @@ fn layer_of_many_files_takes_few_system_calls() {
         line.unwrap().parse::<u64>().unwrap()
     };
     let before = writes();
-    let image = compose(&bench).unwrap();
+    let root = compose(&bench).unwrap();
     let calls = writes() - before;
-    assert_eq!(image.inodes, 20_001);
+    assert_eq!(device_blocks(&root), [20_000]);
     // 80 MiB of data and 3 MiB of index and metadata, in writes of at least 256 KiB.
     assert!(calls < 340, "{calls} writes");
     println!("20,000 files in {calls} writes");
@@ -133,39 +133,34 @@ fn layer_that_is_not_the_one_of_the_image_is_refused_and_leaves_nothing() {
     publish(&gzip(&tar), Digest::of(b"another"));
     let error = layer_error(compose(&bench));
     assert!(matches!(error, LayerError::DiffId { .. }), "{error:?}");
-    assert_eq!(files(&bench), [""; 0]);
+    bench.assert_cache_is_empty();
     // A changed byte of the blob.
     let blob = publish(&gzip(&tar), Digest::of(&tar));
     let file = fs::File::options().write(true).open(bench.blob_path(blob.digest)).unwrap();
     file.write_all_at(b"!", blob.size - 1).unwrap();
     let error = layer_error(compose(&bench));
     assert!(matches!(error, LayerError::Blob(BlobError::Digest { .. })), "{error:?}");
-    assert_eq!(files(&bench), [""; 0]);
+    bench.assert_cache_is_empty();
     // An archive that is cut off.
     publish(&gzip(&tar[..tar.len() / 2]), Digest::of(&tar[..tar.len() / 2]));
     let error = layer_error(compose(&bench));
     assert!(matches!(error, LayerError::Archive { .. }), "{error:?}");
-    assert_eq!(files(&bench), [""; 0]);
+    bench.assert_cache_is_empty();
 }
 
 #[test]
-fn limits_count_content_holes_and_inodes() {
+fn limits_count_content_and_holes() {
     let bench = Bench::new();
     let sparse = || Tar::new().old_sparse("s", 1 << 30, &[(0, 1)], b"x").file("f", "1");
     bench.resolved(&[sparse()]);
-    let within = |unpacked_bytes| BlockLimits {
-        layer: Limits { unpacked_bytes, ..Limits::default() },
-        ..BlockLimits::default()
+    let within = |unpacked_bytes| {
+        let limits = Limits { unpacked_bytes, ..Limits::default() };
+        compose_in(&bench, &bench.cache().with_limits(limits))
     };
-    let error = layer_error(compose_within(&bench, &within((1 << 30) - 1)));
+    let error = layer_error(within((1 << 30) - 1));
     assert!(matches!(error, LayerError::Limit { what: "unpacked bytes", .. }), "{error:?}");
-    assert_eq!(files(&bench), [""; 0]);
-    let image = compose_within(&bench, &within((1 << 30) + (1 << 20))).unwrap();
-    assert_eq!(image.data[0].bytes, 2 * 4096);
-    let tree = TreeLimits { inodes: 2, ..TreeLimits::default() };
-    let few = BlockLimits { tree, ..BlockLimits::default() };
-    let error = compose_within(&bench, &few).unwrap_err();
-    assert!(matches!(error, BlockError::Limit { what: "inodes", limit: 2 }), "{error:?}");
+    bench.assert_cache_is_empty();
+    assert_eq!(device_blocks(&within((1 << 30) + (1 << 20)).unwrap()), [2]);
 }
 
 #[test]
@@ -174,37 +169,29 @@ fn layer_file_is_made_once_and_shared() {
     let base = || Tar::new().file("base", "1");
     let first = compose_layers(&bench, &[base(), Tar::new().file("a", "2"), base()]).unwrap();
     // The third layer is the first one again. It is one part of the disk.
-    assert_eq!(first.data.len(), 2);
-    let inode = |name: &str| fs::metadata(bench.path("blocks").join(name)).unwrap().ino();
-    let before = inode(&first.data[0].name);
-    let second = compose_layers(&bench, &[base(), Tar::new().dir("d")]).unwrap();
-    assert_eq!(second.data, first.data[..1], "a layer without content is no part of the disk");
-    assert_eq!(inode(&first.data[0].name), before);
-    assert_eq!(files(&bench).len(), 4);
+    assert_eq!((first.hits, device_blocks(&first)), (1, vec![1, 1]));
+    let image = bench.resolved(&[base(), Tar::new().dir("d")]);
+    let inode = || fs::metadata(layer_path(&bench, &image, 0)).unwrap().ino();
+    let before = inode();
+    let second = compose(&bench).unwrap();
+    assert_eq!(device_blocks(&second), [1], "a layer without content is no part of the disk");
+    assert_eq!((second.hits, inode()), (1, before));
+    // Three layer files and two images.
+    assert_eq!(fs::read_dir(bench.path("cache/layers-v3/ready")).unwrap().count(), 5);
 }
 
 #[test]
-fn damaged_layer_file_is_found() {
+fn block_root_without_layers_is_an_empty_directory() {
     let bench = Bench::new();
-    let image = compose_layers(&bench, &[Tar::new().file("f", "content").dir("d")]).unwrap();
-    let path = bench.path("blocks").join(&image.data[0].name);
-    let whole = fs::read(&path).unwrap();
-    for changed in 4096..whole.len() {
-        let mut damaged = whole.clone();
-        damaged[changed] ^= 0x20;
-        fs::write(&path, damaged).unwrap();
-        let error = compose(&bench).unwrap_err();
-        assert!(matches!(error, BlockError::Index { .. }), "byte {changed}: {error:?}");
-    }
-    for length in [0, 63, 64, 4096, whole.len() - 1] {
-        fs::write(&path, &whole[..length]).unwrap();
-        let error = compose(&bench).unwrap_err();
-        let is_trailer =
-            matches!(error, BlockError::Index { source: IndexError::Trailer { .. }, .. });
-        assert!(is_trailer, "{length} bytes: {error:?}");
-    }
-    fs::write(&path, &whole).unwrap();
-    assert_eq!(compose(&bench).unwrap(), image);
+    let image = bench.resolved(&[]);
+    let progress = &mut |_, _| ControlFlow::Continue(());
+    let root = bench.cache().compose_block(&bench.layout(), &image.layers, progress).unwrap();
+    assert_eq!((root.parts.len(), root.parts[0].bytes), (1, 8192));
+    let entries: Vec<_> = tree_of(&bench, &root).into_iter().collect();
+    assert_eq!(entries, [(String::new(), ROOT.to_owned())]);
+    // No process can change an image in memory.
+    root.parts[0].file.write_all_at(b"!", 0).unwrap_err();
+    bench.assert_cache_is_empty();
 }
 
 #[test]
@@ -212,23 +199,29 @@ fn progress_is_reported_for_each_layer_and_cancels_the_work() {
     let bench = Bench::new();
     let image = bench
         .resolved(&[Tar::new().file("f", &noise(9 << 20)), Tar::new().file("g", &noise(9 << 20))]);
-    let directory = bench.path("blocks");
-    fs::create_dir(&directory).unwrap();
-    let opened = fs::File::open(directory).unwrap();
-    let mut seen = Vec::new();
-    let made = BlockImage::compose(
-        &bench.layout(),
-        &image.layers,
-        opened.as_fd(),
-        &BlockLimits::default(),
-        &mut |layer, progress| {
-            let Progress::Unpacking { entries, .. } = progress else { panic!("{progress:?}") };
-            seen.push((layer, entries));
-            if layer == 1 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        },
-    );
+    let compose = |last: (usize, Progress)| {
+        let mut seen = Vec::new();
+        let made = bench.cache().compose_block(&bench.layout(), &image.layers, &mut |i, step| {
+            seen.push((i, step));
+            if (i, step) == last { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        (made, seen)
+    };
+    let (made, seen) = compose((1, Progress::Publishing));
     let digest = image.layers[1].digest;
-    assert!(matches!(made, Err(BlockError::Cancelled { layer }) if layer == digest), "{made:?}");
-    assert!(seen.len() >= 3 && seen.last().unwrap().0 == 1, "{seen:?}");
-    assert_eq!(files(&bench).len(), 1, "the file of the first layer stays");
+    assert!(matches!(made, Err(CacheError::Cancelled { layer }) if layer == digest), "{made:?}");
+    let steps = |layer| seen.iter().filter(move |(i, _)| *i == layer);
+    assert!(steps(1).count() > 3, "{seen:?}");
+    assert_eq!(fs::read_dir(bench.path("cache/layers-v3/staging")).unwrap().count(), 0);
+    assert!(!layer_path(&bench, &image, 1).exists());
+    // The merge can be cancelled too.
+    let (made, _) = compose((1, Progress::OnTop));
+    assert!(matches!(made, Err(CacheError::Cancelled { layer }) if layer == digest), "{made:?}");
+    assert_eq!(fs::read_dir(bench.path("cache/layers-v3/staging")).unwrap().count(), 0);
+    let (made, seen) = compose((2, Progress::Publishing));
+    assert_eq!(made.unwrap().hits, 2);
+    let cached = [(0, Progress::Cached), (1, Progress::Cached)];
+    assert_eq!(seen, [&cached[..], &[(0, Progress::OnTop), (1, Progress::OnTop)]].concat());
+    let (made, seen) = compose((2, Progress::Publishing));
+    assert_eq!((made.unwrap().hits, &seen[..]), (2, &cached[..]));
 }

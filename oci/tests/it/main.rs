@@ -12,12 +12,13 @@
 #[expect(dead_code, reason = "the test binary `corpus` uses the rest")]
 mod archive;
 mod bench;
+mod block_cache;
+mod block_verify;
 mod blocks;
 mod cache;
 mod choice;
 mod devices;
 mod digests;
-#[expect(dead_code, reason = "the test binary `corpus` uses the rest")]
 #[path = "../property/disk.rs"]
 mod disk;
 mod hostile;

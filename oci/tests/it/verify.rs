@@ -1,4 +1,4 @@
-//! Damage in cached layers is found, reported with path and kind, and repaired unless a box uses
+//! Damage in cached trees is found, reported with path and kind, and repaired unless a box uses
 //! the layer.
 
 use std::fs::{self, File, Permissions};
@@ -111,4 +111,23 @@ fn intact_layer_is_kept_and_damaged_layer_in_use_is_reported_and_kept() {
     drop(stack);
     assert_eq!(verify(&bench, &image).rebuilt.len(), 1);
     assert_eq!(fs::metadata(layer.join("x")).unwrap().mode() & 0o777, 0o644);
+}
+
+#[test]
+fn whiteouts_of_an_intact_layer_are_intact() {
+    let bench = Bench::new();
+    let upper = Tar::new().file("d/.wh.f", "").file(".wh.x", "");
+    let image = bench.resolved(&[Tar::new().dir("d").file("d/f", "f").file("x", "x"), upper]);
+    drop(bench.compose(&image).unwrap());
+    let verified = verify(&bench, &image);
+    assert_eq!((verified.intact, verified.rebuilt, verified.in_use), (2, vec![], vec![]));
+    // A file in the place of a whiteout is a difference.
+    let layer = bench.unpack(&image.layers[1]).unwrap().path;
+    fs::remove_file(layer.join("x")).unwrap();
+    fs::write(layer.join("x"), "").unwrap();
+    let time = std::time::UNIX_EPOCH;
+    File::open(&layer).unwrap().set_modified(time).unwrap();
+    let verified = verify(&bench, &image);
+    let [found] = &verified.rebuilt[..] else { panic!("{verified:?}") };
+    assert_eq!((found.path.to_str().unwrap(), found.what), ("x", "type or mode"));
 }

@@ -1,8 +1,11 @@
 //! fsck.erofs of erofs-utils, the second implementation of the format.
 
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::LazyLock;
+
+use a3s_box_oci::DiskPart;
 
 /// The path of fsck.erofs 1.8 or later.
 static PROGRAM: LazyLock<PathBuf> = LazyLock::new(|| {
@@ -13,14 +16,20 @@ static PROGRAM: LazyLock<PathBuf> = LazyLock::new(|| {
     Path::new(String::from_utf8(output.stdout).unwrap().trim()).join("fsck.erofs")
 });
 
-/// Checks a disk by fsck.erofs, with the data of its files. An error is what it has found.
+/// Checks the disk of a block root by fsck.erofs, with the data of its files. An error is what it
+/// has found.
 ///
-/// The parts of the disk are files of their own, because fsck.erofs 1.8 reads no data of devices
-/// that are behind the metadata image in one file.
-pub(crate) fn check(metadata: &Path, data: &[PathBuf]) -> Result<(), String> {
-    let devices = data.iter().map(|part| format!("--device={}", part.display()));
+/// Each part is a file of its own, because fsck.erofs 1.8 reads no data of devices that are behind
+/// the metadata image in one file.
+pub(crate) fn check(parts: &[DiskPart]) -> Result<(), String> {
+    // The fds of this process are closed in the program, which therefore opens the files again.
+    let path =
+        |part: &DiskPart| format!("/proc/{}/fd/{}", std::process::id(), part.file.as_raw_fd());
+    let (metadata, data) = parts.split_first().unwrap();
+    let devices = data.iter().map(|part| format!("--device={}", path(part)));
     let mut fsck = Command::new(&*PROGRAM);
-    let output = fsck.args(["-d3", "--extract"]).args(devices).arg(metadata).output().unwrap();
+    let output =
+        fsck.args(["-d3", "--extract"]).args(devices).arg(path(metadata)).output().unwrap();
     let text = [output.stdout, output.stderr].concat();
     let text = String::from_utf8_lossy(&text);
     // Data behind the end of a file count as zeros, and are only mentioned.

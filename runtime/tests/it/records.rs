@@ -7,7 +7,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use a3s_box_core::box_dir::{EXIT_FILE, RUN_FILE};
+use a3s_box_core::box_dir::{EXIT_FILE, KEPT_DISK, RUN_FILE};
 use a3s_box_core::event::{EventKind, StopReason};
 use a3s_box_core::record::MAX_RECORD_BYTES;
 use a3s_box_core::{BoxState, ErrorCode, ExitRecord, RunRecord};
@@ -97,6 +97,16 @@ fn box_without_a_record_is_absent() {
     left.write("lock", "");
     assert_eq!(left.inspect().unwrap(), BoxRecord::Absent);
     assert!(!left.path(RUN_FILE).exists(), "the reader makes no file");
+}
+
+#[test]
+fn kept_disk_alone_is_no_box_and_changes_no_state() {
+    let left = LeftBox::new();
+    left.write(KEPT_DISK, "x");
+    assert_eq!(left.inspect().unwrap(), BoxRecord::Absent);
+    left.write(RUN_FILE, json(&run()));
+    left.write(EXIT_FILE, json(&exit()));
+    assert_eq!(left.inspect().unwrap(), BoxRecord::Ended(exit()));
 }
 
 #[test]

@@ -24,6 +24,16 @@ pub struct ResourcesConfig {
     /// Place of the writable layer of the root, which exists until the box ends. Default:
     /// `state_dir`.
     pub disk: DiskPlace,
+    /// Whether the next start of the same id continues with the disk of this box. Default: false,
+    /// so the disk exists until the box ends. It needs a root on a block device and `disk`
+    /// `state_dir`. The disk exists until the box is destroyed, and `disk_mib` cannot change
+    /// meanwhile.
+    pub disk_keep: bool,
+    /// Free space in MiB that the file system of `paths.state_dir` must have when a box starts with
+    /// a disk of a root on a block device there. Default: 256. The disk is a sparse file, so it
+    /// takes space only when the box writes, and writes fail once the host has no space left. 0: the
+    /// free space is not checked.
+    pub disk_reserve_mib: u32,
     /// Resource limits of the workload in the guest, for example `{"nofile": [1024, 4096]}`.
     /// Default: none, so the workload has the limits of the guest program.
     pub rlimits: BTreeMap<RlimitName, Rlimit>,
@@ -46,6 +56,10 @@ impl Default for ResourcesConfig {
             memory_mib: 512,
             disk_mib: None,
             disk: DiskPlace::default(),
+            disk_keep: false,
+            // Enough for the records, logs and metadata of many boxes while an operator makes
+            // space.
+            disk_reserve_mib: 256,
             rlimits: BTreeMap::new(),
             cgroup: None,
             timeout_ms: None,

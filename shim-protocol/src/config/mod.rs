@@ -13,6 +13,7 @@ mod error;
 mod lifecycle;
 mod machine;
 mod network;
+mod root;
 mod workload;
 
 use std::path::PathBuf;
@@ -28,6 +29,7 @@ pub use lifecycle::{
 };
 pub use machine::{ConsoleConfig, DiskPlace, MountConfig, ResourcesConfig, Rlimit, RlimitName};
 pub use network::{Egress, NetworkConfig, NetworkMode, Protocol, PublishConfig};
+pub use root::{RootConfig, RootKind};
 pub use workload::{ImageConfig, ImageLimits, ProcessConfig};
 
 /// Version of the config format, the only value of `schema_version` that this version accepts.
@@ -61,6 +63,8 @@ pub struct BoxConfig {
     /// Image of the root file system. Absent: the root is an empty directory.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image: Option<ImageConfig>,
+    /// How the guest gets its root file system.
+    pub root: RootConfig,
     /// The workload.
     pub process: ProcessConfig,
     /// Size of the machine, and limits of the box.
@@ -92,6 +96,7 @@ impl Default for BoxConfig {
             id: None,
             hostname: None,
             image: None,
+            root: RootConfig::default(),
             process: ProcessConfig::default(),
             resources: ResourcesConfig::default(),
             mounts: Vec::new(),

@@ -59,7 +59,7 @@ pub use self::metrics::{
 };
 pub use self::resolved::{ResolvedHealthcheck, ResolvedRun};
 pub use self::stop::{StopCause, StopReason, StopReport, StopStep};
-use crate::config::ConfinementLevel;
+use crate::config::{ConfinementLevel, RootKind};
 use crate::{BoxState, ErrorReport, HealthState};
 
 /// Version of the event format, the value of `v` in each event.
@@ -136,7 +136,7 @@ pub enum EventKind {
         /// Size of the blobs of all layers together in bytes.
         image_bytes_total: u64,
     },
-    /// The root file system is mounted.
+    /// The root file system is ready for the guest.
     #[serde(rename = "rootfs.ready")]
     RootfsReady {
         /// Digest of the image's manifest. Absent: the box has no image.
@@ -148,6 +148,10 @@ pub enum EventKind {
         cache_hits: u32,
         /// Size of the regular files that were unpacked for this start, in bytes.
         unpacked_bytes: u64,
+        /// The kind of the root.
+        kind: RootKind,
+        /// Why the root is of this kind.
+        kind_reason: RootKindReason,
         /// How the root was made of the layers.
         root: RootMethod,
         /// Place of the writable layer.
@@ -419,6 +423,25 @@ pub enum RootMethod {
     Reflink,
     /// Full copies of the layers, because neither overlayfs nor reflinks were available.
     Copy,
+    /// A disk with an EROFS of all layers. The kind of the root is `block`.
+    Erofs,
+}
+
+/// Why the root of a box is of its kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum RootKindReason {
+    /// The config requires this kind, by `root.kind` or by `resources.disk_keep`.
+    Config,
+    /// The root is `block`, because the config requires nothing else.
+    Default,
+    /// The root is `shared`, because the guest kernel or libkrun cannot have a `block` root.
+    GuestKernel,
+    /// The root is `shared`, because the config has more shares than a `block` root leaves devices
+    /// for.
+    Mounts,
 }
 
 /// Place of the writable layer of a root.
@@ -431,6 +454,10 @@ pub enum UpperPlace {
     StateDir,
     /// In a tmpfs of the host.
     Memory,
-    /// In an ext4 image file in the box directory.
+    /// In an ext4 image file in the box directory, until the box ends.
     Image,
+    /// In an ext4 image file in the box directory, which the next box of this id gets.
+    KeptImage,
+    /// In a tmpfs of the guest.
+    GuestMemory,
 }

@@ -9,6 +9,7 @@ mod forger;
 mod malformed_agent;
 mod raw_fuse;
 mod read_only;
+mod requests;
 
 use std::io::Write;
 use std::os::linux::net::SocketAddrExt;
@@ -84,6 +85,8 @@ async fn play(step: &str, reporter: &mut Option<HealthReporter>) -> Result<()> {
         "use-files" => file_operations::use_all(Path::new(value))?,
         "unmount" => rustix::mount::unmount(value, rustix::mount::UnmountFlags::empty())?,
         "raw-fuse" => raw_fuse::try_all(value)?,
+        "count-requests" => requests::count(value)?,
+        "drop-caches" => requests::drop_caches()?,
         _ => bail!("unknown"),
     }
     Ok(())

@@ -13,12 +13,12 @@ use a3s_box_erofs::{Device, Image, InodeId, Tree, write};
 ///
 /// Panics if a step fails, or if the new image has another tree.
 #[must_use]
-pub fn rewrite(tree: &Tree, devices: &[Device]) -> Vec<u8> {
+pub fn rewrite(tree: &Tree, devices: &[Device], uuid: [u8; 16]) -> Vec<u8> {
     let mut written = Vec::new();
-    let summary = write(tree, devices, &mut written).unwrap();
+    let summary = write(tree, devices, uuid, &mut written).unwrap();
     assert_eq!(summary.metadata_bytes, written.len() as u64);
     let image = Image::open(&written[..]).unwrap();
-    assert_eq!(image.devices(), devices);
+    assert_eq!((image.devices(), image.uuid()), (devices, uuid));
     let read = image.tree().unwrap();
     // The tree that is written can have inodes without a name. The other one has none.
     assert_eq!(summary.inodes, read.len() as u64);

@@ -34,8 +34,15 @@ fuzz_target!(|input: &[u8]| {
         let made = block_root::compose(&SCRATCH, &layers);
         if let Some(root) = made {
             let metadata = root.check();
+            // All of it is found by its list, and is the same.
+            let warm = block_root::compose(&SCRATCH, &layers).unwrap();
+            assert_eq!(warm.hits, layers.len());
+            assert!(warm.check() == metadata, "the recalled image differs");
+            drop((root, warm));
             // The layer files exist now, so that only the merge is repeated.
+            block_root::forget_merges(&SCRATCH);
             let again = block_root::compose(&SCRATCH, &layers).unwrap();
+            assert_eq!(again.hits, layers.len());
             assert!(again.check() == metadata, "two merges differ");
             again.fsck();
             erofs::add_seed("erofs_image", &erofs::shortened(&metadata));

@@ -26,13 +26,17 @@ fuzz_target!(|input: &[u8]| {
     let limit_bytes = SHARED_BYTES + MEMORY_PER_BYTE * image.len();
     let accepted = memory::within(limit_bytes, || {
         let opened = Image::open(&image[..]);
-        let accepted = opened.and_then(|opened| Ok((opened.tree()?, opened.devices().to_vec())));
+        let accepted = opened
+            .and_then(|opened| Ok((opened.tree()?, opened.devices().to_vec(), opened.uuid())));
         accepted.inspect_err(|error| check_error(error)).ok()
     });
-    if let Some((tree, devices)) = accepted {
-        let written = erofs::rewrite(&tree, &devices);
+    if let Some((tree, devices, uuid)) = accepted {
+        let written = erofs::rewrite(&tree, &devices, uuid);
         let read = Image::open(&written[..]).unwrap().tree().unwrap();
-        assert!(erofs::rewrite(&read, &devices) == written, "the image of the same tree differs");
+        assert!(
+            erofs::rewrite(&read, &devices, uuid) == written,
+            "the image of the same tree differs"
+        );
     }
 });
 

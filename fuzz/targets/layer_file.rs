@@ -2,7 +2,7 @@
 //!
 //! The checksums and the size of the index are set to those of the input, because a fuzzer could
 //! not find them by itself. The layer is applied to that of `base_layer.rs`, and the metadata image
-//! is read back.
+//! is read back. A damaged file must be replaced by the one that is made of the layer's blob.
 
 #![no_main]
 #![allow(clippy::unwrap_used, reason = "a failed setup must end the fuzzer")]
@@ -16,6 +16,15 @@ use scratch::base_layer::base;
 use scratch::{Scratch, block_root, memory};
 
 static SCRATCH: LazyLock<Scratch> = LazyLock::new(Scratch::build);
+
+/// The file that is made of the blob of the upper layer.
+static MADE: LazyLock<Vec<u8>> = LazyLock::new(|| {
+    let layers = layers();
+    drop(block_root::compose(&SCRATCH, &layers).unwrap());
+    let file = block_root::layer_file(&SCRATCH, &layers[1]);
+    block_root::clear(&SCRATCH, &[]);
+    file
+});
 
 static CRC: Crc<u32> = Crc::<u32>::new(&CRC_32_ISCSI);
 
@@ -31,17 +40,31 @@ const MEMORY_BYTES: usize = 12 << 20;
 const CHECKED_BYTES: u64 = 1 << 20;
 
 fuzz_target!(|input: &[u8]| {
-    let lower = block_root::layer(&SCRATCH, &base());
-    let upper = block_root::plant(&SCRATCH, &with_checksums(input));
-    let layers: [Layer; 2] = [lower, upper];
-    let made = memory::within(MEMORY_BYTES, || block_root::compose(&SCRATCH, &layers));
-    // The chunks of huge sparse files can take up to 1 GiB of an image. Reading it would take long.
-    if let Some(root) = made.filter(|root| root.metadata_bytes <= CHECKED_BYTES) {
-        memory::within(MEMORY_BYTES, || drop(root.check()));
+    let layers = layers();
+    let made = LazyLock::force(&MADE);
+    let planted = with_checksums(input);
+    block_root::plant(&SCRATCH, &layers[1], &planted);
+    let root = memory::within(MEMORY_BYTES, || block_root::compose(&SCRATCH, &layers));
+    if let Some(root) = root {
+        let file = block_root::layer_file(&SCRATCH, &layers[1]);
+        assert!(file == planted || file == *made, "neither the input nor the layer of the blob");
+        // The chunks of huge sparse files can take up to 1 GiB of an image. Reading it would take
+        // long.
+        if root.metadata_bytes() <= CHECKED_BYTES {
+            memory::within(MEMORY_BYTES, || drop(root.check()));
+        }
     }
     block_root::clear(&SCRATCH, &layers[..1]);
     SCRATCH.clear();
 });
+
+/// Returns the layers of an image: that of `base_layer.rs`, and another archive of the same entries,
+/// which has one more block of zeros.
+fn layers() -> [Layer; 2] {
+    let lower = base();
+    let upper = [&lower[..], &[0; 512]].concat();
+    [lower, upper].map(|archive| block_root::layer(&SCRATCH, &archive))
+}
 
 /// Sets the size of the index, and both checksums.
 fn with_checksums(input: &[u8]) -> Vec<u8> {

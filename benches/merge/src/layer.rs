@@ -38,6 +38,15 @@ pub fn archive(layer: usize, entries: usize) -> io::Result<Vec<u8>> {
     tar.into_inner()
 }
 
+/// Returns the number of inodes of an image of such layers.
+pub fn inodes(layers: usize, entries: usize) -> usize {
+    let numbered = entries.saturating_sub(2);
+    // A directory of files has a parent of its own. Each whiteout hides a file.
+    let parents = numbered.div_ceil(DIRECTORY_FILES);
+    let root_and_common_parents = 4;
+    root_and_common_parents + layers * (numbered + parents) - layers.saturating_sub(1)
+}
+
 fn append(
     tar: &mut Builder<Vec<u8>>,
     name: &str,

@@ -4,20 +4,19 @@
 //! merge LAYERS ENTRIES DIRECTORY
 //! ```
 //!
-//! The layer files are made first, one after the other. Each blob and the data of each layer file
-//! are then removed, because the merge does not read them and they would take 25 GB.
+//! The layer files are made first, one after the other, in a layer cache. Each blob and the data of
+//! each layer file are then removed, because the merge does not read them and they would take 25 GB.
 
 mod layer;
 
 use std::fs::{self, File};
 use std::io;
 use std::ops::ControlFlow;
-use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use a3s_box_erofs::Image;
-use a3s_box_oci::{BlockImage, BlockLimits, Compression, Digest, Layer, Layout};
+use a3s_box_oci::{BlockRoot, Compression, Digest, Layer, LayerCache, Layout};
 use rustix::fs::{FallocateFlags, fallocate};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
@@ -25,7 +24,7 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 /// The directories of a run.
 struct Bench {
     layout: PathBuf,
-    blocks: PathBuf,
+    cache: PathBuf,
 }
 
 fn main() -> Result<()> {
@@ -39,12 +38,14 @@ fn main() -> Result<()> {
     for number in 0..layers {
         made.push(bench.make_layer(made.first(), number, entries / layers)?);
     }
-    let (merged, merge) = measured(|| bench.compose(&made))?;
-    let path = bench.blocks.join(&merged.metadata.name);
-    let (inodes, read) = measured(|| Ok(Image::open(File::open(&path)?)?.tree()?.len()))?;
-    assert_eq!(inodes as u64, merged.inodes, "the image has other inodes than the tree");
+    let (root, merge) = measured(|| bench.compose(&made))?;
+    let metadata = &root.parts[0];
+    let image = metadata.file.try_clone()?;
+    let (inodes, read) = measured(|| Ok(Image::open(image)?.tree()?.len()))?;
+    assert_eq!(root.hits, layers, "a layer was read again");
+    assert_eq!(inodes, layer::inodes(layers, entries / layers), "the image has other inodes");
     println!("{layers} layers, {entries} entries, {inodes} inodes");
-    println!("metadata image: {:.0} MB", merged.metadata.bytes as f64 / 1e6);
+    println!("metadata image: {:.0} MB", metadata.bytes as f64 / 1e6);
     println!("| work | time | memory | an entry |\n|---|---|---|---|");
     for (work, cost) in [("merge and write", merge), ("read", read)] {
         let bytes = cost.peak_bytes as f64;
@@ -61,11 +62,10 @@ fn main() -> Result<()> {
 
 impl Bench {
     fn new(directory: &Path) -> Result<Self> {
-        let (layout, blocks) = (directory.join("layout"), directory.join("blocks"));
+        let layout = directory.join("layout");
         fs::create_dir_all(layout.join("blobs/sha256"))?;
         fs::write(layout.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#)?;
-        fs::create_dir(&blocks)?;
-        Ok(Self { layout, blocks })
+        Ok(Self { layout, cache: directory.join("cache") })
     }
 
     /// Makes the file of a layer, without the space of its data. The layer links to a file of
@@ -82,22 +82,34 @@ impl Bench {
             compression: Compression::None,
         };
         let stack: Vec<Layer> = first.cloned().into_iter().chain([layer.clone()]).collect();
-        let made = self.compose(&stack)?;
+        let data_bytes = match &self.compose(&stack)?.parts[..] {
+            [_, .., data] => data.bytes,
+            _ => 0,
+        };
         fs::remove_file(blob)?;
-        if let Some(part) = made.data.last() {
-            let file = File::options().write(true).open(self.blocks.join(&part.name))?;
+        for entry in fs::read_dir(self.ready())? {
+            let entry = entry?;
+            if entry.file_name().as_encoded_bytes().starts_with(b"root-") {
+                fs::remove_dir_all(entry.path())?;
+            }
+        }
+        if data_bytes > 0 {
+            let path = self.ready().join(format!("file-sha256-{}/layer", digest.hex()));
+            let file = File::options().write(true).open(path)?;
             let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-            fallocate(file, hole, 0, part.bytes)?;
+            fallocate(file, hole, 0, data_bytes)?;
         }
         Ok(layer)
     }
 
-    fn compose(&self, layers: &[Layer]) -> Result<BlockImage> {
-        let layout = Layout::open(&self.layout)?;
-        let directory = File::open(&self.blocks)?;
-        let progress = &mut |_, _| ControlFlow::Continue(());
-        let limits = BlockLimits::default();
-        Ok(BlockImage::compose(&layout, layers, directory.as_fd(), &limits, progress)?)
+    /// Returns the directory of all content in the cache.
+    fn ready(&self) -> PathBuf {
+        self.cache.join("layers-v3/ready")
+    }
+
+    fn compose(&self, layers: &[Layer]) -> Result<BlockRoot> {
+        let (layout, cache) = (Layout::open(&self.layout)?, LayerCache::open(&self.cache)?);
+        Ok(cache.compose_block(&layout, layers, &mut |_, _| ControlFlow::Continue(()))?)
     }
 }
 

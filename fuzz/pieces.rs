@@ -1,7 +1,7 @@
 //! A stream that arrives in pieces, so that the fuzzer also decides where reads end.
 //!
 //! The first byte of an input is the number of sizes. The sizes follow, one byte each. The rest is
-//! the stream.
+//! the stream. Sizes can be in units, so that pieces can be larger than 256 bytes.
 
 use std::io;
 use std::pin::Pin;
@@ -21,6 +21,7 @@ pub struct Pieces<'a> {
     stream: &'a [u8],
     sizes: &'a [u8],
     next_size: usize,
+    unit_bytes: usize,
 }
 
 impl<'a> Pieces<'a> {
@@ -30,7 +31,13 @@ impl<'a> Pieces<'a> {
         let (count, rest) = input.split_first().unwrap_or((&0, &[]));
         let count = usize::from(count % MAX_SIZES).min(rest.len());
         let (sizes, stream) = rest.split_at(count);
-        Self { stream, sizes, next_size: 0 }
+        Self { stream, sizes, next_size: 0, unit_bytes: 1 }
+    }
+
+    /// Divides an input whose sizes are in units.
+    #[must_use]
+    pub fn in_units(unit_bytes: usize, input: &'a [u8]) -> Self {
+        Self { unit_bytes, ..Self::new(input) }
     }
 
     /// Returns the part of the stream that was not read yet.
@@ -46,7 +53,7 @@ impl<'a> Iterator for Pieces<'a> {
     /// Returns the next piece. The sizes repeat. Without sizes, each piece fills the shim's buffer.
     fn next(&mut self) -> Option<&'a [u8]> {
         let size = match self.sizes.get(self.next_size) {
-            Some(size) => usize::from(*size) + 1,
+            Some(size) => (usize::from(*size) + 1) * self.unit_bytes,
             None => READ_BYTES,
         };
         self.next_size = (self.next_size + 1) % self.sizes.len().max(1);

@@ -2,12 +2,16 @@
 //!
 //! Targets that read images use [`Scratch`]: a directory on tmpfs with an image layout in it.
 //! Beside the layout is the canary, a tree that no image may change. The links of the hostile
-//! corpus point to it, at `/mnt/canary`. The other targets use [`memory`], [`pieces`] and [`peer`].
+//! corpus point to it, at `/mnt/canary`. Targets for block roots also use [`base_layer`],
+//! [`block_root`] and [`erofs`]. The other targets use [`memory`], [`pieces`] and [`peer`].
 //!
 //! The tmpfs is mounted in a private mount namespace, which needs root. Unpacking needs root, too.
 
 #![allow(clippy::unwrap_used, reason = "a failed setup must end the fuzzer")]
 
+pub mod base_layer;
+pub mod block_root;
+pub mod erofs;
 pub mod memory;
 pub mod peer;
 pub mod pieces;

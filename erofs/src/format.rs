@@ -43,6 +43,19 @@ pub(crate) const XATTRS_HEADER_BYTES: usize = crate::tree::IBODY_HEADER_BYTES;
 /// Maximum number of shared attributes of an inode, whose count (`h_shared_count`) has 8 bits.
 pub(crate) const MAX_SHARED_XATTRS: usize = u8::MAX as usize;
 
+/// Limit on the memory of all shared attributes of all sets. An attribute counts once for each set
+/// that has it, because the reader has a copy for each.
+// Sets can refer to each attribute many times, so the size of the image does not bound their memory.
+// The writer shares no more than the reader accepts.
+pub(crate) const MAX_SHARED_BYTES: usize = 64 << 20;
+
+/// Returns the memory of a shared attribute in a set, about, from its bytes on the disk.
+pub(crate) fn shared_memory_bytes(entry_bytes: usize) -> usize {
+    // A set has two vectors for name and value, which are allocations of their own. Names also have
+    // their prefix again, of at most 24 bytes.
+    entry_bytes + 2 * size_of::<Vec<u8>>() + 2 * 16 + 24
+}
+
 /// Copies bytes of a structure into an array.
 ///
 /// # Panics

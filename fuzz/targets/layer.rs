@@ -5,14 +5,14 @@
 #![allow(clippy::unwrap_used, reason = "a failed setup must end the fuzzer")]
 
 use std::fs;
-use std::io::{self, Read};
+use std::io::Read;
 use std::ops::ControlFlow;
 use std::sync::LazyLock;
 
 use a3s_box_oci::{CacheError, Compression, Digest, Layer, LayerCache, Layout, Limits};
 use libfuzzer_sys::fuzz_target;
+use scratch::base_layer::base;
 use scratch::{Scratch, check_error};
-use tar::{EntryType, Header};
 
 static SCRATCH: LazyLock<Scratch> = LazyLock::new(Scratch::build);
 
@@ -74,33 +74,6 @@ fuzz_target!(|blob: &[u8]| {
     }
     SCRATCH.clear();
 });
-
-/// Returns the lower layer. It has the kinds and names of files that the corpus and the property
-/// test use.
-fn base() -> Vec<u8> {
-    let mut tar = tar::Builder::new(Vec::new());
-    let entries = [
-        ("a/", EntryType::Directory, ""),
-        ("a/x", EntryType::Regular, ""),
-        ("d/", EntryType::Directory, ""),
-        ("s", EntryType::Symlink, "/mnt/canary"),
-        ("l", EntryType::Symlink, "d"),
-        ("h", EntryType::Link, "a/x"),
-        ("f", EntryType::Regular, ""),
-        ("hidden", EntryType::Fifo, ""),
-    ];
-    for (name, kind, link) in entries {
-        let mut header = Header::new_gnu();
-        header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
-        header.as_old_mut().linkname[..link.len()].copy_from_slice(link.as_bytes());
-        header.set_entry_type(kind);
-        header.set_mode(0o755);
-        header.set_size(0);
-        header.set_cksum();
-        tar.append(&header, io::empty()).unwrap();
-    }
-    tar.into_inner().unwrap()
-}
 
 /// Returns the decompressed archive of a blob, up to the limits. An uncompressed blob is the
 /// archive.

@@ -211,22 +211,47 @@ fn parts_that_overlap_are_errors() {
     assert!(matches!(error, Err(ReadError::Overlap)), "{error:?}");
 }
 
-#[test]
-fn shared_xattrs_of_many_sets_are_bounded() {
-    // 1,200 sets share one value of 60,000 bytes, which the image has once.
+/// Returns an image of sets, each of two inodes and with a value of its own. The first sets also
+/// have one value of 60,000 bytes, and the others have a short one.
+fn image_of_sets(with_long: u32, with_short: u32) -> Vec<u8> {
     let mut tree = Tree::new(Metadata::default()).unwrap();
-    let value = vec![b'v'; 60_000];
-    for number in 0..1200_u32 {
-        let other = (b"user.other".to_vec(), number.to_le_bytes().to_vec());
-        let xattrs = vec![(b"user.long".to_vec(), value.clone()), other];
-        for name in [format!("{number}-a"), format!("{number}-b")] {
-            let metadata = Metadata { xattrs: xattrs.clone(), ..Metadata::default() };
-            let fifo = tree.add(metadata, Content::Fifo).unwrap();
+    let long = (b"user.a".to_vec(), vec![b'v'; 60_000]);
+    let short = (b"user.a".to_vec(), b"short".to_vec());
+    for number in 0..with_long + with_short {
+        let of_all = if number < with_long { &long } else { &short };
+        let other = (b"user.b".to_vec(), format!("{number:05}").into_bytes());
+        let metadata = Metadata { xattrs: vec![of_all.clone(), other], ..Metadata::default() };
+        for name in [format!("{number:05}-a"), format!("{number:05}-b")] {
+            let fifo = tree.add(metadata.clone(), Content::Fifo).unwrap();
             tree.link(InodeId::ROOT, name.as_bytes(), fifo).unwrap();
         }
     }
-    let image = image_of(&tree, &[]);
+    image_of(&tree, &[])
+}
+
+#[test]
+fn shared_xattrs_of_many_sets_are_bounded() {
+    let mut image = image_of_sets(1000, 200);
     assert!(image.len() < 500_000, "{} bytes", image.len());
+    // The header of a set with two shared attributes. The place of the first one follows.
+    let header = [0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0];
+    let is_set = |at: &usize| image[*at..].starts_with(&header);
+    let sets: Vec<usize> = (BLOCK..image.len() - 16).step_by(4).filter(is_set).collect();
+    // All sets get the long value, which exceeds the limit.
+    let first = *sets.first().unwrap();
+    for set in sets {
+        image.copy_within(first + 12..first + 16, set + 12);
+    }
     let error = read(&image).map(|_| ());
     assert!(matches!(error, Err(ReadError::TooManyXattrs)), "{error:?}");
+}
+
+#[test]
+fn sets_that_are_too_many_to_share_are_read_as_they_were_written() {
+    let image = image_of_sets(1200, 0);
+    // The limit has room for 1116 of these values. 84 sets of two inodes each are not shared.
+    assert!((10_000_000..12_000_000).contains(&image.len()), "{} bytes", image.len());
+    let (tree, _) = read(&image).unwrap();
+    assert_eq!(tree.len(), 2401);
+    assert!(image_of(&tree, &[]) == image);
 }

@@ -3,15 +3,11 @@
 use std::collections::HashMap;
 
 use crate::format::superblock::Superblock;
-use crate::format::{BLOCK, XATTRS_HEADER_BYTES, field};
+use crate::format::{BLOCK, MAX_SHARED_BYTES, XATTRS_HEADER_BYTES, field, shared_memory_bytes};
 use crate::read::error::ReadError;
 use crate::read::file::{Bounded, ReadAt};
 use crate::read::inode::FoundInode;
 use crate::tree::{ENTRY_HEADER_BYTES, Tree, Xattr, entry_bytes, join_name};
-
-/// Maximum bytes of shared attributes that are read. An attribute counts once for each set that
-/// has it.
-const MAX_SHARED_BYTES: usize = 64 << 20;
 
 /// The sets that were read.
 #[derive(Default)]
@@ -76,7 +72,7 @@ impl Sets {
         // Several sets may refer to one attribute, so its bytes cannot be claimed. A limit of their
         // own bounds them instead.
         let bytes = bytes_of(image.read(start, ENTRY_HEADER_BYTES)?).unwrap_or_default();
-        self.shared_bytes += bytes;
+        self.shared_bytes += shared_memory_bytes(bytes);
         if self.shared_bytes > MAX_SHARED_BYTES {
             return Err(ReadError::TooManyXattrs);
         }

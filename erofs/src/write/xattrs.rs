@@ -9,7 +9,9 @@
 use std::collections::HashMap;
 use std::io::{self, Write};
 
-use crate::format::{MAX_SHARED_XATTRS, XATTRS_HEADER_BYTES};
+use crate::format::{
+    MAX_SHARED_BYTES, MAX_SHARED_XATTRS, XATTRS_HEADER_BYTES, shared_memory_bytes,
+};
 use crate::tree::{Tree, Xattr, XattrSets, entry_bytes, split_name};
 use crate::write::error::WriteError;
 use crate::write::output::Output;
@@ -38,6 +40,7 @@ impl<'a> Xattrs<'a> {
         let shared = vec![Vec::new(); sets.len()];
         let mut xattrs = Self { sets, shared, entries: Vec::new(), shared_bytes: 0 };
         let mut places: HashMap<&Xattr, u32> = HashMap::new();
+        let mut memory_bytes = 0;
         // The loop follows the order of the inodes, and not the numbers of the sets. The numbers
         // depend on how the tree was made, but equal trees must have equal images.
         for id in &reachable.order {
@@ -46,8 +49,14 @@ impl<'a> Xattrs<'a> {
             if std::mem::take(&mut uses[number as usize]) < 2 {
                 continue;
             }
-            // The attributes above the limit stay behind each inode.
-            for xattr in sets.get(number).iter().take(MAX_SHARED_XATTRS) {
+            // The attributes above the limits stay behind each inode.
+            let set = sets.get(number).iter().take(MAX_SHARED_XATTRS);
+            let of_set: usize = set.clone().map(memory_of).sum();
+            if memory_bytes + of_set > MAX_SHARED_BYTES {
+                continue;
+            }
+            memory_bytes += of_set;
+            for xattr in set {
                 let place = match places.get(xattr) {
                     Some(place) => *place,
                     None => xattrs.share(xattr)?,
@@ -108,6 +117,11 @@ impl<'a> Xattrs<'a> {
         self.entries.push(xattr);
         Ok(place)
     }
+}
+
+/// Returns the memory that the reader counts for a shared attribute.
+fn memory_of((name, value): &Xattr) -> usize {
+    shared_memory_bytes(entry_bytes(rest(name), value))
 }
 
 /// Appends one attribute.

@@ -19,24 +19,25 @@ const INODE_BYTES: u64 = 96;
 /// known while the layers are applied: a hard link to a device is one more name of it.
 pub(super) const DEVICE: Content = Content::CharDevice { major: 0, minor: 0 };
 
-/// Limits on the memory for the tree of an image.
+/// Limits on the memory and the time for the tree of an image, to which its layers are applied. A
+/// block root that exceeds a limit is refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct TreeLimits {
+pub struct TreeLimits {
     /// Number of inodes, including those that a later entry removes.
-    pub(crate) inodes: u64,
+    pub inodes: u64,
     /// Bytes of memory, about: inodes, names, extended attributes, ranges of files, and the names
     /// that are kept until the end of a layer.
-    pub(crate) bytes: u64,
+    pub bytes: u64,
     /// Number of names that are looked up. An entry can lead through 40 symbolic links of two
     /// thousand names each, so that neither of the other limits bounds the time.
-    pub(crate) steps: u64,
+    pub steps: u64,
 }
 
 impl Default for TreeLimits {
     /// The largest public images have about a million files, which take 150 MB and ten million
-    /// steps.
+    /// steps. A layer may have five million entries. Their directories can need inodes, too.
     fn default() -> Self {
-        Self { inodes: 5_000_000, bytes: 1 << 30, steps: 1 << 27 }
+        Self { inodes: 6_000_000, bytes: 1 << 30, steps: 1 << 27 }
     }
 }
 

@@ -16,6 +16,7 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::error::CacheError;
 use super::name::TREE;
+use crate::block::root_tree::TreeLimits;
 use crate::host::directory::names_in;
 use crate::host::overlay_xattr::OverlayXattrs;
 use crate::host::private_dir::{check_parents, private_directory, private_directory_in};
@@ -59,6 +60,7 @@ pub struct LayerCache {
     /// The id of the current boot.
     pub(crate) boot: OsString,
     pub(crate) limits: Limits,
+    pub(crate) tree_limits: TreeLimits,
 }
 
 impl LayerCache {
@@ -99,14 +101,29 @@ impl LayerCache {
         let boot = fs::read_to_string(BOOT_ID)
             .map_err(HostError::at("read the id of the boot for", dir))?;
         let boot = OsString::from(boot.trim_end());
-        let limits = Limits::default();
-        Ok(Self { path, overlay_xattrs, ready, stacks, staging, locks, boot, limits })
+        Ok(Self {
+            path,
+            overlay_xattrs,
+            ready,
+            stacks,
+            staging,
+            locks,
+            boot,
+            limits: Limits::default(),
+            tree_limits: TreeLimits::default(),
+        })
     }
 
     /// Sets the limits for layers that are unpacked from now on.
     #[must_use]
     pub fn with_limits(self, limits: Limits) -> Self {
         Self { limits, ..self }
+    }
+
+    /// Sets the limits for the trees of block roots that are made from now on.
+    #[must_use]
+    pub fn with_tree_limits(self, tree_limits: TreeLimits) -> Self {
+        Self { tree_limits, ..self }
     }
 
     /// Returns the directory of the layer `name`.

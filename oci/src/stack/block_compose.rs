@@ -122,7 +122,9 @@ impl LayerCache {
         let numbered =
             layers.iter().zip(&files).map(|(layer, file)| (layer.diff_id, &file.content));
         let devices = Devices::of(numbered).map_err(CacheError::Block)?;
-        let recipe = &mut MergeLayers { layers, files: &files, devices: &devices, chain, progress };
+        let limits = &self.tree_limits;
+        let recipe =
+            &mut MergeLayers { layers, files: &files, devices: &devices, limits, chain, progress };
         let image = self.get_or_make(recipe)?;
         let used: HashSet<usize> = devices.layers().iter().copied().collect();
         let (parts, others): (Vec<_>, Vec<_>) =

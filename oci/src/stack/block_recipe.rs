@@ -79,6 +79,7 @@ pub(super) struct MergeLayers<'a, 'p> {
     /// The file of each layer.
     pub(super) files: &'a [Cached<LayerFile>],
     pub(super) devices: &'a Devices,
+    pub(super) limits: &'a TreeLimits,
     /// The `ChainID` of the topmost layer.
     pub(super) chain: Digest,
     pub(super) progress: &'a mut OnLayerProgress<'p>,
@@ -103,7 +104,7 @@ impl Recipe for MergeLayers<'_, '_> {
     }
 
     fn make(&mut self, staged: &Staged<'_>) -> Result<(), CacheError> {
-        let mut merge = Merge::new(TreeLimits::default()).map_err(CacheError::Block)?;
+        let mut merge = Merge::new(self.limits.clone()).map_err(CacheError::Block)?;
         for (i, (layer, file)) in self.layers.iter().zip(self.files).enumerate() {
             self.report(i, Progress::OnTop)?;
             let applied = merge.apply(&file.content, self.devices.number(i), layer.digest);

@@ -51,7 +51,8 @@ impl LayerCache {
             let numbered =
                 layers.iter().zip(files).map(|(layer, file)| (layer.diff_id, &file.content));
             let devices = &Devices::of(numbered).map_err(CacheError::Block)?;
-            let mut recipe = MergeLayers { layers, files, devices, chain, progress };
+            let limits = &self.tree_limits;
+            let mut recipe = MergeLayers { layers, files, devices, limits, chain, progress };
             self.verify_content(&mut recipe, chain, verified, &image_difference)?;
         }
         if verified.in_use.len() > in_use {

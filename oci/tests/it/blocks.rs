@@ -7,7 +7,8 @@ use std::ops::ControlFlow;
 use std::os::unix::fs::{FileExt, MetadataExt};
 
 use a3s_box_oci::{
-    BlobError, BlockRoot, CacheError, Digest, Image, LayerCache, LayerError, Limits, Progress,
+    BlobError, BlockError, BlockRoot, CacheError, Digest, Image, LayerCache, LayerError, Limits,
+    Progress, TreeLimits,
 };
 use nix::mount::{MntFlags, umount2};
 
@@ -161,6 +162,27 @@ fn limits_count_content_and_holes() {
     assert!(matches!(error, LayerError::Limit { what: "unpacked bytes", .. }), "{error:?}");
     bench.assert_cache_is_empty();
     assert_eq!(device_blocks(&within((1 << 30) + (1 << 20)).unwrap()), [2]);
+}
+
+#[test]
+fn limits_of_the_tree_count_all_layers_and_leave_no_image() {
+    let bench = Bench::new();
+    // With the root, the image has four inodes. The third layer hides one of them.
+    let whiteout = Tar::new().file("a", "3").file(".wh.b", "");
+    bench.resolved(&[Tar::new().file("a", "1"), Tar::new().file("b", "2"), whiteout]);
+    let within = |inodes| {
+        let limits = TreeLimits { inodes, ..TreeLimits::default() };
+        compose_in(&bench, &bench.cache().with_tree_limits(limits))
+    };
+    let made = within(3);
+    let is_limit =
+        |error: &BlockError| matches!(error, BlockError::Limit { what: "inodes", limit: 3 });
+    assert!(matches!(&made, Err(CacheError::Block(error)) if is_limit(error)), "{made:?}");
+    let ready = fs::read_dir(bench.path("cache/layers-v3/ready")).unwrap();
+    let names: Vec<_> = ready.map(|entry| entry.unwrap().file_name()).collect();
+    let is_file = |name: &std::ffi::OsString| name.as_encoded_bytes().starts_with(b"file-");
+    assert!(names.len() == 3 && names.iter().all(is_file), "{names:?}");
+    assert_eq!(within(4).unwrap().hits, 3);
 }
 
 #[test]

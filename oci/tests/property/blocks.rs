@@ -13,10 +13,12 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use crate::bench::{Bench, amd64, chain};
 use crate::disk::{mount_loop, write_disk};
+use crate::fsck;
 use crate::mounted::{Outcome, walk};
 
-/// Makes and mounts the block root of the only image of a layout, and unmounts it again.
-pub(crate) fn outcome(bench: &Bench) -> Outcome {
+/// Makes and mounts the block root of the only image of a layout, and unmounts it again. If `checks`,
+/// fsck.erofs checks the disk.
+pub(crate) fn outcome(bench: &Bench, checks: bool) -> Outcome {
     let layout = bench.layout();
     let image = layout.resolve(None, &amd64()).unwrap();
     let progress = &mut |_, _| ControlFlow::Continue(());
@@ -24,6 +26,9 @@ pub(crate) fn outcome(bench: &Bench) -> Outcome {
         Ok(root) => root,
         Err(error) => return refusal(bench, &error),
     };
+    if checks && let Err(text) = fsck::check(&root.parts) {
+        return Outcome::Failed(text);
+    }
     let target = bench.path("block-root");
     fs::create_dir(&target).unwrap();
     mount_file(&write_disk(&bench.root, &root), &target);

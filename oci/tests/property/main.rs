@@ -8,7 +8,8 @@
 //! ```
 //!
 //! A block root is compared more strictly: all hard links of one inode share it, also those of
-//! several layers, which overlayfs can separate.
+//! several layers, which overlayfs can separate. The two roots are also compared with each other, and
+//! `differences` has all allowed differences. fsck.erofs checks the disks of the first images.
 //!
 //! `A3S_BOX_PROPERTY_CASES` sets the number of images, and `A3S_BOX_PROPERTY_SEED` sets the seed of
 //! the first image. A failure prints the values that repeat it. The test needs root, because
@@ -23,8 +24,10 @@ mod archive;
 #[path = "../it/bench.rs"]
 mod bench;
 mod blocks;
+mod differences;
 #[expect(dead_code, reason = "shared with the test binary `corpus`, which uses all of it")]
 mod disk;
+mod fsck;
 mod generator;
 mod image;
 mod memory;
@@ -43,6 +46,7 @@ use nix::mount::{MntFlags, umount2};
 use proptest::strategy::Strategy;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
 
+use crate::differences::Differences;
 use crate::image::Image;
 use crate::memory::{mount_memory, private_mounts};
 use crate::model::{Expectation, Tree, expectation};
@@ -50,6 +54,11 @@ use crate::mounted::Outcome;
 
 /// Number of images in a run. They take one and a half minutes on two cores.
 const CASES: u64 = 10_000;
+
+/// Number of images whose disk fsck.erofs checks, if it is made. Two of three images have a disk, and
+/// at least [`CHECKED_DISKS`] are expected. A check takes 10 to 20 ms.
+const CHECKED_CASES: u64 = 600;
+const CHECKED_DISKS: u64 = 300;
 
 /// Numbers of images by outcome.
 #[derive(Debug, Default)]
@@ -60,6 +69,11 @@ struct Count {
     /// Images whose block root was mounted, or was refused.
     blocks_mounted: u64,
     blocks_refused: u64,
+    /// Disks that fsck.erofs has checked.
+    disks_checked: u64,
+    /// Images whose two roots differ in the inodes of hard links, or in a link count.
+    parted: u64,
+    counted: u64,
     /// Refused images, by the reason of the model.
     refused: BTreeMap<&'static str, u64>,
 }
@@ -88,8 +102,12 @@ fn mounted_image_equals_its_layers_applied_in_order() {
                 return;
             }
             let seed = seed.wrapping_add(case);
-            if let Err(text) = check_case(seed, &directory.path().join(thread.to_string()), &count)
-            {
+            if let Err(text) = check_case(
+                seed,
+                &directory.path().join(thread.to_string()),
+                case < CHECKED_CASES,
+                &count,
+            ) {
                 *failure.lock().unwrap() = Some((seed, text));
             }
         }
@@ -114,17 +132,26 @@ fn mounted_image_equals_its_layers_applied_in_order() {
         && !count.refused.is_empty()
         && count.linked_across_layers >= cases / 1000;
     assert!(cases < 100 || is_diverse, "{count:?}");
+    let are_checked = count.disks_checked >= CHECKED_DISKS;
+    assert!(cases < CHECKED_CASES || are_checked, "{count:?}");
 }
 
 /// Generates the image of a seed and checks it. An error describes the smallest image that fails.
-fn check_case(seed: u64, directory: &Path, count: &Mutex<Count>) -> Result<(), String> {
+///
+/// If `checks`, fsck.erofs checks its disk.
+fn check_case(
+    seed: u64,
+    directory: &Path,
+    checks: bool,
+    count: &Mutex<Count>,
+) -> Result<(), String> {
     let mut bytes = [0; 32];
     bytes[..8].copy_from_slice(&seed.to_le_bytes());
     let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
     let config = Config { failure_persistence: None, ..Config::default() };
     let mut runner = TestRunner::new_with_rng(config, rng);
     let case = generator::images().new_tree(&mut runner).unwrap();
-    let check = |image| check(directory, &image, count).map_err(TestCaseError::fail);
+    let check = |image| check(directory, &image, checks, count).map_err(TestCaseError::fail);
     match runner.run_one(case, check) {
         Ok(_) => Ok(()),
         Err(TestError::Fail(reason, image)) => Err(format!("{reason}\nimage:\n{image}")),
@@ -133,15 +160,28 @@ fn check_case(seed: u64, directory: &Path, count: &Mutex<Count>) -> Result<(), S
 }
 
 /// Compares the outcome of this crate for an image with the expectation of the model.
-fn check(directory: &Path, image: &Image, count: &Mutex<Count>) -> Result<(), String> {
+fn check(
+    directory: &Path,
+    image: &Image,
+    checks: bool,
+    count: &Mutex<Count>,
+) -> Result<(), String> {
     let expected = expectation(image);
     fs::create_dir(directory).unwrap();
     let bench = mounted::publish(directory, image);
-    let (found, of_blocks) = (mounted::outcome(&bench), blocks::outcome(&bench));
+    let (found, of_blocks) = (mounted::outcome(&bench), blocks::outcome(&bench, checks));
     drop(bench);
     fs::remove_dir_all(directory).unwrap();
+    let differences = match (&found, &of_blocks) {
+        (Outcome::Tree(shared), Outcome::Tree(block)) => Differences::between(shared, block)
+            .map_err(|text| format!("the two roots differ:\n{text}"))?,
+        // `judge` compares each with the model, which decides all but a few refusals.
+        _ => Differences::default(),
+    };
     {
         let mut count = count.lock().unwrap();
+        count.parted += u64::from(!differences.parted.is_empty());
+        count.counted += u64::from(!differences.counts.is_empty());
         match (&expected.outcome, &found) {
             (Ok(tree), Outcome::Tree(_)) => {
                 count.accepted += 1;
@@ -153,7 +193,10 @@ fn check(directory: &Path, image: &Image, count: &Mutex<Count>) -> Result<(), St
             _ => {}
         }
         match of_blocks {
-            Outcome::Tree(_) => count.blocks_mounted += 1,
+            Outcome::Tree(_) => {
+                count.blocks_mounted += 1;
+                count.disks_checked += u64::from(checks);
+            }
             _ => count.blocks_refused += 1,
         }
     }

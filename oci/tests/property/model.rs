@@ -56,6 +56,8 @@ pub(crate) struct Tree {
     /// The inode of each path that is not a directory, and the group of its hard links. Links of
     /// one group always share the inode.
     pub(crate) links: BTreeMap<String, (u64, usize)>,
+    /// The link count of each path of a mounted tree. The model has none.
+    pub(crate) counts: BTreeMap<String, u64>,
 }
 
 impl Tree {

@@ -114,6 +114,7 @@ pub(crate) fn walk(root: &Path) -> Result<Tree, String> {
         if !kind.is_dir() {
             tree.links.insert(name.clone(), (found.ino(), 0));
         }
+        tree.counts.insert(name.clone(), found.nlink());
         tree.entries.insert(name, text);
     }
     Ok(tree)

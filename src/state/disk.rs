@@ -46,8 +46,8 @@ pub(crate) enum DiskError {
     #[error("`{program}` failed ({status}): {complaint}")]
     ProgramFailed { program: &'static str, status: ExitStatus, complaint: String },
     #[error(
-        "the file system of `{}` has {free_mib} MiB of free space, expected at least {reserve_mib}: \
-         make space there, choose another `paths.state_dir`, or lower `resources.disk_reserve_mib`",
+        "the file system of `{}` has {free_mib} MiB of free space, expected at least {reserve_mib} \
+         MiB: make space there, choose another `paths.state_dir`, or lower `resources.disk_reserve_mib`",
         directory.display()
     )]
     NoReserve { directory: PathBuf, free_mib: u64, reserve_mib: u32 },

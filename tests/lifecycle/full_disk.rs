@@ -272,7 +272,7 @@ fn a_full_state_directory_is_named_and_the_box_starts_once_it_has_room() {
         let ended = Shim::start(&scratch, "box", Until::Played(&EXITS)).end();
         ended.assert_code(125);
         let error = ended.event("error").unwrap().to_string();
-        assert!(error.contains("0 MiB of free space, expected at least 256: "), "{error}");
+        assert!(error.contains("0 MiB of free space, expected at least 256 MiB: "), "{error}");
         scratch.resources = json!({"disk_keep": keeps, "disk_reserve_mib": 0});
         for step in 0..STATE_STEPS {
             // The records of the box need two pages.

@@ -52,7 +52,6 @@ struct Requests {
 }
 
 /// Runs the workload with a root of this kind. Returns the smallest count of each operation.
-#[expect(clippy::print_stdout, reason = "the output shows the counts of both kinds")]
 fn measure(kind: &str) -> (Shim, BTreeMap<String, Requests>) {
     let steps: Vec<String> = (0..ROUNDS).flat_map(round).collect();
     let steps: Vec<&str> = steps.iter().map(String::as_str).collect();

@@ -20,7 +20,7 @@ fn lines(shim: &Shim, prefix: &str) -> BTreeMap<String, String> {
 
 /// The operations of `print-limits`, and what they do on a file system of virtio-fs: 1 is EPERM, 22
 /// is EINVAL, 95 is EOPNOTSUPP.
-const OF_VIRTIOFS: [(&str, &str); 5] = [
+const OF_VIRTIOFS: Limits = [
     // The confinement of the shim allows no device, because it would be one of the host.
     ("device", "errno 1"),
     // libkrun does not implement FUSE_TMPFILE.
@@ -36,7 +36,7 @@ const OF_VIRTIOFS: [(&str, &str); 5] = [
 ];
 
 /// What the operations do on a block root, which is an overlay on ext4.
-const OF_BLOCK_ROOT: [(&str, &str); 5] = [
+const OF_BLOCK_ROOT: Limits = [
     ("device", "made"),
     ("tmpfile", "made"),
     // An overlay cannot be the upper directory of an overlay.
@@ -47,8 +47,11 @@ const OF_BLOCK_ROOT: [(&str, &str); 5] = [
     ("default-acl", "errno 95"),
 ];
 
+/// The operations of `print-limits` with their results.
+type Limits = [(&'static str, &'static str); 5];
+
 /// Runs `print-limits` in each directory, with a root of this kind, and compares.
-fn check_limits(directories: &[(&str, &str, &[(&str, &str)])]) {
+fn check_limits(directories: &[(&str, &str, Limits)]) {
     for (kind, directory, expected) in directories {
         let step = format!("print-limits={directory}/limits");
         let host = tempfile::Builder::new().prefix("h").tempdir().unwrap();
@@ -70,9 +73,9 @@ fn check_limits(directories: &[(&str, &str, &[(&str, &str)])]) {
 #[test]
 fn share_and_both_kinds_of_root_have_the_documented_limits() {
     check_limits(&[
-        ("block", "/share", &OF_VIRTIOFS),
-        ("shared", "/var", &OF_VIRTIOFS),
-        ("block", "/var", &OF_BLOCK_ROOT),
+        ("block", "/share", OF_VIRTIOFS),
+        ("shared", "/var", OF_VIRTIOFS),
+        ("block", "/var", OF_BLOCK_ROOT),
     ]);
 }
 

@@ -150,7 +150,7 @@ fn start_with_less_free_space_than_the_reserve_is_refused() {
     let host = Host::with_state_on("tmpfs", "mode=0700,size=8m");
     let error = host.make(&json!({"disk_mib": 16})).unwrap_err().to_string();
     let expected = format!(
-        "the file system of `{}` has 8 MiB of free space, expected at least 256: make space there, \
+        "the file system of `{}` has 8 MiB of free space, expected at least 256 MiB: make space there, \
          choose another `paths.state_dir`, or lower `resources.disk_reserve_mib`",
         host.in_box("").display()
     );

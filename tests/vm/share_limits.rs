@@ -115,8 +115,11 @@ fn guest_sees_changes_of_the_host_after_the_documented_times() {
     for name in ["added", "listed", "edited"] {
         assert!(ms(name) < 3000, "{name}\n{shim}");
     }
+    // Attributes and names are valid for 5 seconds. What the guest asks the host for in the meantime
+    // can also refresh them earlier, but nothing refreshes the name of a removed file.
     for name in ["held", "grown", "longer", "replaced", "removed", "chmod"] {
-        assert!((1000..9000).contains(&ms(name)), "{name}\n{shim}");
+        assert!(ms(name) < 9000, "{name}\n{shim}");
     }
+    assert!(ms("removed") > 1000, "{shim}");
     assert_eq!(lines(&shim, "inotify"), BTreeMap::from([(String::new(), "silent".to_owned())]));
 }

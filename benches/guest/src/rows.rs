@@ -44,8 +44,11 @@ const SYNCS: usize = 100;
 const RANDOM_READS: u64 = 2000;
 const BLOCK: usize = 4096;
 
+/// The function of a row.
+type Row = fn() -> Result<()>;
+
 /// Names and functions of all rows.
-pub const ROWS: [(&str, fn() -> Result<()>); 15] = [
+pub const ROWS: [(&str, Row); 15] = [
     ("find, cold", find),
     ("find, again", find),
     ("lstat of 500 files, cold", lstat),

@@ -13,6 +13,7 @@
 //! | `liars` | a guest that sends false, malformed or endless messages harms only its own box |
 //! | `services` | images like those of databases: files of several owners, and a user to drop to |
 //! | `images` | images of many kinds do their job: runtimes, servers, users, layers, odd files |
+//! | `disks` | the limit of a box's disk, the space that it returns, and what a killed box leaves on it |
 //! | `budgets` | how many requests a guest sends to the device of its root |
 //! | `calls` | the shim makes each system call that its filter allows, or there is a reason |
 //! | `cgroup` | limits of what a box takes from the host |
@@ -31,6 +32,7 @@ mod agent;
 mod budgets;
 mod calls;
 mod cgroup;
+mod disks;
 mod doctor;
 mod exactness;
 mod exit_status;

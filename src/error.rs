@@ -6,6 +6,7 @@ use std::io;
 use a3s_box_core::event::StopReport;
 use a3s_box_core::{ConfigError, ErrorCode, ErrorReport};
 use a3s_box_krun::KrunError;
+use a3s_box_krun::guest_kernel::BLOCK_ROOT_REMEDY;
 use a3s_box_oci::{BlockError, CacheError, EntryError, LayerError};
 use a3s_box_sys::HostError;
 use nix::errno::Errno;
@@ -112,7 +113,7 @@ impl ShimError {
             {
                 ErrorCode::RootfsFailed
             }
-            Self::Rootfs(RootfsError::Kernel { .. }) => ErrorCode::HostUnsupported,
+            Self::Rootfs(RootfsError::BlockRoot { .. }) => ErrorCode::HostUnsupported,
             Self::Rootfs(RootfsError::Layout(_)) => ErrorCode::ImageInvalid,
             Self::Rootfs(RootfsError::Layer(error)) if is_of_image(error) => {
                 ErrorCode::LayerInvalid
@@ -149,9 +150,9 @@ impl ShimError {
                 source: LayerError::Limit { .. } | LayerError::Window(_),
                 ..
             })) => Some("if the image is trusted, raise the limit in `image.limits`".to_owned()),
-            Self::Rootfs(RootfsError::Kernel { .. }) => Some(
-                "install libkrunfw 5.4 or later, or set `root.kind` to `shared`".to_owned(),
-            ),
+            Self::Rootfs(RootfsError::BlockRoot { .. }) => {
+                Some(format!("{BLOCK_ROOT_REMEDY}, or set `root.kind` to `shared`"))
+            }
             Self::Rootfs(error) => match failure_of_host(error) {
                 Some(Errno::ENOSPC | Errno::EDQUOT) => Some(
                     "free space, or set `paths.cache_dir` and `paths.state_dir` to a larger file \

@@ -108,11 +108,7 @@ fn make_block(
 ) -> Result<Made, RootfsError> {
     let (mut root, cache) = match found {
         None => (BlockRoot::empty()?, None),
-        Some((layout, image)) => {
-            let compose = LayerCache::compose_block;
-            let (root, cache) = unpack(spec, layout, image, observers, compose)?;
-            (root, Some(cache))
-        }
+        Some(found) => unpack(spec, found, observers, LayerCache::compose_block)?,
     };
     let writes = match spec.disk {
         DiskPlace::StateDir => Writes::Disk(BlockDisk::make(spec, state)?),
@@ -135,10 +131,7 @@ fn make_shared(
 ) -> Result<Made, RootfsError> {
     let (stack, cache) = match found {
         None => (Stack::empty(), None),
-        Some((layout, image)) => {
-            let (stack, cache) = unpack(spec, layout, image, observers, LayerCache::compose)?;
-            (stack, Some(cache))
-        }
+        Some(found) => unpack(spec, found, observers, LayerCache::compose)?,
     };
     let disk = Disk::make(spec, state)?;
     let method = shared::mount(&stack, &disk, state)?;
@@ -192,11 +185,11 @@ pub(crate) fn open_cache(spec: &VmSpec) -> Result<LayerCache, CacheError> {
     })
 }
 
-/// Unpacks the layers that the cache lacks by `compose`, until a stop request arrives.
+/// Unpacks the layers that the cache lacks by `compose`, until a stop request arrives. Returns what
+/// `compose` returns, and always the cache.
 fn unpack<T>(
     spec: &VmSpec,
-    layout: &Layout,
-    image: &Image,
+    (layout, image): &(Layout, Image),
     observers: Observers<'_>,
     compose: impl FnOnce(
         &LayerCache,
@@ -204,7 +197,7 @@ fn unpack<T>(
         &[Layer],
         &mut (dyn FnMut(usize, Progress) -> ControlFlow<()> + Send),
     ) -> Result<T, CacheError>,
-) -> Result<(T, LayerCache), RootfsError> {
+) -> Result<(T, Option<LayerCache>), RootfsError> {
     let cache = open_cache(spec)?;
     let mut stopped = None;
     let mut meter = Meter::new(observers.events, observers.service_manager, &image.layers);
@@ -217,6 +210,6 @@ fn unpack<T>(
     match stopped {
         // The stop request is the reason for any error that the cache returns after a break.
         Some(request) => Err(RootfsError::Stopped(request)),
-        None => Ok((composed?, cache)),
+        None => Ok((composed?, Some(cache))),
     }
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use a3s_box_proto::GUEST_CONFIG_FILE;
-use a3s_box_proto::control::{GuestConfig, Mount, Root, block_root, mount, root as config_root};
+use a3s_box_proto::control::{BlockRoot, GuestConfig, Mount, Root, mount, root as config_root};
 use nix::unistd::sethostname;
 use tokio::net::unix::pipe;
 
@@ -87,15 +87,9 @@ impl Machine for Guest {
 
 /// Returns the file systems whose data someone can read after the end of the box.
 fn outlasting(root: &Root, mounts: &[Mount]) -> Outlasting {
-    let is_volatile = match &root.kind {
-        Some(config_root::Kind::Block(block)) => {
-            block.volatile || matches!(block.upper, Some(block_root::Upper::UpperInMemoryMib(_)))
-        }
-        None => false,
-    };
-    if !is_volatile {
+    let Some(config_root::Kind::Block(BlockRoot { volatile: true, .. })) = root.kind else {
         return Outlasting::All;
-    }
+    };
     let is_share = |mount: &&Mount| matches!(mount.source, Some(mount::Source::Virtiofs(_)));
     Outlasting::Mounts(mounts.iter().filter(is_share).map(|it| PathBuf::from(&it.target)).collect())
 }
@@ -117,12 +111,12 @@ fn write_names(config: &GuestConfig, hostname: &str) {
 
 #[cfg(test)]
 mod tests {
-    use a3s_box_proto::control::{BlockRoot, TmpfsMount, VirtiofsMount};
+    use a3s_box_proto::control::{TmpfsMount, VirtiofsMount};
 
     use super::*;
 
-    fn root(volatile: bool, upper: block_root::Upper) -> Root {
-        let block = BlockRoot { volatile, upper: Some(upper), ..BlockRoot::default() };
+    fn root(volatile: bool) -> Root {
+        let block = BlockRoot { volatile, ..BlockRoot::default() };
         Root { kind: Some(config_root::Kind::Block(block)) }
     }
 
@@ -132,15 +126,9 @@ mod tests {
         let tmpfs = mount::Source::Tmpfs(TmpfsMount::default());
         let mounts = [("/a", share), ("/b", tmpfs)]
             .map(|(target, source)| Mount { target: target.into(), source: Some(source) });
-        let disk = || block_root::Upper::UpperDevice("vdb".into());
-        for ended in [root(true, disk()), root(false, block_root::Upper::UpperInMemoryMib(1))] {
-            let found = outlasting(&ended, &mounts);
-            assert!(
-                matches!(&found, Outlasting::Mounts(it) if *it == [Path::new("/a")]),
-                "{found:?}"
-            );
-        }
-        let kept = outlasting(&root(false, disk()), &mounts);
+        let ended = outlasting(&root(true), &mounts);
+        assert!(matches!(&ended, Outlasting::Mounts(it) if *it == [Path::new("/a")]), "{ended:?}");
+        let kept = outlasting(&root(false), &mounts);
         assert!(matches!(kept, Outlasting::All), "{kept:?}");
     }
 }

@@ -56,13 +56,13 @@ pub(crate) fn reboot(code: u8, initial_root: Option<File>, outlasting: Outlastin
     }
 }
 
-/// Writes dirty data back. Errors are logged by the kernel.
+/// Writes dirty data back. An error has no receiver any more, because the workload has ended.
 fn write_back(outlasting: &Outlasting) {
     let Outlasting::Mounts(targets) = outlasting else { return sync() };
     for target in targets {
         // The workload may have unmounted it, which has written its data.
         if let Ok(directory) = File::open(target) {
-            let _logged_by_the_kernel = syncfs(directory);
+            let _no_receiver = syncfs(directory);
         }
     }
 }

@@ -21,6 +21,10 @@ const SONAME: &str = "libkrunfw.so.5";
 /// ABI version of the library with this soname, as `krunfw_get_version` returns it.
 const ABI_VERSION: u32 = 5;
 
+/// What helps if [`GuestKernel::lacks_for_block_root`] is not empty.
+pub const BLOCK_ROOT_REMEDY: &str =
+    "install libkrunfw 5.4 or later, and a libkrun that was built with virtio-blk (`make BLK=1`)";
+
 /// A guest kernel that is loaded into this process. It stays loaded until the process ends.
 ///
 /// A value of this type is the proof that [`Vm::configure`](crate::Vm::configure) requires.

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use a3s_box_core::doctor::DoctorCheck;
 use a3s_box_core::one_line;
-use a3s_box_krun::guest_kernel::GuestKernel;
+use a3s_box_krun::guest_kernel::{BLOCK_ROOT_REMEDY, GuestKernel};
 
 use crate::guest_program;
 use crate::host::process;
@@ -34,17 +34,17 @@ pub(super) fn guest_kernel(spec: &VmSpec) -> [DoctorCheck; 2] {
     }
 }
 
-/// Reports the kind of root that a box has by default, from what the guest kernel lacks for a block
+/// Reports the kind of root that a box has by default, from what this installation lacks for a block
 /// root. The argument is none if there is no guest kernel.
 fn root_kind(lacks: Option<&[&str]>) -> DoctorCheck {
     const NAME: &str = "root_kind";
     match lacks {
         None => DoctorCheck::failed(NAME, "not known, without a guest kernel", "see `libkrunfw`"),
-        Some([]) => DoctorCheck::ok(NAME, "`block`: the guest kernel can mount a block root"),
+        Some([]) => DoctorCheck::ok(NAME, "`block`: a VM can have a block root"),
         Some(lacks) => DoctorCheck::degraded(
             NAME,
-            format!("`shared`: the guest kernel has no {}", lacks.join(", no ")),
-            "install libkrunfw 5.4 or newer, for boxes with a block root",
+            format!("`shared`: for a block root, this installation lacks {}", lacks.join(", ")),
+            BLOCK_ROOT_REMEDY,
         ),
     }
 }

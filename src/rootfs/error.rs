@@ -24,8 +24,8 @@ pub(crate) enum RootfsError {
     Mount(#[from] MountError),
     #[error("cannot unmount the root file system")]
     Unmount(#[source] std::io::Error),
-    #[error("the config requires a block root, and the guest kernel lacks: {lacks}")]
-    Kernel { lacks: String },
+    #[error("the config requires a block root, for which this installation lacks: {lacks}")]
+    BlockRoot { lacks: String },
     #[error("{count} damaged layers are in use: stop the boxes that use them, and verify again")]
     DamagedInUse { count: usize },
     #[error("stopped by {0} while unpacking")]

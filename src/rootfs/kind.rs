@@ -15,25 +15,32 @@ pub(crate) struct Choice {
 }
 
 impl Choice {
-    /// Chooses the kind for the config and the guest kernel.
+    /// Chooses the kind for the config, the guest kernel and libkrun.
     ///
     /// # Errors
     ///
-    /// Fails if the config requires a block root that the guest kernel cannot mount.
+    /// Fails if the config requires a block root that a VM of this installation cannot have.
     pub(crate) fn of(spec: &VmSpec, kernel: &GuestKernel) -> Result<Self, RootfsError> {
-        let lacks = kernel.lacks_for_block_root();
         let choice = |kind, reason| Ok(Self { kind, reason });
+        // The guest kernel is searched only if the answer matters, because that takes about 1 ms.
         match spec.root_kind {
-            Some(RootKind::Block) if !lacks.is_empty() => {
-                Err(RootfsError::Kernel { lacks: lacks.join(", ") })
+            Some(RootKind::Shared) => {
+                return choice(RootKind::Shared, RootKindReason::Config);
             }
-            Some(kind) => choice(kind, RootKindReason::Config),
-            None if !lacks.is_empty() => {
+            None if !spec.fits_block_root() => {
+                return choice(RootKind::Shared, RootKindReason::Mounts);
+            }
+            _ => {}
+        }
+        let lacks = kernel.lacks_for_block_root();
+        match spec.root_kind {
+            Some(_) if lacks.is_empty() => choice(RootKind::Block, RootKindReason::Config),
+            None if lacks.is_empty() => choice(RootKind::Block, RootKindReason::Default),
+            Some(_) => Err(RootfsError::BlockRoot { lacks: lacks.join(", ") }),
+            None => {
                 tracing::info!(?lacks, "the root is shared, because a block root is not possible");
                 choice(RootKind::Shared, RootKindReason::GuestKernel)
             }
-            None if !spec.fits_block_root() => choice(RootKind::Shared, RootKindReason::Mounts),
-            None => choice(RootKind::Block, RootKindReason::Default),
         }
     }
 }

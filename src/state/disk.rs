@@ -1,4 +1,5 @@
-//! The disk of a box: the place and the size limit of the files that it writes to its root.
+//! The disk of a shared root: the place and the size limit of the files that a box writes to it.
+//! A block root has a disk of the VM instead ([`block_disk`](super::block_disk)).
 //!
 //! | `resources.disk` | `resources.disk_mib` | `upper/` and `work/` are in |
 //! |------------------|----------------------|-----------------------------|

@@ -33,6 +33,8 @@ mod deaths;
 mod full_disk;
 mod harness;
 mod image;
+#[path = "../wire/image_disk.rs"]
+mod image_disk;
 mod matrix;
 mod percentiles;
 mod random;

@@ -197,8 +197,8 @@ fn guest_kernel_that_cannot_mount_a_block_root_degrades_the_kind_of_root() {
     assert_eq!(status, "degraded");
     assert_eq!(
         text,
-        "`shared`: the guest kernel has no EROFS with extended attributes, no overlayfs; \
-         install libkrunfw 5.4 or newer, for boxes with a block root"
+        "`shared`: for a block root, this installation lacks EROFS with extended attributes, overlayfs; \
+         install libkrunfw 5.4 or later, and a libkrun that was built with virtio-blk (`make BLK=1`)"
     );
     // Such a box still runs.
     assert_eq!(check(&checks, "boot").0, "ok");

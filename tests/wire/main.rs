@@ -21,8 +21,8 @@
 //! | `doctor` | the report of `--doctor` about a host |
 //! | `input` | refused configs, and the flags for people |
 //!
-//! `harness` starts the shim and reads its events, `image` makes images, and `wire_types` checks
-//! the shape of each event.
+//! `harness` starts the shim and reads its events, `image` makes images, `image_disk` reads the disk
+//! of one, and `wire_types` checks the shape of each event.
 //!
 //! The tests need the feature `fake-vm`. They also need root, because the shim makes mounts and
 //! some tests change to an ordinary user.
@@ -38,6 +38,7 @@ mod harness;
 mod health;
 mod identity;
 mod image;
+mod image_disk;
 mod input;
 mod jail;
 mod journal;

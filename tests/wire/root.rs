@@ -2,14 +2,16 @@
 
 use std::fs;
 use std::io::Write;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
-use std::process::Output;
+use std::process::{Command, Output};
 
 use serde_json::{Value, json};
 
 use crate::disk::spawn;
 use crate::harness::{config, parse, shim, start};
 use crate::image::image;
+use crate::image_disk;
 
 /// Runs `--prepare` with a guest kernel that lacks `lacks`.
 fn prepare(config: &Value, lacks: &str) -> (Output, Vec<Value>) {
@@ -80,7 +82,8 @@ fn block_root_that_is_not_possible_is_refused_with_the_reason() {
     let error = event(&events, "error");
     assert_eq!(error["code"], "host_unsupported");
     let causes = error["causes"].to_string();
-    let expected = "the config requires a block root, and the guest kernel lacks: EROFS, overlayfs";
+    let expected =
+        "the config requires a block root, for which this installation lacks: EROFS, overlayfs";
     assert!(causes.contains(expected), "{causes}");
 
     config["mounts"] = shares(directory.path(), 5);
@@ -133,25 +136,6 @@ fn shim_of_a_block_root_keeps_capabilities_and_directories_only_for_shares() {
     }
 }
 
-/// Reads the disk of the image of a running box: the parts that its VMDK names.
-fn image_disk(pid: u32) -> Vec<u8> {
-    let fds = format!("/proc/{pid}/fd");
-    let is_list = |path: &std::path::PathBuf| {
-        fs::read_link(path).is_ok_and(|name| name.to_string_lossy().contains("disk of the image"))
-    };
-    let list = fs::read_dir(&fds).unwrap().map(|fd| fd.unwrap().path()).find(is_list).unwrap();
-    let text = fs::read_to_string(list).unwrap();
-    let mut disk = Vec::new();
-    for line in text.lines().filter(|line| line.contains("FLAT")) {
-        // RDONLY <sectors> FLAT "/proc/self/fd/<fd>" 0
-        let sectors: usize = line.split(' ').nth(1).unwrap().parse().unwrap();
-        let name = line.split('"').nth(1).unwrap().rsplit('/').next().unwrap();
-        let part = fs::read(format!("{fds}/{name}")).unwrap();
-        disk.extend_from_slice(&part[..sectors * 512]);
-    }
-    disk
-}
-
 #[test]
 fn disk_of_the_image_is_an_erofs_of_its_files() {
     let mut running = start(&["connect", "hello", "started=7", "hang"], |config| {
@@ -161,24 +145,21 @@ fn disk_of_the_image_is_an_erofs_of_its_files() {
         config["image"] = image(Path::new(&directory).parent().unwrap(), script);
     });
     running.wait_for("guest.started");
-    let disk = tempfile::NamedTempFile::new().unwrap();
-    fs::write(disk.path(), image_disk(running.child.id())).unwrap();
-    let target = tempfile::tempdir().unwrap();
-    let mount = ["mount", "-t", "erofs", "-o", "ro,loop"];
-    let status = std::process::Command::new(mount[0])
-        .args(&mount[1..])
-        .args([disk.path(), target.path()])
-        .status()
-        .unwrap();
+    let (directory, target) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let disk = directory.path().join("disk");
+    image_disk::copy(running.child.id(), &disk);
+    let mut mount = Command::new("mount");
+    let status =
+        mount.args(["-t", "erofs", "-o", "ro,loop"]).args([&*disk, target.path()]).status();
+    let status = status.unwrap();
     assert!(status.success(), "the disk is not an EROFS");
     let file = target.path().join("d/file");
     let found = fs::read_to_string(&file);
     let metadata = fs::metadata(&file);
-    let status = std::process::Command::new("umount").arg(target.path()).status().unwrap();
+    let status = Command::new("umount").arg(target.path()).status().unwrap();
     assert!(status.success());
     assert_eq!(found.unwrap(), "of-the-image\n");
     let metadata = metadata.unwrap();
-    use std::os::unix::fs::MetadataExt;
     assert_eq!((metadata.uid(), metadata.gid(), metadata.mode() & 0o7777), (42, 43, 0o4711));
     running.child.kill().unwrap();
     running.child.wait().unwrap();
@@ -218,7 +199,6 @@ fn kept_disk_is_used_again_and_survives_prepare_and_starts_without_it() {
     run(&config, "kept_image");
     // The last bytes of an empty ext4 are free.
     let mark = |bytes: &[u8]| {
-        use std::os::unix::fs::FileExt;
         let disk = fs::OpenOptions::new().write(true).open(&kept).unwrap();
         disk.write_all_at(bytes, (16 << 20) - 4).unwrap();
     };

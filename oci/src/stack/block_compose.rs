@@ -4,12 +4,12 @@ use std::collections::HashSet;
 use std::ops::ControlFlow;
 
 use super::batch::{OnLayerProgress, get_or_make_all};
-use super::block_recipe::{LayerFiles, MergeLayers, ReadLayer};
+use super::block_recipe::{LayerFiles, MergeLayers, ReadLayer, devices};
 use super::block_root::BlockRoot;
 use super::compose::chain_ids;
 use super::recipe::Source;
 use crate::block::error::BlockError;
-use crate::block::image::{Devices, MetadataImage};
+use crate::block::image::MetadataImage;
 use crate::block::layer_file::LayerFile;
 use crate::cache::error::CacheError;
 use crate::cache::layer_cache::LayerCache;
@@ -119,9 +119,7 @@ impl LayerCache {
         files: Vec<Cached<LayerFile>>,
         progress: &mut OnLayerProgress<'_>,
     ) -> Result<BlockRoot, CacheError> {
-        let numbered =
-            layers.iter().zip(&files).map(|(layer, file)| (layer.diff_id, &file.content));
-        let devices = Devices::of(numbered).map_err(CacheError::Block)?;
+        let devices = devices(layers, &files)?;
         let limits = &self.tree_limits;
         let recipe =
             &mut MergeLayers { layers, files: &files, devices: &devices, limits, chain, progress };

@@ -73,6 +73,15 @@ impl Recipe for ReadLayer<'_> {
     }
 }
 
+/// Returns the devices of an image with these layers and their files.
+pub(super) fn devices(
+    layers: &[Layer],
+    files: &[Cached<LayerFile>],
+) -> Result<Devices, CacheError> {
+    let numbered = layers.iter().zip(files).map(|(layer, file)| (layer.diff_id, &file.content));
+    Devices::of(numbered).map_err(CacheError::Block)
+}
+
 /// Merges layer files into a metadata image.
 pub(super) struct MergeLayers<'a, 'p> {
     pub(super) layers: &'a [Layer],

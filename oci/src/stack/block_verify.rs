@@ -9,11 +9,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use super::batch::{OnLayerProgress, get_or_make_all};
-use super::block_recipe::{LayerFiles, MergeLayers, ReadLayer};
+use super::block_recipe::{LayerFiles, MergeLayers, ReadLayer, devices};
 use super::compose::chain_ids;
 use super::recipe::Source;
 use super::verify::Verified;
-use crate::block::image::Devices;
 use crate::block::layer_file::LayerFile;
 use crate::cache::content::open_file;
 use crate::cache::error::CacheError;
@@ -48,9 +47,7 @@ impl LayerCache {
         }
         if let Some(&chain) = chain_ids(layers).last() {
             let files = &get_or_make_all(&LayerFiles { cache: self, layout }, layers, progress)?;
-            let numbered =
-                layers.iter().zip(files).map(|(layer, file)| (layer.diff_id, &file.content));
-            let devices = &Devices::of(numbered).map_err(CacheError::Block)?;
+            let devices = &devices(layers, files)?;
             let limits = &self.tree_limits;
             let mut recipe = MergeLayers { layers, files, devices, limits, chain, progress };
             self.verify_content(&mut recipe, chain, verified, &image_difference)?;

@@ -17,20 +17,20 @@ pub struct ResourcesConfig {
     /// the guest first uses it.
     pub memory_mib: u32,
     /// Size limit of the writable layer of the root in MiB: 16 to 8388608. The metadata of the file
-    /// system counts. Absent: with `disk` `state_dir` the box has no limit of its own, and with
-    /// `memory` the limit is half of the host's memory, which is the default of a tmpfs.
+    /// system counts. Absent: with `disk` `state_dir` a block root has 10240, and a shared root has
+    /// no limit of its own; with `memory` the limit is half of the memory of the guest (block root)
+    /// or of the host (shared root), which is the default of a tmpfs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub disk_mib: Option<u32>,
     /// Place of the writable layer of the root, which exists until the box ends. Default:
     /// `state_dir`.
     pub disk: DiskPlace,
     /// Whether the next start of the same id continues with the disk of this box. Default: false,
-    /// so the disk exists until the box ends. It needs a root on a block device and `disk`
-    /// `state_dir`. The disk exists until the box is destroyed, and `disk_mib` cannot change
+    /// so the disk exists until the box ends. It needs a block root and `disk` `state_dir`. The disk exists until the box is destroyed, and `disk_mib` cannot change
     /// meanwhile.
     pub disk_keep: bool,
     /// Free space in MiB that the file system of `paths.state_dir` must have when a box starts with
-    /// a disk of a root on a block device there. Default: 256. The disk is a sparse file, so it
+    /// the disk of a block root there. Default: 256. The disk is a sparse file, so it
     /// takes space only when the box writes, and writes fail once the host has no space left. 0: the
     /// free space is not checked.
     pub disk_reserve_mib: u32,
@@ -72,11 +72,13 @@ impl Default for ResourcesConfig {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum DiskPlace {
-    /// In the box directory. With `disk_mib` the layer is in an ext4 image file there, which needs
-    /// root and the helper programs `mkfs.ext4` and `mount`.
+    /// In the box directory. The layer of a block root is in an ext4 image file there, which needs
+    /// the helper program `mkfs.ext4`. That of a shared root is in such a file only with `disk_mib`,
+    /// which needs root and `mount` as well.
     #[default]
     StateDir,
-    /// In a tmpfs of the host, in addition to the memory of the guest.
+    /// In a tmpfs: of the guest, for a block root, or of the host, in addition to the memory of the
+    /// guest, for a shared one.
     Memory,
 }
 
@@ -117,6 +119,7 @@ pub enum RlimitName {
 pub enum MountConfig {
     /// A share: a directory of the host that the guest sees. A box has at most 6 shares, and at
     /// most 5 with `network.mode` `passt`, because each device takes an interrupt of the machine.
+    /// The disks of a block root are two such devices, or one if `resources.disk` is `memory`.
     Virtiofs {
         /// Absolute path of the directory on the host. It must exist when the config is validated.
         /// It may neither contain nor be inside of `paths.state_dir` or `paths.cache_dir`.

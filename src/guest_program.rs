@@ -1,8 +1,10 @@
-//! Finds and reads the guest program, the executable `a3s-box-guest` that is PID 1 of a box.
+//! Finds and maps the guest program, the executable `a3s-box-guest` that is PID 1 of a box.
 
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use a3s_box_krun::Content;
 use a3s_box_sys::HostError;
 
 use crate::host::process;
@@ -22,22 +24,22 @@ pub(crate) enum GuestProgramError {
     Host(#[from] HostError),
 }
 
-/// Reads the guest program.
-pub(crate) fn load(spec: &VmSpec) -> Result<Vec<u8>, GuestProgramError> {
+/// Maps the guest program into memory.
+pub(crate) fn load(spec: &VmSpec) -> Result<Content, GuestProgramError> {
     find(spec).map(|(_, program)| program)
 }
 
-/// Finds and reads the guest program, and returns its path and content.
+/// Finds the guest program, and returns its path and content.
 ///
-/// The content is read before the shim has private mounts or a new root, because the path is the
+/// The file is opened before the shim has private mounts or a new root, because the path is the
 /// host's. libkrun gets the content and serves it to the guest as a file.
-pub(crate) fn find(spec: &VmSpec) -> Result<(PathBuf, Vec<u8>), GuestProgramError> {
+pub(crate) fn find(spec: &VmSpec) -> Result<(PathBuf, Content), GuestProgramError> {
     let candidates = match &spec.paths.guest {
         Some(path) => vec![path.clone()],
         None => beside(&process::executable()?),
     };
     for path in &candidates {
-        match std::fs::read(path) {
+        match File::open(path).and_then(Content::of) {
             Ok(program) => return Ok((path.clone(), program)),
             // Any other error ends the search. Otherwise a file without read permission would be
             // hidden by the guest program of another installation.

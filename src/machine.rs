@@ -2,7 +2,7 @@
 //! [`Machine`] for libkrun.
 
 use a3s_box_core::config::AgentProvider;
-use a3s_box_krun::{Access, BlockRoot, Connect, Machine, OverlayFile, Root, Share, VsockPort};
+use a3s_box_krun::{Access, BlockRoot, Connect, Content, Machine, OverlayFile, Root, Share, VsockPort};
 use a3s_box_proto::control::{
     EnvironmentVariable, GuestConfig, Mount, TmpfsMount, VirtiofsMount, Workload, mount,
 };
@@ -122,7 +122,7 @@ pub(crate) fn assemble(
     spec: &VmSpec,
     state: &StateDir,
     guest: &Guest,
-    program: Vec<u8>,
+    program: Content,
     console: Ports,
 ) -> Machine {
     let shares = guest.shares.iter().map(|PinnedShare { tag, directory, access }| Share {
@@ -147,7 +147,7 @@ pub(crate) fn assemble(
             },
             OverlayFile {
                 name: GUEST_CONFIG_FILE.into(),
-                content: encode(&guest.config),
+                content: encode(&guest.config).into(),
                 permissions: 0o600,
                 // The config can hold secrets, so it vanishes after the guest program has read it.
                 one_shot: true,

@@ -59,6 +59,7 @@ use std::path::{Path, PathBuf};
 
 use a3s_box_proto::control::{BlockRoot, Root, block_root, root};
 use nix::errno::Errno;
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::unistd::{chdir, pivot_root};
 
@@ -74,6 +75,10 @@ const ROOT: &str = "/dev/root";
 
 /// Mode of the directories of the stage. Nothing but this program ever sees them.
 const STAGE_MODE: u32 = 0o700;
+
+/// Readahead of a disk in KiB, unless it is set (`VM_READAHEAD_PAGES`, Linux 6.12
+/// include/linux/pagemap.h).
+const DEFAULT_READ_AHEAD_KIB: u32 = 128;
 
 /// Longest name of a disk, in bytes: `DISK_NAME_LEN` (Linux 6.12 include/linux/blkdev.h) less the
 /// final NUL.
@@ -136,6 +141,16 @@ pub(crate) enum RootError {
         device: String,
         /// The value.
         kib: u32,
+        /// Error of the kernel.
+        source: io::Error,
+    },
+    /// The beginning of a disk cannot be read in advance.
+    #[error("cannot prefetch {bytes} bytes of disk `{device}`")]
+    Prefetch {
+        /// The disk.
+        device: String,
+        /// Number of bytes.
+        bytes: u64,
         /// Error of the kernel.
         source: io::Error,
     },
@@ -256,6 +271,8 @@ enum Step {
     Mount(MountStep),
     /// Write the readahead of a disk to sysfs, in KiB.
     SetReadAhead { disk: String, kib: u32 },
+    /// Let the kernel read the beginning of a disk in the background, this many KiB a call.
+    Prefetch { disk: String, bytes: u64, step_kib: u32 },
     /// Make the directories for overlayfs in the file system that `mount` has mounted.
     PrepareUpper { mount: MountStep },
     /// Make the overlay the root of every process, and unmount everything else.
@@ -296,11 +313,19 @@ fn plan(root: &Root) -> Result<Vec<Step>, RootError> {
         // Before the mount: a file takes the readahead of its disk when it is opened.
         steps.push(Step::SetReadAhead { disk: lower.clone(), kib: block.read_ahead_kib });
     }
-    let lower = MountStep { part: Part::Lower, disks: vec![lower], data: String::new() };
+    let image = MountStep { part: Part::Lower, disks: vec![lower.clone()], data: String::new() };
     let data = overlay_data(block.volatile);
     let overlay = MountStep { part: Part::Overlay, disks: both, data };
+    steps.push(Step::Mount(image));
+    if block.prefetch_bytes > 0 {
+        // After the mount: the kernel drops the pages of a disk when a mount sets its block size.
+        let step_kib = match block.read_ahead_kib {
+            0 => DEFAULT_READ_AHEAD_KIB,
+            kib => kib,
+        };
+        steps.push(Step::Prefetch { disk: lower, bytes: block.prefetch_bytes, step_kib });
+    }
     steps.extend([
-        Step::Mount(lower),
         Step::Mount(upper.clone()),
         Step::PrepareUpper { mount: upper },
         Step::Mount(overlay),
@@ -402,11 +427,33 @@ impl Step {
                         source,
                     })
             }
+            Self::Prefetch { disk, bytes, step_kib } => {
+                let file = Path::new(NODES).join(disk);
+                prefetch(&file, *bytes, u64::from(*step_kib) << 10).map_err(|source| {
+                    RootError::Prefetch { device: disk.clone(), bytes: *bytes, source }
+                })
+            }
             Self::PrepareUpper { mount } => upper::prepare(Path::new(LOWER), Path::new(UPPER))
                 .map_err(|source| RootError::Upper { what: mount.what(), source }),
             Self::Enter => enter_overlay(),
         }
     }
+}
+
+/// Starts to read the beginning of a disk into the page cache, and does not wait for the data.
+///
+/// A call of `posix_fadvise(2)` reads no more than the readahead of the disk
+/// (`force_page_cache_ra`, Linux 6.12 mm/readahead.c), hence the steps.
+fn prefetch(disk: &Path, bytes: u64, step_bytes: u64) -> io::Result<()> {
+    let disk = File::open(disk)?;
+    let mut start = 0;
+    while start < bytes {
+        let length = step_bytes.min(bytes - start);
+        let advice = PosixFadviseAdvice::POSIX_FADV_WILLNEED;
+        posix_fadvise(&disk, start.cast_signed(), length.cast_signed(), advice)?;
+        start += length;
+    }
+    Ok(())
 }
 
 /// Makes the overlay the root of every process of the guest, and unmounts the initial root with

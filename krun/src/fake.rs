@@ -298,7 +298,7 @@ mod tests {
             root: Root::Block(BlockRoot { mount_points: vec!["root".into()], disks }),
             overlay_files: vec![OverlayFile {
                 name: "config".into(),
-                content: b"12345".to_vec(),
+                content: b"12345".to_vec().into(),
                 permissions: 0o600,
                 one_shot: true,
             }],

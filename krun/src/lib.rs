@@ -49,7 +49,7 @@
 //!     root: Root::Directory("/srv/rootfs".into()),
 //!     overlay_files: vec![OverlayFile {
 //!         name: "config".into(),
-//!         content: b"hello".to_vec(),
+//!         content: b"hello".to_vec().into(),
 //!         permissions: 0o600,
 //!         one_shot: true,
 //!     }],
@@ -70,6 +70,7 @@
 #![expect(unsafe_code, reason = "this crate is the boundary to libkrun")]
 
 mod access;
+mod content;
 mod disk;
 mod error;
 pub mod exit;
@@ -82,6 +83,7 @@ mod vm;
 pub mod vmdk;
 
 pub use access::Access;
+pub use content::Content;
 pub use disk::{Disk, DiskFormat, MAX_DISK_ID_BYTES, SECTOR_BYTES, SyncMode};
 pub use error::KrunError;
 pub use machine::{

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use crate::KrunError;
 use crate::access::Access;
+use crate::content::Content;
 use crate::disk::{self, Disk};
 
 /// Largest number of virtual CPUs. libkrunfw 5 builds its kernel with `NR_CPUS=16`. libkrun accepts
@@ -128,8 +129,8 @@ pub struct OverlayFile {
     /// Name in the root directory, without a slash. libkrun resolves a slash as a virtual
     /// directory, and fails with ENOENT if there is none.
     pub name: String,
-    /// Content. It stays in memory until the process ends.
-    pub content: Vec<u8>,
+    /// Content.
+    pub content: Content,
     /// Permission bits, such as `0o600`, without the bits of the file type.
     pub permissions: u32,
     /// Whether the guest can open the file only once. The name disappears with the first lookup,

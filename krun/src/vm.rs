@@ -247,12 +247,12 @@ impl Vm {
         const CALL: &str = "krun_fs_add_overlay_file";
         let tag = c_string(CALL, "tag", ROOT_TAG.as_bytes())?;
         let name = c_string(CALL, "path", file.name.as_bytes())?;
-        let content: &'static [u8] = Vec::leak(file.content);
+        let content: &'static [u8] = file.content.leak();
         let mode = REGULAR_FILE | file.permissions;
         // SAFETY: the function reads two strings that must end in NUL. Both pointers come from
         // `CString`s that outlive the call, and libkrun copies the strings. The content must be
         // valid and unchanged while the VM runs, because libkrun serves the guest from this memory:
-        // `Vec::leak` returns a `&'static` slice, whose pointer and length are passed.
+        // `leak` returns a `&'static` slice, whose pointer and length are passed.
         check(CALL, unsafe {
             libkrun::FS_ADD_OVERLAY_FILE(
                 self.context,
@@ -357,7 +357,7 @@ mod tests {
     }
 
     fn file(name: &str) -> OverlayFile {
-        OverlayFile { name: name.into(), content: vec![1], permissions: 0o600, one_shot: true }
+        OverlayFile { name: name.into(), content: vec![1].into(), permissions: 0o600, one_shot: true }
     }
 
     fn disk(id: &str, format: DiskFormat, access: Access, sync: SyncMode) -> Disk {

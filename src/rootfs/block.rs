@@ -36,6 +36,10 @@ const WRITES_DEVICE: &str = "vdb";
 /// its data, and libkrun takes 1 MiB in one request. The kernel's default is 128.
 const READ_AHEAD_KIB: u32 = 1024;
 
+/// The kernel prefetches no more than this of the metadata, so that a huge image does not delay the
+/// first reads of a workload. An entry takes about 100 bytes.
+const MAX_PREFETCH_BYTES: u64 = 4 << 20;
+
 /// Why the disks cannot be described.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DisksError {
@@ -131,8 +135,14 @@ impl Disks {
             upper: Some(upper),
             volatile,
             read_ahead_kib: READ_AHEAD_KIB,
+            prefetch_bytes: self.metadata_bytes().min(MAX_PREFETCH_BYTES),
         };
         control::Root { kind: Some(control::root::Kind::Block(block)) }
+    }
+
+    /// Returns the size of the metadata image, which is the first part of the image's disk.
+    fn metadata_bytes(&self) -> u64 {
+        self.parts.first().map_or(0, |part| part.bytes)
     }
 
     /// Returns the files outside of the box directory that the VMM reads. Files in memory are not

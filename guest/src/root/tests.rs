@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::Permissions;
+use std::io::IoSliceMut;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, lchown, symlink};
 use std::process::Command;
 use std::sync::mpsc;
@@ -14,6 +15,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::Mode;
 use nix::unistd::gettid;
 use rustix::fs::{XattrFlags, getxattr, setxattr};
+use rustix::io::{ReadWriteFlags, preadv2};
 use tempfile::TempDir;
 
 use super::*;
@@ -21,7 +23,7 @@ use crate::{kmsg, mounts};
 
 /// Returns the message for a root with the given upper.
 fn root(lower: &str, upper: block_root::Upper) -> BlockRoot {
-    BlockRoot { lower_device: lower.into(), upper: Some(upper), volatile: false, read_ahead_kib: 0 }
+    BlockRoot { lower_device: lower.into(), upper: Some(upper), ..BlockRoot::default() }
 }
 
 fn disk(name: &str) -> block_root::Upper {
@@ -42,6 +44,9 @@ fn lines(steps: &[Step]) -> Vec<String> {
                 format!("{} {} {disk} {data}", part.kind(), part.target()).trim_end().to_owned()
             }
             Step::SetReadAhead { disk, kib } => format!("readahead {disk} {kib}"),
+            Step::Prefetch { disk, bytes, step_kib } => {
+                format!("prefetch {disk} {bytes} by {step_kib} KiB")
+            }
             Step::PrepareUpper { mount } => format!("prepare {}", mount.what()),
             Step::Enter => "enter".to_owned(),
         })
@@ -50,7 +55,11 @@ fn lines(steps: &[Step]) -> Vec<String> {
 
 #[test]
 fn a_root_of_two_disks_is_planned_with_the_readahead_before_the_image() {
-    let steps = plan(&block(BlockRoot { read_ahead_kib: 1024, ..root("vda", disk("vdb")) }));
+    let steps = plan(&block(BlockRoot {
+        read_ahead_kib: 1024,
+        prefetch_bytes: 5000,
+        ..root("vda", disk("vdb"))
+    }));
     assert_eq!(
         lines(&steps.unwrap()),
         [
@@ -59,6 +68,7 @@ fn a_root_of_two_disks_is_planned_with_the_readahead_before_the_image() {
             "sysfs /dev/settings -",
             "readahead vda 1024",
             "erofs /dev/lower vda",
+            "prefetch vda 5000 by 1024 KiB",
             "ext4 /dev/upper vdb discard,noinit_itable,errors=remount-ro",
             "prepare ext4 of disk `vdb`",
             "overlay /dev/root vda+vdb lowerdir=/dev/lower,upperdir=/dev/upper/upper,\
@@ -361,6 +371,40 @@ fn sets_the_readahead_of_the_image_alone() {
     assert_eq!((read(&disks.lower).as_str(), read(&disks.upper)), ("1024", upper));
     // The number of the device is used again by others.
     fs::write(file(&disks.lower.name), before).unwrap();
+}
+
+/// Returns whether a byte of a disk is in the page cache, which a read that must not wait tells
+/// (`RWF_NOWAIT`, preadv2(2)).
+fn is_cached(disk: &File, offset: u64) -> bool {
+    let mut byte = [0];
+    match preadv2(disk, &mut [IoSliceMut::new(&mut byte)], offset, ReadWriteFlags::NOWAIT) {
+        Ok(count) => count == 1,
+        Err(errno) => {
+            assert_eq!(errno, rustix::io::Errno::AGAIN);
+            false
+        }
+    }
+}
+
+#[test]
+fn a_prefetch_reads_the_beginning_of_a_disk_and_no_more() {
+    let directory = tempfile::tempdir().unwrap();
+    let image = directory.path().join("image");
+    fs::write(&image, vec![7; 1 << 20]).unwrap();
+    let device = Loop::attach(&image, true);
+    let path = Path::new("/dev").join(&device.name);
+    let disk = File::open(&path).unwrap();
+    // Others look at a new disk, which reads a part of it.
+    posix_fadvise(&disk, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).unwrap();
+    prefetch(&path, 300_000, 64 << 10).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    for offset in [0, 150_000, 299_999] {
+        while !is_cached(&disk, offset) {
+            assert!(Instant::now() < deadline, "byte {offset} is not in the page cache");
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+    assert!(!is_cached(&disk, 400_000));
 }
 
 #[test]

@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
+use std::ops::Range;
 
 use a3s_box_erofs::BLOCK_BYTES;
 
@@ -17,6 +18,10 @@ const _: () = assert!(BLOCK as u64 == BLOCK_BYTES, "the two sizes are the same n
 
 /// Size of the writes: large enough that system calls cost little.
 const WRITE_BYTES: usize = 1 << 20;
+
+/// Bytes of at least this size are written from where they are. A system call costs less than the
+/// copy of them.
+const DIRECT_BYTES: usize = 64 << 10;
 
 static ZEROS: [u8; BLOCK] = [0; BLOCK];
 
@@ -38,13 +43,14 @@ impl Output {
         self.blocks
     }
 
-    /// Appends a block, and returns its number.
-    fn push(&mut self, block: &[u8; BLOCK]) -> io::Result<u32> {
-        let number = self.blocks;
+    /// Appends blocks, and returns the range of numbers that they have got.
+    fn push(&mut self, blocks: &[[u8; BLOCK]]) -> io::Result<Range<u32>> {
+        let start = self.blocks;
         // EROFS numbers blocks by 32 bits, so that a layer file has at most 16 TiB.
-        self.blocks = number.checked_add(1).ok_or(io::ErrorKind::FileTooLarge)?;
-        self.append(block)?;
-        Ok(number)
+        let count = u32::try_from(blocks.len()).map_err(|_large| io::ErrorKind::FileTooLarge)?;
+        self.blocks = start.checked_add(count).ok_or(io::ErrorKind::FileTooLarge)?;
+        self.append(blocks.as_flattened())?;
+        Ok(start..self.blocks)
     }
 
     /// Writes what is still in memory, and returns the file.
@@ -54,11 +60,15 @@ impl Output {
     }
 
     fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.buffer.extend_from_slice(bytes);
-        if self.buffer.len() >= WRITE_BYTES {
+        let is_direct = bytes.len() >= DIRECT_BYTES;
+        if is_direct || self.buffer.len() + bytes.len() > WRITE_BYTES {
             self.file.write_all(&self.buffer)?;
             self.buffer.clear();
         }
+        if is_direct {
+            return self.file.write_all(bytes);
+        }
+        self.buffer.extend_from_slice(bytes);
         Ok(())
     }
 }
@@ -112,8 +122,8 @@ impl Body {
         while !bytes.is_empty() {
             if self.filled == 0 && bytes.len() >= BLOCK {
                 let (blocks, rest) = bytes.as_chunks();
-                for block in blocks {
-                    zero_bytes += if self.runs.append(output, block)? { BLOCK_BYTES } else { 0 };
+                for alike in blocks.chunk_by(|one, next| is_zero(one) == is_zero(next)) {
+                    zero_bytes += self.runs.append(output, alike)?;
                 }
                 bytes = rest;
                 continue;
@@ -161,26 +171,28 @@ impl Body {
     fn fill_block(&mut self, output: &mut Output) -> io::Result<()> {
         self.block[self.filled..].fill(0);
         self.filled = 0;
-        self.runs.append(output, &self.block).map(drop)
+        self.runs.append(output, std::slice::from_ref(&*self.block)).map(drop)
     }
 }
 
 impl Runs {
-    /// Appends a block, and returns whether it is a hole.
-    fn append(&mut self, output: &mut Output, block: &[u8; BLOCK]) -> io::Result<bool> {
+    /// Appends blocks, either only ones of zeros or none. Returns the number of bytes that become a
+    /// hole.
+    fn append(&mut self, output: &mut Output, blocks: &[[u8; BLOCK]]) -> io::Result<u64> {
         let file_block = self.next;
-        self.next += 1;
-        if *block == ZEROS {
+        self.next += blocks.len() as u64;
+        if blocks.first().is_none_or(is_zero) {
             self.close();
-            return Ok(true);
+            return Ok(blocks.len() as u64 * BLOCK_BYTES);
         }
-        let number = output.push(block)?;
+        let numbers = output.push(blocks)?;
+        let count = numbers.end - numbers.start;
         match &mut self.open {
             // No other file writes in between, so that the blocks follow each other.
-            Some(range) => range.blocks += 1,
-            None => self.open = Some(BlockRange { file_block, block: number, blocks: 1 }),
+            Some(range) => range.blocks += count,
+            None => self.open = Some(BlockRange { file_block, block: numbers.start, blocks: count }),
         }
-        Ok(false)
+        Ok(0)
     }
 
     fn skip_to(&mut self, file_block: u64) {
@@ -193,6 +205,11 @@ impl Runs {
     fn close(&mut self) {
         self.closed.extend(self.open.take());
     }
+}
+
+/// Returns whether a block becomes a hole.
+fn is_zero(block: &[u8; BLOCK]) -> bool {
+    *block == ZEROS
 }
 
 #[cfg(test)]

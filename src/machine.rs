@@ -2,7 +2,9 @@
 //! [`Machine`] for libkrun.
 
 use a3s_box_core::config::AgentProvider;
-use a3s_box_krun::{Access, BlockRoot, Connect, Content, Machine, OverlayFile, Root, Share, VsockPort};
+use a3s_box_krun::{
+    Access, BlockRoot, Connect, Content, Machine, OverlayFile, Root, Share, VsockPort,
+};
 use a3s_box_proto::control::{
     EnvironmentVariable, GuestConfig, Mount, TmpfsMount, VirtiofsMount, Workload, mount,
 };

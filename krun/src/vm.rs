@@ -357,7 +357,12 @@ mod tests {
     }
 
     fn file(name: &str) -> OverlayFile {
-        OverlayFile { name: name.into(), content: vec![1].into(), permissions: 0o600, one_shot: true }
+        OverlayFile {
+            name: name.into(),
+            content: vec![1].into(),
+            permissions: 0o600,
+            one_shot: true,
+        }
     }
 
     fn disk(id: &str, format: DiskFormat, access: Access, sync: SyncMode) -> Disk {

@@ -63,9 +63,10 @@ fn place(kernel: &GuestKernel) -> String {
 pub(super) fn guest_program(spec: &VmSpec) -> DoctorCheck {
     const NAME: &str = "guest_program";
     match guest_program::find(spec) {
-        Ok((path, program)) => {
-            DoctorCheck::ok(NAME, format!("`{}`, {} KiB", path.display(), program.bytes().len() >> 10))
-        }
+        Ok((path, program)) => DoctorCheck::ok(
+            NAME,
+            format!("`{}`, {} KiB", path.display(), program.bytes().len() >> 10),
+        ),
         Err(error) => {
             let remedy = "install a3s-box-guest beside the shim, or set `paths.guest`";
             DoctorCheck::failed(NAME, one_line(&error), remedy)

@@ -190,7 +190,9 @@ impl Runs {
         match &mut self.open {
             // No other file writes in between, so that the blocks follow each other.
             Some(range) => range.blocks += count,
-            None => self.open = Some(BlockRange { file_block, block: numbers.start, blocks: count }),
+            None => {
+                self.open = Some(BlockRange { file_block, block: numbers.start, blocks: count })
+            }
         }
         Ok(0)
     }

@@ -1,40 +1,27 @@
 //! CRC-32C, the checksum of layer files.
 
-use std::fmt;
-
-use crc::{CRC_32_ISCSI, Crc, Digest, Table};
-
-/// Sixteen tables of 1 KiB let the checksum take 16 bytes at once.
-static CRC: Crc<u32, Table<16>> = Crc::<u32, Table<16>>::new(&CRC_32_ISCSI);
-
 /// The checksum of the bytes so far.
-#[derive(Clone)]
-pub(super) struct Checksum(Digest<'static, u32, Table<16>>);
+#[derive(Clone, Debug)]
+pub(super) struct Checksum(u32);
 
 impl Checksum {
     /// Starts with no bytes.
     pub(super) fn new() -> Self {
-        Self(CRC.digest())
+        Self(0)
     }
 
     /// Returns the checksum of `bytes`.
     pub(super) fn of(bytes: &[u8]) -> u32 {
-        CRC.checksum(bytes)
+        crc32c::crc32c(bytes)
     }
 
     pub(super) fn update(&mut self, bytes: &[u8]) {
-        self.0.update(bytes);
+        self.0 = crc32c::crc32c_append(self.0, bytes);
     }
 
     /// Returns the checksum of all bytes so far.
     pub(super) fn value(&self) -> u32 {
-        self.0.clone().finalize()
-    }
-}
-
-impl fmt::Debug for Checksum {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Checksum({:#x})", self.value())
+        self.0
     }
 }
 

@@ -25,13 +25,16 @@
 //! if it came from an image, and a CRC-32C over the whole index is compared at its end. Callers must
 //! not use what they have read before the reader has returned the end.
 
-use std::io::{self, Read};
+use std::io::{self, BufReader, Read, Take};
 
 use a3s_box_erofs::{BLOCK_BYTES, Metadata};
 
 use super::checksum::Checksum;
 use crate::unpack::path::{EntryPath, PATH_BYTES};
 use crate::unpack::whiteout::Meaning;
+
+/// Size of the reads of an index.
+const READ_BYTES: usize = 256 << 10;
 
 const DIRECTORY: u8 = 1;
 const FILE: u8 = 2;
@@ -202,26 +205,44 @@ pub(crate) struct IndexFacts {
 /// size of the index.
 #[derive(Debug)]
 pub(crate) struct IndexReader<R> {
-    source: R,
+    source: BufReader<Checked<R>>,
     facts: IndexFacts,
     /// Bytes of the index that have not been read.
     left: u64,
     /// Number of records that have been read.
     records: u64,
-    /// Checksum of the bytes that have been read.
+}
+
+/// The bytes of an index, with the checksum of those that have been read. It is below the buffer,
+/// because the checksum of a few bytes costs as much as that of many.
+#[derive(Debug)]
+struct Checked<R> {
+    index: Take<R>,
     checksum: Checksum,
+}
+
+impl<R: Read> Read for Checked<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.index.read(buffer)?;
+        self.checksum.update(&buffer[..count]);
+        Ok(count)
+    }
 }
 
 impl<R: Read> IndexReader<R> {
     /// Starts to read the index at the position of `source`.
     pub(crate) fn new(source: R, facts: IndexFacts) -> Self {
-        Self { source, facts, left: facts.bytes, records: 0, checksum: Checksum::new() }
+        let checked = Checked { index: source.take(facts.bytes), checksum: Checksum::new() };
+        let source = BufReader::with_capacity(READ_BYTES, checked);
+        Self { source, facts, left: facts.bytes, records: 0 }
     }
 
     /// Reads the next record. Returns `None` at the end, after the checksum has been compared.
     pub(crate) fn next_record(&mut self) -> Result<Option<Record>, IndexError> {
         if self.records == self.facts.records {
-            return match (self.left, self.checksum.value(), self.facts.checksum) {
+            // All bytes of the index have been read, so the buffer has read no fewer.
+            let found = self.source.get_ref().checksum.value();
+            return match (self.left, found, self.facts.checksum) {
                 (0, found, expected) if found == expected => Ok(None),
                 (0, found, expected) => Err(IndexError::Checksum { expected, found }),
                 _ => Err(IndexError::Length),
@@ -334,9 +355,7 @@ impl<R: Read> IndexReader<R> {
 
     fn fill(&mut self, bytes: &mut [u8]) -> Result<(), IndexError> {
         self.left = self.left.checked_sub(bytes.len() as u64).ok_or(IndexError::Length)?;
-        self.source.read_exact(bytes).map_err(IndexError::Read)?;
-        self.checksum.update(bytes);
-        Ok(())
+        self.source.read_exact(bytes).map_err(IndexError::Read)
     }
 
     fn wrong(&self, field: &'static str) -> IndexError {

@@ -15,7 +15,7 @@
 //! directory, and whether the target of a hard link exists, is decided when the layers are merged.
 
 use std::fs::File;
-use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 
 use a3s_box_erofs::{BLOCK_BYTES, Metadata};
@@ -50,9 +50,6 @@ const SYMLINK_MODE: u16 = 0o777;
 
 /// Limit on the value of an extended attribute. EROFS stores its length in 16 bits.
 const XATTR_VALUE_BYTES: usize = u16::MAX as usize;
-
-/// Size of the reads of an index.
-const READ_BYTES: usize = 256 << 10;
 
 /// The files that a layer is written to.
 pub(crate) struct Target<'a> {
@@ -357,7 +354,7 @@ impl LayerFile {
     pub(crate) fn index(&self) -> Result<IndexReader<impl Read>, IndexError> {
         let mut file = &self.file;
         file.seek(SeekFrom::Start(self.data_bytes())).map_err(IndexError::Read)?;
-        Ok(IndexReader::new(BufReader::with_capacity(READ_BYTES, file), self.trailer.index))
+        Ok(IndexReader::new(file, self.trailer.index))
     }
 }
 

@@ -191,7 +191,7 @@ impl Runs {
             // No other file writes in between, so that the blocks follow each other.
             Some(range) => range.blocks += count,
             None => {
-                self.open = Some(BlockRange { file_block, block: numbers.start, blocks: count })
+                self.open = Some(BlockRange { file_block, block: numbers.start, blocks: count });
             }
         }
         Ok(0)

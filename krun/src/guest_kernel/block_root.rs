@@ -1,10 +1,10 @@
 //! What a block root requires of the guest kernel, found in the kernel's image without a boot.
 //!
 //! A kernel that is built with a driver or a file system contains texts that no other part of it
-//! has: the name of the cache for its inodes (`/proc/slabinfo`), or a message. libkrunfw bundles the kernel uncompressed, so
-//! that these texts are in its image as they are in the source. Names of functions are not: the
-//! table of symbols is compressed (`scripts/kallsyms.c` of Linux). A driver that is a module is not
-//! in the image, and libkrunfw has no modules.
+//! has: the name of the cache for its inodes (`/proc/slabinfo`), or a message. libkrunfw bundles
+//! the kernel uncompressed, so that these texts are in its image as they are in the source. Names of
+//! functions are not: the table of symbols is compressed (`scripts/kallsyms.c` of Linux). A driver
+//! that is a module is not in the image, and libkrunfw has no modules.
 //!
 //! | requirement | text in the image | its place in Linux 6.12 |
 //! |---|---|---|
@@ -14,9 +14,9 @@
 //! | overlayfs | `ovl_inode`, an inode cache | `fs/overlayfs/super.c`, `ovl_init` |
 //! | virtio-blk | one of two messages about a disk | `drivers/block/virtio_blk.c`, `virtblk_update_capacity` and `virtblk_read_limits` |
 //!
-//! Where two messages count, one of them may change with Linux. The files
-//! of a block root are divided into chunks on several devices. EROFS has chunks since Linux 5.15
-//! and devices since 5.16, without an option of its own. The version of the library that
+//! Where two messages count, one of them may change with Linux. The files of a block root are
+//! divided into chunks on several devices. EROFS has chunks since Linux 5.15 and devices since 5.16,
+//! without an option of its own. The version of the library that
 //! [`GuestKernel::load`](super::GuestKernel::load) accepts began with Linux 6.12.
 //!
 //! An image cannot show whether EROFS returns `security.*`, and with it the capabilities of files,

@@ -276,6 +276,20 @@ mod tests {
     }
 
     #[test]
+    fn long_runs_are_written_behind_what_is_in_the_buffer() {
+        let long = DIRECT_BYTES + B;
+        let mut content = vec![1; 3 * long];
+        // The hole divides the runs, and the last one is short.
+        content[long..long + B].fill(0);
+        content.truncate(2 * long + 2 * B);
+        let (ranges, data) = write(&[(0, &content[..100]), (100, &content[100..])]);
+        let (long, all) = (u32::try_from(long / B).unwrap(), content.len() / B);
+        let rest = u32::try_from(all).unwrap() - long - 1;
+        assert_eq!(ranges, [(0, 1, long), (u64::from(long) + 1, 1 + long, rest)]);
+        assert_eq!(data, vec![1; (all - 1) * B]);
+    }
+
+    #[test]
     fn zeros_are_counted_as_the_unpacker_counts_them() {
         // Each letter stands for a part of 1000 bytes, and `0` for zeros.
         for pattern in ["", "0", "a0", "0a", "000000000a", "a00000b000000000000", "a0b0c0000000d"] {

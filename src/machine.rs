@@ -76,12 +76,13 @@ pub(crate) fn describe(
 
 fn pin_shares(spec: &VmSpec) -> Result<Vec<PinnedShare>, ShareError> {
     let pin = |mount: &MountSpec| match &mount.source {
-        MountSource::Virtiofs { tag, directory, access } => {
+        MountSource::Virtiofs { tag, directory, access, cache } => {
             let pinned = directory.pin();
             Some(pinned.map(|directory| PinnedShare {
                 tag: tag.clone(),
                 directory,
                 access: *access,
+                cache: *cache,
             }))
         }
         MountSource::Tmpfs { .. } => None,
@@ -127,10 +128,11 @@ pub(crate) fn assemble(
     program: Content,
     console: Ports,
 ) -> Machine {
-    let shares = guest.shares.iter().map(|PinnedShare { tag, directory, access }| Share {
+    let shares = guest.shares.iter().map(|PinnedShare { tag, directory, access, cache }| Share {
         tag: tag.clone(),
         path: directory.path(),
         access: *access,
+        cache: *cache,
     });
     Machine {
         vcpus: spec.vcpus,

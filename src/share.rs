@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
-use a3s_box_krun::Access;
+use a3s_box_krun::{Access, ShareCache};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat2};
 
@@ -43,6 +43,7 @@ pub(crate) struct PinnedShare {
     pub(crate) tag: String,
     pub(crate) directory: PinnedDirectory,
     pub(crate) access: Access,
+    pub(crate) cache: ShareCache,
 }
 
 impl SharedDirectory {

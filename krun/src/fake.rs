@@ -37,7 +37,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use self::recorded::{RECORDED, Recorded, RecordedDisk, record};
+use self::recorded::{RECORDED, Recorded, RecordedDisk, RecordedShare, record};
 use crate::KrunError;
 use crate::disk::DISK_FORMAT_VMDK;
 
@@ -57,12 +57,13 @@ pub(crate) extern "C" fn krun_disable_implicit_init(_ctx: u32) -> i32 {
     0
 }
 
-pub(crate) unsafe extern "C" fn krun_add_virtiofs3(
+pub(crate) unsafe extern "C" fn krun_add_virtiofs4(
     _ctx: u32,
     tag: *const c_char,
     path: *const c_char,
     _shm_bytes: u64,
     read_only: bool,
+    semantics: u32,
 ) -> i32 {
     // SAFETY: libkrun's contract requires a string that ends in NUL and outlives the call.
     // `Vm::add_virtiofs` passes a pointer to a live `CString`.
@@ -77,7 +78,7 @@ pub(crate) unsafe extern "C" fn krun_add_virtiofs3(
     }
     // SAFETY: the path is not null, and thus a live `CString` of `Vm::add_virtiofs` as well.
     let path = unsafe { CStr::from_ptr(path) }.to_string_lossy().into_owned();
-    record(|recorded| recorded.shares.push((path, read_only)))
+    record(|recorded| recorded.shares.push(RecordedShare { path, read_only, semantics }))
 }
 
 pub(crate) unsafe extern "C" fn krun_fs_add_overlay_file(
@@ -286,8 +287,8 @@ mod tests {
     use super::*;
     use crate::guest_kernel::GuestKernel;
     use crate::{
-        Access, BlockRoot, Connect, Disk, DiskFormat, Machine, OverlayFile, Root, SyncMode, Vm,
-        VsockPort,
+        Access, BlockRoot, Connect, Disk, DiskFormat, Machine, OverlayFile, Root, Share,
+        ShareCache, SyncMode, Vm, VsockPort,
     };
 
     fn machine(disks: Vec<Disk>) -> Machine {
@@ -302,7 +303,15 @@ mod tests {
                 permissions: 0o600,
                 one_shot: true,
             }],
-            shares: Vec::new(),
+            shares: [ShareCache::None, ShareCache::Auto]
+                .into_iter()
+                .map(|cache| Share {
+                    tag: format!("{cache:?}"),
+                    path: "/usr".into(),
+                    access: Access::ReadOnly,
+                    cache,
+                })
+                .collect(),
             vsock_ports: vec![VsockPort {
                 port: 1,
                 socket: "/socket".into(),
@@ -336,6 +345,8 @@ mod tests {
             header(&recorded),
             format!("VSOCK_1=/socket\nDISK_upper={path}\nDISK_lower={path}\nCONFIG_BYTES=5\n\n")
         );
+        // The values of `enum PermissionSemantics` of libkrun.
+        assert_eq!(recorded.shares.iter().map(|s| s.semantics).collect::<Vec<_>>(), [1, 0]);
         assert_eq!(recorded.disks.iter().map(|d| d.read_only).collect::<Vec<_>>(), [false, true]);
         drop(file);
         open_disk(&recorded.disks[0]).unwrap_err();

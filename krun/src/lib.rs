@@ -88,7 +88,8 @@ pub use disk::{Disk, DiskFormat, MAX_DISK_ID_BYTES, SECTOR_BYTES, SyncMode};
 pub use error::KrunError;
 pub use machine::{
     BlockRoot, Connect, MAX_DEVICES, MAX_SHARES, MAX_SOCKET_PATH_BYTES, MAX_TAG_BYTES, MAX_VCPUS,
-    MIN_MEMORY_MIB, Machine, NetDevice, OverlayFile, Root, Share, VsockPort, max_shares,
+    MIN_MEMORY_MIB, Machine, NetDevice, OverlayFile, Root, Share, ShareCache, VsockPort,
+    max_shares,
 };
 pub use vm::{Vm, check_kvm};
 

@@ -20,13 +20,14 @@ pub(crate) const GET_MAX_VCPUS: unsafe extern "C" fn() -> i32 = sys::krun_get_ma
 pub(crate) const SET_VM_CONFIG: unsafe extern "C" fn(u32, u8, u32) -> i32 = sys::krun_set_vm_config;
 pub(crate) const DISABLE_IMPLICIT_INIT: unsafe extern "C" fn(u32) -> i32 =
     sys::krun_disable_implicit_init;
-pub(crate) const ADD_VIRTIOFS3: unsafe extern "C" fn(
+pub(crate) const ADD_VIRTIOFS4: unsafe extern "C" fn(
     u32,
     *const c_char,
     *const c_char,
     u64,
     bool,
-) -> i32 = sys::krun_add_virtiofs3;
+    u32,
+) -> i32 = sys::krun_add_virtiofs4;
 pub(crate) const FS_ADD_OVERLAY_FILE: unsafe extern "C" fn(
     u32,
     *const c_char,

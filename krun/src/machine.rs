@@ -148,6 +148,23 @@ pub struct Share {
     pub path: PathBuf,
     /// Whether the device accepts writes.
     pub access: Access,
+    /// What the guest keeps of the files.
+    pub cache: ShareCache,
+}
+
+/// What the guest keeps of the files of a virtio-fs device, besides names (5 seconds) and content
+/// (until the file is opened again).
+///
+/// libkrun has no parameter for it. The parameter of `krun_add_virtiofs4` for the semantics of
+/// permissions decides it: with `LinuxSimplified`, attributes are valid for 0 seconds (krun-devices,
+/// `src/virtio/fs/device.rs`, `Fs::new`), and the guest cannot mount the device with an idmap. On
+/// Linux it has no other effect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ShareCache {
+    /// No attributes: each use of a size, a mode or a time is a request.
+    None,
+    /// Attributes for 5 seconds.
+    Auto,
 }
 
 /// An Ethernet device.
@@ -269,7 +286,12 @@ mod tests {
     }
 
     fn share(tag: &str) -> Share {
-        Share { tag: tag.into(), path: "/".into(), access: Access::ReadOnly }
+        Share {
+            tag: tag.into(),
+            path: "/".into(),
+            access: Access::ReadOnly,
+            cache: ShareCache::Auto,
+        }
     }
 
     fn net() -> Option<NetDevice> {

@@ -10,7 +10,9 @@ use std::ptr;
 use crate::access::Access;
 use crate::disk::{DISK_FORMAT_RAW, DISK_FORMAT_VMDK, Disk, DiskFormat, SyncMode};
 use crate::guest_kernel::GuestKernel;
-use crate::machine::{BlockRoot, Connect, Machine, NetDevice, OverlayFile, Root, VsockPort};
+use crate::machine::{
+    BlockRoot, Connect, Machine, NetDevice, OverlayFile, Root, ShareCache, VsockPort,
+};
 use crate::{KrunError, libkrun};
 
 /// Tag of the root device. libkrun passes `rootfstype=virtiofs` and no `root=` to the guest kernel
@@ -35,6 +37,11 @@ const REGULAR_FILE: u32 = 0o100_000;
 
 /// `S_IFDIR` (inode(7)) and the permissions 0755, the mode of the mount points in a block root.
 const MOUNT_POINT: u32 = 0o040_755;
+
+/// `LinuxComplete` and `LinuxSimplified` of `enum PermissionSemantics` (krun-devices,
+/// `src/virtio/fs/linux/passthrough.rs`).
+const LINUX_COMPLETE: u32 = 0;
+const LINUX_SIMPLIFIED: u32 = 1;
 
 /// `KRUN_SYNC_NONE` and `KRUN_SYNC_FULL` of `libkrun.h`.
 const SYNC_NONE: u32 = 0;
@@ -98,7 +105,7 @@ impl Vm {
             vm.add_overlay_file(file)?;
         }
         for share in &machine.shares {
-            vm.add_virtiofs(&share.tag, Some(&share.path), share.access)?;
+            vm.add_virtiofs(&share.tag, Some(&share.path), share.access, share.cache)?;
         }
         for port in &machine.vsock_ports {
             vm.add_vsock_port(port)?;
@@ -166,11 +173,14 @@ impl Vm {
 
     fn add_root(&self, root: &Root) -> Result<(), KrunError> {
         match root {
-            Root::Directory(path) => self.add_virtiofs(ROOT_TAG, Some(path), Access::ReadWrite),
+            // Nothing changes a root but its guest.
+            Root::Directory(path) => {
+                self.add_virtiofs(ROOT_TAG, Some(path), Access::ReadWrite, ShareCache::Auto)
+            }
             Root::Block(BlockRoot { mount_points, disks }) => {
                 // libkrun ignores the access of a file system without a directory of the host
                 // (krun-devices, `src/virtio/fs/worker.rs`).
-                self.add_virtiofs(ROOT_TAG, None, Access::ReadWrite)?;
+                self.add_virtiofs(ROOT_TAG, None, Access::ReadWrite, ShareCache::Auto)?;
                 mount_points.iter().try_for_each(|name| self.add_mount_point(name))?;
                 // The order of these calls is the order of the devices. It is independent of the
                 // calls for other kinds of devices.
@@ -185,8 +195,9 @@ impl Vm {
         tag: &str,
         path: Option<&Path>,
         access: Access,
+        cache: ShareCache,
     ) -> Result<(), KrunError> {
-        const CALL: &str = "krun_add_virtiofs3";
+        const CALL: &str = "krun_add_virtiofs4";
         let tag = c_string(CALL, "tag", tag.as_bytes())?;
         let path = path.map(|path| c_path(CALL, path)).transpose()?;
         let path = path.as_ref().map_or(ptr::null(), |path| path.as_ptr());
@@ -194,11 +205,22 @@ impl Vm {
         // overflow, so a hostile guest could reach memory of the VMM.
         let shm_bytes = 0;
         let read_only = access == Access::ReadOnly;
+        let semantics = match cache {
+            ShareCache::Auto => LINUX_COMPLETE,
+            ShareCache::None => LINUX_SIMPLIFIED,
+        };
         // SAFETY: the function reads two strings that must end in NUL, of which the path may be
         // null. Both pointers come from `CString`s that outlive the call, and libkrun copies the
         // strings. The other arguments are numbers.
         check(CALL, unsafe {
-            libkrun::ADD_VIRTIOFS3(self.context, tag.as_ptr(), path, shm_bytes, read_only)
+            libkrun::ADD_VIRTIOFS4(
+                self.context,
+                tag.as_ptr(),
+                path,
+                shm_bytes,
+                read_only,
+                semantics,
+            )
         })
     }
 

@@ -2,8 +2,8 @@
 
 use std::path::{Component, Path};
 
-use a3s_box_core::config::{ConfigError, DiskPlace, MountConfig, RootKind};
-use a3s_box_krun::{Access, max_shares};
+use a3s_box_core::config::{self, ConfigError, DiskPlace, MountConfig, RootKind};
+use a3s_box_krun::{Access, ShareCache, max_shares};
 
 use super::field::absolute;
 use super::network::NetworkSpec;
@@ -21,7 +21,7 @@ pub(crate) struct MountSpec {
 #[derive(Debug)]
 pub(crate) enum MountSource {
     /// A share. libkrun serves it under the tag, by which the guest program mounts it.
-    Virtiofs { tag: String, directory: SharedDirectory, access: Access },
+    Virtiofs { tag: String, directory: SharedDirectory, access: Access, cache: ShareCache },
     /// A tmpfs in the guest. Size 0 leaves the limit to the guest kernel.
     Tmpfs { size_mib: u64 },
 }
@@ -61,12 +61,16 @@ fn check_one(
 ) -> Result<MountSpec, ConfigError> {
     let field = format!("mounts[{i}]");
     match mount {
-        MountConfig::Virtiofs { source, target, read_only } => Ok(MountSpec {
+        MountConfig::Virtiofs { source, target, read_only, cache } => Ok(MountSpec {
             target: check_target(&field, target)?,
             source: MountSource::Virtiofs {
                 tag: format!("mount{i}"),
                 directory: check_source(&format!("{field}.source"), source, directories)?,
                 access: if *read_only { Access::ReadOnly } else { Access::ReadWrite },
+                cache: match cache {
+                    config::ShareCache::None => ShareCache::None,
+                    config::ShareCache::Auto => ShareCache::Auto,
+                },
             },
         }),
         MountConfig::Tmpfs { target, size_mib } => {

@@ -79,8 +79,9 @@ fn share_and_both_kinds_of_root_have_the_documented_limits() {
     ]);
 }
 
-#[test]
-fn guest_sees_changes_of_the_host_after_the_documented_times() {
+/// Changes files of a share while a guest looks at them. Returns the milliseconds after which the
+/// guest has seen each change.
+fn times_of_changes(cache: &str) -> BTreeMap<String, u64> {
     let host = tempfile::Builder::new().prefix("h").tempdir().unwrap();
     let path = |name: &str| host.path().join(name);
     for name in ["edited", "held", "grown", "longer", "replaced", "removed", "chmod", "done"] {
@@ -88,7 +89,8 @@ fn guest_sees_changes_of_the_host_after_the_documented_times() {
     }
     let mut shim = Shim::start_workload(&["watch-host=/share"], |config| {
         config["mounts"].as_array_mut().unwrap().push(
-            json!({"type": "virtiofs", "source": host.path(), "target": "/share", "read_only": true}),
+            json!({"type": "virtiofs", "source": host.path(), "target": "/share", "read_only": true,
+                   "cache": cache}),
         );
     });
     eventually("the guest has looked at the files", || {
@@ -107,19 +109,34 @@ fn guest_sees_changes_of_the_host_after_the_documented_times() {
     fs::write(path("added"), "").unwrap();
     fs::write(path("done"), "after!").unwrap();
     shim.ends_with(0, "exited", None);
+    assert_eq!(lines(&shim, "inotify"), BTreeMap::from([(String::new(), "silent".to_owned())]));
     let seen = lines(&shim, "seen ");
-    println!("{seen:?}");
-    let ms = |name: &str| -> u64 {
-        seen.get(name).unwrap_or_else(|| panic!("{name}\n{shim}")).parse().unwrap()
-    };
-    for name in ["added", "listed", "edited"] {
-        assert!(ms(name) < 3000, "{name}\n{shim}");
+    seen.into_iter().map(|(name, ms)| (name, ms.parse().unwrap())).collect()
+}
+
+/// Fails unless the guest has seen each of these changes in less than `limit_ms`.
+fn assert_seen(seen: &BTreeMap<String, u64>, names: &[&str], limit_ms: u64) {
+    for name in names {
+        assert!(seen.get(*name).is_some_and(|ms| *ms < limit_ms), "{name}: {seen:?}");
     }
+}
+
+#[test]
+fn guest_sees_changed_files_at_once_and_changed_names_after_seconds() {
+    let seen = times_of_changes("none");
+    assert_seen(&seen, &["added", "listed", "edited", "held", "grown", "longer", "chmod"], 3000);
+    // Names are valid for 5 seconds.
+    assert_seen(&seen, &["replaced", "removed"], 9000);
+    assert!(seen["removed"] > 1000, "{seen:?}");
+}
+
+#[test]
+fn guest_that_caches_attributes_sees_changes_after_seconds() {
+    let seen = times_of_changes("auto");
+    assert_seen(&seen, &["added", "listed", "edited"], 3000);
     // Attributes and names are valid for 5 seconds. What the guest asks the host for in the meantime
     // can also refresh them earlier, but nothing refreshes the name of a removed file.
-    for name in ["held", "grown", "longer", "replaced", "removed", "chmod"] {
-        assert!(ms(name) < 9000, "{name}\n{shim}");
-    }
-    assert!(ms("removed") > 1000, "{shim}");
-    assert_eq!(lines(&shim, "inotify"), BTreeMap::from([(String::new(), "silent".to_owned())]));
+    let late = ["held", "grown", "longer", "replaced", "removed", "chmod"];
+    assert_seen(&seen, &late, 9000);
+    assert!(seen["removed"] > 1000, "{seen:?}");
 }

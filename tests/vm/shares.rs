@@ -1,10 +1,10 @@
-//! A hostile guest and its shares: root of the guest must reach no file of the host outside of
-//! them, and must change no file in a read-only share.
+//! Owners and modes of the files in shares; and a hostile guest and its shares: root of the guest must
+//! reach no file of the host outside of them, and must change no file in a read-only share.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, symlink};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, lchown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -109,6 +109,28 @@ fn reached(shim: &Shim) -> (Vec<String>, usize) {
     let attempts: Vec<&str> = attempts.collect();
     let reached = attempts.iter().filter_map(|line| line.strip_prefix("REACHED "));
     (reached.map(str::to_owned).collect(), attempts.len())
+}
+
+#[test]
+fn owners_and_modes_of_a_share_are_exact_in_both_directions() {
+    let script = "stat -c '%u %g %a' /w/given && touch /w/made && chown 1000:2000 /w/made && \
+                  chmod 4711 /w/made && stat -c '%u %g %a' /w/made";
+    for cache in ["none", "auto"] {
+        let host = tempfile::Builder::new().prefix("h").tempdir().unwrap();
+        let given = host.path().join("given");
+        fs::write(&given, "").unwrap();
+        lchown(&given, Some(1234), Some(567)).unwrap();
+        fs::set_permissions(&given, fs::Permissions::from_mode(0o640)).unwrap();
+        let mut shim = Shim::start_with(&json!({"args": ["/bin/sh", "-c", script]}), |config| {
+            config["mounts"] = json!([share(host.path(), "/w", false)]);
+            config["mounts"][0]["cache"] = json!(cache);
+        });
+        shim.ends_with(0, "exited", None);
+        let console = String::from_utf8(shim.console()).unwrap();
+        assert_eq!(console, "1234 567 640\n1000 2000 4711\n", "{cache}: {shim}");
+        let made = host.path().join("made").metadata().unwrap();
+        assert_eq!((made.uid(), made.gid(), made.mode() & 0o7777), (1000, 2000, 0o4711), "{cache}");
+    }
 }
 
 #[test]

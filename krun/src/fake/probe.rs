@@ -194,8 +194,10 @@ fn in_share(read_only: bool, name: &str) -> io::Result<String> {
     let recorded =
         super::recorded::RECORDED.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let mut shares = recorded.iter().flat_map(|recorded| &recorded.shares);
-    let share = shares.find(|(_, is_read_only)| *is_read_only == read_only);
-    share.map(|(path, _)| format!("{path}/{name}")).ok_or_else(|| io::ErrorKind::NotFound.into())
+    let share = shares.find(|share| share.read_only == read_only);
+    share
+        .map(|share| format!("{}/{name}", share.path))
+        .ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 
 /// Returns the address at which the test listens, from the environment.

@@ -11,13 +11,22 @@ pub(super) struct RecordedDisk {
     pub(super) read_only: bool,
 }
 
+/// A share, as `krun_add_virtiofs4` received it.
+pub(super) struct RecordedShare {
+    pub(super) path: String,
+    pub(super) read_only: bool,
+    /// Only the tests of this crate read it, because the fake has no guest that keeps attributes.
+    #[cfg_attr(not(test), expect(dead_code, reason = "see above"))]
+    pub(super) semantics: u32,
+}
+
 /// The arguments of the calls that configured one VM.
 #[derive(Default)]
 pub(super) struct Recorded {
     /// Content of the last overlay file, which is the config of the guest program.
     pub(super) config: Vec<u8>,
-    /// Path of each share, and whether it is read-only.
-    pub(super) shares: Vec<(String, bool)>,
+    /// The shares, in the order of the calls.
+    pub(super) shares: Vec<RecordedShare>,
     /// The disks, in the order of the calls.
     pub(super) disks: Vec<RecordedDisk>,
     /// `VSOCK_<port>` and the path of the socket, for each vsock port.

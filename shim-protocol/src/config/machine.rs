@@ -130,6 +130,9 @@ pub enum MountConfig {
         /// Whether the device and the host refuse writes. Default: false.
         #[serde(default)]
         read_only: bool,
+        /// What the guest may keep of the files in its memory.
+        #[serde(default)]
+        cache: ShareCache,
     },
     /// A tmpfs in the memory of the guest.
     Tmpfs {
@@ -140,6 +143,22 @@ pub enum MountConfig {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         size_mib: Option<u64>,
     },
+}
+
+/// What the guest may keep of the files of a share.
+///
+/// With each value it keeps names for up to 5 seconds, and the content of a file until the file is
+/// opened again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "lowercase")]
+pub enum ShareCache {
+    /// No attributes: the guest asks the host for the size, the mode and the times of a file
+    /// whenever it uses them. It sees at once that the host has changed a file.
+    #[default]
+    None,
+    /// Attributes for up to 5 seconds. Programs that look at many files again and again are faster.
+    Auto,
 }
 
 /// Destination of the workload's output.

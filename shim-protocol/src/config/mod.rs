@@ -27,7 +27,9 @@ pub use lifecycle::{
     AgentConfig, AgentProvider, ConfinementConfig, ConfinementLevel, EventsConfig, HealthConfig,
     OnUnhealthy, Readiness, SeccompMode, StopConfig,
 };
-pub use machine::{ConsoleConfig, DiskPlace, MountConfig, ResourcesConfig, Rlimit, RlimitName};
+pub use machine::{
+    ConsoleConfig, DiskPlace, MountConfig, ResourcesConfig, Rlimit, RlimitName, ShareCache,
+};
 pub use network::{Egress, NetworkConfig, NetworkMode, Protocol, PublishConfig};
 pub use root::{RootConfig, RootKind};
 pub use workload::{ImageConfig, ImageLimits, ProcessConfig};

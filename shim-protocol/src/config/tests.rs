@@ -14,7 +14,7 @@ fn config_is_equal_after_a_round_trip() {
     let json = br#"{"id": "demo", "image": {"layout": "/srv/i", "reference": "3.12"},
         "process": {"args": ["a", "b c"], "env": {"A": ""}, "user": "1000:1000"},
         "resources": {"vcpus": 2, "rlimits": {"nofile": [1024, 4096]}, "timeout_ms": 5, "disk_mib": 64, "disk": "memory"},
-        "mounts": [{"type": "virtiofs", "source": "/h", "target": "/w", "read_only": true},
+        "mounts": [{"type": "virtiofs", "source": "/h", "target": "/w", "read_only": true, "cache": "auto"},
                    {"type": "tmpfs", "target": "/tmp", "size_mib": 64}],
         "console": {"path": "/var/log/c"}, "stop": {"signal": "SIGINT"}}"#;
     let config = BoxConfig::from_json(json).unwrap();

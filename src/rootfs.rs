@@ -15,7 +15,6 @@ mod shared;
 mod sync;
 
 use std::ops::ControlFlow;
-use std::thread::{self, Builder};
 use std::time::Instant;
 
 use a3s_box_core::config::{ConfinementLevel, DiskPlace, RootKind};
@@ -23,7 +22,6 @@ use a3s_box_core::event::{EventKind, RootMethod, UpperPlace};
 use a3s_box_oci::{
     BlockRoot, CacheError, Image, Layer, LayerCache, Layout, LayoutError, Progress, Stack,
 };
-use a3s_box_sys::HostError;
 
 use self::block::{Disks, Writes};
 use self::error::RootfsError;
@@ -36,7 +34,7 @@ use crate::report::service_manager::ServiceManager;
 use crate::spec::{ImageSpec, VmSpec};
 use crate::state::block_disk::BlockDisk;
 use crate::state::dir::StateDir;
-use crate::state::disk::{Disk, DiskError};
+use crate::state::disk::Disk;
 use crate::workload;
 
 /// The receivers of progress, and the source of stop requests.
@@ -108,33 +106,20 @@ fn make_block(
     state: &StateDir,
     observers: Observers<'_>,
 ) -> Result<Made, RootfsError> {
-    let (unpacked, writes) = thread::scope(|scope| {
-        // The two parts are independent of each other. The disk of a new size waits for
-        // `mkfs.ext4`, and the last layers do not use all cores.
-        let writes = Builder::new().name("disk".into()).spawn_scoped(scope, || writes(spec, state));
-        let unpacked = match found {
-            None => BlockRoot::empty().map(|root| (root, None)).map_err(RootfsError::from),
-            Some(found) => unpack(spec, found, observers, LayerCache::compose_block),
-        };
-        let writes = writes.map_err(HostError::of("start a thread"))?;
-        let writes = writes.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        Ok::<_, RootfsError>((unpacked, writes))
-    })?;
-    let ((mut root, cache), writes) = (unpacked?, writes?);
+    let (mut root, cache) = match found {
+        None => (BlockRoot::empty()?, None),
+        Some(found) => unpack(spec, found, observers, LayerCache::compose_block)?,
+    };
+    let writes = match spec.disk {
+        DiskPlace::StateDir => Writes::Disk(BlockDisk::make(spec, state)?),
+        DiskPlace::Memory => Writes::Memory { limit_mib: spec.disk_mib },
+    };
     let (place, limit_mib) = (writes.place(), writes.limit_mib());
     let disks = Disks::new(std::mem::take(&mut root.parts), found.is_some(), writes)?;
     let (hits, unpacked_bytes) = (root.hits, root.unpacked_bytes);
     let layers = Layers::new(cache.map(|cache| Cached::new(cache, Composed::Block(root), spec)));
     let method = if found.is_some() { RootMethod::Erofs } else { RootMethod::Empty };
     Ok(Made { layers, disks: Some(disks), hits, unpacked_bytes, method, place, limit_mib })
-}
-
-/// Makes the place for the files that a box with a block root writes.
-fn writes(spec: &VmSpec, state: &StateDir) -> Result<Writes, DiskError> {
-    Ok(match spec.disk {
-        DiskPlace::StateDir => Writes::Disk(BlockDisk::make(spec, state)?),
-        DiskPlace::Memory => Writes::Memory { limit_mib: spec.disk_mib },
-    })
 }
 
 /// Makes a root in a directory of the host.

@@ -119,7 +119,10 @@ fn fetch(address: &str) -> Option<String> {
 
 /// Starts a box that runs `script`, prints [`END_OF_SCRIPT`], and then serves HTTP on port 80.
 fn start(script: &str, network: Value) -> Shim {
-    let script = format!("{TRY}{script}\necho {END_OF_SCRIPT}\nexec httpd -f -p 80 -h /srv/data");
+    // With `tsi`, a shim without capabilities may not listen on port 80. The box runs until its stop
+    // all the same.
+    let server = "httpd -f -p 80 -h /srv/data || exec sleep 1000";
+    let script = format!("{TRY}{script}\necho {END_OF_SCRIPT}\n{server}");
     Shim::start_with(&json!({"args": ["/bin/sh", "-c", script]}), |config| {
         let program = variable("A3S_BOX_WORKLOAD");
         let directory = program.parent().unwrap();

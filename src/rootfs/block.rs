@@ -176,3 +176,19 @@ impl Writes {
 fn fd_path(file: &File) -> PathBuf {
     format!("/proc/self/fd/{}", file.as_raw_fd()).into()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn guest_prefetches_the_metadata_image_and_at_most_4_mib_of_it() {
+        let part = |bytes| DiskPart { file: tempfile::tempfile().unwrap(), bytes };
+        for (metadata_bytes, expected) in [(8192, 8192), (5 << 20, 4 << 20)] {
+            let parts = vec![part(metadata_bytes), part(64 << 20)];
+            let disks = Disks::new(parts, true, Writes::Memory { limit_mib: None }).unwrap();
+            let Some(control::root::Kind::Block(root)) = disks.guest_root().kind else { panic!() };
+            assert_eq!(root.prefetch_bytes, expected);
+        }
+    }
+}

@@ -22,7 +22,7 @@ impl Choice {
     /// Fails if the config requires a block root that a VM of this installation cannot have.
     pub(crate) fn of(spec: &VmSpec, kernel: &GuestKernel) -> Result<Self, RootfsError> {
         let choice = |kind, reason| Ok(Self { kind, reason });
-        // The guest kernel is searched only if the answer matters, because that takes time.
+        // The guest kernel is searched only if the answer matters.
         match spec.root_kind {
             Some(RootKind::Shared) => {
                 return choice(RootKind::Shared, RootKindReason::Config);

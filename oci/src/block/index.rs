@@ -33,7 +33,7 @@ use super::checksum::Checksum;
 use crate::unpack::path::{EntryPath, PATH_BYTES};
 use crate::unpack::whiteout::Meaning;
 
-/// Size of the reads of an index.
+/// Size of the reads of an index: large enough that system calls cost little.
 const READ_BYTES: usize = 256 << 10;
 
 const DIRECTORY: u8 = 1;

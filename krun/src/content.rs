@@ -1,7 +1,7 @@
 //! The content of a virtual file of the guest, which libkrun serves from memory of this process.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 
 use memmap2::Mmap;
 
@@ -16,7 +16,7 @@ pub enum Content {
 }
 
 impl Content {
-    /// Maps a regular file, and reads any other one to its end.
+    /// Maps a regular file.
     ///
     /// As with the executables and libraries of a running process, the mapped file must not be
     /// written to until the process ends. A new version must replace it under its name
@@ -25,17 +25,15 @@ impl Content {
     ///
     /// # Errors
     ///
-    /// Returns the error of the kernel, for example EISDIR for a directory.
-    pub fn of(mut file: File) -> io::Result<Self> {
-        if file.metadata()?.is_file() {
-            // SAFETY: nothing may write to the file while it is mapped, which the documentation of
-            // this function demands. The mapping is private and readable only, so this process
-            // cannot write to it either.
-            return unsafe { Mmap::map(&file) }.map(Self::Mapped);
+    /// Fails if the file is not regular, or with the error of the kernel.
+    pub fn map(file: &File) -> io::Result<Self> {
+        if !file.metadata()?.is_file() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
         }
-        let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes)?;
-        Ok(Self::Bytes(bytes))
+        // SAFETY: nothing may write to the file while it is mapped, which the documentation of this
+        // function demands. The mapping is private and readable only, so this process cannot write
+        // to it either.
+        unsafe { Mmap::map(file) }.map(Self::Mapped)
     }
 
     /// Returns the bytes.
@@ -71,7 +69,7 @@ mod tests {
         let path = directory.path().join("program");
         for content in [&b""[..], b"first"] {
             fs::write(&path, content).unwrap();
-            let mapped = Content::of(File::open(&path).unwrap()).unwrap();
+            let mapped = Content::map(&File::open(&path).unwrap()).unwrap();
             assert!(matches!(mapped, Content::Mapped(_)));
             let new = directory.path().join("new");
             fs::write(&new, b"second").unwrap();
@@ -81,13 +79,10 @@ mod tests {
     }
 
     #[test]
-    fn pipe_is_read_to_its_end_and_a_directory_is_refused() {
-        let (reader, mut writer) = io::pipe().unwrap();
-        io::Write::write_all(&mut writer, b"program").unwrap();
-        drop(writer);
-        let reader = File::from(std::os::fd::OwnedFd::from(reader));
-        assert_eq!(Content::of(reader).unwrap().bytes(), b"program");
-        let error = Content::of(File::open("/").unwrap()).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::IsADirectory);
+    fn pipe_and_directory_are_refused() {
+        let (reader, _writer) = io::pipe().unwrap();
+        for file in [File::from(std::os::fd::OwnedFd::from(reader)), File::open("/").unwrap()] {
+            assert_eq!(Content::map(&file).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        }
     }
 }

@@ -134,6 +134,29 @@ fn owners_and_modes_of_a_share_are_exact_in_both_directions() {
 }
 
 #[test]
+fn extended_attributes_of_a_share_are_exact_in_both_directions() {
+    for cache in ["none", "auto"] {
+        let host = tempfile::Builder::new().prefix("h").tempdir().unwrap();
+        let file = host.path().join("file");
+        fs::write(&file, "").unwrap();
+        let mut setfattr = Command::new("setfattr");
+        setfattr.args(["-n", "user.given", "-v", "of the host"]).arg(&file);
+        assert!(setfattr.status().unwrap().success(), "this test needs the package `attr`");
+        let mut shim = Shim::start_workload(&["exchange-xattrs=/own/file"], |config| {
+            let mut own = share(host.path(), "/own", false);
+            own["cache"] = json!(cache);
+            config["mounts"].as_array_mut().unwrap().push(own);
+        });
+        shim.ends_with(0, "exited", None);
+        let console = String::from_utf8(shim.console()).unwrap();
+        assert_eq!(console, "xattr user.given of the host\n", "{cache}: {shim}");
+        let found = xattrs(&file);
+        let found: Vec<&str> = found.lines().filter(|line| line.starts_with("user.")).collect();
+        assert_eq!(found, ["user.given=\"changed\"", "user.made=\"made\""], "{cache}");
+    }
+}
+
+#[test]
 fn root_of_the_guest_cannot_change_a_read_only_share() {
     let (host, _) = host();
     let directory = host.path().join("own");

@@ -1,4 +1,5 @@
-//! Measures after which time the guest sees changes that the host makes in a share.
+//! Measures after which time the guest sees changes that the host makes in a share, and exchanges
+//! extended attributes with the host.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, PermissionsExt};
@@ -6,7 +7,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use rustix::fs::inotify;
+use rustix::fs::{XattrFlags, getxattr, inotify, listxattr, setxattr};
 
 use crate::attempts::print_line;
 
@@ -123,4 +124,19 @@ fn virtio_interrupts() -> Result<u64> {
         line.split_whitespace().skip(1).map_while(|word| word.parse::<u64>().ok()).sum::<u64>()
     });
     Ok(counts.sum())
+}
+
+/// Prints the names and values of the extended attributes `user.*` of a file, and then sets
+/// `user.given` to `changed` and `user.made` to `made`.
+pub(crate) fn exchange_xattrs(file: &Path) -> Result<()> {
+    let (mut names, mut value) = ([0_u8; 1024], [0_u8; 64]);
+    let length = listxattr(file, &mut names)?;
+    for name in names[..length].split(|byte| *byte == 0).filter(|name| name.starts_with(b"user.")) {
+        let length = getxattr(file, name, &mut value)?;
+        let (name, value) = (name.escape_ascii(), value[..length].escape_ascii());
+        print_line(&format!("xattr {name} {value}"));
+    }
+    setxattr(file, c"user.given", b"changed", XattrFlags::REPLACE)?;
+    setxattr(file, c"user.made", b"made", XattrFlags::CREATE)?;
+    Ok(())
 }

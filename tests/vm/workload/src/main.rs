@@ -90,6 +90,7 @@ async fn play(step: &str, reporter: &mut Option<HealthReporter>) -> Result<()> {
             let (path, times) = value.split_once(',').context("PATH,TIMES")?;
             host_changes::reopen(Path::new(path), times.parse()?)?;
         }
+        "exchange-xattrs" => host_changes::exchange_xattrs(Path::new(value))?,
         "print-limits" => limits::print_all(Path::new(value))?,
         "unmount" => rustix::mount::unmount(value, rustix::mount::UnmountFlags::empty())?,
         "raw-fuse" => raw_fuse::try_all(value)?,

@@ -39,7 +39,7 @@ pub(crate) fn find(spec: &VmSpec) -> Result<(PathBuf, Content), GuestProgramErro
         None => beside(&process::executable()?),
     };
     for path in &candidates {
-        match File::open(path).and_then(|file| Content::map(&file)) {
+        match File::open(path).and_then(Content::of) {
             Ok(program) => return Ok((path.clone(), program)),
             // Any other error ends the search. Otherwise a file without read permission would be
             // hidden by the guest program of another installation.

@@ -33,6 +33,7 @@ use nix::sched::{CloneFlags, unshare};
 use self::extent::Extent;
 use crate::host::inherited::InheritedFiles;
 use crate::host::process::is_in_user_namespace;
+use crate::report::log;
 use crate::rootfs::Root;
 use crate::share::PinnedShare;
 use crate::spec::{NetworkSpec, VmSpec};
@@ -102,7 +103,8 @@ impl Confinement {
             return;
         }
         let Files { state, root, shares } = files;
-        // Only a directory of the host that the guest changes needs capabilities.
+        // Only a directory of the host that the guest changes needs capabilities, and calls that
+        // change attributes and links of files.
         let has_directories = root.disks.is_none() || !shares.is_empty();
         // The order is fixed: the root needs CAP_SYS_ADMIN, Landlock opens paths in the new root
         // and needs `no_new_privs`, and the filter refuses the calls that the other layers make.
@@ -110,7 +112,9 @@ impl Confinement {
         self.add(Layer::Process, || process::restrict(inherited));
         self.add(Layer::Capabilities, || capabilities::drop(has_directories));
         self.add(Layer::Landlock, || landlock::restrict(spec, state, root.disks.as_ref(), shares));
-        self.add(Layer::Seccomp, || seccomp::install(spec.seccomp, &spec.network));
+        let has_journal = log::journal_socket().is_some();
+        let needs = seccomp::Needs { network: &spec.network, has_directories, has_journal };
+        self.add(Layer::Seccomp, || seccomp::install(spec.seccomp, needs));
     }
 
     /// Returns the event that reports the layers, or none with `confinement.level` `none`.

@@ -1,192 +1,54 @@
 //! The seccomp layer: the system calls that are left to the VMM. Any other call kills the process.
 //!
-//! `tests/vm/calls.rs` compares these lists with the calls that real boxes make, and gives a reason
+//! [`calls`] has the calls whose arguments are free, each with the reason. All other calls are in
+//! [`filter`], with the arguments that they may have. A box gets only the calls that its config
+//! needs ([`Needs`]).
+//!
+//! No call names another process: calls that take a process or thread id are not allowed, or only
+//! with the id of this process, or with 0, which is the caller.
+//!
+//! `tests/vm/calls.rs` compares the filter with the calls that real boxes make, and gives a reason
 //! for each call that it does not see.
 //!
 //! The filter is installed while there is only one thread, so that all threads inherit it. It must
 //! allow what libkrun does long after the guest has started: libkrun starts threads and opens files
 //! when the guest activates a device (libkrun 1.19.7).
 
+mod calls;
+mod requests;
+
 use a3s_box_core::config::SeccompMode;
 use libc::{
-    SYS_accept, SYS_accept4, SYS_bind, SYS_brk, SYS_capget, SYS_capset, SYS_clock_gettime,
-    SYS_clock_nanosleep, SYS_clone, SYS_clone3, SYS_close, SYS_connect, SYS_copy_file_range,
-    SYS_dup, SYS_epoll_create1, SYS_epoll_ctl, SYS_epoll_pwait, SYS_eventfd2, SYS_exit,
-    SYS_exit_group, SYS_fallocate, SYS_fchmod, SYS_fchmodat, SYS_fchownat, SYS_fcntl,
-    SYS_fdatasync, SYS_fgetxattr, SYS_flistxattr, SYS_flock, SYS_fremovexattr, SYS_fsetxattr,
-    SYS_fstat, SYS_fstatfs, SYS_fsync, SYS_ftruncate, SYS_futex, SYS_getcwd, SYS_getdents64,
-    SYS_getegid, SYS_geteuid, SYS_getgid, SYS_getpid, SYS_getppid, SYS_getrandom, SYS_getsockopt,
-    SYS_gettid, SYS_getuid, SYS_ioctl, SYS_lgetxattr, SYS_linkat, SYS_listen, SYS_llistxattr,
-    SYS_lremovexattr, SYS_lseek, SYS_lsetxattr, SYS_madvise, SYS_memfd_create, SYS_mkdirat,
-    SYS_mknodat, SYS_mmap, SYS_mprotect, SYS_mremap, SYS_munmap, SYS_newfstatat, SYS_openat,
-    SYS_ppoll, SYS_prctl, SYS_pread64, SYS_preadv, SYS_prlimit64, SYS_pwrite64, SYS_pwritev,
-    SYS_read, SYS_readlinkat, SYS_readv, SYS_recvfrom, SYS_renameat, SYS_renameat2,
-    SYS_restart_syscall, SYS_rseq, SYS_rt_sigaction, SYS_rt_sigprocmask, SYS_rt_sigreturn,
-    SYS_sched_getaffinity, SYS_sched_yield, SYS_sendmsg, SYS_sendto, SYS_set_robust_list,
-    SYS_setresgid, SYS_setresuid, SYS_setsockopt, SYS_shutdown, SYS_sigaltstack, SYS_socket,
-    SYS_socketpair, SYS_statx, SYS_symlinkat, SYS_tgkill, SYS_umask, SYS_unlinkat, SYS_utimensat,
-    SYS_write, SYS_writev,
+    AF_INET, AF_INET6, AF_UNIX, F_ADD_SEALS, F_DUPFD_CLOEXEC, F_GETFD, F_GETFL, F_SETFL,
+    SOCK_DGRAM, SOCK_STREAM, SYS_clock_gettime, SYS_clock_nanosleep, SYS_clone, SYS_fcntl,
+    SYS_getsockopt, SYS_ioctl, SYS_memfd_create, SYS_mmap, SYS_mprotect, SYS_prctl, SYS_prlimit64,
+    SYS_sendmsg, SYS_setsockopt, SYS_socket, SYS_socketpair, SYS_tgkill,
 };
+use seccompiler::{BackendError, SeccompRule};
 
+use self::calls::Call;
 use super::extent::Extent;
-use crate::host::seccomp::{Filter, bits, equal, hide_clone3, not_executable};
+use crate::host::seccomp::{
+    Filter, bits, equal, not_executable, own_clock, pretend_missing, socket, socket_option,
+};
 use crate::spec::NetworkSpec;
 
-/// Calls that manage memory: glibc's allocator, stacks of threads, and the guest's memory. None of
-/// them can make memory executable; mmap(2) and mprotect(2), which can, are allowed below with a
-/// condition.
-const MEMORY: [i64; 4] = [SYS_brk, SYS_madvise, SYS_mremap, SYS_munmap];
-
-/// Calls that start, synchronise and end threads: libkrun's (one for each virtual CPU and device)
-/// and tokio's. glibc tries clone3(2) first, which `hide_clone3` makes fail. It is in this list
-/// because the kernel applies the strictest result of all filters, and that would otherwise kill
-/// the process.
-const THREADS: [i64; 14] = [
-    SYS_clone3,
-    SYS_exit,
-    SYS_exit_group,
-    SYS_futex,
-    SYS_gettid,
-    SYS_restart_syscall,
-    SYS_rseq,
-    SYS_rt_sigaction,
-    SYS_rt_sigprocmask,
-    SYS_rt_sigreturn,
-    SYS_sched_getaffinity,
-    SYS_sched_yield,
-    SYS_set_robust_list,
-    SYS_sigaltstack,
-];
-
-/// Calls that wait for events and wake other threads: the event loops of libkrun and tokio, and
-/// timers. `clock_gettime` is a system call only where the vDSO cannot read the clock.
-const EVENTS: [i64; 7] = [
-    SYS_clock_gettime,
-    SYS_clock_nanosleep,
-    SYS_epoll_create1,
-    SYS_epoll_ctl,
-    SYS_epoll_pwait,
-    SYS_eventfd2,
-    SYS_ppoll,
-];
-
-/// Calls that read and write open files: console, events, sockets, and the guest's files (libkrun's
-/// `file_traits.rs`).
-const DATA: [i64; 13] = [
-    SYS_close,
-    SYS_copy_file_range,
-    SYS_dup,
-    SYS_fcntl,
-    SYS_lseek,
-    SYS_pread64,
-    SYS_preadv,
-    SYS_pwrite64,
-    SYS_pwritev,
-    SYS_read,
-    SYS_readv,
-    SYS_write,
-    SYS_writev,
-];
-
-/// Calls on files by name or fd.
-///
-/// libkrun's virtio-fs server makes most of them for the guest (`passthrough.rs`). The guest names
-/// a file by its inode, or by a single component in a directory, and never by a path. The shim
-/// makes some of the calls in the box's own directory: for `exit.json`, the console file and the
-/// event file.
-const FILES: [i64; 36] = [
-    SYS_fallocate,
-    SYS_fchmod,
-    SYS_fchmodat,
-    SYS_fchownat,
-    SYS_fdatasync,
-    SYS_fgetxattr,
-    SYS_flistxattr,
-    SYS_flock,
-    SYS_fremovexattr,
-    SYS_fsetxattr,
-    SYS_fstat,
-    SYS_fstatfs,
-    SYS_fsync,
-    SYS_ftruncate,
-    SYS_getdents64,
-    SYS_lgetxattr,
-    SYS_linkat,
-    SYS_llistxattr,
-    SYS_lremovexattr,
-    SYS_lsetxattr,
-    SYS_mkdirat,
-    SYS_mknodat,
-    SYS_newfstatat,
-    SYS_openat,
-    SYS_readlinkat,
-    SYS_renameat,
-    SYS_renameat2,
-    SYS_statx,
-    SYS_symlinkat,
-    SYS_umask,
-    SYS_unlinkat,
-    SYS_utimensat,
-    // The server acts as the user that made a request, so that new files get the right owner.
-    SYS_capget,
-    SYS_capset,
-    SYS_setresgid,
-    SYS_setresuid,
-];
-
-/// Calls on sockets: those of the control connection and of the agent (libkrun's `vsock/unix.rs`),
-/// and the journal's.
-const SOCKETS: [i64; 11] = [
-    SYS_accept,
-    SYS_accept4,
-    SYS_bind,
-    SYS_connect,
-    SYS_getsockopt,
-    SYS_listen,
-    // A log record that is too long for a datagram is sent as a file in memory (`tracing-journald`
-    // 0.3.2).
-    SYS_memfd_create,
-    SYS_recvfrom,
-    SYS_sendmsg,
-    SYS_sendto,
-    SYS_setsockopt,
-];
-
-/// Calls by which the process reads its own state: user and process ids, limits, random numbers for
-/// hash tables, and the working directory for a panic's backtrace.
-const SELF: [i64; 9] = [
-    SYS_getcwd,
-    SYS_getegid,
-    SYS_geteuid,
-    SYS_getgid,
-    SYS_getpid,
-    SYS_getppid,
-    SYS_getrandom,
-    SYS_getuid,
-    SYS_prlimit64,
-];
-
-/// Calls of the fake VM, which waits for the process that plays the guest.
-#[cfg(feature = "fake-vm")]
-const FAKE: [i64; 2] = [libc::SYS_wait4, libc::SYS_waitid];
-#[cfg(not(feature = "fake-vm"))]
-const FAKE: [i64; 0] = [];
-
-/// Old calls that glibc still makes on x86-64, in place of newer ones in the lists above. aarch64
-/// does not have them.
-#[cfg(target_arch = "x86_64")]
-const OLD: [i64; 4] = [libc::SYS_epoll_wait, libc::SYS_poll, libc::SYS_readlink, libc::SYS_unlink];
-#[cfg(not(target_arch = "x86_64"))]
-const OLD: [i64; 0] = [];
+/// The parts of a box that need calls which other boxes do not make.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Needs<'a> {
+    pub(super) network: &'a NetworkSpec,
+    /// Whether the guest sees directories of the host: shares, or a shared root. libkrun's virtio-fs
+    /// server then changes owners, modes, names and links for the guest.
+    pub(super) has_directories: bool,
+    /// Whether the log goes to the journal.
+    pub(super) has_journal: bool,
+}
 
 /// Installs the filter, which cannot be removed again.
-pub(super) fn install(
-    mode: SeccompMode,
-    network: &NetworkSpec,
-) -> Result<Extent, seccompiler::Error> {
-    let filter = filter(network)?;
+pub(super) fn install(mode: SeccompMode, needs: Needs<'_>) -> Result<Extent, seccompiler::Error> {
+    let filter = filter(needs)?;
     // The order is fixed: the second filter does not allow the call that installs another one.
-    hide_clone3()?;
+    pretend_missing()?;
     filter.install(mode)?;
     Ok(match mode {
         SeccompMode::Enforce => Extent::Full,
@@ -194,49 +56,115 @@ pub(super) fn install(
     })
 }
 
-fn filter(network: &NetworkSpec) -> Result<Filter, seccompiler::BackendError> {
-    let lists: [&[i64]; 9] =
-        [&MEMORY, &THREADS, &EVENTS, &DATA, &FILES, &SOCKETS, &SELF, &FAKE, &OLD];
-    let mut filter = Filter::allowing(&lists.concat());
+fn filter(needs: Needs<'_>) -> Result<Filter, BackendError> {
+    let mut filter = Filter::default();
+    free_calls(needs).into_iter().flatten().for_each(|(call, _reason)| filter.allow(*call));
+    allow_processes(&mut filter)?;
+    allow_files(&mut filter, needs)?;
+    allow_sockets(&mut filter, needs)?;
+    Ok(filter)
+}
+
+/// Returns the lists of the calls whose arguments are free.
+fn free_calls(needs: Needs<'_>) -> Vec<&'static [Call]> {
+    let mut lists = calls::OF_EVERY_BOX.to_vec();
+    if needs.has_directories {
+        lists.push(&calls::DIRECTORIES);
+    }
+    match needs.network {
+        NetworkSpec::None => {}
+        NetworkSpec::Tsi => lists.push(&calls::TSI),
+        NetworkSpec::Passt(_) => lists.push(&calls::PASST),
+    }
+    lists
+}
+
+/// Allows calls on memory, threads, clocks and this process.
+fn allow_processes(filter: &mut Filter) -> Result<(), BackendError> {
+    // The VMM compiles no code, and the guest kernel's library is loaded before.
     filter.allow_if(SYS_mmap, vec![not_executable()?]);
     filter.allow_if(SYS_mprotect, vec![not_executable()?]);
     // CLONE_THREAD allows threads and excludes processes. It also excludes most namespaces, because
     // the kernel refuses to make them for a thread.
     let thread = u64::from(libc::CLONE_THREAD.unsigned_abs());
     filter.allow_if(SYS_clone, vec![bits(0, thread, thread)?]);
-    // Only Unix sockets are allowed. That excludes netlink, which configures networks. With TSI,
-    // the shim also makes the guest's own TCP and UDP sockets.
-    let unix = u64::from(libc::AF_UNIX.unsigned_abs());
-    let mut sockets = vec![equal(0, unix)?];
-    if *network == NetworkSpec::Tsi {
-        for family in [libc::AF_INET, libc::AF_INET6] {
-            sockets.push(equal(0, u64::from(family.unsigned_abs()))?);
-        }
-        // libkrun sends the address of the peer to the guest (`vsock/tsi_stream.rs`).
-        filter.allow(libc::SYS_getpeername);
-    }
-    filter.allow_if(SYS_socket, sockets);
-    if matches!(network, NetworkSpec::Passt(_)) {
-        // The gate is a child process, whose exit status the control thread reads.
-        filter.allow(libc::SYS_wait4);
-    }
-    // tokio's runtime makes a socket pair if a crate of the same build enables its feature
-    // `signal`.
-    filter.allow_if(SYS_socketpair, vec![equal(0, unix)?]);
-    filter.allow(SYS_shutdown);
-    // All requests of KVM have the type 0xAE (`KVMIO`). TCGETS asks whether an fd is a terminal,
-    // and FIONBIO makes a socket non-blocking.
-    filter.allow_if(
-        SYS_ioctl,
-        vec![bits(1, 0xff00, 0xae00)?, equal(1, libc::TCGETS)?, equal(1, libc::FIONBIO)?],
-    );
-    // libkrun interrupts a virtual CPU by a signal to its thread. Signals to other processes are
-    // excluded.
-    let own = u64::from(std::process::id());
-    filter.allow_if(SYS_tgkill, vec![equal(0, own)?]);
+    // libkrun interrupts a virtual CPU by a signal to its thread.
+    filter.allow_if(SYS_tgkill, vec![equal(0, std::process::id().into())?]);
+    // glibc reads the limit of the stack. Another process of the same user could be killed by a
+    // limit of its CPU time.
+    filter.allow_if(SYS_prlimit64, vec![equal(0, 0)?]);
+    // Timers, and clocks where the vDSO cannot read them.
+    filter.allow_if(SYS_clock_gettime, vec![own_clock()?]);
+    filter.allow_if(SYS_clock_nanosleep, vec![own_clock()?]);
     // The options read and set names of threads and of memory, and test for a capability.
     let options = [libc::PR_SET_NAME, libc::PR_GET_NAME, libc::PR_CAPBSET_READ, libc::PR_SET_VMA];
-    let options = options.into_iter().map(|option| equal(0, u64::from(option.unsigned_abs())));
-    filter.allow_if(SYS_prctl, options.collect::<Result<_, _>>()?);
-    Ok(filter)
+    filter.allow_if(SYS_prctl, one_of(0, options)?);
+    Ok(())
 }
+
+/// Allows calls on open files, and files in memory.
+fn allow_files(filter: &mut Filter, needs: Needs<'_>) -> Result<(), BackendError> {
+    // Rust duplicates fds, and its debug builds ask whether an fd is open before they close it.
+    // libkrun makes sockets and pipes non-blocking. Commands that have the kernel signal a process
+    // (F_SETOWN) or hold up other processes (F_SETLEASE, locks) are excluded. So is flock(2): an
+    // exclusive lock on a layer of the cache would block all boxes of the same image.
+    let mut commands = one_of(1, [F_DUPFD_CLOEXEC, F_GETFD, F_GETFL, F_SETFL])?;
+    if needs.has_journal {
+        // A record that is too long for a datagram is sent as a sealed file in memory
+        // (`tracing-journald` 0.3.2).
+        commands.push(equal(1, F_ADD_SEALS.unsigned_abs().into())?);
+        let flags = u64::from(libc::MFD_ALLOW_SEALING | libc::MFD_CLOEXEC);
+        filter.allow_if(SYS_memfd_create, vec![equal(1, flags)?]);
+        let flags = u64::from(libc::MSG_NOSIGNAL.unsigned_abs());
+        filter.allow_if(SYS_sendmsg, vec![equal(2, flags)?]);
+    }
+    filter.allow_if(SYS_fcntl, commands);
+    let requests = [&requests::KVM[..], &requests::KVM_OF_ARCHITECTURE, &requests::OTHER].concat();
+    let requests = requests.into_iter().map(|(_name, number)| equal(1, number));
+    filter.allow_if(SYS_ioctl, requests.collect::<Result<_, _>>()?);
+    Ok(())
+}
+
+/// Allows to make sockets and to use their options. A socket has the family, type and protocol that
+/// the shim and libkrun ask for, which excludes netlink, by which networks are configured.
+fn allow_sockets(filter: &mut Filter, needs: Needs<'_>) -> Result<(), BackendError> {
+    let mut sockets = vec![socket(AF_UNIX, SOCK_STREAM)?];
+    // tokio asks for the result of a connection.
+    let mut options_read = vec![socket_option(libc::SO_ERROR)?];
+    match needs.network {
+        NetworkSpec::None => {}
+        NetworkSpec::Tsi => {
+            for family in [AF_INET, AF_INET6] {
+                sockets.push(socket(family, SOCK_STREAM)?);
+                sockets.push(socket(family, SOCK_DGRAM)?);
+            }
+            // A guest's socket may have to wait for the port of an earlier one
+            // (`vsock/tsi_stream.rs`).
+            filter.allow_if(SYS_setsockopt, vec![socket_option(libc::SO_REUSEPORT)?]);
+        }
+        NetworkSpec::Passt(_) => {
+            // libkrun enlarges the buffer of the wire to the gate, and logs the sizes
+            // (`net/unixstream.rs`).
+            filter.allow_if(SYS_setsockopt, vec![socket_option(libc::SO_SNDBUF)?]);
+            options_read.push(socket_option(libc::SO_SNDBUF)?);
+            options_read.push(socket_option(libc::SO_RCVBUF)?);
+        }
+    }
+    filter.allow_if(SYS_socket, sockets);
+    filter.allow_if(SYS_getsockopt, options_read);
+    // tokio's runtime makes a socket pair if a crate of the same build enables its feature
+    // `signal`.
+    filter.allow_if(SYS_socketpair, vec![socket(AF_UNIX, SOCK_STREAM)?]);
+    Ok(())
+}
+
+/// Returns the rules that the argument at `index` is one of `values`.
+fn one_of<const COUNT: usize>(
+    index: u8,
+    values: [i32; COUNT],
+) -> Result<Vec<SeccompRule>, BackendError> {
+    values.into_iter().map(|value| equal(index, value.unsigned_abs().into())).collect()
+}
+
+#[cfg(test)]
+mod tests;

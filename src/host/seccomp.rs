@@ -6,18 +6,25 @@
 use std::collections::BTreeMap;
 
 use a3s_box_core::config::SeccompMode;
-use libc::SYS_clone3;
+use libc::{SYS_clone3, SYS_sched_getaffinity};
 use seccompiler::{
     BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition,
     SeccompFilter, SeccompRule,
 };
+
+/// Number of the clocks that are no clocks of a process, thread or device (`MAX_CLOCKS` of
+/// `linux/time.h`).
+const MAX_CLOCKS: u64 = 16;
+
+/// Bits of the second argument of socket(2) that are the type (`SOCK_TYPE_MASK` of `linux/net.h`).
+const SOCKET_TYPES: u64 = 0xf;
 
 /// Rules by the number of the call. A call without rules always matches; otherwise one rule must
 /// hold.
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
 /// The calls that a process may make.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Filter(Rules);
 
 impl Filter {
@@ -36,6 +43,18 @@ impl Filter {
         self.0.insert(call, conditions);
     }
 
+    /// Whether a call is allowed, with any arguments or with some.
+    #[cfg(test)]
+    pub(crate) fn has(&self, call: i64) -> bool {
+        self.0.contains_key(&call)
+    }
+
+    /// Returns the calls that are allowed with any arguments.
+    #[cfg(test)]
+    pub(crate) fn free_calls(&self) -> std::collections::BTreeSet<i64> {
+        self.0.iter().filter(|(_, rules)| rules.is_empty()).map(|(call, _)| *call).collect()
+    }
+
     /// Installs the filter for this thread and for all threads that it starts later. A filter
     /// cannot be removed again.
     pub(crate) fn install(self, mode: SeccompMode) -> Result<(), seccompiler::Error> {
@@ -47,14 +66,20 @@ impl Filter {
     }
 }
 
-/// Installs a filter that makes clone3(2) fail with ENOSYS. glibc then starts threads with
-/// clone(2).
+/// Installs a filter that makes two calls of glibc fail with ENOSYS, in place of a later filter that
+/// would kill the process.
 ///
-/// clone3(2) takes its flags in memory, which a filter cannot read. clone(2) takes them in a
-/// register, so that a later filter can allow threads and refuse processes and namespaces.
-pub(crate) fn hide_clone3() -> Result<(), seccompiler::Error> {
+/// - glibc then starts threads with clone(2). clone3(2) takes its flags in memory, which a filter
+///   cannot read. clone(2) takes them in a register, so that a later filter can allow threads and
+///   refuse processes and namespaces.
+/// - `pthread_getattr_np(3)` goes without the CPUs of the thread. Rust asks it for the stack of each
+///   new thread, and it passes the id of this thread to sched_getaffinity(2). A filter is the same
+///   for all threads, so it cannot tell this id from the id of another process.
+pub(crate) fn pretend_missing() -> Result<(), seccompiler::Error> {
     let missing = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
-    apply(BTreeMap::from([(SYS_clone3, Vec::new())]), SeccompAction::Allow, missing)
+    let of_an_id = all([(0, SeccompCmpOp::Ne, 0)])?;
+    let rules = BTreeMap::from([(SYS_clone3, Vec::new()), (SYS_sched_getaffinity, vec![of_an_id])]);
+    apply(rules, SeccompAction::Allow, missing)
 }
 
 fn apply(
@@ -75,18 +100,48 @@ pub(crate) fn not_executable() -> Result<SeccompRule, BackendError> {
 
 /// Returns the rule that the argument at `index` is `value`.
 pub(crate) fn equal(index: u8, value: u64) -> Result<SeccompRule, BackendError> {
-    condition(index, SeccompCmpOp::Eq, value)
+    all([(index, SeccompCmpOp::Eq, value)])
 }
 
 /// Returns the rule that the argument at `index` has the bits of `value` among those of `mask`.
 pub(crate) fn bits(index: u8, mask: u64, value: u64) -> Result<SeccompRule, BackendError> {
-    condition(index, SeccompCmpOp::MaskedEq(mask), value)
+    all([(index, SeccompCmpOp::MaskedEq(mask), value)])
 }
 
-fn condition(index: u8, operator: SeccompCmpOp, value: u64) -> Result<SeccompRule, BackendError> {
+/// Returns the rule of clock_gettime(2) and clock_nanosleep(2) that the clock is one of the system
+/// or of the caller. A clock of another process is a negative number, which contains its id.
+pub(crate) fn own_clock() -> Result<SeccompRule, BackendError> {
+    all([(0, SeccompCmpOp::Lt, MAX_CLOCKS)])
+}
+
+/// Returns the rule of socket(2) and socketpair(2) that the family and the type are these, and that
+/// the protocol is the default one. The flags of the type are free.
+pub(crate) fn socket(family: i32, kind: i32) -> Result<SeccompRule, BackendError> {
+    all([
+        (0, SeccompCmpOp::Eq, family.unsigned_abs().into()),
+        (1, SeccompCmpOp::MaskedEq(SOCKET_TYPES), kind.unsigned_abs().into()),
+        (2, SeccompCmpOp::Eq, 0),
+    ])
+}
+
+/// Returns the rule of getsockopt(2) and setsockopt(2) that the option is this one of `SOL_SOCKET`.
+pub(crate) fn socket_option(name: i32) -> Result<SeccompRule, BackendError> {
+    all([
+        (1, SeccompCmpOp::Eq, libc::SOL_SOCKET.unsigned_abs().into()),
+        (2, SeccompCmpOp::Eq, name.unsigned_abs().into()),
+    ])
+}
+
+/// Returns the rule that all conditions hold. A condition is the index of an argument, the
+/// comparison and the value.
+fn all<const COUNT: usize>(
+    conditions: [(u8, SeccompCmpOp, u64); COUNT],
+) -> Result<SeccompRule, BackendError> {
     // All arguments that are compared here are of 32 bits in the kernel, which ignores the upper
     // half of the register. A comparison of 64 bits would refuse a call whose upper half is not
     // zero.
-    let condition = SeccompCondition::new(index, SeccompCmpArgLen::Dword, operator, value)?;
-    SeccompRule::new(vec![condition])
+    let conditions = conditions.into_iter().map(|(index, operator, value)| {
+        SeccompCondition::new(index, SeccompCmpArgLen::Dword, operator, value)
+    });
+    SeccompRule::new(conditions.collect::<Result<_, _>>()?)
 }

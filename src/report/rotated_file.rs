@@ -8,6 +8,8 @@
 //! Both are opened relative to an fd of the directory, so that they stay reachable after this
 //! process has changed its root. The file is locked with flock(2), and a second writer is refused,
 //! because each would rename the file of the other. No other program may rotate the file either.
+//! The lock of the box directory keeps other shims away from a file in it, so a new current file
+//! there needs no lock of its own. A confined process cannot lock a file any more.
 //! Appended bytes survive this process, but not a crash of the host, because they are not synced.
 //!
 //! A confined process cannot keep the fd of a directory outside of the box, because it leads out of
@@ -56,6 +58,8 @@ pub(crate) struct RotatedFile {
     max_bytes: u64,
     /// `name.1`, if this process rotates by copying.
     open_previous: Option<File>,
+    /// Whether a current file that replaces a renamed one is locked.
+    locks_replacement: bool,
 }
 
 /// How the current file becomes the previous one.
@@ -116,8 +120,11 @@ impl RotatedFile {
             previous: Extent { bytes: previous, own_bytes: 0 },
             max_bytes,
             open_previous: None,
+            locks_replacement: true,
         };
-        this.open_current()?;
+        let file = this.open_current()?;
+        this.lock(&file)?;
+        this.file = Some(file);
         this.bring_within_bound().map_err(failed)?;
         Ok(this)
     }
@@ -146,12 +153,13 @@ impl RotatedFile {
         Ok(this)
     }
 
-    /// Opens or creates the file, and drops the content of both files.
+    /// Opens or creates the file in the locked box directory, and drops the content of both files.
     pub(crate) fn create(path: &Path, max_bytes: u64) -> Result<Self, RotatedFileError> {
         let mut this = Self::open(path, max_bytes)?;
         this.truncate()
             .and_then(|_own| this.remove_previous())
             .map_err(|source| RotatedFileError::Open { path: path.to_owned(), source })?;
+        this.locks_replacement = false;
         Ok(this)
     }
 
@@ -295,12 +303,12 @@ impl RotatedFile {
             // This process may not rename in the directory, or `name.1` is a directory.
             Err(_) => return self.copy_to_previous(),
         };
-        // Closing the file also releases its lock, so the lock is taken again on the new file.
+        // Closing the file also releases its lock.
         self.file = None;
         self.current = Extent::default();
         // The bytes are dropped even if this fails, so their number must be returned. The next
         // append opens the file again.
-        let _reopened = self.open_current();
+        let _reopened = self.reopen();
         Ok(dropped)
     }
 
@@ -332,14 +340,29 @@ impl RotatedFile {
         Ok(())
     }
 
+    /// Opens the current file if a rotation has left none.
     fn reopen(&mut self) -> io::Result<()> {
         if self.file.is_none() {
-            self.open_current().map_err(io::Error::other)?;
+            let file = self.open_current().map_err(io::Error::other)?;
+            if self.locks_replacement {
+                self.lock(&file).map_err(io::Error::other)?;
+            }
+            self.file = Some(file);
         }
         Ok(())
     }
 
-    fn open_current(&mut self) -> Result<(), RotatedFileError> {
+    fn lock(&self, file: &File) -> Result<(), RotatedFileError> {
+        file.try_lock().map_err(|error| match error {
+            TryLockError::WouldBlock => RotatedFileError::InUse { path: self.path.clone() },
+            TryLockError::Error(source) => {
+                RotatedFileError::Open { path: self.path.clone(), source }
+            }
+        })
+    }
+
+    /// Opens or creates the current file, and takes its size over.
+    fn open_current(&mut self) -> Result<File, RotatedFileError> {
         let failed = |source| RotatedFileError::Open { path: self.path.clone(), source };
         let regular = |found: &FileStat| match kind(found) {
             None => Ok(()),
@@ -365,17 +388,8 @@ impl RotatedFile {
             .map_err(|error| failed(error.into()))?;
         let found = fstat(&file).map_err(|error| failed(error.into()))?;
         regular(&found)?;
-        let file = File::from(file);
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                return Err(RotatedFileError::InUse { path: self.path.clone() });
-            }
-            Err(TryLockError::Error(error)) => return Err(failed(error)),
-        }
         self.current = Extent { bytes: u64::try_from(found.st_size).unwrap_or(0), own_bytes: 0 };
-        self.file = Some(file);
-        Ok(())
+        Ok(file.into())
     }
 }
 

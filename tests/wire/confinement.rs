@@ -51,6 +51,7 @@ struct Testbed {
     /// Kind of the root.
     root_kind: &'static str,
     network: Value,
+    has_shares: bool,
     abstract_name: String,
     tcp: TcpListener,
     _abstract: UnixListener,
@@ -81,6 +82,7 @@ impl Testbed {
             image,
             root_kind: "block",
             network: json!({"mode": "none"}),
+            has_shares: true,
             abstract_name: name,
             tcp: TcpListener::bind("127.0.0.1:0").unwrap(),
             _abstract: UnixListener::bind_addr(&address).unwrap(),
@@ -113,7 +115,9 @@ impl Testbed {
                        "target": format!("/{name}"), "read_only": read_only})
             };
             config["confinement"] = json!({"level": level});
-            config["mounts"] = json!([share("read", true), share("write", false)]);
+            if self.has_shares {
+                config["mounts"] = json!([share("read", true), share("write", false)]);
+            }
             let directory = |name: &str| self.directory.path().join(name);
             config["paths"]["state_dir"] = json!(directory("s"));
             config["paths"]["cache_dir"] = json!(directory("c"));
@@ -149,7 +153,7 @@ fn probe_line(run: &Run) -> Option<&str> {
 }
 
 /// Number of attempts of the probe, as ARCHITECTURE.md and docs/confinement.md state it.
-const ATTEMPTS: usize = 58;
+const ATTEMPTS: usize = 73;
 
 // Error numbers of Linux (`asm-generic/errno.h`).
 const EPERM: i32 = 1;
@@ -157,6 +161,7 @@ const ENOENT: i32 = 2;
 const EACCES: i32 = 13;
 const EXDEV: i32 = 18;
 const EROFS: i32 = 30;
+const ENOSYS: i32 = 38;
 const ELOOP: i32 = 40;
 const ENETUNREACH: i32 = 101;
 const ECONNREFUSED: i32 = 111;
@@ -166,7 +171,7 @@ const ECONNREFUSED: i32 = 111;
 /// An outcome that no layer has is `?`: the attempt succeeded, or failed for an unexpected reason.
 fn stopping_layer(name: &str, outcome: &Outcome) -> &'static str {
     match outcome {
-        Killed => "seccomp",
+        Killed | Refused(ENOSYS) => "seccomp",
         Refused(ENOENT | EROFS | ELOOP) => "root",
         Refused(ENETUNREACH | ECONNREFUSED) => "net_namespace",
         Refused(EPERM) if name == "mknod-device" => "capabilities",
@@ -221,7 +226,7 @@ fn no_attempt_to_reach_the_host_succeeds_as_a_user_without_sub_ids() {
 ///
 /// If no layer is applied, these attempts succeed or have another outcome. An attempt can be in the
 /// lists of several layers, because the layers overlap on purpose.
-const STOPPED_BY_ONE_LAYER: [(&str, &[Outcome], &[&str]); 5] = [
+const STOPPED_BY_ONE_LAYER: [(&str, &[Outcome], &[&str]); 6] = [
     (
         "root",
         &[Refused(ENOENT), Refused(EROFS), Refused(ELOOP), Refused(EACCES)],
@@ -319,8 +324,24 @@ const STOPPED_BY_ONE_LAYER: [(&str, &[Outcome], &[&str]); 5] = [
             "tcp-loopback",
             "netlink",
             "reboot",
+            "limit-parent",
+            "clock-of-parent",
+            "fcntl-owner",
+            "fcntl-lease",
+            "lock-exclusive",
+            "ioctl-owner",
+            "kvm-debug",
+            "socket-datagram",
+            "socket-mptcp",
+            "socket-option",
+            "socket-peer",
+            "send-message",
+            "memory-file",
+            "dumpable",
         ],
     ),
+    // glibc makes this call with the id of the calling thread, so it fails and does not kill.
+    ("seccomp", &[Refused(ENOSYS)], &["affinity-parent"]),
 ];
 
 #[test]
@@ -342,7 +363,7 @@ fn each_layer_stops_its_attempts_without_the_other_layers() {
 ///
 /// They prove that the attempts themselves work: an attempt that fails for a wrong reason would
 /// otherwise look like a working confinement.
-const HARMLESS: [&str; 24] = [
+const HARMLESS: [&str; 36] = [
     "open-read",
     "open-path",
     "open-dotdot",
@@ -367,6 +388,18 @@ const HARMLESS: [&str; 24] = [
     "share-symlink",
     "share-change",
     "share-device",
+    "limit-parent",
+    "affinity-parent",
+    "clock-of-parent",
+    "fcntl-owner",
+    "fcntl-lease",
+    "lock-exclusive",
+    "ioctl-owner",
+    "socket-datagram",
+    "socket-option",
+    "socket-peer",
+    "memory-file",
+    "dumpable",
 ];
 
 #[test]
@@ -377,12 +410,40 @@ fn harmless_attempts_succeed_without_confinement() {
     assert!(failed.is_empty(), "these attempts failed without confinement: {failed:?}");
 }
 
+/// Calls that libkrun's virtio-fs server makes for a guest.
+const CHANGES: [&str; 8] = [
+    "change-mode",
+    "change-owner",
+    "change-times",
+    "change-user",
+    "make-directory",
+    "make-fifo",
+    "make-link",
+    "make-symlink",
+];
+
+#[test]
+fn only_directories_of_the_host_let_the_vmm_change_attributes_and_links() {
+    let mut testbed = Testbed::new(ShimUser::Root);
+    for (root_kind, has_shares, expected) in
+        [("block", true, Reached), ("shared", false, Reached), ("block", false, Killed)]
+    {
+        (testbed.root_kind, testbed.has_shares) = (root_kind, has_shares);
+        for name in CHANGES {
+            let outcome = testbed.attempt(name, "required", None);
+            assert_eq!(outcome, expected, "{name}, {root_kind} root, shares: {has_shares}");
+        }
+    }
+}
+
 #[test]
 fn only_the_network_tsi_lets_the_vmm_make_ip_sockets() {
     let mut testbed = Testbed::new(ShimUser::Root);
     testbed.network = json!({"mode": "tsi"});
     assert_eq!(testbed.attempt("tcp-loopback", "required", None), Reached);
-    assert_eq!(testbed.attempt("netlink", "required", None), Killed);
+    for name in ["netlink", "socket-mptcp", "socket-option", "socket-peer"] {
+        assert_eq!(testbed.attempt(name, "required", None), Killed, "{name}");
+    }
     for egress in ["deny", "allow"] {
         testbed.network = json!({"mode": "passt", "egress": egress});
         assert_eq!(

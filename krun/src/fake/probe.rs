@@ -10,10 +10,15 @@
 //! | `probe errno:<n>` | the attempt failed with this errno |
 //! | `probe known:<names>` | there is no attempt of this name; the names of all attempts |
 //! | no line | the attempt ended the process, which seccomp does |
+//!
+//! Some calls are attempts only in a box that shows its guest no directory of the host
+//! ([`CHANGES`]).
 
 use std::ffi::CString;
+use std::fs::File;
 use std::io;
 use std::net::TcpStream;
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 
 /// An attempt. `Ok` means that it succeeded, although the confinement should prevent it.
@@ -23,7 +28,7 @@ type Attempt = fn() -> io::Result<()>;
 const HOST_FILE: &str = "/etc/passwd";
 
 /// The attempts with the names by which the tests select them.
-const ATTEMPTS: [(&str, Attempt); 58] = [
+const ATTEMPTS: [(&str, Attempt); 73] = [
     ("open-read", || open(HOST_FILE, libc::O_RDONLY)),
     ("open-write", || open("/etc/a3s-box-probe", libc::O_WRONLY | libc::O_CREAT)),
     ("open-path", read_through_path_fd),
@@ -82,11 +87,49 @@ const ATTEMPTS: [(&str, Attempt); 58] = [
     ("netlink", || raw(libc::SYS_socket, [16, 3, 0, 0, 0])),
     ("abstract-socket", connect_abstract),
     ("reboot", || raw(libc::SYS_reboot, [0; 5])),
+    ("limit-parent", || raw(libc::SYS_prlimit64, [parent(), libc::RLIMIT_CPU.into(), 0, 0, 0])),
+    ("affinity-parent", || affinity(parent())),
+    ("clock-of-parent", || clock_of(parent())),
+    ("fcntl-owner", || raw(libc::SYS_fcntl, [1, libc::F_SETOWN.into(), parent(), 0, 0])),
+    ("fcntl-lease", || {
+        let file = File::open(existing_file()?)?;
+        let (lease, read) = (libc::F_SETLEASE.into(), libc::F_RDLCK.into());
+        raw(libc::SYS_fcntl, [file.as_raw_fd().into(), lease, read, 0, 0])
+    }),
+    ("lock-exclusive", || {
+        let file = File::open(existing_file()?)?;
+        raw(libc::SYS_flock, [file.as_raw_fd().into(), libc::LOCK_EX.into(), 0, 0, 0])
+    }),
+    ("ioctl-owner", ioctl_owner),
+    ("kvm-debug", || raw(libc::SYS_ioctl, [1, KVM_SET_GUEST_DEBUG, 0, 0, 0])),
+    ("socket-datagram", || raw(libc::SYS_socket, [1, 2, 0, 0, 0])),
+    ("socket-mptcp", || raw(libc::SYS_socket, [2, 1, libc::IPPROTO_MPTCP.into(), 0, 0])),
+    ("socket-option", socket_option),
+    ("socket-peer", socket_peer),
+    ("send-message", || raw(libc::SYS_sendmsg, [1, 0, 0, 0, 0])),
+    ("memory-file", || path_call(libc::SYS_memfd_create, "probe", 0)),
+    ("dumpable", || raw(libc::SYS_prctl, [libc::PR_SET_DUMPABLE.into(), 1, 0, 0, 0])),
 ];
+
+/// Changes of the box's own files and of the process, which libkrun's virtio-fs server makes for a
+/// guest. They are attempts in a box without such a server, and succeed in others.
+const CHANGES: [(&str, Attempt); 8] = [
+    ("change-mode", || at_call(libc::SYS_fchmodat, &existing_file()?, [0o600, 0])),
+    ("change-owner", || at_call(libc::SYS_fchownat, &existing_file()?, [-1, -1])),
+    ("change-times", || at_call(libc::SYS_utimensat, &existing_file()?, [0, 0])),
+    ("change-user", || raw(libc::SYS_setresuid, [-1, -1, -1, 0, 0])),
+    ("make-directory", || at_call(libc::SYS_mkdirat, &own_file()?, [0o700, 0])),
+    ("make-fifo", || at_call(libc::SYS_mknodat, &own_file()?, [(libc::S_IFIFO | 0o600).into(), 0])),
+    ("make-link", || std::fs::hard_link(existing_file()?, own_file()? + "-link")),
+    ("make-symlink", || symlink(HOST_FILE, &own_file()?)),
+];
+
+/// `KVM_SET_GUEST_DEBUG` of `linux/kvm.h`, which libkrun does not request.
+const KVM_SET_GUEST_DEBUG: i64 = 0x4048_ae9b;
 
 /// Makes the attempt with this name, writes its outcome to fd 1, and ends the process.
 pub(super) fn run(name: &str) -> ! {
-    let found = ATTEMPTS.iter().find(|(known, _)| *known == name);
+    let found = ATTEMPTS.iter().chain(&CHANGES).find(|(known, _)| *known == name);
     let outcome = match found.map(|(_, attempt)| attempt()) {
         None => format!("known:{}", ATTEMPTS.map(|(name, _)| name).join(",")),
         Some(Ok(())) => "reached".to_owned(),
@@ -117,6 +160,15 @@ fn path_call(call: i64, path: &str, argument: i64) -> io::Result<()> {
     // SAFETY: the path must end in NUL and outlive the call, which a local `CString` does. The
     // other arguments are numbers or null pointers.
     result(unsafe { libc::syscall(call, path.as_ptr(), argument, 0_i64) })
+}
+
+/// Makes a call whose first two arguments are a directory and a path.
+fn at_call(call: i64, path: &str, [a, b]: [i64; 2]) -> io::Result<()> {
+    let path = CString::new(path)?;
+    let directory = i64::from(libc::AT_FDCWD);
+    // SAFETY: the path must end in NUL and outlive the call, which a local `CString` does. The
+    // other arguments are numbers or null pointers.
+    result(unsafe { libc::syscall(call, directory, path.as_ptr(), a, b, 0_i64) })
 }
 
 fn open(path: &str, flags: i32) -> io::Result<()> {
@@ -178,6 +230,12 @@ fn own_file() -> io::Result<String> {
     Ok(format!("{}/probe-{}", own_directory()?, std::process::id()))
 }
 
+/// Creates a file in the box directory, and returns its path.
+fn existing_file() -> io::Result<String> {
+    let name = own_file()?;
+    std::fs::write(&name, "").map(|()| name)
+}
+
 /// Returns the box directory, which contains the sockets of the vsock ports.
 fn own_directory() -> io::Result<String> {
     let recorded =
@@ -207,10 +265,14 @@ fn listener(kind: &str) -> String {
 
 fn follow_symlink() -> io::Result<()> {
     let link = own_file()?;
-    let (target, name) = (CString::new(HOST_FILE)?, CString::new(link.as_str())?);
-    // SAFETY: both paths must end in NUL and outlive the call, which local `CString`s do.
-    result(i64::from(unsafe { libc::symlinkat(target.as_ptr(), libc::AT_FDCWD, name.as_ptr()) }))?;
+    symlink(HOST_FILE, &link)?;
     open(&link, libc::O_RDONLY)
+}
+
+fn symlink(target: &str, name: &str) -> io::Result<()> {
+    let (target, name) = (CString::new(target)?, CString::new(name)?);
+    // SAFETY: both paths must end in NUL and outlive the call, which local `CString`s do.
+    result(i64::from(unsafe { libc::symlinkat(target.as_ptr(), libc::AT_FDCWD, name.as_ptr()) }))
 }
 
 fn link_host_file() -> io::Result<()> {
@@ -241,6 +303,63 @@ fn executable_memory() -> io::Result<()> {
     // absent, so the host kernel chooses a free range.
     let mapped = unsafe { libc::mmap(std::ptr::null_mut(), 4096, protection, flags, -1, 0) };
     if mapped == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Asks for the CPUs of a process, which shows whether it exists.
+fn affinity(process: i64) -> io::Result<()> {
+    // The size is that of the largest number of CPUs that a kernel can be built for.
+    let mut cpus = [0_u64; 128];
+    let bytes = size_of_val(&cpus);
+    // SAFETY: the host kernel writes at most `bytes` bytes to the pointer, which is what the array
+    // has.
+    result(unsafe { libc::syscall(libc::SYS_sched_getaffinity, process, bytes, cpus.as_mut_ptr()) })
+}
+
+/// Reads the CPU time of a process. The number of its clock is its id, inverted and shifted, with
+/// the kind of the clock in the lower bits (`linux/posix-timers.h`, `CPUCLOCK_SCHED`).
+fn clock_of(process: i64) -> io::Result<()> {
+    let clock = (!process << 3) | 2;
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the host kernel writes a `timespec` to the pointer, which refers to a local one.
+    result(unsafe { libc::syscall(libc::SYS_clock_gettime, clock, &raw mut time) })
+}
+
+/// Has the kernel signal the parent at each event of a socket.
+fn ioctl_owner() -> io::Result<()> {
+    // `FIOSETOWN` of `asm-generic/sockios.h`.
+    const REQUEST: i64 = 0x8901;
+    let (socket, _peer) = UnixStream::pair()?;
+    let process = parent();
+    // SAFETY: the host kernel reads an `int` at the pointer, which refers to a larger local one
+    // with the same value in its first bytes.
+    let owned = unsafe {
+        libc::syscall(libc::SYS_ioctl, i64::from(socket.as_raw_fd()), REQUEST, &raw const process)
+    };
+    result(owned)
+}
+
+fn socket_option() -> io::Result<()> {
+    let (socket, _peer) = UnixStream::pair()?;
+    let (fd, on) = (i64::from(socket.as_raw_fd()), 1_i32);
+    let (level, option) = (i64::from(libc::SOL_SOCKET), i64::from(libc::SO_PASSCRED));
+    // SAFETY: the host kernel reads four bytes at the pointer, which refers to an `i32`.
+    result(unsafe {
+        libc::syscall(libc::SYS_setsockopt, fd, level, option, &raw const on, size_of_val(&on))
+    })
+}
+
+/// Asks who is at the other end of a socket. A newer option returns an fd of that process.
+fn socket_peer() -> io::Result<()> {
+    let (socket, _peer) = UnixStream::pair()?;
+    let fd = i64::from(socket.as_raw_fd());
+    let (level, option) = (i64::from(libc::SOL_SOCKET), i64::from(libc::SO_PEERCRED));
+    let mut found = libc::ucred { pid: 0, uid: 0, gid: 0 };
+    let mut bytes = size_of_val(&found);
+    // SAFETY: the host kernel writes at most `bytes` bytes to the first pointer, which is what the
+    // structure has, and four bytes to the second one, which refers to a larger number.
+    result(unsafe {
+        libc::syscall(libc::SYS_getsockopt, fd, level, option, &raw mut found, &raw mut bytes)
+    })
 }
 
 fn connect_abstract() -> io::Result<()> {

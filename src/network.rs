@@ -13,7 +13,7 @@
 //!
 //! The wire is the pair of Unix sockets between libkrun's Ethernet device and the gate. The gate is
 //! this same executable. It starts before the shim confines itself, and it starts passt. It filters
-//! the guest's frames ([`frames`]) outside of the VMM, because a guest that has taken over the VMM
+//! the guest's frames ([`filter`]) outside of the VMM, because a guest that has taken over the VMM
 //! could bypass a filter inside it. The shim then enters an empty network namespace.
 //!
 //! Gate and passt exit when the shim's end of the wire closes. The kernel closes it however the shim
@@ -22,12 +22,16 @@
 mod addresses;
 mod carrier;
 mod error;
+mod filter;
 mod frames;
 mod gate;
 mod loopback;
+mod metadata;
+mod packet;
 mod passt;
 mod relay;
 mod resolver;
+mod udp_flows;
 
 use std::net::Ipv4Addr;
 

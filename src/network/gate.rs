@@ -14,12 +14,13 @@
 
 mod calls;
 
+use std::cell::RefCell;
 use std::ffi::{CStr, OsStr};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, ExitCode, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use a3s_box_core::config::{ConfigError, Egress, NetworkConfig, SeccompMode};
 use a3s_box_core::one_line;
@@ -32,7 +33,8 @@ use nix::sys::signal::Signal;
 use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 use serde::{Deserialize, Serialize};
 
-use super::frames::{carry, may_leave};
+use super::filter::Filter;
+use super::frames::carry;
 use super::loopback;
 use super::passt::{self, NOBODY};
 use super::relay::{self, ListenError, PublishedPort};
@@ -197,10 +199,14 @@ async fn serve(
     let vm = vm.map_err(HostError::of("use the wire"))?;
     let to_passt = to_passt.map_err(HostError::of("use the wire"))?;
     relay::serve(published).map_err(HostError::of("serve published ports"))?;
+    // The two directions take turns in this thread, and neither keeps a borrow while it waits.
+    let filter = RefCell::new(Filter::new(spec));
+    let may_leave = |frame: &[u8]| filter.borrow_mut().may_leave(frame, Instant::now());
+    let may_arrive = |frame: &[u8]| filter.borrow().may_arrive(frame, Instant::now());
     let (from_vm, to_vm) = vm.into_split();
     let (from_passt, to_passt) = to_passt.into_split();
     tokio::select! {
-        end = carry(from_vm, to_passt, |frame| may_leave(frame, &spec.dns)) => match end {
+        end = carry(from_vm, to_passt, may_leave) => match end {
             // EPIPE on a write means that passt has closed its end before the VM closed its own.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(passt_ended(&mut passt)),
             end => {
@@ -213,7 +219,7 @@ async fn serve(
                 end.map_err(|error| HostError::of("carry the guest's frames")(error).into())
             }
         },
-        end = carry(from_passt, to_vm, |_| true) => match end {
+        end = carry(from_passt, to_vm, may_arrive) => match end {
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {
                 Err(HostError::of("carry frames to the guest")(error).into())
             }

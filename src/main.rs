@@ -33,8 +33,8 @@ use crate::input::arguments::{Arguments, Mode, USAGE, VERSION};
 use crate::report::terminal::print;
 
 fn main() -> ExitCode {
-    // The gate of a guest's network is this executable, too, so that an installation has one file
-    // less. It has a command line of its own.
+    // The gate and the connector of a guest's network are this executable, too, so that an
+    // installation has two files less. They have command lines of their own.
     if let Some(status) = network::run_if_asked() {
         return status;
     }

@@ -2,7 +2,8 @@
 //!
 //! In mode `passt`, two more processes carry the guest's frames, each in a jail of its own. With
 //! egress `allow`, passt opens sockets in the host's network. With egress `deny`, it opens them in
-//! an empty network namespace, which only the gate's published ports lead into:
+//! an empty network namespace, which only the gate's published ports lead into, with the help of a
+//! third process ([`connector`]):
 //!
 //! ```text
 //!   guest ══ virtio-net ══ shim │ gate ── frames ── passt ── sockets of the host        egress allow
@@ -13,23 +14,31 @@
 //!
 //! The wire is the pair of Unix sockets between libkrun's Ethernet device and the gate. The gate is
 //! this same executable. It starts before the shim confines itself, and it starts passt. It filters
-//! the guest's frames ([`frames`]) outside of the VMM, because a guest that has taken over the VMM
+//! the guest's frames ([`filter`]) outside of the VMM, because a guest that has taken over the VMM
 //! could bypass a filter inside it. The shim then enters an empty network namespace.
 //!
-//! Gate and passt exit when the shim's end of the wire closes. The kernel closes it however the shim
-//! ends.
+//! Gate, passt and connector exit when the shim's end of the wire closes. The kernel closes it
+//! however the shim ends.
 
 mod addresses;
 mod carrier;
+mod connector;
 mod error;
+mod filter;
 mod frames;
 mod gate;
+mod jail;
 mod loopback;
+mod metadata;
+mod packet;
 mod passt;
 mod relay;
 mod resolver;
+mod socket_options;
+mod udp_flows;
 
 use std::net::Ipv4Addr;
+use std::process::ExitCode;
 
 use a3s_box_core::config::Egress;
 use a3s_box_core::event::{EventKind, WarningCode};
@@ -41,13 +50,20 @@ use nix::sched::{CloneFlags, unshare};
 use self::addresses::{GATEWAY_ADDRESS, GUEST_ADDRESS, GUEST_MAC, MTU, PREFIX_LENGTH};
 pub(crate) use self::carrier::{Carrier, lost};
 pub(crate) use self::error::NetworkError;
-pub(crate) use self::gate::run_if_asked;
 pub(crate) use self::passt::{find as find_passt, searched as searched_for_passt};
 use crate::report::events::EventWriter;
 use crate::spec::{NetworkSpec, PasstSpec, VmSpec};
 
 /// Address from a block that is reserved for documentation and used by no network (RFC 5737).
 const PLACEHOLDER_ADDRESS: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
+
+/// Runs the gate or the connector to its end if the arguments of this process ask for it, and
+/// returns its exit status.
+///
+/// Callers must do this before anything else, because both close every inherited fd.
+pub(crate) fn run_if_asked() -> Option<ExitCode> {
+    gate::run_if_asked().or_else(connector::run_if_asked)
+}
 
 /// The network of one box, before the VM starts.
 #[derive(Debug, Default)]

@@ -4,8 +4,11 @@
 #![no_main]
 #![allow(clippy::unwrap_used, reason = "a failed setup must end the fuzzer")]
 
+use std::cell::RefCell;
 use std::net::Ipv4Addr;
+use std::time::Instant;
 
+use a3s_box_core::config::Egress;
 use etherparse::{Ethernet2HeaderSlice, Ipv4HeaderSlice, ether_type, ip_number};
 use libfuzzer_sys::fuzz_target;
 use scratch::pieces::Pieces;
@@ -13,14 +16,24 @@ use scratch::pieces::Pieces;
 #[expect(dead_code, reason = "only the shim uses the rest")]
 #[path = "../../src/network/addresses.rs"]
 mod addresses;
+#[path = "../../src/network/filter.rs"]
+mod filter;
 #[expect(dead_code, reason = "only the shim uses the rest, for its ARP request")]
 #[path = "../../src/network/frames.rs"]
 mod frames;
+#[path = "../../src/network/metadata.rs"]
+mod metadata;
+#[path = "../../src/network/packet.rs"]
+mod packet;
 #[allow(dead_code, reason = "only the shim uses the rest, for its config")]
 #[path = "../../src/spec/network.rs"]
 mod spec;
+#[path = "../../src/network/udp_flows.rs"]
+mod udp_flows;
 
 use self::addresses::GUEST_ADDRESS;
+use self::filter::Filter;
+use self::spec::PasstSpec;
 
 /// A name server with a link-local address.
 const SERVER: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 253);
@@ -29,12 +42,30 @@ const SERVER: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 253);
 const LENGTH_BYTES: usize = 4;
 const DNS_PORT: u16 = 53;
 
+/// First source port of UDP that the gate carries.
+const FIRST_CLIENT_PORT: u16 = 32_768;
+
+/// Addresses of metadata that are not link-local.
+const METADATA: [[u8; 4]; 5] = [
+    [100, 100, 100, 200],
+    [168, 63, 129, 16],
+    [192, 0, 0, 192],
+    [100, 80, 80, 80],
+    [100, 96, 0, 96],
+];
+
 fuzz_target!(|input: &[u8]| {
     let pieces = Pieces::new(input);
     let sent = split(pieces.stream());
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let mut arrived = Vec::new();
-    let may_leave = |frame: &[u8]| frames::may_leave(frame, &[SERVER]);
+    let spec = PasstSpec { egress: Egress::Allow, publish: Vec::new(), dns: vec![SERVER] };
+    let filter = RefCell::new(Filter::new(&spec));
+    let may_leave = |frame: &[u8]| {
+        // Frames of passt have the same form, and must cause no panic either.
+        let _may_arrive = filter.borrow().may_arrive(frame, Instant::now());
+        filter.borrow_mut().may_leave(frame, Instant::now())
+    };
     // An invalid length ends the stream with an error. The frames before it have arrived.
     let _ended = runtime.block_on(frames::carry(pieces, &mut arrived, may_leave));
     let mut arrived = split(&arrived).into_iter().peekable();
@@ -78,7 +109,17 @@ fn expected(frame: &[u8]) -> Option<bool> {
     if header.source_addr() != GUEST_ADDRESS || is_not_unicast {
         return Some(false);
     }
-    Some(!to.is_link_local() || (to == SERVER && is_dns(&header, packet)))
+    let has_metadata = to.is_link_local() || METADATA.contains(&to.octets());
+    let is_denied = has_metadata && !(to == SERVER && is_dns(&header, packet));
+    let is_udp = header.protocol() == ip_number::UDP;
+    Some(!is_denied && (!is_udp || is_of_client(&header, packet)))
+}
+
+/// Returns whether a UDP packet is no fragment and comes from a port of a client.
+fn is_of_client(header: &Ipv4HeaderSlice<'_>, packet: &[u8]) -> bool {
+    let ports = packet.get(header.slice().len()..).and_then(<[u8]>::first_chunk::<4>);
+    !header.is_fragmenting_payload()
+        && ports.is_some_and(|[a, b, ..]| u16::from_be_bytes([*a, *b]) >= FIRST_CLIENT_PORT)
 }
 
 /// Returns whether a packet goes to the port of DNS.

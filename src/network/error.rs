@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use a3s_box_sys::HostError;
 
-/// Longest wait for the first answer of gate and passt. They need 20 ms; a wait of seconds happens
-/// only on an overloaded host.
+/// Longest wait for the first answer of gate and passt, and for an answer of the connector. The
+/// first needs 20 ms; a wait of seconds happens only on an overloaded host.
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Why the guest's network could not be started.

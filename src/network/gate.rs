@@ -4,7 +4,8 @@
 //! into the empty network namespace of passt. Its phases, in order:
 //!
 //! ```text
-//!   open the published ports ─► (deny: empty network) ─► start passt ─► (allow: empty network)
+//!   open the published ports ─► (deny: empty network, start connector)
+//!   ─► start passt ─► (allow: empty network)
 //!   ─► become `nobody`, give up files and most system calls
 //!   ─► carry frames until the VM's end of the wire closes or passt ends
 //! ```
@@ -14,28 +15,28 @@
 
 mod calls;
 
+use std::cell::RefCell;
+use std::convert::Infallible;
 use std::ffi::{CStr, OsStr};
+use std::future;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, ExitCode, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use a3s_box_core::config::{ConfigError, Egress, NetworkConfig, SeccompMode};
 use a3s_box_core::one_line;
 use a3s_box_sys::HostError;
-use caps::CapSet;
-use landlock::{ABI, Access, AccessFs, CompatLevel, Compatible, Ruleset, RulesetAttr};
 use nix::sched::{CloneFlags, unshare};
-use nix::sys::prctl::{set_dumpable, set_name, set_no_new_privs, set_pdeathsig};
-use nix::sys::signal::Signal;
-use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
+use nix::sys::prctl::set_name;
 use serde::{Deserialize, Serialize};
 
-use super::frames::{carry, may_leave};
-use super::loopback;
-use super::passt::{self, NOBODY};
+use super::connector::Connector;
+use super::filter::Filter;
+use super::frames::carry;
 use super::relay::{self, ListenError, PublishedPort};
+use super::{jail, loopback, passt};
 use crate::host::inherited::InheritedFiles;
 use crate::host::process;
 use crate::report::terminal;
@@ -79,7 +80,7 @@ enum GateError {
 /// status.
 ///
 /// Callers must do this before anything else, because the gate closes every inherited fd.
-pub(crate) fn run_if_asked() -> Option<ExitCode> {
+pub(super) fn run_if_asked() -> Option<ExitCode> {
     let mut arguments = std::env::args_os().skip(1);
     arguments.next().filter(|argument| argument == ARGUMENT)?;
     let given = arguments.next().zip(arguments.next());
@@ -102,31 +103,54 @@ fn run(program: &OsStr, config: &OsStr) -> Result<(), GateError> {
     };
     let vm = io::stdin().as_fd().try_clone_to_owned().map_err(HostError::of("take the wire"))?;
     let is_root = process::is_root_of_host();
-    let published = match spec.egress {
+    let relayed = match spec.egress {
         // passt itself listens on the published ports.
-        Egress::Allow => Vec::new(),
+        Egress::Allow => None,
         Egress::Deny => {
             // The host's ports must be opened before the host's network is left.
-            let published = relay::listen(&spec.publish)?;
+            let ports = relay::listen(&spec.publish)?;
             enter_empty_network()?;
             loopback::bring_up().map_err(HostError::of("bring the loopback interface up"))?;
-            published
+            Relayed::with(ports, config.seccomp)?
         }
     };
     let (passt, to_passt) = start_passt(program, &spec, is_root)?;
     if spec.egress == Egress::Allow {
         enter_empty_network()?;
     }
-    confine(is_root)?;
+    jail::confine(is_root)?;
     // The event loop comes before the filter, which does not allow the calls that make one.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(HostError::of("make the event loop"))?;
-    calls::restrict(config.seccomp, passt.id(), !published.is_empty())
+    calls::restrict(config.seccomp, passt.id(), relayed.is_some())
         .map_err(io::Error::other)
         .map_err(HostError::of("give up system calls"))?;
-    runtime.block_on(serve([UnixStream::from(vm), to_passt], passt, published, &spec))
+    runtime.block_on(serve([UnixStream::from(vm), to_passt], passt, relayed, &spec))
+}
+
+/// The published ports that the gate relays, and the connector that it needs for them.
+struct Relayed {
+    ports: Vec<PublishedPort>,
+    connector: Connector,
+}
+
+impl Relayed {
+    /// Starts the connector in the empty network, unless there is no port.
+    fn with(ports: Vec<PublishedPort>, seccomp: SeccompMode) -> Result<Option<Self>, HostError> {
+        let is_needed = !ports.is_empty();
+        let connector = is_needed.then(|| Connector::start(seccomp)).transpose()?;
+        Ok(connector.map(|connector| Self { ports, connector }))
+    }
+
+    /// Relays connections for ever, unless the connector fails.
+    async fn serve(relayed: Option<Self>) -> io::Result<Infallible> {
+        match relayed {
+            Some(Self { ports, connector }) => relay::serve(ports, connector).await,
+            None => future::pending().await,
+        }
+    }
 }
 
 fn start_passt(
@@ -148,47 +172,11 @@ fn enter_empty_network() -> Result<(), HostError> {
     unshare(CloneFlags::CLONE_NEWNET).map_err(HostError::of("make a network namespace"))
 }
 
-/// Gives up the user, all capabilities and all files, except for the fds that are open.
-///
-/// passt is already running, so none of this applies to it. It confines itself (passt(1)).
-fn confine(is_root: bool) -> Result<(), HostError> {
-    if is_root {
-        let (user, group) = (Uid::from_raw(NOBODY), Gid::from_raw(NOBODY));
-        // The user id comes last: without it, setgroups(2) and setresgid(2) are not permitted.
-        setgroups(&[])
-            .and_then(|()| setresgid(group, group, group))
-            .and_then(|()| setresuid(user, user, user))
-            .map_err(HostError::of("become the user `nobody`"))?;
-    }
-    // Without root, the gate has all capabilities in the shim's user namespace.
-    for set in [CapSet::Ambient, CapSet::Inheritable, CapSet::Effective, CapSet::Permitted] {
-        caps::clear(None, set)
-            .map_err(io::Error::other)
-            .map_err(HostError::of("drop capabilities"))?;
-    }
-    set_no_new_privs()
-        .and_then(|()| set_dumpable(false))
-        // The kernel clears the parent-death signal when the user changes, so it is set after that.
-        // The signal is only a second way to end. The kernel checks it like a kill(2) by the dying
-        // shim, and a confined shim may lack the permission. The end of the wire covers that case.
-        .and_then(|()| set_pdeathsig(Signal::SIGKILL))
-        .map_err(HostError::of("confine the gate"))?;
-    // A Landlock ruleset without any rule denies every access that it handles.
-    let deny_files = || {
-        Ruleset::default()
-            .set_compatibility(CompatLevel::BestEffort)
-            .handle_access(AccessFs::from_all(ABI::V5))?
-            .create()?
-            .restrict_self()
-    };
-    deny_files().map(drop).map_err(io::Error::other).map_err(HostError::of("give up all files"))
-}
-
 /// Carries frames between the VM and passt until one of them closes its end.
 async fn serve(
     wires: [UnixStream; 2],
     mut passt: Child,
-    published: Vec<PublishedPort>,
+    relayed: Option<Relayed>,
     spec: &PasstSpec,
 ) -> Result<(), GateError> {
     let [vm, to_passt] = wires.map(|wire| {
@@ -196,11 +184,14 @@ async fn serve(
     });
     let vm = vm.map_err(HostError::of("use the wire"))?;
     let to_passt = to_passt.map_err(HostError::of("use the wire"))?;
-    relay::serve(published).map_err(HostError::of("serve published ports"))?;
+    // The two directions take turns in this thread, and neither keeps a borrow while it waits.
+    let filter = RefCell::new(Filter::new(spec));
+    let may_leave = |frame: &[u8]| filter.borrow_mut().may_leave(frame, Instant::now());
+    let may_arrive = |frame: &[u8]| filter.borrow().may_arrive(frame, Instant::now());
     let (from_vm, to_vm) = vm.into_split();
     let (from_passt, to_passt) = to_passt.into_split();
     tokio::select! {
-        end = carry(from_vm, to_passt, |frame| may_leave(frame, &spec.dns)) => match end {
+        end = carry(from_vm, to_passt, may_leave) => match end {
             // EPIPE on a write means that passt has closed its end before the VM closed its own.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(passt_ended(&mut passt)),
             end => {
@@ -213,13 +204,16 @@ async fn serve(
                 end.map_err(|error| HostError::of("carry the guest's frames")(error).into())
             }
         },
-        end = carry(from_passt, to_vm, |_| true) => match end {
+        end = carry(from_passt, to_vm, may_arrive) => match end {
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {
                 Err(HostError::of("carry frames to the guest")(error).into())
             }
             // passt has closed its end, be it with an end of file or with a reset.
             _ => Err(passt_ended(&mut passt)),
         },
+        Err(error) = Relayed::serve(relayed) => {
+            Err(HostError::of("serve the published ports")(error).into())
+        }
     }
 }
 

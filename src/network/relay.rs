@@ -1,23 +1,42 @@
 //! Published ports of a guest without egress: connections to the host's ports, relayed into the
 //! empty network namespace of passt.
 //!
-//! The guest sees the address of its gateway as the peer of each connection.
+//! The guest sees the address of its gateway as the peer of each connection. One peer of the host
+//! must not be able to keep the ports from all others, so there are limits on its connections, and
+//! on the time for which a connection may be silent.
 
+mod connection;
+
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddrV4};
 use std::sync::Arc;
 use std::time::Duration;
 
 use a3s_box_core::config::PublishConfig;
-use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 
+use self::connection::{Activity, SilenceLimits, relay};
+use super::connector::Connector;
 use super::passt::inner_port;
+use super::socket_options;
 
-/// Bound on the open connections of a box. With tokio's buffers (8 KiB in each direction), they
-/// take at most 8 MiB. Further connections wait in the listen queue of the host kernel.
+/// Bound on the open connections of a box. With their buffers (8 KiB in each direction), they take
+/// at most 8 MiB.
 const MAX_CONNECTIONS: usize = 512;
+
+/// Bound on the open connections from one address.
+const MAX_CONNECTIONS_OF_SOURCE: usize = MAX_CONNECTIONS / 4;
+
+/// An hour is enough for pools of database connections and for quiet web sockets. passt would end a
+/// silent connection after two hours (`ACT_TIMEOUT`). Four minutes are the least that a NAT grants
+/// to a connection that is being closed (RFC 5382, REQ-5).
+const SILENCE_LIMITS: SilenceLimits =
+    SilenceLimits { open: Duration::from_secs(3600), half_closed: Duration::from_secs(240) };
 
 /// Time between two tries to accept a connection while the host has no fds or memory left for it.
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
@@ -26,8 +45,8 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub(super) struct PublishedPort {
     listener: std::net::TcpListener,
-    /// Address in the empty network namespace from which passt forwards into the guest.
-    inner: SocketAddrV4,
+    /// Port in the empty network namespace from which passt forwards into the guest.
+    inner_port: u16,
 }
 
 /// Why a published port cannot be opened.
@@ -43,85 +62,113 @@ pub(super) fn listen(ports: &[PublishConfig]) -> Result<Vec<PublishedPort>, List
     let open = |(i, port): (usize, &PublishConfig)| {
         let address = SocketAddrV4::new(port.host_address, port.host_port);
         let listener = std::net::TcpListener::bind(address)
-            .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
+            .and_then(|listener| {
+                listener.set_nonblocking(true)?;
+                socket_options::set(&listener)?;
+                Ok(listener)
+            })
             .map_err(|source| ListenError { address, source })?;
-        Ok(PublishedPort { listener, inner: SocketAddrV4::new(Ipv4Addr::LOCALHOST, inner_port(i)) })
+        Ok(PublishedPort { listener, inner_port: inner_port(i) })
     };
     ports.iter().enumerate().map(open).collect()
 }
 
-/// Relays connections from now on, in tasks on the current runtime.
-pub(super) fn serve(published: Vec<PublishedPort>) -> io::Result<()> {
-    let free = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    for PublishedPort { listener, inner } in published {
-        tokio::spawn(accept(TcpListener::from_std(listener)?, inner, Arc::clone(&free)));
-    }
-    Ok(())
+/// A connection to a published port that is not relayed yet.
+#[derive(Debug)]
+struct Arrival {
+    outer: TcpStream,
+    source: IpAddr,
+    inner_port: u16,
 }
 
-async fn accept(listener: TcpListener, inner: SocketAddrV4, free: Arc<Semaphore>) {
-    // `acquire_owned` fails only if the semaphore is closed, which does not happen.
-    while let Ok(permit) = Arc::clone(&free).acquire_owned().await {
+/// Relays connections until the connector fails.
+pub(super) async fn serve(
+    published: Vec<PublishedPort>,
+    connector: Connector,
+) -> io::Result<Infallible> {
+    let mut connector = connector.into_async()?;
+    let (arrived, mut arrivals) = mpsc::channel(1);
+    for PublishedPort { listener, inner_port } in published {
+        tokio::spawn(accept(TcpListener::from_std(listener)?, inner_port, arrived.clone()));
+    }
+    let mut connections = Connections::default();
+    while let Some(Arrival { outer, source, inner_port }) = arrivals.recv().await {
+        // A connection that is not relayed is closed here.
+        if connections.make_room(source)
+            && let Some(inner) = connector.connect(inner_port).await?
+        {
+            let activity = Arc::new(Activity::start());
+            let noted = Arc::clone(&activity);
+            let task = tokio::spawn(async move {
+                // The error is not reported: each peer sees its own connection end.
+                let _ended = relay(outer, inner, &noted, SILENCE_LIMITS).await;
+            });
+            connections.open.push(Connection { source, activity, task });
+        }
+    }
+    // This function has a sender of the channel itself.
+    Err(io::ErrorKind::BrokenPipe.into())
+}
+
+async fn accept(listener: TcpListener, inner_port: u16, arrived: mpsc::Sender<Arrival>) {
+    loop {
         match listener.accept().await {
-            Ok((outer, _)) => {
-                tokio::spawn(async move {
-                    // The error is not reported: each peer sees its own connection end.
-                    let _ended = relay(outer, inner).await;
-                    drop(permit);
-                });
+            Ok((outer, peer)) => {
+                let arrival = Arrival { outer, source: peer.ip(), inner_port };
+                if arrived.send(arrival).await.is_err() {
+                    // The receiver is gone, so the gate is about to end.
+                    return;
+                }
             }
             Err(_) => tokio::time::sleep(RETRY_INTERVAL).await,
         }
     }
 }
 
-async fn relay(mut outer: TcpStream, inner: SocketAddrV4) -> io::Result<()> {
-    let mut inner = TcpStream::connect(inner).await?;
-    // Nagle's algorithm would delay small writes a second time, after the sender's own kernel.
-    outer.set_nodelay(true)?;
-    inner.set_nodelay(true)?;
-    copy_bidirectional(&mut outer, &mut inner).await.map(drop)
+/// The connections that are open, and some that have ended since the last one was added.
+#[derive(Debug, Default)]
+struct Connections {
+    open: Vec<Connection>,
+}
+
+#[derive(Debug)]
+struct Connection {
+    source: IpAddr,
+    activity: Arc<Activity>,
+    task: JoinHandle<()>,
+}
+
+impl Connections {
+    /// Makes room for a connection from this source. Returns false if the source has too many.
+    ///
+    /// If all connections are in use, the source with the most of them loses the one that has been
+    /// silent for the longest time.
+    fn make_room(&mut self, source: IpAddr) -> bool {
+        self.open.retain(|connection| !connection.task.is_finished());
+        let of_source = self.open.iter().filter(|connection| connection.source == source);
+        if of_source.count() >= MAX_CONNECTIONS_OF_SOURCE {
+            return false;
+        }
+        if self.open.len() >= MAX_CONNECTIONS
+            && let Some(position) = self.most_dispensable()
+        {
+            self.open.swap_remove(position).task.abort();
+        }
+        true
+    }
+
+    fn most_dispensable(&self) -> Option<usize> {
+        let mut counts = BTreeMap::<IpAddr, usize>::new();
+        for connection in &self.open {
+            *counts.entry(connection.source).or_default() += 1;
+        }
+        let rank = |position: &usize| {
+            let connection = self.open.get(*position)?;
+            Some((counts.get(&connection.source)?, Reverse(connection.activity.last())))
+        };
+        (0..self.open.len()).max_by_key(rank)
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-
-    use super::*;
-
-    #[tokio::test]
-    async fn connection_is_relayed_both_ways_until_each_side_has_closed() {
-        let guest = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        listener.set_nonblocking(true).unwrap();
-        let outer = listener.local_addr().unwrap();
-        let inner = SocketAddrV4::new(Ipv4Addr::LOCALHOST, guest.local_addr().unwrap().port());
-        serve(vec![PublishedPort { listener, inner }]).unwrap();
-        let mut client = TcpStream::connect(outer).await.unwrap();
-        client.write_all(b"ping").await.unwrap();
-        client.shutdown().await.unwrap();
-        let (mut server, _) = guest.accept().await.unwrap();
-        let mut request = String::new();
-        server.read_to_string(&mut request).await.unwrap();
-        // The client has closed its sending side only, so the other direction still works.
-        server.write_all(b"pong").await.unwrap();
-        drop(server);
-        let mut answer = String::new();
-        client.read_to_string(&mut answer).await.unwrap();
-        assert_eq!((request.as_str(), answer.as_str()), ("ping", "pong"));
-    }
-
-    #[test]
-    fn port_in_use_is_reported_with_its_address() {
-        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = taken.local_addr().unwrap().port();
-        let published = PublishConfig {
-            host_address: Ipv4Addr::LOCALHOST,
-            host_port: port,
-            guest_port: 80,
-            protocol: a3s_box_core::config::Protocol::Tcp,
-        };
-        let error = listen(&[published]).unwrap_err();
-        assert_eq!(error.to_string(), format!("cannot listen on 127.0.0.1:{port}"));
-    }
-}
+mod tests;

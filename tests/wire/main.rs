@@ -8,6 +8,7 @@
 //! | `faults` | guests that report wrong values, hang or exit without a report |
 //! | `health` | health checks, readiness, states and metrics |
 //! | `readers` | standard output and the console with a slow reader, a full disk or no reader |
+//! | `gate` | the datagrams and connections that pass the gate and passt |
 //! | `network` | the gate and passt: their jail, their end, and what the shim reports about them |
 //! | `root` | the kind of a root, the disks of a block root, and the rights of its shim |
 //! | `disk` | the size limit of the disk of a shared root, and that the shim removes the disk |
@@ -33,6 +34,7 @@ mod confinement;
 mod disk;
 mod doctor;
 mod faults;
+mod gate;
 mod goldens;
 mod harness;
 mod health;

@@ -130,8 +130,12 @@ fn gate_and_passt_run_as_nobody_without_files_in_separate_network_namespaces() {
         command.env("A3S_BOX_TEST_SECRET", "hunter2");
         let network = json!({"mode": "passt", "egress": egress, "publish": published(free_port())});
         let running = start_with(command, &RUNS_A_SECOND, |config| config["network"] = network);
-        let pids = gate_and_passt(&running);
-        for pid in pids {
+        let [gate, passt] = gate_and_passt(&running);
+        // With `deny`, the gate relays the published port, and needs a connector for it.
+        let connector = child_of(gate, "a3s-box-connect");
+        assert_eq!(connector.is_some(), egress == "deny");
+        let pids: Vec<i32> = [gate, passt].into_iter().chain(connector).collect();
+        for &pid in &pids {
             let field = |name: &str| status(pid, name).unwrap();
             let ids = "65534\t65534\t65534\t65534";
             assert_eq!(
@@ -155,9 +159,11 @@ fn gate_and_passt_run_as_nobody_without_files_in_separate_network_namespaces() {
                 assert!(is_known, "the process {pid} has `{path}` open");
             }
         }
-        let [gate, passt] = pids;
-        for pid in pids {
+        for &pid in &pids {
             assert_eq!(status(pid, "Seccomp:").unwrap(), "2", "the process is {pid}");
+        }
+        if let Some(connector) = connector {
+            assert_eq!(namespace(connector, "net"), namespace(gate, "net"));
         }
         assert_ne!(namespace(passt, "user"), namespace("self", "user"));
         let networks = [namespace(running.child.id(), "net"), namespace(gate, "net")];
@@ -174,24 +180,31 @@ fn gate_and_passt_run_as_nobody_without_files_in_separate_network_namespaces() {
     }
 }
 
-/// Source of the gate's seccomp filter. Its lists name the calls that the gate may make.
-const FILTER: &str = include_str!("../../src/network/gate/calls.rs");
-
-/// Calls that the filter allows and these tests do not see, with the case in which they are made.
-const UNSEEN_CALLS: [(&str, &str); 5] = [
-    ("clock_gettime", "needed on a host whose vDSO has no clock"),
-    ("epoll_pwait", "needed on aarch64, which has no epoll_wait(2)"),
-    ("mmap", "made by malloc(3) of glibc for a large block"),
-    ("mremap", "made by realloc(3) of glibc for a large block"),
-    ("restart_syscall", "made by the kernel after SIGSTOP and SIGCONT"),
+/// Sources of the seccomp filters of the gate and of the connector. Their lists name the calls that
+/// these processes may make.
+const FILTERS: [&str; 2] = [
+    include_str!("../../src/network/gate/calls.rs"),
+    include_str!("../../src/network/connector/calls.rs"),
 ];
 
-/// Runs a box with a published port, and returns the system calls of its gate as strace writes
-/// them.
+/// Calls that the filters allow and these tests do not see, with the case in which they are made.
+const UNSEEN_CALLS: [&[(&str, &str)]; 2] = [
+    &[
+        ("clock_gettime", "needed on a host whose vDSO has no clock"),
+        ("epoll_pwait", "needed on aarch64, which has no epoll_wait(2)"),
+        ("mmap", "made by malloc(3) of glibc for a large block"),
+        ("mremap", "made by realloc(3) of glibc for a large block"),
+        ("restart_syscall", "made by the kernel after SIGSTOP and SIGCONT"),
+    ],
+    &[],
+];
+
+/// Runs a box with a published port, and returns the system calls of its gate and of its connector,
+/// as strace writes them.
 ///
 /// With `kill_passt` the gate ends because passt was killed, and otherwise because the VM has
 /// ended.
-fn trace_gate(directory: &Path, kill_passt: bool) -> String {
+fn trace_gate(directory: &Path, kill_passt: bool) -> [String; 2] {
     let trace = directory.join(if kill_passt { "passt-killed" } else { "vm-ended" });
     let mut strace = Command::new("strace");
     // With -D the tracer is a grandchild, so the child of the test is the shim itself.
@@ -201,6 +214,7 @@ fn trace_gate(directory: &Path, kill_passt: bool) -> String {
     let running =
         start_with(wrapped_shim(strace), &RUNS_A_SECOND, |config| config["network"] = network);
     let [gate, passt] = gate_and_passt(&running);
+    let connector = child_of(gate, "a3s-box-connect").unwrap();
     let mut client = TcpStream::connect(("127.0.0.1", port)).unwrap();
     client.write_all(b"ping").unwrap();
     client.shutdown(Shutdown::Write).unwrap();
@@ -208,44 +222,58 @@ fn trace_gate(directory: &Path, kill_passt: bool) -> String {
         kill(Pid::from_raw(passt), Signal::SIGKILL).unwrap();
     }
     assert_eq!(running.wait().ending(), (Some(0), "exited", None));
-    let is_of_gate = |line: &&str| line.starts_with(&format!("{gate} "));
-    eventually("the end of the trace", || {
-        let all = String::from_utf8_lossy(&fs::read(&trace).unwrap()).into_owned();
-        let lines: Vec<&str> = all.lines().filter(is_of_gate).collect();
-        lines.iter().any(|line| line.contains("+++ exited")).then(|| lines.join("\n"))
+    [gate, connector].map(|pid| {
+        let is_of_process = |line: &&str| line.starts_with(&format!("{pid} "));
+        eventually("the end of the trace", || {
+            let all = String::from_utf8_lossy(&fs::read(&trace).unwrap()).into_owned();
+            let lines: Vec<&str> = all.lines().filter(is_of_process).collect();
+            let has_ended =
+                |line: &&str| line.contains("+++ exited") || line.contains("+++ killed");
+            lines.iter().any(has_ended).then(|| lines.join("\n"))
+        })
     })
 }
 
+/// Returns the names of the calls that a process makes under its filter.
+fn calls_under_filter(trace: &str) -> BTreeSet<String> {
+    // Only the calls after the last seccomp(2) are subject to the filter.
+    let (_, confined) = trace.rsplit_once(" seccomp(").unwrap();
+    // A line is `PID name(arguments…`. An interrupted line continues on a later line with `<...` in
+    // place of the name.
+    let calls = confined.lines().skip(1).filter_map(|line| line.split_once(' ')?.1.split_once('('));
+    let names = calls.map(|(name, _)| name.trim()).filter(|name| !name.starts_with('<'));
+    names.map(str::to_owned).collect()
+}
+
 #[test]
-fn gate_makes_each_allowed_system_call_or_the_call_has_a_reason() {
+fn gate_and_connector_make_each_allowed_system_call_or_the_call_has_a_reason() {
     let directory = tempfile::tempdir().unwrap();
-    let mut made = BTreeSet::new();
+    let mut made = [BTreeSet::new(), BTreeSet::new()];
     for kill_passt in [false, true] {
-        let trace = trace_gate(directory.path(), kill_passt);
-        // Only the calls after the last seccomp(2) are subject to the filter.
-        let (_, confined) = trace.rsplit_once(" seccomp(").unwrap();
-        // A line is `PID name(arguments…`. An interrupted line continues on a later line with
-        // `<...` in place of the name.
-        let calls =
-            confined.lines().skip(1).filter_map(|line| line.split_once(' ')?.1.split_once('('));
-        let names = calls.map(|(name, _)| name.trim()).filter(|name| !name.starts_with('<'));
-        made.extend(names.map(str::to_owned));
+        let traces = trace_gate(directory.path(), kill_passt);
+        for (made, trace) in made.iter_mut().zip(&traces) {
+            made.extend(calls_under_filter(trace));
+        }
     }
-    // The imports above the first list name the same calls, so they are cut off.
-    let (_, lists) = FILTER.split_once("const MEMORY").unwrap();
-    let names = lists.split("SYS_").skip(1).map(|rest| {
-        rest.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_').next().unwrap()
-    });
-    let allowed: BTreeSet<&str> = names.collect();
-    let known: BTreeSet<&str> = UNSEEN_CALLS.iter().map(|(name, _)| *name).collect();
-    let unexplained: Vec<&&str> =
-        allowed.difference(&known).filter(|name| !made.contains(**name)).collect();
-    assert!(
-        unexplained.is_empty(),
-        "the gate does not make these allowed calls: {unexplained:?}; it makes: {made:?}"
-    );
-    let stale: Vec<&&str> = known.difference(&allowed).collect();
-    assert!(stale.is_empty(), "these calls have a reason but are not allowed: {stale:?}");
+    for ((filter, unseen), made) in FILTERS.iter().zip(UNSEEN_CALLS).zip(&made) {
+        // The imports above the first list name the same calls, so they are cut off.
+        let (_, lists) = filter.split_once("\nconst ").unwrap();
+        let names = lists.split("SYS_").skip(1).map(|rest| {
+            rest.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_')
+                .next()
+                .unwrap()
+        });
+        let allowed: BTreeSet<&str> = names.collect();
+        let known: BTreeSet<&str> = unseen.iter().map(|(name, _)| *name).collect();
+        let unexplained: Vec<&&str> =
+            allowed.difference(&known).filter(|name| !made.contains(**name)).collect();
+        assert!(
+            unexplained.is_empty(),
+            "these allowed calls are not made: {unexplained:?}; these are made: {made:?}"
+        );
+        let stale: Vec<&&str> = known.difference(&allowed).collect();
+        assert!(stale.is_empty(), "these calls have a reason but are not allowed: {stale:?}");
+    }
 }
 
 #[test]

@@ -1,15 +1,20 @@
 //! The system calls that are left to the gate once everything that it needs is open. Any other call
 //! kills the gate.
 //!
+//! The gate of a box with published ports holds sockets of the host's network. The filter keeps it
+//! from giving such a socket another peer: no connect(2), no other call that connects (sendto(2)
+//! with `MSG_FASTOPEN`), and no call that sends an fd to another process. The connector
+//! (`connector.rs`) connects in its place.
+//!
 //! `tests/wire/network.rs` compares these lists with the calls that a gate makes, and gives a
 //! reason for each call that it does not see.
 
 use a3s_box_core::config::SeccompMode;
 use libc::{
-    SYS_accept4, SYS_brk, SYS_clock_gettime, SYS_clock_nanosleep, SYS_close, SYS_connect,
-    SYS_epoll_ctl, SYS_epoll_pwait, SYS_exit_group, SYS_fcntl, SYS_futex, SYS_getsockopt,
-    SYS_ioctl, SYS_kill, SYS_mmap, SYS_mremap, SYS_munmap, SYS_recvfrom, SYS_restart_syscall,
-    SYS_sendto, SYS_setsockopt, SYS_shutdown, SYS_sigaltstack, SYS_socket, SYS_wait4, SYS_write,
+    SYS_accept4, SYS_brk, SYS_clock_gettime, SYS_clock_nanosleep, SYS_close, SYS_epoll_ctl,
+    SYS_epoll_pwait, SYS_exit_group, SYS_fcntl, SYS_futex, SYS_ioctl, SYS_kill, SYS_mmap,
+    SYS_mremap, SYS_munmap, SYS_recvfrom, SYS_recvmsg, SYS_restart_syscall, SYS_sendto,
+    SYS_shutdown, SYS_sigaltstack, SYS_wait4, SYS_write,
 };
 
 use crate::host::seccomp::{Filter, equal, not_executable};
@@ -21,8 +26,9 @@ const MEMORY: [i64; 3] = [SYS_brk, SYS_mremap, SYS_munmap];
 const EVENTS: [i64; 5] =
     [SYS_clock_gettime, SYS_epoll_ctl, SYS_epoll_pwait, SYS_futex, SYS_restart_syscall];
 
-/// Calls that carry frames, on sockets that are already open.
-const FRAMES: [i64; 4] = [SYS_close, SYS_recvfrom, SYS_sendto, SYS_shutdown];
+/// Calls that carry frames and the bytes of connections, on sockets that are already open. Two more
+/// have conditions: sendto(2) and shutdown(2).
+const FRAMES: [i64; 2] = [SYS_close, SYS_recvfrom];
 
 /// Calls of an exit: the wait for passt, the report on standard error, and Rust's runtime, which
 /// removes its signal stack.
@@ -31,8 +37,8 @@ const EXIT: [i64; 4] = [SYS_clock_nanosleep, SYS_exit_group, SYS_sigaltstack, SY
 /// Calls that end passt. They are allowed with the process id of passt only.
 const PASST_EXIT: [i64; 2] = [SYS_kill, SYS_wait4];
 
-/// Calls that accept connections to published ports and connect to the empty network.
-const CONNECTIONS: [i64; 4] = [SYS_accept4, SYS_connect, SYS_getsockopt, SYS_setsockopt];
+/// Calls that accept connections to published ports and receive sockets from the connector.
+const CONNECTIONS: [i64; 2] = [SYS_accept4, SYS_recvmsg];
 
 /// Old calls that glibc still makes on x86-64, in place of newer ones in the lists above. aarch64
 /// does not have them.
@@ -57,8 +63,12 @@ pub(super) fn restrict(
     }
     if has_ports {
         CONNECTIONS.into_iter().for_each(|call| filter.allow(call));
-        filter.allow_if(SYS_socket, vec![equal(0, u64::from(libc::AF_INET.unsigned_abs()))?]);
     }
+    // The flags exclude MSG_FASTOPEN, with which sendto(2) connects a TCP socket.
+    filter.allow_if(SYS_sendto, vec![equal(3, libc::MSG_NOSIGNAL.unsigned_abs().into())?]);
+    // SHUT_WR has no effect on a listener. SHUT_RD and SHUT_RDWR end one, and its socket could then
+    // be connected.
+    filter.allow_if(SYS_shutdown, vec![equal(1, libc::SHUT_WR.unsigned_abs().into())?]);
     filter.allow_if(SYS_ioctl, vec![equal(1, libc::FIONBIO)?]);
     // tokio asks whether a socket is non-blocking (F_GETFL). Rust's debug builds ask whether an fd
     // is open before they close it (F_GETFD).
@@ -67,3 +77,6 @@ pub(super) fn restrict(
     filter.allow_if(SYS_fcntl, commands.into_iter().collect::<Result<_, _>>()?);
     filter.install(mode)
 }
+
+#[cfg(test)]
+mod tests;

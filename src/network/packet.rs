@@ -1,0 +1,75 @@
+//! The IPv4 packet in an Ethernet frame, as far as the gate reads it.
+//!
+//! The gate must read a frame in the same way as passt. Both take the type of the frame from its
+//! Ethernet header, and the place of the ports from the length of the IPv4 header.
+
+use std::net::Ipv4Addr;
+
+/// Size of an Ethernet header: destination, source and type (IEEE 802.3).
+pub(super) const ETHERNET_BYTES: usize = 14;
+
+/// Size of an IPv4 header without options (RFC 791).
+pub(super) const IPV4_BYTES: usize = 20;
+
+/// Ethernet types (IANA IEEE 802 numbers).
+pub(super) const TYPE_IPV4: [u8; 2] = [0x08, 0x00];
+pub(super) const TYPE_ARP: [u8; 2] = [0x08, 0x06];
+
+/// Protocols in an IPv4 packet (IANA protocol numbers).
+pub(super) const PROTOCOL_TCP: u8 = 6;
+pub(super) const PROTOCOL_UDP: u8 = 17;
+
+/// The fields of an IPv4 packet that decide whether it passes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Packet {
+    pub(super) source: Ipv4Addr,
+    pub(super) destination: Ipv4Addr,
+    pub(super) protocol: u8,
+    /// Ports of a TCP or UDP packet. A fragment has none: only the first fragment of a packet
+    /// contains the ports, and the receiver could combine it with fragments that overwrite them.
+    pub(super) ports: Option<Ports>,
+}
+
+/// The ports of a TCP or UDP packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Ports {
+    pub(super) source: u16,
+    pub(super) destination: u16,
+}
+
+impl Packet {
+    /// Reads the packet of a frame. Returns `None` if the frame has another type or is too short.
+    pub(super) fn read(frame: &[u8]) -> Option<Self> {
+        let (ethernet, packet) = frame.split_at_checked(ETHERNET_BYTES)?;
+        let header: &[u8; IPV4_BYTES] = packet.first_chunk()?;
+        if !ethernet.ends_with(&TYPE_IPV4) {
+            return None;
+        }
+        let [_, _, _, _, _, _, _, _, _, protocol, _, _, a, b, c, d, e, f, g, h] = *header;
+        Some(Self {
+            source: Ipv4Addr::new(a, b, c, d),
+            destination: Ipv4Addr::new(e, f, g, h),
+            protocol,
+            ports: ports(packet),
+        })
+    }
+}
+
+/// Returns whether a frame contains an ARP packet.
+pub(super) fn is_arp(frame: &[u8]) -> bool {
+    frame.get(..ETHERNET_BYTES).is_some_and(|ethernet| ethernet.ends_with(&TYPE_ARP))
+}
+
+fn ports(packet: &[u8]) -> Option<Ports> {
+    let &[version_length, .., fragment_high, fragment_low, _, protocol] =
+        packet.first_chunk::<10>()?;
+    // The mask covers the flag "more fragments" and the upper bits of the fragment's offset.
+    let is_whole = fragment_high & 0x3f == 0 && fragment_low == 0;
+    let header_bytes = usize::from(version_length & 0x0f) * 4;
+    let has_ports = matches!(protocol, PROTOCOL_TCP | PROTOCOL_UDP);
+    if !is_whole || !has_ports || header_bytes < IPV4_BYTES {
+        return None;
+    }
+    let [a, b, c, d] = *packet.get(header_bytes..)?.first_chunk()?;
+    Some(Ports { source: u16::from_be_bytes([a, b]), destination: u16::from_be_bytes([c, d]) })
+}

@@ -11,6 +11,7 @@ use super::index::{Change, Record};
 use super::layer_file::LayerFile;
 use super::root_tree::{ApplyError, Place, RootTree, TreeLimits};
 use crate::image::digest::Digest;
+use crate::unpack::progress::Meter;
 
 /// The result of one layer on an empty tree, as far as whiteouts need it: types and names only.
 /// Entries that need lower layers are skipped.
@@ -26,13 +27,17 @@ impl Alone {
         file: &LayerFile,
         limits: TreeLimits,
         layer: Digest,
+        meter: &mut Meter<'_>,
     ) -> Result<Self, BlockError> {
+        let cancelled = |source| BlockError::Layer { layer, source };
         let damaged = |source| BlockError::Index { layer, source };
         let tree = RootTree::new(limits).map_err(BlockError::Root)?;
         let mut this = Self { tree, described: HashSet::new() };
         let mut late = Vec::new();
         let mut index = file.index().map_err(damaged)?;
         while let Some(Record { path, change }) = index.next_record().map_err(damaged)? {
+            meter.beat().map_err(cancelled)?;
+            this.tree.steps.next_entry();
             let applied = match change {
                 Change::HardLink(target) => match link_or_skip(&mut this.tree, &path, &target) {
                     Ok(false) => {
@@ -47,6 +52,8 @@ impl Alone {
             possible(applied).map_err(|error| apply_error(layer, &path, error))?;
         }
         for (path, target) in late {
+            meter.beat().map_err(cancelled)?;
+            this.tree.steps.next_entry();
             possible(link_late(&mut this.tree, &path, &target))
                 .map_err(|error| apply_error(layer, &path, error))?;
         }

@@ -6,6 +6,7 @@ use super::index::IndexError;
 use super::root_tree::ApplyError;
 use crate::host::text::shown_name;
 use crate::image::digest::Digest;
+use crate::unpack::entry_error::EntryError;
 use crate::unpack::error::LayerError;
 use crate::unpack::path::EntryPath;
 
@@ -70,6 +71,11 @@ pub(super) fn apply_error(layer: Digest, path: &EntryPath, error: ApplyError) ->
         ApplyError::Entry(source) => {
             BlockError::Layer { layer, source: LayerError::Entry { entry: entry(), source } }
         }
+        ApplyError::Steps(source) => {
+            let source = LayerError::Entry { entry: entry(), source: EntryError::Steps(source) };
+            BlockError::Layer { layer, source }
+        }
+        ApplyError::Cancelled => BlockError::Layer { layer, source: LayerError::Cancelled },
         ApplyError::Tree(source) => BlockError::Tree { layer, entry: entry(), source },
         ApplyError::Limit { what, limit } => BlockError::Limit { what, limit },
     }

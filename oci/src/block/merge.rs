@@ -17,12 +17,13 @@ use a3s_box_erofs::Tree;
 use super::alone::Alone;
 use super::entries::{link_late, link_or_skip, make};
 use super::error::{BlockError, apply_error};
-use super::index::{Change, IndexError, Record};
+use super::index::{Change, Record};
 use super::layer_file::LayerFile;
 use super::root_tree::{RootTree, TreeLimits};
 use super::whiteouts::Whiteouts;
 use crate::image::digest::Digest;
 use crate::unpack::path::EntryPath;
+use crate::unpack::progress::Meter;
 
 /// The tree of an image, while its layers are applied.
 #[derive(Debug)]
@@ -45,30 +46,35 @@ impl Merge {
     /// Applies a layer.
     ///
     /// `device` is the number of its data among the devices of the image. `layer` is used in errors
-    /// only.
+    /// only. `meter` is called for each entry, and can cancel the work.
     ///
     /// # Errors
     ///
-    /// When the file is damaged, when an entry cannot be applied to the layers below, or when a
-    /// limit is exceeded.
+    /// When the file is damaged, when an entry cannot be applied to the layers below, when a limit
+    /// is exceeded, or when the work is cancelled.
     pub(crate) fn apply(
         &mut self,
         file: &LayerFile,
         device: u16,
         layer: Digest,
+        meter: &mut Meter<'_>,
     ) -> Result<(), BlockError> {
         let damaged = |source| BlockError::Index { layer, source };
+        let cancelled = |source| BlockError::Layer { layer, source };
         let failed = |path: &EntryPath, error| apply_error(layer, path, error);
-        let whiteouts = read_whiteouts(file).map_err(damaged)?;
+        self.tree.steps.next_layer();
+        let whiteouts = read_whiteouts(file, layer, meter)?;
         if !whiteouts.is_empty() {
             let root = |error| failed(&EntryPath::root(), error);
             self.tree.charge(whiteouts.bytes()).map_err(root)?;
-            let alone = Alone::of(file, self.limits.clone(), layer)?;
-            whiteouts.apply(&alone, &mut self.tree).map_err(root)?;
+            let alone = Alone::of(file, self.limits.clone(), layer, meter)?;
+            whiteouts.apply(&alone, &mut self.tree, meter).map_err(root)?;
         }
         let mut late = Vec::new();
         let mut index = file.index().map_err(damaged)?;
         while let Some(Record { path, change }) = index.next_record().map_err(damaged)? {
+            meter.beat().map_err(cancelled)?;
+            self.tree.steps.next_entry();
             match change {
                 Change::HardLink(target) => {
                     let is_made = link_or_skip(&mut self.tree, &path, &target);
@@ -83,6 +89,8 @@ impl Merge {
             }
         }
         for (path, target) in late {
+            meter.beat().map_err(cancelled)?;
+            self.tree.steps.next_entry();
             link_late(&mut self.tree, &path, &target).map_err(|error| failed(&path, error))?;
         }
         Ok(())
@@ -91,10 +99,16 @@ impl Merge {
 
 /// Reads the whole index, and returns the whiteouts in it. This verifies its checksum before the
 /// first entry is applied.
-fn read_whiteouts(file: &LayerFile) -> Result<Whiteouts, IndexError> {
+fn read_whiteouts(
+    file: &LayerFile,
+    layer: Digest,
+    meter: &mut Meter<'_>,
+) -> Result<Whiteouts, BlockError> {
+    let damaged = |source| BlockError::Index { layer, source };
     let mut whiteouts = Whiteouts::default();
-    let mut index = file.index()?;
-    while let Some(record) = index.next_record()? {
+    let mut index = file.index().map_err(damaged)?;
+    while let Some(record) = index.next_record().map_err(damaged)? {
+        meter.beat().map_err(|source| BlockError::Layer { layer, source })?;
         whiteouts.add(&record);
     }
     Ok(whiteouts)

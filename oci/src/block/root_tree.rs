@@ -7,6 +7,7 @@ use a3s_box_erofs::{Content, ContentRef, DataRange, InodeId, Metadata, Tree, Tre
 use crate::host::metadata::UNDESCRIBED_DIR_MODE;
 use crate::unpack::entry_error::EntryError;
 use crate::unpack::path::{EntryPath, NAME_BYTES, PATH_BYTES, PathError, SYMLINK_HOPS, components};
+use crate::unpack::steps::{StepLimits, Steps, StepsError};
 
 /// Limit on the depth of a directory. A path of [`PATH_BYTES`] has at most this many names. Symbolic
 /// links of several layers could otherwise build a tree of any depth.
@@ -28,16 +29,16 @@ pub struct TreeLimits {
     /// Bytes of memory, about: inodes, names, extended attributes, ranges of files, and the names
     /// that are kept until the end of a layer.
     pub bytes: u64,
-    /// Number of names that are looked up. An entry can lead through 40 symbolic links of two
-    /// thousand names each, so that neither of the other limits bounds the time.
-    pub steps: u64,
+    /// Names that are looked up on the way to the entries of each layer. Neither of the other limits
+    /// bounds the time.
+    pub steps: StepLimits,
 }
 
 impl Default for TreeLimits {
     /// The largest public images have about a million files, which take 150 MB and ten million
     /// steps. A layer may have five million entries. Their directories can need inodes, too.
     fn default() -> Self {
-        Self { inodes: 6_000_000, bytes: 1 << 30, steps: 1 << 27 }
+        Self { inodes: 6_000_000, bytes: 1 << 30, steps: StepLimits::default() }
     }
 }
 
@@ -50,6 +51,12 @@ pub(super) enum ApplyError {
     /// EROFS cannot represent the entry.
     #[error(transparent)]
     Tree(#[from] TreeError),
+    /// The way to the entry has too many names. Unlike other errors of an entry, it is never ignored.
+    #[error(transparent)]
+    Steps(#[from] StepsError),
+    /// The caller has cancelled the work.
+    #[error("merging was cancelled")]
+    Cancelled,
     /// The tree is larger than a limit.
     #[error("the tree exceeds the limit on {what}")]
     Limit {
@@ -107,7 +114,8 @@ pub(super) struct RootTree {
     limits: TreeLimits,
     inodes: u64,
     bytes: u64,
-    steps: u64,
+    /// Names that were looked up for the current layer.
+    pub(super) steps: Steps,
     /// Whether an entry was a device.
     has_devices: bool,
 }
@@ -116,7 +124,8 @@ impl RootTree {
     /// Creates a tree with the root of an image that has no entry for it.
     pub(super) fn new(limits: TreeLimits) -> Result<Self, TreeError> {
         let tree = Tree::new(undescribed())?;
-        Ok(Self { tree, limits, inodes: 1, bytes: 0, steps: 0, has_devices: false })
+        let steps = Steps::new(limits.steps);
+        Ok(Self { tree, limits, inodes: 1, bytes: 0, steps, has_devices: false })
     }
 
     /// Returns the tree without the names of devices.
@@ -257,14 +266,11 @@ impl RootTree {
         name: &[u8],
         missing: Missing,
     ) -> Result<bool, ApplyError> {
+        self.steps.take(1)?;
         // Most names are those of directories, and need no list.
         let mut pending: Vec<Cow<'_, [u8]>> = Vec::new();
         let mut next_name = Some(Cow::Borrowed(name));
         while let Some(name) = next_name.take().or_else(|| pending.pop()) {
-            self.steps += 1;
-            if self.steps > self.limits.steps {
-                return Err(ApplyError::Limit { what: "steps", limit: self.limits.steps });
-            }
             if *name == *b".." {
                 // `..` in the root directory is the root itself.
                 walk.chain.truncate(1.max(walk.chain.len() - 1));
@@ -284,6 +290,7 @@ impl RootTree {
                         if target.starts_with(b"/") {
                             walk.chain.truncate(1);
                         }
+                        self.steps.take(components(target).count())?;
                         let names = components(target).rev();
                         pending.extend(names.map(|name| Cow::Owned(name.to_vec())));
                         continue;

@@ -18,6 +18,7 @@ use super::alone::Alone;
 use super::index::{Change, Record};
 use super::root_tree::{ApplyError, Missing, Place, RootTree, Walk};
 use crate::unpack::path::components;
+use crate::unpack::progress::Meter;
 
 /// The paths that the whiteouts of a layer name.
 #[derive(Debug, Default)]
@@ -51,11 +52,18 @@ impl Whiteouts {
 
     /// Removes the hidden files from the tree of the layers below. `alone` is the result of the
     /// layer on an empty tree.
-    pub(super) fn apply(&self, alone: &Alone, tree: &mut RootTree) -> Result<(), ApplyError> {
+    pub(super) fn apply(
+        &self,
+        alone: &Alone,
+        tree: &mut RootTree,
+        meter: &mut Meter<'_>,
+    ) -> Result<(), ApplyError> {
         // All paths are resolved before the first removal, because one path can lead through a
         // symbolic link that another path removes.
         let mut hidden = Vec::new();
         for path in &self.hidden {
+            meter.beat().map_err(|_stop| ApplyError::Cancelled)?;
+            tree.steps.next_entry();
             let (directory, name) = split(path);
             if !self.covers(above(path))
                 && let Some(walk) = find(directory, alone, tree)?
@@ -65,6 +73,8 @@ impl Whiteouts {
         }
         let mut emptied = Vec::new();
         for path in &self.opaque {
+            meter.beat().map_err(|_stop| ApplyError::Cancelled)?;
+            tree.steps.next_entry();
             let is_covered = self.covers(above(path)) || self.hidden.contains(path);
             if !is_covered && let Some(walk) = find(path, alone, tree)? {
                 emptied.push(walk.here());

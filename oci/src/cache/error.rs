@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use a3s_box_sys::HostError;
 
 use crate::block::error::BlockError;
-use crate::host::private_dir::StoreError;
+use crate::host::trusted_path::StoreError;
 use crate::image::digest::Digest;
 use crate::unpack::error::LayerError;
 

@@ -19,7 +19,8 @@ use super::name::TREE;
 use crate::block::root_tree::TreeLimits;
 use crate::host::directory::names_in;
 use crate::host::overlay_xattr::OverlayXattrs;
-use crate::host::private_dir::{check_parents, private_directory, private_directory_in};
+use crate::host::private_dir::{private_directory, private_directory_in};
+use crate::host::trusted_path::check_parents;
 use crate::image::digest::Digest;
 use crate::unpack::limits::Limits;
 

@@ -1,5 +1,7 @@
 //! The two ways to make a part of a block root in the cache: a layer file, and a metadata image.
 
+use std::fs::File;
+use std::io::{self, Write};
 use std::ops::ControlFlow;
 
 use a3s_box_erofs::WriteError;
@@ -20,7 +22,8 @@ use crate::cache::staged::Staged;
 use crate::image::Layer;
 use crate::image::digest::Digest;
 use crate::layout::Layout;
-use crate::unpack::progress::{OnProgress, Progress};
+use crate::unpack::error::LayerError;
+use crate::unpack::progress::{Meter, OnProgress, Progress};
 
 /// The layers of an image as layer files.
 pub(super) struct LayerFiles<'a> {
@@ -95,6 +98,26 @@ pub(super) struct MergeLayers<'a, 'p> {
 }
 
 impl MergeLayers<'_, '_> {
+    /// Writes the metadata image of the merged layers.
+    fn write(&mut self, merge: Merge, staged: &Staged<'_>) -> Result<(), CacheError> {
+        // The image belongs to all layers. The topmost one stands for it.
+        let topmost = self.layers.len().saturating_sub(1);
+        let file = staged.make_file(METADATA_IMAGE)?;
+        let on_progress: &mut OnProgress<'_> = &mut |_| (self.progress)(topmost, Progress::OnTop);
+        let mut output = MeteredFile { file, meter: Meter::new(0, on_progress) };
+        let written = image::write(merge, self.devices, Some(self.chain), &mut output);
+        written.map_err(|error| match error {
+            BlockError::Write(WriteError::Output(source)) if is_cancelled(&source) => {
+                CacheError::Cancelled { layer: self.layers[topmost].digest }
+            }
+            // The disk is full or fails. The error of the cache names the place.
+            BlockError::Write(WriteError::Output(source)) => {
+                staged.error("write the metadata image in")(source)
+            }
+            error => CacheError::Block(error),
+        })
+    }
+
     fn report(&mut self, layer: usize, step: Progress) -> Result<(), CacheError> {
         match (self.progress)(layer, step) {
             ControlFlow::Continue(()) => Ok(()),
@@ -115,20 +138,12 @@ impl Recipe for MergeLayers<'_, '_> {
     fn make(&mut self, staged: &Staged<'_>) -> Result<(), CacheError> {
         let mut merge = Merge::new(self.limits.clone()).map_err(CacheError::Block)?;
         for (i, (layer, file)) in self.layers.iter().zip(self.files).enumerate() {
-            self.report(i, Progress::OnTop)?;
-            let applied = merge.apply(&file.content, self.devices.number(i), layer.digest);
-            applied.map_err(merge_error)?;
+            let on_progress: &mut OnProgress<'_> = &mut |_| (self.progress)(i, Progress::OnTop);
+            let mut meter = Meter::new(layer.size_bytes, on_progress);
+            let device = self.devices.number(i);
+            merge.apply(&file.content, device, layer.digest, &mut meter).map_err(merge_error)?;
         }
-        let mut file = staged.make_file(METADATA_IMAGE)?;
-        image::write(merge, self.devices, Some(self.chain), &mut file).map_err(
-            |error| match error {
-                // The disk is full or fails. The error of the cache names the place.
-                BlockError::Write(WriteError::Output(source)) => {
-                    staged.error("write the metadata image in")(source)
-                }
-                error => CacheError::Block(error),
-            },
-        )
+        self.write(merge, staged)
     }
 
     fn accepts(&self, image: &MetadataImage) -> bool {
@@ -141,8 +156,34 @@ impl Recipe for MergeLayers<'_, '_> {
     }
 }
 
+/// A file that reports progress with each write.
+struct MeteredFile<'a> {
+    file: File,
+    meter: Meter<'a>,
+}
+
+impl Write for MeteredFile<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.meter.beat().map_err(io::Error::other)?;
+        self.file.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+/// Returns whether [`MeteredFile`] made the error because the work was cancelled.
+fn is_cancelled(error: &io::Error) -> bool {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref());
+    matches!(inner, Some(LayerError::Cancelled))
+}
+
 fn merge_error(error: BlockError) -> CacheError {
     match error {
+        BlockError::Layer { layer, source: LayerError::Cancelled } => {
+            CacheError::Cancelled { layer }
+        }
         BlockError::Layer { layer, source } => CacheError::Layer { layer, source },
         error => CacheError::Block(error),
     }

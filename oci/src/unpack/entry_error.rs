@@ -7,6 +7,7 @@ use nix::errno::Errno;
 
 use super::mapped::MappedIds;
 use super::path::{PATH_BYTES, PathError};
+use super::steps::StepsError;
 
 /// An entry that cannot be created.
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +30,9 @@ pub enum EntryError {
     /// The path of the entry leads through more symbolic links than the kernel follows.
     #[error("too many symbolic links on the way to the entry")]
     SymlinkLoop,
+    /// The way to the entry, or the ways to all entries of the layer, have more names than a limit.
+    #[error(transparent)]
+    Steps(#[from] StepsError),
     /// The target of a symbolic link is empty, too long or has a NUL byte.
     #[error("malformed symbolic link: expected a target of 1 to {PATH_BYTES} bytes without NUL")]
     SymlinkTarget,

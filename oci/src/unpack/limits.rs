@@ -1,5 +1,7 @@
 //! Limits on the resources that one layer can use.
 
+use super::steps::StepLimits;
+
 /// Limits on the resources that one layer can use. An archive that exceeds a limit is refused while
 /// it is read.
 ///
@@ -16,6 +18,8 @@ pub struct Limits {
     /// Number of components in the path of an entry. Real trees have less than fifty levels, and
     /// recursive tools fail at some thousands.
     pub path_depth: usize,
+    /// Names that are looked up on the way to the entries.
+    pub steps: StepLimits,
     /// Bytes of memory for names that are kept until the end of the layer: directories, because
     /// their times are restored last, and whiteouts. A large layer has four thousand directories,
     /// which take 300 KiB.
@@ -38,6 +42,7 @@ impl Default for Limits {
             entries: 5_000_000,
             unpacked_bytes: 64 << 30,
             path_depth: 256,
+            steps: StepLimits::default(),
             remembered_bytes: 64 << 20,
             ratio: 200,
             ratio_floor_bytes: 1 << 30,

@@ -2,14 +2,16 @@
 
 use std::io;
 
-use nix::errno::Errno;
 use nix::fcntl::AtFlags;
 use nix::sys::stat::SFlag;
 use nix::unistd::linkat;
 
-use super::entry_error::{EntryError, path_error};
+use super::entry_error::EntryError;
+use super::error::LayerError;
 use super::path::EntryPath;
 use super::place::{Place, file_type};
+use super::progress::Meter;
+use super::reader::entry_error;
 use super::tree::Tree;
 use crate::host::text::shown_name;
 
@@ -63,13 +65,15 @@ impl LateLinks {
     ///
     /// If a target is missing in a layer that is unpacked alone, the link stays undecided: the
     /// layer is then unpacked again, on top of its lower layers. A target that is still missing
-    /// there is an error, which is returned with the path of the link.
-    pub(super) fn make(self, tree: &mut Tree) -> Result<(), (EntryPath, EntryError)> {
+    /// there is an error.
+    pub(super) fn make(self, tree: &mut Tree, meter: &mut Meter<'_>) -> Result<(), LayerError> {
         for LateLink { path, target } in self.links {
+            meter.beat()?;
+            tree.steps.next_entry();
             match make_late_link(tree, &path, &target) {
                 Ok(()) => {}
                 Err(error) if tree.is_undecided(&error) => {}
-                Err(error) => return Err((path, error)),
+                Err(error) => return Err(entry_error(path.as_bytes(), error)),
             }
         }
         Ok(())
@@ -81,10 +85,7 @@ fn link(tree: &mut Tree, path: &EntryPath, target: &EntryPath) -> Result<bool, E
     let directory_error =
         |target: &[u8]| EntryError::HardLinkToDirectory { target: shown_name(target) };
     let (directory, name) = target.split().ok_or_else(|| directory_error(b"/"))?;
-    let parent = match tree.resolve(directory) {
-        Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(false),
-        other => other.map_err(path_error)?,
-    };
+    let Some(parent) = tree.resolve(directory)? else { return Ok(false) };
     let from = Place { parent, directory: directory.into(), name };
     let Some(found) = from.stat()? else { return Ok(false) };
     if file_type(&found) == SFlag::S_IFDIR {
@@ -129,9 +130,13 @@ fn skip_link(
 }
 
 fn make_late_link(tree: &mut Tree, path: &EntryPath, target: &EntryPath) -> Result<(), EntryError> {
-    let is_there = |place: &Place<'_>| Ok(place.kind()?.is_some());
+    let is_there = |place: &Place<'_>| place.kind().map(|kind| kind.is_some());
     let (directory, name) = target.split().unwrap_or_default();
-    let parent = tree.resolve(directory).ok();
+    let parent = match tree.resolve(directory) {
+        // A path with too many symbolic links leads to no directory.
+        Err(EntryError::SymlinkLoop) => None,
+        found => found?,
+    };
     let from = parent.map(|parent| Place { parent, directory: directory.into(), name });
     let is_made = from.as_ref().map_or(Ok(false), is_there)?;
     let device = if is_made { None } else { tree.skipped_path(target)? };

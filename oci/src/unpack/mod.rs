@@ -8,6 +8,7 @@
 //! zstd_stream  zstd streams, with a limit on their window
 //! path         checks and normalizes the names of entries
 //! tree         the directory that a layer is unpacked into; resolves paths in it
+//! steps        limits on the names that are looked up
 //! place        one name in an open directory, and the operations on it
 //! body         writes the content of files, without their zeros
 //! links        hard links
@@ -38,6 +39,7 @@ mod place;
 pub(crate) mod progress;
 pub(crate) mod reader;
 mod skipped;
+pub(crate) mod steps;
 mod stream;
 mod tree;
 pub(crate) mod unpacker;

@@ -1,9 +1,14 @@
 //! The tree that a layer is unpacked into. Each operation on it is relative to a directory's fd.
 //!
-//! The kernel resolves the names of an image with the tree as their root (`RESOLVE_IN_ROOT` of
-//! `openat2(2)`). A symbolic link of a layer, absolute or with `..`, leads to the same file as in
-//! the box. Only the directory of an entry is resolved this way. The operations on the entry itself
-//! use a single name, and never follow it.
+//! The names of an image are resolved with the tree as their root. A symbolic link of a layer,
+//! absolute or with `..`, leads to the same file as in the box. Only the directory of an entry is
+//! resolved this way. The operations on the entry itself use a single name, and never follow it.
+//!
+//! Links are followed and counted name by name ([`Tree::walk`]). The kernel could follow them too
+//! (`RESOLVE_IN_ROOT` of `openat2(2)`), but it neither tells how many names it looks up nor stops
+//! after some of them. It does not reset its count of links when it restarts a path walk either, so
+//! that it can return `ELOOP` for a path with fewer than 40 links. It therefore opens only paths
+//! without symbolic links.
 //!
 //! # Invariants
 //!
@@ -20,22 +25,22 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat, openat2, readlinkat};
-use nix::sys::stat::{Mode, SFlag, UtimensatFlags, fstat, utimensat};
+use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat, openat2, readlinkat};
+use nix::sys::stat::{Mode, SFlag, UtimensatFlags, fstat, fstatat, utimensat};
 use nix::sys::time::TimeSpec;
 
 use super::cross_layer::{Base, CrossLayerDependencies};
 use super::entry_error::{EntryError, failed, path_error};
+use super::error::LayerError;
 use super::path::{EntryPath, SYMLINK_HOPS, components};
-use super::place::{Place, set_owner_and_mode, time, without_xattrs};
+use super::place::{Place, file_type, set_owner_and_mode, time, without_xattrs};
+use super::progress::Meter;
+use super::reader::entry_error;
 use super::skipped::SkippedNames;
+use super::steps::{StepLimits, Steps};
 use crate::host::metadata::UNDESCRIBED_DIR_MODE;
 use crate::host::overlay_xattr::OverlayXattrs;
 use crate::tar::archive::Metadata;
-
-/// Number of attempts to resolve a path. `openat2(2)` with `RESOLVE_IN_ROOT` returns `EAGAIN` for a
-/// path with `..` if a rename or mount anywhere on the host happens at the same time.
-const RESOLVE_ATTEMPTS: usize = 64;
 
 /// A directory whose modification time is set at the end, because each new entry in it changes the
 /// time.
@@ -56,18 +61,32 @@ enum Origin {
     Implicit,
 }
 
-/// A resolved path: the open directory, and the same path without symbolic links.
-#[derive(Debug)]
-pub(super) struct Walked {
-    pub(super) parent: OwnedFd,
-    pub(super) path: Vec<u8>,
-}
-
 /// The action for a directory that is missing in a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Missing {
     Make,
     Stop,
+}
+
+/// A path on the way to its end: the open directory that was reached, and its path without symbolic
+/// links.
+#[derive(Debug)]
+pub(super) struct Walk {
+    pub(super) parent: OwnedFd,
+    pub(super) path: Vec<u8>,
+    /// Number of symbolic links that were followed.
+    hops: usize,
+}
+
+impl Walk {
+    /// Returns whether the directory has a symbolic link of this name.
+    pub(super) fn has_link(&self, name: &[u8]) -> Result<bool, EntryError> {
+        match fstatat(&self.parent, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
+            Ok(found) => Ok(file_type(&found) == SFlag::S_IFLNK),
+            Err(Errno::ENOENT) => Ok(false),
+            Err(errno) => Err(failed("look at a parent of an entry")(errno)),
+        }
+    }
 }
 
 /// A directory of lower layers, and its modification time before an entry in it changed.
@@ -97,6 +116,8 @@ pub(super) struct Tree {
     /// directory is changed.
     touched: Option<LowerDir>,
     pub(super) remembered_bytes: usize,
+    /// Names that were looked up.
+    pub(super) steps: Steps,
 }
 
 impl Tree {
@@ -105,6 +126,7 @@ impl Tree {
         root: OwnedFd,
         base: Base<'_>,
         overlay_xattrs: OverlayXattrs,
+        steps: StepLimits,
     ) -> Result<Self, EntryError> {
         let mut this = Self {
             root,
@@ -117,6 +139,7 @@ impl Tree {
             undecided: 0,
             touched: None,
             remembered_bytes: 0,
+            steps: Steps::new(steps),
         };
         if let Base::Lower { skipped, .. } = base {
             let paths = skipped.iter().map(|path| path.as_os_str().as_bytes().to_vec());
@@ -159,13 +182,14 @@ impl Tree {
     /// Returns the place of a path, and creates missing parent directories.
     pub(super) fn place<'a>(&mut self, path: &'a EntryPath) -> Result<Place<'a>, EntryError> {
         let (directory, name) = path.split().ok_or(EntryError::Root)?;
+        self.steps.take(components(directory).count())?;
         let place = match self.open_real(directory) {
             Ok(parent) => Place { parent, directory: Cow::Borrowed(directory), name },
             // A directory is missing, or the path has a symbolic link. Most entries have neither,
             // and need only the one system call above.
             Err(Errno::ENOENT | Errno::ELOOP | Errno::ENOTDIR) => {
                 let walked = self.walk(directory, Missing::Make)?;
-                let Walked { parent, path } = walked.ok_or(EntryError::ParentNotDirectory)?;
+                let Walk { parent, path, .. } = walked.ok_or(EntryError::ParentNotDirectory)?;
                 Place { parent, directory: Cow::Owned(path), name }
             }
             Err(errno) => return Err(path_error(errno)),
@@ -201,17 +225,6 @@ impl Tree {
         }
     }
 
-    /// Opens a directory. Symbolic links are resolved with the tree as the root.
-    pub(super) fn resolve(&self, directory: &[u8]) -> nix::Result<OwnedFd> {
-        // A tree has neither mount points nor magic links of procfs. A path that meets one would
-        // leave the tree, so the kernel must refuse it.
-        let resolve = ResolveFlag::RESOLVE_IN_ROOT
-            | ResolveFlag::RESOLVE_NO_MAGICLINKS
-            | ResolveFlag::RESOLVE_NO_XDEV;
-        let mut attempts = (0..RESOLVE_ATTEMPTS).map(|_| self.open_path(directory, resolve));
-        attempts.find(|result| !matches!(result, Err(Errno::EAGAIN))).unwrap_or(Err(Errno::EAGAIN))
-    }
-
     /// Opens a directory by a path without symbolic links.
     pub(super) fn open_real(&self, directory: &[u8]) -> nix::Result<OwnedFd> {
         // Without symbolic links, the kernel either opens the directory with exactly this path or
@@ -240,25 +253,59 @@ impl Tree {
         }
     }
 
-    /// Resolves a path one component at a time, and returns the directory that it leads to.
+    /// Starts at the root of the tree.
+    pub(super) fn start_walk(&self) -> Result<Walk, EntryError> {
+        Ok(Walk { parent: self.open_real(b"").map_err(path_error)?, path: Vec::new(), hops: 0 })
+    }
+
+    /// Resolves a path, and returns the directory that it leads to.
     ///
     /// With [`Missing::Make`], missing directories are created, including the missing target of a
     /// symbolic link. With [`Missing::Stop`], a missing directory gives `None`.
-    ///
-    /// This follows and counts symbolic links itself. The kernel does not reset its count when it
-    /// restarts a path walk, so that it can return `ELOOP` for a path with fewer than 40 links.
     pub(super) fn walk(
         &mut self,
         directory: &[u8],
         missing: Missing,
-    ) -> Result<Option<Walked>, EntryError> {
-        let mut pending: Vec<Vec<u8>> = components(directory).rev().map(<[u8]>::to_vec).collect();
-        let (mut parent, mut path) = (self.open_real(b"").map_err(path_error)?, Vec::new());
-        let mut hops = 0;
+    ) -> Result<Option<Walk>, EntryError> {
+        let mut walk = self.start_walk()?;
+        for name in components(directory) {
+            let Some(next) = self.enter(walk, name, missing)? else { return Ok(None) };
+            walk = next;
+        }
+        Ok(Some(walk))
+    }
+
+    /// Opens the directory at a path, or returns `None` if the path leads to none.
+    pub(super) fn resolve(&mut self, directory: &[u8]) -> Result<Option<OwnedFd>, EntryError> {
+        self.steps.take(components(directory).count())?;
+        match self.open_real(directory) {
+            Ok(found) => Ok(Some(found)),
+            Err(Errno::ENOENT) => Ok(None),
+            // The path has a symbolic link.
+            Err(Errno::ELOOP | Errno::ENOTDIR) => {
+                Ok(self.walk(directory, Missing::Stop)?.map(|walk| walk.parent))
+            }
+            Err(errno) => Err(path_error(errno)),
+        }
+    }
+
+    /// Goes on by one name, and by the names of the symbolic links behind it. Returns `None` if there
+    /// is no such directory, which only [`Missing::Stop`] allows.
+    pub(super) fn enter(
+        &mut self,
+        walk: Walk,
+        name: &[u8],
+        missing: Missing,
+    ) -> Result<Option<Walk>, EntryError> {
+        let Walk { mut parent, mut path, mut hops } = walk;
+        self.steps.take(1)?;
+        let mut pending = vec![name.to_vec()];
         while let Some(name) = pending.pop() {
-            // The parent is opened again by its path. An fd's own `..` could lead out of the tree.
+            // The parent is opened again by its path, whose names are looked up once more. An fd's
+            // own `..` could lead out of the tree.
             if name == b".." {
                 path.truncate(path.iter().rposition(|byte| *byte == b'/').unwrap_or(0));
+                self.steps.take(components(&path).count())?;
                 parent = self.open_real(&path).map_err(path_error)?;
                 continue;
             }
@@ -271,6 +318,7 @@ impl Tree {
                     }
                     let target =
                         readlinkat(&place.parent, place.name).map_err(path_error)?.into_vec();
+                    self.steps.take(components(&target).count())?;
                     parent = place.parent;
                     // An absolute target starts at the root of the tree, as it does in the box.
                     if target.starts_with(b"/") {
@@ -291,7 +339,7 @@ impl Tree {
             }
             path.extend(name);
         }
-        Ok(Some(Walked { parent, path }))
+        Ok(Some(Walk { parent, path, hops }))
     }
 
     /// Creates a parent directory for which no entry has come yet.
@@ -384,7 +432,7 @@ impl Tree {
         let Some((directory, name)) = path.split().filter(|_| !self.skipped.is_empty()) else {
             return Ok(None);
         };
-        let Some(Walked { parent, path }) = self.walk(directory, Missing::Stop)? else {
+        let Some(Walk { parent, path, .. }) = self.walk(directory, Missing::Stop)? else {
             return Ok(None);
         };
         let path = Place { parent, directory: path.into(), name }.path();
@@ -424,27 +472,37 @@ impl Tree {
         Ok(())
     }
 
+    /// Sets the time of a directory. Returns `false` if the directory does not exist any more.
+    fn set_time(&self, remembered: &DirTime) -> Result<bool, EntryError> {
+        // A later entry can have removed the directory, or replaced a directory above it.
+        let Ok(directory) = self.open_real(&remembered.path) else { return Ok(false) };
+        // A later entry can have replaced the directory.
+        if fstat(&directory).map_err(failed("look at a directory"))?.st_ino != remembered.inode {
+            return Ok(false);
+        }
+        let mtime = time(remembered.mtime);
+        utimensat(&directory, ".", &mtime, &mtime, UtimensatFlags::NoFollowSymlink)
+            .map_err(failed("set the times of a directory"))?;
+        Ok(true)
+    }
+
     /// Sets the times of all directories, and returns the dependencies on lower layers.
     ///
     /// This must be the last operation on the tree, because each later one would change the times.
-    pub(super) fn finish(mut self) -> Result<CrossLayerDependencies, EntryError> {
-        self.restore_touched()?;
+    pub(super) fn finish(
+        mut self,
+        meter: &mut Meter<'_>,
+    ) -> Result<CrossLayerDependencies, LayerError> {
+        let failed = |source| entry_error(b"/", source);
+        self.restore_touched().map_err(failed)?;
         // An archive can have several entries for one directory. The last one takes precedence.
         let last: HashMap<u64, &DirTime> =
             self.times.iter().map(|directory| (directory.inode, directory)).collect();
         let mut undescribed = BTreeSet::new();
         for remembered in last.into_values() {
-            // A later entry can have removed the directory, or replaced a directory above it.
-            let Ok(directory) = self.open_real(&remembered.path) else { continue };
-            // A later entry can have replaced the directory.
-            if fstat(&directory).map_err(failed("look at a directory"))?.st_ino != remembered.inode
-            {
-                continue;
-            }
-            let mtime = time(remembered.mtime);
-            utimensat(&directory, ".", &mtime, &mtime, UtimensatFlags::NoFollowSymlink)
-                .map_err(failed("set the times of a directory"))?;
-            if remembered.origin == Origin::Implicit {
+            meter.beat()?;
+            let is_there = self.set_time(remembered).map_err(failed)?;
+            if is_there && remembered.origin == Origin::Implicit {
                 undescribed.insert(path_of(&remembered.path));
             }
         }

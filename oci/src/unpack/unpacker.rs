@@ -15,7 +15,7 @@ use super::limits::Limits;
 use super::links::LateLinks;
 use super::path::EntryPath;
 use super::place::set_file;
-use super::progress::OnProgress;
+use super::progress::{Meter, OnProgress};
 use super::reader::{LayerReader, entry_error, read_layer};
 use super::tree::Tree;
 use super::whiteout::{self, Hides, Meaning, Whiteouts};
@@ -55,13 +55,13 @@ pub(crate) fn unpack(
     progress: &mut OnProgress<'_>,
 ) -> Result<(LayerFacts, CrossLayerDependencies), LayerError> {
     let Job { layer, base, overlay_xattrs, limits } = job;
-    let mut tree =
-        Tree::new(root, base, overlay_xattrs).map_err(|source| entry_error(b"/", source))?;
+    let mut tree = Tree::new(root, base, overlay_xattrs, limits.steps)
+        .map_err(|source| entry_error(b"/", source))?;
     if let Base::Lower { dependencies, .. } = base {
         // Whiteouts hide only the files of lower layers. They are applied first, while the view
         // holds no file of this layer.
-        whiteout::clear(&mut tree, dependencies, limits)
-            .map_err(|(path, source)| entry_error(path.as_bytes(), source))?;
+        let meter = &mut Meter::new(layer.size_bytes, progress);
+        whiteout::clear(&mut tree, dependencies, limits, meter)?;
     }
     let mut unpacker = Unpacker {
         tree,
@@ -71,7 +71,8 @@ pub(crate) fn unpack(
         limits,
     };
     read_layer(blob, layer, limits, progress, |reader| unpacker.read_all(reader))?;
-    unpacker.finish(base)
+    let entries = unpacker.facts.entries;
+    unpacker.finish(base, &mut Meter::at_end(layer.size_bytes, entries, progress))
 }
 
 /// The work on one layer.
@@ -87,6 +88,7 @@ impl Unpacker<'_> {
     /// Unpacks all entries.
     fn read_all(&mut self, reader: &mut LayerReader<'_>) -> Result<(), LayerError> {
         while let Some(entry) = reader.next_entry()? {
+            self.tree.steps.next_entry();
             if entry.kind != Kind::Global {
                 match self.unpack_entry(&entry, reader) {
                     // The error is only counted, because a lower layer can make the entry valid. If
@@ -106,20 +108,23 @@ impl Unpacker<'_> {
     }
 
     /// Creates what must wait for the other entries, after the layer has been verified.
-    fn finish(self, base: Base<'_>) -> Result<(LayerFacts, CrossLayerDependencies), LayerError> {
+    fn finish(
+        self,
+        base: Base<'_>,
+        meter: &mut Meter<'_>,
+    ) -> Result<(LayerFacts, CrossLayerDependencies), LayerError> {
         let Self { mut tree, whiteouts, late_links, mut facts, .. } = self;
-        let error = |(path, source): (EntryPath, EntryError)| entry_error(path.as_bytes(), source);
         // Links are created before whiteouts, because the device node of a whiteout must not take
         // the name of a link of this layer.
-        late_links.make(&mut tree).map_err(error)?;
+        late_links.make(&mut tree, meter)?;
         let hides = match base {
-            Base::Empty => whiteouts.apply(&mut tree).map_err(error)?,
+            Base::Empty => whiteouts.apply(&mut tree, meter)?,
             // `whiteout::clear` has removed the hidden files from the view before the first entry.
             Base::Lower { .. } => Hides::default(),
         };
         facts.opaque_root = hides.root;
         facts.skipped_devices = tree.skipped_devices;
-        let dependencies = tree.finish().map_err(|source| entry_error(b"/", source))?;
+        let dependencies = tree.finish(meter)?;
         let paths = |set: BTreeSet<EntryPath>| set.iter().map(EntryPath::to_path).collect();
         Ok((
             facts,

@@ -22,10 +22,13 @@ use nix::sys::stat::SFlag;
 
 use super::cross_layer::CrossLayerDependencies;
 use super::entry_error::{EntryError, failed, path_error};
+use super::error::LayerError;
 use super::limits::Limits;
 use super::path::EntryPath;
 use super::place::Place;
-use super::tree::{Missing, Tree, Walked};
+use super::progress::Meter;
+use super::reader::entry_error;
+use super::tree::{Missing, Tree, Walk};
 use crate::host::directory::names_in;
 use crate::host::remove::remove_tree;
 
@@ -122,23 +125,25 @@ impl Whiteouts {
     ///
     /// A whiteout below a file or symbolic link of the layer is dropped, because the file itself
     /// replaces the lower layers' directory.
-    ///
-    /// An error is returned with the path of the whiteout.
-    pub(super) fn apply(self, tree: &mut Tree) -> Result<Hides, (EntryPath, EntryError)> {
+    pub(super) fn apply(self, tree: &mut Tree, meter: &mut Meter<'_>) -> Result<Hides, LayerError> {
+        let failed = |path: &EntryPath| {
+            let path = path.as_bytes().to_vec();
+            move |error| entry_error(&path, error)
+        };
         let Hides { root, hidden, opaque } = self.hides();
         let mut hides = Hides { root, ..Hides::default() };
         for path in hidden {
-            match tree.hide(&path) {
-                Ok(true) => drop(hides.hidden.insert(path)),
-                Ok(false) => {}
-                Err(error) => return Err((path, error)),
+            meter.beat()?;
+            tree.steps.next_entry();
+            if tree.hide(&path).map_err(failed(&path))? {
+                hides.hidden.insert(path);
             }
         }
         for path in opaque {
-            match tree.set_opaque(&path) {
-                Ok(true) => drop(hides.opaque.insert(path)),
-                Ok(false) => {}
-                Err(error) => return Err((path, error)),
+            meter.beat()?;
+            tree.steps.next_entry();
+            if tree.set_opaque(&path).map_err(failed(&path))? {
+                hides.opaque.insert(path);
             }
         }
         Ok(hides)
@@ -175,7 +180,8 @@ pub(super) fn clear(
     tree: &mut Tree,
     dependencies: &CrossLayerDependencies,
     limits: &Limits,
-) -> Result<(), (EntryPath, EntryError)> {
+    meter: &mut Meter<'_>,
+) -> Result<(), LayerError> {
     let is_followed = |link: &EntryPath| dependencies.undescribed.contains(&link.to_path());
     let hidden = dependencies.hidden.iter().map(|path| (path, false));
     let opaque = dependencies.opaque.iter().map(|path| (path, true));
@@ -183,6 +189,8 @@ pub(super) fn clear(
     // link that another path removes.
     let mut found = Vec::new();
     for (path, is_opaque) in hidden.chain(opaque) {
+        meter.beat()?;
+        tree.steps.next_entry();
         // The path was parsed when the layer was unpacked alone, so that this does not fail.
         let Ok(path) = EntryPath::parse(path.as_os_str().as_bytes(), limits) else { continue };
         let directory = if is_opaque { path.clone() } else { path.parent() };
@@ -193,13 +201,14 @@ pub(super) fn clear(
         let walked = match find() {
             // A path that leads to no directory hides nothing, so a loop is not an error here.
             Err(EntryError::SymlinkLoop) => None,
-            walked => walked.map_err(|error| (path.clone(), error))?,
+            walked => walked.map_err(|error| entry_error(path.as_bytes(), error))?,
         };
-        found.extend(walked.map(|Walked { path: directory, .. }| (path, is_opaque, directory)));
+        found.extend(walked.map(|Walk { path: directory, .. }| (path, is_opaque, directory)));
     }
     for (path, is_opaque, directory) in found {
+        meter.beat()?;
         let name = path.split().filter(|_| !is_opaque).map(|(_, name)| name);
-        tree.clear(&directory, name).map_err(|error| (path.clone(), error))?;
+        tree.clear(&directory, name).map_err(|error| entry_error(path.as_bytes(), error))?;
     }
     Ok(())
 }
@@ -270,16 +279,21 @@ impl Tree {
 
     /// Returns whether a path leads through a symbolic link for which `is_followed` is false.
     fn leads_through_link(
-        &self,
+        &mut self,
         path: &EntryPath,
         is_followed: impl Fn(&EntryPath) -> bool,
     ) -> Result<bool, EntryError> {
+        let mut walk = self.start_walk()?;
         for ancestor in path.ancestors().collect::<Vec<_>>().into_iter().rev() {
-            let Some((directory, name)) = ancestor.split() else { continue };
-            let Ok(parent) = self.resolve(directory) else { return Ok(false) };
-            let place = Place { parent, directory: directory.into(), name };
-            if place.kind()? == Some(SFlag::S_IFLNK) && !is_followed(&ancestor) {
+            let Some((_, name)) = ancestor.split() else { continue };
+            if walk.has_link(name)? && !is_followed(&ancestor) {
                 return Ok(true);
+            }
+            match self.enter(walk, name, Missing::Stop) {
+                Ok(Some(next)) => walk = next,
+                // A path that leads to no directory leads through no further link.
+                Ok(None) | Err(EntryError::SymlinkLoop) => return Ok(false),
+                Err(error) => return Err(error),
             }
         }
         Ok(false)

@@ -240,8 +240,10 @@ fn progress_is_reported_for_each_layer_and_cancels_the_work() {
     let (made, _) = compose((1, Progress::OnTop));
     assert!(matches!(made, Err(CacheError::Cancelled { layer }) if layer == digest), "{made:?}");
     assert_eq!(fs::read_dir(bench.path("cache/layers-v3/staging")).unwrap().count(), 0);
-    let (made, seen) = compose((2, Progress::Publishing));
+    let (made, mut seen) = compose((2, Progress::Publishing));
     assert_eq!(made.unwrap().hits, 2);
+    // A slow merge reports its progress several times.
+    seen.dedup();
     let cached = [(0, Progress::Cached), (1, Progress::Cached)];
     assert_eq!(seen, [&cached[..], &[(0, Progress::OnTop), (1, Progress::OnTop)]].concat());
     let (made, seen) = compose((2, Progress::Publishing));

@@ -2,11 +2,15 @@
 //! length, and layers that are too large or too deep.
 
 use std::fs;
+use std::ops::ControlFlow;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use a3s_box_oci::{
-    ArchiveError, BlobError, CacheError, Digest, EntryError, LayerError, Limits, WindowError,
+    ArchiveError, BlobError, CacheError, Digest, EntryError, LayerError, Limits, Progress,
+    StepLimits, StepsError, TreeLimits, WindowError,
 };
 use tar::EntryType;
 
@@ -202,9 +206,8 @@ fn size_of_a_layer_is_limited() {
     let bench = Bench::new();
     let image = bench.resolved(&[Tar::new().file("zeros", &"\0".repeat(2 << 20))]);
     let cache = bench.cache().with_limits(Limits { unpacked_bytes: 1 << 20, ..Limits::default() });
-    let outcome = cache.get_or_unpack(&bench.layout(), &image.layers[0], &mut |_| {
-        std::ops::ControlFlow::Continue(())
-    });
+    let outcome =
+        cache.get_or_unpack(&bench.layout(), &image.layers[0], &mut |_| ControlFlow::Continue(()));
     let error = layer_error(&bench, outcome.map(drop));
     assert!(matches!(error, LayerError::Limit { what: "unpacked bytes", .. }), "{error:?}");
 }
@@ -216,9 +219,8 @@ fn ratio_counts_no_zeros_that_became_holes() {
         let image = bench.resolved(&[Tar::new().file("f", content).file("g", "")]);
         let limits = Limits { ratio: 20, ratio_floor_bytes: 1 << 20, ..Limits::default() };
         let cache = bench.cache().with_limits(limits);
-        let outcome = cache.get_or_unpack(&bench.layout(), &image.layers[0], &mut |_| {
-            std::ops::ControlFlow::Continue(())
-        });
+        let outcome = cache
+            .get_or_unpack(&bench.layout(), &image.layers[0], &mut |_| ControlFlow::Continue(()));
         outcome.map(|layer| {
             let blocks = |name: &str| fs::metadata(layer.path.join(name)).unwrap().blocks();
             assert_eq!(blocks("f"), blocks("g"), "a file of zeros takes no block");
@@ -259,7 +261,7 @@ fn window_of_a_zstd_layer_is_limited_and_named_in_the_error() {
             let outcome = bench.cache().with_limits(limits).get_or_unpack(
                 &bench.layout(),
                 &layer,
-                &mut |_| std::ops::ControlFlow::Continue(()),
+                &mut |_| ControlFlow::Continue(()),
             );
             match outcome {
                 Err(CacheError::Layer { source: LayerError::Window(error), .. }) => Some(error),
@@ -291,6 +293,145 @@ fn tree_deeper_than_path_max_is_removed_after_a_failure() {
         }
     }
     // The entry without a name is refused after the deep tree has been created.
-    let error = refusal(tar.file("", ""));
+    let bench = Bench::new();
+    let image = bench.resolved(&[tar.file("", "")]);
+    let steps = StepLimits { floor: 1 << 24, ..StepLimits::default() };
+    let cache = bench.cache().with_limits(Limits { steps, ..Limits::default() });
+    let outcome =
+        cache.get_or_unpack(&bench.layout(), &image.layers[0], &mut |_| ControlFlow::Continue(()));
+    let error = layer_error(&bench, outcome.map(drop));
     assert!(matches!(error, LayerError::Entry { source: EntryError::Name(_), .. }), "{error:?}");
+}
+
+/// Appends the link `l0` to `d`, which has `names` names, and further links, each of which leads
+/// through as many names to the link before it.
+fn links(tar: Tar, count: usize, names: usize) -> Tar {
+    (0..count).fold(tar.dir("d"), |tar, number| {
+        let next = if number == 0 { "d".to_owned() } else { format!("l{}", number - 1) };
+        let target = format!("{}{next}", "d/../".repeat(names / 2));
+        tar.pax(&[("linkpath", target.as_bytes())]).symlink(&format!("l{number}"), "target")
+    })
+}
+
+/// Makes both kinds of root of an image within these limits, and returns their errors of steps.
+fn steps_errors(layers: &[Tar], steps: StepLimits) -> [Option<StepsError>; 2] {
+    let bench = Bench::new();
+    let image = bench.resolved(layers);
+    let progress = &mut |_, _| ControlFlow::Continue(());
+    let cache = || {
+        let limits = TreeLimits { steps, ..TreeLimits::default() };
+        bench.cache().with_limits(Limits { steps, ..Limits::default() }).with_tree_limits(limits)
+    };
+    let shared = cache().compose(&bench.layout(), &image.layers, progress).map(drop);
+    let block = cache().compose_block(&bench.layout(), &image.layers, progress).map(drop);
+    [shared, block].map(|outcome| match outcome {
+        Ok(()) => None,
+        Err(CacheError::Layer {
+            source: LayerError::Entry { source: EntryError::Steps(error), .. },
+            ..
+        }) => Some(error),
+        Err(error) => panic!("{}", chain(&error)),
+    })
+}
+
+#[test]
+fn entry_with_too_many_names_on_its_way_is_refused_for_both_kinds_of_root() {
+    let lower = || links(Tar::new(), 39, 1600);
+    let through = [
+        Tar::new().file("l38/f", ""),
+        Tar::new().file("l38/.wh.f", ""),
+        Tar::new().file("l38/.wh..wh..opq", ""),
+        Tar::new().hard_link("h", "l38/f"),
+        Tar::new().hard_link("h", "l38/f").file("f", ""),
+    ];
+    let expected = Some(StepsError::Entry { limit: 4096 });
+    for upper in through {
+        assert_eq!(steps_errors(&[lower(), upper], StepLimits::default()), [expected; 2]);
+    }
+    let alone = steps_errors(&[lower().file("l38/f", "")], StepLimits::default());
+    assert_eq!(alone, [expected; 2]);
+}
+
+#[test]
+fn layer_with_too_many_names_on_its_ways_is_refused_for_both_kinds_of_root() {
+    let many = |count: usize| {
+        (0..count).fold(links(Tar::new(), 1, 200), |tar, n| tar.file(&format!("l0/{n}"), ""))
+    };
+    let steps = StepLimits { floor: 10_000, ..StepLimits::default() };
+    let is_layer = |error: &Option<StepsError>| matches!(error, Some(StepsError::Layer { .. }));
+    assert!(steps_errors(&[many(400)], steps).iter().all(is_layer));
+    assert_eq!(steps_errors(&[many(20)], steps), [None; 2]);
+}
+
+/// Returns a layer with paths as those of a distribution with `/usr` merged, and of deep trees of
+/// packages.
+fn realistic_layer() -> Tar {
+    let mut tar = Tar::new().dir("usr").dir("usr/bin").dir("usr/lib").symlink("lib", "usr/lib");
+    tar = tar.symlink("bin", "usr/bin");
+    for n in 0..200 {
+        tar = tar.file(&format!("lib/x86_64-linux-gnu/lib{n}.so.1.2"), "");
+        tar = tar.symlink(&format!("lib/x86_64-linux-gnu/lib{n}.so"), &format!("lib{n}.so.1.2"));
+        tar = tar.file(&format!("usr/lib/python3/dist-packages/pip/vendor/rich/m{n}.py"), "");
+        // Hard links, half of them to files that come later.
+        tar = tar.hard_link(&format!("usr/lib/git-core/git-{n}"), &format!("bin/git{}", n / 100));
+        tar = if n == 50 { tar.file("bin/git0", "") } else { tar };
+        tar = if n == 150 { tar.file("bin/git1", "") } else { tar };
+    }
+    for n in 0..100 {
+        let path = format!("opt/app{}/f{n}", "/node_modules/p".repeat(1 + n % 15));
+        tar = tar.pax(&[("path", path.as_bytes())]).file("f", "");
+    }
+    tar
+}
+
+#[test]
+fn real_paths_take_a_small_part_of_the_steps() {
+    let all = StepLimits::default();
+    let part = StepLimits { entry: all.entry / 16, average: all.average / 2, floor: 0 };
+    assert_eq!(steps_errors(&[realistic_layer()], part), [None; 2]);
+    // These limits are close to what the layer takes, which shows that its steps are counted.
+    let less = StepLimits { average: 4, ..part };
+    assert!(steps_errors(&[realistic_layer()], less).iter().all(Option::is_some));
+}
+
+#[test]
+fn slow_layer_is_cancelled_in_its_middle() {
+    let bench = Bench::new();
+    // Each entry takes some milliseconds, and there are fewer entries than between two reports.
+    let tar = (0..500).fold(links(Tar::new(), 5, 790), |tar, n| tar.file(&format!("l4/{n}"), ""));
+    let image = bench.resolved(&[tar]);
+    let steps = StepLimits { floor: 1 << 24, ..StepLimits::default() };
+    let cache = bench.cache().with_limits(Limits { steps, ..Limits::default() });
+    let (start, mut stopped_at) = (Instant::now(), 0);
+    let outcome =
+        cache.get_or_unpack(&bench.layout(), &image.layers[0], &mut |progress| match progress {
+            Progress::Unpacking { entries, .. } if start.elapsed() > Duration::from_millis(200) => {
+                stopped_at = entries;
+                ControlFlow::Break(())
+            }
+            _ => ControlFlow::Continue(()),
+        });
+    assert!(matches!(outcome, Err(CacheError::Cancelled { .. })), "{outcome:?}");
+    assert!((1..500).contains(&stopped_at), "stopped at entry {stopped_at}");
+}
+
+#[test]
+fn work_after_the_last_entry_reports_progress() {
+    let bench = Bench::new();
+    let tar = (0..10).fold(Tar::new(), |tar, n| tar.hard_link(&format!("h{n}"), "f"));
+    let image = bench.resolved(&[tar.file("f", "").file(".wh.w", "").dir("d")]);
+    let size = image.layers[0].size_bytes;
+    let mut calls = 0;
+    let progress = &mut |progress| {
+        if matches!(progress, Progress::Unpacking { read_bytes, entries: 13, .. } if read_bytes == size)
+        {
+            calls += 1;
+        }
+        // Each further step is then reported, because the interval between reports is over.
+        thread::sleep(Duration::from_millis(30));
+        ControlFlow::Continue(())
+    };
+    bench.cache().get_or_unpack(&bench.layout(), &image.layers[0], progress).unwrap();
+    // Ten links, a whiteout, and the times of two directories.
+    assert!(calls >= 13, "{calls} calls");
 }

@@ -1,5 +1,8 @@
 use std::collections::BTreeMap;
 use std::io::Write;
+use std::ops::ControlFlow;
+use std::thread;
+use std::time::Duration;
 
 use a3s_box_erofs::{ContentRef, InodeId, Metadata, Tree};
 
@@ -10,6 +13,8 @@ use crate::block::trailer::Trailer;
 use crate::unpack::entry_error::EntryError;
 use crate::unpack::error::LayerError;
 use crate::unpack::facts::LayerFacts;
+use crate::unpack::progress::OnProgress;
+use crate::unpack::steps::{StepLimits, StepsError};
 
 /// Blocks of data in front of each index. Their content does not matter.
 const BLOCKS: u32 = 8;
@@ -80,7 +85,9 @@ fn merge_within(limits: TreeLimits, layers: &[&[Record]]) -> Result<Tree, BlockE
     let mut merge = Merge::new(limits)?;
     for (number, records) in layers.iter().enumerate() {
         let device = u16::try_from(number + 1).unwrap();
-        merge.apply(&layer_file(records), device, Digest::of(b""))?;
+        let progress: &mut OnProgress<'_> = &mut |_| ControlFlow::Continue(());
+        let meter = &mut Meter::new(0, progress);
+        merge.apply(&layer_file(records), device, Digest::of(b""), meter)?;
     }
     Ok(merge.into_tree())
 }
@@ -279,10 +286,24 @@ fn tree_is_bounded_in_inodes_memory_steps_and_depth() {
         let Err(BlockError::Limit { what, .. }) = within(limits) else { panic!("{expected}") };
         assert_eq!(what, expected);
     }
-    let steps = TreeLimits { steps: 20, ..TreeLimits::default() };
     let deep: Vec<Record> = (0..5).map(|number| file(&format!("a/b/c/d/e/{number}"), 0)).collect();
-    let found = merge_within(steps, &[&deep]);
-    assert!(matches!(found, Err(BlockError::Limit { what: "steps", .. })), "{found:?}");
+    for (steps, expected) in [
+        (StepLimits { entry: 5, average: 5, floor: 0 }, None),
+        (StepLimits { entry: 4, average: 5, floor: 0 }, Some(StepsError::Entry { limit: 4 })),
+        (StepLimits { entry: 5, average: 4, floor: 4 }, Some(StepsError::Layer { limit: 24 })),
+    ] {
+        // Each layer has the whole limit.
+        let found = merge_within(TreeLimits { steps, ..TreeLimits::default() }, &[&deep, &deep]);
+        let found = match found.map(drop) {
+            Err(BlockError::Layer { source: LayerError::Entry { source, .. }, .. }) => Some(source),
+            other => other.map(|()| None).unwrap(),
+        };
+        let found = found.map(|error| match error {
+            EntryError::Steps(error) => error,
+            other => panic!("{other:?}"),
+        });
+        assert_eq!(found, expected);
+    }
     // Each link doubles the depth of the tree.
     let mut records = Vec::new();
     for number in 1..20 {
@@ -304,9 +325,62 @@ fn whole_index_is_verified_before_the_first_entry_is_applied() {
     let mut merge = Merge::new(TreeLimits::default()).unwrap();
     let mut file = layer_file(&[file("a", 0), file("b", 1)]);
     file.corrupt_checksum();
-    let found = merge.apply(&file, 1, Digest::of(b""));
+    let progress: &mut OnProgress<'_> = &mut |_| ControlFlow::Continue(());
+    let found = merge.apply(&file, 1, Digest::of(b""), &mut Meter::new(0, progress));
     assert!(matches!(found, Err(BlockError::Index { .. })), "{found:?}");
     assert_eq!(merge.into_tree().len(), 1);
+}
+
+#[test]
+fn names_of_links_are_counted_before_they_are_looked_up() {
+    // Each link leads to the next one at once, and has a thousand names behind it.
+    let mut records = vec![dir("l0", 0)];
+    for number in 1..=39 {
+        records
+            .push(symlink(&format!("l{number}"), &format!("l{}/{}", number - 1, "x/".repeat(999))));
+    }
+    records.push(file("l39/f", 0));
+    let error = refusal(&[&records]);
+    assert!(matches!(error, EntryError::Steps(StepsError::Entry { limit: 4096 })), "{error:?}");
+    // The way to a whiteout and to the target of a hard link is an entry's way, too.
+    records.pop();
+    for upper in [whiteout("l39/f"), hard_link("h", "l39/f"), opaque("l39/f")] {
+        let error = refusal(&[&records, &[upper]]);
+        assert!(matches!(error, EntryError::Steps(_)), "{error:?}");
+    }
+}
+
+#[test]
+fn merge_is_cancelled_at_any_entry() {
+    let lower = [file("a", 0), hard_link("late", "later"), file("later", 0)];
+    let upper = [whiteout("a"), file("b", 0)];
+    let merge = |most: usize| {
+        let mut merge = Merge::new(TreeLimits::default()).unwrap();
+        let mut calls = 0;
+        let progress: &mut OnProgress<'_> = &mut |_| {
+            calls += 1;
+            // Each further entry is then reported, because the interval between reports is over.
+            thread::sleep(Duration::from_millis(30));
+            if calls < most { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        };
+        let mut meter = Meter::new(0, progress);
+        let merged = [&lower[..], &upper].into_iter().try_for_each(|records| {
+            merge.apply(&layer_file(records), 1, Digest::of(b""), &mut meter)
+        });
+        (calls, merged)
+    };
+    // The index is read twice, and a third time if the layer has a whiteout. The late link and the
+    // whiteout are applied separately.
+    let (calls, merged) = merge(usize::MAX);
+    merged.unwrap();
+    assert_eq!(calls, (2 * 3 + 1) + (3 * 2 + 1));
+    for most in 1..=calls {
+        let (calls, merged) = merge(most);
+        assert_eq!(calls, most);
+        let is_cancelled =
+            matches!(merged, Err(BlockError::Layer { source: LayerError::Cancelled, .. }));
+        assert!(is_cancelled, "{merged:?}");
+    }
 }
 
 #[test]

@@ -2,10 +2,13 @@
 
 use serde_path_to_error::Segment;
 
+use super::secret::{Unquoted, unquoted};
+
 /// Why a config is refused.
 ///
 /// Each error except for [`TooLarge`](Self::TooLarge) names the position, what was found and what
-/// was expected. No error quotes the value of an environment variable.
+/// was expected. No error quotes anything below `process`, which contains the environment of the
+/// workload and often secrets in its arguments.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
     /// The document is longer than [`MAX_CONFIG_BYTES`](super::MAX_CONFIG_BYTES).
@@ -74,7 +77,11 @@ impl ConfigError {
         }
     }
 
-    pub(super) fn from_serde(error: &serde_path_to_error::Error<serde_json::Error>) -> Self {
+    /// Converts an error of the parser about the text `json`.
+    pub(super) fn from_serde(
+        error: &serde_path_to_error::Error<serde_json::Error>,
+        json: &[u8],
+    ) -> Self {
         // An error of the syntax has a line and a column, but its path is only where the parser
         // stopped.
         if !error.inner().is_data() {
@@ -92,19 +99,16 @@ impl ConfigError {
             }
             _ => {}
         }
+        // serde quotes the value that it found.
+        if let Some(Unquoted { path, found, expected }) = unquoted(error, json) {
+            return Self::Invalid { path, found, expected };
+        }
         let path = match error.path().to_string() {
             // The path of the document itself.
             root if root == "." => "config".to_owned(),
             path => path,
         };
-        // serde quotes the value that it found, and values of the environment are secrets.
-        let message = if path.starts_with("process.env") {
-            "expected an object of strings (what was found is not shown: it may be secret)"
-                .to_owned()
-        } else {
-            without_position(&error.inner().to_string())
-        };
-        Self::Shape { path, message }
+        Self::Shape { path, message: without_position(&error.inner().to_string()) }
     }
 }
 

@@ -191,7 +191,8 @@ pub struct EventsConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metrics_interval_ms: Option<u64>,
     /// Absolute path of a file that the shim also appends the events to, so that a restarted
-    /// supervisor can read the events that it missed. Absent: no file.
+    /// supervisor can read the events that it missed. It must not be a symbolic link, and must not be
+    /// in a share. No other user may be able to replace it. Absent: no file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub file: Option<PathBuf>,
     /// Size limit in KiB of `file` and the previous file (the same name with `.1` at its end)

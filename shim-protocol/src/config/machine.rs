@@ -39,7 +39,8 @@ pub struct ResourcesConfig {
     pub rlimits: BTreeMap<RlimitName, Rlimit>,
     /// Absolute path of the box's own cgroup (version 2), for example `/sys/fs/cgroup/boxes/demo`.
     /// The shim creates it if it is missing, so the directory above must be delegated to the shim's
-    /// user. The cgroup limits memory (`memory_mib` and the shim's own memory), CPU time (`vcpus`)
+    /// user. An existing cgroup must belong to this user, and must have no child and no process other
+    /// than the shim. The cgroup limits memory (`memory_mib` and the shim's own memory), CPU time (`vcpus`)
     /// and the number of threads. Absent: the shim stays in the cgroup that it was started in.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cgroup: Option<PathBuf>,
@@ -167,7 +168,8 @@ pub enum ShareCache {
 #[serde(deny_unknown_fields, default)]
 pub struct ConsoleConfig {
     /// Absolute path of the file, pipe or device that standard output and standard error are
-    /// appended to. Absent: `console.log` in the box directory.
+    /// appended to. It must not be a symbolic link, and must not be in a share. No other user may be
+    /// able to replace it. Absent: `console.log` in the box directory.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<PathBuf>,
     /// Size limit in MiB of the file and the previous file (the same name with `.1` at its end)

@@ -14,6 +14,7 @@ mod lifecycle;
 mod machine;
 mod network;
 mod root;
+mod secret;
 mod workload;
 
 use std::path::PathBuf;
@@ -32,6 +33,7 @@ pub use machine::{
 };
 pub use network::{Egress, NetworkConfig, NetworkMode, Protocol, PublishConfig};
 pub use root::{RootConfig, RootKind};
+pub use secret::variable_path;
 pub use workload::{ImageConfig, ImageLimits, ProcessConfig};
 
 /// Version of the config format, the only value of `schema_version` that this version accepts.
@@ -139,8 +141,9 @@ impl BoxConfig {
     /// [`ConfigError::TooLarge`] for a text of more than [`MAX_CONFIG_BYTES`],
     /// [`ConfigError::Syntax`] with line and column for a text that is not JSON,
     /// [`ConfigError::Shape`] with the JSON path for a wrong type or an unknown name, and
-    /// [`ConfigError::Invalid`] for an array in the place of an object or for another
-    /// `schema_version`. No error contains the value of an environment variable.
+    /// [`ConfigError::Invalid`] for an array in the place of an object, for another
+    /// `schema_version`, and for a wrong type or an unknown name below `process`. No error quotes
+    /// anything below `process`.
     pub fn from_json(json: &[u8]) -> Result<Self, ConfigError> {
         // The length comes first, so that the work of the parser is bounded.
         if json.len() > MAX_CONFIG_BYTES {
@@ -148,7 +151,7 @@ impl BoxConfig {
         }
         let mut deserializer = serde_json::Deserializer::from_slice(json);
         let config: Self = serde_path_to_error::deserialize(&mut deserializer)
-            .map_err(|error| ConfigError::from_serde(&error))?;
+            .map_err(|error| ConfigError::from_serde(&error, json))?;
         // Without this call, text after the document would be ignored.
         deserializer.end().map_err(|error| ConfigError::syntax(&error))?;
         config.refuse_arrays_for_objects(json)?;

@@ -69,12 +69,42 @@ fn error_names_the_path_the_found_value_and_the_expected_one() {
 }
 
 #[test]
-fn environment_value_of_the_wrong_type_is_not_quoted() {
-    for json in [r#"{"process":{"env":{"TOKEN":31337}}}"#, r#"{"process":{"env":"31337"}}"#] {
-        let found = refused(json);
-        assert!(found.starts_with("process.env"), "{found}");
-        assert!(!found.contains("31337"), "{found}");
+fn error_about_the_process_describes_and_never_quotes_what_was_found() {
+    let cases = [
+        (
+            r#""TOKEN=hunter2""#,
+            "process: found a string of 13 bytes at line 1, column 26, expected an object",
+        ),
+        ("31337", "process: found a number"),
+        (r#"{"TOKEN=hunter2":1}"#, "process: found an unknown field with a name of 13 bytes"),
+        (r#"{"hunter2":1}"#, "process: found an unknown field with a name of 7 bytes"),
+        (r#"{"args":[],"args":["hunter2"]}"#, "process: duplicate field `args`"),
+        (r#"{"args":"hunter2"}"#, "process.args: found a string of 7 bytes"),
+        (r#"{"args":["a",{"hunter2":31337}]}"#, "process.args[1]: found an object of 1 fields"),
+        (r#"{"entrypoint":"hunter2"}"#, "process.entrypoint: found a string of 7 bytes"),
+        (r#"{"user":["hunter2"]}"#, "process.user: found an array of 1 values"),
+        (r#"{"cwd":31337}"#, "process.cwd: found a number"),
+        (r#"{"env":"TOKEN=hunter2"}"#, "process.env: found a string of 13 bytes"),
+        (r#"{"env":["TOKEN=hunter2"]}"#, "process.env: found an array of 1 values"),
+        (r#"{"env":{"TOKEN":31337}}"#, "process.env.TOKEN: found a number"),
+        (r#"{"env":{"TOKEN":["hunter2"]}}"#, "process.env.TOKEN: found an array of 1 values"),
+        (r#"{"env":{"TOKEN=hunter2":31337}}"#, "process.env: found a number"),
+        (r#"{"env":{"TOKEN hunter2":true}}"#, "process.env: found a boolean"),
+        // The document has a mistake in its syntax after the error.
+        (r#"{"env":"hunter2"},,"#, "process.env: found another value"),
+    ];
+    for (process, expected) in cases {
+        let found = refused(&format!(r#"{{"process":{process}}}"#));
+        assert!(found.starts_with(expected), "{process}\n found: {found}\n expected: {expected}");
+        assert!(!found.contains("hunter2") && !found.contains("31337"), "{process}: {found}");
     }
+}
+
+#[test]
+fn document_that_was_encoded_twice_is_not_quoted() {
+    let found = refused(r#""{\"process\":{\"env\":{\"TOKEN\":\"hunter2\"}}}""#);
+    assert!(found.starts_with("config: found a string of 39 bytes"), "{found}");
+    assert!(!found.contains("hunter2"), "{found}");
 }
 
 #[test]
@@ -116,6 +146,6 @@ fn deep_nesting_is_an_error_without_a_stack_overflow() {
     let json = format!("{{\"process\":{{\"args\":{}", "[".repeat(100_000));
     assert!(matches!(
         BoxConfig::from_json(json.as_bytes()),
-        Err(ConfigError::Shape { .. } | ConfigError::Syntax { .. })
+        Err(ConfigError::Invalid { .. } | ConfigError::Syntax { .. })
     ));
 }

@@ -5,14 +5,20 @@
 //! itself into it before it starts a thread or a child. A process cannot remove the cgroup that it
 //! is in, so `VmManager` removes it after the box, or the service manager removes it with the
 //! unit's own cgroup.
+//!
+//! An existing cgroup must belong to this user, and must have no other process and no child. The
+//! limits of a box would otherwise apply to processes that have nothing to do with it, for example
+//! to all services of the host in `system.slice`.
 
-use std::fs::{self, OpenOptions};
-use std::io::{self, Write};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use a3s_box_core::config::DiskPlace;
 use a3s_box_sys::HostError;
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
+use nix::unistd::geteuid;
 
 use crate::spec::VmSpec;
 
@@ -28,11 +34,17 @@ const OTHER_TASKS: u32 = 64;
 /// Period of `cpu.max`, which is also the time of one full CPU in it. It is the kernel's default.
 const CPU_PERIOD_US: u64 = 100_000;
 
+/// Most bytes that are read of `cgroup.procs`. One process other than the shim suffices to refuse the
+/// cgroup.
+const MEMBERS_BYTES: u64 = 4096;
+
 /// Why the limits cannot be set.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CgroupError {
     #[error("`{}` is not in a file system of cgroups, version 2", path.display())]
     NotACgroup { path: PathBuf },
+    #[error("`{}`: found {found}, expected a new cgroup, or one of user {user} without processes and children", path.display())]
+    InUse { path: PathBuf, found: String, user: u32 },
     #[error("`{}` has no controller `{controller}` to pass on", parent.display())]
     NotDelegated { controller: &'static str, parent: PathBuf },
     #[error(transparent)]
@@ -45,6 +57,10 @@ impl CgroupError {
         match self {
             Self::NotACgroup { .. } => {
                 "name a directory below one that is delegated in `/sys/fs/cgroup`"
+            }
+            Self::InUse { .. } => {
+                "name a cgroup that only this box uses, for example a missing one below the cgroup \
+                 that is delegated to the shim's user"
             }
             Self::NotDelegated { .. } | Self::Host(_) => {
                 "delegate the directory above to the shim's user, with memory, pids and cpu in its \
@@ -63,12 +79,11 @@ pub(crate) fn join(spec: &VmSpec) -> Result<(), CgroupError> {
     if found.filesystem_type() != CGROUP2_SUPER_MAGIC {
         return Err(CgroupError::NotACgroup { path: directory.clone() });
     }
-    // The directory exists if the service manager or an earlier box of this name has created it.
     match fs::create_dir(directory) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-            return Err(HostError::at("make", directory)(error).into());
-        }
-        _ => {}
+        Ok(()) => {}
+        // The service manager or an earlier box of this name has created it.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => check_unused(directory)?,
+        Err(error) => return Err(HostError::at("make", directory)(error).into()),
     }
     let memory_bytes = memory_mib(spec.memory_mib, spec.disk, spec.disk_mib) << 20;
     let cpu_us = u64::from(spec.vcpus) * CPU_PERIOD_US;
@@ -82,6 +97,36 @@ pub(crate) fn join(spec: &VmSpec) -> Result<(), CgroupError> {
     let members = directory.join("cgroup.procs");
     write(&members, &std::process::id().to_string())
         .map_err(HostError::at("move the shim into", directory))?;
+    Ok(())
+}
+
+/// Refuses an existing cgroup whose limits would apply to other processes than those of the box.
+fn check_unused(directory: &Path) -> Result<(), CgroupError> {
+    let user = geteuid().as_raw();
+    let in_use = |found| CgroupError::InUse { path: directory.to_owned(), found, user };
+    let failed = |error| HostError::at("look at", directory)(error);
+    let found = fs::symlink_metadata(directory).map_err(failed)?;
+    if !found.is_dir() || found.uid() != user {
+        let kind = if found.is_dir() { "a cgroup" } else { "a file that is no cgroup" };
+        return Err(in_use(format!("{kind} of user {}", found.uid())));
+    }
+    let members = directory.join("cgroup.procs");
+    let mut text = String::new();
+    File::open(&members)
+        .and_then(|file| file.take(MEMBERS_BYTES).read_to_string(&mut text))
+        .map_err(HostError::at("read", &members))?;
+    // A supervisor can have started the shim in this cgroup already.
+    let own = std::process::id().to_string();
+    if let Some(process) = text.lines().find(|process| *process != own) {
+        return Err(in_use(format!("a cgroup with the process {process}")));
+    }
+    for entry in fs::read_dir(directory).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        if entry.file_type().map_err(failed)?.is_dir() {
+            let child = entry.file_name();
+            return Err(in_use(format!("a cgroup with the child `{}`", child.display())));
+        }
+    }
     Ok(())
 }
 
@@ -123,7 +168,40 @@ fn write(path: &Path, text: &str) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::{chown, symlink};
+
     use super::*;
+
+    #[test]
+    fn only_an_empty_cgroup_of_this_user_is_given_limits() {
+        // A directory with one file has the same form as a cgroup.
+        let parent = tempfile::tempdir().unwrap();
+        let directory = parent.path().join("system.slice");
+        fs::create_dir(&directory).unwrap();
+        let members = directory.join("cgroup.procs");
+        let found = || match check_unused(&directory) {
+            Ok(()) => String::new(),
+            Err(CgroupError::InUse { found, .. }) => found,
+            Err(other) => panic!("{other}"),
+        };
+        fs::write(&members, "").unwrap();
+        assert_eq!(found(), "");
+        fs::write(&members, format!("{}\n", std::process::id())).unwrap();
+        assert_eq!(found(), "");
+        fs::write(&members, format!("{}\n1\n", std::process::id())).unwrap();
+        assert_eq!(found(), "a cgroup with the process 1");
+        fs::write(&members, "1\n".repeat(100_000)).unwrap();
+        assert_eq!(found(), "a cgroup with the process 1");
+        fs::write(&members, "").unwrap();
+        fs::create_dir(directory.join("ssh.service")).unwrap();
+        assert_eq!(found(), "a cgroup with the child `ssh.service`");
+        fs::remove_dir(directory.join("ssh.service")).unwrap();
+        chown(&directory, Some(1), None).unwrap();
+        assert_eq!(found(), "a cgroup of user 1");
+        let link = parent.path().join("link");
+        symlink(&directory, &link).unwrap();
+        assert!(matches!(check_unused(&link), Err(CgroupError::InUse { .. })));
+    }
 
     #[test]
     fn disk_in_memory_adds_to_the_limit() {

@@ -218,6 +218,40 @@ fn directory_that_is_no_cgroup_is_refused_before_anything_is_created() {
     assert!(!cgroup.exists() && !run.directory.path().join("s").exists());
 }
 
+/// Returns the directory on which cgroups of version 2 are mounted (proc(5), mountinfo).
+fn cgroup2() -> Option<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let mount = mounts.lines().find(|line| line.contains(" - cgroup2 "))?;
+    mount.split(' ').nth(4).map(PathBuf::from)
+}
+
+#[test]
+#[expect(clippy::print_stdout, reason = "the output shows that there was nothing to test")]
+fn cgroup_with_children_is_refused_before_its_limits_are_set() {
+    let Some(root) = cgroup2() else {
+        println!("this host has no cgroup of version 2");
+        return;
+    };
+    let cgroup = root.join(format!("a3s-box-wire-{}", std::process::id()));
+    fs::create_dir(&cgroup).unwrap();
+    fs::create_dir(cgroup.join("child")).unwrap();
+    let limit = || fs::read_to_string(cgroup.join("memory.max")).unwrap_or_default();
+    let before = limit();
+    let run = start_with(shim(), &SUCCESS, |config| {
+        config["resources"] = json!({"cgroup": cgroup});
+    })
+    .wait();
+    let after = limit();
+    fs::remove_dir(cgroup.join("child")).unwrap();
+    fs::remove_dir(&cgroup).unwrap();
+    assert_eq!(run.ending(), (Some(125), "failed", Some("process_setup")));
+    let error = run.events.iter().find(|event| event["type"] == "error").unwrap();
+    let cause = error["causes"][0].as_str().unwrap();
+    let expected = format!("`{}`: found a cgroup with the child `child`", cgroup.display());
+    assert!(cause.starts_with(&expected), "the error is {error}");
+    assert_eq!(before, after);
+}
+
 #[test]
 fn logging_seccomp_filter_is_reported_as_partial_and_stops_no_call() {
     let run = |seccomp: &str| {

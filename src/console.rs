@@ -8,10 +8,9 @@
 
 mod device;
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,9 +20,11 @@ use a3s_box_core::event::{ConsoleMetrics, TruncationCause};
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::stat::SFlag;
 use tokio::sync::watch;
 
 use self::device::Device;
+use crate::report::output_place::{OutputError, OutputPlace, description};
 use crate::report::rotated_file::{RotatedFile, RotatedFileError, Rotation};
 use crate::spec::{ConsoleSpec, VmSpec};
 use crate::state::dir::StateDir;
@@ -31,8 +32,10 @@ use crate::state::dir::StateDir;
 /// Error of opening the console.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ConsoleError {
-    #[error("cannot open the console `{}`", path.display())]
-    Open { path: PathBuf, source: io::Error },
+    #[error("cannot open the console")]
+    Open(#[from] OutputError),
+    #[error("`{}`: found {found}, expected a file, a FIFO or a device", path.display())]
+    Unsuitable { path: PathBuf, found: &'static str },
     #[error("cannot keep the console in a file")]
     File(#[from] RotatedFileError),
     #[error("cannot make the pipes or the thread of the console")]
@@ -129,21 +132,22 @@ impl Sink {
         }
     }
 
-    /// Opens a path of the config. `O_NONBLOCK` makes a FIFO without a reader an error (ENXIO)
-    /// instead of a wait, and `O_NOCTTY` keeps a terminal from becoming the controlling one of the
-    /// shim.
+    /// Opens a path of the config. A FIFO without a reader is an error (ENXIO).
     fn open_path(path: &Path, max_bytes: u64, rotation: Rotation) -> Result<Self, ConsoleError> {
-        let failed = |source| ConsoleError::Open { path: path.to_owned(), source };
-        let mut options = OpenOptions::new();
-        options.append(true).create(true).mode(0o600);
-        options.custom_flags((OFlag::O_NONBLOCK | OFlag::O_NOCTTY).bits());
-        let file = options.open(path).map_err(failed)?;
-        if !file.metadata().map_err(failed)?.is_file() {
-            return Ok(Self::Device(Device::new(file)));
+        let place = OutputPlace::find(path)?;
+        match place.kind()? {
+            None | Some(SFlag::S_IFREG) => {
+                Ok(Self::File(RotatedFile::open_for(place, max_bytes, rotation)?))
+            }
+            Some(SFlag::S_IFIFO | SFlag::S_IFCHR | SFlag::S_IFBLK) => {
+                Ok(Self::Device(Device::new(place.open(OFlag::O_WRONLY)?)))
+            }
+            // A symbolic link could lead out of the directory that was checked.
+            Some(kind) => {
+                let (path, found) = (path.to_owned(), description(kind));
+                Err(ConsoleError::Unsuitable { path, found })
+            }
         }
-        // Rotation renames the file. It must rename the target of a symlink and not the symlink.
-        let path = fs::canonicalize(path).map_err(failed)?;
-        Ok(Self::File(RotatedFile::open_for(&path, max_bytes, rotation)?))
     }
 
     /// Writes a chunk. Calls `on_discard` for the bytes that are lost: bytes of the chunk, and

@@ -7,6 +7,7 @@
 pub(crate) mod events;
 pub(crate) mod log;
 mod merged;
+pub(crate) mod output_place;
 pub(crate) mod printable;
 pub(crate) mod rotated_file;
 pub(crate) mod service_manager;

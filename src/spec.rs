@@ -94,10 +94,6 @@ impl TryFrom<BoxConfig> for VmSpec {
         let console = ConsoleSpec::try_from(config.console)?;
         let network = NetworkSpec::try_from(config.network)?;
         let events = EventsSpec::try_from(config.events)?;
-        image.as_ref().map_or(Ok(()), |image| directories.refuse_layout(&image.layout))?;
-        for (field, file) in [("console.path", &console.path), ("events.file", &events.file)] {
-            file.as_deref().map_or(Ok(()), |file| directories.refuse_in_cache(field, file))?;
-        }
         let disk = config.resources.disk;
         let root_kind = config.root.kind;
         resources::check_disk_keep(root_kind == Some(RootKind::Shared), &config.resources)?;
@@ -106,6 +102,9 @@ impl TryFrom<BoxConfig> for VmSpec {
         // Without `root.kind`, a box with many shares gets a shared root.
         let most_shares =
             mounts::most_shares(root_kind.unwrap_or(RootKind::Shared), disk, &network);
+        let mounts = mounts::check(&config.mounts, &directories, most_shares)?;
+        image.as_ref().map_or(Ok(()), |image| directories.refuse_layout(&image.layout))?;
+        output::check_files(&console, &events, &directories, &mounts)?;
         Ok(Self {
             hostname: hostname::hostname(config.hostname, &id)?,
             id,
@@ -121,7 +120,7 @@ impl TryFrom<BoxConfig> for VmSpec {
             rlimits: resources::rlimits(&config.resources)?,
             cgroup: config.resources.cgroup,
             timeout: config.resources.timeout_ms.map(Duration::from_millis),
-            mounts: mounts::check(&config.mounts, &directories, most_shares)?,
+            mounts,
             agent: AgentSpec::try_from(&config.agent)?,
             console,
             events,

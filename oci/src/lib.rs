@@ -79,8 +79,11 @@ pub use cache::layer_cache::LayerCache;
 pub use cache::lock::LayerLease;
 pub use cache::lookup::CachedLayer;
 pub use cache::retention::{Collected, Retention};
-pub use host::private_dir::{StoreError, check_parents, private_directory};
+pub use host::private_dir::private_directory;
 pub use host::remove::remove_path;
+pub use host::trusted_path::{
+    ReachedDirectory, StoreError, check_parents, open_protected, open_safely,
+};
 pub use image::config::{ImageConfig, ImageConfigError};
 pub use image::digest::{Algorithm, Digest, DigestError};
 pub use image::healthcheck::{Healthcheck, HealthcheckError};
@@ -105,4 +108,5 @@ pub use unpack::limits::Limits;
 pub use unpack::mapped::MappedIds;
 pub use unpack::path::PathError;
 pub use unpack::progress::Progress;
+pub use unpack::steps::{StepLimits, StepsError};
 pub use unpack::zstd_stream::WindowError;

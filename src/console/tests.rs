@@ -1,5 +1,6 @@
+use std::fs::{self, OpenOptions};
 use std::io::{PipeWriter, Write};
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{OpenOptionsExt, symlink};
 use std::time::{Duration, Instant};
 
 use nix::sys::stat::Mode;
@@ -130,7 +131,7 @@ fn fifo_without_a_reader_is_an_error() {
     let (path, reader) = fifo(&directory);
     drop(reader);
     let error = Sink::open_path(&path, 1 << 20, Rotation::Rename).unwrap_err();
-    assert!(matches!(error, ConsoleError::Open { .. }), "{error:?}");
+    assert!(matches!(error, ConsoleError::Open(OutputError::Open { .. })), "{error:?}");
 }
 
 #[test]
@@ -145,13 +146,11 @@ fn output_that_a_full_disk_refuses_is_counted() {
 }
 
 #[test]
-fn rotation_renames_the_target_of_a_symlink() {
+fn symlink_is_refused_and_its_target_is_not_made() {
     let directory = tempfile::tempdir().unwrap();
     let (link, target) = (directory.path().join("link"), directory.path().join("target"));
     symlink("target", &link).unwrap();
-    let mut sink = Sink::open_path(&link, 20, Rotation::Rename).unwrap();
-    sink.write(b"123456789012345", |bytes, _| assert_eq!(bytes, 0));
-    assert!(link.is_symlink());
-    assert_eq!(fs::read(&target).unwrap(), b"12345");
-    assert_eq!(fs::read(directory.path().join("target.1")).unwrap(), b"1234567890");
+    let error = Sink::open_path(&link, 20, Rotation::Rename).unwrap_err();
+    assert!(matches!(error, ConsoleError::Unsuitable { found: "a symlink", .. }), "{error:?}");
+    assert!(!target.exists());
 }

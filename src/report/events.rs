@@ -34,6 +34,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::{Mode, SFlag, fstat};
 
 use super::merged::{Merged, Moment};
+use super::output_place::OutputPlace;
 use super::rotated_file::{RotatedFile, RotatedFileError, Rotation};
 
 /// Number of waiting lines from which on droppable events, such as progress and metrics, are
@@ -135,7 +136,8 @@ impl EventWriter {
         rotation: Rotation,
     ) -> Result<(), EventFileError> {
         let failed = |source| EventFileError { path: path.to_owned(), source };
-        let mut file = RotatedFile::open_for(path, max_bytes, rotation).map_err(failed)?;
+        let place = OutputPlace::find(path).map_err(|error| failed(error.into()))?;
+        let mut file = RotatedFile::open_for(place, max_bytes, rotation).map_err(failed)?;
         // The file may be one of an earlier process, which was killed while it wrote a line.
         file.complete_line().map_err(failed)?;
         self.lock().file = Some(file);

@@ -5,8 +5,9 @@
 //! name.1   the bytes before them: `name` is renamed to it when it has reached its half
 //! ```
 //!
-//! Both are opened relative to an fd of the directory, so that they stay reachable after this
-//! process has changed its root. The file is locked with flock(2), and a second writer is refused,
+//! Both are opened and renamed relative to an fd of the directory ([`OutputPlace`]), so that they
+//! stay reachable after this process has changed its root, and no other user can lead them to
+//! another file. The file is locked with flock(2), and a second writer is refused,
 //! because each would rename the file of the other. No other program may rotate the file either.
 //! The lock of the box directory keeps other shims away from a file in it, so a new current file
 //! there needs no lock of its own. A confined process cannot lock a file any more.
@@ -19,15 +20,17 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, TryLockError};
 use std::io::{self, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use a3s_box_core::config::ConfinementLevel;
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, open, openat, renameat};
-use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat};
+use nix::fcntl::{AtFlags, OFlag, openat, renameat};
+use nix::sys::stat::{Mode, SFlag, fstat, fstatat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
+
+use super::output_place::{OutputError, OutputPlace, description, file_type};
 
 /// Size of the buffer for copies.
 const COPY_BYTES: usize = 256 * 1024;
@@ -35,8 +38,10 @@ const COPY_BYTES: usize = 256 * 1024;
 /// Why the file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RotatedFileError {
-    #[error("cannot open `{}`", path.display())]
-    Open { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Place(#[from] OutputError),
+    #[error("cannot use `{}`", path.display())]
+    Use { path: PathBuf, source: io::Error },
     #[error("`{}`: found {found}, expected a regular file", path.display())]
     NotRegular { path: PathBuf, found: &'static str },
     #[error("`{}` is in use: another shim, or another part of this one, writes it", path.display())]
@@ -48,8 +53,7 @@ pub(crate) enum RotatedFileError {
 pub(crate) struct RotatedFile {
     path: PathBuf,
     /// Absent in a process that may not keep it, and therefore rotates by copying.
-    directory: Option<OwnedFd>,
-    name: OsString,
+    place: Option<OutputPlace>,
     previous_name: OsString,
     /// Absent if the last rotation could not open a new file.
     file: Option<File>,
@@ -99,21 +103,18 @@ pub(crate) struct Loss {
 impl RotatedFile {
     /// Opens or creates the file, to append to it. Files that exceed the bound already are dropped.
     pub(crate) fn open(path: &Path, max_bytes: u64) -> Result<Self, RotatedFileError> {
-        let failed = |source| RotatedFileError::Open { path: path.to_owned(), source };
-        let (parent, name) = path
-            .parent()
-            .zip(path.file_name())
-            .ok_or_else(|| failed(io::ErrorKind::IsADirectory.into()))?;
-        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let directory = open(parent, flags, Mode::empty()).map_err(|error| failed(error.into()))?;
-        let mut previous_name = name.to_owned();
+        Self::open_at(OutputPlace::find(path)?, max_bytes)
+    }
+
+    fn open_at(place: OutputPlace, max_bytes: u64) -> Result<Self, RotatedFileError> {
+        let path = place.path.clone();
+        let mut previous_name = place.name.clone();
         previous_name.push(".1");
-        let previous = regular_bytes(&directory, &previous_name);
+        let previous = regular_bytes(&place, &previous_name);
         // The size of `name.1` is needed for the bound, even if its file is never opened.
         let mut this = Self {
-            path: path.to_owned(),
-            directory: Some(directory),
-            name: name.to_owned(),
+            path: path.clone(),
+            place: Some(place),
             previous_name,
             file: None,
             current: Extent::default(),
@@ -125,30 +126,30 @@ impl RotatedFile {
         let file = this.open_current()?;
         this.lock(&file)?;
         this.file = Some(file);
-        this.bring_within_bound().map_err(failed)?;
+        this.bring_within_bound().map_err(|source| RotatedFileError::Use { path, source })?;
         Ok(this)
     }
 
     /// Opens the file as [`open`](Self::open) does, and prepares it for `rotation`.
     pub(crate) fn open_for(
-        path: &Path,
+        place: OutputPlace,
         max_bytes: u64,
         rotation: Rotation,
     ) -> Result<Self, RotatedFileError> {
-        let mut this = Self::open(path, max_bytes)?;
+        let mut this = Self::open_at(place, max_bytes)?;
         if rotation == Rotation::Copy
-            && let Some(directory) = this.directory.take()
+            && let Some(place) = this.place.take()
         {
             let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
             let owner_only = Mode::S_IRUSR | Mode::S_IWUSR;
-            let opened =
-                openat(directory, &*this.previous_name, flags | OFlag::O_CLOEXEC, owner_only);
-            // If it cannot be opened, a rotation drops the old bytes, and only the current file
+            let opened = openat(&place, &*this.previous_name, flags | OFlag::O_CLOEXEC, owner_only);
+            // If it cannot be used, a rotation drops the old bytes, and only the current file
             // remains.
-            this.open_previous = opened
-                .ok()
-                .map(File::from)
-                .filter(|file| file.metadata().is_ok_and(|m| m.is_file()));
+            let is_usable = |file: &File| {
+                fstat(file)
+                    .is_ok_and(|found| file_type(&found) == SFlag::S_IFREG && place.is_own(&found))
+            };
+            this.open_previous = opened.ok().map(File::from).filter(is_usable);
         }
         Ok(this)
     }
@@ -158,7 +159,7 @@ impl RotatedFile {
         let mut this = Self::open(path, max_bytes)?;
         this.truncate()
             .and_then(|_own| this.remove_previous())
-            .map_err(|source| RotatedFileError::Open { path: path.to_owned(), source })?;
+            .map_err(|source| RotatedFileError::Use { path: path.to_owned(), source })?;
         this.locks_replacement = false;
         Ok(this)
     }
@@ -166,7 +167,7 @@ impl RotatedFile {
     /// Appends a line feed if the last line has none, because a process was killed while it wrote
     /// it.
     pub(crate) fn complete_line(&mut self) -> Result<(), RotatedFileError> {
-        let failed = |source| RotatedFileError::Open { path: self.path.clone(), source };
+        let failed = |source| RotatedFileError::Use { path: self.path.clone(), source };
         if self.current.bytes == 0 {
             return Ok(());
         }
@@ -291,8 +292,8 @@ impl RotatedFile {
     /// Makes the current file the previous one, and returns how many own bytes were dropped with
     /// the old previous file.
     fn rotate(&mut self) -> io::Result<u64> {
-        let Some(directory) = &self.directory else { return self.copy_to_previous() };
-        let dropped = match renameat(directory, &*self.name, directory, &*self.previous_name) {
+        let Some(place) = &self.place else { return self.copy_to_previous() };
+        let dropped = match renameat(place, &*place.name, place, &*self.previous_name) {
             Ok(()) => {
                 let dropped = self.previous.own_bytes;
                 self.previous = self.current;
@@ -332,8 +333,8 @@ impl RotatedFile {
     }
 
     fn remove_previous(&mut self) -> io::Result<()> {
-        let Some(directory) = &self.directory else { return Ok(()) };
-        match unlinkat(directory, &*self.previous_name, UnlinkatFlags::NoRemoveDir) {
+        let Some(place) = &self.place else { return Ok(()) };
+        match unlinkat(place, &*self.previous_name, UnlinkatFlags::NoRemoveDir) {
             Ok(()) | Err(Errno::ENOENT) => self.previous = Extent::default(),
             Err(error) => return Err(error.into()),
         }
@@ -356,61 +357,38 @@ impl RotatedFile {
         file.try_lock().map_err(|error| match error {
             TryLockError::WouldBlock => RotatedFileError::InUse { path: self.path.clone() },
             TryLockError::Error(source) => {
-                RotatedFileError::Open { path: self.path.clone(), source }
+                RotatedFileError::Use { path: self.path.clone(), source }
             }
         })
     }
 
     /// Opens or creates the current file, and takes its size over.
     fn open_current(&mut self) -> Result<File, RotatedFileError> {
-        let failed = |source| RotatedFileError::Open { path: self.path.clone(), source };
-        let regular = |found: &FileStat| match kind(found) {
-            None => Ok(()),
-            Some(found) => Err(RotatedFileError::NotRegular { path: self.path.clone(), found }),
+        let failed = |source| RotatedFileError::Use { path: self.path.clone(), source };
+        let regular = |kind: SFlag| match kind {
+            SFlag::S_IFREG => Ok(()),
+            kind => Err(RotatedFileError::NotRegular {
+                path: self.path.clone(),
+                found: description(kind),
+            }),
         };
-        let Some(directory) = &self.directory else {
-            return Err(failed(io::ErrorKind::NotFound.into()));
-        };
+        let Some(place) = &self.place else { return Err(failed(io::ErrorKind::NotFound.into())) };
         // The type is checked before the open, because opening a device can have an effect.
-        if let Ok(found) = fstatat(directory, &*self.name, AtFlags::AT_SYMLINK_NOFOLLOW) {
-            regular(&found)?;
-        }
-        // O_NONBLOCK keeps the open from blocking, should a device replace the file after the
-        // check.
-        let flags = OFlag::O_RDWR
-            | OFlag::O_APPEND
-            | OFlag::O_CREAT
-            | OFlag::O_NOFOLLOW
-            | OFlag::O_NONBLOCK
-            | OFlag::O_CLOEXEC;
-        let owner_only = Mode::S_IRUSR | Mode::S_IWUSR;
-        let file = openat(directory, &*self.name, flags, owner_only)
-            .map_err(|error| failed(error.into()))?;
-        let found = fstat(&file).map_err(|error| failed(error.into()))?;
-        regular(&found)?;
+        place.kind()?.map_or(Ok(()), regular)?;
+        // The type is checked again, should a device have replaced the file after the check.
+        let file = place.open(OFlag::O_RDWR | OFlag::O_CREAT)?;
+        let found = fstat(&file).map_err(|errno| failed(errno.into()))?;
+        regular(file_type(&found))?;
         self.current = Extent { bytes: u64::try_from(found.st_size).unwrap_or(0), own_bytes: 0 };
-        Ok(file.into())
+        Ok(file)
     }
 }
 
 /// Returns the size of a regular file, or 0 if there is none.
 fn regular_bytes(directory: impl AsFd, name: &OsStr) -> u64 {
     let found = fstatat(directory, name, AtFlags::AT_SYMLINK_NOFOLLOW).ok();
-    let found = found.filter(|found| kind(found).is_none());
+    let found = found.filter(|found| file_type(found) == SFlag::S_IFREG);
     found.and_then(|found| u64::try_from(found.st_size).ok()).unwrap_or(0)
-}
-
-/// Returns the type of a file that is not a regular file.
-fn kind(found: &FileStat) -> Option<&'static str> {
-    match SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT {
-        SFlag::S_IFREG => None,
-        SFlag::S_IFLNK => Some("a symlink"),
-        SFlag::S_IFDIR => Some("a directory"),
-        SFlag::S_IFIFO => Some("a FIFO"),
-        SFlag::S_IFSOCK => Some("a socket"),
-        SFlag::S_IFCHR | SFlag::S_IFBLK => Some("a device"),
-        _ => Some("something else"),
-    }
 }
 
 #[cfg(test)]

@@ -1,9 +1,13 @@
 //! The mounts of the guest: `mounts` of the config, validated.
 
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path};
 
 use a3s_box_core::config::{self, ConfigError, DiskPlace, MountConfig, RootKind};
 use a3s_box_krun::{Access, ShareCache, max_shares};
+use a3s_box_oci::{StoreError, open_safely};
 
 use super::field::absolute;
 use super::network::NetworkSpec;
@@ -103,6 +107,9 @@ fn check_target(mount: &str, target: &str) -> Result<String, ConfigError> {
 
 /// Returns the directory that `source` leads to, with its path without symbolic links. The inode
 /// lets a later phase detect that the directory was replaced.
+///
+/// The path often leads through directories of other users. They can put their own directories on
+/// the way, but they must not lead a shim of root to a directory that only root can reach.
 fn check_source(
     field: &str,
     source: &Path,
@@ -113,10 +120,26 @@ fn check_source(
         let found = format!("`{}`{reason}", source.display());
         ConfigError::invalid(field, found, "an existing directory of the host")
     };
-    let canonical = source.canonicalize().and_then(|path| Location::find(&path));
-    let location = canonical.map_err(|error| refuse(format!(" ({error})")))?;
-    let inode = location.inode.filter(|_| location.path.is_dir());
-    let inode = inode.ok_or_else(|| refuse(", which is not a directory".to_owned()))?;
+    let reached = open_safely(source).map_err(|error| match error {
+        StoreError::Host(error) if error.source.kind() == io::ErrorKind::NotADirectory => {
+            refuse(", which is not a directory".to_owned())
+        }
+        StoreError::Host(error) => refuse(format!(" ({})", error.source)),
+        StoreError::Exposed { path, found, expected } => {
+            let found = format!("`{}` with `{}`, {found}", source.display(), path.display());
+            ConfigError::invalid(field, found, expected)
+        }
+    })?;
+    let found = File::from(reached.directory).metadata();
+    let inode = found.map(|found| (found.dev(), found.ino()));
+    let location = Location::find(&reached.path);
+    let (inode, location) = inode
+        .and_then(|inode| Ok((inode, location?)))
+        .map_err(|error| refuse(format!(" ({error})")))?;
+    // The location is found by the path, which could lead to another directory by now.
+    if location.inode != Some(inode) {
+        return Err(refuse(", which was replaced while the config was validated".to_owned()));
+    }
     directories.refuse_share(field, &location)?;
     Ok(SharedDirectory { path: location.path, inode })
 }

@@ -1,12 +1,14 @@
 //! The output files and the `metrics` events of a box: `console` and `events` of the config,
 //! validated.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use a3s_box_core::config::{ConfigError, ConsoleConfig, EventsConfig};
 
 use super::field::{MAX_WAIT_MS, absolute, within};
+use super::mounts::{MountSource, MountSpec};
+use super::paths::{Location, ShimDirectories, check_parents};
 
 /// Shortest time between two `metrics` events. Reading the metrics takes a millisecond, and several
 /// for a guest with much memory.
@@ -62,4 +64,41 @@ impl TryFrom<EventsConfig> for EventsSpec {
             metrics_interval: events.metrics_interval_ms.map(Duration::from_millis),
         })
     }
+}
+
+/// Checks the places of both files: that no other user and no guest can replace them, and that they
+/// are not in the layer cache, which removes unknown files.
+pub(super) fn check_files(
+    console: &ConsoleSpec,
+    events: &EventsSpec,
+    directories: &ShimDirectories,
+    mounts: &[MountSpec],
+) -> Result<(), ConfigError> {
+    for (field, file) in [("console.path", &console.path), ("events.file", &events.file)] {
+        let Some(file) = file else { continue };
+        directories.refuse_in_cache(field, file)?;
+        check_parents(field, file)?;
+        refuse_in_shares(field, file, mounts)?;
+    }
+    Ok(())
+}
+
+/// Refuses a file in a share. The guest could put a symbolic link in its place, which would lead a
+/// shim of root to any file of the host.
+fn refuse_in_shares(field: &str, file: &Path, mounts: &[MountSpec]) -> Result<(), ConfigError> {
+    // If the location cannot be found, the phase that opens the file reports the reason.
+    let Ok(location) = Location::find(file) else { return Ok(()) };
+    for (i, mount) in mounts.iter().enumerate() {
+        let MountSource::Virtiofs { directory: share, .. } = &mount.source else { continue };
+        if location.is_below(&share.path, Some(share.inode)) {
+            let found = format!(
+                "`{}`, which is in the share `{}` (`mounts[{i}].source`)",
+                file.display(),
+                share.path.display()
+            );
+            let expected = "a path outside of all shares, because a guest can change their files";
+            return Err(ConfigError::invalid(field, found, expected));
+        }
+    }
+    Ok(())
 }

@@ -77,8 +77,12 @@ impl Location {
 
     /// Returns whether this location is `directory` or inside of it.
     fn is_in(&self, directory: &Self) -> bool {
-        self.path.starts_with(&directory.path)
-            || directory.inode.is_some_and(|inode| self.lineage.contains(&inode))
+        self.is_below(&directory.path, directory.inode)
+    }
+
+    /// Returns whether this location is the directory with this path and inode, or inside of it.
+    pub(super) fn is_below(&self, path: &Path, inode: Option<Inode>) -> bool {
+        self.path.starts_with(path) || inode.is_some_and(|inode| self.lineage.contains(&inode))
     }
 }
 
@@ -161,7 +165,7 @@ fn is_in(path: &Path, directory: &Location) -> bool {
 }
 
 /// Checks that no other user can replace a directory on the way to `path`.
-fn check_parents(field: &str, path: &Path) -> Result<(), ConfigError> {
+pub(super) fn check_parents(field: &str, path: &Path) -> Result<(), ConfigError> {
     match a3s_box_oci::check_parents(path) {
         Ok(()) => Ok(()),
         Err(StoreError::Exposed { path: parent, found, expected }) => {

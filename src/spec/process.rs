@@ -2,12 +2,13 @@
 
 use std::path::Path;
 
-use a3s_box_core::config::{ConfigError, ProcessConfig, StopConfig};
+use a3s_box_core::config::{ConfigError, ProcessConfig, StopConfig, variable_path};
 
-use super::field::{MAX_WAIT_MS, absolute, no_nul, within};
+use super::field::{MAX_WAIT_MS, no_nul, within};
 use super::signal::StopSignal;
 
-/// Checks that execve(2) in the guest can accept the arguments and the environment.
+/// Checks that execve(2) in the guest can accept the arguments and the environment. No error quotes
+/// a value, because it can be a secret.
 pub(super) fn check(process: &ProcessConfig) -> Result<(), ConfigError> {
     let lists = [
         ("process.entrypoint", process.entrypoint.as_deref()),
@@ -20,18 +21,20 @@ pub(super) fn check(process: &ProcessConfig) -> Result<(), ConfigError> {
     }
     for (name, value) in &process.env.0 {
         if name.is_empty() || name.contains(['=', '\0']) {
-            let expected = "a name without `=` and NUL";
-            return Err(ConfigError::invalid(
-                "process.env",
-                format!("the name `{}`", name.escape_debug()),
-                expected,
-            ));
+            // The rest of such a name can be the value, which is a secret.
+            let found = format!("a name of {} bytes with `=` or NUL", name.len());
+            let found = if name.is_empty() { "an empty name".to_owned() } else { found };
+            let expected = "a name without `=` and NUL, with its value in the place of the value";
+            return Err(ConfigError::invalid("process.env", found, expected));
         }
-        no_nul(&format!("process.env.{name}"), value)?;
+        no_nul(&variable_path(name), value)?;
     }
     if let Some(cwd) = &process.cwd {
-        absolute("process.cwd", Path::new(cwd))?;
         no_nul("process.cwd", cwd)?;
+        if !Path::new(cwd).is_absolute() {
+            let found = format!("a text of {} bytes that does not begin with `/`", cwd.len());
+            return Err(ConfigError::invalid("process.cwd", found, "an absolute path"));
+        }
     }
     no_nul("process.user", process.user.as_deref().unwrap_or_default())
 }

@@ -1,7 +1,7 @@
 //! What the validation accepts and refuses.
 
 use std::fs::{self, Permissions};
-use std::os::unix::fs::{PermissionsExt, chown, symlink};
+use std::os::unix::fs::{PermissionsExt, chown, lchown, symlink};
 use std::path::{Path, PathBuf};
 
 use a3s_box_core::BoxConfig;
@@ -67,8 +67,16 @@ fn invalid_value_is_refused_with_its_field_and_what_is_expected() {
             "image.limits.zstd_window_mib: found 2049, expected 1 to 2048",
         ),
         (r#"{"process":{"args":["a\u0000b"]}}"#, "process.args[0]: found a NUL byte at 1"),
-        (r#"{"process":{"env":{"A=B":""}}}"#, "process.env: found the name `A=B`"),
-        (r#"{"process":{"cwd":"srv"}}"#, "process.cwd: found `srv`, expected an absolute path"),
+        (
+            r#"{"process":{"env":{"A=B":""}}}"#,
+            "process.env: found a name of 3 bytes with `=` or NUL, expected a name without `=`",
+        ),
+        (r#"{"process":{"env":{"":"x"}}}"#, "process.env: found an empty name"),
+        (r#"{"process":{"env":{"A":"x\u0000"}}}"#, "process.env.A: found a NUL byte at 1"),
+        (
+            r#"{"process":{"cwd":"srv"}}"#,
+            "process.cwd: found a text of 3 bytes that does not begin with `/`, expected an absolute",
+        ),
         (r#"{"resources":{"vcpus":0}}"#, "resources.vcpus: found 0, expected 1 to 16"),
         (r#"{"resources":{"vcpus":17}}"#, "resources.vcpus: found 17, expected 1 to 16"),
         (
@@ -146,6 +154,22 @@ fn invalid_value_is_refused_with_its_field_and_what_is_expected() {
     assert!(
         validate(&longer).unwrap_err().starts_with("paths.state_dir: found a socket path of 10")
     );
+}
+
+#[test]
+fn no_error_about_the_process_quotes_a_value() {
+    for process in [
+        r#"{"env":{"TOKEN=hunter2":"x"}}"#,
+        r#"{"env":{"TOKEN hunter2":"x\u0000"}}"#,
+        r#"{"env":{"TOKEN":"hunter2\u0000"}}"#,
+        r#"{"args":["hunter2\u0000"]}"#,
+        r#"{"cwd":"hunter2"}"#,
+        r#"{"cwd":"/hunter2\u0000"}"#,
+        r#"{"user":"hunter2\u0000"}"#,
+    ] {
+        let found = validate(&format!(r#"{{"process":{process}}}"#)).unwrap_err();
+        assert!(found.starts_with("process.") && !found.contains("hunter2"), "{process}: {found}");
+    }
 }
 
 /// Makes a state directory `s` with the box `demo`, a cache `c` with a directory in it, other
@@ -281,6 +305,90 @@ fn directory_that_another_user_can_replace_is_refused_with_the_reason() {
         assert!(found.contains("a parent directory of user 1 with mode 0755"), "{found}");
         chown(&open, Some(0), None).unwrap();
     }
+}
+
+#[test]
+fn output_file_that_a_guest_or_another_user_can_replace_is_refused() {
+    let (_dir, root) = host();
+    fs::create_dir(root.join("logs")).unwrap();
+    let with = |section: &str, key: &str, path: &str| {
+        let mut config = config_in(&root);
+        let mount = |source: &str| json!({"type": "virtiofs", "source": root.join(source), "target": format!("/{source}")});
+        let tmpfs = json!({"type": "tmpfs", "target": "/t"});
+        config["mounts"] = json!([tmpfs, mount("new"), mount("to-share")]);
+        config[section] = json!({key: root.join(path)});
+        validate(&config.to_string())
+    };
+    for (section, key) in [("console", "path"), ("events", "file")] {
+        for path in ["share/file", "to-share/inner/file", "share/missing/file", "logs/../share/x"] {
+            let expected = format!(
+                "{section}.{key}: found `{}`, which is in the share `{}` (`mounts[2].source`), \
+                 expected a path outside of all shares",
+                root.join(path).display(),
+                root.join("share").display()
+            );
+            let found = with(section, key, path).unwrap_err();
+            assert!(found.starts_with(&expected), "found: {found}\n expected: {expected}");
+        }
+        with(section, key, "logs/file").unwrap();
+        let chmod = |mode| {
+            fs::set_permissions(root.join("logs"), Permissions::from_mode(mode)).unwrap();
+        };
+        chmod(0o777);
+        let expected = format!(
+            "{section}.{key}: found `{}` in `{}`, a parent directory of user 0 with mode 0777, \
+             expected one of root",
+            root.join("logs/file").display(),
+            root.join("logs").display()
+        );
+        let found = with(section, key, "logs/file").unwrap_err();
+        assert!(found.starts_with(&expected), "found: {found}\n expected: {expected}");
+        chmod(0o755);
+    }
+}
+
+#[test]
+fn share_to_which_another_user_leads_the_path_is_refused() {
+    let (_dir, root) = host();
+    for directory in ["home/data", "home/own", "private"] {
+        fs::create_dir_all(root.join(directory)).unwrap();
+    }
+    symlink(root.join("private"), root.join("home/link")).unwrap();
+    symlink(root.join("private"), root.join("home/link-of-root")).unwrap();
+    for path in ["home", "home/data", "home/link"] {
+        lchown(root.join(path), Some(1), None).unwrap();
+    }
+    let shared = |source: &str| {
+        let mut config = config_in(&root);
+        let mount = json!({"type": "virtiofs", "source": root.join(source), "target": "/a"});
+        config["mounts"] = json!([mount]);
+        validate(&config.to_string()).map(|spec| match &spec.mounts[0].source {
+            MountSource::Virtiofs { directory, .. } => directory.path.clone(),
+            MountSource::Tmpfs { .. } => panic!(),
+        })
+    };
+    let at = |path: &str| root.join(path).display().to_string();
+    let cases = [
+        ("home/link", "home/link", "a symbolic link of user 1, expected a directory, or a link of"),
+        ("home/link/x", "home/link", "a symbolic link of user 1"),
+        // Whoever owns the directory can have renamed these files to their names.
+        ("home/link-of-root", "home/link-of-root", "a file of user 0 in `"),
+        ("home/own", "home/own", "a file of user 0 in `"),
+        ("home/data/../../private", "", "a file of user 0 in `"),
+    ];
+    for (source, component, reason) in cases {
+        let expected = format!(
+            "mounts[0].source: found `{}` with `{}`, {reason}",
+            at(source),
+            at(component).trim_end_matches('/')
+        );
+        let found = shared(source).unwrap_err();
+        assert!(found.starts_with(&expected), "found: {found}\n expected: {expected}");
+    }
+    // Another user's own directories can be shared, and links of root are followed.
+    assert_eq!(shared("home/data").unwrap(), root.join("home/data"));
+    symlink("home/data", root.join("to-data")).unwrap();
+    assert_eq!(shared("to-data").unwrap(), root.join("home/data"));
 }
 
 #[test]

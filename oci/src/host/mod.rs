@@ -4,6 +4,7 @@
 //! directory      opens directories by paths that an image has shaped, and lists them
 //! remove         removes trees of any depth
 //! private_dir    directories that no other user can reach or replace
+//! trusted_path   paths, resolved with a check of the owner of each component
 //! metadata       copies owner, mode, times and extended attributes from one inode to another
 //! xattr          reads extended attributes, and decides which of them are kept
 //! overlay_xattr  the extended attributes in which overlayfs stores its marks
@@ -19,6 +20,7 @@ pub(crate) mod overlay_xattr;
 pub(crate) mod private_dir;
 pub(crate) mod remove;
 pub(crate) mod text;
+pub(crate) mod trusted_path;
 pub(crate) mod xattr;
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
 
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
@@ -148,6 +148,18 @@ fn error_names_the_type_of_a_file_that_is_not_regular() {
     assert_eq!(found(), "a directory");
     let device = RotatedFile::open(Path::new("/dev/null"), 1000).unwrap_err();
     assert!(matches!(device, RotatedFileError::NotRegular { found: "a device", .. }));
+}
+
+#[test]
+fn previous_file_that_another_user_has_made_receives_nothing() {
+    let (directory, path) = directory();
+    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o1777)).unwrap();
+    fs::write(path.with_extension("1"), "").unwrap();
+    chown(path.with_extension("1"), Some(1), None).unwrap();
+    let mut file =
+        RotatedFile::open_for(OutputPlace::find(&path).unwrap(), 20, Rotation::Copy).unwrap();
+    assert_eq!(file.append(b"0123456789abc"), Loss { old_bytes: 10, new_bytes: 0 });
+    assert_eq!(both(&path), (b"abc".to_vec(), Vec::new()));
 }
 
 #[test]

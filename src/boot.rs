@@ -30,14 +30,16 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use a3s_box_core::config::{ConfinementLevel, RootKind};
 use a3s_box_core::event::EventKind;
 use a3s_box_core::{ErrorCode, ErrorReport, exit};
 use a3s_box_krun::guest_kernel::GuestKernel;
 use a3s_box_krun::{Machine, Vm};
 
-use crate::confine::{Confinement, Files};
+use crate::confine::{Confinement, Files, User};
 use crate::control::{self, Control};
 use crate::error::ShimError;
+use crate::host::box_ids::{BoxIds, BoxIdsError};
 use crate::host::cgroup;
 use crate::host::inherited::InheritedFiles;
 use crate::host::parent::Parent;
@@ -109,9 +111,10 @@ pub(crate) fn run(shim: &mut Shim<'_>) -> Result<(), ShimError> {
     process::enter_private_mounts()?;
     let mut confinement = Confinement::begin(&spec);
     let state = shim.acquire_state(&spec, event_file)?;
+    let ids = box_ids(&spec, choice)?;
     // This enters an empty network. unshare(2) moves only the calling thread, so it comes before
     // the first other thread.
-    let mut network = Network::start(&spec)?;
+    let mut network = Network::start(&spec, ids.as_ref())?;
     let configured_ms = shim.events.elapsed_ms();
 
     log::enter(Phase::Rootfs);
@@ -124,7 +127,8 @@ pub(crate) fn run(shim: &mut Shim<'_>) -> Result<(), ShimError> {
     let mut guest = machine::describe(&spec, &root, &network)?;
     let console = console::open(&spec, &state)?;
     let files = Files { state: &state, root: &root, shares: &mut guest.shares };
-    confinement.complete(&spec, files, std::mem::take(&mut shim.inherited));
+    let user = User { ids: ids.as_ref(), signals: &signals };
+    confinement.complete(&spec, files, &user, std::mem::take(&mut shim.inherited));
     // The event precedes the check, so that a supervisor gets the state of all layers in each case.
     confinement.event().into_iter().for_each(|confined| shim.events.emit(confined));
     confinement.check()?;
@@ -271,6 +275,16 @@ fn set_process_up(spec: &VmSpec, parent: Parent) -> Result<Signals, ShimError> {
     let signals = Signals::block(spec.die_with_parent.then_some(parent))?;
     process::raise_limits()?;
     Ok(signals)
+}
+
+/// Takes ids for the box of a shim that root started. Without root, the VMM already is a user
+/// without rights. With a shared root it stays root, because the files of this root belong to ids
+/// of the host.
+fn box_ids(spec: &VmSpec, choice: Choice) -> Result<Option<BoxIds>, BoxIdsError> {
+    let has_ids = process::is_root_of_host()
+        && choice.kind == RootKind::Block
+        && spec.confinement != ConfinementLevel::None;
+    has_ids.then(|| BoxIds::take(spec)).transpose()
 }
 
 /// Enters libkrun. From here on the control thread ends the process.

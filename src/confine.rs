@@ -5,10 +5,10 @@
 //! starts:
 //!
 //! ```text
-//!   namespaces ──► root ──────► process ──► capabilities ──► Landlock ──► seccomp ──► threads, libkrun
-//!   (before the    the box's    no core,    those for the    the box's    the calls
-//!    box's root    own files    no gain of  guest's files,   own files    of a VM
-//!    is made)                   privileges  if it has any
+//!   namespaces ──► root ──────► user ─────► process ──► capabilities ──► Landlock ──► seccomp ──► threads,
+//!   (before the    the box's    ids of the  no core,    those for the    the box's    the calls   libkrun
+//!    box's root    own files    box alone   no gain of  guest's files,   own files    of a VM
+//!    is made)                   (root only) privileges  if it has any
 //! ```
 //!
 //! Most layers apply only to the calling thread and to the threads that it starts later. They are
@@ -22,17 +22,21 @@ mod jail;
 mod landlock;
 mod process;
 mod seccomp;
+mod user_namespace;
 
 use std::error::Error;
 
 use a3s_box_core::config::ConfinementLevel;
 use a3s_box_core::event::{EventKind, Layer, LayerReport, LayerStatus};
 use a3s_box_core::one_line;
+use a3s_box_sys::HostError;
 use nix::sched::{CloneFlags, unshare};
 
 use self::extent::Extent;
+use self::user_namespace::Namespace;
+use crate::host::box_ids::BoxIds;
 use crate::host::inherited::InheritedFiles;
-use crate::host::process::is_in_user_namespace;
+use crate::host::process::{Signals, is_in_user_namespace, is_root_of_host};
 use crate::report::log;
 use crate::rootfs::Root;
 use crate::share::PinnedShare;
@@ -52,6 +56,15 @@ pub(crate) struct Files<'a> {
     pub(crate) state: &'a StateDir,
     pub(crate) root: &'a Root,
     pub(crate) shares: &'a mut [PinnedShare],
+}
+
+/// The user that the VMM becomes.
+#[derive(Debug)]
+pub(crate) struct User<'a> {
+    /// Ids for a shim that root started. Without them it stays the user that it is.
+    pub(crate) ids: Option<&'a BoxIds>,
+    /// The setting for the parent's death, which ends with a change of user.
+    pub(crate) signals: &'a Signals,
 }
 
 /// The layers that have been applied so far.
@@ -98,7 +111,13 @@ impl Confinement {
     ///
     /// Callers must have made all files of the box, because the root changes. They must still have
     /// one thread only.
-    pub(crate) fn complete(&mut self, spec: &VmSpec, files: Files<'_>, inherited: InheritedFiles) {
+    pub(crate) fn complete(
+        &mut self,
+        spec: &VmSpec,
+        files: Files<'_>,
+        user: &User<'_>,
+        inherited: InheritedFiles,
+    ) {
         if self.level == ConfinementLevel::None {
             return;
         }
@@ -106,15 +125,55 @@ impl Confinement {
         // Only a directory of the host that the guest changes needs capabilities, and calls that
         // change attributes and links of files.
         let has_directories = root.disks.is_none() || !shares.is_empty();
-        // The order is fixed: the root needs CAP_SYS_ADMIN, Landlock opens paths in the new root
-        // and needs `no_new_privs`, and the filter refuses the calls that the other layers make.
+        // The order is fixed: the root needs CAP_SYS_ADMIN over the host's mounts, which nobody has
+        // in the user namespace, Landlock opens paths in the new root and needs `no_new_privs`, and
+        // the filter refuses the calls that the other layers make.
+        if user.ids.is_none() && is_root_of_host() {
+            let lack = "with a shared root, the shim stays root of the host";
+            self.add(Layer::UserNamespace, || Ok::<_, HostError>(Extent::Partial(lack)));
+        }
+        let namespace = user.ids.and_then(|ids| self.make_namespace(ids, shares));
         self.add(Layer::Root, || jail::enter(state, shares));
+        if let Some(namespace) = namespace {
+            self.enter_namespace(&namespace, state, shares, user.signals);
+        }
         self.add(Layer::Process, || process::restrict(inherited));
         self.add(Layer::Capabilities, || capabilities::drop(has_directories));
         self.add(Layer::Landlock, || landlock::restrict(spec, state, root.disks.as_ref(), shares));
         let has_journal = log::journal_socket().is_some();
         let needs = seccomp::Needs { network: &spec.network, has_directories, has_journal };
         self.add(Layer::Seccomp, || seccomp::install(spec.seccomp, needs));
+    }
+
+    /// Makes the user namespace of a shim that root started. A failure is recorded.
+    fn make_namespace(&mut self, ids: &BoxIds, shares: &[PinnedShare]) -> Option<Namespace> {
+        if !is_selected(Layer::UserNamespace) {
+            return None;
+        }
+        user_namespace::prepare(ids, shares)
+            .inspect_err(|error| self.miss(Layer::UserNamespace, one_line(error)))
+            .ok()
+    }
+
+    /// Enters the user namespace, unless the root is missing: a user of the box could not pass
+    /// through the directories of the host to its own files.
+    fn enter_namespace(
+        &mut self,
+        namespace: &Namespace,
+        state: &StateDir,
+        shares: &[PinnedShare],
+        signals: &Signals,
+    ) {
+        let has_root = self
+            .layers
+            .iter()
+            .any(|report| report.layer == Layer::Root && report.status == LayerStatus::Applied);
+        match has_root {
+            true => self.add(Layer::UserNamespace, || {
+                user_namespace::enter(namespace, state, shares, signals)
+            }),
+            false => self.miss(Layer::UserNamespace, "it needs the layer `root`".to_owned()),
+        }
     }
 
     /// Returns the event that reports the layers, or none with `confinement.level` `none`.
@@ -148,8 +207,12 @@ impl Confinement {
             Ok(Extent::Partial(lack)) => {
                 self.report(layer, LayerStatus::Partial, Some(lack.to_owned()));
             }
-            Err(error) => self.report(layer, LayerStatus::Missing, Some(one_line(&error))),
+            Err(error) => self.miss(layer, one_line(&error)),
         }
+    }
+
+    fn miss(&mut self, layer: Layer, why: String) {
+        self.report(layer, LayerStatus::Missing, Some(why));
     }
 
     fn report(&mut self, layer: Layer, status: LayerStatus, detail: Option<String>) {
@@ -157,11 +220,12 @@ impl Confinement {
     }
 }
 
-/// Returns whether a layer is to be applied. Tests with the fake VM select one layer, to see what
-/// it prevents without the others.
+/// Returns whether a layer is to be applied. Tests with the fake VM select layers, to see what they
+/// prevent without the others.
 fn is_selected(layer: Layer) -> bool {
     if !cfg!(feature = "fake-vm") {
         return true;
     }
-    std::env::var("A3S_BOX_FAKE_LAYER").map_or(true, |only| only == layer.as_str())
+    std::env::var("A3S_BOX_FAKE_LAYER")
+        .map_or(true, |only| only.split(',').any(|name| name == layer.as_str()))
 }

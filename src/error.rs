@@ -16,6 +16,7 @@ use crate::console::ConsoleError;
 use crate::control::{ControlError, StopProgress};
 use crate::ending::Ending;
 use crate::guest_program::GuestProgramError;
+use crate::host::box_ids::BoxIdsError;
 use crate::host::cgroup::CgroupError;
 use crate::host::process::StopRequest;
 use crate::input::config::InputError;
@@ -36,6 +37,8 @@ pub(crate) enum ShimError {
     Process(#[from] HostError),
     #[error("cannot limit the resources of the box")]
     Cgroup(#[from] CgroupError),
+    #[error("cannot get ids for the box")]
+    Ids(#[from] BoxIdsError),
     #[error("cannot use the state directory")]
     State(#[from] StateDirError),
     #[error("cannot keep the event stream")]
@@ -102,7 +105,7 @@ impl ShimError {
                 ErrorCode::ConfigUnsupported
             }
             Self::Input(_) => ErrorCode::ConfigInvalid,
-            Self::Process(_) | Self::Cgroup(_) => ErrorCode::ProcessSetup,
+            Self::Process(_) | Self::Cgroup(_) | Self::Ids(_) => ErrorCode::ProcessSetup,
             Self::State(StateDirError::InUse { .. }) => ErrorCode::IdInUse,
             Self::State(_) | Self::Console(_) | Self::EventFile(_) => ErrorCode::StateDir,
             Self::Network(_) => ErrorCode::NetworkSetup,

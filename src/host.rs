@@ -1,6 +1,7 @@
-//! The host's operating system as the shim uses it: its own process, helper programs, the cgroup
-//! and filters of system calls.
+//! The host's operating system as the shim uses it: its own process, helper programs, the cgroup,
+//! the ids of the box and filters of system calls.
 
+pub(crate) mod box_ids;
 pub(crate) mod cgroup;
 pub(crate) mod command;
 pub(crate) mod inherited;

@@ -51,6 +51,7 @@ use self::addresses::{GATEWAY_ADDRESS, GUEST_ADDRESS, GUEST_MAC, MTU, PREFIX_LEN
 pub(crate) use self::carrier::{Carrier, lost};
 pub(crate) use self::error::NetworkError;
 pub(crate) use self::passt::{find as find_passt, searched as searched_for_passt};
+use crate::host::box_ids::BoxIds;
 use crate::report::events::EventWriter;
 use crate::spec::{NetworkSpec, PasstSpec, VmSpec};
 
@@ -80,11 +81,12 @@ pub(crate) struct Network {
 
 impl Network {
     /// Starts gate and passt if the mode needs them, and then enters an empty network namespace.
+    /// If the box has ids, gate and passt get one of them.
     ///
     /// Callers must be in the host's network, where passt opens its sockets, and must have one
     /// thread only: `unshare(2)` moves just the calling thread, and later threads inherit the
     /// namespace.
-    pub(crate) fn start(spec: &VmSpec) -> Result<Self, NetworkError> {
+    pub(crate) fn start(spec: &VmSpec, ids: Option<&BoxIds>) -> Result<Self, NetworkError> {
         match &spec.network {
             NetworkSpec::None => Ok(Self::default()),
             NetworkSpec::Tsi => Ok(Self {
@@ -93,11 +95,15 @@ impl Network {
                 warning: Some(host_network()),
                 ..Self::default()
             }),
-            NetworkSpec::Passt(passt) => Self::start_passt(passt, spec),
+            NetworkSpec::Passt(passt) => Self::start_passt(passt, spec, ids.map(BoxIds::carrier)),
         }
     }
 
-    fn start_passt(passt: &PasstSpec, spec: &VmSpec) -> Result<Self, NetworkError> {
+    fn start_passt(
+        passt: &PasstSpec,
+        spec: &VmSpec,
+        user: Option<u32>,
+    ) -> Result<Self, NetworkError> {
         let dns = match (passt.egress, passt.dns.is_empty()) {
             // A guest that reaches nothing reaches no name server either.
             (Egress::Deny, _) => Vec::new(),
@@ -106,7 +112,7 @@ impl Network {
         };
         let passt = PasstSpec { dns, ..passt.clone() };
         // The carrier starts first: afterwards this process is out of the host's network.
-        let (carrier, wire) = Carrier::start(&passt, spec.seccomp)?;
+        let (carrier, wire) = Carrier::start(&passt, spec.seccomp, user)?;
         unshare(CloneFlags::CLONE_NEWNET).map_err(HostError::of("make a network namespace"))?;
         Ok(Self {
             carrier: Some(carrier),

@@ -7,6 +7,7 @@
 //! |---|---|
 //! | [`agent`] | `agent` |
 //! | [`hostname`] | `hostname` |
+//! | [`ids`] | `confinement.ids` |
 //! | [`image`] | `image`, `cache` |
 //! | [`mounts`] | `mounts` |
 //! | [`network`] | `network` |
@@ -19,6 +20,7 @@
 mod agent;
 mod field;
 mod hostname;
+mod ids;
 mod image;
 mod mounts;
 mod network;
@@ -32,14 +34,15 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use a3s_box_core::config::{
-    ConfigError, ConfinementConfig, ConfinementLevel, DiskPlace, PathsConfig, ProcessConfig,
-    RootKind, SeccompMode,
+    ConfigError, ConfinementConfig, ConfinementLevel, DiskPlace, IdsConfig, PathsConfig,
+    ProcessConfig, RootKind, SeccompMode,
 };
 use a3s_box_core::{BoxConfig, BoxId};
 use a3s_box_oci::Retention;
 use a3s_box_proto::control;
 
 pub(crate) use self::agent::{AgentSpec, HealthSpec};
+pub(crate) use self::ids::IDS_PER_BOX;
 pub(crate) use self::image::ImageSpec;
 pub(crate) use self::mounts::{MountSource, MountSpec};
 pub(crate) use self::network::{MAX_NAME_SERVERS, NetworkSpec, PasstSpec, is_reachable};
@@ -75,6 +78,8 @@ pub(crate) struct VmSpec {
     pub(crate) die_with_parent: bool,
     pub(crate) confinement: ConfinementLevel,
     pub(crate) seccomp: SeccompMode,
+    /// Ids of the host for the boxes of root's shims.
+    pub(crate) ids: IdsConfig,
     pub(crate) network: NetworkSpec,
     pub(crate) paths: PathsConfig,
     pub(crate) retention: Retention,
@@ -129,6 +134,7 @@ impl TryFrom<BoxConfig> for VmSpec {
             die_with_parent: config.stop.die_with_parent,
             confinement: config.confinement.level,
             seccomp: seccomp(&config.confinement)?,
+            ids: ids::check(config.confinement.ids)?,
             network,
             paths: config.paths,
             retention: image::retention(config.cache),

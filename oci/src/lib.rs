@@ -79,7 +79,7 @@ pub use cache::layer_cache::LayerCache;
 pub use cache::lock::LayerLease;
 pub use cache::lookup::CachedLayer;
 pub use cache::retention::{Collected, Retention};
-pub use host::private_dir::private_directory;
+pub use host::private_dir::{private_directory, private_directory_with_group};
 pub use host::remove::remove_path;
 pub use host::trusted_path::{
     ReachedDirectory, StoreError, check_parents, open_protected, open_safely,

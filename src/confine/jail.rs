@@ -3,7 +3,7 @@
 //! ```text
 //! /                            tmpfs, read-only
 //! ├── <paths.state_dir>/<id>   the box's directory, at the same path as outside
-//! ├── dev/kvm
+//! ├── dev/kvm                  a device node of the root, or without CAP_MKNOD the host's
 //! ├── proc/self                this process's own directory of /proc
 //! └── run/systemd/journal/     socket, if the log goes to the journal
 //! ```
@@ -13,18 +13,20 @@
 //! the start (`StateDir::acquire`) and is moved here. Fds that were opened in it before therefore
 //! cannot leave it either.
 //!
-//! All mounts are nosuid. The root, the box's directory and the shares are also nodev. The box's
-//! directory and the shares, which contain files of the guest, are nosymfollow as well.
+//! All mounts are nosuid. The root and the mounts from the host are read-only. The box's directory
+//! and the shares, which contain files of the guest, are nodev and nosymfollow.
 
-use std::fs::{DirBuilder, File};
+use std::fs::{self, DirBuilder, File, Permissions};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use a3s_box_krun::Access;
 use a3s_box_sys::{HostError, mount_setattr};
+use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
+use nix::sys::stat::{Mode, SFlag, mknod, stat, umask};
 use nix::unistd::{chdir, fchdir, pivot_root};
 use rustix::fs::CWD;
 use rustix::mount::{
@@ -42,17 +44,17 @@ const FILES_ATTRIBUTES: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOSUID
     .union(MountAttrFlags::MOUNT_ATTR_NODEV)
     .union(MountAttrFlags::MOUNT_ATTR_NOSYMFOLLOW);
 
-/// Attributes of the mounts from the host. They are not nodev, because one of them is `/dev/kvm`.
-const HOST_ATTRIBUTES: MountAttrFlags =
-    MountAttrFlags::MOUNT_ATTR_NOSUID.union(MountAttrFlags::MOUNT_ATTR_NOEXEC);
-
-/// Attributes of the root itself, which contains only mount points.
-const ROOT_ATTRIBUTES: MountAttrFlags = HOST_ATTRIBUTES
-    .union(MountAttrFlags::MOUNT_ATTR_NODEV)
+/// Attributes of the root itself, which contains mount points and `/dev/kvm`, and of the mounts from
+/// the host. They are not nodev, because they have that device. Nobody can make another one there.
+const HOST_ATTRIBUTES: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOSUID
+    .union(MountAttrFlags::MOUNT_ATTR_NOEXEC)
     .union(MountAttrFlags::MOUNT_ATTR_RDONLY);
 
+/// The device with which libkrun makes a VM.
+const KVM: &str = "/dev/kvm";
+
 /// Options of the root's tmpfs. The limits are generous for a few mount points.
-const TMPFS_OPTIONS: [(&str, &str); 3] = [("size", "1m"), ("nr_inodes", "512"), ("mode", "0700")];
+const TMPFS_OPTIONS: [(&str, &str); 3] = [("size", "1m"), ("nr_inodes", "512"), ("mode", "0755")];
 
 /// A detached mount with its path in the new root, which is the same as in the old one.
 struct Entry {
@@ -67,8 +69,7 @@ pub(super) fn enter(state: &StateDir, shares: &mut [PinnedShare]) -> Result<(), 
     // Clones are made before the old root is gone, because `open_tree` clones only mounts of the
     // current mount namespace.
     for share in shares {
-        let mount = detach(&share.directory, share.access)
-            .map_err(HostError::of("detach a shared directory"))?;
+        let mount = detach(share)?;
         share.directory.replace(mount);
     }
     let directory = state.directory();
@@ -101,20 +102,51 @@ pub(super) fn enter(state: &StateDir, shares: &mut [PinnedShare]) -> Result<(), 
 /// A file that the host lacks is left out. The code that needs it fails later and reports it.
 fn host_entries() -> Result<Vec<Entry>, HostError> {
     let own_process = PathBuf::from(format!("/proc/{}", std::process::id()));
-    let mount = clone(&own_process, MountAttrFlags::MOUNT_ATTR_RDONLY)?;
-    let mut entries = vec![Entry { path: "proc/self".into(), mount, is_directory: true }];
-    let files = [Some(Path::new("/dev/kvm")), log::journal_socket()];
+    let mut entries = vec![Entry::of_host(&own_process, "proc/self".into(), true)?];
+    let files = [Some(Path::new(KVM)), log::journal_socket()];
     for file in files.into_iter().flatten().filter(|file| file.exists()) {
-        let mount = clone(file, MountAttrFlags::empty())?;
-        entries.push(Entry { path: relative(file), mount, is_directory: false });
+        entries.push(Entry::of_host(file, relative(file), false)?);
     }
     Ok(entries)
 }
 
 fn fill(root: &OwnedFd, own: &Entry, entries: &[Entry]) -> Result<(), HostError> {
-    [own].into_iter().chain(entries).try_for_each(|entry| entry.attach_in(&fd_path(root)))?;
+    let directory = fd_path(root);
+    // Others can pass through the directories of the root: the VMM, once it has become another user.
+    let umask_before = umask(Mode::S_IWGRP | Mode::S_IWOTH);
+    let filled = fill_in(&directory, own, entries);
+    umask(umask_before);
+    filled?;
     // The root becomes read-only only now, because mount points had to be made in it.
-    mount_setattr::set(root, ROOT_ATTRIBUTES, false).map_err(HostError::of("restrict the new root"))
+    mount_setattr::set(root, HOST_ATTRIBUTES, false).map_err(HostError::of("restrict the new root"))
+}
+
+fn fill_in(directory: &Path, own: &Entry, entries: &[Entry]) -> Result<(), HostError> {
+    let has_device = make_kvm(directory).map_err(HostError::at("make", Path::new(KVM)))?;
+    let is_left = |entry: &&Entry| !(has_device && entry.path == relative(Path::new(KVM)));
+    let entries = [own].into_iter().chain(entries.iter().filter(is_left));
+    entries.into_iter().try_for_each(|entry| entry.attach_in(directory))
+}
+
+/// Makes a `/dev/kvm` of the new root's own, which a VMM that is no user of the host can open,
+/// whatever the mode of the host's is. Returns whether that was possible: it needs `CAP_MKNOD` over
+/// the host, and the host must have the device.
+fn make_kvm(root: &Path) -> io::Result<bool> {
+    let device = match stat(KVM) {
+        Ok(found) if SFlag::from_bits_truncate(found.st_mode).contains(SFlag::S_IFCHR) => {
+            found.st_rdev
+        }
+        _ => return Ok(false),
+    };
+    let path = root.join(relative(Path::new(KVM)));
+    DirBuilder::new().recursive(true).mode(0o755).create(path.parent().unwrap_or(root))?;
+    match mknod(&path, SFlag::S_IFCHR, Mode::empty(), device) {
+        Err(Errno::EPERM) => return Ok(false),
+        made => made?,
+    }
+    // The umask does not apply to this call.
+    fs::set_permissions(&path, Permissions::from_mode(0o666))?;
+    Ok(true)
 }
 
 /// Makes `root` the root of this process. `pivot_root(".", ".")` stacks the old root on top of the
@@ -128,12 +160,23 @@ fn change_to(root: &OwnedFd) -> Result<(), HostError> {
 }
 
 impl Entry {
+    /// Returns a file or directory of the host with its path in the new root. Its mount is
+    /// read-only, so that its mode, owner and attributes cannot be changed. That does not apply to
+    /// what is written to a device or sent to a socket.
+    fn of_host(file: &Path, path: PathBuf, is_directory: bool) -> Result<Self, HostError> {
+        let mount = open_mount(file, OpenTreeFlags::OPEN_TREE_CLONE)
+            .map_err(HostError::at("clone", file))?;
+        mount_setattr::set(&mount, HOST_ATTRIBUTES, false)
+            .map_err(HostError::at("restrict", file))?;
+        Ok(Self { path, mount, is_directory })
+    }
+
     /// Makes the mount point below `root` and attaches the mount to it.
     fn attach_in(&self, root: &Path) -> Result<(), HostError> {
         let target = root.join(&self.path);
         let directory = if self.is_directory { Some(target.as_path()) } else { target.parent() };
         let make = || {
-            DirBuilder::new().recursive(true).mode(0o700).create(directory.unwrap_or(root))?;
+            DirBuilder::new().recursive(true).mode(0o755).create(directory.unwrap_or(root))?;
             // The mount point of a file must be a file.
             if self.is_directory { Ok(()) } else { File::create(&target).map(drop) }
         };
@@ -142,16 +185,20 @@ impl Entry {
     }
 }
 
-/// Returns a detached mount of `directory` and of all mounts below it.
-fn detach(directory: impl AsFd, access: Access) -> io::Result<OwnedFd> {
+/// Returns a detached mount of a share's directory and of all mounts below it.
+pub(super) fn detach(share: &PinnedShare) -> Result<OwnedFd, HostError> {
+    let PinnedShare { tag, directory, access, .. } = share;
+    let share = Path::new(tag);
     let flags = OpenTreeFlags::AT_EMPTY_PATH | OpenTreeFlags::AT_RECURSIVE;
     let flags = flags | OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    let mount = open_tree(directory, "", flags)?;
+    let mount =
+        open_tree(directory, "", flags).map_err(HostError::at("detach the share", share))?;
     let access = match access {
         Access::ReadOnly => MountAttrFlags::MOUNT_ATTR_RDONLY,
         Access::ReadWrite => MountAttrFlags::empty(),
     };
-    mount_setattr::set(&mount, FILES_ATTRIBUTES | access, true)?;
+    mount_setattr::set(&mount, FILES_ATTRIBUTES | access, true)
+        .map_err(HostError::at("restrict the share", share))?;
     Ok(mount)
 }
 
@@ -166,15 +213,6 @@ fn tmpfs() -> io::Result<OwnedFd> {
 
 fn open_mount(path: &Path, flags: OpenTreeFlags) -> io::Result<OwnedFd> {
     Ok(open_tree(CWD, path, flags | OpenTreeFlags::OPEN_TREE_CLOEXEC)?)
-}
-
-/// Returns a detached mount of `path`, without the mounts below it.
-fn clone(path: &Path, attributes: MountAttrFlags) -> Result<OwnedFd, HostError> {
-    let mount =
-        open_mount(path, OpenTreeFlags::OPEN_TREE_CLONE).map_err(HostError::at("clone", path))?;
-    let attributes = attributes | HOST_ATTRIBUTES;
-    mount_setattr::set(&mount, attributes, false).map_err(HostError::at("restrict", path))?;
-    Ok(mount)
 }
 
 fn relative(path: &Path) -> PathBuf {

@@ -1,4 +1,4 @@
-//! Checks of the requirements of a user who is not root: user namespaces and sub-ids.
+//! Checks of the requirements of the shim's user: user namespaces, and without root sub-ids.
 //!
 //! This file only reads the settings. `trials` tries whether this executable gets its namespaces. A
 //! run of `unshare(1)` would not show it, because `AppArmor` can have a rule for each executable.
@@ -24,19 +24,21 @@ struct Settings {
     apparmor: Option<u64>,
 }
 
-/// Returns whether this process runs as root, for which the shim makes no user namespace.
+/// Returns whether this process runs as root.
 pub(super) fn is_root() -> bool {
     geteuid().is_root()
 }
 
-/// Checks whether users other than root may make user namespaces.
+/// Checks whether this user may make user namespaces.
 pub(super) fn user_namespaces() -> DoctorCheck {
-    if is_root() {
-        return DoctorCheck::ok("user_namespaces", "not needed: root");
-    }
     let number = |path| read(path).and_then(|text| text.trim().parse().ok());
+    let max = number("/proc/sys/user/max_user_namespaces");
+    // The other settings do not apply to root.
+    if is_root() {
+        return judge_settings(Settings { max, ..Settings::default() });
+    }
     judge_settings(Settings {
-        max: number("/proc/sys/user/max_user_namespaces"),
+        max,
         clone: number("/proc/sys/kernel/unprivileged_userns_clone"),
         apparmor: number("/proc/sys/kernel/apparmor_restrict_unprivileged_userns"),
     })
@@ -49,12 +51,12 @@ fn judge_settings(settings: Settings) -> DoctorCheck {
         Settings { max: None, .. } => DoctorCheck::failed(
             NAME,
             "not in this kernel, or /proc is not mounted",
-            "use a kernel with CONFIG_USER_NS, or run as root",
+            "use a kernel with CONFIG_USER_NS, and mount /proc",
         ),
         Settings { max: Some(0), .. } => DoctorCheck::failed(
             NAME,
             "user.max_user_namespaces is 0",
-            "`sysctl user.max_user_namespaces=15000`, or run as root",
+            "`sysctl user.max_user_namespaces=15000`",
         ),
         Settings { clone: Some(0), .. } => DoctorCheck::failed(
             NAME,

@@ -32,17 +32,27 @@ impl Parent {
         let set: SigSet = [PARENT_SIGNAL].into_iter().collect();
         sigprocmask(SigmaskHow::SIG_BLOCK, Some(&set), None)
             .map_err(HostError::of("block a signal"))?;
-        set_pdeathsig(PARENT_SIGNAL)
-            .map_err(HostError::of("ask for a signal at the parent's end"))?;
         // A number beyond the range of pids matches no process, so the parent counts as dead.
         let expected = expected.map(|pid| Pid::from_raw(i32::try_from(pid).unwrap_or(-1)));
         let parent = Self(expected.unwrap_or_else(getppid));
-        if parent.is_gone() {
+        parent.watch_again()?;
+        Ok(parent)
+    }
+
+    /// Requests the signal from the kernel, which forgets the request when this process changes its
+    /// user. A parent that has died before counts as well.
+    ///
+    /// The kernel checks the permission to send the signal as if the parent sent it. A parent of
+    /// another user therefore needs `CAP_KILL`, which root has by default.
+    pub(super) fn watch_again(self) -> Result<(), HostError> {
+        set_pdeathsig(PARENT_SIGNAL)
+            .map_err(HostError::of("ask for a signal at the parent's end"))?;
+        if self.is_gone() {
             // The signal goes to the process and not to this thread, so that the control thread can
             // read it from its signalfd.
             kill(Pid::this(), PARENT_SIGNAL).map_err(HostError::of("signal the parent's end"))?;
         }
-        Ok(parent)
+        Ok(())
     }
 
     /// Revokes the request for the signal.

@@ -88,7 +88,7 @@ pub(crate) fn enter_private_mounts() -> Result<(), HostError> {
 /// kernel would check permissions with these fewer groups, and a program in the guest could not
 /// create files in a directory that it may write to through a supplementary group. The guest kernel
 /// has checked permissions with all groups already, so the host kernel need not check them again.
-fn keep_capabilities() -> Result<(), HostError> {
+pub(crate) fn keep_capabilities() -> Result<(), HostError> {
     set_capabilities_secure_bits(CapabilitiesSecureBits::NO_SETUID_FIXUP)
         .map_err(HostError::of("keep capabilities (CAP_SETPCAP)"))
 }
@@ -182,6 +182,12 @@ impl Signals {
             Parent::ignore()?;
         }
         Ok(Self { fd, parent })
+    }
+
+    /// Asks the kernel again for a signal at the parent's death, if that is a stop request. A change
+    /// of user has taken the setting away.
+    pub(crate) fn watch_parent_again(&self) -> Result<(), HostError> {
+        self.parent.map_or(Ok(()), Parent::watch_again)
     }
 
     /// Returns the next stop request that is pending. Does not block.

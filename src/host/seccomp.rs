@@ -73,7 +73,7 @@ impl Filter {
 ///   cannot read. clone(2) takes them in a register, so that a later filter can allow threads and
 ///   refuse processes and namespaces.
 /// - `pthread_getattr_np(3)` goes without the CPUs of the thread. Rust asks it for the stack of each
-///   new thread, and it passes the id of this thread to sched_getaffinity(2). A filter is the same
+///   new thread, and it passes the id of this thread to `sched_getaffinity(2)`. A filter is the same
 ///   for all threads, so it cannot tell this id from the id of another process.
 pub(crate) fn pretend_missing() -> Result<(), seccompiler::Error> {
     let missing = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
@@ -108,7 +108,7 @@ pub(crate) fn bits(index: u8, mask: u64, value: u64) -> Result<SeccompRule, Back
     all([(index, SeccompCmpOp::MaskedEq(mask), value)])
 }
 
-/// Returns the rule of clock_gettime(2) and clock_nanosleep(2) that the clock is one of the system
+/// Returns the rule of `clock_gettime(2)` and `clock_nanosleep(2)` that the clock is one of the system
 /// or of the caller. A clock of another process is a negative number, which contains its id.
 pub(crate) fn own_clock() -> Result<SeccompRule, BackendError> {
     all([(0, SeccompCmpOp::Lt, MAX_CLOCKS)])

@@ -44,10 +44,11 @@ pub(crate) struct Carrier {
 
 impl Carrier {
     /// Starts gate and passt, and returns once passt has answered, with the guest's end of the
-    /// wire.
+    /// wire. With root, gate and passt become `user`, or else `nobody`.
     pub(super) fn start(
         spec: &PasstSpec,
         seccomp: SeccompMode,
+        user: Option<u32>,
     ) -> Result<(Self, UnixStream), NetworkError> {
         let passt = passt::find()
             .ok_or_else(|| NetworkError::PasstMissing { searched: passt::searched() })?;
@@ -57,7 +58,7 @@ impl Carrier {
             publish: spec.publish.clone(),
             dns: spec.dns.clone(),
         };
-        let config = serde_json::to_string(&GateConfig { network, seccomp })
+        let config = serde_json::to_string(&GateConfig { network, seccomp, user })
             .map_err(HostError::of("write the gate's config"))?;
         let (mut wire, gates_end) =
             UnixStream::pair().map_err(HostError::of("make a pair of sockets"))?;

@@ -37,6 +37,7 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType, connect, recvmsg, sendmsg,
     socket_with,
 };
+use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -44,15 +45,22 @@ use tokio::time::timeout;
 use super::error::ANSWER_TIMEOUT;
 use super::{jail, socket_options};
 use crate::host::inherited::InheritedFiles;
-use crate::host::process;
 use crate::report::terminal;
 
-/// First argument of this executable when it is to be the connector. The [`SeccompMode`] as JSON
+/// First argument of this executable when it is to be the connector. The [`ConnectorConfig`] as JSON
 /// follows.
 const ARGUMENT: &str = "--network-connector";
 
 /// Name of the process in `ps`, of at most 15 bytes (prctl(2)).
 const NAME: &CStr = c"a3s-box-connect";
+
+/// What the gate passes to its connector.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct ConnectorConfig {
+    pub(super) seccomp: SeccompMode,
+    /// The user and group that the connector becomes, if root starts it.
+    pub(super) user: Option<u32>,
+}
 
 /// The gate's end of the pair of sockets.
 #[derive(Debug)]
@@ -60,13 +68,13 @@ pub(super) struct Connector(UnixStream);
 
 impl Connector {
     /// Starts the connector in the network namespace that this process is in.
-    pub(super) fn start(seccomp: SeccompMode) -> Result<Self, HostError> {
+    pub(super) fn start(config: &ConnectorConfig) -> Result<Self, HostError> {
         let (gates_end, connectors_end) =
             UnixStream::pair().map_err(HostError::of("make a pair of sockets"))?;
-        let seccomp = serde_json::to_string(&seccomp)
+        let config = serde_json::to_string(config)
             .map_err(HostError::of("write the connector's arguments"))?;
         let mut command = Command::new("/proc/self/exe");
-        command.arg(ARGUMENT).arg(seccomp).env_clear();
+        command.arg(ARGUMENT).arg(config).env_clear();
         command.stdin(OwnedFd::from(connectors_end)).stdout(Stdio::null());
         // The connector is not waited for. It ends after this process.
         command.spawn().map_err(HostError::of("start the network's connector"))?;
@@ -135,14 +143,14 @@ pub(super) fn run_if_asked() -> Option<ExitCode> {
 }
 
 /// Confines this process, and returns its end of the pair of sockets.
-fn prepare(seccomp: &OsStr) -> Result<UnixStream, HostError> {
+fn prepare(config: &OsStr) -> Result<UnixStream, HostError> {
     set_name(NAME).map_err(HostError::of("set the name of the process"))?;
     InheritedFiles::find()?.close();
-    let seccomp = serde_json::from_str(&seccomp.to_string_lossy())
+    let ConnectorConfig { seccomp, user } = serde_json::from_str(&config.to_string_lossy())
         .map_err(HostError::of("read the connector's arguments"))?;
     let gate =
         io::stdin().as_fd().try_clone_to_owned().map_err(HostError::of("take the socket"))?;
-    jail::confine(process::is_root_of_host())?;
+    jail::confine(user)?;
     calls::restrict(seccomp)
         .map_err(io::Error::other)
         .map_err(HostError::of("give up system calls"))?;

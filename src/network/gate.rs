@@ -6,7 +6,7 @@
 //! ```text
 //!   open the published ports ─► (deny: empty network, start connector)
 //!   ─► start passt ─► (allow: empty network)
-//!   ─► become `nobody`, give up files and most system calls
+//!   ─► become a user without rights, give up files and most system calls
 //!   ─► carry frames until the VM's end of the wire closes or passt ends
 //! ```
 //!
@@ -32,7 +32,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl::set_name;
 use serde::{Deserialize, Serialize};
 
-use super::connector::Connector;
+use super::connector::{Connector, ConnectorConfig};
 use super::filter::Filter;
 use super::frames::carry;
 use super::relay::{self, ListenError, PublishedPort};
@@ -51,6 +51,8 @@ pub(super) const ARGUMENT: &str = "--network-gate";
 pub(super) struct GateConfig {
     pub(super) network: NetworkConfig,
     pub(super) seccomp: SeccompMode,
+    /// The user and group of gate and passt if root starts them. By default it is `nobody`.
+    pub(super) user: Option<u32>,
 }
 
 /// Name of the process in `ps`.
@@ -102,7 +104,7 @@ fn run(program: &OsStr, config: &OsStr) -> Result<(), GateError> {
         return Err(GateError::Arguments);
     };
     let vm = io::stdin().as_fd().try_clone_to_owned().map_err(HostError::of("take the wire"))?;
-    let is_root = process::is_root_of_host();
+    let user = process::is_root_of_host().then(|| config.user.unwrap_or(passt::NOBODY));
     let relayed = match spec.egress {
         // passt itself listens on the published ports.
         Egress::Allow => None,
@@ -111,14 +113,14 @@ fn run(program: &OsStr, config: &OsStr) -> Result<(), GateError> {
             let ports = relay::listen(&spec.publish)?;
             enter_empty_network()?;
             loopback::bring_up().map_err(HostError::of("bring the loopback interface up"))?;
-            Relayed::with(ports, config.seccomp)?
+            Relayed::with(ports, config.seccomp, user)?
         }
     };
-    let (passt, to_passt) = start_passt(program, &spec, is_root)?;
+    let (passt, to_passt) = start_passt(program, &spec, user)?;
     if spec.egress == Egress::Allow {
         enter_empty_network()?;
     }
-    jail::confine(is_root)?;
+    jail::confine(user)?;
     // The event loop comes before the filter, which does not allow the calls that make one.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -138,9 +140,14 @@ struct Relayed {
 
 impl Relayed {
     /// Starts the connector in the empty network, unless there is no port.
-    fn with(ports: Vec<PublishedPort>, seccomp: SeccompMode) -> Result<Option<Self>, HostError> {
+    fn with(
+        ports: Vec<PublishedPort>,
+        seccomp: SeccompMode,
+        user: Option<u32>,
+    ) -> Result<Option<Self>, HostError> {
         let is_needed = !ports.is_empty();
-        let connector = is_needed.then(|| Connector::start(seccomp)).transpose()?;
+        let connector =
+            is_needed.then(|| Connector::start(&ConnectorConfig { seccomp, user })).transpose()?;
         Ok(connector.map(|connector| Self { ports, connector }))
     }
 
@@ -156,12 +163,12 @@ impl Relayed {
 fn start_passt(
     program: &OsStr,
     spec: &PasstSpec,
-    is_root: bool,
+    user: Option<u32>,
 ) -> Result<(Child, UnixStream), HostError> {
     let (to_passt, passts_end) =
         UnixStream::pair().map_err(HostError::of("make a pair of sockets"))?;
     let mut command = Command::new(program);
-    command.args(passt::arguments(spec, is_root)).env_clear();
+    command.args(passt::arguments(spec, user)).env_clear();
     command.stdin(OwnedFd::from(passts_end)).stdout(Stdio::null());
     // The command also owns an fd of passt's end. It is dropped on return, because the gate sees an
     // end of file only when no other process or fd holds that end.
@@ -195,9 +202,9 @@ async fn serve(
             // EPIPE on a write means that passt has closed its end before the VM closed its own.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(passt_ended(&mut passt)),
             end => {
-                // `kill` fails if passt has exited (ESRCH) or has not yet dropped to the user
-                // `nobody` (EPERM). In both cases passt ends by itself when its socket closes, and
-                // must not be waited for.
+                // `kill` fails if passt has exited (ESRCH) or has not yet become the
+                // gate's user (EPERM). In both cases passt ends by itself when its socket closes,
+                // and must not be waited for.
                 if passt.kill().is_ok() {
                     let _reaped = passt.wait();
                 }

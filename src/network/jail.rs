@@ -9,20 +9,19 @@ use nix::sys::prctl::{set_dumpable, set_no_new_privs, set_pdeathsig};
 use nix::sys::signal::Signal;
 use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 
-use super::passt::NOBODY;
-
-/// Gives up the user, all capabilities and all files, except for the fds that are open.
+/// Gives up the user, all capabilities and all files, except for the fds that are open. With `user`,
+/// this process is root, and becomes this user and group.
 ///
 /// passt is already running when the gate calls this, so none of it applies to passt, which confines
 /// itself (passt(1)).
-pub(super) fn confine(is_root: bool) -> Result<(), HostError> {
-    if is_root {
-        let (user, group) = (Uid::from_raw(NOBODY), Gid::from_raw(NOBODY));
+pub(super) fn confine(user: Option<u32>) -> Result<(), HostError> {
+    if let Some(id) = user {
+        let (user, group) = (Uid::from_raw(id), Gid::from_raw(id));
         // The user id comes last: without it, setgroups(2) and setresgid(2) are not permitted.
         setgroups(&[])
             .and_then(|()| setresgid(group, group, group))
             .and_then(|()| setresuid(user, user, user))
-            .map_err(HostError::of("become the user `nobody`"))?;
+            .map_err(HostError::of("become a user without rights"))?;
     }
     // Without root, this process has all capabilities in the shim's user namespace.
     for set in [CapSet::Ambient, CapSet::Inheritable, CapSet::Effective, CapSet::Permitted] {

@@ -60,7 +60,7 @@ pub(super) fn inner_port(position: usize) -> u16 {
 ///
 /// By default passt copies interface, addresses and name servers from the host, so each of them is
 /// given. DHCP and its IPv6 counterparts are off, because PID 1 configures the guest's interface.
-pub(super) fn arguments(spec: &PasstSpec, drops_root: bool) -> Vec<OsString> {
+pub(super) fn arguments(spec: &PasstSpec, user: Option<u32>) -> Vec<OsString> {
     let mut arguments: Vec<String> = [
         "--foreground",
         "--quiet",
@@ -92,8 +92,8 @@ pub(super) fn arguments(spec: &PasstSpec, drops_root: bool) -> Vec<OsString> {
     ] {
         arguments.extend([name.to_owned(), value]);
     }
-    if drops_root {
-        arguments.extend(["--runas".to_owned(), format!("{NOBODY}:{NOBODY}")]);
+    if let Some(user) = user {
+        arguments.extend(["--runas".to_owned(), format!("{user}:{user}")]);
     }
     arguments.extend(forwarded(spec));
     arguments.into_iter().map(OsString::from).collect()
@@ -154,9 +154,8 @@ mod tests {
 
     #[test]
     fn user_is_changed_only_if_passt_starts_as_root() {
-        let has = |drops| {
-            arguments(&spec(Egress::Deny, Protocol::Tcp), drops).contains(&"--runas".into())
-        };
-        assert!(has(true) && !has(false));
+        let has =
+            |user| arguments(&spec(Egress::Deny, Protocol::Tcp), user).contains(&"--runas".into());
+        assert!(has(Some(NOBODY)) && !has(None));
     }
 }

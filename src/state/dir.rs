@@ -10,9 +10,10 @@
 //! - A start removes the old `exit.json` before it writes `run.json`, so that no reader finds a new
 //!   run with an old ending.
 
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::ops::Range;
+use std::os::unix::fs::{DirBuilderExt, DirEntryExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use a3s_box_core::BoxDir;
@@ -20,9 +21,15 @@ use a3s_box_core::box_dir::{
     self, AGENT_SOCKET, CONTROL_SOCKET, DISK, DISK_IMAGE, EXIT_DRAFT, EXIT_FILE, KEPT_DISK_DRAFT,
     LockError, ROOT, UPPER, WORK,
 };
-use a3s_box_oci::{StoreError, check_parents, private_directory, remove_path};
+use a3s_box_core::config::IdsConfig;
+use a3s_box_oci::{
+    StoreError, check_parents, private_directory, private_directory_with_group, remove_path,
+};
 use a3s_box_sys::HostError;
+use nix::fcntl::{AtFlags, OFlag};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::stat::{Mode, fchmod};
+use nix::unistd::{Gid, Uid, fchown, fchownat};
 
 use crate::spec::VmSpec;
 use crate::state::record::{self, ExitFile, Process};
@@ -68,7 +75,7 @@ impl From<LockError> for StateDirError {
 pub(crate) struct StateDir {
     directory: BoxDir,
     /// `run.json`, whose lock is held until the process ends.
-    _lock: File,
+    lock: File,
     exit_file: ExitFile,
 }
 
@@ -88,7 +95,8 @@ impl StateDir {
         private_directory(parent)?;
         let directory = BoxDir::new(parent, &spec.id);
         let path = directory.path();
-        let lock = lock(&directory, &spec.id)?;
+        let lock = lock(&directory, &spec.id, groups_of(spec.ids))?;
+        take_back(path).map_err(HostError::at("take back", path))?;
         let remove_stale = |name| {
             let stale = path.join(name);
             remove_path(&stale).map_err(HostError::at("remove the stale", &stale))
@@ -103,7 +111,32 @@ impl StateDir {
         // The draft is created last, because a stale one would be in its place.
         let exit_file = ExitFile::prepare(path, &spec.id, process)
             .map_err(HostError::at("make", &directory.exit_draft()))?;
-        Ok(Self { directory, _lock: lock, exit_file })
+        Ok(Self { directory, lock, exit_file })
+    }
+
+    /// Gives the files in the box directory to the VMM, which has the id `vmm` as a user and as a
+    /// group, and lets it make files there. The directory and `run.json` stay root's, and with the
+    /// sticky bit the VMM cannot remove or rename `run.json`.
+    pub(crate) fn hand_over(&self, vmm: u32) -> Result<(), HostError> {
+        let path = self.directory.path();
+        self.hand_over_files(vmm).map_err(HostError::at("hand over", path))
+    }
+
+    fn hand_over_files(&self, vmm: u32) -> io::Result<()> {
+        let directory = open_directory(self.directory.path())?;
+        let (user, group) = (Uid::from_raw(vmm), Gid::from_raw(vmm));
+        let lock = self.lock.metadata()?.ino();
+        for entry in fs::read_dir(self.directory.path())? {
+            let entry = entry?;
+            // An earlier VMM may have made a second link to `run.json`.
+            if entry.ino() != lock {
+                let flags = AtFlags::AT_SYMLINK_NOFOLLOW;
+                fchownat(&directory, &*entry.file_name(), Some(user), Some(group), flags)?;
+            }
+        }
+        fchown(&directory, None, Some(group))?;
+        // The group of the directory is the VMM's alone.
+        Ok(fchmod(&directory, Mode::S_IRWXU | Mode::S_IRWXG | Mode::S_ISVTX)?)
     }
 
     /// Makes the mount point of a shared root.
@@ -183,10 +216,28 @@ fn own_mount(path: &Path) -> nix::Result<()> {
     mount(Some(path), path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
 }
 
+/// Returns the groups that a box directory can have, of boxes with ids of their own.
+fn groups_of(ids: IdsConfig) -> Range<u32> {
+    ids.first..ids.first.saturating_add(ids.count)
+}
+
+/// Makes the directory accessible to this user alone, as it was before an earlier box had ids of its
+/// own. The caller has the lock.
+fn take_back(path: &Path) -> io::Result<()> {
+    let directory = open_directory(path)?;
+    fchown(&directory, None, Some(Gid::effective()))?;
+    Ok(fchmod(&directory, Mode::S_IRWXU)?)
+}
+
+fn open_directory(path: &Path) -> io::Result<File> {
+    let flags = (OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW).bits();
+    OpenOptions::new().read(true).custom_flags(flags).open(path)
+}
+
 /// Locks the box directory, and makes it if need be. Another process may remove the directory after
 /// it was made or found here, so each attempt makes it again.
-fn lock(directory: &BoxDir, id: &str) -> Result<File, StateDirError> {
-    let attempt = || match private_directory(directory.path()) {
+fn lock(directory: &BoxDir, id: &str, groups: Range<u32>) -> Result<File, StateDirError> {
+    let attempt = || match private_directory_with_group(directory.path(), groups.clone()) {
         Ok(_) => directory.try_lock().map_err(StateDirError::from),
         Err(StoreError::Host(HostError { source, .. }))
             if source.kind() == io::ErrorKind::NotFound =>
@@ -223,13 +274,13 @@ impl BoxCleanup {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::{MetadataExt, symlink};
+    use std::os::unix::fs::symlink;
     use std::thread;
     use std::time::Instant;
 
     use a3s_box_core::box_dir::LOCK_PATIENCE;
-    use nix::fcntl::{OFlag, openat};
-    use nix::sys::stat::{Mode, mkdirat};
+    use nix::fcntl::openat;
+    use nix::sys::stat::mkdirat;
     use nix::unistd::mkfifo;
 
     use super::*;
@@ -245,19 +296,19 @@ mod tests {
     #[test]
     fn lock_of_a_live_shim_is_refused_after_a_wait() {
         let (_dir, directory) = demo();
-        let held = lock(&directory, "demo").unwrap();
+        let held = lock(&directory, "demo", 0..0).unwrap();
         let start = Instant::now();
-        let error = lock(&directory, "demo").unwrap_err();
+        let error = lock(&directory, "demo", 0..0).unwrap_err();
         assert!(matches!(error, StateDirError::InUse { .. }), "{error}");
         assert!(start.elapsed() >= LOCK_PATIENCE);
         drop(held);
-        lock(&directory, "demo").unwrap();
+        lock(&directory, "demo", 0..0).unwrap();
     }
 
     #[test]
     fn start_waits_for_a_reader_that_holds_the_lock() {
         let (_dir, directory) = demo();
-        drop(lock(&directory, "demo").unwrap());
+        drop(lock(&directory, "demo", 0..0).unwrap());
         let reader = File::open(directory.run_file()).unwrap();
         reader.try_lock_shared().unwrap();
         let reading = thread::spawn(move || {
@@ -265,7 +316,7 @@ mod tests {
             thread::sleep(LOCK_PATIENCE / 8);
             drop(reader);
         });
-        lock(&directory, "demo").unwrap();
+        lock(&directory, "demo", 0..0).unwrap();
         reading.join().unwrap();
     }
 
@@ -275,12 +326,12 @@ mod tests {
         let precious = dir.path().join("precious");
         fs::write(&precious, "x").unwrap();
         symlink(&precious, directory.run_file()).unwrap();
-        let error = lock(&directory, "demo").unwrap_err();
+        let error = lock(&directory, "demo", 0..0).unwrap_err();
         assert!(matches!(error, StateDirError::Host(HostError { action: "open", .. })), "{error}");
         assert_eq!(fs::read_to_string(precious).unwrap(), "x");
         fs::remove_file(directory.run_file()).unwrap();
         mkfifo(&directory.run_file(), Mode::S_IRWXU).unwrap();
-        let error = lock(&directory, "demo").unwrap_err();
+        let error = lock(&directory, "demo", 0..0).unwrap_err();
         assert!(matches!(error, StateDirError::NotAFile { .. }), "{error}");
     }
 
@@ -306,7 +357,7 @@ mod tests {
             for _ in 0..2 {
                 scope.spawn(|| {
                     for _ in 0..1000 {
-                        let held = match lock(&directory, "demo") {
+                        let held = match lock(&directory, "demo", 0..0) {
                             Ok(held) => held,
                             // On a busy machine the other thread can pause while it holds the lock.
                             Err(StateDirError::InUse { .. }) => continue,

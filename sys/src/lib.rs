@@ -1,6 +1,6 @@
 //! The host's operating system, as far as no other crate covers it.
 //!
-//! Each of the first three modules owns one operation that needs `unsafe` code and is no part of
+//! Each of the first four modules owns one operation that needs `unsafe` code and is no part of
 //! libkrun, so that all other crates of the host's side except `krun` are free of it:
 //!
 //! | module | operation |
@@ -8,6 +8,7 @@
 //! | [`mount_setattr`] | `mount_setattr(2)`, which neither `nix` nor `rustix` wraps |
 //! | [`environment`] | overwrites the process's environment in memory |
 //! | [`exit`] | `exit_group(2)`, which ends all threads without running a handler |
+//! | [`user_namespace`] | `clone(2)` of a child that makes a user namespace |
 //!
 //! [`HostError`] is the one error type of a call that the host refused.
 
@@ -17,5 +18,6 @@ pub mod environment;
 pub mod exit;
 mod host_error;
 pub mod mount_setattr;
+pub mod user_namespace;
 
 pub use host_error::HostError;

@@ -19,6 +19,9 @@ struct MountAttr {
     userns_fd: u64,
 }
 
+/// `MOUNT_ATTR_IDMAP` (`linux/mount.h`).
+const MOUNT_ATTR_IDMAP: u64 = 0x0010_0000;
+
 /// Sets `flags` on the mount that the fd `mount` refers to, and on all mounts below it if
 /// `recursive`.
 ///
@@ -27,7 +30,25 @@ struct MountAttr {
 /// Those of `mount_setattr(2)`: `EPERM` without `CAP_SYS_ADMIN` in the user namespace that owns the
 /// mount, `EINVAL` if `mount` is not the root of a mount, `ENOSYS` before Linux 5.12.
 pub fn set(mount: impl AsFd, flags: MountAttrFlags, recursive: bool) -> io::Result<()> {
-    let attributes = MountAttr { attr_set: flags.bits().into(), ..MountAttr::default() };
+    change(mount, &MountAttr { attr_set: flags.bits().into(), ..MountAttr::default() }, recursive)
+}
+
+/// Maps the owners of the files of a detached mount, and of all mounts below it, by the id maps of
+/// the user namespace `namespace` (`MOUNT_ATTR_IDMAP`): an id inside of the namespace is the owner
+/// in the file system, and the id outside is the owner that processes see.
+///
+/// # Errors
+///
+/// Those of `mount_setattr(2)`: `EINVAL` if the file system cannot map owners, if the mount is
+/// attached, or if it is mapped already.
+pub fn map_owners(mount: impl AsFd, namespace: impl AsFd) -> io::Result<()> {
+    // The kernel checks the sign of the fd itself.
+    let userns_fd = u64::try_from(namespace.as_fd().as_raw_fd()).unwrap_or(u64::MAX);
+    let attr_set = MOUNT_ATTR_IDMAP;
+    change(mount, &MountAttr { attr_set, userns_fd, ..MountAttr::default() }, true)
+}
+
+fn change(mount: impl AsFd, attributes: &MountAttr, recursive: bool) -> io::Result<()> {
     let below = if recursive { libc::AT_RECURSIVE } else { 0 };
     let at: c_uint = libc::AT_EMPTY_PATH.unsigned_abs() | below.unsigned_abs();
     let fd = mount.as_fd().as_raw_fd();
@@ -39,7 +60,7 @@ pub fn set(mount: impl AsFd, flags: MountAttrFlags, recursive: bool) -> io::Resu
             fd,
             c"".as_ptr(),
             at,
-            &raw const attributes,
+            std::ptr::from_ref(attributes),
             size_of::<MountAttr>(),
         )
     };

@@ -44,6 +44,9 @@ pub(crate) const ROOT_KINDS: [RootKind; 2] = [RootKind::Block, RootKind::Shared]
 /// Directory of the templates of disks, in the cache directory.
 const TEMPLATES: &str = "disks-v1";
 
+/// Directory of the locks of ids, in the state directory.
+const IDS: &str = ".ids";
+
 /// Directories of a cache from which no box gets a layer.
 const INVISIBLE: [&str; 2] = ["staging", "locks"];
 
@@ -187,7 +190,16 @@ impl Scratch {
     /// Panics if a shim has left anything except for published layers and templates in the cache.
     pub(crate) fn assert_nothing_left(&self) {
         assert_eq!(self.staged(), 0, "the staging directory is not empty");
-        assert_eq!(entries(&self.path("s")), [""; 0], "the state directory is not empty");
+        // The locks of the boxes' ids stay, without content and not held.
+        let mut left = entries(&self.path("s"));
+        left.retain(|name| name != IDS);
+        assert_eq!(left, [""; 0], "the state directory is not empty");
+        let ids = self.path("s").join(IDS);
+        for name in entries(&ids) {
+            let lock = File::open(ids.join(&name)).unwrap();
+            assert!(lock.try_lock().is_ok(), "the ids from {name} on are in use");
+            assert_eq!(lock.metadata().unwrap().len(), 0, "{name}");
+        }
         self.assert_nothing_runs();
         for format in formats(&self.path("c")) {
             for name in entries(&format.join("locks")) {

@@ -10,6 +10,7 @@ use std::error::Error;
 use std::io::{BufRead, Read, Write};
 use std::net::Ipv4Addr;
 use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -429,10 +430,22 @@ fn remove_socket() {
     }
 }
 
+/// Listens on the agent's socket. libkrun makes this socket in the VMM, so it gets the VMM's user, who
+/// has the group of the box directory.
+fn listen() -> Result<std::os::unix::net::UnixListener> {
+    let path = PathBuf::from(socket(AGENT_PORT)?);
+    let listener = std::os::unix::net::UnixListener::bind(&path)?;
+    let directory = path.parent().unwrap_or(&path).metadata()?;
+    if directory.mode() & 0o1000 != 0 {
+        std::os::unix::fs::chown(path, Some(directory.gid()), Some(directory.gid()))?;
+    }
+    Ok(listener)
+}
+
 /// Serves requests on a thread until the returned sender is dropped.
 fn serve(server: Router) -> Result<oneshot::Sender<()>> {
     let path = socket(AGENT_PORT)?;
-    let listener = std::os::unix::net::UnixListener::bind(&path)?;
+    let listener = listen()?;
     AGENT_SOCKET_INODE
         .get_or_init(|| std::fs::symlink_metadata(&path).map_or(0, |found| found.ino()));
     listener.set_nonblocking(true)?;
@@ -457,10 +470,11 @@ fn serve(server: Router) -> Result<oneshot::Sender<()>> {
 /// The socket that libkrun bridges to vsock does this while the agent in the guest does not listen
 /// yet.
 async fn accept_and_close() -> Result<()> {
-    let path = socket(AGENT_PORT)?;
-    let listener = UnixListener::bind(&path)?;
+    let listener = listen()?;
+    listener.set_nonblocking(true)?;
+    let listener = UnixListener::from_std(listener)?;
     for _ in 0..3 {
         drop(listener.accept().await?);
     }
-    Ok(std::fs::remove_file(path)?)
+    Ok(std::fs::remove_file(socket(AGENT_PORT)?)?)
 }

@@ -121,7 +121,7 @@ fn console(run: &Run) -> String {
 }
 
 #[test]
-fn gate_and_passt_run_as_nobody_without_files_in_separate_network_namespaces() {
+fn gate_and_passt_run_as_a_user_of_the_box_without_files_in_separate_network_namespaces() {
     for egress in ["deny", "allow"] {
         // The open file and the secret must reach neither process.
         let mut shell = Command::new("sh");
@@ -134,15 +134,18 @@ fn gate_and_passt_run_as_nobody_without_files_in_separate_network_namespaces() {
         // With `deny`, the gate relays the published port, and needs a connector for it.
         let connector = child_of(gate, "a3s-box-connect");
         assert_eq!(connector.is_some(), egress == "deny");
+        let vmm = eventually("the shim has ids of its box", || {
+            let user = status(running.child.id().cast_signed(), "Uid:").unwrap();
+            let user: u32 = user.split_whitespace().next().unwrap().parse().unwrap();
+            (user != 0).then_some(user)
+        });
+        assert!(vmm >= 524_288 && vmm.is_multiple_of(65_536), "{vmm}");
         let pids: Vec<i32> = [gate, passt].into_iter().chain(connector).collect();
         for &pid in &pids {
             let field = |name: &str| status(pid, name).unwrap();
-            let ids = "65534\t65534\t65534\t65534";
-            assert_eq!(
-                (field("Uid:"), field("Gid:")),
-                (ids.into(), ids.into()),
-                "the process is {pid}"
-            );
+            // It is the last one of the box's ids, of which the VMM has the first one.
+            let ids = [65_535 + vmm; 4].map(|id| id.to_string()).join("\t");
+            assert_eq!((field("Uid:"), field("Gid:")), (ids.clone(), ids), "the process is {pid}");
             assert_eq!((field("Groups:").as_str(), field("NoNewPrivs:").as_str()), ("", "1"));
             for set in ["CapInh:", "CapPrm:", "CapEff:", "CapAmb:"] {
                 assert_eq!(field(set), "0000000000000000", "the set is {set}");

@@ -28,7 +28,7 @@ type Attempt = fn() -> io::Result<()>;
 const HOST_FILE: &str = "/etc/passwd";
 
 /// The attempts with the names by which the tests select them.
-const ATTEMPTS: [(&str, Attempt); 73] = [
+const ATTEMPTS: [(&str, Attempt); 75] = [
     ("open-read", || open(HOST_FILE, libc::O_RDONLY)),
     ("open-write", || open("/etc/a3s-box-probe", libc::O_WRONLY | libc::O_CREAT)),
     ("open-path", read_through_path_fd),
@@ -57,6 +57,9 @@ const ATTEMPTS: [(&str, Attempt); 73] = [
     ("rename-out", rename_out),
     ("truncate", || path_call(libc::SYS_truncate, HOST_FILE, 0)),
     ("chmod", || path_call(libc::SYS_chmod, "/etc", 0o777)),
+    ("chmod-stdin", || chmod_open("null", 0o666)),
+    ("chmod-console", || chmod_open("console", 0o600)),
+    ("chmod-events", || chmod_open("events", 0o600)),
     ("chroot", || path_call(libc::SYS_chroot, "/", 0)),
     ("mount", || raw(libc::SYS_mount, [0, 0, 0, 0, 0])),
     ("umount", || path_call(libc::SYS_umount2, "/", 2)),
@@ -105,7 +108,6 @@ const ATTEMPTS: [(&str, Attempt); 73] = [
     ("socket-datagram", || raw(libc::SYS_socket, [1, 2, 0, 0, 0])),
     ("socket-mptcp", || raw(libc::SYS_socket, [2, 1, libc::IPPROTO_MPTCP.into(), 0, 0])),
     ("socket-option", socket_option),
-    ("socket-peer", socket_peer),
     ("send-message", || raw(libc::SYS_sendmsg, [1, 0, 0, 0, 0])),
     ("memory-file", || path_call(libc::SYS_memfd_create, "probe", 0)),
     ("dumpable", || raw(libc::SYS_prctl, [libc::PR_SET_DUMPABLE.into(), 1, 0, 0, 0])),
@@ -127,9 +129,13 @@ const CHANGES: [(&str, Attempt); 8] = [
 /// `KVM_SET_GUEST_DEBUG` of `linux/kvm.h`, which libkrun does not request.
 const KVM_SET_GUEST_DEBUG: i64 = 0x4048_ae9b;
 
+/// Attempts that need a host of their own. The tests do not list them with the others.
+const ON_SPECIAL_HOSTS: [(&str, Attempt); 1] = [("notify-main-pid", notify_main_pid)];
+
 /// Makes the attempt with this name, writes its outcome to fd 1, and ends the process.
 pub(super) fn run(name: &str) -> ! {
-    let found = ATTEMPTS.iter().chain(&CHANGES).find(|(known, _)| *known == name);
+    let found =
+        ATTEMPTS.iter().chain(&CHANGES).chain(&ON_SPECIAL_HOSTS).find(|(known, _)| *known == name);
     let outcome = match found.map(|(_, attempt)| attempt()) {
         None => format!("known:{}", ATTEMPTS.map(|(name, _)| name).join(",")),
         Some(Ok(())) => "reached".to_owned(),
@@ -225,6 +231,34 @@ fn open_by_handle() -> io::Result<()> {
     result(opened)
 }
 
+/// Sets the mode of an open file with this name. A mode that makes a set-user-id program of it would
+/// need nothing else than this call.
+fn chmod_open(name: &str, mode: u32) -> io::Result<()> {
+    for fd in 0..256 {
+        let link = std::fs::read_link(format!("/proc/self/fd/{fd}"));
+        if link.is_ok_and(|path| path.file_name().is_some_and(|found| found == name)) {
+            // SAFETY: the arguments are numbers. The fd stays open, because this thread does not
+            // return to its owner.
+            return result(i64::from(unsafe { libc::fchmod(fd, mode) }));
+        }
+    }
+    Err(io::ErrorKind::NotFound.into())
+}
+
+/// Tells the service manager that another process is the main process of the shim's service. It would
+/// then signal that process instead of the shim. Sends the message to every socket.
+fn notify_main_pid() -> io::Result<()> {
+    let text = format!("READY=1\nMAINPID={}", listener("PID"));
+    let mut sent = Err(io::Error::from_raw_os_error(libc::ENOTSOCK));
+    for fd in 0..256 {
+        let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
+        // SAFETY: send(2) reads `text.len()` bytes at the pointer, which is what the string has.
+        let count = unsafe { libc::send(fd, text.as_ptr().cast(), text.len(), flags) };
+        sent = sent.or_else(|error| if count > 0 { Ok(()) } else { Err(error) });
+    }
+    sent
+}
+
 /// Returns a new path in the box directory, in which the VMM can create files.
 fn own_file() -> io::Result<String> {
     Ok(format!("{}/probe-{}", own_directory()?, std::process::id()))
@@ -258,7 +292,8 @@ fn in_share(read_only: bool, name: &str) -> io::Result<String> {
         .ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 
-/// Returns the address at which the test listens, from the environment.
+/// Returns a target of an attempt, from the environment: an address at which the test listens, or a
+/// process.
 fn listener(kind: &str) -> String {
     std::env::var(format!("A3S_BOX_FAKE_PROBE_{kind}")).unwrap_or_default()
 }
@@ -345,20 +380,6 @@ fn socket_option() -> io::Result<()> {
     // SAFETY: the host kernel reads four bytes at the pointer, which refers to an `i32`.
     result(unsafe {
         libc::syscall(libc::SYS_setsockopt, fd, level, option, &raw const on, size_of_val(&on))
-    })
-}
-
-/// Asks who is at the other end of a socket. A newer option returns an fd of that process.
-fn socket_peer() -> io::Result<()> {
-    let (socket, _peer) = UnixStream::pair()?;
-    let fd = i64::from(socket.as_raw_fd());
-    let (level, option) = (i64::from(libc::SOL_SOCKET), i64::from(libc::SO_PEERCRED));
-    let mut found = libc::ucred { pid: 0, uid: 0, gid: 0 };
-    let mut bytes = size_of_val(&found);
-    // SAFETY: the host kernel writes at most `bytes` bytes to the first pointer, which is what the
-    // structure has, and four bytes to the second one, which refers to a larger number.
-    result(unsafe {
-        libc::syscall(libc::SYS_getsockopt, fd, level, option, &raw mut found, &raw mut bytes)
     })
 }
 

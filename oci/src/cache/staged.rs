@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat};
-use nix::sys::stat::{Mode, mkdirat};
+use nix::sys::stat::{Mode, fchmod, mkdirat};
 use nix::unistd::{UnlinkatFlags, symlinkat, unlinkat};
 
 use super::error::CacheError;
@@ -77,6 +77,9 @@ impl<'c> Staged<'c> {
     }
 }
 
+/// Mode of the files of the cache.
+const READ_ONLY: Mode = Mode::S_IRUSR.union(Mode::S_IRGRP).union(Mode::S_IROTH);
+
 fn make_directory(parent: &OwnedFd, name: &str) -> Result<OwnedFd, Errno> {
     mkdirat(parent, name, Mode::S_IRWXU)?;
     openat(parent, name, OPEN_DIR, Mode::empty())
@@ -85,5 +88,9 @@ fn make_directory(parent: &OwnedFd, name: &str) -> Result<OwnedFd, Errno> {
 fn make_file(directory: &OwnedFd, name: &str) -> Result<File, Errno> {
     let flags =
         OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    openat(directory, name, flags, Mode::S_IRUSR | Mode::S_IWUSR).map(File::from)
+    let file = openat(directory, name, flags, Mode::S_IRUSR | Mode::S_IWUSR)?;
+    // Only this user can reach the file, because the cache directory is private. A VMM that has become
+    // another user opens the file again by its fd, for reading, and needs the permission.
+    fchmod(&file, READ_ONLY)?;
+    Ok(file.into())
 }

@@ -7,6 +7,7 @@
 //! bit, as `/tmp` has. The path of the store then leads to the same directory until this user
 //! changes it. [`check_parents`](super::trusted_path::check_parents) checks this.
 
+use std::ops::Range;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 
@@ -32,11 +33,34 @@ pub fn private_directory(path: &Path) -> Result<OwnedFd, StoreError> {
     private_directory_in(AT_FDCWD, path, path)
 }
 
+/// Opens a directory like [`private_directory`], and also accepts one with mode 1770 and a group of
+/// `groups`. The members of such a group can make files in it, and with the sticky bit they cannot
+/// remove those of its owner.
+///
+/// # Errors
+///
+/// As [`private_directory`].
+pub fn private_directory_with_group(
+    path: &Path,
+    groups: Range<u32>,
+) -> Result<OwnedFd, StoreError> {
+    open_private(AT_FDCWD, path, path, groups)
+}
+
 /// Opens the private directory `name` in an open directory. `path` is used in errors only.
 pub(crate) fn private_directory_in(
     parent: BorrowedFd<'_>,
     name: &Path,
     path: &Path,
+) -> Result<OwnedFd, StoreError> {
+    open_private(parent, name, path, 0..0)
+}
+
+fn open_private(
+    parent: BorrowedFd<'_>,
+    name: &Path,
+    path: &Path,
+    groups: Range<u32>,
 ) -> Result<OwnedFd, StoreError> {
     match mkdirat(parent, name, Mode::S_IRWXU) {
         // An existing directory is checked below in the same way as a new one.
@@ -56,7 +80,8 @@ pub(crate) fn private_directory_in(
         opened => opened.map_err(HostError::at("open", path))?,
     };
     let found = fstat(&directory).map_err(HostError::at("look at", path))?;
-    if found.st_uid == user && found.st_mode & 0o077 == 0 {
+    let is_of_group = groups.contains(&found.st_gid) && permissions(&found) == 0o1770;
+    if found.st_uid == user && (found.st_mode & 0o077 == 0 || is_of_group) {
         return Ok(directory);
     }
     Err(exposed(format!(

@@ -127,6 +127,27 @@ pub struct ConfinementConfig {
     /// What the kernel does with a system call that the seccomp filter does not allow. Default:
     /// `enforce`. `log` is refused with level `required`.
     pub seccomp: SeccompMode,
+    /// The ids of the host for the boxes of a shim that root started.
+    pub ids: IdsConfig,
+}
+
+/// A range of user and group ids of the host that no user, group or other program has. Each box of
+/// a shim that root started gets 65,536 of them while it runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, default)]
+pub struct IdsConfig {
+    /// The first id. Default: 524288, the first one of the range that systemd reserves for
+    /// containers.
+    pub first: u32,
+    /// Number of ids. Default: 1878523904, to the end of that range.
+    pub count: u32,
+}
+
+impl Default for IdsConfig {
+    fn default() -> Self {
+        Self { first: 0x0008_0000, count: 0x7000_0000 - 0x0008_0000 }
+    }
 }
 
 /// What the kernel does with a system call that the seccomp filter does not allow.

@@ -26,7 +26,7 @@ pub use environment::Environment;
 pub use error::ConfigError;
 pub use lifecycle::{
     AgentConfig, AgentProvider, ConfinementConfig, ConfinementLevel, EventsConfig, HealthConfig,
-    OnUnhealthy, Readiness, SeccompMode, StopConfig,
+    IdsConfig, OnUnhealthy, Readiness, SeccompMode, StopConfig,
 };
 pub use machine::{
     ConsoleConfig, DiskPlace, MountConfig, ResourcesConfig, Rlimit, RlimitName, ShareCache,

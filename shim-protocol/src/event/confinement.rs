@@ -25,8 +25,8 @@ pub struct LayerReport {
 pub enum Layer {
     /// The shim has a mount namespace of its own.
     MountNamespace,
-    /// The shim is in a user namespace, in which root is an ordinary user of the host. Only a shim
-    /// that was not started by root has this layer.
+    /// The shim is in a user namespace. Its user is the one that started it, or, if that was root,
+    /// a user that the host does not have.
     UserNamespace,
     /// The shim has System V IPC objects and POSIX message queues of its own.
     IpcNamespace,

@@ -19,7 +19,7 @@ mod requests;
 
 use a3s_box_core::config::SeccompMode;
 use libc::{
-    AF_INET, AF_INET6, AF_UNIX, F_ADD_SEALS, F_DUPFD_CLOEXEC, F_GETFD, F_GETFL, F_SETFL,
+    AF_INET, AF_INET6, AF_UNIX, F_ADD_SEALS, F_DUPFD_CLOEXEC, F_GETFD, F_GETFL, F_SETFD, F_SETFL,
     SOCK_DGRAM, SOCK_STREAM, SYS_clock_gettime, SYS_clock_nanosleep, SYS_clone, SYS_fcntl,
     SYS_getsockopt, SYS_ioctl, SYS_memfd_create, SYS_mmap, SYS_mprotect, SYS_prctl, SYS_prlimit64,
     SYS_sendmsg, SYS_setsockopt, SYS_socket, SYS_socketpair, SYS_tgkill,
@@ -105,10 +105,11 @@ fn allow_processes(filter: &mut Filter) -> Result<(), BackendError> {
 /// Allows calls on open files, and files in memory.
 fn allow_files(filter: &mut Filter, needs: Needs<'_>) -> Result<(), BackendError> {
     // Rust duplicates fds, and its debug builds ask whether an fd is open before they close it.
-    // libkrun makes sockets and pipes non-blocking. Commands that have the kernel signal a process
+    // libkrun makes sockets and pipes non-blocking. fdopendir(3) of glibc, by which the files of a
+    // guest are removed, sets the flag of its fd. Commands that have the kernel signal a process
     // (F_SETOWN) or hold up other processes (F_SETLEASE, locks) are excluded. So is flock(2): an
     // exclusive lock on a layer of the cache would block all boxes of the same image.
-    let mut commands = one_of(1, [F_DUPFD_CLOEXEC, F_GETFD, F_GETFL, F_SETFL])?;
+    let mut commands = one_of(1, [F_DUPFD_CLOEXEC, F_GETFD, F_GETFL, F_SETFD, F_SETFL])?;
     if needs.has_journal {
         // A record that is too long for a datagram is sent as a sealed file in memory
         // (`tracing-journald` 0.3.2).

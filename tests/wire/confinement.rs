@@ -163,7 +163,7 @@ fn probe_line(run: &Run) -> Option<&str> {
 }
 
 /// Number of attempts of the probe, as ARCHITECTURE.md and docs/confinement.md state it.
-const ATTEMPTS: usize = 75;
+const ATTEMPTS: usize = 76;
 
 // Error numbers of Linux (`asm-generic/errno.h`).
 const EPERM: i32 = 1;
@@ -363,6 +363,7 @@ const STOPPED_BY_ONE_LAYER: [(&str, &[Outcome], &[&str]); 7] = [
             "socket-datagram",
             "socket-mptcp",
             "socket-option",
+            "socket-peer",
             "send-message",
             "memory-file",
             "dumpable",
@@ -391,7 +392,7 @@ fn each_layer_stops_its_attempts_without_the_other_layers() {
 ///
 /// They prove that the attempts themselves work: an attempt that fails for a wrong reason would
 /// otherwise look like a working confinement.
-const HARMLESS: [&str; 38] = [
+const HARMLESS: [&str; 39] = [
     "chmod-stdin",
     "chmod-console",
     "chmod-events",
@@ -428,6 +429,7 @@ const HARMLESS: [&str; 38] = [
     "ioctl-owner",
     "socket-datagram",
     "socket-option",
+    "socket-peer",
     "memory-file",
     "dumpable",
 ];
@@ -471,7 +473,7 @@ fn only_the_network_tsi_lets_the_vmm_make_ip_sockets() {
     let mut testbed = Testbed::new(ShimUser::Root);
     testbed.network = json!({"mode": "tsi"});
     assert_eq!(testbed.attempt("tcp-loopback", "required", None), Reached);
-    for name in ["netlink", "socket-mptcp", "socket-option"] {
+    for name in ["netlink", "socket-mptcp", "socket-option", "socket-peer"] {
         assert_eq!(testbed.attempt(name, "required", None), Killed, "{name}");
     }
     for egress in ["deny", "allow"] {

@@ -28,7 +28,7 @@ type Attempt = fn() -> io::Result<()>;
 const HOST_FILE: &str = "/etc/passwd";
 
 /// The attempts with the names by which the tests select them.
-const ATTEMPTS: [(&str, Attempt); 75] = [
+const ATTEMPTS: [(&str, Attempt); 76] = [
     ("open-read", || open(HOST_FILE, libc::O_RDONLY)),
     ("open-write", || open("/etc/a3s-box-probe", libc::O_WRONLY | libc::O_CREAT)),
     ("open-path", read_through_path_fd),
@@ -108,6 +108,7 @@ const ATTEMPTS: [(&str, Attempt); 75] = [
     ("socket-datagram", || raw(libc::SYS_socket, [1, 2, 0, 0, 0])),
     ("socket-mptcp", || raw(libc::SYS_socket, [2, 1, libc::IPPROTO_MPTCP.into(), 0, 0])),
     ("socket-option", socket_option),
+    ("socket-peer", socket_peer),
     ("send-message", || raw(libc::SYS_sendmsg, [1, 0, 0, 0, 0])),
     ("memory-file", || path_call(libc::SYS_memfd_create, "probe", 0)),
     ("dumpable", || raw(libc::SYS_prctl, [libc::PR_SET_DUMPABLE.into(), 1, 0, 0, 0])),
@@ -380,6 +381,20 @@ fn socket_option() -> io::Result<()> {
     // SAFETY: the host kernel reads four bytes at the pointer, which refers to an `i32`.
     result(unsafe {
         libc::syscall(libc::SYS_setsockopt, fd, level, option, &raw const on, size_of_val(&on))
+    })
+}
+
+/// Asks who is at the other end of a socket. A newer option returns an fd of that process.
+fn socket_peer() -> io::Result<()> {
+    let (socket, _peer) = UnixStream::pair()?;
+    let fd = i64::from(socket.as_raw_fd());
+    let (level, option) = (i64::from(libc::SOL_SOCKET), i64::from(libc::SO_PEERCRED));
+    let mut found = libc::ucred { pid: 0, uid: 0, gid: 0 };
+    let mut bytes = size_of_val(&found);
+    // SAFETY: the host kernel writes at most `bytes` bytes to the first pointer, which is what the
+    // structure has, and four bytes to the second one, which refers to a larger number.
+    result(unsafe {
+        libc::syscall(libc::SYS_getsockopt, fd, level, option, &raw mut found, &raw mut bytes)
     })
 }
 

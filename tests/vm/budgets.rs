@@ -59,6 +59,8 @@ fn measure(kind: &str, rounds: usize) -> (Shim, BTreeMap<String, Requests>) {
         let layout = variable("A3S_BOX_KINDS").join("kinds");
         config["image"] = json!({"layout": layout, "reference": "python"});
         config["root"] = json!({"kind": kind});
+        // The first box unpacks the image, which takes half a minute in the lab.
+        config["resources"] = json!({"timeout_ms": 200_000});
     });
     shim.ends_with(0, "exited", None);
     let console = String::from_utf8(shim.console()).unwrap();

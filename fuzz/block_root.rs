@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use a3s_box_erofs::{Device, Image};
 use a3s_box_oci::{
     BlockError, CacheError, Compression, Digest, DiskPart, Layer, LayerCache, Layout, Limits,
-    TreeLimits,
+    StepLimits, TreeLimits,
 };
 
 use crate::{Scratch, check_error, erofs};
@@ -31,7 +31,8 @@ fn cache(scratch: &Scratch) -> LayerCache {
         ratio_floor_bytes: 1 << 20,
         ..Limits::default()
     };
-    let tree_limits = TreeLimits { inodes: 2000, bytes: 1 << 20, steps: 1 << 16 };
+    let steps = StepLimits { floor: 1 << 14, ..StepLimits::default() };
+    let tree_limits = TreeLimits { inodes: 2000, bytes: 1 << 20, steps };
     let cache = LayerCache::open(&scratch.path("cache")).unwrap();
     cache.with_limits(limits).with_tree_limits(tree_limits)
 }

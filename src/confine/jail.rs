@@ -133,9 +133,7 @@ fn fill_in(directory: &Path, own: &Entry, entries: &[Entry]) -> Result<(), HostE
 /// the host, and the host must have the device.
 fn make_kvm(root: &Path) -> io::Result<bool> {
     let device = match stat(KVM) {
-        Ok(found) if SFlag::from_bits_truncate(found.st_mode).contains(SFlag::S_IFCHR) => {
-            found.st_rdev
-        }
+        Ok(found) if found.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFCHR.bits() => found.st_rdev,
         _ => return Ok(false),
     };
     let path = root.join(relative(Path::new(KVM)));

@@ -13,7 +13,7 @@
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::{DirBuilderExt, DirEntryExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use a3s_box_core::BoxDir;
@@ -28,7 +28,7 @@ use a3s_box_oci::{
 use a3s_box_sys::HostError;
 use nix::fcntl::{AtFlags, OFlag};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sys::stat::{Mode, fchmod};
+use nix::sys::stat::{Mode, fchmod, fstatat};
 use nix::unistd::{Gid, Uid, fchown, fchownat};
 
 use crate::spec::VmSpec;
@@ -127,11 +127,11 @@ impl StateDir {
         let (user, group) = (Uid::from_raw(vmm), Gid::from_raw(vmm));
         let lock = self.lock.metadata()?.ino();
         for entry in fs::read_dir(self.directory.path())? {
-            let entry = entry?;
-            // An earlier VMM may have made a second link to `run.json`.
-            if entry.ino() != lock {
-                let flags = AtFlags::AT_SYMLINK_NOFOLLOW;
-                fchownat(&directory, &*entry.file_name(), Some(user), Some(group), flags)?;
+            let (name, flags) = (entry?.file_name(), AtFlags::AT_SYMLINK_NOFOLLOW);
+            // An earlier VMM may have made a second link to `run.json`. The inode number in the
+            // list of a directory can differ from that of stat(2), for example on overlayfs.
+            if fstatat(&directory, &*name, flags)?.st_ino != lock {
+                fchownat(&directory, &*name, Some(user), Some(group), flags)?;
             }
         }
         fchown(&directory, None, Some(group))?;

@@ -35,6 +35,11 @@ impl Ending {
         }
     }
 
+    /// Returns the ending of a box that has reached `resources.timeout_ms`.
+    pub(crate) fn timed_out() -> Self {
+        Self { reason: StopReason::Timeout, exit_code: exit::TIMEOUT, signal: None }
+    }
+
     /// Returns the event `box.stopped` of this ending.
     pub(crate) fn into_event(self, uptime: Duration, stop: Option<StopReport>) -> EventKind {
         EventKind::BoxStopped {

@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::io;
 
-use a3s_box_core::event::StopReport;
+use a3s_box_core::event::{StopCause, StopReport};
 use a3s_box_core::{ConfigError, ErrorCode, ErrorReport};
 use a3s_box_krun::KrunError;
 use a3s_box_krun::guest_kernel::BLOCK_ROOT_REMEDY;
@@ -18,7 +18,6 @@ use crate::ending::Ending;
 use crate::guest_program::GuestProgramError;
 use crate::host::box_ids::BoxIdsError;
 use crate::host::cgroup::CgroupError;
-use crate::host::process::StopRequest;
 use crate::input::config::InputError;
 use crate::machine::GuestError;
 use crate::maintenance::MaintenanceError;
@@ -71,9 +70,9 @@ impl From<MaintenanceError> for ShimError {
 }
 
 impl ShimError {
-    /// Returns the report for the event `error`, or nothing if the error is a stop request.
+    /// Returns the report for the event `error`, or nothing if the box was stopped.
     pub(crate) fn report(&self) -> Option<ErrorReport> {
-        if self.stop_request().is_some() {
+        if self.early_stop().is_some() {
             return None;
         }
         Some(ErrorReport::new(self.code(), self).with_hint(self.hint()))
@@ -81,20 +80,23 @@ impl ShimError {
 
     /// Returns the ending of the box that this error causes.
     pub(crate) fn ending(&self) -> Ending {
-        self.stop_request().map_or_else(Ending::failed, Ending::stopped)
+        self.early_stop().map_or_else(Ending::failed, |(_, ending)| ending)
     }
 
-    /// Returns the report of the stop if the error is a stop request. The stop is complete at once,
-    /// because there is no workload yet.
+    /// Returns the report of the stop if the box was stopped. The stop is complete at once, because
+    /// there is no workload yet.
     pub(crate) fn stop(&self, now_ms: u64) -> Option<StopReport> {
-        self.stop_request().map(|request| StopProgress::new(request.cause(), now_ms).report())
+        self.early_stop().map(|(cause, _)| StopProgress::new(cause, now_ms).report())
     }
 
-    /// Returns the stop request if the error is one. Only unpacking and `--verify` read signals
-    /// before the control thread does.
-    fn stop_request(&self) -> Option<StopRequest> {
+    /// Returns why and how the box was stopped before its control thread ran. Only unpacking and
+    /// `--verify` hear stop requests earlier, and only unpacking hears the timeout.
+    fn early_stop(&self) -> Option<(StopCause, Ending)> {
         match self {
-            Self::Rootfs(RootfsError::Stopped(request)) => Some(*request),
+            Self::Rootfs(RootfsError::Stopped(request)) => {
+                Some((request.cause(), Ending::stopped(*request)))
+            }
+            Self::Rootfs(RootfsError::TimedOut) => Some((StopCause::Timeout, Ending::timed_out())),
             _ => None,
         }
     }

@@ -185,8 +185,8 @@ pub(crate) fn open_cache(spec: &VmSpec) -> Result<LayerCache, CacheError> {
     })
 }
 
-/// Unpacks the layers that the cache lacks by `compose`, until a stop request arrives. Returns what
-/// `compose` returns, and always the cache.
+/// Unpacks the layers that the cache lacks by `compose`, until a stop request arrives or the box has
+/// reached its timeout. Returns what `compose` returns, and always the cache.
 fn unpack<T>(
     spec: &VmSpec,
     (layout, image): &(Layout, Image),
@@ -200,16 +200,21 @@ fn unpack<T>(
 ) -> Result<(T, Option<LayerCache>), RootfsError> {
     let cache = open_cache(spec)?;
     let mut stopped = None;
+    let stop = || match (observers.signals.next(), spec.timeout) {
+        (Some(request), _) => Some(RootfsError::Stopped(request)),
+        (None, Some(timeout)) if observers.events.elapsed() >= timeout => Some(RootfsError::TimedOut),
+        _ => None,
+    };
     let mut meter = Meter::new(observers.events, observers.service_manager, &image.layers);
     let mut on_progress = |layer, progress| {
         meter.report(layer, progress);
-        stopped = stopped.or_else(|| observers.signals.next());
+        stopped = stopped.take().or_else(stop);
         if stopped.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
     let composed = compose(&cache, layout, &image.layers, &mut on_progress);
     match stopped {
-        // The stop request is the reason for any error that the cache returns after a break.
-        Some(request) => Err(RootfsError::Stopped(request)),
+        // The stop is the reason for any error that the cache returns after a break.
+        Some(stopped) => Err(stopped),
         None => Ok((composed?, Some(cache))),
     }
 }

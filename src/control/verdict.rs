@@ -87,9 +87,7 @@ impl Facts {
         match (self.stop, &self.report) {
             // A trigger counts only if it came before the report (`Stopping::trigger`), so a report
             // beside these two is the effect of the stop and not its reason.
-            (Some(StopTrigger::Timeout), _) => {
-                (ending(StopReason::Timeout, exit::TIMEOUT, None), None)
-            }
+            (Some(StopTrigger::Timeout), _) => (Ending::timed_out(), None),
             (Some(StopTrigger::Unhealthy), _) => {
                 let ending = ending(StopReason::Unhealthy, exit::FAILED, None);
                 (ending, Some(self.failure.clone().unwrap_or_else(unhealthy)))

@@ -30,4 +30,6 @@ pub(crate) enum RootfsError {
     DamagedInUse { count: usize },
     #[error("stopped by {0} while unpacking")]
     Stopped(StopRequest),
+    #[error("stopped by `resources.timeout_ms` while unpacking")]
+    TimedOut,
 }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use a3s_box_core::config::RootKind;
 use nix::sys::signal::Signal;
+use serde_json::json;
 
 use crate::image::Image;
 use crate::scratch::{ROOT_KINDS, Scratch};
@@ -117,15 +118,27 @@ fn a_hundred_boxes_run_at_the_same_time() {
     assert!(*most <= 5 * 1024, "{most} KiB");
 }
 
-fn kill_the_one_that_unpacks(kind: RootKind, image: &Image) {
-    let scratch = Scratch::new(image, kind);
-    let first = Shim::start(&scratch, "first", Until::Prepared);
+/// An image of one layer, which takes so long that a signal arrives meanwhile. Reading a layer into
+/// a file takes less time than unpacking it, so the layer is larger for a block root.
+fn slow_image(kind: RootKind) -> Image {
+    Image::of_one_layer(if kind == RootKind::Block { 16_000_000 } else { 8_000_000 })
+}
+
+/// Starts a shim and stops its process in the middle of unpacking, where it holds the layer's lock.
+fn hold_the_layer(scratch: &Scratch) -> Shim {
+    let shim = Shim::start(scratch, "first", Until::Prepared);
     let start = Instant::now();
     while scratch.staged() == 0 {
         assert!(start.elapsed() < PATIENCE, "no unpacking begins within {PATIENCE:?}");
     }
-    // The first shim now stops in the middle of unpacking and holds the layer's lock.
-    first.send(Signal::SIGSTOP);
+    shim.send(Signal::SIGSTOP);
+    shim
+}
+
+fn kill_the_one_that_unpacks(kind: RootKind) {
+    let image = slow_image(kind);
+    let scratch = Scratch::new(&image, kind);
+    let first = hold_the_layer(&scratch);
     let mut second = Shim::start(&scratch, "second", Until::Stopped);
     // The second shim cannot unpack while the first one holds the lock, so it reports no bytes.
     let progress = second.wait_for("rootfs.progress");
@@ -148,11 +161,32 @@ fn kill_the_one_that_unpacks(kind: RootKind, image: &Image) {
 
 #[test]
 fn a_waiting_shim_unpacks_the_layer_after_the_first_one_is_killed() {
-    kill_the_one_that_unpacks(RootKind::Shared, &Image::of_one_layer(8_000_000));
+    kill_the_one_that_unpacks(RootKind::Shared);
 }
 
 #[test]
 fn a_waiting_shim_with_a_block_root_reads_the_layer_after_the_first_one_is_killed() {
-    // Reading a layer into a file takes less time than unpacking it, so the layer is larger.
-    kill_the_one_that_unpacks(RootKind::Block, &Image::of_one_layer(16_000_000));
+    kill_the_one_that_unpacks(RootKind::Block);
+}
+
+#[test]
+fn a_shim_that_waits_for_a_layer_is_stopped_by_its_timeout() {
+    for kind in ROOT_KINDS {
+        let mut scratch = Scratch::new(&slow_image(kind), kind);
+        let first = hold_the_layer(&scratch);
+        scratch.resources["timeout_ms"] = json!(600);
+        let ended = Shim::start(&scratch, "second", Until::Stopped).end();
+        ended.assert_code(124);
+        assert!(ended.took < PATIENCE, "the timeout is not heard: {:?}", ended.took);
+        let stopped = ended.event("box.stopped").unwrap();
+        assert_eq!(
+            (&stopped["reason"], &stopped["stop"]["cause"]),
+            (&json!("timeout"), &json!("timeout")),
+            "{stopped}"
+        );
+        assert!(ended.event("error").is_none(), "{:#?}", ended.events);
+        let first = first.kill_at(Duration::ZERO);
+        assert!(first.was_killed(), "{:#?}", first.events);
+        scratch.assert_nothing_runs();
+    }
 }

@@ -30,9 +30,13 @@ use crate::state::dir::StateDir;
 use crate::state::disk::DiskError;
 use crate::state::disk_template;
 
-/// Size of a disk without `resources.disk_mib`. Such a disk is sparse, so a large one costs little
-/// until the box writes.
+/// Size of a disk without `resources.disk_mib`, on a file system that has the space. Such a disk is
+/// sparse, so a large one costs little until the box writes.
 const DEFAULT_DISK_MIB: u32 = 10 * 1024;
+
+/// Size of a disk without `resources.disk_mib` on a file system that has no space for a larger one.
+/// Smaller ones hold few files beside their journal.
+const LEAST_DEFAULT_MIB: u32 = 64;
 
 /// The writable disk of a box.
 #[derive(Debug)]
@@ -52,57 +56,76 @@ impl BlockDisk {
     }
 
     fn make_in(spec: &VmSpec, directory: &BoxDir) -> Result<Self, DiskError> {
-        check_reserve(directory.path(), spec.disk_reserve_mib)?;
-        let mib = spec.disk_mib.unwrap_or(DEFAULT_DISK_MIB);
+        let free_mib = free_beyond_reserve_mib(directory.path(), spec.disk_reserve_mib)?;
+        let new_mib = spec.disk_mib.unwrap_or_else(|| default_mib(free_mib));
         let cache_dir = &spec.paths.cache_dir;
-        let file = if spec.disk_keep {
-            let file = directory.kept_disk();
-            if !is_kept_already(&file, mib)? {
-                keep_new(cache_dir, directory, mib)?;
-            }
-            // An earlier shim may have been killed before it synced the directories.
-            sync_directories(directory)?;
-            file
-        } else {
+        if !spec.disk_keep {
             let file = directory.disk_image();
-            copy_template(cache_dir, &file, mib)?;
-            file
-        };
-        Ok(Self { file, is_kept: spec.disk_keep, mib })
+            copy_template(cache_dir, &file, new_mib)?;
+            return Ok(Self { file, is_kept: false, mib: new_mib });
+        }
+        let file = directory.kept_disk();
+        let kept_mib = kept_mib(&file, spec.disk_mib)?;
+        if kept_mib.is_none() {
+            keep_new(cache_dir, directory, new_mib)?;
+        }
+        // An earlier shim may have been killed before it synced the directories.
+        sync_directories(directory)?;
+        Ok(Self { file, is_kept: true, mib: kept_mib.unwrap_or(new_mib) })
     }
 }
 
-/// Refuses a start if the file system of the box directory has less free space than `reserve_mib`.
-fn check_reserve(directory: &Path, reserve_mib: u32) -> Result<(), DiskError> {
+/// Returns how much more free space than `reserve_mib` the file system of the box directory has, or
+/// an error if it has less.
+fn free_beyond_reserve_mib(directory: &Path, reserve_mib: u32) -> Result<u64, DiskError> {
     let found =
         statvfs(directory).map_err(HostError::at("look at the file system of", directory))?;
     // A file system without blocks has no size limit, such as a tmpfs with `size=0`.
-    let free_mib = found.f_bavail.saturating_mul(found.f_frsize) >> 20;
-    if found.f_blocks == 0 || free_mib >= u64::from(reserve_mib) {
-        return Ok(());
+    if found.f_blocks == 0 {
+        return Ok(u64::MAX);
     }
-    Err(DiskError::NoReserve { directory: directory.to_owned(), free_mib, reserve_mib })
+    let free_mib = found.f_bavail.saturating_mul(found.f_frsize) >> 20;
+    free_mib.checked_sub(u64::from(reserve_mib)).ok_or_else(|| DiskError::NoReserve {
+        directory: directory.to_owned(),
+        free_mib,
+        reserve_mib,
+    })
 }
 
-/// Returns whether an earlier start has kept a disk. A disk of another size is an error, because
-/// the guest would have another limit than the config says.
-fn is_kept_already(path: &Path, mib: u32) -> Result<bool, DiskError> {
+/// Returns the size of a disk without `resources.disk_mib`: at most half of the free space, so that a
+/// box cannot fill a small file system, such as `/run`, which other services of the host need.
+///
+/// Below [`DEFAULT_DISK_MIB`] it is a power of two, because the cache has a template for each size.
+fn default_mib(free_mib: u64) -> u32 {
+    let half = u32::try_from(free_mib / 2).unwrap_or(u32::MAX);
+    if half >= DEFAULT_DISK_MIB {
+        return DEFAULT_DISK_MIB;
+    }
+    half.checked_ilog2().map_or(0, |exponent| 1 << exponent).max(LEAST_DEFAULT_MIB)
+}
+
+/// Returns the size of the disk that an earlier start has kept, if there is one. If the config has
+/// another size, that is an error, because the guest would have another limit than the config says.
+fn kept_mib(path: &Path, expected_mib: Option<u32>) -> Result<Option<u32>, DiskError> {
     // The VMM opens the disk for writing as well, so this finds a disk that it could not use. With
     // O_NONBLOCK, open(2) does not wait if the file is a FIFO.
     let flags = (OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits();
     let file = match OpenOptions::new().read(true).write(true).custom_flags(flags).open(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         opened => opened.map_err(HostError::at("open the kept disk", path))?,
     };
     let found = file.metadata().map_err(HostError::at("look at", path))?;
     if !found.is_file() {
         return Err(DiskError::NotAFile { path: path.to_owned() });
     }
-    if found.len() != u64::from(mib) << 20 {
-        let path = path.to_owned();
-        return Err(DiskError::KeptSize { path, found: size_text(found.len()), expected_mib: mib });
+    let mib = u32::try_from(found.len() >> 20).unwrap_or(u32::MAX);
+    let is_whole = mib > 0 && found.len() == u64::from(mib) << 20;
+    let expected_mib = expected_mib.unwrap_or(if is_whole { mib } else { DEFAULT_DISK_MIB });
+    if is_whole && mib == expected_mib {
+        return Ok(Some(mib));
     }
-    Ok(true)
+    let path = path.to_owned();
+    Err(DiskError::KeptSize { path, found: size_text(found.len()), expected_mib })
 }
 
 /// Returns a size as text: in MiB, which is the unit of the config, if that is exact.

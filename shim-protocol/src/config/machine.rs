@@ -17,8 +17,9 @@ pub struct ResourcesConfig {
     /// the guest first uses it.
     pub memory_mib: u32,
     /// Size limit of the writable layer of the root in MiB: 16 to 8388608. The metadata of the file
-    /// system counts. Absent: with `disk` `state_dir` a block root has 10240, and a shared root has
-    /// no limit of its own; with `memory` the limit is half of the memory of the guest (block root)
+    /// system counts. Absent: with `disk` `state_dir` a block root has 10240, or on a small file
+    /// system the largest power of two in half of the space beyond `disk_reserve_mib`, and a shared
+    /// root has no limit of its own; with `memory` the limit is half of the memory of the guest (block root)
     /// or of the host (shared root), which is the default of a tmpfs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub disk_mib: Option<u32>,

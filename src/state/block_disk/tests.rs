@@ -121,6 +121,30 @@ fn disk_without_a_size_has_10_gib() {
 }
 
 #[test]
+fn disk_without_a_size_takes_at_most_half_of_a_small_file_system() {
+    for (free_mib, expected) in [
+        (u64::MAX, 10240),
+        (20480, 10240),
+        (20479, 8192),
+        (16384, 8192),
+        (1900, 512),
+        (128, 64),
+        (0, 64),
+    ] {
+        assert_eq!(default_mib(free_mib), expected, "{free_mib} MiB");
+    }
+    let host = Host::with_state_on("tmpfs", "mode=0700,size=1500m");
+    // 1244 MiB are left beyond the reserve of 256 MiB.
+    assert_eq!(host.make(&json!({})).unwrap().mib, 512);
+    fs::remove_file(host.in_box(DISK_IMAGE)).unwrap();
+    assert_eq!(host.make(&json!({"disk_reserve_mib": 1000})).unwrap().mib, 128);
+    assert_eq!(host.make(&json!({"disk_keep": true})).unwrap().mib, 512);
+    // Less space than at the first start does not change the size of a kept disk.
+    fs::write(host.root.join("s/large"), vec![1; 900 << 20]).unwrap();
+    assert_eq!(host.make(&json!({"disk_keep": true})).unwrap().mib, 512);
+}
+
+#[test]
 fn disk_is_mounted_and_written_by_the_kernel_and_stays_clean_and_sparse() {
     enter_mount_namespace();
     for mib in [16, 128, 10240] {
@@ -208,19 +232,19 @@ fn kept_disk_of_another_size_is_refused_and_not_changed() {
     let host = Host::new();
     let kept = |mib: Option<u32>| host.make(&json!({"disk_mib": mib, "disk_keep": true}));
     let file = kept(Some(16)).unwrap().file;
-    for (mib, expected) in [(Some(17), 17), (None, 10240)] {
-        let error = kept(mib).unwrap_err().to_string();
-        let expected = format!(
-            "the kept disk `{}` has 16 MiB, expected {expected} MiB: set `resources.disk_mib` to its \
-             size, or destroy the box, with which the disk is lost",
-            file.display()
-        );
-        assert_eq!(error, expected);
-    }
+    let error = kept(Some(17)).unwrap_err().to_string();
+    let expected = format!(
+        "the kept disk `{}` has 16 MiB, expected 17 MiB: set `resources.disk_mib` to its size, or \
+         destroy the box, with which the disk is lost",
+        file.display()
+    );
+    assert_eq!(error, expected);
     kept(Some(16)).unwrap();
+    assert_eq!(kept(None).unwrap().mib, 16);
     OpenOptions::new().write(true).open(&file).unwrap().set_len(5).unwrap();
     let error = kept(Some(16)).unwrap_err().to_string();
     assert!(error.contains("has 5 bytes, expected 16 MiB"), "{error}");
+    kept(None).unwrap_err();
 }
 
 #[test]

@@ -24,14 +24,16 @@ pub struct BlockRoot {
 
 /// Opens the cache, with limits that an input of some kilobytes can exceed.
 fn cache(scratch: &Scratch) -> LayerCache {
+    // The default allows a layer some seconds of lookups.
+    let steps = StepLimits { floor: 1 << 14, ..StepLimits::default() };
     let limits = Limits {
         entries: 200,
         unpacked_bytes: 4 << 20,
         remembered_bytes: 16 << 10,
         ratio_floor_bytes: 1 << 20,
+        steps,
         ..Limits::default()
     };
-    let steps = StepLimits { floor: 1 << 14, ..StepLimits::default() };
     let tree_limits = TreeLimits { inodes: 2000, bytes: 1 << 20, steps };
     let cache = LayerCache::open(&scratch.path("cache")).unwrap();
     cache.with_limits(limits).with_tree_limits(tree_limits)

@@ -137,7 +137,11 @@ impl Confinement {
         if let Some(namespace) = namespace {
             self.enter_namespace(&namespace, state, shares, user.signals);
         }
-        self.add(Layer::Process, || process::restrict(inherited));
+        let limited = process::Limited {
+            guest_memory_mib: spec.memory_mib,
+            has_own_user: user.ids.is_some(),
+        };
+        self.add(Layer::Process, || process::restrict(inherited, limited));
         self.add(Layer::Capabilities, || capabilities::drop(has_directories));
         self.add(Layer::Landlock, || landlock::restrict(spec, state, root.disks.as_ref(), shares));
         let has_journal = log::journal_socket().is_some();

@@ -9,7 +9,7 @@ use std::io::Read;
 use std::ops::ControlFlow;
 use std::sync::LazyLock;
 
-use a3s_box_oci::{CacheError, Compression, Digest, Layer, LayerCache, Layout, Limits};
+use a3s_box_oci::{CacheError, Compression, Digest, Layer, LayerCache, Layout, Limits, StepLimits};
 use libfuzzer_sys::fuzz_target;
 use scratch::base_layer::base;
 use scratch::{Scratch, check_error};
@@ -23,6 +23,8 @@ fn limits() -> Limits {
         unpacked_bytes: 4 << 20,
         remembered_bytes: 16 << 10,
         ratio_floor_bytes: 1 << 20,
+        // The default allows a layer some seconds of lookups.
+        steps: StepLimits { floor: 1 << 14, ..StepLimits::default() },
         ..Limits::default()
     }
 }

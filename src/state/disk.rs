@@ -4,14 +4,16 @@
 //! | `resources.disk` | `resources.disk_mib` | `upper/` and `work/` are in |
 //! |------------------|----------------------|-----------------------------|
 //! | `state_dir`      | absent               | the box directory           |
-//! | `state_dir`      | given                | ext4 in the sparse file `disk.img`, mounted at `disk/` |
+//! | `state_dir`      | given                | ext4 in a sparse file without a name, mounted at `disk/` |
 //! | `memory`         | either               | a tmpfs at `disk/`          |
 //!
 //! The mounts are in the shim's own mount namespace, so the kernel removes them when the process
 //! ends. `mount(8)` sets up the loop device of the image with `LO_FLAGS_AUTOCLEAR`, so the kernel
-//! frees the device with its last mount.
+//! frees the device with its last mount. The device keeps the file after the file has lost its name
+//! `disk.img`. Without a name, a VMM that is root of the host cannot write to it, which could attack
+//! the host's ext4 driver.
 
-use std::fs::{DirBuilder, OpenOptions};
+use std::fs::{self, DirBuilder, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -95,8 +97,10 @@ impl Disk {
             }
             (DiskPlace::StateDir, Some(mib)) => {
                 check_loop_devices()?;
-                make_image(&state.disk_image(), mib)?;
-                mount_image(&state.disk_image(), &make_directory(state)?)?;
+                let image = state.disk_image();
+                make_image(&image, mib)?;
+                mount_image(&image, &make_directory(state)?)?;
+                fs::remove_file(&image).map_err(HostError::at("remove", &image))?;
                 Ok(mounted(UpperPlace::Image))
             }
             (DiskPlace::Memory, limit_mib) => {
@@ -187,5 +191,23 @@ pub(super) fn run(
             Err(DiskError::ProgramMissing { program: name, needed_by, package })
         }
         Err(error) => Err(HostError::at("run", Path::new(name))(error).into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    #[test]
+    fn image_is_sparse() {
+        let directory = tempfile::tempdir().unwrap();
+        let image = directory.path().join("image");
+        make_image(&image, 64).unwrap();
+        let found = fs::metadata(&image).unwrap();
+        // `st_blocks` has units of 512 bytes (stat(3type)).
+        let used_bytes = found.blocks() * 512;
+        assert!(found.len() == 64 << 20 && used_bytes < 4 << 20, "{found:?}");
     }
 }

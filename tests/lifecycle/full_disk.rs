@@ -251,6 +251,9 @@ fn a_full_ext4_is_named_and_the_cache_of_block_roots_works_once_it_is_larger() {
     grow_ext4(RootKind::Block);
 }
 
+/// Size of the disk of a box. The default would depend on the space in the state directory.
+const DISK_MIB: u32 = 10_240;
+
 /// Script of a guest whose workload succeeds.
 const EXITS: [&str; 7] =
     ["connect", "hello", "started=7", "exited=0", "drained", "wait-ack", "exit=0"];
@@ -259,6 +262,7 @@ const EXITS: [&str; 7] =
 fn a_full_state_directory_is_named_and_the_box_starts_once_it_has_room() {
     let image = Image::of_one_layer(100_000);
     let mut scratch = Scratch::new(&image, RootKind::Block);
+    scratch.resources = json!({"disk_mib": DISK_MIB});
     Shim::start(&scratch, "box", Until::Prepared).end().assert_code(0);
     let disk_bytes = stored_bytes(&scratch.path("c/disks-v1"), &[".img"]);
     for (keeps, name, left) in [
@@ -268,12 +272,13 @@ fn a_full_state_directory_is_named_and_the_box_starts_once_it_has_room() {
         mount_tmpfs(&scratch, "s", MsFlags::empty(), "size=64k");
         scratch.record_mounts();
         // A start is refused before it writes if the host has too little space.
-        scratch.resources = json!({"disk_keep": keeps});
+        scratch.resources = json!({"disk_keep": keeps, "disk_mib": DISK_MIB});
         let ended = Shim::start(&scratch, "box", Until::Played(&EXITS)).end();
         ended.assert_code(125);
         let error = ended.event("error").unwrap().to_string();
         assert!(error.contains("0 MiB of free space, expected at least 256 MiB: "), "{error}");
-        scratch.resources = json!({"disk_keep": keeps, "disk_reserve_mib": 0});
+        scratch.resources =
+            json!({"disk_keep": keeps, "disk_mib": DISK_MIB, "disk_reserve_mib": 0});
         for step in 0..STATE_STEPS {
             // The records of the box need two pages.
             let size = (8 << 10) + disk_bytes * step / STATE_STEPS;

@@ -349,3 +349,28 @@ fn state_directory_behind_a_symbolic_link_is_used_where_the_link_leads() {
     );
     assert!(directory.path().join("real/s/golden/exit.json").exists());
 }
+
+/// Returns the soft and the hard limit of a live shim, in the words of the kernel.
+fn limits(running: &RunningShim, name: &str) -> [String; 2] {
+    let limits = fs::read_to_string(proc(running, "limits")).unwrap();
+    let line = limits.lines().find_map(|line| line.strip_prefix(name));
+    let mut words = line.unwrap().split_whitespace().map(str::to_owned);
+    [(); 2].map(|()| words.next().unwrap())
+}
+
+#[test]
+fn memory_and_threads_of_a_confined_shim_are_bounded() {
+    // The guest has 512 MiB by default.
+    let bytes = ((512_u64 << 20) + (1 << 30)).to_string();
+    for kind in ["block", "shared"] {
+        let mut running = start_with(shim(), &["connect", "hello", "started=7", "hang"], |config| {
+            config["root"] = json!({"kind": kind});
+        });
+        running.wait_for("guest.started");
+        assert_eq!(limits(&running, "Max data size"), [&*bytes; 2]);
+        // With a shared root the VMM is root of the host, to whom the limit does not apply.
+        let threads = limits(&running, "Max processes");
+        assert_eq!(threads == ["512", "512"], kind == "block", "{kind}: {threads:?}");
+        kill(running);
+    }
+}

@@ -247,6 +247,19 @@ impl std::fmt::Display for Shim {
     }
 }
 
+/// Returns the names of the boxes in a state directory. A directory that does not exist has none.
+///
+/// # Panics
+///
+/// Panics if a name is not UTF-8.
+#[must_use]
+pub fn boxes_in(state_dir: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(state_dir).into_iter().flatten();
+    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    // The locks of ids stay, because another process may hold one.
+    names.filter(|name| name != ".ids").collect()
+}
+
 /// Waits until `check` returns true. Panics with `what` after [`PATIENCE`].
 pub fn eventually(what: &str, check: impl Fn() -> bool) {
     let start = Instant::now();

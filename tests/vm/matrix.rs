@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
 
-use a3s_box_vm_tests::{Shim, config, eventually};
+use a3s_box_vm_tests::{Shim, boxes_in, config, eventually};
 
 /// Number of VMs. Phases and signals rotate.
 const CYCLES: usize = 25;
@@ -83,6 +83,5 @@ fn assert_nothing_is_left(shim: &Shim) {
     assert!(!mounts.contains("/s/test/"), "a mount is left: {mounts}");
     let run = std::fs::File::open(shim.state().join("run.json")).unwrap();
     assert!(run.try_lock().is_ok(), "the lock of the box is held\n{shim}");
-    let names: Vec<_> = std::fs::read_dir(shim.state().parent().unwrap()).unwrap().collect();
-    assert_eq!(names.len(), 1, "{names:?}");
+    assert_eq!(boxes_in(shim.state().parent().unwrap()), ["test"]);
 }

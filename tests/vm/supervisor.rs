@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use a3s_box_vm_tests::variable;
+use a3s_box_vm_tests::{boxes_in, variable};
 
 #[test]
 fn the_documented_example_boots_checks_health_and_destroys() {
@@ -11,6 +11,5 @@ fn the_documented_example_boots_checks_health_and_destroys() {
     assert!(output.status.success(), "{output:?}");
     assert_eq!(String::from_utf8(output.stdout).unwrap(), "healthy: true\n");
     let state = Path::new("/run/a3s-box");
-    let left = std::fs::read_dir(state).map_or(0, Iterator::count);
-    assert_eq!(left, 0, "destroy leaves a directory in {}", state.display());
+    assert_eq!(boxes_in(state), [""; 0], "destroy leaves a directory in {}", state.display());
 }

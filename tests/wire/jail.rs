@@ -363,9 +363,10 @@ fn memory_and_threads_of_a_confined_shim_are_bounded() {
     // The guest has 512 MiB by default.
     let bytes = ((512_u64 << 20) + (1 << 30)).to_string();
     for kind in ["block", "shared"] {
-        let mut running = start_with(shim(), &["connect", "hello", "started=7", "hang"], |config| {
-            config["root"] = json!({"kind": kind});
-        });
+        let mut running =
+            start_with(shim(), &["connect", "hello", "started=7", "hang"], |config| {
+                config["root"] = json!({"kind": kind});
+            });
         running.wait_for("guest.started");
         assert_eq!(limits(&running, "Max data size"), [&*bytes; 2]);
         // With a shared root the VMM is root of the host, to whom the limit does not apply.

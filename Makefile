@@ -29,3 +29,4 @@ install: build
 	install -D -t $(DESTDIR)$(PREFIX)/lib/a3s-box target/release/a3s-box-guest
 	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
 	sed 's|/usr/local/|$(PREFIX)/|' systemd/a3s-box@.service >$(DESTDIR)$(PREFIX)/lib/systemd/system/a3s-box@.service
+	sed 's|/usr/local/|$(PREFIX)/|' systemd/network.conf >$(DESTDIR)$(PREFIX)/lib/a3s-box/network.conf

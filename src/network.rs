@@ -45,7 +45,9 @@ use a3s_box_core::event::{EventKind, WarningCode};
 use a3s_box_krun::NetDevice;
 use a3s_box_proto::control::{Interface, NameServers};
 use a3s_box_sys::HostError;
+use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
 use self::addresses::{GATEWAY_ADDRESS, GUEST_ADDRESS, GUEST_MAC, MTU, PREFIX_LENGTH};
 pub(crate) use self::carrier::{Carrier, lost};
@@ -87,6 +89,9 @@ impl Network {
     /// thread only: `unshare(2)` moves just the calling thread, and later threads inherit the
     /// namespace.
     pub(crate) fn start(spec: &VmSpec, ids: Option<&BoxIds>) -> Result<Self, NetworkError> {
+        if spec.network != NetworkSpec::None {
+            check_sockets()?;
+        }
         match &spec.network {
             NetworkSpec::None => Ok(Self::default()),
             NetworkSpec::Tsi => Ok(Self {
@@ -131,6 +136,17 @@ impl Network {
     /// Returns gate and passt for the control thread, which watches them.
     pub(crate) fn take_carrier(&mut self) -> Option<Carrier> {
         self.carrier.take()
+    }
+}
+
+/// Fails if a filter of system calls refuses the sockets of the network, as the systemd unit has
+/// one for boxes without a network. passt would report an error that does not tell this cause, and
+/// with TSI only the programs in the guest would see one.
+fn check_sockets() -> Result<(), NetworkError> {
+    match socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None) {
+        Err(Errno::EAFNOSUPPORT) => Err(NetworkError::NoSockets),
+        // passt and libkrun report other errors, which may be temporary.
+        Ok(_) | Err(_) => Ok(()),
     }
 }
 

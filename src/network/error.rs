@@ -14,6 +14,9 @@ pub(crate) enum NetworkError {
     /// passt is not in the search path.
     #[error("`passt`, which `network.mode` `passt` needs, was not found in {searched}")]
     PasstMissing { searched: String },
+    /// The process may not make sockets of the Internet.
+    #[error("this process may not make the sockets that `network.mode` `passt` and `tsi` need")]
+    NoSockets,
     /// The gate or passt exited before it carried a frame.
     #[error("the network was refused: {complaint}")]
     Refused { complaint: String },
@@ -30,6 +33,9 @@ impl NetworkError {
     pub(crate) fn hint(&self) -> Option<&'static str> {
         match self {
             Self::PasstMissing { .. } => Some("install the package `passt`"),
+            Self::NoSockets => Some(
+                "add the settings of `network.conf` to the service of this box (docs/operations.md)",
+            ),
             Self::Refused { .. } => Some(
                 "check that each address of `network.publish` is this host's and that its port is \
                  free; ports below 1024 require root",

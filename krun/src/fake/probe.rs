@@ -17,9 +17,10 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::io;
+use std::mem::ManuallyDrop;
 use std::net::TcpStream;
-use std::os::fd::AsRawFd;
-use std::os::unix::net::UnixStream;
+use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::unix::net::{UnixDatagram, UnixStream};
 
 /// An attempt. `Ok` means that it succeeded, although the confinement should prevent it.
 type Attempt = fn() -> io::Result<()>;
@@ -131,7 +132,14 @@ const CHANGES: [(&str, Attempt); 8] = [
 const KVM_SET_GUEST_DEBUG: i64 = 0x4048_ae9b;
 
 /// Attempts that need a host of their own. The tests do not list them with the others.
-const ON_SPECIAL_HOSTS: [(&str, Attempt); 1] = [("notify-main-pid", notify_main_pid)];
+const ON_SPECIAL_HOSTS: [(&str, Attempt); 3] = [
+    ("notify-main-pid", || notify(&format!("READY=1\nMAINPID={}", listener("PID")))),
+    // systemd then kills the main process, as if the watchdog had not heard from it.
+    ("notify-kill-pid", || {
+        notify(&format!("READY=1\nMAINPID={}\nWATCHDOG=trigger", listener("PID")))
+    }),
+    ("journal-other-unit", journal_other_unit),
+];
 
 /// Makes the attempt with this name, writes its outcome to fd 1, and ends the process.
 pub(super) fn run(name: &str) -> ! {
@@ -246,16 +254,41 @@ fn chmod_open(name: &str, mode: u32) -> io::Result<()> {
     Err(io::ErrorKind::NotFound.into())
 }
 
-/// Tells the service manager that another process is the main process of the shim's service. It would
-/// then signal that process instead of the shim. Sends the message to every socket.
-fn notify_main_pid() -> io::Result<()> {
-    let text = format!("READY=1\nMAINPID={}", listener("PID"));
+/// Sends a message to the service manager, by every socket. A message that another process is the
+/// main process of the shim's service would have it signal that process instead of the shim.
+fn notify(text: &str) -> io::Result<()> {
     let mut sent = Err(io::Error::from_raw_os_error(libc::ENOTSOCK));
     for fd in 0..256 {
         let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
         // SAFETY: send(2) reads `text.len()` bytes at the pointer, which is what the string has.
         let count = unsafe { libc::send(fd, text.as_ptr().cast(), text.len(), flags) };
         sent = sent.or_else(|error| if count > 0 { Ok(()) } else { Err(error) });
+    }
+    sent
+}
+
+/// Writes records to the journal which say in different ways that they are about another service:
+/// by a process of it, by its unit, and as `systemd-coredump` does.
+fn journal_other_unit() -> io::Result<()> {
+    to_journal(&format!("MESSAGE=forged by pid\nOBJECT_PID={}\n", listener("PID")))?;
+    let unit = listener("UNIT");
+    to_journal(&format!("MESSAGE=forged by name\nOBJECT_SYSTEMD_UNIT={unit}\n"))?;
+    let message_id = "fc2e22bc6ee647b6b90729ab34a250b1";
+    to_journal(&format!("MESSAGE=forged by core\nMESSAGE_ID={message_id}\nCOREDUMP_UNIT={unit}\n"))
+}
+
+/// Sends a record to the journal, by the first socket that can. The layer seccomp leaves the VMM
+/// the sockets of the log, and allows no others for datagrams.
+fn to_journal(record: &str) -> io::Result<()> {
+    let mut sent = Err(io::Error::from_raw_os_error(libc::ENOTSOCK));
+    for fd in 0..256 {
+        // SAFETY: the fd must stay open and keep its owner. It is not closed here, because
+        // `ManuallyDrop` runs no destructor, and this thread does not return to its owner.
+        let socket = ManuallyDrop::new(unsafe { UnixDatagram::from_raw_fd(fd) });
+        sent = socket.send_to(record.as_bytes(), "/run/systemd/journal/socket").map(drop);
+        if sent.is_ok() {
+            break;
+        }
     }
     sent
 }

@@ -5,8 +5,8 @@
 //!
 //! The crate's socket is blocking, and the crate gives no access to it. A journal that is stopped
 //! or slow would then stop the VM. So this module finds the socket among the fds of this process,
-//! and makes it non-blocking through a duplicate. `pidfd_getfd(2)` makes the duplicate, because it
-//! needs no `unsafe` code to use the number of an fd.
+//! and makes it non-blocking through a duplicate. `pidfd_getfd(2)` would need no `unsafe` code for
+//! that, but the systemd unit refuses it with the other calls of debuggers.
 //!
 //! The crate sends each record to the path of the journal's socket, so this path must exist in the
 //! root of a confined shim.
@@ -19,9 +19,9 @@ use std::os::unix::net::UnixDatagram;
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use a3s_box_sys::duplicate::duplicate;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
-use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 use tracing_journald::{Layer, Priority, PriorityMappings};
 
 use super::phase::Phase;
@@ -91,8 +91,7 @@ fn layer(fields: &[(&str, &str)]) -> io::Result<Layer> {
     let (Some(fd), None) = (new.next(), new.next()) else {
         return Err(io::Error::other("cannot tell which socket is the journal's"));
     };
-    let this = pidfd_open(getpid(), PidfdFlags::empty())?;
-    let duplicate = pidfd_getfd(this, fd, PidfdGetfdFlags::empty())?;
+    let duplicate = duplicate(fd)?;
     // Both fds refer to the same open file description, to which the flag belongs.
     fcntl_setfl(&duplicate, fcntl_getfl(&duplicate)? | OFlags::NONBLOCK)?;
     Ok(layer

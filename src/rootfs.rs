@@ -202,7 +202,9 @@ fn unpack<T>(
     let mut stopped = None;
     let stop = || match (observers.signals.next(), spec.timeout) {
         (Some(request), _) => Some(RootfsError::Stopped(request)),
-        (None, Some(timeout)) if observers.events.elapsed() >= timeout => Some(RootfsError::TimedOut),
+        (None, Some(timeout)) if observers.events.elapsed() >= timeout => {
+            Some(RootfsError::TimedOut)
+        }
         _ => None,
     };
     let mut meter = Meter::new(observers.events, observers.service_manager, &image.layers);

@@ -261,7 +261,7 @@ fn open_files(has_property: impl Fn(&Path) -> bool) -> Vec<i32> {
 
 /// Returns whether a file is the record that names the process of the box, and the lock of the box.
 fn is_record(path: &Path) -> bool {
-    path.ends_with("run.json")
+    path.file_stem().is_some_and(|name| name == "run")
 }
 
 /// Returns the locks that the VMM shares with other boxes: those of its layers in the cache, and that

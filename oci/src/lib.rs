@@ -74,7 +74,7 @@ mod unpack;
 pub use block::error::BlockError;
 pub use block::index::IndexError;
 pub use block::root_tree::TreeLimits;
-pub use cache::error::CacheError;
+pub use cache::error::{CacheError, Holder};
 pub use cache::layer_cache::LayerCache;
 pub use cache::lock::LayerLease;
 pub use cache::lookup::CachedLayer;

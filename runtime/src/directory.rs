@@ -65,7 +65,7 @@ enum Attempt {
 
 fn remove_now(directory: &BoxDir) -> Result<(), BoxDirectoryError> {
     match lock_patiently(|| attempt(directory))? {
-        Some(Attempt::Locked(lock)) => remove_locked(directory, &lock),
+        Some(Attempt::Locked(_lock)) => remove_locked(directory),
         // If the lock was held during all attempts, the directory belongs to a live shim.
         Some(Attempt::Absent) | None => Ok(()),
     }
@@ -83,12 +83,13 @@ fn attempt(directory: &BoxDir) -> Result<Option<Attempt>, BoxDirectoryError> {
     Ok(directory.try_lock()?.map(Attempt::Locked))
 }
 
-/// Removes the content of the locked directory, then `run.json`, then the directory.
-fn remove_locked(directory: &BoxDir, lock: &File) -> Result<(), BoxDirectoryError> {
+/// Removes the content of a directory whose lock the caller holds, then `run.json`, then the
+/// directory.
+fn remove_locked(directory: &BoxDir) -> Result<(), BoxDirectoryError> {
     let (path, run_file) = (directory.path(), directory.run_file());
     // A reader that finds the lock held takes the content for the record of a live box, so the
     // content goes first.
-    lock.set_len(0).map_err(HostError::at("empty", &run_file))?;
+    directory.open_run_file()?.set_len(0).map_err(HostError::at("empty", &run_file))?;
     for entry in fs::read_dir(path).map_err(HostError::at("read", path))? {
         let entry = entry.map_err(HostError::at("read", path))?.path();
         if entry != run_file {
@@ -177,10 +178,10 @@ mod tests {
                 scope.spawn(|| {
                     while !is_over.load(Ordering::Relaxed) {
                         // One attempt without waiting coincides with a start more often.
-                        if let Ok(Some(lock)) = directory.try_lock() {
+                        if let Ok(Some(_lock)) = directory.try_lock() {
                             // The removal fails only if the lock lets several threads in, which the
                             // assertion below detects.
-                            let _failed = remove_locked(&directory, &lock);
+                            let _failed = remove_locked(&directory);
                         }
                     }
                 });

@@ -24,6 +24,8 @@
 //!   the process however that ends. A pid may belong to another process by now.
 //! - A lock counts only if the locked inode is still the file of that name. The owner of the lock
 //!   may remove the directory, and a lock on the removed file protects nothing.
+//! - The fd of a lock is open for reading only. A shim keeps it while it is a VMM, and a guest that
+//!   has taken over the VMM must not write to the record through it.
 //! - A lock is tried for [`LOCK_PATIENCE`]. Readers of the records hold it for microseconds.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -206,21 +208,19 @@ impl BoxDir {
 
     /// Tries once to lock `run.json`, and makes the file if it does not exist. Returns `None` if
     /// another process holds the lock, or has removed the file or the directory meanwhile. The lock
-    /// lasts until the returned file is closed.
+    /// lasts until the returned file is closed, which is open for reading only.
     ///
     /// # Errors
     ///
     /// [`LockError`].
     pub fn try_lock(&self) -> Result<Option<File>, LockError> {
         let path = self.run_file();
-        // With O_NONBLOCK, open(2) does not wait for a reader if the file is a FIFO.
+        // With O_NONBLOCK, open(2) does not wait for a writer if the file is a FIFO. `create` would
+        // open the file for writing.
         let opened = OpenOptions::new()
             .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
             .mode(0o600)
-            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+            .custom_flags(libc::O_CREAT | libc::O_NOFOLLOW | libc::O_NONBLOCK)
             .open(&path);
         let Some(file) = unless_removed(opened).map_err(HostError::at("open", &path))? else {
             return Ok(None);
@@ -242,6 +242,17 @@ impl BoxDir {
         let is_same =
             found.is_some_and(|found| (found.dev(), found.ino()) == (locked.dev(), locked.ino()));
         Ok(is_same.then_some(file))
+    }
+
+    /// Opens `run.json` for writing. The caller holds its lock, so that nobody replaces the file.
+    ///
+    /// # Errors
+    ///
+    /// The host refuses to open the file.
+    pub fn open_run_file(&self) -> Result<File, HostError> {
+        let path = self.run_file();
+        let opened = OpenOptions::new().write(true).custom_flags(libc::O_NOFOLLOW).open(&path);
+        opened.map_err(HostError::at("open", &path))
     }
 }
 
@@ -278,6 +289,7 @@ fn unless_removed<T>(result: io::Result<T>) -> io::Result<Option<T>> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
     use std::os::unix::fs::symlink;
 
     use super::*;
@@ -302,6 +314,17 @@ mod tests {
         assert!(directory.try_lock().unwrap().is_none());
         drop(held);
         assert!(directory.try_lock().unwrap().is_some());
+    }
+
+    #[test]
+    fn lock_is_open_for_reading_only_and_its_holder_can_open_the_file_for_writing() {
+        let (_state_dir, directory) = demo();
+        let held = directory.try_lock().unwrap().unwrap();
+        (&held).write_all(b"x").unwrap_err();
+        held.set_len(1).unwrap_err();
+        directory.open_run_file().unwrap().write_all(b"x").unwrap();
+        assert_eq!(fs::read(directory.run_file()).unwrap(), b"x");
+        assert!(directory.try_lock().unwrap().is_none(), "the lock is held");
     }
 
     #[test]

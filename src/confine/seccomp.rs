@@ -107,8 +107,9 @@ fn allow_files(filter: &mut Filter, needs: Needs<'_>) -> Result<(), BackendError
     // Rust duplicates fds, and its debug builds ask whether an fd is open before they close it.
     // libkrun makes sockets and pipes non-blocking. fdopendir(3) of glibc, by which the files of a
     // guest are removed, sets the flag of its fd. Commands that have the kernel signal a process
-    // (F_SETOWN) or hold up other processes (F_SETLEASE, locks) are excluded. So is flock(2): an
-    // exclusive lock on a layer of the cache would block all boxes of the same image.
+    // (F_SETOWN) or hold up other processes (F_SETLEASE, locks) are excluded. So is flock(2): the shim
+    // has taken its locks before, and a VMM that unlocked its ids or its box directory would let others
+    // have them while it runs.
     let mut commands = one_of(1, [F_DUPFD_CLOEXEC, F_GETFD, F_GETFL, F_SETFD, F_SETFL])?;
     if needs.has_journal {
         // A record that is too long for a datagram is sent as a sealed file in memory

@@ -74,7 +74,7 @@ impl From<LockError> for StateDirError {
 #[derive(Debug)]
 pub(crate) struct StateDir {
     directory: BoxDir,
-    /// `run.json`, whose lock is held until the process ends.
+    /// `run.json`, whose lock is held until the process ends. It is open for reading only.
     lock: File,
     exit_file: ExitFile,
 }
@@ -105,7 +105,7 @@ impl StateDir {
         remove_stale(EXIT_FILE)?;
         let process =
             Process::this().map_err(HostError::at("read", Path::new("/proc/self/stat")))?;
-        record::write_run(&lock, &process.run_record(&spec.id))
+        record::write_run(&directory.open_run_file()?, &process.run_record(&spec.id))
             .map_err(HostError::at("write", &directory.run_file()))?;
         [EXIT_DRAFT].into_iter().chain(TRANSIENT).try_for_each(remove_stale)?;
         // The draft is created last, because a stale one would be in its place.

@@ -1,7 +1,7 @@
 //! The two records in the box directory: the process of the box, and its ending.
 //!
 //! ```text
-//!  run.json        written in place, because its inode has the lock
+//!  run.json        written in place, because its inode has the lock, and before a guest exists
 //!  exit.json.new   created at the start, with reserved space; at the end it is renamed to
 //!  exit.json
 //! ```

@@ -21,6 +21,8 @@ use std::time::{Duration, Instant};
 
 use a3s_box_core::config::RootKind;
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl::set_child_subreaper;
@@ -204,7 +206,7 @@ impl Scratch {
         for format in formats(&self.path("c")) {
             for name in entries(&format.join("locks")) {
                 let lock = File::open(format.join("locks").join(&name)).unwrap();
-                assert!(lock.try_lock().is_ok(), "the lock `{name}` is held");
+                assert!(is_free(&lock), "the lock `{name}` is held");
             }
         }
         let templates = self.path("c").join(TEMPLATES);
@@ -236,6 +238,19 @@ impl Scratch {
         }
         assert_eq!(mounts(), self.mounts, "a mount is left");
     }
+}
+
+/// Returns whether no process has a lock of the layer cache on a file.
+fn is_free(lock: &File) -> bool {
+    let mut exclusive = libc::flock {
+        l_type: libc::F_WRLCK as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    fcntl(lock, FcntlArg::F_OFD_GETLK(&mut exclusive)).unwrap();
+    i32::from(exclusive.l_type) == libc::F_UNLCK
 }
 
 /// Makes every file system read-only for this thread and the processes that it starts.

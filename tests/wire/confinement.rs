@@ -89,12 +89,14 @@ impl Testbed {
         }
     }
 
-    /// Returns the attempts that succeed, because the VMM is the owner of the open files: the user
+    /// Returns the attempts that succeed, because the VMM is the owner of the files: the user
     /// that started the shim, and with a shared root also the host's root.
     fn known(&self) -> Vec<&'static str> {
         match (self.user, self.root_kind) {
-            (ShimUser::Ordinary(_), _) => vec!["chmod-console", "chmod-events"],
-            (ShimUser::Root, "shared") => vec!["chmod-stdin", "chmod-console", "chmod-events"],
+            (ShimUser::Ordinary(_), _) => vec!["chmod-console", "chmod-events", "record-reopen"],
+            (ShimUser::Root, "shared") => {
+                vec!["chmod-stdin", "chmod-console", "chmod-events", "record-reopen"]
+            }
             (ShimUser::Root, _) => Vec::new(),
         }
     }
@@ -163,13 +165,15 @@ fn probe_line(run: &Run) -> Option<&str> {
 }
 
 /// Number of attempts of the probe, as ARCHITECTURE.md and docs/confinement.md state it.
-const ATTEMPTS: usize = 76;
+const ATTEMPTS: usize = 82;
 
 // Error numbers of Linux (`asm-generic/errno.h`).
 const EPERM: i32 = 1;
 const ENOENT: i32 = 2;
+const EBADF: i32 = 9;
 const EACCES: i32 = 13;
 const EXDEV: i32 = 18;
+const EINVAL: i32 = 22;
 const EROFS: i32 = 30;
 const ENOSYS: i32 = 38;
 const ELOOP: i32 = 40;
@@ -185,6 +189,10 @@ fn stopping_layer(name: &str, outcome: &Outcome) -> &'static str {
         Refused(ENOENT | EROFS | ELOOP) => "root",
         Refused(ENETUNREACH | ECONNREFUSED) => "net_namespace",
         Refused(EPERM) if name == "mknod-device" => "capabilities",
+        Refused(EACCES) if name == "record-reopen" => "user_namespace",
+        // The shim opens its locks for reading only.
+        Refused(EBADF) if name == "lock-write" => "open_mode",
+        Refused(EINVAL) if name == "lock-truncate" => "open_mode",
         Refused(EACCES | EXDEV | EPERM) => "landlock",
         _ => "?",
     }
@@ -240,7 +248,7 @@ fn no_attempt_to_reach_the_host_succeeds_as_a_user_without_sub_ids() {
 ///
 /// If no layer is applied, these attempts succeed or have another outcome. An attempt can be in the
 /// lists of several layers, because the layers overlap on purpose.
-const STOPPED_BY_ONE_LAYER: [(&str, &[Outcome], &[&str]); 7] = [
+const STOPPED_BY_ONE_LAYER: [(&str, &[Outcome], &[&str]); 8] = [
     (
         "root",
         &[Refused(ENOENT), Refused(EROFS), Refused(ELOOP), Refused(EACCES)],
@@ -285,6 +293,8 @@ const STOPPED_BY_ONE_LAYER: [(&str, &[Outcome], &[&str]); 7] = [
             "limit-parent",
         ],
     ),
+    // The files belong to the host's root.
+    ("root,user_namespace", &[Refused(EACCES)], &["lock-reopen", "record-reopen"]),
     (
         "net_namespace",
         &[Refused(ENETUNREACH), Refused(ECONNREFUSED)],
@@ -318,6 +328,7 @@ const STOPPED_BY_ONE_LAYER: [(&str, &[Outcome], &[&str]); 7] = [
             "abstract-socket",
             "kill-1",
             "kill-parent",
+            "lock-reopen",
         ],
     ),
     (
@@ -358,6 +369,8 @@ const STOPPED_BY_ONE_LAYER: [(&str, &[Outcome], &[&str]); 7] = [
             "fcntl-owner",
             "fcntl-lease",
             "lock-exclusive",
+            "lock-convert",
+            "lock-release",
             "ioctl-owner",
             "kvm-debug",
             "socket-datagram",
@@ -392,7 +405,7 @@ fn each_layer_stops_its_attempts_without_the_other_layers() {
 ///
 /// They prove that the attempts themselves work: an attempt that fails for a wrong reason would
 /// otherwise look like a working confinement.
-const HARMLESS: [&str; 39] = [
+const HARMLESS: [&str; 42] = [
     "chmod-stdin",
     "chmod-console",
     "chmod-events",
@@ -426,6 +439,9 @@ const HARMLESS: [&str; 39] = [
     "fcntl-owner",
     "fcntl-lease",
     "lock-exclusive",
+    "lock-release",
+    "lock-reopen",
+    "record-reopen",
     "ioctl-owner",
     "socket-datagram",
     "socket-option",
@@ -440,6 +456,15 @@ fn harmless_attempts_succeed_without_confinement() {
     let outcomes = HARMLESS.map(|name| (name, testbed.attempt(name, "none", None)));
     let failed: Vec<_> = outcomes.iter().filter(|(_, outcome)| *outcome != Reached).collect();
     assert!(failed.is_empty(), "these attempts failed without confinement: {failed:?}");
+}
+
+#[test]
+fn locks_cannot_be_written_or_made_exclusive_without_any_layer() {
+    let testbed = Testbed::new(ShimUser::Root);
+    for (name, errno) in [("lock-write", EBADF), ("lock-truncate", EINVAL), ("lock-convert", EBADF)]
+    {
+        assert_eq!(testbed.attempt(name, "none", None), Refused(errno), "{name}");
+    }
 }
 
 /// Calls that libkrun's virtio-fs server makes for a guest.

@@ -11,6 +11,7 @@ use std::process::Command;
 use serde_json::{Value, json};
 
 use crate::harness::{RunningShim, shim, start_with, wrapped_shim};
+use crate::image::image;
 
 /// Starts a shim that inherits a secret in its environment and an open file, and waits until its
 /// guest has started.
@@ -121,6 +122,46 @@ fn confined_shim_drops_the_environment_and_files_of_its_supervisor() {
         assert_eq!(may_gain, is_unconfined, "NoNewPrivs is wrong: {status}");
         kill(running);
     }
+}
+
+#[test]
+fn confined_shim_has_its_locks_open_for_reading_only() {
+    let directory = tempfile::tempdir().unwrap();
+    let image = image(directory.path(), "echo 1 >file");
+    for (root_kind, expected) in
+        [("block", &["locks", ".ids", "golden"][..]), ("shared", &["locks", "golden"][..])]
+    {
+        let script = ["connect", "hello", "started=7", "hang"];
+        let mut running = start_with(shim(), &script, |config| {
+            config["image"] = image.clone();
+            config["root"] = json!({"kind": root_kind});
+        });
+        running.wait_for("guest.started");
+        let mut found = BTreeSet::new();
+        for entry in fs::read_dir(proc(&running, "fd")).unwrap().map(Result::unwrap) {
+            // The shim may have closed the file in the meantime.
+            let Ok(file) = fs::read_link(entry.path()) else { continue };
+            let place = file.parent().and_then(Path::file_name).unwrap_or_default();
+            if !expected.iter().any(|known| place == *known) || !is_lock(&file) {
+                continue;
+            }
+            let number = entry.file_name();
+            let info = fs::read_to_string(proc(&running, "fdinfo").join(number)).unwrap();
+            let flags = info.lines().find_map(|line| line.strip_prefix("flags:")).unwrap().trim();
+            // `O_RDONLY` is 0, and `O_ACCMODE` are the two lowest bits.
+            let mode = u32::from_str_radix(flags, 8).unwrap() & 0o3;
+            assert_eq!(mode, 0, "{} is open for writing: {info}", file.display());
+            found.insert(place.to_str().unwrap().to_owned());
+        }
+        let expected: BTreeSet<String> = expected.iter().map(|name| (*name).to_owned()).collect();
+        assert_eq!(found, expected, "directories of the locks, {root_kind} root");
+        kill(running);
+    }
+}
+
+/// Returns whether the shim locks a file: it has other files of the box directory open, too.
+fn is_lock(file: &Path) -> bool {
+    file.ends_with("run.json") || !file.parent().is_some_and(|parent| parent.ends_with("golden"))
 }
 
 #[test]

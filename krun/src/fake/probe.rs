@@ -21,6 +21,7 @@ use std::mem::ManuallyDrop;
 use std::net::TcpStream;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::path::Path;
 
 /// An attempt. `Ok` means that it succeeded, although the confinement should prevent it.
 type Attempt = fn() -> io::Result<()>;
@@ -29,7 +30,7 @@ type Attempt = fn() -> io::Result<()>;
 const HOST_FILE: &str = "/etc/passwd";
 
 /// The attempts with the names by which the tests select them.
-const ATTEMPTS: [(&str, Attempt); 76] = [
+const ATTEMPTS: [(&str, Attempt); 82] = [
     ("open-read", || open(HOST_FILE, libc::O_RDONLY)),
     ("open-write", || open("/etc/a3s-box-probe", libc::O_WRONLY | libc::O_CREAT)),
     ("open-path", read_through_path_fd),
@@ -112,6 +113,15 @@ const ATTEMPTS: [(&str, Attempt); 76] = [
     ("socket-peer", socket_peer),
     ("send-message", || raw(libc::SYS_sendmsg, [1, 0, 0, 0, 0])),
     ("memory-file", || path_call(libc::SYS_memfd_create, "probe", 0)),
+    ("lock-write", || on_locks(write_byte)),
+    ("lock-truncate", || {
+        // SAFETY: the arguments are numbers.
+        on_locks(|fd| result(i64::from(unsafe { libc::ftruncate(fd, 0) })))
+    }),
+    ("lock-convert", || on_locks(|fd| set_lock(fd, libc::F_WRLCK))),
+    ("lock-release", || on_locks(|fd| set_lock(fd, libc::F_UNLCK))),
+    ("lock-reopen", || each_of(shared_locks()?, reopen)),
+    ("record-reopen", || each_of(open_files(is_record), reopen)),
     ("dumpable", || raw(libc::SYS_prctl, [libc::PR_SET_DUMPABLE.into(), 1, 0, 0, 0])),
 ];
 
@@ -243,15 +253,73 @@ fn open_by_handle() -> io::Result<()> {
 /// Sets the mode of an open file with this name. A mode that makes a set-user-id program of it would
 /// need nothing else than this call.
 fn chmod_open(name: &str, mode: u32) -> io::Result<()> {
-    for fd in 0..256 {
-        let link = std::fs::read_link(format!("/proc/self/fd/{fd}"));
-        if link.is_ok_and(|path| path.file_name().is_some_and(|found| found == name)) {
-            // SAFETY: the arguments are numbers. The fd stays open, because this thread does not
-            // return to its owner.
-            return result(i64::from(unsafe { libc::fchmod(fd, mode) }));
-        }
+    let mut fds = open_files(|path| path.file_name().is_some_and(|found| found == name));
+    fds.truncate(1);
+    // SAFETY: the arguments are numbers. The fd stays open, because this thread does not return to its
+    // owner.
+    each_of(fds, |fd| result(i64::from(unsafe { libc::fchmod(fd, mode) })))
+}
+
+/// Returns the open files whose path has a property. The path of a file outside of the root is the one
+/// that it has on its file system.
+fn open_files(has_property: impl Fn(&Path) -> bool) -> Vec<i32> {
+    let link = |fd: &i32| std::fs::read_link(format!("/proc/self/fd/{fd}"));
+    (0..256).filter(|fd| link(fd).is_ok_and(|path| has_property(&path))).collect()
+}
+
+/// Returns whether a file is the record that names the process of the box, and the lock of the box.
+fn is_record(path: &Path) -> bool {
+    path.file_stem().is_some_and(|name| name == "run")
+}
+
+/// Returns the locks that the VMM shares with other boxes: those of its layers in the cache, and that
+/// of its ids, if it has some.
+fn shared_locks() -> io::Result<Vec<i32>> {
+    let are_in = |name: &str| {
+        open_files(|path| path.parent().is_some_and(|directory| directory.ends_with(name)))
+    };
+    let leases = are_in("locks");
+    // Each box of the tests has layers. Without their locks, the attempts would test nothing.
+    if leases.is_empty() {
+        Err(io::ErrorKind::NotFound.into())
+    } else {
+        Ok([leases, are_in(".ids")].concat())
     }
-    Err(io::ErrorKind::NotFound.into())
+}
+
+/// Makes an attempt on each lock that the VMM holds.
+fn on_locks(attempt: fn(i32) -> io::Result<()>) -> io::Result<()> {
+    each_of([shared_locks()?, open_files(is_record)].concat(), attempt)
+}
+
+/// Makes an attempt on each of these fds, until one succeeds.
+fn each_of(fds: Vec<i32>, attempt: impl Fn(i32) -> io::Result<()>) -> io::Result<()> {
+    let none = Err(io::ErrorKind::NotFound.into());
+    fds.into_iter().fold(none, |before, fd| if before.is_ok() { before } else { attempt(fd) })
+}
+
+fn write_byte(fd: i32) -> io::Result<()> {
+    // SAFETY: `write(2)` reads one byte at the pointer, which refers to a static one.
+    result(unsafe { libc::syscall(libc::SYS_write, fd, b"x".as_ptr(), 1_usize) })
+}
+
+/// Opens a file again by its fd, for writing.
+fn reopen(fd: i32) -> io::Result<()> {
+    open(&format!("/proc/self/fd/{fd}"), libc::O_RDWR)
+}
+
+/// Changes a lock of an open file description.
+#[expect(clippy::cast_possible_truncation, reason = "the kinds of locks are 0, 1 and 2")]
+fn set_lock(fd: i32, kind: i32) -> io::Result<()> {
+    let lock = libc::flock {
+        l_type: kind as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    // SAFETY: the host kernel reads a `flock` at the pointer, which refers to a local one.
+    result(i64::from(unsafe { libc::fcntl(fd, libc::F_OFD_SETLK, &raw const lock) }))
 }
 
 /// Sends a message to the service manager, by every socket. A message that another process is the

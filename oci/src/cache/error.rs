@@ -1,7 +1,9 @@
 //! The error of the layer cache.
 
+use std::fmt;
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use a3s_box_sys::HostError;
 
@@ -28,6 +30,20 @@ pub enum CacheError {
         /// The layer's directory.
         path: PathBuf,
     },
+    /// Another process has held the lock of content for too long, and may hang.
+    #[error(
+        "{holder} has held the lock `{}` for {} minutes: end it if it hangs, and start again",
+        path.display(),
+        waited.as_secs() / 60
+    )]
+    Busy {
+        /// The lock file.
+        path: PathBuf,
+        /// The process that has the lock.
+        holder: Holder,
+        /// Time for which this process has waited.
+        waited: Duration,
+    },
     /// The trees of layers cannot be read, or cannot be mounted to unpack a layer on top of them.
     #[error("cannot stack the layers up to `{layer}`")]
     Stack {
@@ -53,4 +69,20 @@ pub enum CacheError {
         /// Digest of the layer's blob.
         layer: Digest,
     },
+}
+
+/// The process that holds a lock, as far as it is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Holder {
+    /// The pid that the process has in its own pid namespace.
+    pub pid: Option<u32>,
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.pid {
+            Some(pid) => write!(f, "process {pid}"),
+            None => f.write_str("another process"),
+        }
+    }
 }

@@ -16,6 +16,7 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::error::CacheError;
 use super::name::TREE;
+use super::wait::WaitLimits;
 use crate::block::root_tree::TreeLimits;
 use crate::host::directory::names_in;
 use crate::host::overlay_xattr::OverlayXattrs;
@@ -25,7 +26,7 @@ use crate::image::digest::Digest;
 use crate::unpack::limits::Limits;
 
 /// Directory of the current format.
-const FORMAT_DIR: &str = "layers-v3";
+const FORMAT_DIR: &str = "layers-v4";
 
 /// Number of digits in the digest of a user namespace's id maps. A user has one or two such maps,
 /// so 64 bits are enough to tell them apart.
@@ -62,6 +63,7 @@ pub struct LayerCache {
     pub(crate) boot: OsString,
     pub(crate) limits: Limits,
     pub(crate) tree_limits: TreeLimits,
+    pub(super) wait_limits: WaitLimits,
 }
 
 impl LayerCache {
@@ -112,6 +114,7 @@ impl LayerCache {
             boot,
             limits: Limits::default(),
             tree_limits: TreeLimits::default(),
+            wait_limits: WaitLimits::default(),
         })
     }
 
@@ -135,6 +138,11 @@ impl LayerCache {
     /// Returns the tree of the layer `name`.
     pub(crate) fn tree_path(&self, name: &str) -> PathBuf {
         self.layer_path(name).join(TREE)
+    }
+
+    /// Returns the lock file of the layer `name`.
+    pub(super) fn lock_path(&self, name: &str) -> PathBuf {
+        self.path.join("locks").join(name)
     }
 
     /// Removes a file from `directory`, which errors call `directory_name`. A file that does not

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! <dir>/                       mode 0700, because trees hold setuid files; see `host/private_dir`
-//! └── layers-v3[-user-<map>]/  one directory for each format and, by its id maps, each user
+//! └── layers-v4[-user-<map>]/  one directory for each format and, by its id maps, each user
 //!     │                        namespace; mode 0700, like all directories in it
 //!     ├── ready/<name>/        verified content in one of three forms; no file of it is written again
 //!     │   ├── tree/            a tree: the lower directory of overlayfs, with whiteouts in its form
@@ -14,8 +14,8 @@
 //!     │   └── synced           empty file, made when all of the content is on the disk
 //!     ├── stacks/<list>        the content that makes the root of an image; see `list`
 //!     ├── staging/<name>/      content that the holder of the exclusive lock is writing
-//!     └── locks/<name>         flock(2): exclusive to write or remove the content, shared to use
-//!                              it; the modification time is the time of the last use
+//!     └── locks/<name>         locked: exclusive to write or remove the content, shared to use it;
+//!                              the modification time is the time of the last use; see `lock`
 //!
 //! trees:  sha256-<hex>         a layer that was unpacked alone, by its DiffID
 //!         on-sha256-<hex>      a layer that was unpacked on top of those below it, by its ChainID
@@ -51,3 +51,4 @@ pub(crate) mod publish;
 pub(crate) mod record;
 pub(crate) mod retention;
 pub(crate) mod staged;
+pub(crate) mod wait;

@@ -13,6 +13,7 @@ use super::error::CacheError;
 use super::layer_cache::{LayerCache, names};
 use super::lookup::{Cached, LayerState};
 use super::staged::Staged;
+use super::wait::Wait;
 use crate::host::remove::remove_tree;
 
 /// Time between two attempts to take a lock that another process holds. It is short compared with
@@ -45,13 +46,13 @@ impl LayerCache {
     /// Returns the content that `recipe` makes, and makes it first if it is not in the cache.
     ///
     /// If another process is making the same content, this waits for that process, and makes the
-    /// content itself if the other process fails.
+    /// content itself if the other process fails. The wait has an end, see [`Wait`].
     pub(crate) fn get_or_make<R: Recipe>(
         &self,
         recipe: &mut R,
     ) -> Result<Cached<R::Content>, CacheError> {
         let name = recipe.name();
-        let mut hit = true;
+        let (mut hit, mut wait) = (true, Wait::for_lock(&name));
         loop {
             if let Some(cached) = self.get(&name)?
                 && recipe.accepts(&cached.content)
@@ -71,14 +72,22 @@ impl LayerCache {
                 None if self.is_damaged_in_use(recipe, &name)? => {
                     return Err(CacheError::Damaged { path: self.layer_path(&name) });
                 }
-                None => self.wait_for(recipe)?,
+                None => self.wait_for(&mut wait, recipe)?,
             }
         }
     }
 
-    /// Waits a moment for the process that is making the content of `recipe`.
-    pub(crate) fn wait_for(&self, recipe: &mut impl Recipe) -> Result<(), CacheError> {
+    /// Waits a moment for the process that holds a lock, which is making the content of `recipe`.
+    pub(crate) fn wait_for(
+        &self,
+        wait: &mut Wait,
+        recipe: &mut impl Recipe,
+    ) -> Result<(), CacheError> {
         recipe.wait()?;
+        let name = wait.lock().to_owned();
+        if let Some((holder, waited)) = wait.go_on(&self.wait_limits, || self.holder(&name)) {
+            return Err(CacheError::Busy { path: self.lock_path(&name), holder, waited });
+        }
         thread::sleep(LOCK_RETRY);
         Ok(())
     }
@@ -167,5 +176,52 @@ impl LayerCache {
         Ok(!self.is_usable(recipe, name)?
             && self.state_of(name)? != LayerState::Missing
             && lease.is_shared())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+    use crate::cache::record::Record;
+    use crate::cache::wait::WaitLimits;
+
+    /// A recipe of content that another process makes.
+    struct OfOther;
+
+    impl Recipe for OfOther {
+        type Content = Record;
+
+        fn name(&self) -> String {
+            "layer".to_owned()
+        }
+
+        fn make(&mut self, _staged: &Staged<'_>) -> Result<(), CacheError> {
+            panic!("another process holds the lock")
+        }
+
+        fn wait(&mut self) -> Result<(), CacheError> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn wait_for_a_process_that_hangs_ends_with_its_pid() {
+        let directory = tempfile::tempdir().unwrap();
+        let open = || LayerCache::open(&directory.path().join("cache")).unwrap();
+        let other = open();
+        let _lock = other.try_lock("layer").unwrap().unwrap();
+        let end_after = Duration::from_millis(50);
+        let mut cache = open();
+        cache.wait_limits = WaitLimits { report_after: Duration::from_millis(20), end_after };
+        let began = Instant::now();
+        let error = cache.get_or_make(&mut OfOther).unwrap_err();
+        assert!(began.elapsed() >= end_after);
+        let CacheError::Busy { path, holder, .. } = &error else { panic!("{error:?}") };
+        assert!(path.ends_with("locks/layer"), "{path:?}");
+        assert_eq!(holder.pid, Some(std::process::id()));
+        let expected = format!("process {} has held the lock `", std::process::id());
+        assert!(error.to_string().starts_with(&expected), "{error}");
     }
 }

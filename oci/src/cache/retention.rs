@@ -76,7 +76,7 @@ impl LayerCache {
             }
         }
         // These come last, because the removal of layers makes locks and lists stale.
-        self.remove_stale_locks()?;
+        self.clear_locks()?;
         self.remove_stale_lists(now)?;
         Ok(collected)
     }
@@ -103,11 +103,13 @@ impl LayerCache {
         self.remove_lock(name, lock).map(|()| is_removed_here)
     }
 
-    /// Removes the locks of layers that do not exist. A failed or refused layer leaves its lock.
-    fn remove_stale_locks(&self) -> Result<(), CacheError> {
+    /// Removes the locks of layers that do not exist, and the content of others. A failed or refused
+    /// layer leaves its lock.
+    fn clear_locks(&self) -> Result<(), CacheError> {
         let error = |errno: Errno| self.error("list", "locks")(errno);
         for name in names(&self.locks).map_err(error)? {
             if exists(&self.ready, &name) || exists(&self.staging, &name) {
+                self.empty_lock(&name)?;
                 continue;
             }
             // The layer may have been made before the lock was taken, so this looks again.

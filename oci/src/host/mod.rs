@@ -4,6 +4,7 @@
 //! directory      opens directories by paths that an image has shaped, and lists them
 //! remove         removes trees of any depth
 //! private_dir    directories that no other user can reach or replace
+//! file_lock      locks on open files
 //! trusted_path   paths, resolved with a check of the owner of each component
 //! metadata       copies owner, mode, times and extended attributes from one inode to another
 //! xattr          reads extended attributes, and decides which of them are kept
@@ -14,6 +15,7 @@
 //! ```
 
 pub(crate) mod directory;
+pub(crate) mod file_lock;
 pub(crate) mod metadata;
 pub(crate) mod overlay_mount;
 pub(crate) mod overlay_xattr;

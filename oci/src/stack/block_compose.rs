@@ -17,6 +17,7 @@ use crate::cache::list::StackList;
 use crate::cache::lookup::Cached;
 use crate::cache::name;
 use crate::cache::publish::Recipe;
+use crate::cache::wait::Wait;
 use crate::image::Layer;
 use crate::image::digest::Digest;
 use crate::layout::Layout;
@@ -138,6 +139,7 @@ impl LayerCache {
     /// Removes a layer file with a damaged index, which this process does not use.
     fn discard_damaged(&self, recipe: &mut ReadLayer<'_>) -> Result<(), CacheError> {
         let name = &recipe.name();
+        let mut wait = Wait::for_lock(name);
         for _ in 0..DAMAGED_WAITS {
             match self.try_lock(name)? {
                 Some(_lock) => {
@@ -149,7 +151,7 @@ impl LayerCache {
                 }
                 // Another process has replaced the file, or is replacing it.
                 None if !self.is_ready(name)? || self.is_sound(name)? => return Ok(()),
-                None => self.wait_for(recipe)?,
+                None => self.wait_for(&mut wait, recipe)?,
             }
         }
         Err(CacheError::Damaged { path: self.layer_path(name) })

@@ -144,7 +144,7 @@ impl Composition<'_, '_> {
     /// Returns the layer that restores the metadata of directories of the lowest `count` layers, if
     /// they need one.
     fn restored_metadata(
-        &self,
+        &mut self,
         stack: &LayerStack,
         count: usize,
     ) -> Result<Option<CachedLayer>, CacheError> {
@@ -155,7 +155,9 @@ impl Composition<'_, '_> {
             return Ok(None);
         }
         let name = name::restored(chain);
-        let mut recipe = RestoredMetadata { name, layer: last, stack, directories };
+        let progress = &mut self.progress;
+        let progress = &mut |step| progress(topmost, step);
+        let mut recipe = RestoredMetadata { name, layer: last, stack, directories, progress };
         self.cache.get_or_make(&mut recipe).map(|cached| Some(self.cache.layer(cached)))
     }
 }

@@ -195,6 +195,7 @@ pub(super) struct RestoredMetadata<'a> {
     pub(super) stack: &'a LayerStack,
     /// The directories, each with the position of the layer that describes it.
     pub(super) directories: BTreeMap<PathBuf, Option<usize>>,
+    pub(super) progress: &'a mut OnProgress<'a>,
 }
 
 impl Recipe for RestoredMetadata<'_> {
@@ -229,8 +230,11 @@ impl Recipe for RestoredMetadata<'_> {
     }
 
     fn wait(&mut self) -> Result<(), CacheError> {
-        // Making a few directories takes milliseconds, so there is nothing to report or to cancel.
-        Ok(())
+        // Making a few directories takes milliseconds, but the process that makes them may hang.
+        match (self.progress)(Progress::Waiting) {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => Err(CacheError::Cancelled { layer: self.layer.digest }),
+        }
     }
 }
 

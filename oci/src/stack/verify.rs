@@ -20,6 +20,7 @@ use crate::cache::error::CacheError;
 use crate::cache::layer_cache::LayerCache;
 use crate::cache::name::{self, TREE};
 use crate::cache::publish::Recipe;
+use crate::cache::wait::Wait;
 use crate::host::directory::{OPEN_DIR, open_below};
 use crate::image::Layer;
 use crate::image::digest::Digest;
@@ -130,10 +131,11 @@ impl LayerCache {
         }
         let fresh = format!("verify-{name}");
         // Another process can verify the same content, and would use the same staging directory.
+        let mut wait = Wait::for_lock(&fresh);
         let lock = loop {
             match self.try_lock(&fresh)? {
                 Some(lock) => break lock,
-                None => self.wait_for(recipe)?,
+                None => self.wait_for(&mut wait, recipe)?,
             }
         };
         self.sweep()?;

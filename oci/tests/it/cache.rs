@@ -100,8 +100,8 @@ fn killed_unpacking_publishes_no_layer_and_the_next_call_succeeds() {
     }
     child.kill().unwrap();
     child.wait().unwrap();
-    let staging = bench.path("cache/layers-v3/staging");
-    assert_eq!(fs::read_dir(bench.path("cache/layers-v3/ready")).unwrap().count(), 0);
+    let staging = bench.path("cache/layers-v4/staging");
+    assert_eq!(fs::read_dir(bench.path("cache/layers-v4/ready")).unwrap().count(), 0);
     assert_eq!(fs::read_dir(&staging).unwrap().count(), 1);
     // The next call removes the unfinished tree of the dead process, even for another layer.
     assert!(!bench.unpack(&image.layers[1]).unwrap().hit);
@@ -171,38 +171,8 @@ fn error_of_one_layer_is_returned_and_ends_the_work_on_all() {
         Err(CacheError::Layer { layer, .. }) => assert_eq!(layer, image.layers[1].digest),
         other => panic!("{other:?}"),
     }
-    let staging = fs::read_dir(bench.path("cache/layers-v3/staging")).unwrap();
+    let staging = fs::read_dir(bench.path("cache/layers-v4/staging")).unwrap();
     assert_eq!(staging.count(), 0);
-}
-
-#[test]
-fn wait_for_a_lock_can_be_cancelled_and_a_lease_is_a_shared_lock() {
-    let bench = Bench::new();
-    let image = bench.resolved(&[Tar::new().dir("a")]);
-    let lock = bench
-        .path("cache/layers-v3/locks")
-        .join(image.layers[0].diff_id.to_string().replace(':', "-"));
-    // Opening the cache creates its directories.
-    drop(bench.cache());
-    // The test holds the exclusive lock of the layer, as a process that unpacks it does.
-    let held = File::create(&lock).unwrap();
-    held.lock().unwrap();
-    let mut waits = 0;
-    let outcome = bench.cache().get_or_unpack(&bench.layout(), &image.layers[0], &mut |progress| {
-        assert_eq!(progress, Progress::Waiting);
-        waits += 1;
-        if waits < 3 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-    });
-    assert!(matches!(outcome, Err(CacheError::Cancelled { .. })), "{outcome:?}");
-    held.unlock().unwrap();
-    let layer = bench.unpack(&image.layers[0]).unwrap();
-    // A layer in use can be used by others, but not removed.
-    let other = File::open(&lock).unwrap();
-    other.try_lock().unwrap_err();
-    other.try_lock_shared().unwrap();
-    other.unlock().unwrap();
-    drop(layer.lease);
-    other.try_lock().unwrap();
 }
 
 #[test]
@@ -211,7 +181,7 @@ fn cache_that_others_can_change_is_refused() {
     drop(bench.cache());
     let mode = |path: &str| fs::metadata(bench.path(path)).unwrap().permissions().mode() & 0o7777;
     assert_eq!(
-        (mode("cache"), mode("cache/layers-v3"), mode("cache/layers-v3/ready")),
+        (mode("cache"), mode("cache/layers-v4"), mode("cache/layers-v4/ready")),
         (0o700, 0o700, 0o700)
     );
     let open = || LayerCache::open(&bench.path("cache"));
@@ -234,19 +204,19 @@ fn cache_that_others_can_change_is_refused() {
     }
     chmod("cache", 0o700);
     for inner in ["", "/ready", "/stacks", "/staging", "/locks"] {
-        let inner = format!("cache/layers-v3{inner}");
+        let inner = format!("cache/layers-v4{inner}");
         chmod(&inner, 0o711);
         refused(&inner, "with mode 0711");
         chmod(&inner, 0o700);
     }
-    chown(bench.path("cache/layers-v3"), Some(1), None).unwrap();
-    refused("cache/layers-v3", "found a directory of user 1 with mode 0700");
-    chown(bench.path("cache/layers-v3"), Some(0), None).unwrap();
+    chown(bench.path("cache/layers-v4"), Some(1), None).unwrap();
+    refused("cache/layers-v4", "found a directory of user 1 with mode 0700");
+    chown(bench.path("cache/layers-v4"), Some(0), None).unwrap();
     drop(open().unwrap());
     // A symbolic link in place of a directory of the cache could lead to another user's directory.
-    fs::rename(bench.path("cache/layers-v3/ready"), bench.path("elsewhere")).unwrap();
-    symlink(bench.path("elsewhere"), bench.path("cache/layers-v3/ready")).unwrap();
-    refused("cache/layers-v3/ready", "a symbolic link or a file");
+    fs::rename(bench.path("cache/layers-v4/ready"), bench.path("elsewhere")).unwrap();
+    symlink(bench.path("elsewhere"), bench.path("cache/layers-v4/ready")).unwrap();
+    refused("cache/layers-v4/ready", "a symbolic link or a file");
     // In a parent that all users can write to, another user could replace the cache.
     chmod("", 0o777);
     refused("", "a parent directory of user 0 with mode 0777");

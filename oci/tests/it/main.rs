@@ -23,6 +23,7 @@ mod digests;
 mod disk;
 mod hostile;
 mod leniency;
+mod locks;
 mod overlay;
 mod resolve;
 mod retention;

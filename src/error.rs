@@ -1,15 +1,9 @@
 //! [`ShimError`]: the errors of all phases, each with its stable code and a hint.
 
-use std::error::Error;
-use std::io;
-
 use a3s_box_core::event::{StopCause, StopReport};
 use a3s_box_core::{ConfigError, ErrorCode, ErrorReport};
 use a3s_box_krun::KrunError;
-use a3s_box_krun::guest_kernel::BLOCK_ROOT_REMEDY;
-use a3s_box_oci::{BlockError, CacheError, EntryError, LayerError};
 use a3s_box_sys::HostError;
-use nix::errno::Errno;
 
 use crate::confine::ConfinementError;
 use crate::console::ConsoleError;
@@ -111,19 +105,7 @@ impl ShimError {
             Self::State(StateDirError::InUse { .. }) => ErrorCode::IdInUse,
             Self::State(_) | Self::Console(_) | Self::EventFile(_) => ErrorCode::StateDir,
             Self::Network(_) => ErrorCode::NetworkSetup,
-            // A full disk also ends the unpacking of a layer with an error of this layer. The
-            // reason is the host, so the image must not be reported as invalid.
-            Self::Rootfs(error)
-                if failure_of_host(error).is_some() || has_unmapped_owner(error) =>
-            {
-                ErrorCode::RootfsFailed
-            }
-            Self::Rootfs(RootfsError::BlockRoot { .. }) => ErrorCode::HostUnsupported,
-            Self::Rootfs(RootfsError::Layout(_)) => ErrorCode::ImageInvalid,
-            Self::Rootfs(RootfsError::Layer(error)) if is_of_image(error) => {
-                ErrorCode::LayerInvalid
-            }
-            Self::Rootfs(_) => ErrorCode::RootfsFailed,
+            Self::Rootfs(error) => error.code(),
             // The config can mend both: by `process.args`, or by another directory.
             Self::Guest(GuestError::NothingToRun | GuestError::Share(_)) => {
                 ErrorCode::ConfigInvalid
@@ -145,27 +127,7 @@ impl ShimError {
             Self::GuestProgram(GuestProgramError::Missing { .. }) => {
                 Some("install a3s-box-guest beside the shim, or set `paths.guest`".to_owned())
             }
-            Self::Rootfs(error) if has_unmapped_owner(error) => Some(
-                "give the user sub-ids for the image's other users: a line `USER:100000:65536`, or \
-                 another free range, in /etc/subuid and in /etc/subgid, and the package `uidmap`; \
-                 or run as root"
-                    .to_owned(),
-            ),
-            Self::Rootfs(RootfsError::Layer(CacheError::Layer {
-                source: LayerError::Limit { .. } | LayerError::Window(_),
-                ..
-            })) => Some("if the image is trusted, raise the limit in `image.limits`".to_owned()),
-            Self::Rootfs(RootfsError::BlockRoot { .. }) => {
-                Some(format!("{BLOCK_ROOT_REMEDY}, or set `root.kind` to `shared`"))
-            }
-            Self::Rootfs(error) => match failure_of_host(error) {
-                Some(Errno::ENOSPC | Errno::EDQUOT) => Some(
-                    "free space, or set `paths.cache_dir` and `paths.state_dir` to a larger file \
-                     system"
-                        .to_owned(),
-                ),
-                _ => None,
-            },
+            Self::Rootfs(error) => error.hint(),
             Self::Cgroup(error) => Some(error.hint().to_owned()),
             Self::Confinement(_) => Some(
                 "`a3s-box-shim --doctor` shows what this host lacks; with \
@@ -180,44 +142,5 @@ impl ShimError {
             ),
             _ => None,
         }
-    }
-}
-
-/// Returns whether the layers of an image cause the error.
-fn is_of_image(error: &CacheError) -> bool {
-    match error {
-        CacheError::Layer { .. } => true,
-        CacheError::Block(error) => {
-            !matches!(error, BlockError::Index { .. } | BlockError::Write(_) | BlockError::Root(_))
-        }
-        _ => false,
-    }
-}
-
-/// Returns whether an image has files of owners for whom this user has no sub-ids.
-fn has_unmapped_owner(error: &RootfsError) -> bool {
-    let root = root_of(error).and_then(|root| root.downcast_ref::<EntryError>());
-    matches!(root, Some(EntryError::Unmapped { .. }))
-}
-
-/// Returns the last cause in the chain of `error`.
-fn root_of(error: &RootfsError) -> Option<&(dyn Error + 'static)> {
-    std::iter::successors(Some(error as &dyn Error), |&error| error.source()).last()
-}
-
-/// Returns the errno at the end of the chain of `error` if its reason is the host and never the
-/// image: a disk or quota that is full, fails or is read-only, or a lack of memory or file
-/// descriptors.
-fn failure_of_host(error: &RootfsError) -> Option<Errno> {
-    let errno = Errno::from_raw(root_of(error)?.downcast_ref::<io::Error>()?.raw_os_error()?);
-    match errno {
-        Errno::ENOSPC
-        | Errno::EDQUOT
-        | Errno::EIO
-        | Errno::EROFS
-        | Errno::ENOMEM
-        | Errno::EMFILE
-        | Errno::ENFILE => Some(errno),
-        _ => None,
     }
 }

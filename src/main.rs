@@ -33,9 +33,9 @@ use crate::input::arguments::{Arguments, Mode, USAGE, VERSION};
 use crate::report::terminal::print;
 
 fn main() -> ExitCode {
-    // The gate and the connector of a guest's network are this executable, too, so that an
-    // installation has two files less. They have command lines of their own.
-    if let Some(status) = network::run_if_asked() {
+    // The gate and the connector of a guest's network and the unpacker of images are this executable,
+    // too, so that an installation has three files less. They have command lines of their own.
+    if let Some(status) = network::run_if_asked().or_else(rootfs::run_if_asked) {
         return status;
     }
     let arguments = match Arguments::parse(std::env::args_os().skip(1)) {

@@ -9,12 +9,15 @@
 
 pub(crate) mod block;
 pub(crate) mod error;
+mod form;
 pub(crate) mod kind;
 mod progress;
 mod shared;
 mod sync;
+mod unpacker;
 
 use std::ops::ControlFlow;
+use std::process::ExitCode;
 use std::time::Instant;
 
 use a3s_box_core::config::{ConfinementLevel, DiskPlace, RootKind};
@@ -25,9 +28,13 @@ use a3s_box_oci::{
 
 use self::block::{Disks, Writes};
 use self::error::RootfsError;
+use self::form::{Costs, Form};
 use self::kind::Choice;
 use self::progress::{Meter, count};
 use self::sync::{Cached, Composed, Layers};
+use self::unpacker::Unpacker;
+use self::unpacker::error::UnpackerError;
+use self::unpacker::message::Job;
 use crate::host::process::Signals;
 use crate::report::events::EventWriter;
 use crate::report::service_manager::ServiceManager;
@@ -36,6 +43,14 @@ use crate::state::block_disk::BlockDisk;
 use crate::state::dir::StateDir;
 use crate::state::disk::Disk;
 use crate::workload;
+
+/// Runs the unpacker to its end if the arguments of this process ask for it, and returns its exit
+/// status.
+///
+/// Callers must do this before anything else, because the unpacker closes every inherited fd.
+pub(crate) fn run_if_asked() -> Option<ExitCode> {
+    unpacker::run_if_asked()
+}
 
 /// The receivers of progress, and the source of stop requests.
 #[derive(Clone, Copy, Debug)]
@@ -106,9 +121,9 @@ fn make_block(
     state: &StateDir,
     observers: Observers<'_>,
 ) -> Result<Made, RootfsError> {
-    let (mut root, cache) = match found {
+    let (mut root, cache): (BlockRoot, _) = match found {
         None => (BlockRoot::empty()?, None),
-        Some(found) => unpack(spec, found, observers, LayerCache::compose_block)?,
+        Some(found) => unpack(spec, found, observers)?,
     };
     let writes = match spec.disk {
         DiskPlace::StateDir => Writes::Disk(BlockDisk::make(spec, state)?),
@@ -131,7 +146,7 @@ fn make_shared(
 ) -> Result<Made, RootfsError> {
     let (stack, cache) = match found {
         None => (Stack::empty(), None),
-        Some(found) => unpack(spec, found, observers, LayerCache::compose)?,
+        Some(found) => unpack(spec, found, observers)?,
     };
     let disk = Disk::make(spec, state)?;
     let method = shared::mount(&stack, &disk, state)?;
@@ -185,38 +200,77 @@ pub(crate) fn open_cache(spec: &VmSpec) -> Result<LayerCache, CacheError> {
     })
 }
 
-/// Unpacks the layers that the cache lacks by `compose`, until a stop request arrives or the box has
-/// reached its timeout. Returns what `compose` returns, and always the cache.
-fn unpack<T>(
+/// Unpacks the layers that the cache lacks, until a stop request arrives or the box has reached its
+/// timeout. Returns the image, and always the cache.
+fn unpack<F: Form>(
     spec: &VmSpec,
     (layout, image): &(Layout, Image),
     observers: Observers<'_>,
-    compose: impl FnOnce(
-        &LayerCache,
-        &Layout,
-        &[Layer],
-        &mut (dyn FnMut(usize, Progress) -> ControlFlow<()> + Send),
-    ) -> Result<T, CacheError>,
-) -> Result<(T, Option<LayerCache>), RootfsError> {
+) -> Result<(F, Option<LayerCache>), RootfsError> {
     let cache = open_cache(spec)?;
-    let mut stopped = None;
-    let stop = || match (observers.signals.next(), spec.timeout) {
+    let mut meter = Meter::new(observers.events, observers.service_manager, &image.layers);
+    let mut stop = || match (observers.signals.next(), spec.timeout) {
         (Some(request), _) => Some(RootfsError::Stopped(request)),
         (None, Some(timeout)) if observers.events.elapsed() >= timeout => {
             Some(RootfsError::TimedOut)
         }
         _ => None,
     };
-    let mut meter = Meter::new(observers.events, observers.service_manager, &image.layers);
-    let mut on_progress = |layer, progress| {
-        meter.report(layer, progress);
-        stopped = stopped.take().or_else(stop);
+    let report = &mut |layer, progress| meter.report(layer, progress);
+    let image = match F::find(&cache, &image.layers)? {
+        Some(image) => image,
+        None if spec.confinement == ConfinementLevel::None => {
+            unpack_here(&cache, layout, &image.layers, (report, &mut stop))?
+        }
+        None => unpack_elsewhere(spec, &cache, &image.layers, (report, &mut stop))?,
+    };
+    Ok((image, Some(cache)))
+}
+
+/// The receiver of progress, and the function that says whether to stop.
+type Hooks<'a> = (
+    &'a mut (dyn FnMut(usize, Progress) + Send),
+    &'a mut (dyn FnMut() -> Option<RootfsError> + Send),
+);
+
+/// Unpacks in this process.
+fn unpack_here<F: Form>(
+    cache: &LayerCache,
+    layout: &Layout,
+    layers: &[Layer],
+    (report, stop): Hooks<'_>,
+) -> Result<F, RootfsError> {
+    let mut stopped = None;
+    let on_progress = &mut |layer, progress| {
+        report(layer, progress);
+        stopped = stopped.take().or_else(&mut *stop);
         if stopped.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
-    let composed = compose(&cache, layout, &image.layers, &mut on_progress);
-    match stopped {
-        // The stop is the reason for any error that the cache returns after a break.
-        Some(stopped) => Err(stopped),
-        None => Ok((composed?, Some(cache))),
-    }
+    let composed = F::compose(cache, layout, layers, on_progress);
+    // The stop is the reason for any error that the cache returns after a break.
+    stopped.map_or_else(|| Ok(composed?), Err)
+}
+
+/// Unpacks in a process of its own, which has no other rights.
+fn unpack_elsewhere<F: Form>(
+    spec: &VmSpec,
+    cache: &LayerCache,
+    layers: &[Layer],
+    (report, stop): Hooks<'_>,
+) -> Result<F, RootfsError> {
+    let Some(image) = &spec.image else { return Err(UnpackerError::Lost.into()) };
+    let job = Job {
+        cache_dir: spec.paths.cache_dir.clone(),
+        layout: image.layout.clone(),
+        layers: layers.to_vec(),
+        limits: image.limits.clone(),
+        kind: F::KIND,
+        seccomp: spec.seccomp,
+    };
+    let unpacked = Unpacker::start(&job)?.wait(report, stop)?;
+    // The unpacker still keeps the layers in the cache.
+    let mut image = F::find(cache, layers)?.ok_or(UnpackerError::Lost)?;
+    let Costs { hits, unpacked_bytes } = image.costs();
+    (*hits, *unpacked_bytes) = (unpacked.hits, unpacked.unpacked_bytes);
+    Ok(image)
 }

@@ -124,14 +124,14 @@ fn slow_image(kind: RootKind) -> Image {
     Image::of_one_layer(if kind == RootKind::Block { 16_000_000 } else { 8_000_000 })
 }
 
-/// Starts a shim and stops its process in the middle of unpacking, where it holds the layer's lock.
+/// Starts a shim and stops its processes in the middle of unpacking, where it holds the layer's lock.
 fn hold_the_layer(scratch: &Scratch) -> Shim {
     let shim = Shim::start(scratch, "first", Until::Prepared);
     let start = Instant::now();
     while scratch.staged() == 0 {
         assert!(start.elapsed() < PATIENCE, "no unpacking begins within {PATIENCE:?}");
     }
-    shim.send(Signal::SIGSTOP);
+    shim.hold();
     shim
 }
 

@@ -156,6 +156,19 @@ impl Shim {
         kill(Pid::from_raw(self.child.id().cast_signed()), signal).unwrap();
     }
 
+    /// Stops the unpacker and the shim by SIGSTOP.
+    pub(crate) fn hold(&self) {
+        let id = self.child.id();
+        let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap();
+        let is_unpacker = |child: &&str| {
+            let name = fs::read_to_string(format!("/proc/{child}/comm"));
+            name.is_ok_and(|name| name == "a3s-box-unpack\n")
+        };
+        let unpacker = children.split_whitespace().find(is_unpacker).unwrap();
+        kill(Pid::from_raw(unpacker.parse().unwrap()), Signal::SIGSTOP).unwrap();
+        self.send(Signal::SIGSTOP);
+    }
+
     /// Kills the shim when `moment` has passed since its start, and returns how it ended.
     pub(crate) fn kill_at(mut self, moment: Duration) -> Ended {
         std::thread::sleep(moment.saturating_sub(self.started.elapsed()));

@@ -18,6 +18,7 @@
 //! | `journal` | the log in a real journal and on standard error, without a secret in either |
 //! | `service` | the unit of systemd |
 //! | `user` | a shim that an ordinary user runs |
+//! | `unpacker` | the confinement of the unpacker, and its death |
 //! | `upkeep` | collection and verification of the layer cache |
 //! | `doctor` | the report of `--doctor` about a host |
 //! | `input` | refused configs, and the flags for people |
@@ -50,6 +51,7 @@ mod resolved;
 mod root;
 mod service;
 mod stops;
+mod unpacker;
 mod upkeep;
 mod user;
 mod wire_types;

@@ -19,6 +19,7 @@ pub(crate) mod healthcheck;
 pub(crate) mod platform;
 
 use oci_spec::image::MediaType;
+use serde::{Deserialize, Serialize};
 
 use self::config::{ImageConfig, ImageConfigError};
 use self::digest::{Digest, DigestError};
@@ -82,7 +83,7 @@ pub struct Image {
 }
 
 /// One layer of an image.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Layer {
     /// Digest of the blob.
     pub digest: Digest,
@@ -95,7 +96,7 @@ pub struct Layer {
 }
 
 /// Compression of a layer's blob.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Compression {
     /// A bare tar archive.
     None,

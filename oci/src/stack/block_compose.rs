@@ -84,6 +84,18 @@ impl LayerCache {
         }
     }
 
+    /// Returns the block root of an image if all of it is in the cache. Nothing is read or merged.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the cache cannot be read.
+    pub fn find_block(&self, layers: &[Layer]) -> Result<Option<BlockRoot>, CacheError> {
+        match chain_ids(layers).last() {
+            Some(&chain) => self.recall_block(layers, chain),
+            None => BlockRoot::empty().map(Some),
+        }
+    }
+
     /// Returns a block root that was composed before, if all of it is ready and fits together.
     fn recall_block(
         &self,

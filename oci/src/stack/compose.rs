@@ -54,6 +54,18 @@ impl LayerCache {
         Ok(Stack { hits, unpacked_bytes: stack.unpacked_bytes + unpacked_bytes, ..stack })
     }
 
+    /// Returns the stack of an image if all of it is in the cache. Nothing is unpacked.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the cache cannot be read.
+    pub fn find(&self, layers: &[Layer]) -> Result<Option<Stack>, CacheError> {
+        match chain_ids(layers).last() {
+            Some(&chain) => self.recall(chain, layers.len()),
+            None => Ok(Some(Stack::empty())),
+        }
+    }
+
     /// Returns a stack that was composed before, if all of its layers are ready.
     fn recall(&self, chain: Digest, layers: usize) -> Result<Option<Stack>, CacheError> {
         let Some(StackList { names }) = self.read_list(&name::of_digest(chain))? else {

@@ -1,5 +1,7 @@
 //! Limits on the resources that one layer can use.
 
+use serde::{Deserialize, Serialize};
+
 use super::steps::StepLimits;
 
 /// Limits on the resources that one layer can use. An archive that exceeds a limit is refused while
@@ -7,7 +9,7 @@ use super::steps::StepLimits;
 ///
 /// The defaults are far above the figures of real layers, and far below those that would harm a
 /// host. They stop decompression bombs and accept large images.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
     /// Number of entries in the archive. The largest public images have less than one million
     /// files, and each file takes an inode.

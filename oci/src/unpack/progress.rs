@@ -3,6 +3,8 @@
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
 use super::error::LayerError;
 
 /// Longest time between two calls of the progress function, apart from the time of a single entry. A
@@ -16,7 +18,7 @@ const REPORT_BYTES: u64 = 4 << 20;
 const REPORT_ENTRIES: u64 = 512;
 
 /// Progress of the work on a layer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Progress {
     /// The layer was in the cache.
     Cached,

@@ -4,13 +4,15 @@
 //! thousand names. An archive of a few kilobytes would otherwise take hours, because each of its
 //! entries can lead through the same links.
 
+use serde::{Deserialize, Serialize};
+
 /// Limits on the names that are looked up for a layer. A name counts once for each time that it is
 /// looked up, whether it is from the path of an entry or from the target of a symbolic link.
 ///
 /// Paths of real images have about ten names, of which links add two or three. With a hard link, which
 /// has two paths, an entry takes about 40 steps. No real image is known to take a quarter of these
 /// limits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StepLimits {
     /// Steps for one entry. It bounds the time of an entry to some tens of milliseconds, after which
     /// a stop request is heard. A path has at most 2048 names (`PATH_MAX`), and an entry at most two

@@ -83,7 +83,7 @@ impl BoxIds {
             match process.map_err(HostError::at("list", Path::new(PROCESSES)))? {
                 None => return Ok(Self { first, _lock: lock }),
                 Some(pid) => {
-                    tracing::warn!(first, pid, "a process has ids that no shim has locked")
+                    tracing::warn!(first, pid, "a process has ids that no shim has locked");
                 }
             }
         }

@@ -83,7 +83,7 @@ impl BoxIds {
             match process.map_err(HostError::at("list", Path::new(PROCESSES)))? {
                 None => return Ok(Self { first, _lock: lock }),
                 Some(pid) => {
-                    tracing::warn!(first, pid, "a process has ids that no shim has locked")
+                    tracing::warn!(first, pid, "a process has ids that no shim has locked");
                 }
             }
         }
@@ -178,7 +178,7 @@ fn try_lock(path: &Path) -> io::Result<Option<File>> {
 #[cfg(test)]
 mod tests {
     use std::os::unix::process::CommandExt;
-    use std::process::Command;
+    use std::process::{Child, Command};
 
     use nix::sys::wait::{Id, WaitPidFlag, waitid};
     use nix::unistd::Pid;
@@ -194,6 +194,23 @@ mod tests {
         BoxIds::take_from(&directory.join(LOCKS), ids, start)
     }
 
+    /// A process, which ends with this value.
+    struct Sleep(Child);
+
+    impl Sleep {
+        fn of_user(user: u32) -> Self {
+            Self(Command::new("sleep").arg("60").uid(user).spawn().unwrap())
+        }
+    }
+
+    impl Drop for Sleep {
+        fn drop(&mut self) {
+            // The process may have ended before.
+            let _killed = self.0.kill();
+            self.0.wait().unwrap();
+        }
+    }
+
     #[test]
     fn ids_of_a_process_that_runs_are_taken_by_no_box() {
         let directory = tempfile::tempdir().unwrap();
@@ -201,19 +218,15 @@ mod tests {
         let ids = IdsConfig { first: FIRST + (1 << 20), count: 2 * IDS_PER_BOX };
         let take = || BoxIds::take_from(&directory.path().join(LOCKS), ids, 0).unwrap().vmm();
         for id in [0, 1, IDS_PER_BOX - 1] {
-            let mut process = Command::new("sleep").arg("60").uid(ids.first + id).spawn().unwrap();
+            let mut process = Sleep::of_user(ids.first + id);
             assert_eq!(take(), ids.first + IDS_PER_BOX, "a process has id {id} of the range");
-            process.kill().unwrap();
-            let pid = Id::Pid(Pid::from_raw(process.id().cast_signed()));
+            process.0.kill().unwrap();
+            let pid = Id::Pid(Pid::from_raw(process.0.id().cast_signed()));
             waitid(pid, WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT).unwrap();
             assert_eq!(take(), ids.first, "the process with id {id} is a zombie");
-            process.wait().unwrap();
         }
-        let mut next =
-            Command::new("sleep").arg("60").uid(ids.first + IDS_PER_BOX).spawn().unwrap();
+        let _next = Sleep::of_user(ids.first + IDS_PER_BOX);
         assert_eq!(take(), ids.first, "the process has the id behind the range");
-        next.kill().unwrap();
-        next.wait().unwrap();
     }
 
     #[test]

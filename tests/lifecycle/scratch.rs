@@ -241,6 +241,7 @@ impl Scratch {
 }
 
 /// Returns whether no process has a lock of the layer cache on a file.
+#[expect(clippy::cast_possible_truncation, reason = "the constants are 0 and 1")]
 fn is_free(lock: &File) -> bool {
     let mut exclusive = libc::flock {
         l_type: libc::F_WRLCK as libc::c_short,

@@ -33,6 +33,7 @@ use std::time::{Duration, Instant};
 
 use a3s_box_oci::Progress;
 use a3s_box_sys::HostError;
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 
@@ -147,11 +148,13 @@ impl Unpacker {
     fn receive(&mut self) -> Result<Vec<Message>, UnpackerError> {
         let Some(stdout) = self.stdout.as_mut() else { return Ok(Vec::new()) };
         let mut fds = [PollFd::new(stdout.as_fd(), PollFlags::POLLIN)];
-        let ready = poll(&mut fds, PollTimeout::from(STOP_INTERVAL));
-        if ready.map_err(HostError::of("wait for the unpacker"))? == 0 {
-            return Ok(Vec::new());
-        }
+        match poll(&mut fds, PollTimeout::from(STOP_INTERVAL)) {
+            // A signal with a handler, such as that of Rust for SIGSEGV, interrupts the wait.
+            Ok(0) | Err(Errno::EINTR) => return Ok(Vec::new()),
+            ready => ready.map_err(HostError::of("wait for the unpacker"))?,
+        };
         let mut bytes = [0; READ_BYTES];
+        // It does not block, because the pipe is readable, so that no signal interrupts it.
         let count = stdout.read(&mut bytes).map_err(HostError::of("read from the unpacker"))?;
         if count == 0 {
             let status = self.child.wait().map_err(HostError::of("wait for the unpacker"))?;

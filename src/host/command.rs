@@ -6,6 +6,7 @@ use std::os::fd::AsFd;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 /// Longest time of a helper program. They take milliseconds, and `mkfs.ext4` on the largest sparse
@@ -79,7 +80,11 @@ fn complaint(child: &mut Child, deadline: Instant) -> io::Result<Vec<u8>> {
         // A deadline that has passed makes the timeout 0, so the last poll does not block.
         let left = deadline.saturating_duration_since(Instant::now());
         let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-        let ready = poll(&mut [PollFd::new(stderr.as_fd(), PollFlags::POLLIN)], timeout)?;
+        let ready = match poll(&mut [PollFd::new(stderr.as_fd(), PollFlags::POLLIN)], timeout) {
+            // A signal with a handler, such as that of Rust for SIGSEGV, interrupts the wait.
+            Err(Errno::EINTR) => continue,
+            ready => ready?,
+        };
         let count = if ready == 0 { 0 } else { stderr.read(&mut buffer)? };
         if count == 0 {
             return Ok(kept);

@@ -78,12 +78,20 @@ impl Gate {
         let mut gate = Self { process, wire, notices };
         // The config is the first message on the wire, with its length in front like a frame.
         gate.send(config.as_bytes());
+        gate.ask_for_gateway();
+        gate
+    }
+
+    /// Waits until passt has handled all frames so far.
+    ///
+    /// passt of Debian 12 must get the first two segments of an answer one after the other, as a
+    /// kernel sends them. If it reads both at once, it counts too many as handled and never stops.
+    fn ask_for_gateway(&mut self) {
         // An ARP request of the guest for its gateway (RFC 826).
         let head = [&[0xff; 6][..], &GUEST_MAC, &[0x08, 0x06, 0, 1, 0x08, 0, 6, 4, 0, 1]];
         let body = [&GUEST_MAC[..], &GUEST.octets(), &[0; 6], &GATEWAY.octets()];
-        gate.send(&[head.concat(), body.concat()].concat());
-        assert_eq!(gate.receive()[12..14], [0x08, 0x06]);
-        gate
+        self.send(&[head.concat(), body.concat()].concat());
+        while self.receive()[12..14] != [0x08, 0x06] {}
     }
 
     fn send(&mut self, frame: &[u8]) {
@@ -312,7 +320,6 @@ fn guest_with_rules_answers_on_published_ports_and_opens_nothing_from_them() {
     let other = listener(7001);
     let publish = json!([
         {"host_address": HOST, "host_port": 6000, "guest_port": 80},
-        {"host_address": HOST, "host_port": 6001, "guest_port": 53, "protocol": "udp"},
     ]);
     let mut gate = Gate::start(&json!({"mode": "passt", "egress": [], "publish": publish}));
     let mut client = TcpStream::connect((HOST, 6000)).unwrap();
@@ -321,7 +328,7 @@ fn guest_with_rules_answers_on_published_ports_and_opens_nothing_from_them() {
     assert_eq!((port, flags), (80, SYN));
     let next = number.wrapping_add(1);
     gate.send_tcp(80, peer, (SYN | ACK, [100, next]), b"");
-    assert_eq!(gate.receive_tcp().2, ACK);
+    gate.ask_for_gateway();
     gate.send_tcp(80, peer, (PSH | ACK, [101, next]), b"answer");
     let mut answer = [0; 6];
     client.read_exact(&mut answer).unwrap();
@@ -331,14 +338,23 @@ fn guest_with_rules_answers_on_published_ports_and_opens_nothing_from_them() {
     gate.send_tcp(80, stranger, (ACK, [7, 7]), b"data");
     gate.send_tcp(80, stranger, (SYN | ACK, [7, 7]), b"");
     gate.send_tcp(80, stranger, (SYN, [7, 0]), b"");
-    // passt of Debian 13 answers the first two with resets of its own.
+    // passt acknowledges the data above, and newer versions answer the first two with resets.
     let is_of_gate = |(from, port, flags, numbers)| {
         (from, port, flags, numbers) == (stranger, 80, RST | ACK, [0, 8])
     };
     while !is_of_gate(gate.receive_tcp()) {}
     assert_eq!(gate.notice(), "tcp 192.0.2.10 7001 1");
+    gate.ask_for_gateway();
     assert!(other.accept().is_err(), "passt has not connected");
-    // A datagram is answered, and no other address is sent one.
+}
+
+#[test]
+fn guest_with_rules_answers_only_datagrams_that_it_got() {
+    enter_host_network();
+    let publish = json!([
+        {"host_address": HOST, "host_port": 6001, "guest_port": 53, "protocol": "udp"},
+    ]);
+    let mut gate = Gate::start(&json!({"mode": "passt", "egress": [], "publish": publish}));
     let (asks, silent) = (host_socket(7002), host_socket(7003));
     asks.send_to(b"question", (HOST, 6001)).unwrap();
     let (from, port, _) = gate.receive_udp();

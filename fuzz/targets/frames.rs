@@ -21,6 +21,7 @@ mod addresses;
 #[allow(dead_code, reason = "only the shim uses the rest, for its config")]
 #[path = "../../src/spec/egress.rs"]
 mod egress;
+#[expect(dead_code, reason = "only the shim uses the rest, for its name servers")]
 #[path = "../../src/network/filter.rs"]
 mod filter;
 #[expect(dead_code, reason = "only the shim uses the rest, for its ARP request")]

@@ -339,20 +339,17 @@ fn forbidden_system_call_of_the_gate_is_fatal_unless_it_is_only_logged() {
     }
 }
 
-/// Writes a line into the pipe from the gate to the shim, as the gate does.
-fn write_notice(gate: i32, line: &str) {
-    let mut pipe = fs::OpenOptions::new().write(true).open(format!("/proc/{gate}/fd/1")).unwrap();
-    pipe.write_all(line.as_bytes()).unwrap();
-}
-
 #[test]
 fn refused_destination_is_an_event_and_any_other_line_of_the_gate_is_not() {
     let rules = json!([{"to": "192.0.2.0/24"}]);
     let running = start_box(&json!({"mode": "passt", "egress": rules}));
     let [gate, _] = gate_and_passt(&running);
-    write_notice(gate, "tcp 198.51.100.7 443 3\nicmp 198.51.100.7 - 1\n");
-    write_notice(gate, &"x".repeat(4096));
-    write_notice(gate, "\ntcp 198.51.100.7 443 3\n");
+    // The pipe from the gate to the shim. It takes all of this at once.
+    let mut pipe = fs::OpenOptions::new().write(true).open(format!("/proc/{gate}/fd/1")).unwrap();
+    let notice = "tcp 198.51.100.7 443 3\n";
+    let garbage = "x".repeat(4096);
+    let lines = format!("{notice}icmp 198.51.100.7 - 1\n{garbage}\n{notice}");
+    pipe.write_all(lines.as_bytes()).unwrap();
     let run = running.wait();
     assert_eq!(run.ending(), (Some(0), "exited", None), "the log is: {}", run.stderr);
     let refused = run.events.iter().filter(|event| event["type"] == "network.refused");

@@ -1,12 +1,13 @@
 //! The guest's network: `network.mode`.
 //!
 //! In mode `passt`, two more processes carry the guest's frames, each in a jail of its own. With
-//! egress `allow`, passt opens sockets in the host's network. With egress `deny`, it opens them in
-//! an empty network namespace, which only the gate's published ports lead into, with the help of a
-//! third process ([`connector`]):
+//! egress `allow` or with rules, passt opens sockets in the host's network. With egress `deny`, it
+//! opens them in an empty network namespace, which only the gate's published ports lead into, with
+//! the help of a third process ([`connector`]):
 //!
 //! ```text
-//!   guest ══ virtio-net ══ shim │ gate ── frames ── passt ── sockets of the host        egress allow
+//!   guest ══ virtio-net ══ shim │ gate ── frames ── passt ── sockets of the host        egress allow,
+//!                               │  │                  │                                 or rules
 //!                               │  │                  └───── sockets of an empty        egress deny
 //!                               │  └─ published ports ─────► network namespace
 //!           one security context│ one process each, confined on its own
@@ -15,7 +16,8 @@
 //! The wire is the pair of Unix sockets between libkrun's Ethernet device and the gate. The gate is
 //! this same executable. It starts before the shim confines itself, and it starts passt. It filters
 //! the guest's frames ([`filter`]) outside of the VMM, because a guest that has taken over the VMM
-//! could bypass a filter inside it. The shim then enters an empty network namespace.
+//! could bypass a filter inside it. It answers what it refuses ([`refusal`]) and tells the shim of it
+//! ([`notice`]). The shim then enters an empty network namespace.
 //!
 //! Gate, passt and connector exit when the shim's end of the wire closes. The kernel closes it
 //! however the shim ends.
@@ -27,20 +29,24 @@ mod error;
 mod filter;
 mod frames;
 mod gate;
+mod host_addresses;
 mod jail;
 mod loopback;
 mod metadata;
+mod notice;
 mod packet;
 mod passt;
+mod refusal;
+mod refusals;
 mod relay;
 mod resolver;
+mod rules;
 mod socket_options;
 mod udp_flows;
 
 use std::net::Ipv4Addr;
 use std::process::ExitCode;
 
-use a3s_box_core::config::Egress;
 use a3s_box_core::event::{EventKind, WarningCode};
 use a3s_box_krun::NetDevice;
 use a3s_box_proto::control::{Interface, NameServers};
@@ -52,7 +58,9 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use self::addresses::{GATEWAY_ADDRESS, GUEST_ADDRESS, GUEST_MAC, MTU, PREFIX_LENGTH};
 pub(crate) use self::carrier::{Carrier, lost};
 pub(crate) use self::error::NetworkError;
+use self::filter::Egress;
 pub(crate) use self::passt::{find as find_passt, searched as searched_for_passt};
+pub(crate) use self::refusals::Refusals;
 use crate::host::box_ids::BoxIds;
 use crate::report::events::EventWriter;
 use crate::spec::{NetworkSpec, PasstSpec, VmSpec};
@@ -109,12 +117,7 @@ impl Network {
         spec: &VmSpec,
         user: Option<u32>,
     ) -> Result<Self, NetworkError> {
-        let dns = match (passt.egress, passt.dns.is_empty()) {
-            // A guest that reaches nothing reaches no name server either.
-            (Egress::Deny, _) => Vec::new(),
-            (Egress::Allow, true) => resolver::servers_of_host(),
-            (Egress::Allow, false) => passt.dns.clone(),
-        };
+        let dns = name_servers_of(passt)?;
         let passt = PasstSpec { dns, ..passt.clone() };
         // The carrier starts first: afterwards this process is out of the host's network.
         let (carrier, wire) = Carrier::start(&passt, spec.seccomp, user)?;
@@ -122,7 +125,7 @@ impl Network {
         Ok(Self {
             carrier: Some(carrier),
             device: Some(NetDevice { socket: wire.into(), mac: GUEST_MAC }),
-            interface: Some(ethernet(passt.egress)),
+            interface: Some(ethernet(passt.egress.is_deny())),
             name_servers: name_servers(&passt.dns),
             warning: None,
         })
@@ -154,17 +157,29 @@ fn name_servers(addresses: &[Ipv4Addr]) -> Option<NameServers> {
     Some(NameServers { addresses: addresses.iter().copied().map(u32::from).collect() })
 }
 
-fn ethernet(egress: Egress) -> Interface {
+/// Returns the addresses of the guest's name servers. Those of the host that the guest cannot reach
+/// are left out, so that its resolver fails at once and does not wait for an answer.
+fn name_servers_of(passt: &PasstSpec) -> Result<Vec<Ipv4Addr>, NetworkError> {
+    if passt.egress.is_deny() || !passt.dns.is_empty() {
+        // A guest that reaches nothing reaches no name server either, and its list is empty.
+        return Ok(passt.dns.clone());
+    }
+    let addresses =
+        host_addresses::find().map_err(HostError::of("list the addresses of the host"))?;
+    let egress = Egress::new(passt, &addresses);
+    let mut servers = resolver::servers_of_host();
+    servers.retain(|server| egress.allows_questions_to(*server));
+    Ok(servers)
+}
+
+fn ethernet(is_deny: bool) -> Interface {
     Interface {
         name: "eth0".to_owned(),
         address: GUEST_ADDRESS.into(),
         prefix_length: PREFIX_LENGTH,
         // Without a default route, the guest kernel fails a connection at once (ENETUNREACH). With
         // one, the connection would fail only after a timeout.
-        gateway: match egress {
-            Egress::Allow => GATEWAY_ADDRESS.into(),
-            Egress::Deny => 0,
-        },
+        gateway: if is_deny { 0 } else { GATEWAY_ADDRESS.into() },
         mtu: MTU,
     }
 }

@@ -6,6 +6,7 @@
 //! | module | parts of the config |
 //! |---|---|
 //! | [`agent`] | `agent` |
+//! | [`egress`] | `network.egress` |
 //! | [`hostname`] | `hostname` |
 //! | [`ids`] | `confinement.ids` |
 //! | [`image`] | `image`, `cache` |
@@ -18,6 +19,7 @@
 //! | [`signal`] | `stop.signal`, and the stop signal of an image |
 
 mod agent;
+mod egress;
 mod field;
 mod hostname;
 mod ids;
@@ -45,7 +47,9 @@ pub(crate) use self::agent::{AgentSpec, HealthSpec};
 pub(crate) use self::ids::IDS_PER_BOX;
 pub(crate) use self::image::ImageSpec;
 pub(crate) use self::mounts::{MountSource, MountSpec};
-pub(crate) use self::network::{MAX_NAME_SERVERS, NetworkSpec, PasstSpec, is_reachable};
+pub(crate) use self::network::{
+    EgressSpec, MAX_NAME_SERVERS, NetworkSpec, PasstSpec, RuleSpec, is_reachable,
+};
 pub(crate) use self::output::{ConsoleSpec, EventsSpec};
 use self::paths::ShimDirectories;
 pub(crate) use self::signal::StopSignal;

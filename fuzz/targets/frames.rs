@@ -4,18 +4,24 @@
 #![no_main]
 #![allow(clippy::unwrap_used, reason = "a failed setup must end the fuzzer")]
 
-use std::cell::RefCell;
 use std::net::Ipv4Addr;
 use std::time::Instant;
 
-use a3s_box_core::config::Egress;
-use etherparse::{Ethernet2HeaderSlice, Ipv4HeaderSlice, ether_type, ip_number};
+use a3s_box_core::config;
+use etherparse::{
+    Ethernet2HeaderSlice, Ipv4HeaderSlice, NetSlice, SlicedPacket, TransportSlice, ether_type,
+    ip_number,
+};
 use libfuzzer_sys::fuzz_target;
 use scratch::pieces::Pieces;
 
 #[expect(dead_code, reason = "only the shim uses the rest")]
 #[path = "../../src/network/addresses.rs"]
 mod addresses;
+#[allow(dead_code, reason = "only the shim uses the rest, for its config")]
+#[path = "../../src/spec/egress.rs"]
+mod egress;
+#[expect(dead_code, reason = "only the shim uses the rest, for its name servers")]
 #[path = "../../src/network/filter.rs"]
 mod filter;
 #[expect(dead_code, reason = "only the shim uses the rest, for its ARP request")]
@@ -23,8 +29,15 @@ mod filter;
 mod frames;
 #[path = "../../src/network/metadata.rs"]
 mod metadata;
+#[allow(dead_code, reason = "only the gate uses the rest, for its notices")]
+#[path = "../../src/network/notice.rs"]
+mod notice;
 #[path = "../../src/network/packet.rs"]
 mod packet;
+#[path = "../../src/network/refusal.rs"]
+mod refusal;
+#[path = "../../src/network/rules.rs"]
+mod rules;
 #[allow(dead_code, reason = "only the shim uses the rest, for its config")]
 #[path = "../../src/spec/network.rs"]
 mod spec;
@@ -32,8 +45,8 @@ mod spec;
 mod udp_flows;
 
 use self::addresses::GUEST_ADDRESS;
-use self::filter::Filter;
-use self::spec::PasstSpec;
+use self::filter::{Egress, Filter, Verdict};
+use self::spec::{EgressSpec, PasstSpec};
 
 /// A name server with a link-local address.
 const SERVER: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 253);
@@ -59,15 +72,33 @@ fuzz_target!(|input: &[u8]| {
     let sent = split(pieces.stream());
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let mut arrived = Vec::new();
-    let spec = PasstSpec { egress: Egress::Allow, publish: Vec::new(), dns: vec![SERVER] };
-    let filter = RefCell::new(Filter::new(&spec));
-    let may_leave = |frame: &[u8]| {
+    let spec = passt(EgressSpec::Allow);
+    let mut filter = Filter::new(&spec, Egress::new(&spec, &[]));
+    let mut strict = strict_filter();
+    let carry = async |framed: &[u8]| -> std::io::Result<()> {
+        let frame = frames::without_length(framed);
         // Frames of passt have the same form, and must cause no panic either.
-        let _may_arrive = filter.borrow().may_arrive(frame, Instant::now());
-        filter.borrow_mut().may_leave(frame, Instant::now())
+        let _may_arrive = filter.may_arrive(frame, Instant::now());
+        let verdict = filter.leave(frame, Instant::now());
+        // Rules only take away.
+        let with_rules = strict.leave(frame, Instant::now());
+        assert!(
+            verdict == Verdict::Pass || with_rules != Verdict::Pass,
+            "{}",
+            frame.escape_ascii()
+        );
+        for verdict in [verdict, with_rules] {
+            if let Verdict::Refuse(_) = verdict {
+                check_answer(frame);
+            }
+        }
+        if verdict == Verdict::Pass {
+            arrived.extend_from_slice(framed);
+        }
+        Ok(())
     };
     // An invalid length ends the stream with an error. The frames before it have arrived.
-    let _ended = runtime.block_on(frames::carry(pieces, &mut arrived, may_leave));
+    let _ended = runtime.block_on(frames::carry(pieces, carry));
     let mut arrived = split(&arrived).into_iter().peekable();
     for frame in sent {
         let has_arrived = arrived.next_if_eq(&frame).is_some();
@@ -78,6 +109,40 @@ fuzz_target!(|input: &[u8]| {
     }
     assert_eq!(arrived.next(), None, "a frame arrived that was not sent");
 });
+
+fn passt(egress: EgressSpec) -> PasstSpec {
+    PasstSpec { egress, not_host: false, publish: Vec::new(), dns: vec![SERVER] }
+}
+
+/// Returns a filter with rules for some networks.
+fn strict_filter() -> Filter {
+    let json = r#"[{"to": "0.0.0.0/1", "ports": ["1-1024"]}, {"to": "192.0.0.0/8"}]"#;
+    let config: config::Egress = serde_json::from_str(json).unwrap();
+    let spec = passt(config.try_into().unwrap());
+    Filter::new(&spec, Egress::new(&spec, &[]))
+}
+
+/// Checks that the answer to a refused frame, if there is one, is a short and valid packet.
+fn check_answer(frame: &[u8]) {
+    let Some(answer) = refusal::answer(frame) else { return };
+    assert!(answer.len() < 120, "{}", answer.escape_ascii());
+    let packet = SlicedPacket::from_ethernet(&answer).unwrap();
+    let Some(NetSlice::Ipv4(ipv4)) = packet.net else { panic!("{}", answer.escape_ascii()) };
+    let header = ipv4.header();
+    assert_eq!(header.to_header().calc_header_checksum(), header.header_checksum());
+    assert_eq!(header.destination_addr(), GUEST_ADDRESS);
+    match packet.transport {
+        Some(TransportSlice::Tcp(tcp)) => {
+            assert!(tcp.rst() && !tcp.syn());
+            let sum = tcp.calc_checksum_ipv4(header.source(), header.destination()).unwrap();
+            assert_eq!(sum, tcp.checksum());
+        }
+        Some(TransportSlice::Icmpv4(icmp)) => {
+            assert_eq!(icmp.icmp_type().calc_checksum(icmp.payload()), icmp.checksum());
+        }
+        _ => panic!("{}", answer.escape_ascii()),
+    }
+}
 
 /// Returns the frames of a stream, up to an invalid or incomplete one.
 fn split(mut stream: &[u8]) -> Vec<&[u8]> {

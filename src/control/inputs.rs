@@ -4,7 +4,7 @@ use std::io;
 use std::os::unix::net::UnixListener;
 use std::time::Duration;
 
-use a3s_box_core::event::{GuestMetrics, ProcessMetrics};
+use a3s_box_core::event::{EventKind, GuestMetrics, ProcessMetrics};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -18,7 +18,7 @@ use super::setup::VmNews;
 use super::watch::Watch;
 use crate::console::Truncation;
 use crate::host::process::{Signals, StopRequest};
-use crate::network::Carrier;
+use crate::network::{Carrier, Refusals};
 
 /// Time between two looks at a slow reader of events and at the console, which cannot wake this
 /// thread.
@@ -47,6 +47,8 @@ pub(super) enum Input {
     Vm(VmNews),
     /// The guest's network has ended, with the last words of its process.
     NetworkLost(String),
+    /// The gate has refused a destination of the guest.
+    Refused(EventKind),
     /// It is time to look at what cannot wake this thread.
     Tick,
 }
@@ -59,6 +61,7 @@ pub(super) struct Inputs {
     vm_news: mpsc::UnboundedReceiver<VmNews>,
     truncated: watch::Receiver<Option<Truncation>>,
     network: Option<JoinHandle<String>>,
+    refusals: Option<Refusals>,
 }
 
 /// The sources, before there is a runtime.
@@ -88,18 +91,21 @@ pub(super) struct Wakeups<'a> {
 impl Inputs {
     /// Registers the sources with the runtime of the calling task.
     pub(super) fn new(sources: Sources) -> io::Result<Self> {
-        let Sources { listener, signals, vm_news, truncated, carrier } = sources;
+        let Sources { listener, signals, vm_news, truncated, mut carrier } = sources;
         #[expect(
             deprecated,
             reason = "`register` is unsafe; `Signals` owns its fd, as `new` needs"
         )]
         let signals = AsyncFd::new(signals)?;
+        let refusals = carrier.as_mut().map(Carrier::take_refusals).transpose()?.flatten();
         let network = carrier.map(|carrier| tokio::spawn(carrier.end()));
-        Ok(Self { link: Link::listen(listener)?, signals, vm_news, truncated, network })
+        let link = Link::listen(listener)?;
+        Ok(Self { link, signals, vm_news, truncated, network, refusals })
     }
 
     /// Waits for the next input. The guest's messages come last, because the guest can send them
-    /// without end, and they must not delay anything else.
+    /// without end, and they must not delay anything else. What the gate refused comes just before
+    /// them, so that the stream has it before an ending that it may have caused.
     pub(super) async fn next(&mut self, wakeups: Wakeups<'_>) -> io::Result<Input> {
         let Wakeups { deadlines, watch, metrics, .. } = wakeups;
         tokio::select! {
@@ -128,6 +134,7 @@ impl Inputs {
                 let truncation = *self.truncated.borrow_and_update();
                 Ok(truncation.map_or(Input::Tick, Input::Truncated))
             }
+            refused = next_refusal(&mut self.refusals) => Ok(Input::Refused(refused)),
             event = self.link.next() => Ok(Input::Guest(event)),
         }
     }
@@ -151,6 +158,13 @@ async fn next_check(checks: &mut Option<Checks>) -> Check {
     match checks {
         None => std::future::pending().await,
         Some(checks) => checks.next().await,
+    }
+}
+
+async fn next_refusal(refusals: &mut Option<Refusals>) -> EventKind {
+    match refusals {
+        None => std::future::pending().await,
+        Some(refusals) => refusals.next().await,
     }
 }
 

@@ -120,6 +120,7 @@ impl Monitor {
                 event.into_iter().for_each(|event| self.events.emit(event));
             }
             Input::NetworkLost(last_words) => self.events.emit(network::lost(&last_words)),
+            Input::Refused(event) => self.events.emit(event),
             Input::Tick => self.acknowledge_complete_output(link),
         }
         Vec::new()

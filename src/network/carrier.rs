@@ -1,14 +1,14 @@
 //! [`Carrier`]: gate and passt as the shim sees them, from their start to their end.
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::process::{Child, ChildStderr, ExitStatus, Stdio};
+use std::process::{Child, ChildStderr, ChildStdout, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use a3s_box_core::config::{NetworkConfig, NetworkMode, SeccompMode};
+use a3s_box_core::config::SeccompMode;
 use a3s_box_core::event::{EventKind, WarningCode};
 use a3s_box_sys::HostError;
 use nix::poll::{PollFd, PollFlags, poll};
@@ -17,6 +17,7 @@ use tokio::net::unix::pipe;
 
 use super::error::{ANSWER_TIMEOUT, NetworkError};
 use super::gate::{self, GateConfig};
+use super::refusals::Refusals;
 use super::{frames, passt};
 use crate::host::command::{self, Ended};
 use crate::report::printable::printable;
@@ -36,6 +37,8 @@ const REAP_INTERVAL: Duration = Duration::from_millis(50);
 pub(crate) struct Carrier {
     gate: Child,
     stderr: ChildStderr,
+    /// The pipe with the gate's notices, until it is taken.
+    notices: Option<ChildStdout>,
     /// A duplicate of the gate's end of the wire. It keeps libkrun from reading an end of file when
     /// the gate exits: libkrun repeats a partial read for ever if it returns 0 (`read_loop`,
     /// krun-devices 1.19.7).
@@ -52,14 +55,7 @@ impl Carrier {
     ) -> Result<(Self, UnixStream), NetworkError> {
         let passt = passt::find()
             .ok_or_else(|| NetworkError::PasstMissing { searched: passt::searched() })?;
-        let network = NetworkConfig {
-            mode: NetworkMode::Passt,
-            egress: Some(spec.egress),
-            publish: spec.publish.clone(),
-            dns: spec.dns.clone(),
-        };
-        let config = serde_json::to_string(&GateConfig { network, seccomp, user })
-            .map_err(HostError::of("write the gate's config"))?;
+        let config = GateConfig { network: spec.into(), seccomp, user };
         let (mut wire, gates_end) =
             UnixStream::pair().map_err(HostError::of("make a pair of sockets"))?;
         let gates_end = OwnedFd::from(gates_end);
@@ -68,12 +64,15 @@ impl Carrier {
         // group of its own keeps the signals of a terminal away from the gate.
         let mut command = command::new("/proc/self/exe");
         command.env_clear().arg0("a3s-box-shim").process_group(0);
-        command.arg(gate::ARGUMENT).arg(passt).arg(config);
-        command.stdin(gates_end).stdout(Stdio::null()).stderr(Stdio::piped());
+        command.arg(gate::ARGUMENT).arg(passt);
+        command.stdin(gates_end).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut gate = command.spawn().map_err(HostError::of("start the network's gate"))?;
         // The command owns an fd of the gate's end, which must close before the wire is watched.
         drop(command);
-        match ask_for_gateway(&mut wire, &mut gate) {
+        let answered = configure(&wire, &config)
+            .map_err(|error| HostError::of("write the gate's config")(error).into())
+            .and_then(|()| ask_for_gateway(&mut wire, &mut gate));
+        match answered {
             Ok(true) => {}
             Ok(false) => return Err(refused(gate)),
             Err(error) => {
@@ -82,15 +81,21 @@ impl Carrier {
                 return Err(error);
             }
         }
+        let notices = gate.stdout.take();
         match gate.stderr.take() {
-            Some(stderr) => Ok((Self { gate, stderr, _spare: spare }, wire)),
+            Some(stderr) => Ok((Self { gate, stderr, notices, _spare: spare }, wire)),
             None => Err(NetworkError::NoAnswer),
         }
     }
 
+    /// Takes the gate's notices, and registers them with the event loop of the calling task.
+    pub(crate) fn take_refusals(&mut self) -> io::Result<Option<Refusals>> {
+        self.notices.take().map(Refusals::new).transpose()
+    }
+
     /// Waits until gate and passt have ended, and returns the end of their output as the reason.
     pub(crate) async fn end(self) -> String {
-        let Self { mut gate, stderr, _spare } = self;
+        let Self { mut gate, stderr, notices: _, _spare } = self;
         let mut tail = Vec::new();
         if let Ok(mut stderr) = pipe::Receiver::from_owned_fd(stderr.into()) {
             let mut buffer = [0; MAX_COMPLAINT_BYTES];
@@ -124,6 +129,14 @@ pub(crate) fn lost(reason: &str) -> EventKind {
     let message = format!("the guest's network is gone: {reason}");
     tracing::warn!("{message}");
     EventKind::Warning { code: WarningCode::NetworkLost, message }
+}
+
+/// Sends the gate its config. The timeout is for a gate that does not read, and does not apply to the
+/// frames of the guest.
+fn configure(wire: &UnixStream, config: &GateConfig) -> io::Result<()> {
+    wire.set_write_timeout(Some(ANSWER_TIMEOUT))?;
+    config.send(wire)?;
+    wire.set_write_timeout(None)
 }
 
 /// Sends an ARP request for the gateway, as the guest would. Returns true if passt answered, and

@@ -2,22 +2,36 @@
 //!
 //! | frames | that pass |
 //! |---|---|
-//! | of the guest | from its own address, to an address that a guest may reach; UDP only from a port of a client or from a published port |
+//! | of the guest | from its own address, to an address that a guest may reach and that the egress of the box allows; UDP only from a port of a client or from a published port |
 //! | for the guest | all but UDP; UDP if it answers the guest or goes to a published port |
+//!
+//! A guest whose egress has rules still answers on its published ports, whoever asks. Its answers
+//! must not become a way out:
+//!
+//! - A TCP packet from a published port passes if it does not open a connection. passt looks up the
+//!   connection of each packet by both addresses and ports. For a packet without one, it opens a
+//!   connection only if the packet has SYN and not ACK. It drops all others (passt of Debian 12) or
+//!   answers them with a reset (`tcp_rst_no_conn`, newer versions). So what passes belongs to a
+//!   connection that the peer has opened.
+//! - A UDP packet from a published port passes if the peer has sent one to it recently. passt keeps
+//!   no such state for the sockets of published ports.
 //!
 //! The filter is necessary because passt of Debian 12 connects to any address that a frame names,
 //! the host's loopback address included, and binds the source port of each UDP packet on the host.
 
+use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Instant;
 
 use a3s_box_core::config::Protocol;
 
-use super::addresses::GUEST_ADDRESS;
+use super::addresses::{GATEWAY_ADDRESS, GUEST_ADDRESS};
 use super::metadata::is_metadata;
-use super::packet::{PROTOCOL_UDP, Packet, Ports, is_arp};
+use super::notice::Destination;
+use super::packet::{PROTOCOL_TCP, PROTOCOL_UDP, Packet, Ports, is_arp};
+use super::rules::Rules;
 use super::udp_flows::{UdpFlow, UdpFlows};
-use crate::spec::{PasstSpec, is_reachable};
+use crate::spec::{EgressSpec, PasstSpec, is_reachable};
 
 /// First port from which a client of the guest may send UDP packets. It is the first port that
 /// Linux gives to a client by default (`net.ipv4.ip_local_port_range`). Services of the host
@@ -26,53 +40,139 @@ const FIRST_CLIENT_PORT: u16 = 32_768;
 
 const PORT_DNS: u16 = 53;
 
+/// What happens to a frame of the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// It is passed on.
+    Pass,
+    /// It is dropped silently, because it is malformed, or because nobody may learn of it.
+    Drop,
+    /// It is dropped, because the guest may not reach this destination.
+    Refuse(Destination),
+}
+
 /// The rules for the frames of one box, and what the gate remembers of earlier frames.
 #[derive(Debug)]
 pub(super) struct Filter {
+    egress: Egress,
     name_servers: Vec<Ipv4Addr>,
+    /// TCP ports of the guest that passt forwards to.
+    published_tcp: Vec<u16>,
     /// UDP ports of the guest that passt forwards to. passt has opened their sockets at its start,
     /// so a packet from such a port binds no further port of the host.
-    published: Vec<u16>,
+    published_udp: Vec<u16>,
+    /// Flows that the guest has opened.
     flows: UdpFlows,
+    /// Flows that peers have opened, to published ports.
+    arrivals: UdpFlows,
+}
+
+/// The destinations that the config of a box allows.
+#[derive(Debug)]
+pub(super) struct Egress {
+    /// If absent, all of them.
+    rules: Option<Rules>,
+    /// Addresses that no rule makes reachable.
+    excluded: BTreeSet<Ipv4Addr>,
+}
+
+impl Egress {
+    /// `addresses_of_host` are out of reach with `network.not_host`, and the gateway with them. passt
+    /// does not map the gateway to the host (`--no-map-gw`), but a user would expect that it did.
+    ///
+    /// With egress `deny` all packets pass: they reach the empty network of passt only.
+    pub(super) fn new(spec: &PasstSpec, addresses_of_host: &[Ipv4Addr]) -> Self {
+        let rules = match &spec.egress {
+            EgressSpec::Deny | EgressSpec::Allow => None,
+            EgressSpec::Rules(rules) => Some(Rules::new(rules)),
+        };
+        let of_host = addresses_of_host.iter().copied().chain([GATEWAY_ADDRESS]);
+        Self { rules, excluded: of_host.filter(|_| spec.not_host).collect() }
+    }
+
+    /// Returns whether the guest can ask a name server.
+    pub(super) fn allows_questions_to(&self, server: Ipv4Addr) -> bool {
+        self.allows(server, PROTOCOL_UDP, Some(PORT_DNS))
+    }
+
+    fn allows(&self, address: Ipv4Addr, protocol: u8, port: Option<u16>) -> bool {
+        !self.excluded.contains(&address)
+            && self.rules.as_ref().is_none_or(|rules| rules.allow(address, protocol, port))
+    }
 }
 
 impl Filter {
     /// Returns the filter for a box that has sent no frame yet.
-    pub(super) fn new(spec: &PasstSpec) -> Self {
-        let udp = spec.publish.iter().filter(|port| port.protocol == Protocol::Udp);
+    pub(super) fn new(spec: &PasstSpec, egress: Egress) -> Self {
+        let published = |protocol| {
+            let ports = spec.publish.iter().filter(move |port| port.protocol == protocol);
+            ports.map(|port| port.guest_port).collect()
+        };
         Self {
+            egress,
             name_servers: spec.dns.clone(),
-            published: udp.map(|port| port.guest_port).collect(),
+            published_tcp: published(Protocol::Tcp),
+            published_udp: published(Protocol::Udp),
             flows: UdpFlows::default(),
+            arrivals: UdpFlows::default(),
         }
     }
 
-    /// Returns whether the gate passes on a frame of the guest, and notes what answers may follow.
-    ///
-    /// Where clouds serve metadata, only questions to the name servers pass: some clouds serve
-    /// name resolution at the same addresses as the credentials of the host.
-    pub(super) fn may_leave(&mut self, frame: &[u8], now: Instant) -> bool {
+    /// Returns what happens to a frame of the guest, and notes what answers may follow.
+    pub(super) fn leave(&mut self, frame: &[u8], now: Instant) -> Verdict {
         // ARP is answered by passt and goes no further.
         if is_arp(frame) {
+            return Verdict::Pass;
+        }
+        let Some(packet) = Packet::read(frame) else { return Verdict::Drop };
+        if packet.source != GUEST_ADDRESS {
+            return Verdict::Drop;
+        }
+        if !self.may_reach(&packet, now) {
+            return Destination::of(&packet).map_or(Verdict::Drop, Verdict::Refuse);
+        }
+        if packet.protocol == PROTOCOL_UDP && !self.may_send(packet, now) {
+            return Verdict::Drop;
+        }
+        Verdict::Pass
+    }
+
+    /// Returns whether the guest may send a packet to its destination.
+    ///
+    /// Where clouds serve metadata, only questions to the name servers pass: some clouds serve
+    /// name resolution at the same addresses as the credentials of the host. These and the addresses
+    /// that no guest reaches come before the rules of the box, which therefore cannot allow them.
+    fn may_reach(&self, packet: &Packet, now: Instant) -> bool {
+        let Packet { destination, protocol, ports, .. } = *packet;
+        let port = ports.map(|ports| ports.destination);
+        if !is_reachable(destination) {
+            return false;
+        }
+        if port == Some(PORT_DNS) && self.name_servers.contains(&destination) {
             return true;
         }
-        let Some(packet) = Packet::read(frame) else { return false };
-        if packet.source != GUEST_ADDRESS || !is_reachable(packet.destination) {
-            return false;
+        !is_metadata(destination)
+            && (self.egress.allows(destination, protocol, port) || self.is_answer(packet, now))
+    }
+
+    /// Returns whether a packet answers a peer that has reached a published port.
+    fn is_answer(&self, packet: &Packet, now: Instant) -> bool {
+        let Some(ports) = packet.ports else { return false };
+        match packet.protocol {
+            PROTOCOL_TCP => self.published_tcp.contains(&ports.source) && !packet.is_opening,
+            PROTOCOL_UDP => {
+                let remote = SocketAddrV4::new(packet.destination, ports.destination);
+                self.arrivals.is_open(UdpFlow { guest_port: ports.source, remote }, now)
+            }
+            _ => false,
         }
-        let is_question = packet.ports.is_some_and(|ports| ports.destination == PORT_DNS)
-            && self.name_servers.contains(&packet.destination);
-        if is_metadata(packet.destination) && !is_question {
-            return false;
-        }
-        packet.protocol != PROTOCOL_UDP || self.may_send(packet, now)
     }
 
     /// Returns whether a UDP packet may leave. A fragment may not: passt does not put fragments
     /// together, and takes the start of each one as ports.
     fn may_send(&mut self, packet: Packet, now: Instant) -> bool {
         let Some(ports) = packet.ports else { return false };
-        if self.published.contains(&ports.source) {
+        if self.published_udp.contains(&ports.source) {
             return true;
         }
         if ports.source < FIRST_CLIENT_PORT {
@@ -83,21 +183,23 @@ impl Filter {
         true
     }
 
-    /// Returns whether the gate passes on a frame of passt.
+    /// Returns whether the gate passes on a frame of passt, and notes whom the guest may answer.
     ///
     /// TCP and ICMP need no rule, because passt itself forwards only what belongs to a connection
     /// or a request of the guest, or to a published port.
-    pub(super) fn may_arrive(&self, frame: &[u8], now: Instant) -> bool {
+    pub(super) fn may_arrive(&mut self, frame: &[u8], now: Instant) -> bool {
         match Packet::read(frame) {
             None => is_arp(frame),
-            Some(Packet { protocol: PROTOCOL_UDP, source, ports, .. }) => {
-                ports.is_some_and(|Ports { source: remote_port, destination }| {
-                    let remote = SocketAddrV4::new(source, remote_port);
-                    self.published.contains(&destination)
-                        || self.flows.is_open(UdpFlow { guest_port: destination, remote }, now)
-                })
+            Some(Packet { protocol: PROTOCOL_UDP, source, ports: Some(ports), .. }) => {
+                let Ports { source: remote_port, destination: guest_port } = ports;
+                let flow = UdpFlow { guest_port, remote: SocketAddrV4::new(source, remote_port) };
+                if self.published_udp.contains(&guest_port) {
+                    self.arrivals.note(flow, now);
+                    return true;
+                }
+                self.flows.is_open(flow, now)
             }
-            Some(_) => true,
+            Some(packet) => packet.protocol != PROTOCOL_UDP,
         }
     }
 }

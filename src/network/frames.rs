@@ -3,7 +3,7 @@
 
 use std::io::{self, Read};
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncRead, AsyncReadExt, BufReader};
 
 use super::addresses::{GATEWAY_ADDRESS, GUEST_ADDRESS, GUEST_MAC};
 use super::packet::{ETHERNET_BYTES, TYPE_ARP, is_arp};
@@ -21,13 +21,11 @@ const ARP_START: [u8; 7] = [0, 1, 0x08, 0x00, 6, 4, 0];
 const ARP_REQUEST: u8 = 1;
 const ARP_REPLY: u8 = 2;
 
-/// Passes frames on until `from` ends.
-///
-/// Frames that `may_pass` rejects are dropped silently, like packets that a network filters.
+/// Gives each frame to `pass` until `from` ends. The frame has its length in front, as it goes on
+/// the stream to the other side.
 pub(super) async fn carry(
     from: impl AsyncRead + Unpin,
-    mut to: impl AsyncWrite + Unpin,
-    may_pass: impl Fn(&[u8]) -> bool,
+    mut pass: impl AsyncFnMut(&[u8]) -> io::Result<()>,
 ) -> io::Result<()> {
     let mut from = BufReader::with_capacity(LENGTH_BYTES + MAX_FRAME_BYTES, from);
     let mut buffer = vec![0; LENGTH_BYTES + MAX_FRAME_BYTES];
@@ -39,12 +37,21 @@ pub(super) async fn carry(
             Err(error) => return Err(error),
         }
         let length = length(head)?;
-        let frame = body.get_mut(..length).unwrap_or_default();
-        from.read_exact(frame).await?;
-        if may_pass(frame) {
-            to.write_all(buffer.get(..LENGTH_BYTES + length).unwrap_or_default()).await?;
-        }
+        from.read_exact(body.get_mut(..length).unwrap_or_default()).await?;
+        pass(buffer.get(..LENGTH_BYTES + length).unwrap_or_default()).await?;
     }
+}
+
+/// Returns a frame without the length in front of it.
+pub(super) fn without_length(framed: &[u8]) -> &[u8] {
+    framed.get(LENGTH_BYTES..).unwrap_or_default()
+}
+
+/// Returns a frame with its length in front of it.
+pub(super) fn with_length(frame: &[u8]) -> Vec<u8> {
+    // A frame has at most 65550 bytes, so the conversion cannot fail.
+    let length = u32::try_from(frame.len()).unwrap_or_default();
+    [&length.to_be_bytes(), frame].concat()
 }
 
 /// Reads one frame.
@@ -69,9 +76,7 @@ fn length(head: &[u8]) -> io::Result<usize> {
 
 /// Returns the guest's ARP request for the address of its gateway, with the length in front of it.
 pub(super) fn arp_request() -> Vec<u8> {
-    let parts: [&[u8]; 10] = [
-        // 14 bytes of Ethernet header and 28 bytes of ARP.
-        &42_u32.to_be_bytes(),
+    let parts: [&[u8]; 9] = [
         &[0xff; 6],
         &GUEST_MAC,
         &TYPE_ARP,
@@ -82,7 +87,7 @@ pub(super) fn arp_request() -> Vec<u8> {
         &[0; 6],
         &GATEWAY_ADDRESS.octets(),
     ];
-    parts.concat()
+    with_length(&parts.concat())
 }
 
 /// Returns whether a frame is the gateway's reply to [`arp_request`].

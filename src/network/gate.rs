@@ -14,10 +14,13 @@
 //! comes before it or after it.
 
 mod calls;
+mod config;
+mod refuser;
 
 use std::cell::RefCell;
 use std::convert::Infallible;
 use std::ffi::{CStr, OsStr};
+use std::fs::File;
 use std::future;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -25,35 +28,29 @@ use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
-use a3s_box_core::config::{ConfigError, Egress, NetworkConfig, SeccompMode};
+use a3s_box_core::config::{ConfigError, SeccompMode};
 use a3s_box_core::one_line;
 use a3s_box_sys::HostError;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl::set_name;
-use serde::{Deserialize, Serialize};
+use tokio::io::AsyncWriteExt;
+use tokio::sync::Mutex;
 
+pub(super) use self::config::GateConfig;
+use self::refuser::Refuser;
 use super::connector::{Connector, ConnectorConfig};
-use super::filter::Filter;
-use super::frames::carry;
+use super::filter::{Egress, Filter, Verdict};
+use super::frames::{carry, without_length};
 use super::relay::{self, ListenError, PublishedPort};
-use super::{jail, loopback, passt};
+use super::{host_addresses, jail, loopback, passt};
 use crate::host::inherited::InheritedFiles;
 use crate::host::process;
 use crate::report::terminal;
 use crate::spec::{NetworkSpec, PasstSpec};
 
-/// First argument of this executable when it is to be the gate. The path of passt and the
-/// [`GateConfig`] as JSON follow.
+/// First argument of this executable when it is to be the gate. The path of passt follows. Standard
+/// input is the wire, on which the [`GateConfig`] comes first, and standard output takes notices.
 pub(super) const ARGUMENT: &str = "--network-gate";
-
-/// What the shim passes to its gate.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct GateConfig {
-    pub(super) network: NetworkConfig,
-    pub(super) seccomp: SeccompMode,
-    /// The user and group of gate and passt if root starts them. By default it is `nobody`.
-    pub(super) user: Option<u32>,
-}
 
 /// Name of the process in `ps`.
 const NAME: &CStr = c"a3s-box-gate";
@@ -64,10 +61,8 @@ const EXIT_GRACE: Duration = Duration::from_millis(50);
 /// Why the gate ended.
 #[derive(Debug, thiserror::Error)]
 enum GateError {
-    #[error("the gate was called without the path of passt and a config")]
+    #[error("the gate was called without the path of passt, or for another mode")]
     Arguments,
-    #[error("the gate's config is not valid")]
-    Json(#[from] serde_json::Error),
     #[error("the gate's config is not valid")]
     Config(#[from] ConfigError),
     #[error(transparent)]
@@ -85,8 +80,7 @@ enum GateError {
 pub(super) fn run_if_asked() -> Option<ExitCode> {
     let mut arguments = std::env::args_os().skip(1);
     arguments.next().filter(|argument| argument == ARGUMENT)?;
-    let given = arguments.next().zip(arguments.next());
-    let result = given.ok_or(GateError::Arguments).and_then(|(passt, config)| run(&passt, &config));
+    let result = arguments.next().ok_or(GateError::Arguments).and_then(|passt| run(&passt));
     Some(match result {
         Ok(()) => ExitCode::SUCCESS,
         // The shim reads the gate's standard error and reports it.
@@ -94,30 +88,35 @@ pub(super) fn run_if_asked() -> Option<ExitCode> {
     })
 }
 
-fn run(program: &OsStr, config: &OsStr) -> Result<(), GateError> {
+fn run(program: &OsStr) -> Result<(), GateError> {
     // Without this, ps shows `exe`, from /proc/self/exe.
     set_name(NAME).map_err(HostError::of("set the name of the process"))?;
     // The supervisor may have left fds open that the shim passed on.
     InheritedFiles::find()?.close();
-    let config: GateConfig = serde_json::from_str(&config.to_string_lossy())?;
+    let vm = io::stdin().as_fd().try_clone_to_owned().map_err(HostError::of("take the wire"))?;
+    let vm = UnixStream::from(vm);
+    let config = GateConfig::receive(&vm).map_err(HostError::of("read the gate's config"))?;
     let NetworkSpec::Passt(spec) = NetworkSpec::try_from(config.network)? else {
         return Err(GateError::Arguments);
     };
-    let vm = io::stdin().as_fd().try_clone_to_owned().map_err(HostError::of("take the wire"))?;
+    let to_shim = take_pipe().map_err(HostError::of("take the pipe to the shim"))?;
+    // The addresses are those of the host's network, which is left below.
+    let addresses =
+        host_addresses::find().map_err(HostError::of("list the addresses of the host"))?;
+    let filter = Filter::new(&spec, Egress::new(&spec, &addresses));
     let user = process::is_root_of_host().then(|| config.user.unwrap_or(passt::NOBODY));
-    let relayed = match spec.egress {
+    let relayed = if spec.egress.is_deny() {
+        // The host's ports must be opened before the host's network is left.
+        let ports = relay::listen(&spec.publish)?;
+        enter_empty_network()?;
+        loopback::bring_up().map_err(HostError::of("bring the loopback interface up"))?;
+        Relayed::with(ports, config.seccomp, user)?
+    } else {
         // passt itself listens on the published ports.
-        Egress::Allow => None,
-        Egress::Deny => {
-            // The host's ports must be opened before the host's network is left.
-            let ports = relay::listen(&spec.publish)?;
-            enter_empty_network()?;
-            loopback::bring_up().map_err(HostError::of("bring the loopback interface up"))?;
-            Relayed::with(ports, config.seccomp, user)?
-        }
+        None
     };
     let (passt, to_passt) = start_passt(program, &spec, user)?;
-    if spec.egress == Egress::Allow {
+    if !spec.egress.is_deny() {
         enter_empty_network()?;
     }
     jail::confine(user)?;
@@ -129,7 +128,15 @@ fn run(program: &OsStr, config: &OsStr) -> Result<(), GateError> {
     calls::restrict(config.seccomp, passt.id(), relayed.is_some())
         .map_err(io::Error::other)
         .map_err(HostError::of("give up system calls"))?;
-    runtime.block_on(serve([UnixStream::from(vm), to_passt], passt, relayed, &spec))
+    runtime.block_on(serve([vm, to_passt], passt, relayed, filter, to_shim))
+}
+
+/// Takes standard output, the pipe to the shim, and makes it non-blocking. A shim that does not read
+/// must not hold up the guest.
+fn take_pipe() -> io::Result<File> {
+    let pipe = process::stdout().as_fd().try_clone_to_owned()?;
+    rustix::io::ioctl_fionbio(&pipe, true)?;
+    Ok(pipe.into())
 }
 
 /// The published ports that the gate relays, and the connector that it needs for them.
@@ -184,34 +191,38 @@ async fn serve(
     wires: [UnixStream; 2],
     mut passt: Child,
     relayed: Option<Relayed>,
-    spec: &PasstSpec,
+    filter: Filter,
+    to_shim: File,
 ) -> Result<(), GateError> {
     let [vm, to_passt] = wires.map(|wire| {
         wire.set_nonblocking(true).and_then(|()| tokio::net::UnixStream::from_std(wire))
     });
     let vm = vm.map_err(HostError::of("use the wire"))?;
     let to_passt = to_passt.map_err(HostError::of("use the wire"))?;
-    // The two directions take turns in this thread, and neither keeps a borrow while it waits.
-    let filter = RefCell::new(Filter::new(spec));
-    let may_leave = |frame: &[u8]| filter.borrow_mut().may_leave(frame, Instant::now());
-    let may_arrive = |frame: &[u8]| filter.borrow().may_arrive(frame, Instant::now());
     let (from_vm, to_vm) = vm.into_split();
-    let (from_passt, to_passt) = to_passt.into_split();
+    let (from_passt, mut to_passt) = to_passt.into_split();
+    // The directions take turns in this thread, and none keeps a borrow of the filter while it
+    // waits. Frames of passt and answers of the gate share the way to the VM.
+    let (filter, to_vm) = (RefCell::new(filter), Mutex::new(to_vm));
+    let (refuser, answers) = Refuser::new(to_shim);
+    let leave = async |framed: &[u8]| -> io::Result<()> {
+        let frame = without_length(framed);
+        let verdict = filter.borrow_mut().leave(frame, Instant::now());
+        match verdict {
+            Verdict::Pass => to_passt.write_all(framed).await?,
+            Verdict::Drop => {}
+            Verdict::Refuse(destination) => refuser.refuse(destination, frame),
+        }
+        Ok(())
+    };
+    let arrive = async |framed: &[u8]| -> io::Result<()> {
+        let frame = without_length(framed);
+        let passes = filter.borrow_mut().may_arrive(frame, Instant::now());
+        if passes { to_vm.lock().await.write_all(framed).await } else { Ok(()) }
+    };
     tokio::select! {
-        end = carry(from_vm, to_passt, may_leave) => match end {
-            // EPIPE on a write means that passt has closed its end before the VM closed its own.
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(passt_ended(&mut passt)),
-            end => {
-                // `kill` fails if passt has exited (ESRCH) or has not yet become the
-                // gate's user (EPERM). In both cases passt ends by itself when its socket closes,
-                // and must not be waited for.
-                if passt.kill().is_ok() {
-                    let _reaped = passt.wait();
-                }
-                end.map_err(|error| HostError::of("carry the guest's frames")(error).into())
-            }
-        },
-        end = carry(from_passt, to_vm, may_arrive) => match end {
+        end = carry(from_vm, leave) => vm_ended(end, &mut passt),
+        end = carry(from_passt, arrive) => match end {
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {
                 Err(HostError::of("carry frames to the guest")(error).into())
             }
@@ -220,6 +231,25 @@ async fn serve(
         },
         Err(error) = Relayed::serve(relayed) => {
             Err(HostError::of("serve the published ports")(error).into())
+        }
+        never = refuser::answer(answers, &to_vm) => match never {},
+        never = refuser.tell() => match never {},
+    }
+}
+
+/// Ends passt after the frames of the VM have ended.
+fn vm_ended(end: io::Result<()>, passt: &mut Child) -> Result<(), GateError> {
+    match end {
+        // EPIPE on a write means that passt has closed its end before the VM closed its own.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(passt_ended(passt)),
+        end => {
+            // `kill` fails if passt has exited (ESRCH) or has not yet become the gate's user
+            // (EPERM). In both cases passt ends by itself when its socket closes, and must not be
+            // waited for.
+            if passt.kill().is_ok() {
+                let _reaped = passt.wait();
+            }
+            end.map_err(|error| HostError::of("carry the guest's frames")(error).into())
         }
     }
 }

@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
-use a3s_box_core::config::{Egress, Protocol, PublishConfig};
+use a3s_box_core::config::{Protocol, PublishConfig};
 
 use super::addresses::{GATEWAY_ADDRESS, GATEWAY_MAC, GUEST_ADDRESS, MTU, PREFIX_LENGTH};
 use crate::spec::PasstSpec;
@@ -70,6 +70,9 @@ pub(super) fn arguments(spec: &PasstSpec, user: Option<u32>) -> Vec<OsString> {
         // passt requires an interface to exist, but takes nothing from it with the options below.
         "--interface",
         "lo",
+        // Without this, the gateway's address would lead to the loopback address of the host. With
+        // it, the address is one like any other: passt connects to a host of this address.
+        // Connections from the host itself still reach the guest from the gateway's address.
         "--no-map-gw",
         "--no-dhcp",
         "--no-dhcpv6",
@@ -101,9 +104,10 @@ pub(super) fn arguments(spec: &PasstSpec, user: Option<u32>) -> Vec<OsString> {
 
 fn forwarded(spec: &PasstSpec) -> Vec<String> {
     let forward = |(i, port): (usize, &PublishConfig)| {
-        let (address, number) = match spec.egress {
-            Egress::Allow => (port.host_address, port.host_port),
-            Egress::Deny => (Ipv4Addr::LOCALHOST, inner_port(i)),
+        let (address, number) = if spec.egress.is_deny() {
+            (Ipv4Addr::LOCALHOST, inner_port(i))
+        } else {
+            (port.host_address, port.host_port)
         };
         let option = match port.protocol {
             Protocol::Tcp => "--tcp-ports",
@@ -125,8 +129,9 @@ fn forwarded(spec: &PasstSpec) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spec::EgressSpec;
 
-    fn spec(egress: Egress, protocol: Protocol) -> PasstSpec {
+    fn spec(egress: EgressSpec, protocol: Protocol) -> PasstSpec {
         let port = |host_port, protocol| PublishConfig {
             host_address: Ipv4Addr::new(192, 0, 2, 1),
             host_port,
@@ -134,28 +139,31 @@ mod tests {
             protocol,
         };
         let publish = vec![port(8080, Protocol::Tcp), port(8081, protocol)];
-        PasstSpec { egress, publish, dns: Vec::new() }
+        PasstSpec { egress, not_host: false, publish, dns: Vec::new() }
     }
 
     #[test]
     fn ports_are_forwarded_from_the_host_with_egress_and_else_from_the_empty_network() {
         let arguments = |egress, protocol| forwarded(&spec(egress, protocol)).join(" ");
+        for egress in [EgressSpec::Allow, EgressSpec::Rules(Vec::new())] {
+            assert_eq!(
+                arguments(egress, Protocol::Udp),
+                "--tcp-ports 192.0.2.1/8080:80 --udp-ports 192.0.2.1/8081:80"
+            );
+        }
         assert_eq!(
-            arguments(Egress::Allow, Protocol::Udp),
-            "--tcp-ports 192.0.2.1/8080:80 --udp-ports 192.0.2.1/8081:80"
-        );
-        assert_eq!(
-            arguments(Egress::Deny, Protocol::Tcp),
+            arguments(EgressSpec::Deny, Protocol::Tcp),
             "--tcp-ports 127.0.0.1/10000:80 --tcp-ports 127.0.0.1/10001:80 --udp-ports none"
         );
-        let none = PasstSpec { publish: Vec::new(), ..spec(Egress::Deny, Protocol::Tcp) };
+        let none = PasstSpec { publish: Vec::new(), ..spec(EgressSpec::Deny, Protocol::Tcp) };
         assert_eq!(forwarded(&none).join(" "), "--tcp-ports none --udp-ports none");
     }
 
     #[test]
     fn user_is_changed_only_if_passt_starts_as_root() {
-        let has =
-            |user| arguments(&spec(Egress::Deny, Protocol::Tcp), user).contains(&"--runas".into());
+        let has = |user| {
+            arguments(&spec(EgressSpec::Deny, Protocol::Tcp), user).contains(&"--runas".into())
+        };
         assert!(has(Some(NOBODY)) && !has(None));
     }
 }

@@ -1,13 +1,14 @@
-//! The UDP flows that the guest has opened. A datagram for the guest passes only if it answers one.
+//! UDP flows that one side has opened. A datagram of the other side passes only if it answers one.
 //!
 //! passt of Debian 12 binds each source port of the guest to `0.0.0.0` of the host, where any host
-//! of the network can send to it. The gate therefore remembers to whom the guest has sent.
+//! of the network can send to it. The gate therefore remembers to whom the guest has sent. It also
+//! remembers who has sent to a published port, whom the guest may then answer.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddrV4;
 use std::time::{Duration, Instant};
 
-/// Time after the guest's last datagram in which answers pass. passt keeps its socket for the same
+/// Time after the last datagram of the side that has opened the flow in which answers pass. passt keeps its socket for the same
 /// time (`UDP_CONN_TIMEOUT`).
 const LIFETIME: Duration = Duration::from_secs(180);
 
@@ -15,27 +16,27 @@ const LIFETIME: Duration = Duration::from_secs(180);
 /// in a second can still wait four seconds for each answer.
 const MAX_FLOWS: usize = 4096;
 
-/// A port of the guest and the address that the guest has sent to from this port.
+/// A port of the guest, and the address of its peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct UdpFlow {
     pub(super) guest_port: u16,
     pub(super) remote: SocketAddrV4,
 }
 
-/// The flows of one guest.
+/// The flows of one guest that one side has opened.
 ///
 /// The collections are trees and no hash tables, because the seed of a hash table takes a system
 /// call that the gate's filter does not allow.
 #[derive(Debug, Default)]
 pub(super) struct UdpFlows {
-    /// Time of the guest's last datagram in each flow.
+    /// Time of the last datagram in each flow.
     last_sent: BTreeMap<UdpFlow, Instant>,
     /// The same flows in the order of these times.
     oldest_first: BTreeSet<(Instant, UdpFlow)>,
 }
 
 impl UdpFlows {
-    /// Notes that the guest has sent a datagram. The oldest flow makes room for a new one.
+    /// Notes that the side that opens the flows has sent a datagram. The oldest flow makes room for a new one.
     pub(super) fn note(&mut self, flow: UdpFlow, now: Instant) {
         if let Some(before) = self.last_sent.insert(flow, now) {
             self.oldest_first.remove(&(before, flow));
@@ -48,7 +49,7 @@ impl UdpFlows {
         }
     }
 
-    /// Returns whether the guest has sent a datagram in this flow recently.
+    /// Returns whether there was such a datagram in this flow recently.
     pub(super) fn is_open(&self, flow: UdpFlow, now: Instant) -> bool {
         self.last_sent
             .get(&flow)

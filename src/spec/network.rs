@@ -2,9 +2,9 @@
 
 use std::net::Ipv4Addr;
 
-use a3s_box_core::config::{
-    ConfigError, Egress, NetworkConfig, NetworkMode, Protocol, PublishConfig,
-};
+use a3s_box_core::config::{ConfigError, NetworkConfig, NetworkMode, Protocol, PublishConfig};
+
+pub(crate) use super::egress::{EgressSpec, RuleSpec};
 
 /// Bound on the published ports of a box. Each is a listening socket.
 const MAX_PUBLISHED: usize = 64;
@@ -26,7 +26,9 @@ pub(crate) enum NetworkSpec {
 /// The settings of mode `passt`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct PasstSpec {
-    pub(crate) egress: Egress,
+    pub(crate) egress: EgressSpec,
+    /// Whether the addresses of the host are out of reach, whatever `egress` is.
+    pub(crate) not_host: bool,
     pub(crate) publish: Vec<PublishConfig>,
     /// Name servers of the guest. If empty, the guest uses those of the host.
     pub(crate) dns: Vec<Ipv4Addr>,
@@ -44,6 +46,7 @@ impl TryFrom<NetworkConfig> for NetworkSpec {
         // Without passt, these settings would have no effect.
         let given = [
             ("network.egress", network.egress.is_some()),
+            ("network.not_host", network.not_host),
             ("network.publish", !network.publish.is_empty()),
             ("network.dns", !network.dns.is_empty()),
         ];
@@ -62,25 +65,46 @@ impl TryFrom<NetworkConfig> for PasstSpec {
     type Error = ConfigError;
 
     fn try_from(network: NetworkConfig) -> Result<Self, ConfigError> {
-        let NetworkConfig { egress, publish, dns, .. } = network;
-        let egress = egress.unwrap_or_default();
+        let NetworkConfig { egress, not_host, publish, dns, .. } = network;
+        let egress = EgressSpec::try_from(egress.unwrap_or_default())?;
+        if not_host && egress.is_deny() {
+            let expected = "it with `network.egress` `allow` or rules";
+            return Err(ConfigError::invalid(
+                "network.not_host",
+                "a value with egress `deny`",
+                expected,
+            ));
+        }
         if publish.len() > MAX_PUBLISHED {
             let expected = format!("at most {MAX_PUBLISHED}");
             let found = format!("{} ports", publish.len());
             return Err(ConfigError::invalid("network.publish", found, expected));
         }
         for (i, port) in publish.iter().enumerate() {
-            check_port(i, port, egress)?;
+            check_port(i, port, &egress)?;
             for (earlier, other) in publish.iter().take(i).enumerate() {
-                check_pair(i, port, egress, (earlier, other))?;
+                check_pair(i, port, &egress, (earlier, other))?;
             }
         }
-        check_dns(&dns, egress)?;
-        Ok(Self { egress, publish, dns })
+        check_dns(&dns, &egress)?;
+        Ok(Self { egress, not_host, publish, dns })
     }
 }
 
-fn check_port(i: usize, port: &PublishConfig, egress: Egress) -> Result<(), ConfigError> {
+/// The config of a spec, which the shim passes to its gate.
+impl From<&PasstSpec> for NetworkConfig {
+    fn from(spec: &PasstSpec) -> Self {
+        Self {
+            mode: NetworkMode::Passt,
+            egress: Some((&spec.egress).into()),
+            not_host: spec.not_host,
+            publish: spec.publish.clone(),
+            dns: spec.dns.clone(),
+        }
+    }
+}
+
+fn check_port(i: usize, port: &PublishConfig, egress: &EgressSpec) -> Result<(), ConfigError> {
     let field = |name: &str| format!("network.publish[{i}].{name}");
     for (name, number) in [("host_port", port.host_port), ("guest_port", port.guest_port)] {
         if number == 0 {
@@ -93,8 +117,8 @@ fn check_port(i: usize, port: &PublishConfig, egress: Egress) -> Result<(), Conf
         return Err(ConfigError::invalid(field("host_address"), format!("`{address}`"), expected));
     }
     // The gate, which relays the ports without egress, relays TCP only.
-    if port.protocol == Protocol::Udp && egress == Egress::Deny {
-        let expected = "`tcp`, or `network.egress` `allow`";
+    if port.protocol == Protocol::Udp && egress.is_deny() {
+        let expected = "`tcp`, or `network.egress` `allow` or rules";
         return Err(ConfigError::invalid(field("protocol"), "`udp` with egress `deny`", expected));
     }
     Ok(())
@@ -102,12 +126,12 @@ fn check_port(i: usize, port: &PublishConfig, egress: Egress) -> Result<(), Conf
 
 /// Refuses two published ports that conflict.
 ///
-/// Two sockets cannot listen on the same port and address. With egress `allow`, passt maps each
+/// Two sockets cannot listen on the same port and address. Unless the egress is `deny`, passt maps each
 /// port of the host to one port of the guest, whatever the address of the host is.
 fn check_pair(
     i: usize,
     port: &PublishConfig,
-    egress: Egress,
+    egress: &EgressSpec,
     (earlier, other): (usize, &PublishConfig),
 ) -> Result<(), ConfigError> {
     if (port.protocol, port.host_port) != (other.protocol, other.host_port) {
@@ -119,7 +143,7 @@ fn check_pair(
         let expected = format!("one that `network.publish[{earlier}]` does not listen on");
         return Err(ConfigError::invalid(field, port.host_port.to_string(), expected));
     }
-    if egress == Egress::Allow && port.guest_port != other.guest_port {
+    if !egress.is_deny() && port.guest_port != other.guest_port {
         let field = format!("network.publish[{i}].guest_port");
         let expected = format!(
             "{}, as in `network.publish[{earlier}]`, which has the same `host_port`",
@@ -130,9 +154,10 @@ fn check_pair(
     Ok(())
 }
 
-fn check_dns(dns: &[Ipv4Addr], egress: Egress) -> Result<(), ConfigError> {
-    if egress == Egress::Deny && !dns.is_empty() {
-        let expected = "none, because the guest reaches nothing; or `network.egress` `allow`";
+fn check_dns(dns: &[Ipv4Addr], egress: &EgressSpec) -> Result<(), ConfigError> {
+    if egress.is_deny() && !dns.is_empty() {
+        let expected =
+            "none, because the guest reaches nothing; or `network.egress` `allow` or rules";
         return Err(ConfigError::invalid("network.dns", "a value with egress `deny`", expected));
     }
     if dns.len() > MAX_NAME_SERVERS {

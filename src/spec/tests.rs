@@ -5,11 +5,11 @@ use std::os::unix::fs::{PermissionsExt, chown, lchown, symlink};
 use std::path::{Path, PathBuf};
 
 use a3s_box_core::BoxConfig;
-use a3s_box_core::config::{Egress, Readiness};
+use a3s_box_core::config::Readiness;
 use a3s_box_oci::Limits;
 use serde_json::{Value, json};
 
-use super::{MountSource, NetworkSpec, VmSpec};
+use super::{EgressSpec, MountSource, NetworkSpec, VmSpec};
 
 fn validate(json: &str) -> Result<VmSpec, String> {
     let config = BoxConfig::from_json(json.as_bytes()).unwrap();
@@ -446,6 +446,14 @@ fn invalid_network_is_refused_with_its_field() {
         ),
         (published("allow", &[&one, &other]), "publish[1].guest_port: found 81, expected 80"),
         (published("deny", &many), "publish: found 65 ports, expected at most 64"),
+        (
+            r#"{"mode":"passt","not_host":true}"#.into(),
+            "not_host: found a value with egress `deny`, expected it with `network.egress` `allow`",
+        ),
+        (
+            r#"{"mode":"tsi","not_host":true}"#.into(),
+            "not_host: found a value with `network.mode` `tsi`",
+        ),
     ];
     for (network, expected) in cases {
         let found = validate(&format!(r#"{{"network":{network}}}"#)).unwrap_err();
@@ -461,10 +469,43 @@ fn invalid_network_is_refused_with_its_field() {
 }
 
 #[test]
+fn invalid_rule_is_refused_with_its_field() {
+    let rule = r#"{"to":"10.0.0.0/8"}"#;
+    let with_ports = |ports: &str| format!(r#"{rule},{{"to":"10.0.0.0/8","ports":{ports}}}"#);
+    let many = |item: &str, count| vec![item; count].join(",");
+    let cases = [
+        (
+            r#"{"to":"a.example"}"#.to_owned(),
+            "[0].to: not supported yet: the name `a.example`; give",
+        ),
+        (format!(r#"{rule},{{"to":"10.0.0.7/8"}}"#), "[1].to: found `10.0.0.7/8`, expected"),
+        (many(rule, 1001), ": found 1001 rules, expected at most 1000"),
+        (with_ports("[]"), "[1].ports: found 0 ports, expected 1 to 64, or no `ports`"),
+        (
+            with_ports(&format!("[{}]", many("1", 65))),
+            "[1].ports: found 65 ports, expected 1 to 64",
+        ),
+        (with_ports("[443,0]"), "[1].ports[1]: found 0, expected 1 to 65535"),
+        (with_ports(r#"["0-5"]"#), "[1].ports[0]: found `0-5`, expected 1 to 65535"),
+        (with_ports(r#"["6-5"]"#), "[1].ports[0]: found `6-5`, expected 1 to 65535, or a range"),
+    ];
+    for (rules, expected) in cases {
+        let json = format!(r#"{{"network":{{"mode":"passt","egress":[{rules}]}}}}"#);
+        let found = validate(&json).unwrap_err();
+        assert!(found.starts_with(&format!("network.egress{expected}")), "{rules}\n{found}");
+    }
+    for rules in [String::new(), many(rule, 1000), with_ports(r#"["1-65535"]"#)] {
+        let more = r#""not_host":true,"dns":["1.1.1.1"]"#;
+        let json = format!(r#"{{"network":{{"mode":"passt","egress":[{rules}],{more}}}}}"#);
+        validate(&json).unwrap();
+    }
+}
+
+#[test]
 fn network_through_passt_denies_egress_by_default_and_allows_five_shares() {
     let spec = validate(r#"{"network":{"mode":"passt"}}"#).unwrap();
     let NetworkSpec::Passt(passt) = spec.network else { panic!("{:?}", spec.network) };
-    assert_eq!(passt.egress, Egress::Deny);
+    assert_eq!((passt.egress, passt.not_host), (EgressSpec::Deny, false));
     let share = r#"{"type":"virtiofs","source":"/","target":"/a"}"#;
     let json = format!(r#"{{"network":{{"mode":"passt"}},"mounts":[{}]}}"#, [share; 6].join(","));
     assert!(

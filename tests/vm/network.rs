@@ -219,6 +219,41 @@ fn a_guest_with_egress_reaches_the_network_but_not_loopback_or_metadata() {
 }
 
 #[test]
+fn a_guest_with_rules_reaches_what_they_name_and_answers_on_published_ports() {
+    enter_host_network();
+    let named = serve(&format!("{HOST}:8000"));
+    let others = [serve(&format!("{HOST}:8001")), serve(&format!("{METADATA}:80"))];
+    serve_names();
+    let script = format!(
+        "try named {HOST}:8000\ntry other {HOST}:8001\ntry metadata {METADATA}:80\n\
+         nslookup name.example {HOST} | sed 's/^/dns /'"
+    );
+    let rules = json!([{"to": HOST, "ports": [8000], "protocol": "tcp"}, {"to": METADATA}]);
+    let publish = json!([{"host_address": HOST, "host_port": 80, "guest_port": 80}]);
+    let network = json!({"mode": "passt", "egress": rules, "dns": [HOST], "publish": publish});
+    let mut shim = start(&script, network);
+    let output = script_output(&shim);
+    assert_lines(&output, &["named reached"]);
+    assert_not_reached(&output, &["other", "metadata"]);
+    // The name server of the config needs no rule.
+    assert!(
+        output.iter().any(|line| line.starts_with("dns Address") && line.contains(HOST)),
+        "{output:#?}"
+    );
+    assert_eq!(named.load(Ordering::SeqCst), 1);
+    assert_eq!(others.map(|count| count.load(Ordering::SeqCst)), [0; 2]);
+    eventually("the published port answers", || {
+        fetch(&format!("{HOST}:80")).as_deref() == Some("from layer 6\n")
+    });
+    stop(&mut shim);
+    let refused = shim.events.iter().filter(|event| event["type"] == "network.refused");
+    let found: Vec<_> = refused.map(|event| (&event["address"], &event["port"])).collect();
+    let port_of_other = (&json!(HOST), &json!(8001));
+    let port_of_metadata = (&json!(METADATA), &json!(80));
+    assert_eq!(found, [port_of_other, port_of_metadata], "{shim}");
+}
+
+#[test]
 fn a_guest_without_egress_reaches_nothing_but_its_published_port_is_reachable() {
     enter_host_network();
     let counts =

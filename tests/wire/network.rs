@@ -122,7 +122,8 @@ fn console(run: &Run) -> String {
 
 #[test]
 fn gate_and_passt_run_as_a_user_of_the_box_without_files_in_separate_network_namespaces() {
-    for egress in ["deny", "allow"] {
+    let rules = json!([{"to": "192.0.2.0/24", "ports": [443]}]);
+    for egress in [json!("deny"), json!("allow"), rules] {
         // The open file and the secret must reach neither process.
         let mut shell = Command::new("sh");
         shell.args(["-c", "exec 9</etc/passwd; exec \"$0\""]);
@@ -174,7 +175,7 @@ fn gate_and_passt_run_as_a_user_of_the_box_without_files_in_separate_network_nam
         // passt needs the network namespace of the host to reach other machines. With `deny` it
         // shares the empty one of the gate, in which the gate connects to published ports.
         let is_in_host_network = namespace(passt, "net") == namespace("self", "net");
-        assert_eq!(is_in_host_network, egress == "allow");
+        assert_eq!(is_in_host_network, egress != "deny");
         assert_eq!(namespace(passt, "net") == namespace(gate, "net"), egress == "deny");
         let run = running.wait();
         assert_eq!(run.ending(), (Some(0), "exited", None), "the log is: {}", run.stderr);
@@ -339,6 +340,38 @@ fn forbidden_system_call_of_the_gate_is_fatal_unless_it_is_only_logged() {
 }
 
 #[test]
+fn refused_destination_is_an_event_and_any_other_line_of_the_gate_is_not() {
+    let rules = json!([{"to": "192.0.2.0/24"}]);
+    let running = start_box(&json!({"mode": "passt", "egress": rules}));
+    let [gate, _] = gate_and_passt(&running);
+    // The pipe from the gate to the shim. It takes all of this at once.
+    let mut pipe = fs::OpenOptions::new().write(true).open(format!("/proc/{gate}/fd/1")).unwrap();
+    let notice = "tcp 198.51.100.7 443 3\n";
+    let garbage = "x".repeat(4096);
+    let lines = format!("{notice}icmp 198.51.100.7 - 1\n{garbage}\n{notice}");
+    pipe.write_all(lines.as_bytes()).unwrap();
+    let run = running.wait();
+    assert_eq!(run.ending(), (Some(0), "exited", None), "the log is: {}", run.stderr);
+    let refused = run.events.iter().filter(|event| event["type"] == "network.refused");
+    let fields = ["protocol", "address", "port", "count"];
+    let found: Vec<_> = refused.map(|event| fields.map(|name| event[name].clone())).collect();
+    let tcp = [json!("tcp"), json!("198.51.100.7"), json!(443), json!(3)];
+    let icmp = [json!("icmp"), json!("198.51.100.7"), Value::Null, json!(1)];
+    assert_eq!(found, [tcp, icmp], "the events are: {}", run.stdout);
+    assert!(run.stderr.contains("the gate is not listened to any more"), "{}", run.stderr);
+    assert_eq!(warnings(&run), [""; 0]);
+}
+
+#[test]
+fn largest_list_of_rules_reaches_the_gate() {
+    let ports: Vec<String> = (0..64).map(|i| format!("{}-{}", 10_000 + i, 20_000 + i)).collect();
+    let rule = |i: u32| json!({"to": std::net::Ipv4Addr::from(i << 8), "ports": ports});
+    let rules: Vec<Value> = (1..=1000).map(rule).collect();
+    let run = run_box(&json!({"mode": "passt", "egress": rules}));
+    assert_eq!(run.ending(), (Some(0), "exited", None), "the log is: {}", run.stderr);
+}
+
+#[test]
 fn missing_passt_is_an_error_with_a_hint() {
     let empty = tempfile::tempdir().unwrap();
     let mut command = shim();
@@ -448,6 +481,17 @@ fn name_servers_come_from_the_config_or_from_the_host_without_loopback_addresses
         network_with_resolv_conf(resolv_conf, &with_servers),
         format!("{eth0} dns 1.1.1.1 9.9.9.9\n")
     );
+    // With rules, a server that no rule names is left out, unless the config itself names it.
+    for (ports, dns, expected) in [
+        (json!([53]), json!([]), "192.0.2.53"),
+        (json!([443]), json!([]), "none"),
+        (json!([443]), json!(["1.1.1.1"]), "1.1.1.1"),
+    ] {
+        let rules = json!([{"to": "192.0.2.0/24", "ports": ports}]);
+        let network = json!({"mode": "passt", "egress": rules, "dns": dns});
+        let found = network_with_resolv_conf(resolv_conf, &network);
+        assert_eq!(found, format!("{eth0} dns {expected}\n"));
+    }
     assert!(!network_with_resolv_conf("nameserver 127.0.0.1\n", &allow).contains("127."));
     let deny = json!({"mode": "passt"});
     let eth0 = "interface eth0 10.0.2.15/24 via 0.0.0.0 mtu 65520";

@@ -187,6 +187,9 @@ fn fields(kind: &str) -> Fields {
         "workload.notified" => &[("ready", Bool), ("stopping", Bool), ("status?", Text)],
         "metrics" => METRICS,
         "console.truncated" => &[("discarded_bytes", Number), ("cause", Text)],
+        "network.refused" => {
+            &[("protocol", Text), ("address", Text), ("port?", Number), ("count", Number)]
+        }
         "box.stopped" => &[
             ("reason", Text),
             ("exit_code?", Number),

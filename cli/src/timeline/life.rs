@@ -38,6 +38,7 @@ pub(crate) struct Life {
     truncated: Repeated,
     dropped: Repeated,
     notified: Repeated,
+    refused: Repeated,
 }
 
 /// Notes of one kind: the first ones, and the number of the others.
@@ -52,7 +53,7 @@ struct Notes {
 #[derive(Debug, Default)]
 struct Repeated {
     count: u64,
-    /// Total amount, in the unit of its kind: bytes or events.
+    /// Total amount, in the unit of its kind: bytes, events or packets.
     amount: u64,
     text: PlainText,
     last: Option<(u64, PlainText)>,
@@ -76,6 +77,7 @@ impl Life {
             truncated: Repeated::default(),
             dropped: Repeated::default(),
             notified: Repeated::default(),
+            refused: Repeated::default(),
         }
     }
 
@@ -120,6 +122,11 @@ impl Life {
                     ""
                 };
                 self.notified.add(at, status.as_deref().unwrap_or(message));
+            }
+            EventKind::NetworkRefused { protocol, address, port, count } => {
+                let port = port.map_or(String::new(), |port| format!(":{port}"));
+                self.refused.add(at, &format!("{} {address}{port}", wire_name(protocol)));
+                self.refused.amount = self.refused.amount.saturating_add(*count);
             }
             EventKind::Metrics(metrics) => self.measure(ms, metrics),
             // The other events belong to the boot or to the stop.
@@ -235,6 +242,10 @@ impl Life {
         notes.extend(self.notified.note(Weight::Neutral, |notified| match notified.count {
             1 => format!("the workload said: {}", notified.text),
             count => format!("the workload said, {count} times in all: {}", notified.text),
+        }));
+        notes.extend(self.refused.note(Weight::Bad, |refused| {
+            let packets = refused.amount;
+            format!("{packets} packets were refused, the last ones to {}", refused.text)
         }));
         notes.sort_by_key(|note| note.at_ms);
         (self.grid, self.totals, self.marks, notes)

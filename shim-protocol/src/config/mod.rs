@@ -8,11 +8,13 @@
 //! depend on each other, once, when it converts the `BoxConfig` into its own validated type. The
 //! docs of each field list these bounds.
 
+mod egress;
 mod environment;
 mod error;
 mod lifecycle;
 mod machine;
 mod network;
+mod protocol;
 mod root;
 mod secret;
 mod workload;
@@ -22,6 +24,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+pub use egress::{Egress, EgressRule, PortRange};
 pub use environment::Environment;
 pub use error::ConfigError;
 pub use lifecycle::{
@@ -31,7 +34,8 @@ pub use lifecycle::{
 pub use machine::{
     ConsoleConfig, DiskPlace, MountConfig, ResourcesConfig, Rlimit, RlimitName, ShareCache,
 };
-pub use network::{Egress, NetworkConfig, NetworkMode, Protocol, PublishConfig};
+pub use network::{NetworkConfig, NetworkMode, PublishConfig};
+pub use protocol::Protocol;
 pub use root::{RootConfig, RootKind};
 pub use secret::variable_path;
 pub use workload::{ImageConfig, ImageLimits, ProcessConfig};

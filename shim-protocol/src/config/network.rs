@@ -4,6 +4,8 @@ use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
+use super::{Egress, Protocol};
+
 /// Network of the guest.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
@@ -14,12 +16,18 @@ pub struct NetworkConfig {
     /// Destinations of connections that the guest opens. Only with mode `passt`. Absent: `deny`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub egress: Option<Egress>,
+    /// Whether the guest must not reach the addresses of the host itself: those that its network
+    /// interfaces have when the box starts, and the address of the guest's gateway. Only with
+    /// egress `allow` or rules. Default: false.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub not_host: bool,
     /// Ports of the host that lead into the guest: at most 64. Only with mode `passt`. Default:
     /// none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub publish: Vec<PublishConfig>,
-    /// IPv4 addresses of the guest's name servers: at most 3. Only with egress `allow`. Empty: the
-    /// name servers of the host, except for the ones on the host's own loopback addresses.
+    /// IPv4 addresses of the guest's name servers: at most 3. Only with egress `allow` or rules.
+    /// Empty: the name servers of the host, except for the ones that the guest cannot reach, such as
+    /// those on the host's own loopback addresses.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub dns: Vec<Ipv4Addr>,
 }
@@ -41,20 +49,6 @@ pub enum NetworkMode {
     Tsi,
 }
 
-/// Destinations of connections that the guest opens.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(rename_all = "lowercase")]
-pub enum Egress {
-    /// None: neither the host nor its network. Connections to published ports work.
-    #[default]
-    Deny,
-    /// Every address that the host reaches, except for its loopback addresses and for link-local
-    /// addresses, where clouds serve credentials. Name servers at link-local addresses are
-    /// reachable on port 53.
-    Allow,
-}
-
 /// A port of the host that leads into the guest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
@@ -67,19 +61,7 @@ pub struct PublishConfig {
     pub host_port: u16,
     /// Port of the guest: 1 to 65535.
     pub guest_port: u16,
-    /// Transport protocol. Default: `tcp`. `udp` requires egress `allow`.
+    /// Transport protocol. Default: `tcp`. `udp` requires egress `allow` or rules.
     #[serde(default)]
     pub protocol: Protocol,
-}
-
-/// Transport protocol of a published port.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(rename_all = "lowercase")]
-pub enum Protocol {
-    /// TCP connections.
-    #[default]
-    Tcp,
-    /// UDP datagrams.
-    Udp,
 }

@@ -16,6 +16,8 @@ fn config_is_equal_after_a_round_trip() {
         "resources": {"vcpus": 2, "rlimits": {"nofile": [1024, 4096]}, "timeout_ms": 5, "disk_mib": 64, "disk": "memory"},
         "mounts": [{"type": "virtiofs", "source": "/h", "target": "/w", "read_only": true, "cache": "auto"},
                    {"type": "tmpfs", "target": "/tmp", "size_mib": 64}],
+        "network": {"mode": "passt", "not_host": true, "egress": [
+            {"to": "10.0.0.0/8", "ports": [443, "8000-8100"], "protocol": "tcp"}, {"to": "192.0.2.7"}]},
         "console": {"path": "/var/log/c"}, "stop": {"signal": "SIGINT"}}"#;
     let config = BoxConfig::from_json(json).unwrap();
     assert_eq!(config.process.args, ["a", "b c"]);
@@ -61,6 +63,41 @@ fn error_names_the_path_the_found_value_and_the_expected_one() {
         ("{", "config is not valid JSON at line 1, column 1: EOF while parsing an object"),
         ("{} {}", "config is not valid JSON at line 1, column 4: trailing characters"),
         ("", "config is not valid JSON at line 1, column 0: EOF while parsing a value"),
+    ];
+    for (json, expected) in cases {
+        let found = refused(json);
+        assert!(found.starts_with(expected), "{json}\n found: {found}\n expected: {expected}");
+    }
+}
+
+#[test]
+fn error_about_a_rule_names_its_path() {
+    let cases = [
+        (
+            r#"{"network":{"egress":"some"}}"#,
+            "network.egress: invalid value: string \"some\", expected `deny`, `allow` or an array of",
+        ),
+        (
+            r#"{"network":{"egress":[{"to":"1.1.1.1"},{"ports":[1]}]}}"#,
+            "network.egress[1]: missing field `to`",
+        ),
+        (
+            r#"{"network":{"egress":[{"to":"1.1.1.1","port":1}]}}"#,
+            "network.egress[0].port: unknown field `port`, expected one of `to`, `ports`, `protocol`",
+        ),
+        (
+            r#"{"network":{"egress":[{"to":"1.1.1.1","protocol":"icmp"}]}}"#,
+            "network.egress[0].protocol: unknown variant `icmp`, expected `tcp` or `udp`",
+        ),
+        (
+            r#"{"network":{"egress":[{"to":"1.1.1.1","ports":[80,65536]}]}}"#,
+            "network.egress[0].ports[1]: invalid value: integer `65536`, expected a port from 1",
+        ),
+        (
+            r#"{"network":{"egress":[{"to":"1.1.1.1","ports":["+1-2"]}]}}"#,
+            "network.egress[0].ports[0]: invalid value: string \"+1-2\", expected a port from 1",
+        ),
+        (r#"{"network":{"egress":[["1.1.1.1"]]}}"#, "network.egress[0]"),
     ];
     for (json, expected) in cases {
         let found = refused(json);

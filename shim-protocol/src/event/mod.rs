@@ -20,7 +20,7 @@
 //! shim.started ─ image.resolved? ─ rootfs.progress* ─ rootfs.ready ─ shim.confined? ─ warning?
 //!   ─ vm.starting ─ guest.started ─ agent.ready
 //!   ─ (state.changed | health.changed | workload.notified | metrics | console.truncated |
-//!      warning)*
+//!      network.refused | warning)*
 //!   ─ stop.requested? ─ stop.killed? ─ guest.exited? ─ error* ─ box.stopped
 //! ```
 //!
@@ -50,6 +50,8 @@ mod confinement;
 mod metrics;
 mod resolved;
 mod stop;
+
+use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
@@ -279,6 +281,21 @@ pub enum EventKind {
         /// Why the last of these bytes were discarded.
         cause: TruncationCause,
     },
+    /// The guest sent packets to a destination that `network.egress` or `network.not_host` does not
+    /// let it reach, or that no guest may reach. The shim emits at most ten of these events at once
+    /// and one a second on average, each destination at most once in ten seconds, and may drop them.
+    #[serde(rename = "network.refused")]
+    NetworkRefused {
+        /// Protocol of the packets.
+        protocol: RefusedProtocol,
+        /// Address to which the guest sent them.
+        address: Ipv4Addr,
+        /// Port to which the guest sent them. Absent: the protocol is ICMP, or they are fragments.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        port: Option<u16>,
+        /// Number of packets since the last event about this destination.
+        count: u64,
+    },
     /// The stop of the box has begun, by a stop request or another stop trigger.
     #[serde(rename = "stop.requested")]
     StopRequested {
@@ -340,14 +357,15 @@ impl EventKind {
     /// Returns whether the shim drops this event if the supervisor reads too slowly.
     #[must_use]
     pub fn is_droppable(&self) -> bool {
-        // A later event of the same kind replaces these, and none of these kinds reports a start, a
-        // stop, an error or an ending (decision 0009).
+        // A guest can cause these without end, or a later one replaces them, and none of these kinds
+        // reports a start, a stop, an error or an ending (decision 0009).
         matches!(
             self,
             Self::RootfsProgress { .. }
                 | Self::WorkloadNotified { .. }
                 | Self::Metrics(_)
                 | Self::ConsoleTruncated { .. }
+                | Self::NetworkRefused { .. }
         )
     }
 }
@@ -364,6 +382,20 @@ pub enum WarningCode {
     HostNetwork,
     /// passt, which carried the guest's network, has ended. The guest has no network any more.
     NetworkLost,
+}
+
+/// Protocol of packets that were refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum RefusedProtocol {
+    /// TCP. The guest got a reset.
+    Tcp,
+    /// UDP. The guest got the ICMP message "communication administratively prohibited".
+    Udp,
+    /// ICMP. The guest got the same message in answer to an echo request.
+    Icmp,
 }
 
 /// Why a health check failed.

@@ -1,13 +1,16 @@
 use std::collections::BTreeSet;
 
-use a3s_box_core::config::Egress;
-
 use super::*;
-use crate::spec::PasstSpec;
+use crate::spec::{EgressSpec, PasstSpec};
 
 /// Calls `check` with the needs of each kind of box.
 fn for_each_box(check: impl Fn(Needs<'_>)) {
-    let passt = PasstSpec { egress: Egress::Deny, publish: Vec::new(), dns: Vec::new() };
+    let passt = PasstSpec {
+        egress: EgressSpec::Deny,
+        not_host: false,
+        publish: Vec::new(),
+        dns: Vec::new(),
+    };
     for network in [NetworkSpec::None, NetworkSpec::Tsi, NetworkSpec::Passt(passt)] {
         for (has_directories, has_journal) in
             [(false, false), (false, true), (true, false), (true, true)]

@@ -20,15 +20,16 @@ fn only_an_arp_reply_of_the_gateway_is_recognised() {
     }
 }
 
-fn with_length(frame: &[u8]) -> Vec<u8> {
-    [&u32::try_from(frame.len()).unwrap().to_be_bytes(), frame].concat()
-}
-
 /// Carries the frames that do not begin with 0.
 async fn carried(bytes: &[u8]) -> (io::Result<()>, Vec<u8>) {
     let mut to = Vec::new();
-    let end = carry(bytes, &mut to, |frame| frame.first() != Some(&0)).await;
-    (end, to)
+    let end = carry(bytes, async |framed: &[u8]| -> io::Result<()> {
+        if without_length(framed).first() != Some(&0) {
+            to.extend_from_slice(framed);
+        }
+        Ok(())
+    });
+    (end.await, to)
 }
 
 #[tokio::test]

@@ -1,0 +1,189 @@
+//! What the gate tells the shim: destinations that it has refused, and how often.
+//!
+//! A notice is a line of text, such as `tcp 192.0.2.7 443 3`. The guest decides how many packets are
+//! refused, so the gate limits the notices. The gate reads input of a hostile guest, so the shim
+//! parses the lines strictly and limits them a second time.
+
+use std::fmt;
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
+
+use a3s_box_core::event::RefusedProtocol;
+
+use super::packet::{PROTOCOL_ICMP, PROTOCOL_TCP, PROTOCOL_UDP, Packet};
+
+/// Notices that may follow each other at once. Most workloads try fewer destinations.
+const BURST: u32 = 10;
+
+/// Time in which one more notice may follow.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// Least time between two notices about the same destination.
+const INTERVAL_OF_DESTINATION: Duration = Duration::from_secs(10);
+
+/// Bound on the destinations that are remembered. They take a few KiB. While as many wait for their
+/// notice, further ones get none.
+const MAX_DESTINATIONS: usize = 64;
+
+/// Longest line: an ICMP destination is shorter than `udp 255.255.255.255 65535 <20 digits>`.
+pub(super) const MAX_LINE_BYTES: usize = 64;
+
+/// Where refused packets were to go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Destination {
+    pub(super) protocol: RefusedProtocol,
+    pub(super) address: Ipv4Addr,
+    pub(super) port: Option<u16>,
+}
+
+impl Destination {
+    /// Returns the destination of a packet. Returns `None` for packets that passt does not carry, such
+    /// as the ICMP errors of a guest's kernel, and for groups of hosts, to which every guest sends
+    /// packets that nobody misses.
+    pub(super) fn of(packet: &Packet) -> Option<Self> {
+        let protocol = match packet.protocol {
+            PROTOCOL_TCP => RefusedProtocol::Tcp,
+            PROTOCOL_UDP => RefusedProtocol::Udp,
+            PROTOCOL_ICMP if packet.is_opening => RefusedProtocol::Icmp,
+            _ => return None,
+        };
+        let address = packet.destination;
+        let is_group = address.is_multicast() || address.is_broadcast();
+        let port = packet.ports.map(|ports| ports.destination);
+        (!is_group).then_some(Self { protocol, address, port })
+    }
+}
+
+/// A destination, and the number of packets that were refused since its last notice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Notice {
+    pub(super) destination: Destination,
+    pub(super) count: u64,
+}
+
+impl fmt::Display for Notice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Destination { protocol, address, port } = self.destination;
+        let protocol = name(protocol);
+        match port {
+            Some(port) => write!(f, "{protocol} {address} {port} {}", self.count),
+            None => write!(f, "{protocol} {address} - {}", self.count),
+        }
+    }
+}
+
+impl Notice {
+    /// Reads a line. Returns `None` for any text that no notice has.
+    pub(super) fn read(line: &str) -> Option<Self> {
+        let mut words = line.split(' ');
+        let (protocol, address, port, count) =
+            (words.next()?, words.next()?, words.next()?, words.next()?);
+        let protocols = [RefusedProtocol::Tcp, RefusedProtocol::Udp, RefusedProtocol::Icmp];
+        let destination = Destination {
+            protocol: protocols.into_iter().find(|known| name(*known) == protocol)?,
+            address: address.parse().ok()?,
+            port: if port == "-" { None } else { Some(port.parse().ok()?) },
+        };
+        let notice = Self { destination, count: count.parse().ok()? };
+        // The comparison refuses further words, signs and leading zeros.
+        (notice.count > 0 && notice.to_string() == line).then_some(notice)
+    }
+}
+
+fn name(protocol: RefusedProtocol) -> &'static str {
+    match protocol {
+        RefusedProtocol::Udp => "udp",
+        RefusedProtocol::Icmp => "icmp",
+        // The enum has no further protocol, but other crates may not rely on that.
+        _ => "tcp",
+    }
+}
+
+/// Limits notices to one an [`INTERVAL`], with [`BURST`] of them at once after a silence.
+#[derive(Debug)]
+pub(super) struct Limit {
+    /// Time at which the limit would be as after a silence. Each notice moves it by one interval.
+    full_at: Instant,
+}
+
+impl Limit {
+    pub(super) fn new(now: Instant) -> Self {
+        Self { full_at: now }
+    }
+
+    /// Returns the time from which the next notice may pass.
+    fn free_at(&self) -> Instant {
+        let ahead = INTERVAL * (BURST - 1);
+        self.full_at.checked_sub(ahead).unwrap_or(self.full_at)
+    }
+
+    /// Returns whether a notice may pass now, and counts it.
+    pub(super) fn take(&mut self, now: Instant) -> bool {
+        let is_free = self.free_at() <= now;
+        if is_free {
+            self.full_at = self.full_at.max(now) + INTERVAL;
+        }
+        is_free
+    }
+}
+
+/// The refused destinations of a box.
+#[derive(Debug)]
+pub(super) struct Notices {
+    /// The destinations in the order in which their notices are due.
+    known: Vec<Known>,
+    limit: Limit,
+}
+
+#[derive(Debug)]
+struct Known {
+    destination: Destination,
+    /// Packets since the last notice.
+    count: u64,
+    /// Time from which the next notice may follow.
+    free_at: Instant,
+}
+
+impl Notices {
+    pub(super) fn new(now: Instant) -> Self {
+        Self { known: Vec::new(), limit: Limit::new(now) }
+    }
+
+    /// Counts a refused packet.
+    pub(super) fn note(&mut self, destination: Destination, now: Instant) {
+        if let Some(known) = self.known.iter_mut().find(|known| known.destination == destination) {
+            known.count = known.count.saturating_add(1);
+            return;
+        }
+        if self.known.len() >= MAX_DESTINATIONS {
+            // A destination whose notice was given makes room for a new one.
+            let Some(position) = self.known.iter().position(|known| known.count == 0) else {
+                return;
+            };
+            self.known.remove(position);
+        }
+        self.known.push(Known { destination, count: 1, free_at: now });
+    }
+
+    /// Returns the time at which the next notice is due.
+    pub(super) fn due(&self) -> Option<Instant> {
+        let waiting = self.known.iter().filter(|known| known.count > 0);
+        waiting.map(|known| known.free_at).min().map(|free_at| free_at.max(self.limit.free_at()))
+    }
+
+    /// Returns the next notice, if it is due.
+    pub(super) fn take(&mut self, now: Instant) -> Option<Notice> {
+        let is_due = |known: &Known| known.count > 0 && known.free_at <= now;
+        let position = self.known.iter().position(is_due)?;
+        if !self.limit.take(now) {
+            return None;
+        }
+        let Known { destination, count, .. } = self.known.remove(position);
+        let free_at = now + INTERVAL_OF_DESTINATION;
+        self.known.push(Known { destination, count: 0, free_at });
+        Some(Notice { destination, count })
+    }
+}
+
+#[cfg(test)]
+mod tests;

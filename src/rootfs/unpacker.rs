@@ -92,6 +92,10 @@ impl Unpacker {
         let mut command = Command::new("/proc/self/exe");
         command.arg(worker::ARGUMENT).env_clear();
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        // The loader may find an installed libkrun.so (feature `system`) by this variable only.
+        if let Some(directories) = std::env::var_os("LD_LIBRARY_PATH") {
+            command.env("LD_LIBRARY_PATH", directories);
+        }
         // The fake unpacker of a test acts as one that a layer has taken over.
         if cfg!(feature = "fake-vm")
             && let Some(act) = std::env::var_os(worker::FAKE_ACT)

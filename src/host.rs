@@ -1,7 +1,8 @@
 //! The host's operating system as the shim uses it: its own process, helper programs, the cgroup,
-//! the ids of the box and filters of system calls.
+//! the ids of the box, capabilities and filters of system calls.
 
 pub(crate) mod box_ids;
+pub(crate) mod capabilities;
 pub(crate) mod cgroup;
 pub(crate) mod command;
 pub(crate) mod inherited;

@@ -164,9 +164,7 @@ fn name_servers_of(passt: &PasstSpec) -> Result<Vec<Ipv4Addr>, NetworkError> {
         // A guest that reaches nothing reaches no name server either, and its list is empty.
         return Ok(passt.dns.clone());
     }
-    let addresses =
-        host_addresses::find().map_err(HostError::of("list the addresses of the host"))?;
-    let egress = Egress::new(passt, &addresses);
+    let egress = Egress::new(passt, &host_addresses::out_of_reach(passt)?);
     let mut servers = resolver::servers_of_host();
     servers.retain(|server| egress.allows_questions_to(*server));
     Ok(servers)

@@ -2,8 +2,10 @@
 //! owners and modes that the guest kernel requests. A box with a block root and without shares has
 //! no such server, and its shim keeps none.
 
+use caps::Capability;
 use caps::errors::CapsError;
-use caps::{CapSet, Capability};
+
+use crate::host::capabilities::keep_only;
 
 /// The capabilities that are kept for directories of the host.
 ///
@@ -25,20 +27,5 @@ const KEPT: [Capability; 7] = [
 /// Drops all other capabilities from all sets, and [`KEPT`] as well unless the guest sees
 /// directories of the host. They cannot be regained.
 pub(super) fn drop(has_directories: bool) -> Result<(), CapsError> {
-    let keeps = |capability: &Capability| has_directories && KEPT.contains(capability);
-    // The bounding set comes first, because dropping from it requires CAP_SETPCAP.
-    for capability in caps::runtime::thread_all_supported() {
-        if !keeps(&capability) {
-            caps::drop(None, CapSet::Bounding, capability)?;
-        }
-    }
-    caps::clear(None, CapSet::Ambient)?;
-    caps::clear(None, CapSet::Inheritable)?;
-    // The kernel refuses to add a capability to the permitted set, so only those that are held
-    // stay.
-    let held = caps::read(None, CapSet::Permitted)?;
-    let kept = held.into_iter().filter(keeps).collect();
-    // The effective set must stay within the permitted set at any time.
-    caps::set(None, CapSet::Effective, &kept)?;
-    caps::set(None, CapSet::Permitted, &kept)
+    keep_only(if has_directories { &KEPT } else { &[] })
 }

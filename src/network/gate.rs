@@ -101,9 +101,7 @@ fn run(program: &OsStr) -> Result<(), GateError> {
     };
     let to_shim = take_pipe().map_err(HostError::of("take the pipe to the shim"))?;
     // The addresses are those of the host's network, which is left below.
-    let addresses =
-        host_addresses::find().map_err(HostError::of("list the addresses of the host"))?;
-    let filter = Filter::new(&spec, Egress::new(&spec, &addresses));
+    let filter = Filter::new(&spec, Egress::new(&spec, &host_addresses::out_of_reach(&spec)?));
     let user = process::is_root_of_host().then(|| config.user.unwrap_or(passt::NOBODY));
     let relayed = if spec.egress.is_deny() {
         // The host's ports must be opened before the host's network is left.

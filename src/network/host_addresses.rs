@@ -2,11 +2,24 @@
 
 use std::net::Ipv4Addr;
 
+use a3s_box_sys::HostError;
 use nix::errno::Errno;
 use nix::ifaddrs::getifaddrs;
 
+use crate::spec::PasstSpec;
+
+/// Returns the addresses of the host that the guest must not reach. Without `network.not_host` there
+/// are none, and the interfaces are not looked at.
+pub(super) fn out_of_reach(spec: &PasstSpec) -> Result<Vec<Ipv4Addr>, HostError> {
+    if spec.not_host {
+        find().map_err(HostError::of("list the addresses of the host"))
+    } else {
+        Ok(Vec::new())
+    }
+}
+
 /// Returns the addresses of all interfaces in the network namespace of this process.
-pub(super) fn find() -> Result<Vec<Ipv4Addr>, Errno> {
+fn find() -> Result<Vec<Ipv4Addr>, Errno> {
     let address = |address: &nix::sys::socket::SockaddrStorage| {
         address.as_sockaddr_in().map(|address| address.ip())
     };

@@ -27,7 +27,7 @@ mod worker;
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, ChildStdin, ChildStdout, Command, ExitCode, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -39,6 +39,7 @@ use nix::sys::signal::Signal;
 
 use self::error::UnpackerError;
 use self::message::{Job, Message};
+pub(super) use self::worker::run_if_asked;
 use super::error::RootfsError;
 
 /// Time between two checks whether the box is to stop.
@@ -56,14 +57,6 @@ const MAX_MESSAGE_BYTES: usize = 256 * 1024;
 
 /// Bytes that are read at once.
 const READ_BYTES: usize = 16 * 1024;
-
-/// Runs the unpacker to its end if the arguments of this process ask for it, and returns its exit
-/// status.
-///
-/// Callers must do this before anything else, because the unpacker closes every inherited fd.
-pub(super) fn run_if_asked() -> Option<ExitCode> {
-    worker::run_if_asked()
-}
 
 /// A running unpacker. It ends when this value is dropped.
 #[derive(Debug)]

@@ -3,7 +3,7 @@
 use std::io;
 
 use a3s_box_sys::HostError;
-use caps::{CapSet, Capability, CapsHashSet};
+use caps::Capability;
 use landlock::{
     ABI, Access as _, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd,
     Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError, Scope,
@@ -13,6 +13,7 @@ use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::Signal;
 
 use super::message::Job;
+use crate::host::capabilities::keep_only;
 
 /// The newest ABI whose restrictions are requested. An older kernel applies those that it supports.
 const NEWEST: ABI = ABI::V6;
@@ -38,7 +39,7 @@ const KEPT: [Capability; 8] = [
 ///
 /// Callers must have one thread only, and must have opened all other files.
 pub(super) fn confine(job: &Job) -> Result<(), HostError> {
-    drop_capabilities()
+    keep_only(&KEPT)
         .map_err(io::Error::other)
         .map_err(HostError::of("drop capabilities of the unpacker"))?;
     set_no_new_privs()
@@ -49,21 +50,6 @@ pub(super) fn confine(job: &Job) -> Result<(), HostError> {
     restrict_files(job)
         .map_err(io::Error::other)
         .map_err(HostError::of("give up the files of the host"))
-}
-
-fn drop_capabilities() -> Result<(), caps::errors::CapsError> {
-    // The bounding set comes first, because dropping from it requires CAP_SETPCAP.
-    for capability in caps::runtime::thread_all_supported() {
-        if !KEPT.contains(&capability) {
-            caps::drop(None, CapSet::Bounding, capability)?;
-        }
-    }
-    caps::clear(None, CapSet::Ambient)?;
-    caps::clear(None, CapSet::Inheritable)?;
-    let held = caps::read(None, CapSet::Permitted)?;
-    let kept: CapsHashSet = held.into_iter().filter(|held| KEPT.contains(held)).collect();
-    caps::set(None, CapSet::Effective, &kept)?;
-    caps::set(None, CapSet::Permitted, &kept)
 }
 
 /// Denies all files but those of the layout and the cache, and all networks.

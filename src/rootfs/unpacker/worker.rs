@@ -30,7 +30,7 @@ pub(super) const FAKE_ACT: &str = "A3S_BOX_FAKE_UNPACKER";
 const NAME: &CStr = c"a3s-box-unpack";
 
 /// Runs the unpacker to its end if the arguments of this process ask for it.
-pub(super) fn run_if_asked() -> Option<ExitCode> {
+pub(in crate::rootfs) fn run_if_asked() -> Option<ExitCode> {
     std::env::args_os().nth(1).filter(|argument| argument == ARGUMENT)?;
     Some(match run() {
         Ok(()) => ExitCode::SUCCESS,

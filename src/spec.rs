@@ -36,7 +36,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use a3s_box_core::config::{
-    ConfigError, ConfinementConfig, ConfinementLevel, DiskPlace, IdsConfig, PathsConfig,
+    ConfigError, ConfinementConfig, ConfinementLevel, DiskPlace, IdsConfig, IoConfig, PathsConfig,
     ProcessConfig, RootKind, SeccompMode,
 };
 use a3s_box_core::{BoxConfig, BoxId};
@@ -70,6 +70,7 @@ pub(crate) struct VmSpec {
     pub(crate) disk_keep: bool,
     pub(crate) disk_reserve_mib: u32,
     pub(crate) cgroup: Option<PathBuf>,
+    pub(crate) io: IoConfig,
     pub(crate) rlimits: Vec<control::Rlimit>,
     pub(crate) timeout: Option<Duration>,
     pub(crate) mounts: Vec<MountSpec>,
@@ -128,6 +129,7 @@ impl TryFrom<BoxConfig> for VmSpec {
             disk_reserve_mib: config.resources.disk_reserve_mib,
             rlimits: resources::rlimits(&config.resources)?,
             cgroup: config.resources.cgroup,
+            io: config.resources.io,
             timeout: config.resources.timeout_ms.map(Duration::from_millis),
             mounts,
             agent: AgentSpec::try_from(&config.agent)?,

@@ -10,17 +10,21 @@
 //! limits of a box would otherwise apply to processes that have nothing to do with it, for example
 //! to all services of the host in `system.slice`.
 
+mod disks;
+
+use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use a3s_box_core::config::DiskPlace;
+use a3s_box_core::config::{DiskPlace, IoConfig};
 use a3s_box_sys::HostError;
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 use nix::unistd::geteuid;
 
-use crate::spec::VmSpec;
+use self::disks::{Disk, DiskError};
+use crate::spec::{MountSource, VmSpec};
 
 /// Memory of a shim beside the guest's memory: libkrun, the guest kernel's image, page tables and
 /// buffers of devices. The number is measured, see `docs/benchmarks.md`.
@@ -45,6 +49,8 @@ pub(crate) enum CgroupError {
     NotACgroup { path: PathBuf },
     #[error("`{}`: found {found}, expected a new cgroup, or one of user {user} without processes and children", path.display())]
     InUse { path: PathBuf, found: String, user: u32 },
+    #[error(transparent)]
+    Disk(#[from] DiskError),
     #[error("`{}` has no controller `{controller}` to pass on", parent.display())]
     NotDelegated { controller: &'static str, parent: PathBuf },
     #[error(transparent)]
@@ -62,9 +68,13 @@ impl CgroupError {
                 "name a cgroup that only this box uses, for example a missing one below the cgroup \
                  that is delegated to the shim's user"
             }
-            Self::NotDelegated { .. } | Self::Host(_) => {
-                "delegate the directory above to the shim's user, with memory, pids and cpu in its \
-                 `cgroup.subtree_control`, and no process in it (systemd: `Delegate=memory pids cpu`)"
+            Self::Disk(DiskError::NoDisk { .. }) => {
+                "move the directory to a file system on a disk, or remove `resources.io`"
+            }
+            Self::NotDelegated { .. } | Self::Host(_) | Self::Disk(DiskError::Host(_)) => {
+                "delegate the directory above to the shim's user, with memory, pids and cpu (and io \
+                 for `resources.io`) in its `cgroup.subtree_control`, and no process in it (systemd: \
+                 `Delegate=memory pids cpu io`)"
             }
         }
     }
@@ -89,15 +99,54 @@ pub(crate) fn join(spec: &VmSpec) -> Result<(), CgroupError> {
     let cpu_us = u64::from(spec.vcpus) * CPU_PERIOD_US;
     let tasks = u32::from(spec.vcpus) + OTHER_TASKS;
     set(directory, "memory", "memory.max", &memory_bytes.to_string())?;
+    limit_swap(directory, memory_bytes)?;
     // The OOM killer then kills all processes of the box at once, because the VMM, the gate and
     // passt are of no use without each other.
     set(directory, "memory", "memory.oom.group", "1")?;
     set(directory, "pids", "pids.max", &tasks.to_string())?;
     set(directory, "cpu", "cpu.max", &format!("{cpu_us} {CPU_PERIOD_US}"))?;
+    for disk in io_disks(spec)? {
+        set(directory, "io", "io.max", &format!("{disk} {}", io_values(spec.io)))?;
+    }
     let members = directory.join("cgroup.procs");
     write(&members, &std::process::id().to_string())
         .map_err(HostError::at("move the shim into", directory))?;
     Ok(())
+}
+
+/// Limits swap to as much as `memory.max`. Without it, a VMM that a guest has taken over could fill
+/// the swap of the host.
+///
+/// A kernel that does not count swap has no such file, and needs no limit if it has no swap.
+fn limit_swap(directory: &Path, bytes: u64) -> Result<(), CgroupError> {
+    let file = directory.join("memory.swap.max");
+    match write(&file, &bytes.to_string()) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => Ok(other.map_err(HostError::at("set", &file))?),
+    }
+}
+
+/// Returns the disks that hold the files of a box, if the config limits their use.
+fn io_disks(spec: &VmSpec) -> Result<BTreeSet<Disk>, CgroupError> {
+    if spec.io == IoConfig::default() {
+        return Ok(BTreeSet::new());
+    }
+    let shares = spec.mounts.iter().filter_map(|mount| match &mount.source {
+        MountSource::Virtiofs { directory, .. } => Some(directory.path.as_path()),
+        MountSource::Tmpfs { .. } => None,
+    });
+    let layout = spec.image.as_ref().map(|image| image.layout.as_path());
+    let own = [spec.paths.state_dir.as_path(), spec.paths.cache_dir.as_path()];
+    Ok(Disk::of(shares.chain(layout).chain(own))?)
+}
+
+/// Returns the limits in the words of `io.max`.
+fn io_values(limits: IoConfig) -> String {
+    let word = |name, mib_per_s: Option<u32>| match mib_per_s {
+        Some(mib) => format!("{name}={}", u64::from(mib) << 20),
+        None => format!("{name}=max"),
+    };
+    format!("{} {}", word("rbps", limits.read_mib_per_s), word("wbps", limits.write_mib_per_s))
 }
 
 /// Refuses an existing cgroup whose limits would apply to other processes than those of the box.
@@ -201,6 +250,25 @@ mod tests {
         let link = parent.path().join("link");
         symlink(&directory, &link).unwrap();
         assert!(matches!(check_unused(&link), Err(CgroupError::InUse { .. })));
+    }
+
+    #[test]
+    fn limits_of_disks_are_words_of_io_max() {
+        let limits = IoConfig { read_mib_per_s: Some(100), write_mib_per_s: None };
+        assert_eq!(io_values(limits), "rbps=104857600 wbps=max");
+        let limits = IoConfig { read_mib_per_s: None, write_mib_per_s: Some(u32::MAX) };
+        assert_eq!(io_values(limits), "rbps=max wbps=4503599626321920");
+    }
+
+    #[test]
+    fn swap_is_limited_where_the_kernel_counts_it() {
+        let directory = tempfile::tempdir().unwrap();
+        limit_swap(directory.path(), 7).unwrap();
+        let file = directory.path().join("memory.swap.max");
+        assert!(!file.exists());
+        fs::write(&file, "").unwrap();
+        limit_swap(directory.path(), 7).unwrap();
+        assert_eq!(fs::read_to_string(&file).unwrap(), "7");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::ops::RangeInclusive;
 
-use a3s_box_core::config::{ConfigError, DiskPlace, ResourcesConfig, Rlimit, RlimitName};
+use a3s_box_core::config::{ConfigError, DiskPlace, IoConfig, ResourcesConfig, Rlimit, RlimitName};
 use a3s_box_krun::{MAX_VCPUS, MIN_MEMORY_MIB};
 use a3s_box_proto::control;
 
@@ -32,7 +32,25 @@ pub(super) fn check(resources: &ResourcesConfig) -> Result<(), ConfigError> {
     if *timeout_ms == Some(0) {
         return Err(ConfigError::invalid("resources.timeout_ms", "0", "at least 1, or no value"));
     }
+    check_io(resources)?;
     resources.cgroup.as_deref().map_or(Ok(()), |path| absolute("resources.cgroup", path))
+}
+
+fn check_io(resources: &ResourcesConfig) -> Result<(), ConfigError> {
+    let limits = resources.io;
+    for (name, limit) in
+        [("read_mib_per_s", limits.read_mib_per_s), ("write_mib_per_s", limits.write_mib_per_s)]
+    {
+        if limit == Some(0) {
+            let field = format!("resources.io.{name}");
+            return Err(ConfigError::invalid(field, "0", "at least 1, or no value"));
+        }
+    }
+    if limits != IoConfig::default() && resources.cgroup.is_none() {
+        let expected = "`resources.cgroup` beside it, because a cgroup has the limits";
+        return Err(ConfigError::invalid("resources.io", "a limit", expected));
+    }
+    Ok(())
 }
 
 /// Refuses `disk_keep` for a box without a disk that could be kept. `kind_is_shared` tells whether

@@ -94,6 +94,14 @@ fn invalid_value_is_refused_with_its_field_and_what_is_expected() {
         ),
         (r#"{"resources":{"timeout_ms":0}}"#, "resources.timeout_ms: found 0"),
         (
+            r#"{"resources":{"cgroup":"/g","io":{"write_mib_per_s":0}}}"#,
+            "resources.io.write_mib_per_s: found 0, expected at least 1",
+        ),
+        (
+            r#"{"resources":{"io":{"read_mib_per_s":1}}}"#,
+            "resources.io: found a limit, expected `resources.cgroup` beside it",
+        ),
+        (
             r#"{"resources":{"rlimits":{"nofile":[2,1]}}}"#,
             "resources.rlimits.nofile: found soft limit 2 over hard limit 1",
         ),

@@ -41,10 +41,13 @@ pub struct ResourcesConfig {
     /// Absolute path of the box's own cgroup (version 2), for example `/sys/fs/cgroup/boxes/demo`.
     /// The shim creates it if it is missing, so the directory above must be delegated to the shim's
     /// user. An existing cgroup must belong to this user, and must have no child and no process other
-    /// than the shim. The cgroup limits memory (`memory_mib` and the shim's own memory), CPU time (`vcpus`)
-    /// and the number of threads. Absent: the shim stays in the cgroup that it was started in.
+    /// than the shim. The cgroup limits memory (`memory_mib` and the shim's own memory), as much swap, CPU
+    /// time (`vcpus`) and the number of threads. Absent: the shim stays in the cgroup that it was
+    /// started in.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cgroup: Option<PathBuf>,
+    /// Limits for the use of the host's disks. They need `cgroup`. Default: none.
+    pub io: IoConfig,
     /// Time in milliseconds from the start of the shim until it stops the box: at least 1. The exit
     /// status is then 124. Absent: no limit.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -64,9 +67,24 @@ impl Default for ResourcesConfig {
             disk_reserve_mib: 256,
             rlimits: BTreeMap::new(),
             cgroup: None,
+            io: IoConfig::default(),
             timeout_ms: None,
         }
     }
+}
+
+/// Limits for the use of each disk of the host that holds the image, the cache, the box directory
+/// or a share (`io.max` of cgroups). File systems in memory have no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, default)]
+pub struct IoConfig {
+    /// MiB that the box may read in a second: at least 1. Absent: no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub read_mib_per_s: Option<u32>,
+    /// MiB that the box may write in a second: at least 1. Absent: no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub write_mib_per_s: Option<u32>,
 }
 
 /// Place of the writable layer of the root.

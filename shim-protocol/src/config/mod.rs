@@ -32,7 +32,8 @@ pub use lifecycle::{
     IdsConfig, OnUnhealthy, Readiness, SeccompMode, StopConfig,
 };
 pub use machine::{
-    ConsoleConfig, DiskPlace, MountConfig, ResourcesConfig, Rlimit, RlimitName, ShareCache,
+    ConsoleConfig, DiskPlace, IoConfig, MountConfig, ResourcesConfig, Rlimit, RlimitName,
+    ShareCache,
 };
 pub use network::{NetworkConfig, NetworkMode, PublishConfig};
 pub use protocol::Protocol;

@@ -29,10 +29,10 @@ use crate::relay::EventRelay;
 use crate::shim;
 use crate::status::{FinalStatus, Outcome, Status};
 
-/// Time that a shim has to end after the grace period of its workload. A hung guest can take
-/// longer, because the shim has later deadlines of its own. It is killed then, so that `destroy` is
-/// bounded.
-const STOP_MARGIN: Duration = Duration::from_secs(10);
+/// Time that a shim has to end after the grace period of its workload. The shim's own deadlines for
+/// a hung guest come within 40 s (`STOP_MARGIN` in its module `control::stopping`), so only a shim
+/// that hangs itself is killed.
+const STOP_MARGIN: Duration = Duration::from_secs(45);
 
 /// Maximum grace period that the shim accepts. It refuses a config with a longer one.
 const MAX_GRACE: Duration = Duration::from_secs(3600);
@@ -183,10 +183,11 @@ impl VmManager {
 
     /// Stops the box, and removes its box directory and its cgroup.
     ///
-    /// The shim gets SIGTERM. It gets SIGKILL 10 s after the end of the grace period
-    /// (`stop.grace_ms`). Afterwards nothing of this box is left on the host, and a second call has
-    /// no effect. A box that was never booted becomes Stopped. A box directory of its id that a
-    /// killed shim has left is removed, but not the directory of a live shim.
+    /// The shim gets SIGTERM. It gets SIGKILL 45 s after the end of the grace period
+    /// (`stop.grace_ms`), which only a shim that hangs itself needs. Afterwards nothing of this box
+    /// is left on the host, and a second call has no effect. A box that was never booted becomes
+    /// Stopped. A box directory of its id that a killed shim has left is removed, but not the
+    /// directory of a live shim.
     ///
     /// If the future is dropped, the stop continues, but the directory and the cgroup are not
     /// removed.

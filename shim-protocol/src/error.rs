@@ -59,6 +59,10 @@ pub enum ErrorCode {
     ShimLost,
     /// The shim itself has a fault.
     Internal,
+    /// A word that this version does not know. The shim does not use it.
+    #[cfg_attr(feature = "schema", schemars(skip))]
+    #[serde(other)]
+    Unknown,
 }
 
 /// One error, for people and programs.

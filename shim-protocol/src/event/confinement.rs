@@ -46,6 +46,10 @@ pub enum Layer {
     Landlock,
     /// The shim can make only the system calls that the VM requires (`seccomp(2)`).
     Seccomp,
+    /// A word that this version does not know. The shim does not use it.
+    #[cfg_attr(feature = "schema", schemars(skip))]
+    #[serde(other)]
+    Unknown,
 }
 
 impl Layer {
@@ -63,6 +67,7 @@ impl Layer {
             Self::Capabilities => "capabilities",
             Self::Landlock => "landlock",
             Self::Seccomp => "seccomp",
+            Self::Unknown => "unknown",
         }
     }
 }

@@ -382,6 +382,10 @@ pub enum WarningCode {
     HostNetwork,
     /// passt, which carried the guest's network, has ended. The guest has no network any more.
     NetworkLost,
+    /// A word that this version does not know. The shim does not use it.
+    #[cfg_attr(feature = "schema", schemars(skip))]
+    #[serde(other)]
+    Unknown,
 }
 
 /// Protocol of packets that were refused.
@@ -396,6 +400,10 @@ pub enum RefusedProtocol {
     Udp,
     /// ICMP. The guest got the same message in answer to an echo request.
     Icmp,
+    /// A word that this version does not know. The shim does not use it.
+    #[cfg_attr(feature = "schema", schemars(skip))]
+    #[serde(other)]
+    Unknown,
 }
 
 /// Why a health check failed.
@@ -412,6 +420,10 @@ pub enum HealthCause {
     NotServing,
     /// The answer is malformed, or is not the answer to a health check.
     Protocol,
+    /// A word that this version does not know. The shim does not use it.
+    #[cfg_attr(feature = "schema", schemars(skip))]
+    #[serde(other)]
+    Unknown,
 }
 
 /// Why output of the workload was discarded.
@@ -426,6 +438,10 @@ pub enum TruncationCause {
     WriteFailed,
     /// The console is a pipe or device, and its reader did not read.
     SlowReader,
+    /// A word that this version does not know. The shim does not use it.
+    #[cfg_attr(feature = "schema", schemars(skip))]
+    #[serde(other)]
+    Unknown,
 }
 
 /// A layer in the cache that differs from its blob.
@@ -457,6 +473,10 @@ pub enum RootMethod {
     Copy,
     /// A disk with an EROFS of all layers. The kind of the root is `block`.
     Erofs,
+    /// A word that this version does not know. The shim does not use it.
+    #[cfg_attr(feature = "schema", schemars(skip))]
+    #[serde(other)]
+    Unknown,
 }
 
 /// Why the root of a box is of its kind.
@@ -474,6 +494,10 @@ pub enum RootKindReason {
     /// The root is `shared`, because the config has more shares than a `block` root leaves devices
     /// for.
     Mounts,
+    /// A word that this version does not know. The shim does not use it.
+    #[cfg_attr(feature = "schema", schemars(skip))]
+    #[serde(other)]
+    Unknown,
 }
 
 /// Place of the writable layer of a root.
@@ -492,4 +516,11 @@ pub enum UpperPlace {
     KeptImage,
     /// In a tmpfs of the guest.
     GuestMemory,
+    /// A word that this version does not know. The shim does not use it.
+    #[cfg_attr(feature = "schema", schemars(skip))]
+    #[serde(other)]
+    Unknown,
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum StopCause {
     /// The shim received SIGTERM, SIGINT or SIGHUP.
     Signal,
@@ -15,6 +16,10 @@ pub enum StopCause {
     Unhealthy,
     /// The process that spawned the shim has ended, and `stop.die_with_parent` is true.
     ParentDied,
+    /// A word that this version does not know. The shim does not use it.
+    #[cfg_attr(feature = "schema", schemars(skip))]
+    #[serde(other)]
+    Unknown,
 }
 
 /// The steps of a stop, in the order in which it escalates. A step that was not necessary is
@@ -56,6 +61,10 @@ pub enum StopStep {
     GuestKill,
     /// The guest did not end in time or a third stop request came, and the shim ended the VM.
     HostDeadline,
+    /// A word that this version does not know. The shim does not use it.
+    #[cfg_attr(feature = "schema", schemars(skip))]
+    #[serde(other)]
+    Unknown,
 }
 
 /// Why a box ended.
@@ -78,4 +87,8 @@ pub enum StopReason {
     /// The shim itself ended without `box.stopped`, for example by a signal. Only a supervisor
     /// makes this reason.
     Killed,
+    /// A word that this version does not know. The shim does not use it.
+    #[cfg_attr(feature = "schema", schemars(skip))]
+    #[serde(other)]
+    Unknown,
 }

@@ -23,9 +23,15 @@ build:
 	@tests/build
 	cargo build --release -p a3s-box
 
+# The shim is installed without its debug lines, which are ten times its size. They go where gdb and the
+# backtraces of Rust look for them.
 PREFIX ?= /usr/local
+BIN = $(DESTDIR)$(PREFIX)/bin
 install: build
-	install -D -t $(DESTDIR)$(PREFIX)/bin target/release/a3s-box-shim target/release/a3s-box
+	objcopy --only-keep-debug target/release/a3s-box-shim target/release/a3s-box-shim.debug
+	install -D -s -t $(BIN) target/release/a3s-box-shim target/release/a3s-box
+	install -D -m 644 -t $(BIN)/.debug target/release/a3s-box-shim.debug
+	cd target/release && objcopy --add-gnu-debuglink=a3s-box-shim.debug $(BIN)/a3s-box-shim
 	install -D -t $(DESTDIR)$(PREFIX)/lib/a3s-box target/release/a3s-box-guest
 	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
 	sed 's|/usr/local/|$(PREFIX)/|' systemd/a3s-box@.service >$(DESTDIR)$(PREFIX)/lib/systemd/system/a3s-box@.service

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use a3s_box_core::config::SeccompMode;
-use libc::{SYS_clone3, SYS_sched_getaffinity};
+use libc::{SYS_clone3, SYS_sched_getaffinity, SYS_socket};
 use seccompiler::{
     BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition,
     SeccompFilter, SeccompRule,
@@ -82,6 +82,27 @@ pub(crate) fn pretend_missing() -> Result<(), seccompiler::Error> {
     apply(rules, SeccompAction::Allow, missing)
 }
 
+/// Installs a filter that refuses sockets of all families but these, and netlink sockets that do not
+/// configure networks.
+///
+/// The error is that of a kernel without the family, so that a program goes on without the socket.
+pub(crate) fn refuse_other_families(
+    families: &[i32],
+    mode: SeccompMode,
+) -> Result<(), seccompiler::Error> {
+    let others = families.iter().map(|family| (0, SeccompCmpOp::Ne, family.unsigned_abs().into()));
+    let netlink = [
+        (0, SeccompCmpOp::Eq, libc::AF_NETLINK.unsigned_abs().into()),
+        (2, SeccompCmpOp::Ne, libc::NETLINK_ROUTE.unsigned_abs().into()),
+    ];
+    let refused = match mode {
+        SeccompMode::Enforce => SeccompAction::Errno(libc::EAFNOSUPPORT.unsigned_abs()),
+        SeccompMode::Log => SeccompAction::Log,
+    };
+    let rules = BTreeMap::from([(SYS_socket, vec![all(others)?, all(netlink)?])]);
+    apply(rules, SeccompAction::Allow, refused)
+}
+
 fn apply(
     rules: Rules,
     mismatch: SeccompAction,
@@ -134,8 +155,8 @@ pub(crate) fn socket_option(name: i32) -> Result<SeccompRule, BackendError> {
 
 /// Returns the rule that all conditions hold. A condition is the index of an argument, the
 /// comparison and the value.
-fn all<const COUNT: usize>(
-    conditions: [(u8, SeccompCmpOp, u64); COUNT],
+fn all(
+    conditions: impl IntoIterator<Item = (u8, SeccompCmpOp, u64)>,
 ) -> Result<SeccompRule, BackendError> {
     // All arguments that are compared here are of 32 bits in the kernel, which ignores the upper
     // half of the register. A comparison of 64 bits would refuse a call whose upper half is not

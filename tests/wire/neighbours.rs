@@ -1,0 +1,1 @@
+//! Boxes that run at once.

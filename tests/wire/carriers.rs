@@ -16,8 +16,10 @@ use std::process::{Command, Stdio};
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
 
+pub(crate) use self::attempts::connect_tcp;
 use self::attempts::{ANYWHERE, Attempt, CONNECTOR, GATE, PASST};
-use self::targets::{Carriers, Kind, Seccomp, ShimUser, Targets};
+pub(crate) use self::targets::{Carriers, Kind, ShimUser, tcp_address};
+use self::targets::{Seccomp, Targets};
 use crate::tracee::{Stopped, Tracee};
 
 /// What stops an attempt.
@@ -146,7 +148,7 @@ fn passt_reaches_no_address_of_the_host_with_egress_deny() {
     let targets = Targets::new(&own, &other);
     let mut tracee = Tracee::stop(own.process(Kind::Passt));
     for address in [targets.tcp_of_host(), targets.address_of_another_host()] {
-        let outcome = attempts::connect_tcp(&mut tracee, &address);
+        let outcome = connect_tcp(&mut tracee, &address);
         assert!(NetNamespace.explains(outcome), "{outcome:?}");
     }
 }

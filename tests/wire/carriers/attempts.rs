@@ -267,7 +267,7 @@ fn socket(t: &mut Tracee, family: i32, kind: i32, protocol: i32) -> Outcome {
     t.call(libc::SYS_socket, [family.into(), kind.into(), protocol.into()])
 }
 
-pub(super) fn connect_tcp(t: &mut Tracee, address: &[u8; 16]) -> Outcome {
+pub(crate) fn connect_tcp(t: &mut Tracee, address: &[u8; 16]) -> Outcome {
     let socket = socket(t, AF_INET, SOCK_STREAM, 0)?;
     let address = t.put(address);
     t.call(libc::SYS_connect, [socket, address, 16])

@@ -4,6 +4,7 @@ use std::fs;
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
+use std::path::PathBuf;
 
 use serde_json::json;
 use tempfile::TempDir;
@@ -14,7 +15,7 @@ use crate::user::{self, SubIds};
 
 /// A process that carries the guest's network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     Gate,
     Connector,
     Passt,
@@ -41,8 +42,8 @@ pub(crate) struct Carriers {
     pub(crate) passt: i32,
     connector: Option<i32>,
     /// The published port, on the loopback address of the host.
-    port: u16,
-    _directory: TempDir,
+    pub(crate) port: u16,
+    directory: TempDir,
     _tables: Option<TempDir>,
 }
 
@@ -82,11 +83,15 @@ impl Carriers {
         let gate = eventually("the gate", || child_of(shim.pid(), "a3s-box-gate"));
         let passt = eventually("passt", || child_of(gate, "passt"));
         let connector = child_of(gate, "a3s-box-connect");
-        Self { shim, gate, passt, connector, port, _directory: directory, _tables: tables }
+        Self { shim, gate, passt, connector, port, directory, _tables: tables }
     }
 
     pub(crate) fn vmm(&self) -> i32 {
         self.shim.pid()
+    }
+
+    pub(crate) fn box_directory(&self) -> PathBuf {
+        self.directory.path().join("s/golden")
     }
 
     /// Finds the fd of a socket of the published port by its state in `/proc/net/tcp`.
@@ -104,7 +109,7 @@ impl Carriers {
         })
     }
 
-    pub(super) fn process(&self, kind: Kind) -> i32 {
+    pub(crate) fn process(&self, kind: Kind) -> i32 {
         match kind {
             Kind::Gate => self.gate,
             Kind::Connector => self.connector.unwrap(),
@@ -181,7 +186,7 @@ impl Targets {
 }
 
 /// Returns a `struct sockaddr_in`.
-pub(super) fn tcp_address(address: Ipv4Addr, port: u16) -> [u8; 16] {
+pub(crate) fn tcp_address(address: Ipv4Addr, port: u16) -> [u8; 16] {
     let address = SocketAddrV4::new(address, port);
     let mut bytes = [0; 16];
     bytes[..2].copy_from_slice(&u16::try_from(libc::AF_INET).unwrap().to_ne_bytes());

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use a3s_box_core::config::SeccompMode;
+use a3s_box_sys::pinned_addresses::{PAGE_END, PinnedAddress};
 use libc::{SYS_clone3, SYS_sched_getaffinity, SYS_socket};
 use seccompiler::{
     BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition,
@@ -117,6 +118,41 @@ fn apply(
 /// Returns the rule of mmap(2) and mprotect(2) that the memory is not executable.
 pub(crate) fn not_executable() -> Result<SeccompRule, BackendError> {
     bits(2, u64::from(libc::PROT_EXEC.unsigned_abs()), 0)
+}
+
+/// Returns the rule of connect(2) that its address is this pinned one.
+pub(crate) fn pinned(address: &PinnedAddress) -> Result<SeccompRule, BackendError> {
+    let pointer = SeccompCondition::new(
+        1,
+        SeccompCmpArgLen::Qword,
+        SeccompCmpOp::Eq,
+        address.pointer as u64,
+    )?;
+    let length =
+        SeccompCondition::new(2, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, address.length.into())?;
+    SeccompRule::new(vec![pointer, length])
+}
+
+/// Returns the condition that the memory at the argument `index` is above the pinned addresses. A
+/// range of memory that begins there contains none of them.
+pub(crate) fn above_pinned(index: u8) -> Result<SeccompCondition, BackendError> {
+    SeccompCondition::new(index, SeccompCmpArgLen::Qword, SeccompCmpOp::Ge, PAGE_END as u64)
+}
+
+/// Returns the condition that the argument at `index` has none of these bits.
+pub(crate) fn without(index: u8, flags: i32) -> Result<SeccompCondition, BackendError> {
+    let flags = SeccompCmpOp::MaskedEq(flags.unsigned_abs().into());
+    SeccompCondition::new(index, SeccompCmpArgLen::Dword, flags, 0)
+}
+
+/// Returns the rule that the argument at `index` is a null pointer.
+pub(crate) fn null(index: u8) -> Result<SeccompRule, BackendError> {
+    SeccompRule::new(vec![SeccompCondition::new(
+        index,
+        SeccompCmpArgLen::Qword,
+        SeccompCmpOp::Eq,
+        0,
+    )?])
 }
 
 /// Returns the rule that the argument at `index` is `value`.

@@ -4,11 +4,13 @@
 use std::io;
 use std::os::unix::net::UnixStream;
 
+use a3s_box_sys::pinned_addresses;
+
 use super::calls::{Attempt, at_call, open, parent, path_call, raw, result};
 use super::places::{existing_file, in_share};
 
 /// The attempts with their names.
-pub(super) const ATTEMPTS: [(&str, Attempt); 50] = [
+pub(super) const ATTEMPTS: [(&str, Attempt); 56] = [
     ("memory-of-self", || open("/proc/self/mem", libc::O_RDWR)),
     ("oom-score", || open("/proc/self/oom_score_adj", libc::O_WRONLY)),
     ("identity-map", || open("/proc/self/uid_map", libc::O_WRONLY)),
@@ -62,6 +64,14 @@ pub(super) const ATTEMPTS: [(&str, Attempt); 50] = [
     ("rename-into-share", || std::fs::rename(existing_file()?, in_share(true, "probe")?)),
     ("limit-raise", raise_limit),
     ("share-socket", || UnixStream::connect(in_share(true, "socket")?).map(drop)),
+    ("share-socket-in-place", connect_in_place),
+    ("pinned-writable", || raw(libc::SYS_mprotect, [PINNED, PAGE_BYTES, 3, 0, 0])),
+    ("pinned-unmap", || raw(libc::SYS_munmap, [PINNED, PAGE_BYTES, 0, 0, 0])),
+    ("pinned-unmap-below", || {
+        raw(libc::SYS_munmap, [PINNED - PAGE_BYTES, 2 * PAGE_BYTES, 0, 0, 0])
+    }),
+    ("pinned-move", || raw(libc::SYS_mremap, [1 << 30, PAGE_BYTES, PAGE_BYTES, 3, PINNED])),
+    ("send-to-name", || raw(libc::SYS_sendto, [1, 0, 0, 0, PINNED])),
     ("capabilities-of-parent", capabilities_of_parent),
 ];
 
@@ -70,6 +80,32 @@ const TIOCSTI: i64 = 0x5412;
 
 /// `SECCOMP_FILTER_FLAG_NEW_LISTENER` of `linux/seccomp.h`.
 const NEW_LISTENER: i64 = 8;
+
+/// Place and size of the memory with the addresses to which a confined VMM may connect.
+const PINNED: i64 = 0x10_0000;
+const PAGE_BYTES: i64 = 4096;
+const _: () = assert!(pinned_addresses::PAGE == 0x10_0000);
+
+/// Puts the address of a socket in a share into the place from which the VMM may connect.
+fn connect_in_place() -> io::Result<()> {
+    let path = in_share(true, "socket")?;
+    let bytes = [&1_u16.to_ne_bytes(), path.as_bytes(), b"\0"].concat();
+    let place = std::ptr::without_provenance_mut::<u8>(pinned_addresses::PAGE);
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
+    // SAFETY: only the addresses of sockets are in this place, and nothing refers to them.
+    let mapped = unsafe { libc::mmap(place.cast(), 4096, protection, flags, -1, 0) };
+    if mapped == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the mapping is new, writable, and larger than any path of a socket.
+    unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), mapped.cast(), bytes.len()) };
+    // SAFETY: the arguments are numbers.
+    let socket = unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_STREAM, 0) };
+    let (socket, length) = (i64::from(socket), bytes.len());
+    // SAFETY: the host kernel reads `length` bytes at the pointer, which are in the mapping.
+    result(unsafe { libc::syscall(libc::SYS_connect, socket, mapped, length) })
+}
 
 /// Removes the bound on the memory of this process.
 fn raise_limit() -> io::Result<()> {

@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use a3s_box_sys::pinned_addresses;
 
 use super::calls::{Attempt, at_call, open, parent, path_call, raw, result};
-use super::places::{existing_file, in_share};
+use super::places::{control_socket, existing_file, in_share};
 
 /// The attempts with their names.
 pub(super) const ATTEMPTS: [(&str, Attempt); 56] = [
@@ -86,9 +86,11 @@ const PINNED: i64 = 0x10_0000;
 const PAGE_BYTES: i64 = 4096;
 const _: () = assert!(pinned_addresses::PAGE == 0x10_0000);
 
-/// Puts the address of a socket in a share into the place from which the VMM may connect.
+/// Puts the address of a socket in a share into the place from which the VMM may connect. More
+/// slashes give it the length of the address there.
 fn connect_in_place() -> io::Result<()> {
     let path = in_share(true, "socket")?;
+    let path = format!("{path:/>width$}", width = control_socket()?.len());
     let bytes = [&1_u16.to_ne_bytes(), path.as_bytes(), b"\0"].concat();
     let place = std::ptr::without_provenance_mut::<u8>(pinned_addresses::PAGE);
     let protection = libc::PROT_READ | libc::PROT_WRITE;

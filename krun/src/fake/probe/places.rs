@@ -15,14 +15,18 @@ pub(super) fn existing_file() -> io::Result<String> {
     std::fs::write(&name, "").map(|()| name)
 }
 
-/// Returns the box directory, which contains the sockets of the vsock ports.
-pub(super) fn own_directory() -> io::Result<String> {
+/// Returns the socket of the control connection, which is the first vsock port.
+pub(super) fn control_socket() -> io::Result<String> {
     let recorded = RECORDED.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let socket = recorded.as_ref().and_then(|recorded| recorded.ports.first());
-    let directory = socket.and_then(|(_, path)| path.rsplit_once('/'));
-    directory
-        .map(|(directory, _)| directory.to_owned())
-        .ok_or_else(|| io::ErrorKind::NotFound.into())
+    socket.map(|(_, path)| path.clone()).ok_or_else(|| io::ErrorKind::NotFound.into())
+}
+
+/// Returns the box directory, which contains the sockets of the vsock ports.
+pub(super) fn own_directory() -> io::Result<String> {
+    let socket = control_socket()?;
+    let directory = socket.rsplit_once('/').map(|(directory, _)| directory.to_owned());
+    directory.ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 
 /// Returns a path in the first share that is read-only, or in the first one that is not.

@@ -4,6 +4,8 @@
 //! shim has confined itself. Each shim makes one attempt, because an attempt that seccomp stops
 //! ends the process.
 
+mod lists;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::TcpListener;
@@ -16,6 +18,10 @@ use std::process::Command;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
+use self::lists::{
+    EACCES, EBADF, ECONNREFUSED, EINVAL, ELOOP, ENETUNREACH, ENOENT, ENOSYS, EPERM, EROFS, EXDEV,
+    HARMLESS, STOPPED_BY_ONE_LAYER,
+};
 use crate::harness::{Run, shim, start_with};
 use crate::image::image;
 use crate::user::{self, SubIds};
@@ -174,19 +180,6 @@ fn probe_line(run: &Run) -> Option<&str> {
 /// Number of attempts of the probe, as ARCHITECTURE.md and docs/confinement.md state it.
 const ATTEMPTS: usize = 138;
 
-// Error numbers of Linux (`asm-generic/errno.h`).
-const EPERM: i32 = 1;
-const ENOENT: i32 = 2;
-const EBADF: i32 = 9;
-const EACCES: i32 = 13;
-const EXDEV: i32 = 18;
-const EINVAL: i32 = 22;
-const EROFS: i32 = 30;
-const ENOSYS: i32 = 38;
-const ELOOP: i32 = 40;
-const ENETUNREACH: i32 = 101;
-const ECONNREFUSED: i32 = 111;
-
 /// Returns the layer that stopped an attempt, as far as its outcome shows it.
 ///
 /// An outcome that no layer has is `?`: the attempt succeeded, or failed for an unexpected reason.
@@ -251,201 +244,6 @@ fn no_attempt_to_reach_the_host_succeeds_as_a_user_without_sub_ids() {
     assert_no_attempt_succeeds(ShimUser::Ordinary(SubIds::None), "block");
 }
 
-/// Layers with the outcomes by which they stop an attempt, and the attempts that they stop without the
-/// others.
-///
-/// If no layer is applied, these attempts succeed or have another outcome. An attempt can be in the
-/// lists of several layers, because the layers overlap on purpose.
-const STOPPED_BY_ONE_LAYER: [(&str, &[Outcome], &[&str]); 8] = [
-    (
-        "root",
-        &[Refused(ENOENT), Refused(EROFS), Refused(ELOOP), Refused(EACCES)],
-        &[
-            "open-read",
-            "open-path",
-            "open-dotdot",
-            "open-cwd",
-            "open-proc-root",
-            "open-proc-cwd",
-            "open-proc-1-root",
-            "open-proc-1-environ",
-            "open-mem-of-1",
-            "open-dev-zero",
-            "open-dev-null",
-            "open-drop-caches",
-            "open-core-pattern",
-            "open-sys",
-            "open-fds",
-            "open-tun",
-            "open-vhost",
-            "sysrq",
-            "kernel-memory",
-            "write-root",
-            "symlink-follow",
-            "link-host-file",
-            "share-dotdot",
-            "share-symlink",
-            "share-write",
-            "share-change",
-            "share-device",
-        ],
-    ),
-    (
-        // Only the root lets a user pass through the directories to its own files.
-        "root,user_namespace",
-        &[Refused(EPERM)],
-        &[
-            "chmod-stdin",
-            "chmod-console",
-            "chmod-events",
-            "open-by-handle",
-            "mknod-device",
-            "kill-1",
-            "kill-parent",
-            "limit-parent",
-        ],
-    ),
-    // The files belong to the host's root.
-    ("root,user_namespace", &[Refused(EACCES)], &["lock-reopen", "record-reopen"]),
-    (
-        "net_namespace",
-        &[Refused(ENETUNREACH), Refused(ECONNREFUSED)],
-        &["tcp-loopback", "abstract-socket"],
-    ),
-    ("capabilities", &[Refused(EPERM)], &["mknod-device", "chroot", "unshare", "open-by-handle"]),
-    (
-        "landlock",
-        &[Refused(EACCES), Refused(EXDEV), Refused(EPERM)],
-        &[
-            "open-read",
-            "open-path",
-            "open-dotdot",
-            "open-cwd",
-            "open-proc-root",
-            "open-proc-1-root",
-            "open-proc-cwd",
-            "open-exe",
-            "open-dev-zero",
-            "open-drop-caches",
-            "open-sys",
-            "open-fds",
-            "symlink-follow",
-            "link-host-file",
-            "rename-out",
-            "share-dotdot",
-            "share-symlink",
-            "share-write",
-            "share-change",
-            "tcp-loopback",
-            "abstract-socket",
-            "kill-1",
-            "kill-parent",
-            "lock-reopen",
-            "memory-of-self",
-            "oom-score",
-            "identity-map",
-            "rename-into-share",
-        ],
-    ),
-    (
-        "seccomp",
-        &[Killed],
-        &[
-            "truncate",
-            "chmod",
-            "chroot",
-            "mount",
-            "umount",
-            "pivot-root",
-            "open-tree",
-            "fsopen",
-            "unshare",
-            "setns",
-            "execve",
-            "fork",
-            "vfork",
-            "ptrace",
-            "process-vm-readv",
-            "pidfd-open",
-            "kill-1",
-            "kill-parent",
-            "tgkill-parent",
-            "keyctl",
-            "bpf",
-            "io-uring",
-            "userfaultfd",
-            "perf-event",
-            "open-by-handle",
-            "memory-executable",
-            "tcp-loopback",
-            "netlink",
-            "reboot",
-            "limit-parent",
-            "clock-of-parent",
-            "fcntl-owner",
-            "fcntl-lease",
-            "lock-exclusive",
-            "lock-convert",
-            "lock-release",
-            "ioctl-owner",
-            "kvm-debug",
-            "socket-datagram",
-            "socket-mptcp",
-            "socket-option",
-            "socket-peer",
-            "send-message",
-            "memory-file",
-            "dumpable",
-            "execute-own-file",
-            "protect-executable",
-            "protect-by-key",
-            "personality",
-            "shared-segment",
-            "message-queue",
-            "copy-fd-of-parent",
-            "signal-by-handle",
-            "advise-parent",
-            "write-memory-of-parent",
-            "compare-with-parent",
-            "move-memory-of-parent",
-            "robust-list-of-parent",
-            "queue-signal",
-            "timer-signal",
-            "scheduler-of-parent",
-            "priority-of-parent",
-            "io-priority-of-parent",
-            "name-to-handle",
-            "watch-mount",
-            "watch-share",
-            "quota",
-            "swap",
-            "accounting",
-            "kexec",
-            "kernel-module",
-            "kernel-log",
-            "set-clock",
-            "host-name",
-            "terminal-input",
-            "pipe-size",
-            "seccomp-listener",
-            "mount-attributes",
-            "move-mount",
-            "splice",
-            "vsock-host",
-            "crypto-socket",
-            "packet-socket",
-            "share-socket",
-            "share-socket-in-place",
-            "pinned-unmap",
-            "pinned-unmap-below",
-            "pinned-move",
-            "send-to-name",
-        ],
-    ),
-    // glibc makes this call with the id of the calling thread, so it fails and does not kill.
-    ("seccomp", &[Refused(ENOSYS)], &["affinity-parent"]),
-];
-
 #[test]
 fn each_layer_stops_its_attempts_without_the_other_layers() {
     let testbed = Testbed::new(ShimUser::Root);
@@ -460,68 +258,6 @@ fn each_layer_stops_its_attempts_without_the_other_layers() {
     }
     assert!(not_stopped.is_empty(), "these layers do not stop these attempts: {not_stopped:#?}");
 }
-
-/// Attempts that succeed without confinement and do no damage to the host of the test.
-///
-/// They prove that the attempts themselves work: an attempt that fails for a wrong reason would
-/// otherwise look like a working confinement.
-const HARMLESS: [&str; 55] = [
-    "chmod-stdin",
-    "chmod-console",
-    "chmod-events",
-    "open-read",
-    "open-path",
-    "open-dotdot",
-    "open-cwd",
-    "open-proc-root",
-    "open-proc-cwd",
-    "open-exe",
-    "open-dev-zero",
-    "open-dev-null",
-    "open-drop-caches",
-    "open-core-pattern",
-    "open-sys",
-    "open-fds",
-    "symlink-follow",
-    "kill-1",
-    "kill-parent",
-    "memory-executable",
-    "tcp-loopback",
-    "netlink",
-    "abstract-socket",
-    "share-dotdot",
-    "share-symlink",
-    "share-change",
-    "share-device",
-    "limit-parent",
-    "affinity-parent",
-    "clock-of-parent",
-    "fcntl-owner",
-    "fcntl-lease",
-    "lock-exclusive",
-    "lock-release",
-    "lock-reopen",
-    "record-reopen",
-    "ioctl-owner",
-    "socket-datagram",
-    "socket-option",
-    "socket-peer",
-    "memory-file",
-    "dumpable",
-    "memory-of-self",
-    "oom-score",
-    "protect-executable",
-    "protect-by-key",
-    "personality",
-    "share-socket",
-    "share-socket-in-place",
-    "scheduler-of-parent",
-    "io-priority-of-parent",
-    "watch-mount",
-    "watch-share",
-    "kernel-log",
-    "pipe-size",
-];
 
 #[test]
 fn harmless_attempts_succeed_without_confinement() {

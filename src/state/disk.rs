@@ -125,7 +125,10 @@ impl Disk {
 
 /// Returns how much more free space than `reserve_mib` the file system of the box directory has, or
 /// an error if it has less.
-pub(super) fn free_beyond_reserve_mib(directory: &Path, reserve_mib: u32) -> Result<u64, DiskError> {
+pub(super) fn free_beyond_reserve_mib(
+    directory: &Path,
+    reserve_mib: u32,
+) -> Result<u64, DiskError> {
     let found =
         statvfs(directory).map_err(HostError::at("look at the file system of", directory))?;
     // A file system without blocks has no size limit, such as a tmpfs with `size=0`.

@@ -17,6 +17,9 @@ use crate::tracee::{Stopped, Tracee};
 
 type Outcome = Result<i64, Stopped>;
 
+/// Returns the id of a process of a box.
+type Process = fn(&Carriers) -> i32;
+
 /// An attempt on another process.
 struct Attempt {
     name: &'static str,
@@ -94,9 +97,9 @@ fn start(user: ShimUser) -> Carriers {
 
 /// The attacking processes of a box, and for each those of another box that it attacks: the VMM, into
 /// which a guest breaks out first, attacks all of them.
-fn pairs(other: &Carriers) -> Vec<(fn(&Carriers) -> i32, &'static str, i32)> {
-    let vmm: fn(&Carriers) -> i32 = Carriers::vmm;
-    let connector: fn(&Carriers) -> i32 = |own| own.process(Kind::Connector);
+fn pairs(other: &Carriers) -> Vec<(Process, &'static str, i32)> {
+    let vmm: Process = Carriers::vmm;
+    let connector: Process = |own| own.process(Kind::Connector);
     vec![
         (vmm, "VMM on VMM", other.vmm()),
         (vmm, "VMM on gate", other.gate),

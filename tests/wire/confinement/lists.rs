@@ -271,4 +271,3 @@ pub(super) const HARMLESS: [&str; 55] = [
     "kernel-log",
     "pipe-size",
 ];
-

@@ -145,8 +145,12 @@ impl Confinement {
         self.add(Layer::Capabilities, || capabilities::drop(has_directories));
         self.add(Layer::Landlock, || landlock::restrict(spec, state, root.disks.as_ref(), shares));
         let has_journal = log::journal_socket().is_some();
-        let needs = seccomp::Needs { network: &spec.network, has_directories, has_journal };
-        self.add(Layer::Seccomp, || seccomp::install(spec.seccomp, needs));
+        self.add(Layer::Seccomp, || {
+            let sockets = seccomp::pin(state)?;
+            let needs =
+                seccomp::Needs { network: &spec.network, has_directories, has_journal, sockets };
+            seccomp::install(spec.seccomp, needs)
+        });
     }
 
     /// Makes the user namespace of a shim that root started. A failure is recorded.

@@ -10,6 +10,10 @@
 //! `tests/vm/calls.rs` compares the filter with the calls that real boxes make, and gives a reason
 //! for each call that it does not see.
 //!
+//! connect(2) takes its address in memory, which a filter cannot read. The filter allows it for two
+//! places in memory that the process cannot change, which have the addresses of the box's own sockets
+//! ([`pinned_addresses`]).
+//!
 //! The filter is installed while there is only one thread, so that all threads inherit it. It must
 //! allow what libkrun does long after the guest has started: libkrun starts threads and opens files
 //! when the guest activates a device (libkrun 1.19.7).
@@ -17,21 +21,28 @@
 mod calls;
 mod requests;
 
+use std::io;
+use std::path::PathBuf;
+
 use a3s_box_core::config::SeccompMode;
+use a3s_box_sys::pinned_addresses::{self, PinnedAddress};
 use libc::{
     AF_INET, AF_INET6, AF_UNIX, F_ADD_SEALS, F_DUPFD_CLOEXEC, F_GETFD, F_GETFL, F_SETFD, F_SETFL,
-    SOCK_DGRAM, SOCK_STREAM, SYS_clock_gettime, SYS_clock_nanosleep, SYS_clone, SYS_fcntl,
-    SYS_getsockopt, SYS_ioctl, SYS_memfd_create, SYS_mmap, SYS_mprotect, SYS_prctl, SYS_prlimit64,
-    SYS_sendmsg, SYS_setsockopt, SYS_socket, SYS_socketpair, SYS_tgkill,
+    SOCK_DGRAM, SOCK_STREAM, SYS_clock_gettime, SYS_clock_nanosleep, SYS_clone, SYS_connect,
+    SYS_fcntl, SYS_getsockopt, SYS_ioctl, SYS_memfd_create, SYS_mmap, SYS_mprotect, SYS_mremap,
+    SYS_munmap, SYS_prctl, SYS_prlimit64, SYS_sendmsg, SYS_sendto, SYS_setsockopt, SYS_socket,
+    SYS_socketpair, SYS_tgkill,
 };
 use seccompiler::{BackendError, SeccompRule};
 
 use self::calls::Call;
 use super::extent::Extent;
 use crate::host::seccomp::{
-    Filter, bits, equal, not_executable, own_clock, pretend_missing, socket, socket_option,
+    Filter, above_pinned, bits, equal, null, own_clock, pinned, pretend_missing, socket,
+    socket_option, without,
 };
 use crate::spec::NetworkSpec;
+use crate::state::dir::StateDir;
 
 /// The parts of a box that need calls which other boxes do not make.
 #[derive(Clone, Copy, Debug)]
@@ -42,10 +53,33 @@ pub(super) struct Needs<'a> {
     pub(super) has_directories: bool,
     /// Whether the log goes to the journal.
     pub(super) has_journal: bool,
+    /// Addresses of the sockets of the box, to which the VMM connects.
+    pub(super) sockets: &'a [PinnedAddress],
+}
+
+/// Why the layer cannot be applied.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum SeccompError {
+    #[error("cannot put the addresses of the box's sockets into memory that does not change")]
+    Pin(#[source] io::Error),
+    #[error(transparent)]
+    Filter(#[from] seccompiler::Error),
+}
+
+impl From<BackendError> for SeccompError {
+    fn from(error: BackendError) -> Self {
+        Self::Filter(error.into())
+    }
+}
+
+/// Pins the addresses of the sockets that the VMM connects to. A process can do this once.
+pub(super) fn pin(state: &StateDir) -> Result<&'static [PinnedAddress], SeccompError> {
+    let sockets = [state.control_socket(), state.agent_socket()];
+    pinned_addresses::pin(&sockets.each_ref().map(PathBuf::as_path)).map_err(SeccompError::Pin)
 }
 
 /// Installs the filter, which cannot be removed again.
-pub(super) fn install(mode: SeccompMode, needs: Needs<'_>) -> Result<Extent, seccompiler::Error> {
+pub(super) fn install(mode: SeccompMode, needs: Needs<'_>) -> Result<Extent, SeccompError> {
     let filter = filter(needs)?;
     // The order is fixed: the second filter does not allow the call that installs another one.
     pretend_missing()?;
@@ -60,6 +94,7 @@ fn filter(needs: Needs<'_>) -> Result<Filter, BackendError> {
     let mut filter = Filter::default();
     free_calls(needs).into_iter().flatten().for_each(|(call, _reason)| filter.allow(*call));
     allow_processes(&mut filter)?;
+    allow_memory(&mut filter)?;
     allow_files(&mut filter, needs)?;
     allow_sockets(&mut filter, needs)?;
     Ok(filter)
@@ -71,6 +106,9 @@ fn free_calls(needs: Needs<'_>) -> Vec<&'static [Call]> {
     if needs.has_directories {
         lists.push(&calls::DIRECTORIES);
     }
+    if needs.has_journal || *needs.network == NetworkSpec::Tsi {
+        lists.push(&calls::SENDTO);
+    }
     match needs.network {
         NetworkSpec::None => {}
         NetworkSpec::Tsi => lists.push(&calls::TSI),
@@ -81,9 +119,6 @@ fn free_calls(needs: Needs<'_>) -> Vec<&'static [Call]> {
 
 /// Allows calls on memory, threads, clocks and this process.
 fn allow_processes(filter: &mut Filter) -> Result<(), BackendError> {
-    // The VMM compiles no code, and the guest kernel's library is loaded before.
-    filter.allow_if(SYS_mmap, vec![not_executable()?]);
-    filter.allow_if(SYS_mprotect, vec![not_executable()?]);
     // CLONE_THREAD allows threads and excludes processes. It also excludes most namespaces, because
     // the kernel refuses to make them for a thread.
     let thread = u64::from(libc::CLONE_THREAD.unsigned_abs());
@@ -99,6 +134,21 @@ fn allow_processes(filter: &mut Filter) -> Result<(), BackendError> {
     // The options read and set names of threads and of memory, and test for a capability.
     let options = [libc::PR_SET_NAME, libc::PR_GET_NAME, libc::PR_CAPBSET_READ, libc::PR_SET_VMA];
     filter.allow_if(SYS_prctl, one_of(0, options)?);
+    Ok(())
+}
+
+/// Allows calls that map memory. None of them can make memory executable, because the VMM compiles
+/// no code, and the guest kernel's library is loaded before. None of them can put other memory in
+/// the place of the pinned addresses, which cannot be made writable either.
+fn allow_memory(filter: &mut Filter) -> Result<(), BackendError> {
+    let data = || without(2, libc::PROT_EXEC);
+    filter.allow_if(SYS_mprotect, vec![SeccompRule::new(vec![data()?])?]);
+    let unplaced = SeccompRule::new(vec![data()?, without(3, libc::MAP_FIXED)?])?;
+    filter.allow_if(SYS_mmap, vec![unplaced, SeccompRule::new(vec![data()?, above_pinned(0)?])?]);
+    filter.allow_if(SYS_munmap, vec![SeccompRule::new(vec![above_pinned(0)?])?]);
+    let unplaced = SeccompRule::new(vec![above_pinned(0)?, without(3, libc::MREMAP_FIXED)?])?;
+    let placed = SeccompRule::new(vec![above_pinned(0)?, above_pinned(4)?])?;
+    filter.allow_if(SYS_mremap, vec![unplaced, placed]);
     Ok(())
 }
 
@@ -133,6 +183,17 @@ fn allow_sockets(filter: &mut Filter, needs: Needs<'_>) -> Result<(), BackendErr
     let mut sockets = vec![socket(AF_UNIX, SOCK_STREAM)?];
     // tokio asks for the result of a connection.
     let mut options_read = vec![socket_option(libc::SO_ERROR)?];
+    // libkrun connects the guest to the control socket, and the control thread connects to that of
+    // the agent. A share may have other sockets. With TSI the addresses are those of the guest.
+    // An empty list would allow every address.
+    if *needs.network != NetworkSpec::Tsi && !needs.sockets.is_empty() {
+        let sockets = needs.sockets.iter().map(pinned).collect::<Result<_, _>>()?;
+        filter.allow_if(SYS_connect, sockets);
+    }
+    // The sockets are connected. Only records for the journal have an address.
+    if *needs.network != NetworkSpec::Tsi && !needs.has_journal {
+        filter.allow_if(SYS_sendto, vec![null(4)?]);
+    }
     match needs.network {
         NetworkSpec::None => {}
         NetworkSpec::Tsi => {

@@ -6,7 +6,8 @@
 use std::collections::BTreeMap;
 
 use a3s_box_core::config::SeccompMode;
-use libc::{SYS_clone3, SYS_sched_getaffinity};
+use a3s_box_sys::pinned_addresses::{PAGE_END, PinnedAddress};
+use libc::{SYS_clone3, SYS_sched_getaffinity, SYS_socket};
 use seccompiler::{
     BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition,
     SeccompFilter, SeccompRule,
@@ -82,6 +83,27 @@ pub(crate) fn pretend_missing() -> Result<(), seccompiler::Error> {
     apply(rules, SeccompAction::Allow, missing)
 }
 
+/// Installs a filter that refuses sockets of all families but these, and netlink sockets that do not
+/// configure networks.
+///
+/// The error is that of a kernel without the family, so that a program goes on without the socket.
+pub(crate) fn refuse_other_families(
+    families: &[i32],
+    mode: SeccompMode,
+) -> Result<(), seccompiler::Error> {
+    let others = families.iter().map(|family| (0, SeccompCmpOp::Ne, family.unsigned_abs().into()));
+    let netlink = [
+        (0, SeccompCmpOp::Eq, libc::AF_NETLINK.unsigned_abs().into()),
+        (2, SeccompCmpOp::Ne, libc::NETLINK_ROUTE.unsigned_abs().into()),
+    ];
+    let refused = match mode {
+        SeccompMode::Enforce => SeccompAction::Errno(libc::EAFNOSUPPORT.unsigned_abs()),
+        SeccompMode::Log => SeccompAction::Log,
+    };
+    let rules = BTreeMap::from([(SYS_socket, vec![all(others)?, all(netlink)?])]);
+    apply(rules, SeccompAction::Allow, refused)
+}
+
 fn apply(
     rules: Rules,
     mismatch: SeccompAction,
@@ -96,6 +118,41 @@ fn apply(
 /// Returns the rule of mmap(2) and mprotect(2) that the memory is not executable.
 pub(crate) fn not_executable() -> Result<SeccompRule, BackendError> {
     bits(2, u64::from(libc::PROT_EXEC.unsigned_abs()), 0)
+}
+
+/// Returns the rule of connect(2) that its address is this pinned one.
+pub(crate) fn pinned(address: &PinnedAddress) -> Result<SeccompRule, BackendError> {
+    let pointer = SeccompCondition::new(
+        1,
+        SeccompCmpArgLen::Qword,
+        SeccompCmpOp::Eq,
+        address.pointer as u64,
+    )?;
+    let length =
+        SeccompCondition::new(2, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, address.length.into())?;
+    SeccompRule::new(vec![pointer, length])
+}
+
+/// Returns the condition that the memory at the argument `index` is above the pinned addresses. A
+/// range of memory that begins there contains none of them.
+pub(crate) fn above_pinned(index: u8) -> Result<SeccompCondition, BackendError> {
+    SeccompCondition::new(index, SeccompCmpArgLen::Qword, SeccompCmpOp::Ge, PAGE_END as u64)
+}
+
+/// Returns the condition that the argument at `index` has none of these bits.
+pub(crate) fn without(index: u8, flags: i32) -> Result<SeccompCondition, BackendError> {
+    let flags = SeccompCmpOp::MaskedEq(flags.unsigned_abs().into());
+    SeccompCondition::new(index, SeccompCmpArgLen::Dword, flags, 0)
+}
+
+/// Returns the rule that the argument at `index` is a null pointer.
+pub(crate) fn null(index: u8) -> Result<SeccompRule, BackendError> {
+    SeccompRule::new(vec![SeccompCondition::new(
+        index,
+        SeccompCmpArgLen::Qword,
+        SeccompCmpOp::Eq,
+        0,
+    )?])
 }
 
 /// Returns the rule that the argument at `index` is `value`.
@@ -134,8 +191,8 @@ pub(crate) fn socket_option(name: i32) -> Result<SeccompRule, BackendError> {
 
 /// Returns the rule that all conditions hold. A condition is the index of an argument, the
 /// comparison and the value.
-fn all<const COUNT: usize>(
-    conditions: [(u8, SeccompCmpOp, u64); COUNT],
+fn all(
+    conditions: impl IntoIterator<Item = (u8, SeccompCmpOp, u64)>,
 ) -> Result<SeccompRule, BackendError> {
     // All arguments that are compared here are of 32 bits in the kernel, which ignores the upper
     // half of the register. A comparison of 64 bits would refuse a call whose upper half is not

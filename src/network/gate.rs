@@ -5,7 +5,7 @@
 //!
 //! ```text
 //!   open the published ports ─► (deny: empty network, start connector)
-//!   ─► start passt ─► (allow: empty network)
+//!   ─► give up what passt must not have ─► start passt ─► (allow: empty network)
 //!   ─► become a user without rights, give up files and most system calls
 //!   ─► carry frames until the VM's end of the wire closes or passt ends
 //! ```
@@ -15,6 +15,7 @@
 
 mod calls;
 mod config;
+mod limits;
 mod refuser;
 
 use std::cell::RefCell;
@@ -113,6 +114,7 @@ fn run(program: &OsStr) -> Result<(), GateError> {
         // passt itself listens on the published ports.
         None
     };
+    limits::apply(&spec, config.seccomp)?;
     let (passt, to_passt) = start_passt(program, &spec, user)?;
     if !spec.egress.is_deny() {
         enter_empty_network()?;

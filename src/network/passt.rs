@@ -56,6 +56,12 @@ pub(super) fn inner_port(position: usize) -> u16 {
     FIRST_INNER_PORT + u16::try_from(position).unwrap_or_default()
 }
 
+/// Returns the TCP ports that passt listens on: those of the host, or those of the empty network.
+pub(super) fn tcp_ports(spec: &PasstSpec) -> impl Iterator<Item = u16> {
+    let ports = spec.publish.iter().enumerate().filter(|(_, port)| port.protocol == Protocol::Tcp);
+    ports.map(|(i, port)| if spec.egress.is_deny() { inner_port(i) } else { port.host_port })
+}
+
 /// Returns the arguments of passt, whose standard input is the wire.
 ///
 /// By default passt copies interface, addresses and name servers from the host, so each of them is

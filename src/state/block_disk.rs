@@ -23,11 +23,10 @@ use a3s_box_core::BoxDir;
 use a3s_box_oci::copy_contents;
 use a3s_box_sys::HostError;
 use nix::fcntl::OFlag;
-use rustix::fs::statvfs;
 
 use crate::spec::VmSpec;
 use crate::state::dir::StateDir;
-use crate::state::disk::DiskError;
+use crate::state::disk::{DiskError, free_beyond_reserve_mib};
 use crate::state::disk_template;
 
 /// Size of a disk without `resources.disk_mib`, on a file system that has the space. Such a disk is
@@ -73,23 +72,6 @@ impl BlockDisk {
         sync_directories(directory)?;
         Ok(Self { file, is_kept: true, mib: kept_mib.unwrap_or(new_mib) })
     }
-}
-
-/// Returns how much more free space than `reserve_mib` the file system of the box directory has, or
-/// an error if it has less.
-fn free_beyond_reserve_mib(directory: &Path, reserve_mib: u32) -> Result<u64, DiskError> {
-    let found =
-        statvfs(directory).map_err(HostError::at("look at the file system of", directory))?;
-    // A file system without blocks has no size limit, such as a tmpfs with `size=0`.
-    if found.f_blocks == 0 {
-        return Ok(u64::MAX);
-    }
-    let free_mib = found.f_bavail.saturating_mul(found.f_frsize) >> 20;
-    free_mib.checked_sub(u64::from(reserve_mib)).ok_or_else(|| DiskError::NoReserve {
-        directory: directory.to_owned(),
-        free_mib,
-        reserve_mib,
-    })
 }
 
 /// Returns the size of a disk without `resources.disk_mib`: at most half of the free space, so that a

@@ -25,6 +25,7 @@ use a3s_box_core::event::UpperPlace;
 use a3s_box_oci::StoreError;
 use a3s_box_sys::HostError;
 use nix::mount::{MsFlags, mount};
+use rustix::fs::statvfs;
 
 use crate::host::command::{self, Ended};
 use crate::spec::VmSpec;
@@ -91,6 +92,9 @@ impl Disk {
     /// Makes the disk of the config.
     pub(crate) fn make(spec: &VmSpec, state: &StateDir) -> Result<Self, DiskError> {
         let mounted = |place| Self { place, directory: state.disk() };
+        if spec.disk == DiskPlace::StateDir {
+            free_beyond_reserve_mib(state.directory(), spec.disk_reserve_mib)?;
+        }
         match (spec.disk, spec.disk_mib) {
             (DiskPlace::StateDir, None) => {
                 Ok(Self { place: UpperPlace::StateDir, directory: state.directory().to_owned() })
@@ -117,6 +121,26 @@ impl Disk {
     pub(crate) fn work(&self) -> PathBuf {
         self.directory.join(WORK)
     }
+}
+
+/// Returns how much more free space than `reserve_mib` the file system of the box directory has, or
+/// an error if it has less.
+pub(super) fn free_beyond_reserve_mib(
+    directory: &Path,
+    reserve_mib: u32,
+) -> Result<u64, DiskError> {
+    let found =
+        statvfs(directory).map_err(HostError::at("look at the file system of", directory))?;
+    // A file system without blocks has no size limit, such as a tmpfs with `size=0`.
+    if found.f_blocks == 0 {
+        return Ok(u64::MAX);
+    }
+    let free_mib = found.f_bavail.saturating_mul(found.f_frsize) >> 20;
+    free_mib.checked_sub(u64::from(reserve_mib)).ok_or_else(|| DiskError::NoReserve {
+        directory: directory.to_owned(),
+        free_mib,
+        reserve_mib,
+    })
 }
 
 fn make_directory(state: &StateDir) -> Result<PathBuf, DiskError> {

@@ -1,6 +1,6 @@
 //! The host's operating system, as far as no other crate covers it.
 //!
-//! Each of the first five modules owns one operation that needs `unsafe` code and is no part of
+//! Each of the first six modules owns one operation that needs `unsafe` code and is no part of
 //! libkrun, so that all other crates of the host's side except `krun` are free of it:
 //!
 //! | module | operation |
@@ -9,6 +9,7 @@
 //! | [`duplicate`] | `fcntl(2)` that duplicates an fd which belongs to a library |
 //! | [`environment`] | overwrites the process's environment in memory |
 //! | [`exit`] | `exit_group(2)`, which ends all threads without running a handler |
+//! | [`pinned_addresses`] | addresses of sockets in memory that cannot change, and `connect(2)` with them |
 //! | [`user_namespace`] | `clone(2)` of a child that makes a user namespace |
 //!
 //! [`HostError`] is the one error type of a call that the host refused.
@@ -20,6 +21,7 @@ pub mod environment;
 pub mod exit;
 mod host_error;
 pub mod mount_setattr;
+pub mod pinned_addresses;
 pub mod user_namespace;
 
 pub use host_error::HostError;

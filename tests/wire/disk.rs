@@ -72,6 +72,20 @@ fn loop_devices() -> String {
 }
 
 #[test]
+fn shared_root_on_a_file_system_with_less_free_space_than_the_reserve_is_refused() {
+    for (disk, is_refused) in [("state_dir", true), ("memory", false)] {
+        let directory = tempfile::tempdir().unwrap();
+        let mut config = hanging_box(directory.path(), disk);
+        config["resources"] = json!({"disk": disk, "disk_reserve_mib": u32::MAX});
+        let output = spawn(&config, &["--prepare"]).wait_with_output().unwrap();
+        let stdout = String::from_utf8_lossy(&output.stdout);
+        let status = if is_refused { 125 } else { 0 };
+        assert_eq!(output.status.code(), Some(status), "{disk}: {stdout}");
+        assert_eq!(stdout.contains("lower `resources.disk_reserve_mib`"), is_refused, "{stdout}");
+    }
+}
+
+#[test]
 fn disk_is_limited_and_a_killed_shim_leaves_no_mount_or_loop_device() {
     for disk in ["state_dir", "memory"] {
         let directory = tempfile::tempdir().unwrap();

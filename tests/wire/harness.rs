@@ -107,6 +107,11 @@ pub(crate) fn run(script: &[&str]) -> Run {
 }
 
 impl RunningShim {
+    /// Returns the process id of the shim.
+    pub(crate) fn pid(&self) -> i32 {
+        self.child.id().cast_signed()
+    }
+
     /// Returns the path of a file in the box directory.
     pub(crate) fn box_path(&self, name: &str) -> PathBuf {
         self.directory.path().join("s/golden").join(name)

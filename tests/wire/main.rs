@@ -4,6 +4,8 @@
 //! |---|---|
 //! | `goldens` | the whole event stream of each kind of ending |
 //! | `confinement` | that a VMM which a guest has taken over cannot reach the host |
+//! | `carriers` | that a gate, a connector or a passt which a guest has taken over cannot, either |
+//! | `neighbours` | that boxes which run at once cannot reach each other |
 //! | `jail` | files, fds, environment and namespaces of a confined shim; hosts without a layer |
 //! | `faults` | guests that report wrong values, hang or exit without a report |
 //! | `health` | health checks, readiness, states and metrics |
@@ -23,14 +25,15 @@
 //! | `doctor` | the report of `--doctor` about a host |
 //! | `input` | refused configs, and the flags for people |
 //!
-//! `harness` starts the shim and reads its events, `image` makes images, `image_disk` reads the disk
-//! of one, and `wire_types` checks the shape of each event.
+//! `harness` starts the shim and reads its events, `tracee` has a process make system calls, `image`
+//! makes images, `image_disk` reads the disk of one, and `wire_types` checks the shape of each event.
 //!
 //! The tests need the feature `fake-vm`. They also need root, because the shim makes mounts and
 //! some tests change to an ordinary user.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot continue fails at this point")]
 
+mod carriers;
 mod confinement;
 mod disk;
 mod doctor;
@@ -45,12 +48,14 @@ mod image_disk;
 mod input;
 mod jail;
 mod journal;
+mod neighbours;
 mod network;
 mod readers;
 mod resolved;
 mod root;
 mod service;
 mod stops;
+mod tracee;
 mod unpacker;
 mod upkeep;
 mod user;

@@ -37,12 +37,12 @@ const TIMEOUT: Duration = Duration::from_secs(20);
 /// Returns a TCP port of the loopback address on which no process listens.
 ///
 /// The port is free again when this returns, so another process could take it before the shim does.
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 /// Returns a `network.publish` that maps this port of the loopback address to port 80 of the guest.
-fn published(port: u16) -> Value {
+pub(crate) fn published(port: u16) -> Value {
     json!([{"host_address": "127.0.0.1", "host_port": port, "guest_port": 80}])
 }
 
@@ -55,7 +55,7 @@ fn run_box(network: &Value) -> Run {
 }
 
 /// Calls `look` until it returns something, and returns that. `what` names it in the message.
-fn eventually<T>(what: &str, look: impl Fn() -> Option<T>) -> T {
+pub(crate) fn eventually<T>(what: &str, look: impl Fn() -> Option<T>) -> T {
     let start = Instant::now();
     loop {
         if let Some(found) = look() {
@@ -69,7 +69,7 @@ fn eventually<T>(what: &str, look: impl Fn() -> Option<T>) -> T {
 /// Returns the value of a field in `/proc/<pid>/status`, or `None` if the process has ended.
 ///
 /// A zombie counts as ended, because it only waits for its parent.
-fn status(pid: i32, name: &str) -> Option<String> {
+pub(crate) fn status(pid: i32, name: &str) -> Option<String> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
     let is_alive = !field("State:")?.starts_with('Z');
@@ -77,7 +77,7 @@ fn status(pid: i32, name: &str) -> Option<String> {
 }
 
 /// Returns the pid of a living child of `parent` whose name begins with `name`.
-fn child_of(parent: i32, name: &str) -> Option<i32> {
+pub(crate) fn child_of(parent: i32, name: &str) -> Option<i32> {
     let all = fs::read_dir("/proc").unwrap();
     all.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).find(|pid: &i32| {
         status(*pid, "PPid:") == Some(parent.to_string())

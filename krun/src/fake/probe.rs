@@ -14,6 +14,10 @@
 //! Some calls are attempts only in a box that shows its guest no directory of the host
 //! ([`CHANGES`]).
 
+mod calls;
+mod kernel;
+mod places;
+
 use std::ffi::CString;
 use std::fs::File;
 use std::io;
@@ -23,13 +27,13 @@ use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::Path;
 
-/// An attempt. `Ok` means that it succeeded, although the confinement should prevent it.
-type Attempt = fn() -> io::Result<()>;
+use self::calls::{Attempt, at_call, open, open_at, parent, path_call, raw, result};
+use self::places::{existing_file, in_share, listener, own_directory, own_file};
 
 /// A file that every host has and that the tests share with no box.
 const HOST_FILE: &str = "/etc/passwd";
 
-/// The attempts with the names by which the tests select them.
+/// The attempts with the names by which the tests select them. [`kernel`] has further ones.
 const ATTEMPTS: [(&str, Attempt); 82] = [
     ("open-read", || open(HOST_FILE, libc::O_RDONLY)),
     ("open-write", || open("/etc/a3s-box-probe", libc::O_WRONLY | libc::O_CREAT)),
@@ -153,10 +157,13 @@ const ON_SPECIAL_HOSTS: [(&str, Attempt); 3] = [
 
 /// Makes the attempt with this name, writes its outcome to fd 1, and ends the process.
 pub(super) fn run(name: &str) -> ! {
-    let found =
-        ATTEMPTS.iter().chain(&CHANGES).chain(&ON_SPECIAL_HOSTS).find(|(known, _)| *known == name);
+    let all = || ATTEMPTS.iter().chain(&kernel::ATTEMPTS);
+    let found = all().chain(&CHANGES).chain(&ON_SPECIAL_HOSTS).find(|(known, _)| *known == name);
     let outcome = match found.map(|(_, attempt)| attempt()) {
-        None => format!("known:{}", ATTEMPTS.map(|(name, _)| name).join(",")),
+        None => {
+            let names: Vec<&str> = all().map(|(name, _)| *name).collect();
+            format!("known:{}", names.join(","))
+        }
         Some(Ok(())) => "reached".to_owned(),
         Some(Err(error)) => format!("errno:{}", error.raw_os_error().unwrap_or(-1)),
     };
@@ -164,50 +171,6 @@ pub(super) fn run(name: &str) -> ! {
     // SAFETY: `write(2)` reads `line.len()` bytes at the pointer, which is what the string has.
     unsafe { libc::write(libc::STDOUT_FILENO, line.as_ptr().cast(), line.len()) };
     a3s_box_sys::exit::now(0)
-}
-
-/// Converts the result of a system call: a negative value means that `errno` has the error.
-fn result(value: i64) -> io::Result<()> {
-    if value < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-}
-
-fn raw(call: i64, arguments: [i64; 5]) -> io::Result<()> {
-    let [a, b, c, d, e] = arguments;
-    // SAFETY: the arguments are numbers and null pointers. The host kernel checks pointers and
-    // returns EFAULT for bad ones, so no call accesses memory of this process. A call that succeeds
-    // can change the process (`fork`, `unshare`). The caller then only writes one line and ends the
-    // process.
-    result(unsafe { libc::syscall(call, a, b, c, d, e) })
-}
-
-fn path_call(call: i64, path: &str, argument: i64) -> io::Result<()> {
-    let path = CString::new(path)?;
-    // SAFETY: the path must end in NUL and outlive the call, which a local `CString` does. The
-    // other arguments are numbers or null pointers.
-    result(unsafe { libc::syscall(call, path.as_ptr(), argument, 0_i64) })
-}
-
-/// Makes a call whose first two arguments are a directory and a path.
-fn at_call(call: i64, path: &str, [a, b]: [i64; 2]) -> io::Result<()> {
-    let path = CString::new(path)?;
-    let directory = i64::from(libc::AT_FDCWD);
-    // SAFETY: the path must end in NUL and outlive the call, which a local `CString` does. The
-    // other arguments are numbers or null pointers.
-    result(unsafe { libc::syscall(call, directory, path.as_ptr(), a, b, 0_i64) })
-}
-
-fn open(path: &str, flags: i32) -> io::Result<()> {
-    let path = CString::new(path)?;
-    // SAFETY: the path must end in NUL and outlive the call, which a local `CString` does.
-    result(i64::from(unsafe { libc::open(path.as_ptr(), flags, 0o600) }))
-}
-
-fn open_at(directory: i32, path: &str, flags: i32) -> io::Result<i32> {
-    let path = CString::new(path)?;
-    // SAFETY: the path must end in NUL and outlive the call, which a local `CString` does. A number
-    // that is no fd of a directory makes the call fail with EBADF or ENOTDIR.
-    let fd = unsafe { libc::openat(directory, path.as_ptr(), flags, 0o600) };
-    result(i64::from(fd)).map(|()| fd)
 }
 
 /// Opens a file with `O_PATH` and then reopens it through `/proc/self/fd`. `O_PATH` requires no
@@ -361,45 +324,6 @@ fn to_journal(record: &str) -> io::Result<()> {
     sent
 }
 
-/// Returns a new path in the box directory, in which the VMM can create files.
-fn own_file() -> io::Result<String> {
-    Ok(format!("{}/probe-{}", own_directory()?, std::process::id()))
-}
-
-/// Creates a file in the box directory, and returns its path.
-fn existing_file() -> io::Result<String> {
-    let name = own_file()?;
-    std::fs::write(&name, "").map(|()| name)
-}
-
-/// Returns the box directory, which contains the sockets of the vsock ports.
-fn own_directory() -> io::Result<String> {
-    let recorded =
-        super::recorded::RECORDED.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let socket = recorded.as_ref().and_then(|recorded| recorded.ports.first());
-    let directory = socket.and_then(|(_, path)| path.rsplit_once('/'));
-    directory
-        .map(|(directory, _)| directory.to_owned())
-        .ok_or_else(|| io::ErrorKind::NotFound.into())
-}
-
-/// Returns a path in the first share that is read-only, or in the first one that is not.
-fn in_share(read_only: bool, name: &str) -> io::Result<String> {
-    let recorded =
-        super::recorded::RECORDED.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let mut shares = recorded.iter().flat_map(|recorded| &recorded.shares);
-    let share = shares.find(|share| share.read_only == read_only);
-    share
-        .map(|share| format!("{}/{name}", share.path))
-        .ok_or_else(|| io::ErrorKind::NotFound.into())
-}
-
-/// Returns a target of an attempt, from the environment: an address at which the test listens, or a
-/// process.
-fn listener(kind: &str) -> String {
-    std::env::var(format!("A3S_BOX_FAKE_PROBE_{kind}")).unwrap_or_default()
-}
-
 fn follow_symlink() -> io::Result<()> {
     let link = own_file()?;
     symlink(HOST_FILE, &link)?;
@@ -503,9 +427,4 @@ fn connect_abstract() -> io::Result<()> {
     use std::os::linux::net::SocketAddrExt;
     let address = std::os::unix::net::SocketAddr::from_abstract_name(listener("ABSTRACT"))?;
     UnixStream::connect_addr(&address).map(drop)
-}
-
-fn parent() -> i64 {
-    // SAFETY: the function takes no argument and cannot fail.
-    i64::from(unsafe { libc::getppid() })
 }

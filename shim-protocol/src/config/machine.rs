@@ -31,9 +31,8 @@ pub struct ResourcesConfig {
     /// meanwhile.
     pub disk_keep: bool,
     /// Free space in MiB that the file system of `paths.state_dir` must have when a box starts with
-    /// the disk of a block root there. Default: 256. The disk is a sparse file, so it
-    /// takes space only when the box writes, and writes fail once the host has no space left. 0: the
-    /// free space is not checked.
+    /// `disk` `state_dir`. Default: 256. What a box writes takes space only when it writes, and writes
+    /// fail once the host has no space left. 0: the free space is not checked.
     pub disk_reserve_mib: u32,
     /// Resource limits of the workload in the guest, for example `{"nofile": [1024, 4096]}`.
     /// Default: none, so the workload has the limits of the guest program.

@@ -13,13 +13,12 @@ use libc::{
     SYS_fstatfs, SYS_fsync, SYS_ftruncate, SYS_futex, SYS_getcwd, SYS_getdents64, SYS_getegid,
     SYS_geteuid, SYS_getgid, SYS_getpeername, SYS_getpid, SYS_getppid, SYS_getrandom, SYS_gettid,
     SYS_getuid, SYS_lgetxattr, SYS_linkat, SYS_listen, SYS_llistxattr, SYS_lremovexattr, SYS_lseek,
-    SYS_lsetxattr, SYS_madvise, SYS_mkdirat, SYS_mknodat, SYS_mremap, SYS_munmap, SYS_newfstatat,
-    SYS_openat, SYS_ppoll, SYS_pread64, SYS_preadv, SYS_pwrite64, SYS_pwritev, SYS_read,
-    SYS_readlinkat, SYS_readv, SYS_recvfrom, SYS_renameat, SYS_renameat2, SYS_restart_syscall,
-    SYS_rseq, SYS_rt_sigaction, SYS_rt_sigprocmask, SYS_rt_sigreturn, SYS_sched_getaffinity,
-    SYS_sched_yield, SYS_sendto, SYS_set_robust_list, SYS_setresgid, SYS_setresuid, SYS_shutdown,
-    SYS_sigaltstack, SYS_statx, SYS_symlinkat, SYS_umask, SYS_unlinkat, SYS_utimensat, SYS_wait4,
-    SYS_write, SYS_writev,
+    SYS_lsetxattr, SYS_madvise, SYS_mkdirat, SYS_mknodat, SYS_newfstatat, SYS_openat, SYS_ppoll,
+    SYS_pread64, SYS_preadv, SYS_pwrite64, SYS_pwritev, SYS_read, SYS_readlinkat, SYS_readv,
+    SYS_recvfrom, SYS_renameat, SYS_renameat2, SYS_restart_syscall, SYS_rseq, SYS_rt_sigaction,
+    SYS_rt_sigprocmask, SYS_rt_sigreturn, SYS_sched_getaffinity, SYS_sched_yield, SYS_sendto,
+    SYS_set_robust_list, SYS_setresgid, SYS_setresuid, SYS_shutdown, SYS_sigaltstack, SYS_statx,
+    SYS_symlinkat, SYS_umask, SYS_unlinkat, SYS_utimensat, SYS_wait4, SYS_write, SYS_writev,
 };
 
 /// The number of a call, and the reason why its arguments are free.
@@ -30,12 +29,11 @@ pub(super) const OF_EVERY_BOX: [&[Call]; 9] =
     [&MEMORY, &THREADS, &EVENTS, &DATA, &FILES, &SOCKETS, &SELF, &FAKE, &OLD];
 
 /// Calls that manage memory: glibc's allocator, stacks of threads, and the guest's memory. None of
-/// them can make memory executable. mmap(2) and mprotect(2), which can, have a condition.
-const MEMORY: [Call; 4] = [
+/// them can make memory executable or replace the pinned addresses of sockets. The calls that can
+/// have conditions: mmap(2), mprotect(2), mremap(2) and munmap(2).
+const MEMORY: [Call; 2] = [
     (SYS_brk, "the heap of this process"),
-    (SYS_madvise, "memory of this process"),
-    (SYS_mremap, "memory of this process, whose protection it keeps"),
-    (SYS_munmap, "memory of this process"),
+    (SYS_madvise, "memory of this process, whose content and place it keeps if it is shared"),
 ];
 
 /// Calls that start, synchronise and end threads: libkrun's (one for each virtual CPU and device)
@@ -134,20 +132,25 @@ pub(super) const DIRECTORIES: [Call; 23] = [
 /// Calls on sockets: those of the control connection, of the agent and of the guest's ports
 /// (libkrun's `vsock/unix.rs`), and datagrams to the journal and the service manager. The rules of
 /// socket(2) decide which sockets there are.
-const SOCKETS: [Call; 8] = [
+const SOCKETS: [Call; 6] = [
     (SYS_accept, "a connection to an open socket"),
     (SYS_accept4, "a connection to an open socket"),
     (SYS_bind, "a name in the root, as `openat`"),
-    (SYS_connect, "a name in the root; Landlock and the network namespace exclude other names"),
     (SYS_listen, "an open socket"),
     (SYS_recvfrom, "bytes of an open socket"),
-    (SYS_sendto, "bytes to an open socket, or to a name as `connect`"),
     (SYS_shutdown, "an open socket"),
 ];
 
 /// Calls for the network `tsi`, with which the shim makes the guest's own TCP and UDP sockets.
 /// libkrun sends the address of the peer to the guest (`vsock/tsi_stream.rs`).
-pub(super) const TSI: [Call; 1] = [(SYS_getpeername, "the address of an open socket")];
+pub(super) const TSI: [Call; 2] = [
+    (SYS_connect, "the guest chooses addresses; Landlock excludes abstract sockets"),
+    (SYS_getpeername, "the address of an open socket"),
+];
+
+/// The call for datagrams with an address: those of the guest with `tsi`, and records for the journal.
+pub(super) const SENDTO: [Call; 1] =
+    [(SYS_sendto, "bytes to an open socket, or to a name in the root or in a share")];
 
 /// Calls for the network `passt`: the control thread reads the exit status of the gate.
 pub(super) const PASST: [Call; 1] = [(SYS_wait4, "children of this process: the gate")];

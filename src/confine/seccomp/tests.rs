@@ -15,7 +15,7 @@ fn for_each_box(check: impl Fn(Needs<'_>)) {
         for (has_directories, has_journal) in
             [(false, false), (false, true), (true, false), (true, true)]
         {
-            check(Needs { network: &network, has_directories, has_journal });
+            check(Needs { network: &network, has_directories, has_journal, sockets: &[] });
         }
     }
 }

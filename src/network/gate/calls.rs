@@ -17,22 +17,25 @@ use libc::{
     SYS_shutdown, SYS_sigaltstack, SYS_wait4, SYS_write,
 };
 
-use crate::host::seccomp::{Filter, equal, not_executable};
+use crate::host::seccomp::{Filter, equal, not_executable, own_clock};
 
 /// Calls by which glibc's allocator takes memory and gives it back.
 const MEMORY: [i64; 3] = [SYS_brk, SYS_mremap, SYS_munmap];
 
 /// Calls of tokio's event loop.
-const EVENTS: [i64; 5] =
-    [SYS_clock_gettime, SYS_epoll_ctl, SYS_epoll_pwait, SYS_futex, SYS_restart_syscall];
+const EVENTS: [i64; 4] = [SYS_epoll_ctl, SYS_epoll_pwait, SYS_futex, SYS_restart_syscall];
 
 /// Calls that carry frames and the bytes of connections, on sockets that are already open. Two more
 /// have conditions: sendto(2) and shutdown(2).
 const FRAMES: [i64; 2] = [SYS_close, SYS_recvfrom];
 
-/// Calls of an exit: the wait for passt, the report on standard error, and Rust's runtime, which
-/// removes its signal stack.
-const EXIT: [i64; 4] = [SYS_clock_nanosleep, SYS_exit_group, SYS_sigaltstack, SYS_write];
+/// Calls of an exit: the report on standard error, and Rust's runtime, which removes its signal
+/// stack.
+const EXIT: [i64; 3] = [SYS_exit_group, SYS_sigaltstack, SYS_write];
+
+/// Calls that read a clock, and wait for the exit of passt. They are allowed with clocks of the
+/// system only, because the clock of another process tells that the process exists.
+const CLOCKS: [i64; 2] = [SYS_clock_gettime, SYS_clock_nanosleep];
 
 /// Calls that end passt. They are allowed with the process id of passt only.
 const PASST_EXIT: [i64; 2] = [SYS_kill, SYS_wait4];
@@ -57,6 +60,9 @@ pub(super) fn restrict(
 ) -> Result<(), seccompiler::Error> {
     let mut filter = Filter::allowing(&[&MEMORY[..], &EVENTS, &FRAMES, &EXIT, &OLD].concat());
     filter.allow_if(SYS_mmap, vec![not_executable()?]);
+    for call in CLOCKS {
+        filter.allow_if(call, vec![own_clock()?]);
+    }
     // Other processes of the host may run as `nobody` too, and the gate must not signal them.
     for call in PASST_EXIT {
         filter.allow_if(call, vec![equal(0, passt.into())?]);

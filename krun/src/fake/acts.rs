@@ -100,7 +100,7 @@ fn raw(call: i64, arguments: [i32; 4]) -> io::Result<()> {
     let [a, b, c, d] = arguments.map(i64::from);
     // SAFETY: the arguments are numbers and null pointers. The host kernel checks pointers and
     // returns EFAULT for bad ones, so no call accesses memory of this process.
-    result(unsafe { libc::syscall(call, a, b, c, d, 0_i64) })
+    result(unsafe { libc::syscall(call, a, b, c, d, 0_i64, 0_i64) })
 }
 
 fn path_call(call: i64, path: &str) -> io::Result<()> {

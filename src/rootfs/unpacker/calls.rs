@@ -13,14 +13,14 @@ use a3s_box_core::config::SeccompMode;
 use libc::{
     SYS_brk, SYS_clock_gettime, SYS_clock_nanosleep, SYS_clone, SYS_clone3, SYS_close,
     SYS_copy_file_range, SYS_exit, SYS_exit_group, SYS_fchmod, SYS_fchmodat, SYS_fchown,
-    SYS_fchownat, SYS_fcntl, SYS_fgetxattr, SYS_flistxattr, SYS_fremovexattr, SYS_fsetxattr,
-    SYS_fstat, SYS_ftruncate, SYS_futex, SYS_getdents64, SYS_getegid, SYS_geteuid, SYS_getpid,
-    SYS_getrandom, SYS_gettid, SYS_linkat, SYS_lseek, SYS_lsetxattr, SYS_madvise, SYS_mkdirat,
-    SYS_mknodat, SYS_mmap, SYS_mprotect, SYS_mremap, SYS_munmap, SYS_newfstatat, SYS_openat,
-    SYS_openat2, SYS_prctl, SYS_pread64, SYS_pwrite64, SYS_read, SYS_readlinkat,
-    SYS_restart_syscall, SYS_rseq, SYS_rt_sigaction, SYS_rt_sigprocmask, SYS_rt_sigreturn,
-    SYS_sched_getaffinity, SYS_sched_yield, SYS_set_robust_list, SYS_sigaltstack, SYS_statx,
-    SYS_symlinkat, SYS_tgkill, SYS_unlinkat, SYS_utimensat, SYS_write, SYS_writev,
+    SYS_fchownat, SYS_fcntl, SYS_flistxattr, SYS_fremovexattr, SYS_fsetxattr, SYS_fstat,
+    SYS_ftruncate, SYS_futex, SYS_getdents64, SYS_getpid, SYS_getrandom, SYS_gettid, SYS_linkat,
+    SYS_lseek, SYS_lsetxattr, SYS_madvise, SYS_mkdirat, SYS_mknodat, SYS_mmap, SYS_mprotect,
+    SYS_mremap, SYS_munmap, SYS_newfstatat, SYS_openat, SYS_openat2, SYS_prctl, SYS_pread64,
+    SYS_pwrite64, SYS_read, SYS_readlinkat, SYS_restart_syscall, SYS_rseq, SYS_rt_sigaction,
+    SYS_rt_sigprocmask, SYS_rt_sigreturn, SYS_sched_getaffinity, SYS_sched_yield,
+    SYS_set_robust_list, SYS_sigaltstack, SYS_statx, SYS_symlinkat, SYS_tgkill, SYS_unlinkat,
+    SYS_utimensat, SYS_write, SYS_writev,
 };
 
 use crate::host::seccomp::{Filter, bits, equal, not_executable, own_clock, pretend_missing};
@@ -74,10 +74,9 @@ const OPEN_FILES: [Call; 9] = [
 
 /// Calls on mode, owner, size and attributes of open files. All that an unpacker of a tree has open,
 /// apart from sockets, pipes and its lock, is in its staging directory.
-const ATTRIBUTES: [Call; 9] = [
+const ATTRIBUTES: [Call; 8] = [
     (SYS_fchmod, "files of the tree, and the lock of the layer"),
     (SYS_fchown, "files of the tree, and the lock of the layer"),
-    (SYS_fgetxattr, "an attribute of an open file"),
     (SYS_flistxattr, "the attributes of an open file"),
     (SYS_fremovexattr, "files of the tree, and the lock of the layer"),
     (SYS_fsetxattr, "files of the tree, and the lock of the layer"),
@@ -87,11 +86,9 @@ const ATTRIBUTES: [Call; 9] = [
 ];
 
 /// Calls that name files. The root of the process has no files but those of its staging directory.
-const NAMES: [Call; 14] = [
+const NAMES: [Call; 12] = [
     (SYS_fchmodat, "the root has the staging directory only"),
     (SYS_fchownat, "the root has the staging directory only"),
-    (SYS_getegid, "no arguments"),
-    (SYS_geteuid, "no arguments"),
     (SYS_linkat, "the root has the staging directory only, which Landlock repeats"),
     (SYS_lsetxattr, "the root has the staging directory only"),
     (SYS_mkdirat, "the root has the staging directory only, which Landlock repeats"),
@@ -110,9 +107,9 @@ const OLD: [Call; 1] = [(libc::SYS_chmod, "as `fchmodat`")];
 #[cfg(not(target_arch = "x86_64"))]
 const OLD: [Call; 0] = [];
 
-/// Commands of fcntl(2): duplicates of fds, and whether one is open, which Rust's debug builds ask
-/// before they close it.
-const COMMANDS: [i32; 3] = [libc::F_DUPFD_CLOEXEC, libc::F_GETFD, libc::F_GETFL];
+/// Commands of fcntl(2): duplicates of fds; flags of the fd of a directory, by fdopendir(3); and whether
+/// an fd is open, which Rust's debug builds ask before they close it.
+const COMMANDS: [i32; 4] = [libc::F_DUPFD_CLOEXEC, libc::F_GETFD, libc::F_GETFL, libc::F_SETFD];
 
 /// Installs the filter, which cannot be removed again. The caller must have one thread only.
 ///

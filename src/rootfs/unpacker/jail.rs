@@ -11,9 +11,8 @@ use landlock::{
     ABI, Access as _, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd,
     Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError, Scope,
 };
-use nix::sys::prctl::{set_dumpable, set_no_new_privs, set_pdeathsig};
+use nix::sys::prctl::{set_dumpable, set_no_new_privs};
 use nix::sys::resource::{Resource, setrlimit};
-use nix::sys::signal::Signal;
 
 use crate::host::capabilities::keep_only;
 
@@ -46,9 +45,6 @@ pub(super) fn confine(task: &Task, files: &[OwnedFd]) -> Result<(), HostError> {
     set_no_new_privs()
         .and_then(|()| set_dumpable(false))
         .and_then(|()| setrlimit(Resource::RLIMIT_CORE, 0, 0))
-        // The kernel clears it when capabilities change, so it comes after these. A shim that has
-        // ended before has closed the socket.
-        .and_then(|()| set_pdeathsig(Signal::SIGKILL))
         .map_err(HostError::of("confine the unpacker"))?;
     restrict_files(task, files)
         .map_err(io::Error::other)

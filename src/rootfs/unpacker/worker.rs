@@ -11,7 +11,8 @@ use std::process::ExitCode;
 use a3s_box_core::{ErrorReport, exit};
 use a3s_box_oci::{Fault, OnTaskProgress};
 use a3s_box_sys::HostError;
-use nix::sys::prctl::set_name;
+use nix::sys::prctl::{set_name, set_pdeathsig};
+use nix::sys::signal::Signal;
 
 use super::message::{Job, Message};
 use super::{calls, jail, root, transfer};
@@ -75,7 +76,12 @@ fn do_task(socket: &OwnedFd) -> Result<(), (RootfsError, Option<Fault>)> {
 
 /// Receives the task and confines this process to it. Returns the task, its files and the lock.
 fn prepare(socket: &OwnedFd) -> Result<(Job, Vec<OwnedFd>, Option<OwnedFd>), HostError> {
-    set_name(NAME).map_err(HostError::of("set the name of the process"))?;
+    // It holds the lock of its content from now on, and must not outlive the shim with it. The sender is
+    // the thread of the shim that has started this process, which waits for its end. If that thread has
+    // ended before this call, the socket and the pipe with the blob have closed.
+    set_pdeathsig(Signal::SIGKILL)
+        .and_then(|()| set_name(NAME))
+        .map_err(HostError::of("prepare the process"))?;
     let stream = UnixStream::from(
         socket.try_clone().map_err(HostError::of("take the socket of the unpacker"))?,
     );

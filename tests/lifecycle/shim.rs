@@ -163,7 +163,7 @@ impl Shim {
         let unpackers = loop {
             match self.unpackers() {
                 none if none.is_empty() => {
-                    assert!(start.elapsed() < PATIENCE, "no unpacker starts")
+                    assert!(start.elapsed() < PATIENCE, "no unpacker starts");
                 }
                 some => break some,
             }

@@ -65,7 +65,8 @@ const ACTS: [(&str, Act); 57] = [
     ("userfaultfd", |_| raw(libc::SYS_userfaultfd, [0, 0, 0, 0])),
     ("keyctl", |_| raw(libc::SYS_keyctl, [0, 0, 0, 0])),
     ("perf", |_| raw(libc::SYS_perf_event_open, [0, 0, 0, 0])),
-    ("ioctl", |_| raw(libc::SYS_ioctl, [0, libc::TIOCSTI as i32, 0, 0])),
+    // The request TIOCSTI, which types into a terminal.
+    ("ioctl", |_| raw(libc::SYS_ioctl, [0, 0x5412, 0, 0])),
     ("owner-of-fd", |_| raw(libc::SYS_fcntl, [0, libc::F_SETOWN, 1, 0])),
     ("unlock", |_| raw(libc::SYS_flock, [0, libc::LOCK_UN, 0, 0])),
     ("executable-memory", |_| executable_memory()),

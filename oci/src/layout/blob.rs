@@ -91,7 +91,7 @@ pub(crate) enum Fed {
     /// All bytes were written, and the digest is correct.
     All,
     /// The reader has closed the pipe before. The digest is not known.
-    Partly(Blob),
+    Partly(Box<Blob>),
 }
 
 impl Blob {
@@ -142,7 +142,7 @@ impl Blob {
                 count => match pipe.write_all(&part[..count]) {
                     Ok(()) => {}
                     Err(closed) if closed.kind() == io::ErrorKind::BrokenPipe => {
-                        return Ok(Fed::Partly(self));
+                        return Ok(Fed::Partly(Box::new(self)));
                     }
                     Err(failed) => return Err(error(failed)),
                 },

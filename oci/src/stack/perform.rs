@@ -101,8 +101,9 @@ impl Task {
                     TreeBase::Alone => None,
                     TreeBase::OnTop => Some(lower.ok_or_else(|| missing(layer))?),
                 };
-                let tree = TreeTask { layer, limits, overlay_xattrs: *overlay_xattrs };
-                let written = tree.write(blob, &first, lower, files.next(), progress)?;
+                let overlay_xattrs = *overlay_xattrs;
+                let tree = TreeTask { layer, limits, overlay_xattrs, directory: &first };
+                let written = tree.write(blob, lower, files.next(), progress)?;
                 written.write(&first).map_err(HostError::at("write the record of", &self.place))?;
                 Ok(())
             }
@@ -116,18 +117,21 @@ struct TreeTask<'a> {
     layer: &'a Layer,
     limits: &'a Limits,
     overlay_xattrs: OverlayXattrs,
+    /// The staging directory.
+    directory: &'a OwnedFd,
 }
 
 impl TreeTask<'_> {
+    /// Unpacks the layer, and returns its record. A layer on top of others has a file with its
+    /// dependencies, `lower`, and a `view` of them unless there is no layer below.
     fn write(
         &self,
         blob: Blob,
-        directory: &OwnedFd,
         lower: Option<OwnedFd>,
         view: Option<OwnedFd>,
         progress: &mut OnTaskProgress<'_>,
     ) -> Result<Record, CacheError> {
-        let Self { layer, limits, overlay_xattrs } = *self;
+        let Self { layer, limits, overlay_xattrs, directory } = *self;
         let host = |source| CacheError::Stack { layer: layer.digest, source };
         let root = match view {
             Some(view) => view,

@@ -39,25 +39,20 @@ fn run() -> io::Result<()> {
     // The supervisor may have left fds open that the shim passed on.
     InheritedFiles::find().map_err(io::Error::other)?.close();
     let socket = io::stdin().as_fd().try_clone_to_owned()?;
-    let outcome = do_task(&socket);
-    let mut output = File::from(socket);
-    let message = match outcome {
+    let mut output = File::from(socket.try_clone()?);
+    let message = match do_task(socket) {
         Ok(()) => Message::Done,
-        Err((error, fault)) => {
-            let report = ErrorReport::new(error.code(), &error).with_hint(error.hint());
-            Message::Failed { report, fault }
-        }
+        Err(failed) => *failed,
     };
     send(&mut output, &message)
 }
 
-/// Gives up all rights that the task does not need, and does it.
-fn do_task(socket: &OwnedFd) -> Result<(), (RootfsError, Option<Fault>)> {
-    let (job, files, lock) = prepare(socket).map_err(|error| (error.into(), None))?;
+/// Gives up all rights that the task does not need, and does it. Returns the message of a failure.
+fn do_task(socket: OwnedFd) -> Result<(), Box<Message>> {
+    let (job, files, lock) = prepare(&socket).map_err(|error| failed(&error.into(), None))?;
     #[cfg(feature = "fake-vm")]
     super::fake::act("late", &job.task);
-    let output = socket.try_clone().map_err(HostError::of("take the socket"));
-    let mut output = File::from(output.map_err(|error| (error.into(), None))?);
+    let mut output = File::from(socket);
     let on_progress: &mut OnTaskProgress<'_> = &mut |layer, progress| {
         match send(&mut output, &Message::Progress { layer, progress }) {
             Ok(()) => ControlFlow::Continue(()),
@@ -70,8 +65,13 @@ fn do_task(socket: &OwnedFd) -> Result<(), (RootfsError, Option<Fault>)> {
     drop(lock);
     outcome.map_err(|error| {
         let fault = job.task.fault(&error);
-        (error.into(), fault)
+        failed(&error.into(), fault)
     })
+}
+
+fn failed(error: &RootfsError, fault: Option<Fault>) -> Box<Message> {
+    let report = ErrorReport::new(error.code(), error).with_hint(error.hint());
+    Box::new(Message::Failed { report, fault })
 }
 
 /// Receives the task and confines this process to it. Returns the task, its files and the lock.

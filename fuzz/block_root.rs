@@ -41,7 +41,7 @@ fn cache(scratch: &Scratch) -> LayerCache {
 
 /// Lists a directory of the cache.
 fn names(scratch: &Scratch, directory: &str) -> Vec<String> {
-    let entries = fs::read_dir(scratch.path("cache/layers-v4").join(directory)).unwrap();
+    let entries = fs::read_dir(scratch.path("cache/layers-v5").join(directory)).unwrap();
     entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
 }
 
@@ -64,7 +64,7 @@ fn file_name(diff_id: Digest) -> String {
 
 /// Returns the path of the layer file of a layer.
 fn file_path(scratch: &Scratch, diff_id: Digest) -> PathBuf {
-    scratch.path("cache/layers-v4/ready").join(file_name(diff_id)).join("layer")
+    scratch.path("cache/layers-v5/ready").join(file_name(diff_id)).join("layer")
 }
 
 /// Puts a file in the place of the layer file of a layer, as if it had been made before in this
@@ -184,16 +184,16 @@ pub fn clear(scratch: &Scratch, kept: &[Layer]) {
     }
     remove(scratch, |name| kept.iter().any(|kept| kept == name));
     for name in names(scratch, "locks") {
-        fs::remove_file(scratch.path("cache/layers-v4/locks").join(name)).unwrap();
+        fs::remove_file(scratch.path("cache/layers-v5/locks").join(name)).unwrap();
     }
 }
 
 /// Removes all lists, and all content that is not `kept`.
 fn remove(scratch: &Scratch, kept: impl Fn(&str) -> bool) {
     for name in names(scratch, "ready").iter().filter(|name| !kept(name)) {
-        fs::remove_dir_all(scratch.path("cache/layers-v4/ready").join(name)).unwrap();
+        fs::remove_dir_all(scratch.path("cache/layers-v5/ready").join(name)).unwrap();
     }
     for name in names(scratch, "stacks") {
-        fs::remove_file(scratch.path("cache/layers-v4/stacks").join(name)).unwrap();
+        fs::remove_file(scratch.path("cache/layers-v5/stacks").join(name)).unwrap();
     }
 }

@@ -22,19 +22,15 @@ use std::time::Instant;
 
 use a3s_box_core::config::{ConfinementLevel, DiskPlace, RootKind};
 use a3s_box_core::event::{EventKind, RootMethod, UpperPlace};
-use a3s_box_oci::{
-    BlockRoot, CacheError, Image, Layer, LayerCache, Layout, LayoutError, Progress, Stack,
-};
+use a3s_box_oci::{BlockRoot, CacheError, Image, LayerCache, Layout, LayoutError, Stack};
 
 use self::block::{Disks, Writes};
 use self::error::RootfsError;
-use self::form::{Costs, Form};
+use self::form::Form;
 use self::kind::Choice;
 use self::progress::{Meter, count};
 use self::sync::{Cached, Composed, Layers};
-use self::unpacker::Unpacker;
-use self::unpacker::error::UnpackerError;
-use self::unpacker::message::Job;
+use self::unpacker::Processes;
 use crate::host::process::Signals;
 use crate::report::events::EventWriter;
 use crate::report::service_manager::ServiceManager;
@@ -191,9 +187,13 @@ pub(crate) fn resolve(image: &ImageSpec) -> Result<(Layout, Image), LayoutError>
     Ok((layout, resolved))
 }
 
-/// Opens the layer cache, with the limits of the config for the layers of its image.
+/// Opens the layer cache, with the limits of the config for the layers of its image. Unpackers do the
+/// work on the bytes of an image, unless the config asks for no confinement.
 pub(crate) fn open_cache(spec: &VmSpec) -> Result<LayerCache, CacheError> {
-    let cache = LayerCache::open(&spec.paths.cache_dir)?;
+    let mut cache = LayerCache::open(&spec.paths.cache_dir)?;
+    if spec.confinement != ConfinementLevel::None {
+        cache = cache.with_unpackers(Box::new(Processes { seccomp: spec.seccomp }));
+    }
     Ok(match &spec.image {
         Some(image) => cache.with_limits(image.limits.clone()),
         None => cache,
@@ -216,61 +216,19 @@ fn unpack<F: Form>(
         }
         _ => None,
     };
-    let report = &mut |layer, progress| meter.report(layer, progress);
     let image = match F::find(&cache, &image.layers)? {
         Some(image) => image,
-        None if spec.confinement == ConfinementLevel::None => {
-            unpack_here(&cache, layout, &image.layers, (report, &mut stop))?
+        None => {
+            let mut stopped = None;
+            let on_progress = &mut |layer, progress| {
+                meter.report(layer, progress);
+                stopped = stopped.take().or_else(&mut stop);
+                if stopped.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            };
+            let composed = F::compose(&cache, layout, &image.layers, on_progress);
+            // The stop is the reason for any error that the cache returns after a break.
+            stopped.map_or_else(|| Ok(composed?), Err)?
         }
-        None => unpack_elsewhere(spec, &cache, &image.layers, (report, &mut stop))?,
     };
     Ok((image, Some(cache)))
-}
-
-/// The receiver of progress, and the function that says whether to stop.
-type Hooks<'a> = (
-    &'a mut (dyn FnMut(usize, Progress) + Send),
-    &'a mut (dyn FnMut() -> Option<RootfsError> + Send),
-);
-
-/// Unpacks in this process.
-fn unpack_here<F: Form>(
-    cache: &LayerCache,
-    layout: &Layout,
-    layers: &[Layer],
-    (report, stop): Hooks<'_>,
-) -> Result<F, RootfsError> {
-    let mut stopped = None;
-    let on_progress = &mut |layer, progress| {
-        report(layer, progress);
-        stopped = stopped.take().or_else(&mut *stop);
-        if stopped.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    };
-    let composed = F::compose(cache, layout, layers, on_progress);
-    // The stop is the reason for any error that the cache returns after a break.
-    stopped.map_or_else(|| Ok(composed?), Err)
-}
-
-/// Unpacks in a process of its own, which has no other rights.
-fn unpack_elsewhere<F: Form>(
-    spec: &VmSpec,
-    cache: &LayerCache,
-    layers: &[Layer],
-    (report, stop): Hooks<'_>,
-) -> Result<F, RootfsError> {
-    let Some(image) = &spec.image else { return Err(UnpackerError::Lost.into()) };
-    let job = Job {
-        cache_dir: spec.paths.cache_dir.clone(),
-        layout: image.layout.clone(),
-        layers: layers.to_vec(),
-        limits: image.limits.clone(),
-        kind: F::KIND,
-        seccomp: spec.seccomp,
-    };
-    let unpacked = Unpacker::start(&job)?.wait(report, stop)?;
-    // The unpacker still keeps the layers in the cache.
-    let mut image = F::find(cache, layers)?.ok_or(UnpackerError::Lost)?;
-    let Costs { hits, unpacked_bytes } = image.costs();
-    (*hits, *unpacked_bytes) = (unpacked.hits, unpacked.unpacked_bytes);
-    Ok(image)
 }

@@ -50,7 +50,7 @@ fuzz_target!(|blob: &[u8]| {
         Err(error) => panic!("an error of the cache itself: {error:?}"),
     }
     let files = |name: &str| -> Vec<String> {
-        fs::read_dir(SCRATCH.path("cache/layers-v4").join(name))
+        fs::read_dir(SCRATCH.path("cache/layers-v5").join(name))
             .unwrap()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
             .collect()
@@ -66,13 +66,13 @@ fuzz_target!(|blob: &[u8]| {
     // The lower layer is the same for all inputs, so it stays in the cache to save time.
     let kept = format!("sha256-{}", layers[0].diff_id.hex());
     for name in files("ready").iter().filter(|name| **name != kept) {
-        fs::remove_dir_all(SCRATCH.path("cache/layers-v4/ready").join(name)).unwrap();
+        fs::remove_dir_all(SCRATCH.path("cache/layers-v5/ready").join(name)).unwrap();
     }
     for (directory, name) in ["stacks", "locks"]
         .into_iter()
         .flat_map(|directory| files(directory).into_iter().map(move |name| (directory, name)))
     {
-        fs::remove_file(SCRATCH.path("cache/layers-v4").join(directory).join(name)).unwrap();
+        fs::remove_file(SCRATCH.path("cache/layers-v5").join(directory).join(name)).unwrap();
     }
     SCRATCH.clear();
 });

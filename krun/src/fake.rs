@@ -26,6 +26,7 @@
 //!
 //! If `A3S_BOX_FAKE_PROBE` is set, the shim itself makes an attempt to break out ([`probe`]).
 
+mod acts;
 mod probe;
 mod recorded;
 
@@ -37,6 +38,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::thread::JoinHandle;
 
+pub use self::acts::act;
 use self::recorded::{RECORDED, Recorded, RecordedDisk, RecordedShare, record};
 use crate::KrunError;
 use crate::disk::DISK_FORMAT_VMDK;

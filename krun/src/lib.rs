@@ -86,6 +86,8 @@ pub use access::Access;
 pub use content::Content;
 pub use disk::{Disk, DiskFormat, MAX_DISK_ID_BYTES, SECTOR_BYTES, SyncMode};
 pub use error::KrunError;
+#[cfg(feature = "fake")]
+pub use fake::act;
 pub use machine::{
     BlockRoot, Connect, MAX_DEVICES, MAX_SHARES, MAX_SOCKET_PATH_BYTES, MAX_TAG_BYTES, MAX_VCPUS,
     MIN_MEMORY_MIB, Machine, NetDevice, OverlayFile, Root, Share, ShareCache, VsockPort,

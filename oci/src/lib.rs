@@ -79,6 +79,7 @@ pub use cache::layer_cache::LayerCache;
 pub use cache::lock::LayerLease;
 pub use cache::lookup::CachedLayer;
 pub use cache::retention::{Collected, Retention};
+pub use cache::task::{Fault, OnTaskProgress, Task, UnpackerFailure, Unpackers};
 pub use host::private_dir::{private_directory, private_directory_with_group};
 pub use host::remove::remove_path;
 pub use host::trusted_path::{

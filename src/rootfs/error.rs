@@ -5,7 +5,9 @@ use std::io;
 
 use a3s_box_core::ErrorCode;
 use a3s_box_krun::guest_kernel::BLOCK_ROOT_REMEDY;
-use a3s_box_oci::{BlockError, CacheError, EntryError, LayerError, LayoutError, MountError};
+use a3s_box_oci::{
+    BlockError, CacheError, EntryError, LayerError, LayoutError, MountError, UnpackerFailure,
+};
 use a3s_box_sys::HostError;
 use nix::errno::Errno;
 
@@ -20,7 +22,7 @@ pub(crate) enum RootfsError {
     #[error("cannot use the image")]
     Layout(#[from] LayoutError),
     #[error("cannot put a layer into the cache")]
-    Layer(#[from] CacheError),
+    Layer(#[source] CacheError),
     /// The unpacker process reports an error, or has ended without a report.
     #[error(transparent)]
     Unpacker(#[from] UnpackerError),
@@ -42,6 +44,19 @@ pub(crate) enum RootfsError {
     Stopped(StopRequest),
     #[error("stopped by `resources.timeout_ms` while unpacking")]
     TimedOut,
+}
+
+impl From<CacheError> for RootfsError {
+    fn from(error: CacheError) -> Self {
+        let CacheError::Unpacker(UnpackerFailure { fault, source }) = error else {
+            return Self::Layer(error);
+        };
+        // The report of an unpacker has the whole chain of errors.
+        match source.downcast() {
+            Ok(error) => Self::Unpacker(*error),
+            Err(source) => Self::Layer(UnpackerFailure { fault, source }.into()),
+        }
+    }
 }
 
 impl RootfsError {
@@ -93,7 +108,7 @@ impl RootfsError {
 /// Returns whether the layers of an image cause the error.
 fn is_of_image(error: &CacheError) -> bool {
     match error {
-        CacheError::Layer { .. } => true,
+        CacheError::Layer { .. } | CacheError::Forged { .. } => true,
         CacheError::Block(error) => {
             !matches!(error, BlockError::Index { .. } | BlockError::Write(_) | BlockError::Root(_))
         }

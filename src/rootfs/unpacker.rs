@@ -1,56 +1,55 @@
-//! The unpacker: the process that reads the layers of an image.
+//! Unpackers: the processes that work on the bytes of an image.
 //!
 //! Decompressors and parsers meet the hostile bytes of an image while the shim still has all rights
-//! of its user. They therefore run in a process of their own, which first gives up its rights
-//! ([`worker`]). A start whose image is in the cache needs no unpacker.
+//! of its user. They therefore run in processes of their own, which first give up their rights
+//! ([`worker`]). Each of them does one task: it reads one layer, or merges the layer files of one
+//! image. A start whose image is in the cache needs none.
 //!
 //! ```text
-//!   shim                                    unpacker
-//!    │ ── stdin: the job ───────────────────► opens layout and cache, gives up its rights
-//!    │ ◄─ stdout: progress, then the end ──── unpacks, and keeps leases of what it made
-//!    │ takes leases of its own
-//!    │ ── stdin closes ─────────────────────► ends
+//!   shim                                      unpacker
+//!    │ locks the content, makes a directory
+//!    │ ── socket: open files, the task ───────► gives up its rights
+//!    │ ── pipe: the blob, hashed ─────────────► works
+//!    │ ◄─ socket: progress, then the end ──────
+//!    │ kills it, waits for its end
+//!    │ checks the directory, publishes it
 //! ```
 //!
-//! To stop an unpacker, the shim closes the pipe. The unpacker then removes what it has not
-//! finished. One that does not end in time is killed.
-//!
-//! The unpacker is this same executable. It ends with the shim, however that ends: the kernel kills
-//! it, and the pipe closes.
+//! An unpacker is this same executable. It ends with the shim, however that ends, because the kernel
+//! kills it. Until then it holds the lock as well, so that no other shim uses the directory.
 
 mod calls;
 pub(super) mod error;
+#[cfg(feature = "fake-vm")]
+mod fake;
 mod jail;
-pub(super) mod message;
+mod message;
+mod root;
+mod transfer;
 mod worker;
 
-use std::io::{Read, Write};
-use std::os::fd::AsFd;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use a3s_box_oci::Progress;
+use a3s_box_core::config::SeccompMode;
+use a3s_box_oci::{OnTaskProgress, Task, UnpackerFailure, Unpackers};
 use a3s_box_sys::HostError;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 
-use self::error::UnpackerError;
+use self::error::{Reported, UnpackerError};
 use self::message::{Job, Message};
 pub(super) use self::worker::run_if_asked;
-use super::error::RootfsError;
+use crate::report::printable::printable;
 
 /// Time between two checks whether the box is to stop.
 const STOP_INTERVAL: u8 = 20;
-
-/// Time that an unpacker gets to end after the pipe has closed. It hears of that within some tens of
-/// milliseconds, and then removes up to some thousand files for each layer.
-const END_GRACE: Duration = Duration::from_secs(5);
-
-/// Time between two checks whether the unpacker has ended.
-const END_INTERVAL: Duration = Duration::from_millis(1);
 
 /// Longest message. The report of an error has up to 17 texts of some kilobytes.
 const MAX_MESSAGE_BYTES: usize = 256 * 1024;
@@ -58,104 +57,123 @@ const MAX_MESSAGE_BYTES: usize = 256 * 1024;
 /// Bytes that are read at once.
 const READ_BYTES: usize = 16 * 1024;
 
+/// What is logged of the output of an unpacker, which only has some if it panics.
+const LOG_BYTES: u64 = 4096;
+
+/// Time for a process to end after it has closed its socket, and between two looks at it. The kernel
+/// closes the socket some microseconds before the process can be waited for.
+const END_CHECKS: u32 = 1000;
+const END_INTERVAL: Duration = Duration::from_millis(1);
+
+/// Starts unpackers.
+#[derive(Debug)]
+pub(super) struct Processes {
+    pub(super) seccomp: SeccompMode,
+}
+
+impl Unpackers for Processes {
+    fn run(
+        &self,
+        task: &Task,
+        files: &[BorrowedFd<'_>],
+        lock: BorrowedFd<'_>,
+        progress: &mut OnTaskProgress<'_>,
+    ) -> Result<(), UnpackerFailure> {
+        let failure = |error: UnpackerError| UnpackerFailure {
+            fault: error.fault(),
+            source: Box::new(error),
+        };
+        let mut unpacker = Unpacker::start().map_err(failure)?;
+        let job = Job { task: task.clone(), seccomp: self.seccomp };
+        let files: Vec<BorrowedFd<'_>> = files.iter().copied().chain([lock]).collect();
+        let sent = transfer::send(&unpacker.socket, &files, &job);
+        let outcome = match sent {
+            Ok(()) => unpacker.wait(task, progress),
+            // An unpacker that has ended already explains more than the broken pipe.
+            Err(error) => Err(match unpacker.child.try_wait() {
+                Ok(Some(status)) => ended(status),
+                _ => HostError::of("send the task to the unpacker")(error).into(),
+            }),
+        };
+        unpacker.end().and(outcome).map_err(failure)
+    }
+}
+
 /// A running unpacker. It ends when this value is dropped.
 #[derive(Debug)]
-pub(super) struct Unpacker {
+struct Unpacker {
     child: Child,
-    stdin: Option<ChildStdin>,
-    stdout: Option<ChildStdout>,
+    socket: UnixStream,
+    /// Its standard output and standard error.
+    log: io::PipeReader,
     /// Bytes of a message that is not complete.
     partial: Vec<u8>,
 }
 
-/// What an unpacker has done.
-#[derive(Debug)]
-pub(super) struct Unpacked {
-    /// Number of layers that were in the cache.
-    pub(super) hits: usize,
-    /// Size of the regular files of the others.
-    pub(super) unpacked_bytes: u64,
-    /// Keeps the layers from being removed until it is dropped.
-    pub(super) _unpacker: Unpacker,
-}
-
 impl Unpacker {
-    /// Starts the unpacker.
-    pub(super) fn start(job: &Job) -> Result<Self, UnpackerError> {
+    fn start() -> Result<Self, UnpackerError> {
+        let (socket, theirs) = UnixStream::pair().map_err(HostError::of("make a socket"))?;
+        // It gets a pipe in place of standard error, because it could change mode and owner of a file.
+        let (log, output) = io::pipe().map_err(HostError::of("make a pipe"))?;
+        let errors = output.try_clone().map_err(HostError::of("make a pipe"))?;
         let mut command = Command::new("/proc/self/exe");
         command.arg(worker::ARGUMENT).env_clear();
-        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        command.stdin(OwnedFd::from(theirs)).stdout(output).stderr(errors);
         // The loader may find an installed libkrun.so (feature `system`) by this variable only.
         if let Some(directories) = std::env::var_os("LD_LIBRARY_PATH") {
             command.env("LD_LIBRARY_PATH", directories);
         }
-        // The fake unpacker of a test acts as one that a layer has taken over.
-        if cfg!(feature = "fake-vm")
-            && let Some(act) = std::env::var_os(worker::FAKE_ACT)
-        {
-            command.env(worker::FAKE_ACT, act);
-        }
-        let mut child = command.spawn().map_err(HostError::of("start the unpacker"))?;
-        let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
-        let mut unpacker = Self { child, stdin, stdout, partial: Vec::new() };
-        unpacker.send(job)?;
-        Ok(unpacker)
+        #[cfg(feature = "fake-vm")]
+        fake::pass_on(&mut command);
+        let child = command.spawn().map_err(HostError::of("start the unpacker"))?;
+        Ok(Self { child, socket, log, partial: Vec::new() })
     }
 
-    fn send(&mut self, job: &Job) -> Result<(), UnpackerError> {
-        let mut line =
-            serde_json::to_vec(job).map_err(HostError::of("write the job of the unpacker"))?;
-        line.push(b'\n');
-        let sent = self.stdin.as_mut().map_or(Ok(()), |stdin| stdin.write_all(&line));
-        match sent {
-            Ok(()) => Ok(()),
-            // An unpacker that has ended already explains more than the broken pipe.
-            Err(error) => Err(match self.child.try_wait() {
-                Ok(Some(status)) => ended(status),
-                _ => HostError::of("send the job to the unpacker")(error).into(),
-            }),
-        }
-    }
-
-    /// Waits until all layers are in the cache. `stop` is asked again and again whether to stop.
-    pub(super) fn wait(
-        mut self,
-        on_progress: &mut dyn FnMut(usize, Progress),
-        stop: &mut dyn FnMut() -> Option<RootfsError>,
-    ) -> Result<Unpacked, RootfsError> {
+    /// Waits for the end of the task. `progress` is called again and again.
+    fn wait(
+        &mut self,
+        task: &Task,
+        progress: &mut OnTaskProgress<'_>,
+    ) -> Result<(), UnpackerError> {
+        let (mut layer, mut step) = task.beginning();
         loop {
-            if let Some(stopped) = stop() {
-                return Err(stopped);
-            }
             for message in self.receive()? {
                 match message {
-                    Message::Progress { layer, progress } => on_progress(layer, progress),
-                    Message::Done { hits, unpacked_bytes } => {
-                        return Ok(Unpacked { hits, unpacked_bytes, _unpacker: self });
-                    }
-                    Message::Failed(report) => {
-                        return Err(UnpackerError::Reported(report.into()).into());
+                    Message::Progress { layer: of, progress: made } => (layer, step) = (of, made),
+                    Message::Done => return Ok(()),
+                    Message::Failed { report, fault } => {
+                        return Err(Reported::new(report, fault).into());
                     }
                 }
+                if progress(layer, step).is_break() {
+                    return Err(UnpackerError::Cancelled);
+                }
+            }
+            // The same progress again, because it is also the question whether to stop.
+            if progress(layer, step).is_break() {
+                return Err(UnpackerError::Cancelled);
             }
         }
     }
 
     /// Returns the messages that have arrived. Waits a moment if there is none.
     fn receive(&mut self) -> Result<Vec<Message>, UnpackerError> {
-        let Some(stdout) = self.stdout.as_mut() else { return Ok(Vec::new()) };
-        let mut fds = [PollFd::new(stdout.as_fd(), PollFlags::POLLIN)];
+        let mut fds = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
         match poll(&mut fds, PollTimeout::from(STOP_INTERVAL)) {
             // A signal with a handler, such as that of Rust for SIGSEGV, interrupts the wait.
             Ok(0) | Err(Errno::EINTR) => return Ok(Vec::new()),
             ready => ready.map_err(HostError::of("wait for the unpacker"))?,
         };
         let mut bytes = [0; READ_BYTES];
-        // It does not block, because the pipe is readable, so that no signal interrupts it.
-        let count = stdout.read(&mut bytes).map_err(HostError::of("read from the unpacker"))?;
+        // It does not block, because the socket is readable, so that no signal interrupts it.
+        let count = match self.socket.read(&mut bytes) {
+            Ok(count) => count,
+            // It has ended without having read all of the task.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => 0,
+            Err(error) => return Err(HostError::of("read from the unpacker")(error).into()),
+        };
         if count == 0 {
-            let status = self.child.wait().map_err(HostError::of("wait for the unpacker"))?;
-            return Err(ended(status));
+            return Err(ended(self.wait_for_end()?));
         }
         self.partial.extend_from_slice(&bytes[..count]);
         let mut messages = Vec::new();
@@ -169,27 +187,42 @@ impl Unpacker {
         Ok(messages)
     }
 
-    /// Returns whether the unpacker ends by itself in time.
-    fn ends(&mut self) -> bool {
-        let deadline = Instant::now() + END_GRACE;
-        while Instant::now() < deadline {
-            // After an error there is no child to wait for.
-            if !matches!(self.child.try_wait(), Ok(None)) {
-                return true;
+    /// Returns how a process has ended that has closed its socket. One that has not ended is killed:
+    /// only a process that a blob has taken over closes the socket before.
+    fn wait_for_end(&mut self) -> Result<ExitStatus, HostError> {
+        for _ in 0..END_CHECKS {
+            if let Some(status) =
+                self.child.try_wait().map_err(HostError::of("wait for the unpacker"))?
+            {
+                return Ok(status);
             }
             thread::sleep(END_INTERVAL);
         }
-        false
+        let _killed = self.child.kill();
+        self.child.wait().map_err(HostError::of("wait for the unpacker"))
+    }
+
+    /// Ends the process, and logs what it has printed. All threads have ended on return, so that
+    /// nothing writes into the directory any more.
+    fn end(&mut self) -> Result<(), UnpackerError> {
+        // It may have ended by itself.
+        let _killed = self.child.kill();
+        self.child.wait().map_err(HostError::of("wait for the unpacker"))?;
+        let mut text = Vec::new();
+        // The pipe has no writer any more, so that the read ends.
+        let _best_effort = (&mut self.log).take(LOG_BYTES).read_to_end(&mut text);
+        for line in String::from_utf8_lossy(&text).lines() {
+            tracing::warn!(line = printable(line, line.len()), "output of the unpacker");
+        }
+        Ok(())
     }
 }
 
 impl Drop for Unpacker {
     fn drop(&mut self) {
-        (self.stdin, self.stdout) = (None, None);
-        if !self.ends() && self.child.kill().is_ok() {
-            // SIGKILL ends it in any case, and only a process that was waited for is gone.
-            let _ended = self.child.wait();
-        }
+        // A process that has ended before was waited for, and this does nothing.
+        let _killed = self.child.kill();
+        let _ended = self.child.wait();
     }
 }
 

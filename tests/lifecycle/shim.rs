@@ -156,17 +156,38 @@ impl Shim {
         kill(Pid::from_raw(self.child.id().cast_signed()), signal).unwrap();
     }
 
-    /// Stops the unpacker and the shim by SIGSTOP.
+    /// Waits for the unpackers of the shim, and stops them and the shim by SIGSTOP.
     pub(crate) fn hold(&self) {
-        let id = self.child.id();
-        let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap();
+        // An unpacker has the signal for the death of its parent once it has its name.
+        let start = Instant::now();
+        let unpackers = loop {
+            match self.unpackers() {
+                none if none.is_empty() => {
+                    assert!(start.elapsed() < PATIENCE, "no unpacker starts");
+                }
+                some => break some,
+            }
+        };
+        for unpacker in unpackers {
+            kill(Pid::from_raw(unpacker), Signal::SIGSTOP).unwrap();
+        }
+        self.send(Signal::SIGSTOP);
+    }
+
+    /// Returns the pids of the unpackers. Each thread that makes a layer starts one.
+    fn unpackers(&self) -> Vec<i32> {
         let is_unpacker = |child: &&str| {
             let name = fs::read_to_string(format!("/proc/{child}/comm"));
             name.is_ok_and(|name| name == "a3s-box-unpack\n")
         };
-        let unpacker = children.split_whitespace().find(is_unpacker).unwrap();
-        kill(Pid::from_raw(unpacker.parse().unwrap()), Signal::SIGSTOP).unwrap();
-        self.send(Signal::SIGSTOP);
+        let mut found = Vec::new();
+        for thread in fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap() {
+            let children = fs::read_to_string(thread.unwrap().path().join("children"));
+            let children = children.unwrap_or_default();
+            let unpackers = children.split_whitespace().filter(is_unpacker);
+            found.extend(unpackers.map(|pid| pid.parse::<i32>().unwrap()));
+        }
+        found
     }
 
     /// Kills the shim when `moment` has passed since its start, and returns how it ended.

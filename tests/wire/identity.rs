@@ -68,7 +68,7 @@ fn other_users_cannot_reach_setuid_files_of_an_image_or_a_box() {
     let root = mounted_root(&child, directory.path());
     fs::copy("/bin/cat", root.join("open/new")).unwrap();
     chmod(&root.join("open/new"), 0o4755);
-    let ready = fs::read_dir(directory.path().join("c/layers-v4/ready")).unwrap();
+    let ready = fs::read_dir(directory.path().join("c/layers-v5/ready")).unwrap();
     let mut files: Vec<PathBuf> =
         ready.map(|entry| entry.unwrap().path().join("tree/open/suid")).collect();
     files.push(directory.path().join("s/golden/upper/open/new"));
@@ -105,7 +105,7 @@ fn state_or_cache_directory_that_others_can_reach_or_replace_is_refused() {
     config["image"] = image(directory.path(), "echo 1 >file");
     assert_eq!(prepare(&config).status.code(), Some(0));
     for (store, code) in
-        [("c", "rootfs_failed"), ("c/layers-v4", "rootfs_failed"), ("s", "state_dir")]
+        [("c", "rootfs_failed"), ("c/layers-v5", "rootfs_failed"), ("s", "state_dir")]
     {
         let store = directory.path().join(store);
         chmod(&store, 0o755);

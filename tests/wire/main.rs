@@ -20,7 +20,8 @@
 //! | `journal` | the log in a real journal and on standard error, without a secret in either |
 //! | `service` | the unit of systemd |
 //! | `user` | a shim that an ordinary user runs |
-//! | `unpacker` | the confinement of the unpacker, and its death |
+//! | `unpacker` | the confinement of unpackers, and their deaths |
+//! | `unpacker_calls` | the system calls of unpackers |
 //! | `upkeep` | collection and verification of the layer cache |
 //! | `doctor` | the report of `--doctor` about a host |
 //! | `input` | refused configs, and the flags for people |
@@ -57,6 +58,7 @@ mod service;
 mod stops;
 mod tracee;
 mod unpacker;
+mod unpacker_calls;
 mod upkeep;
 mod user;
 mod wire_types;

@@ -19,7 +19,7 @@ fn run_mode(mode: &str, config: &Value) -> (Output, Vec<Value>) {
 
 /// Returns the directories of everything that is ready in the cache.
 fn ready(directory: &Path) -> Vec<PathBuf> {
-    let ready = fs::read_dir(directory.join("c/layers-v4/ready")).unwrap();
+    let ready = fs::read_dir(directory.join("c/layers-v5/ready")).unwrap();
     ready.map(|entry| entry.unwrap().path()).collect()
 }
 

@@ -104,7 +104,7 @@ impl Bench {
 
     /// Returns the directory of all content in the cache.
     fn ready(&self) -> PathBuf {
-        self.cache.join("layers-v4/ready")
+        self.cache.join("layers-v5/ready")
     }
 
     fn compose(&self, layers: &[Layer]) -> Result<BlockRoot> {

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use a3s_box_erofs::{Content, ContentRef, DataRange, InodeId, Metadata, Tree, TreeError};
+use serde::{Deserialize, Serialize};
 
 use crate::host::metadata::UNDESCRIBED_DIR_MODE;
 use crate::unpack::entry_error::EntryError;
@@ -22,7 +23,7 @@ pub(super) const DEVICE: Content = Content::CharDevice { major: 0, minor: 0 };
 
 /// Limits on the memory and the time for the tree of an image, to which its layers are applied. A
 /// block root that exceeds a limit is refused.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TreeLimits {
     /// Number of inodes, including those that a later entry removes.
     pub inodes: u64,

@@ -14,6 +14,7 @@ use super::record::Record;
 use crate::block::image::MetadataImage;
 use crate::block::index::IndexError;
 use crate::block::layer_file::LayerFile;
+use crate::unpack::facts::LayerFacts;
 
 /// Size of an entry of a tree without its content: one block of most file systems.
 const ENTRY_BYTES: u64 = 4096;
@@ -23,9 +24,15 @@ const STAT_BLOCK_BYTES: u64 = 512;
 
 /// The content of a directory of the cache, opened.
 pub(crate) trait Content: Sized {
+    /// The form of the content.
+    const FORM: Form;
+
     /// Opens the content of `directory`. Returns `None` if it is damaged, as far as its size and its
     /// ends show: a start must not read all of it.
     fn open(directory: &OwnedFd) -> io::Result<Option<Self>>;
+
+    /// Returns the facts about the layer, if the content is one.
+    fn facts(&self) -> Option<LayerFacts>;
 
     /// Returns the disk space that the content takes.
     fn stored_bytes(&self) -> io::Result<u64>;
@@ -33,8 +40,14 @@ pub(crate) trait Content: Sized {
 
 /// A tree is described by its record.
 impl Content for Record {
+    const FORM: Form = Form::Tree;
+
     fn open(directory: &OwnedFd) -> io::Result<Option<Self>> {
         Self::read(directory)
+    }
+
+    fn facts(&self) -> Option<LayerFacts> {
+        Some(self.facts)
     }
 
     fn stored_bytes(&self) -> io::Result<u64> {
@@ -45,11 +58,17 @@ impl Content for Record {
 }
 
 impl Content for LayerFile {
+    const FORM: Form = Form::LayerFile;
+
     fn open(directory: &OwnedFd) -> io::Result<Option<Self>> {
         match Self::open(open_file(directory, Form::LayerFile)?) {
             Err(IndexError::Read(error)) => unless_cut_off(error),
             opened => Ok(opened.ok()),
         }
+    }
+
+    fn facts(&self) -> Option<LayerFacts> {
+        Some(self.facts())
     }
 
     fn stored_bytes(&self) -> io::Result<u64> {
@@ -58,11 +77,17 @@ impl Content for LayerFile {
 }
 
 impl Content for MetadataImage {
+    const FORM: Form = Form::MetadataImage;
+
     fn open(directory: &OwnedFd) -> io::Result<Option<Self>> {
         match Self::open(open_file(directory, Form::MetadataImage)?) {
             Err(ReadError::File(error)) => unless_cut_off(error),
             opened => Ok(opened.ok()),
         }
+    }
+
+    fn facts(&self) -> Option<LayerFacts> {
+        None
     }
 
     fn stored_bytes(&self) -> io::Result<u64> {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use a3s_box_sys::HostError;
 
+use super::task::{Fault, UnpackerFailure};
 use crate::block::error::BlockError;
 use crate::host::trusted_path::StoreError;
 use crate::image::digest::Digest;
@@ -63,12 +64,36 @@ pub enum CacheError {
         /// The reason.
         source: LayerError,
     },
+    /// What was made in the staging directory is not what was asked for.
+    #[error(
+        "`{}` was not made as it must be: the image may be an attack",
+        path.display()
+    )]
+    Forged {
+        /// The staging directory.
+        path: PathBuf,
+    },
+    /// The process that works on the layer has failed.
+    #[error(transparent)]
+    Unpacker(#[from] UnpackerFailure),
     /// The progress function returned [`ControlFlow::Break`](std::ops::ControlFlow::Break).
     #[error("unpacking of layer `{layer}` was cancelled")]
     Cancelled {
         /// Digest of the layer's blob.
         layer: Digest,
     },
+}
+
+impl CacheError {
+    /// Returns the layer that is to blame for the error.
+    pub(crate) fn fault(&self) -> Option<Fault> {
+        match self {
+            Self::Layer { layer, .. } => Some(Fault::Layer(*layer)),
+            Self::Block(BlockError::Index { layer, .. }) => Some(Fault::Index(*layer)),
+            Self::Unpacker(failure) => failure.fault,
+            _ => None,
+        }
+    }
 }
 
 /// The process that holds a lock, as far as it is known.

@@ -16,6 +16,7 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::error::CacheError;
 use super::name::TREE;
+use super::task::Unpackers;
 use super::wait::WaitLimits;
 use crate::block::root_tree::TreeLimits;
 use crate::host::directory::names_in;
@@ -26,7 +27,7 @@ use crate::image::digest::Digest;
 use crate::unpack::limits::Limits;
 
 /// Directory of the current format.
-const FORMAT_DIR: &str = "layers-v4";
+const FORMAT_DIR: &str = "layers-v5";
 
 /// Number of digits in the digest of a user namespace's id maps. A user has one or two such maps,
 /// so 64 bits are enough to tell them apart.
@@ -64,6 +65,7 @@ pub struct LayerCache {
     pub(crate) limits: Limits,
     pub(crate) tree_limits: TreeLimits,
     pub(super) wait_limits: WaitLimits,
+    pub(super) unpackers: Option<Box<dyn Unpackers>>,
 }
 
 impl LayerCache {
@@ -115,6 +117,7 @@ impl LayerCache {
             limits: Limits::default(),
             tree_limits: TreeLimits::default(),
             wait_limits: WaitLimits::default(),
+            unpackers: None,
         })
     }
 
@@ -128,6 +131,17 @@ impl LayerCache {
     #[must_use]
     pub fn with_tree_limits(self, tree_limits: TreeLimits) -> Self {
         Self { tree_limits, ..self }
+    }
+
+    /// Has all work on the bytes of images done by other processes from now on.
+    #[must_use]
+    pub fn with_unpackers(self, unpackers: Box<dyn Unpackers>) -> Self {
+        Self { unpackers: Some(unpackers), ..self }
+    }
+
+    /// Returns the path of a name in the cache.
+    pub(super) fn path_of(&self, name: &str) -> PathBuf {
+        self.path.join(name)
     }
 
     /// Returns the directory of the layer `name`.

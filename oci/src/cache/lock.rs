@@ -75,6 +75,12 @@ impl LayerLock {
     }
 }
 
+impl AsFd for LayerLock {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
 impl Drop for LayerLock {
     fn drop(&mut self) {
         // The next holder does the same.

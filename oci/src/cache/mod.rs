@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! <dir>/                       mode 0700, because trees hold setuid files; see `host/private_dir`
-//! └── layers-v4[-user-<map>]/  one directory for each format and, by its id maps, each user
+//! └── layers-v5[-user-<map>]/  one directory for each format and, by its id maps, each user
 //!     │                        namespace; mode 0700, like all directories in it
 //!     ├── ready/<name>/        verified content in one of three forms; no file of it is written again
 //!     │   ├── tree/            a tree: the lower directory of overlayfs, with whiteouts in its form
@@ -17,14 +17,17 @@
 //!     └── locks/<name>         locked: exclusive to write or remove the content, shared to use it;
 //!                              the modification time is the time of the last use; see `lock`
 //!
-//! trees:  sha256-<hex>         a layer that was unpacked alone, by its DiffID
-//!         on-sha256-<hex>      a layer that was unpacked on top of those below it, by its ChainID
-//!         meta-sha256-<hex>    directories with the metadata of lower layers, by the ChainID
-//! files:  file-sha256-<hex>    a layer file, by the DiffID of the layer
-//!         root-sha256-<hex>    the metadata image of the layers with this ChainID
-//! lists:  sha256-<hex>         the trees of a stack, by the ChainID
-//!         root-sha256-<hex>    the metadata image of a block root and its devices, by the ChainID
+//! trees:  sha256-<hex>         a layer that was unpacked alone, by its id
+//!         on-sha256-<hex>      a layer that was unpacked on top of those below it, by the chain id
+//!         meta-sha256-<hex>    directories with the metadata of lower layers, by the chain id
+//! files:  file-sha256-<hex>    a layer file, by the id of the layer
+//!         root-sha256-<hex>    the metadata image of the layers with this chain id
+//! lists:  sha256-<hex>         the trees of a stack, by the chain id
+//!         root-sha256-<hex>    the metadata image of a block root and its devices, by the chain id
 //! ```
+//!
+//! The id of a layer is a digest of its blob's digest and its `DiffID`
+//! ([`Layer::id`](crate::Layer)), and the chain id is made of ids as a `ChainID` of `DiffID`s.
 //!
 //! This module contains no stacks and no block roots. `stack` decides which content an image needs
 //! and makes it by a [`Recipe`](publish::Recipe).
@@ -51,4 +54,5 @@ pub(crate) mod publish;
 pub(crate) mod record;
 pub(crate) mod retention;
 pub(crate) mod staged;
+pub(crate) mod task;
 pub(crate) mod wait;

@@ -1,6 +1,7 @@
 //! Making content: it is written in `staging` under the exclusive lock, and published by one
 //! rename.
 
+use std::io;
 use std::os::fd::AsFd;
 use std::thread;
 use std::time::Duration;
@@ -11,10 +12,12 @@ use nix::fcntl::renameat;
 use super::content::Content;
 use super::error::CacheError;
 use super::layer_cache::{LayerCache, names};
+use super::lock::LayerLock;
 use super::lookup::{Cached, LayerState};
 use super::staged::Staged;
 use super::wait::Wait;
 use crate::host::remove::remove_tree;
+use crate::unpack::facts::LayerFacts;
 
 /// Time between two attempts to take a lock that another process holds. It is short compared with
 /// the time to unpack a layer, and long compared with the time of an attempt.
@@ -63,7 +66,7 @@ impl LayerCache {
                 Some(lock) => {
                     // Another process may have published it before the lock was taken.
                     if !self.is_usable(recipe, &name)? {
-                        self.make(recipe, &name)?;
+                        self.make(recipe, &name, &lock)?;
                         hit = false;
                     }
                     drop(lock);
@@ -93,12 +96,17 @@ impl LayerCache {
     }
 
     /// Makes and publishes content. The caller holds the exclusive lock of `name`.
-    fn make(&self, recipe: &mut impl Recipe, name: &str) -> Result<(), CacheError> {
+    fn make(
+        &self,
+        recipe: &mut impl Recipe,
+        name: &str,
+        lock: &LayerLock,
+    ) -> Result<(), CacheError> {
         self.sweep()?;
         // The layer is missing or unusable. An unusable one must be removed, because a directory
         // that is not empty would make the rename fail.
         self.discard(name)?;
-        let published = self.stage(recipe, name).and_then(|()| self.publish_as(name, name));
+        let published = self.stage(recipe, name, lock).and_then(|()| self.publish_as(name, name));
         if published.is_err()
             && let Err(errno) = remove_tree(self.staging.as_fd(), name.as_bytes())
         {
@@ -109,11 +117,34 @@ impl LayerCache {
         published
     }
 
-    /// Makes the content of `recipe` in the staging directory `name`, which must not exist.
-    pub(crate) fn stage(&self, recipe: &mut impl Recipe, name: &str) -> Result<(), CacheError> {
-        let staged = Staged::new(self, name)?;
+    /// Makes the content of `recipe` in the staging directory `name`, which must not exist. `lock` is
+    /// the exclusive lock of that name.
+    pub(crate) fn stage<R: Recipe>(
+        &self,
+        recipe: &mut R,
+        name: &str,
+        lock: &LayerLock,
+    ) -> Result<(), CacheError> {
+        let staged = Staged::new(self, name, lock)?;
         recipe.make(&staged)?;
+        if !self.is_made(recipe, &staged).map_err(staged.error("look at"))? {
+            return Err(CacheError::Forged { path: staged.place() });
+        }
         staged.mark()
+    }
+
+    /// Returns whether a staging directory has what `recipe` makes, as far as its size and its ends
+    /// show. Without this check, [`Self::get_or_make`] would make such content again and again.
+    fn is_made<R: Recipe>(&self, recipe: &R, staged: &Staged<'_>) -> io::Result<bool> {
+        if !staged.has_only(R::Content::FORM)? {
+            return Ok(false);
+        }
+        let Some(content) = R::Content::open(staged.directory())? else { return Ok(false) };
+        // The sums of these numbers must not overflow.
+        let fits = |facts: LayerFacts| {
+            facts.bytes <= self.limits.unpacked_bytes && facts.entries <= self.limits.entries
+        };
+        Ok(content.facts().is_none_or(fits) && recipe.accepts(&content))
     }
 
     /// Publishes the staging directory `staged` as the layer `name`, whose exclusive lock the

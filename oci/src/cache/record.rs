@@ -17,7 +17,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Component, Path, PathBuf};
 
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::Mode;
@@ -26,8 +26,8 @@ use serde_json::{Value, json};
 use crate::unpack::cross_layer::CrossLayerDependencies;
 use crate::unpack::facts::LayerFacts;
 
-const FACTS: &str = "facts.json";
-const CROSS_LAYER_FILE: &str = "seams";
+pub(super) const FACTS: &str = "facts.json";
+pub(super) const CROSS_LAYER_FILE: &str = "seams";
 
 /// Upper bound on the size of `facts.json`, which has six values.
 const FACTS_LIMIT_BYTES: u64 = 4096;
@@ -52,21 +52,7 @@ impl Record {
             "undecided": dependencies.undecided,
         });
         write_file(directory, FACTS, format!("{record}\n").as_bytes())?;
-        let sets = [
-            (b"d", &dependencies.undescribed),
-            (b"e", &dependencies.used_early),
-            (b"c", &dependencies.cleared),
-            (b"h", &dependencies.hidden),
-            (b"o", &dependencies.opaque),
-            (b"s", &dependencies.skipped),
-        ];
-        let mut bytes = Vec::new();
-        for (letter, paths) in sets {
-            for path in paths {
-                bytes.extend([&letter[..], path.as_os_str().as_bytes(), b"\0"].concat());
-            }
-        }
-        write_file(directory, CROSS_LAYER_FILE, &bytes)
+        write_file(directory, CROSS_LAYER_FILE, &encode(dependencies))
     }
 
     /// Reads the record of a layer from its directory. Returns `None` if a file is not in the
@@ -86,14 +72,6 @@ impl Record {
     fn parse(facts: &Value, dependencies: &[u8]) -> Option<Self> {
         let number = |key: &str| facts.get(key)?.as_u64();
         let flag = |key: &str| facts.get(key)?.as_bool();
-        let mut sets: [BTreeSet<PathBuf>; 6] = Default::default();
-        for line in dependencies.split_inclusive(|byte| *byte == 0) {
-            let [letter, path @ ..] = line.strip_suffix(b"\0")? else { return None };
-            // The letters are in the order of the sets below.
-            let set = b"dechos".iter().position(|known| known == letter)?;
-            sets[set].insert(PathBuf::from(OsStr::from_bytes(path)));
-        }
-        let [undescribed, used_early, cleared, hidden, opaque, skipped] = sets;
         Some(Self {
             facts: LayerFacts {
                 bytes: number("bytes")?,
@@ -104,15 +82,57 @@ impl Record {
             },
             dependencies: CrossLayerDependencies {
                 undecided: number("undecided")?,
-                undescribed,
-                used_early,
-                cleared,
-                hidden,
-                opaque,
-                skipped,
+                ..decode(dependencies)?
             },
         })
     }
+}
+
+/// Returns the content of the file `seams`.
+pub(crate) fn encode(dependencies: &CrossLayerDependencies) -> Vec<u8> {
+    let sets = [
+        (b"d", &dependencies.undescribed),
+        (b"e", &dependencies.used_early),
+        (b"c", &dependencies.cleared),
+        (b"h", &dependencies.hidden),
+        (b"o", &dependencies.opaque),
+        (b"s", &dependencies.skipped),
+    ];
+    let mut bytes = Vec::new();
+    for (letter, paths) in sets {
+        for path in paths {
+            bytes.extend([&letter[..], path.as_os_str().as_bytes(), b"\0"].concat());
+        }
+    }
+    bytes
+}
+
+/// Parses the content of the file `seams`, without the number of undecided entries. Returns `None` for
+/// bytes that [`encode`] does not make.
+pub(crate) fn decode(bytes: &[u8]) -> Option<CrossLayerDependencies> {
+    let mut sets: [BTreeSet<PathBuf>; 6] = Default::default();
+    for line in bytes.split_inclusive(|byte| *byte == 0) {
+        let [letter, path @ ..] = line.strip_suffix(b"\0")? else { return None };
+        // The letters are in the order of the sets below.
+        let set = b"dechos".iter().position(|known| known == letter)?;
+        let path = Path::new(OsStr::from_bytes(path));
+        // The record of a tree comes from a process that its blob may have taken over, and directories
+        // are made of these paths.
+        if !path.components().all(|part| matches!(part, Component::Normal(_))) {
+            return None;
+        }
+        sets[set].insert(path.to_owned());
+    }
+    let [undescribed, used_early, cleared, hidden, opaque, skipped] = sets;
+    Some(CrossLayerDependencies {
+        undescribed,
+        used_early,
+        cleared,
+        hidden,
+        opaque,
+        skipped,
+        undecided: 0,
+    })
 }
 
 fn write_file(directory: &OwnedFd, name: &str, content: &[u8]) -> io::Result<()> {

@@ -5,12 +5,13 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use nix::errno::Errno;
 use rustix::fs::{XattrFlags, fgetxattr, fremovexattr, fsetxattr};
+use serde::{Deserialize, Serialize};
 
 /// An attribute to try out whether this process can set `trusted.*`. No other program reads it.
 const PROBE_XATTR: &str = "trusted.a3s-box.probe";
 
 /// The namespace of the extended attributes in which overlayfs stores its marks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum OverlayXattrs {
     /// `trusted.overlay.*`, which needs `CAP_SYS_ADMIN` in the initial user namespace.
     Trusted,

@@ -172,6 +172,20 @@ impl Image {
 }
 
 impl Layer {
+    /// Returns the digest by which the cache names the layer. It covers the blob and the `DiffID`.
+    ///
+    /// The `DiffID` alone would not do. Only the process that decompresses a blob finds out whether
+    /// the blob has the `DiffID` that its image claims, and the blob may have taken that process
+    /// over. With the digest of the blob in the name, such a process makes content only for those
+    /// bytes that have taken it over.
+    #[must_use]
+    pub fn id(&self) -> Digest {
+        if self.digest == self.diff_id {
+            return self.diff_id;
+        }
+        Digest::of(format!("layer {} {}", self.digest, self.diff_id).as_bytes())
+    }
+
     fn from_documents((descriptor, diff_id): (&Descriptor, &String)) -> Result<Self, ImageError> {
         Ok(Self {
             digest: descriptor.digest.parse()?,
@@ -179,5 +193,24 @@ impl Layer {
             size_bytes: descriptor.size,
             compression: Compression::of_media_type(&descriptor.media_type)?,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn id_of_a_layer_covers_its_blob_and_its_diff_id() {
+        let [a, b, c] = [b"a", b"b", b"c"].map(|text| Digest::of(text));
+        let layer = |digest, diff_id| {
+            Layer { digest, diff_id, size_bytes: 0, compression: Compression::Gzip }.id()
+        };
+        // The blob of an uncompressed layer is its archive.
+        assert_eq!(layer(a, a), a);
+        let ids = [layer(a, a), layer(b, a), layer(c, a), layer(b, c), layer(a, b)];
+        for (i, id) in ids.iter().enumerate() {
+            assert!(!ids[..i].contains(id), "{i}");
+        }
     }
 }

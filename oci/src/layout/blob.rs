@@ -4,7 +4,7 @@
 //! changes in the meantime is therefore detected.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::os::fd::BorrowedFd;
 
 use nix::errno::Errno;
@@ -16,6 +16,9 @@ use crate::image::digest::{Digest, Hasher};
 /// Size of the buffer for bytes that are only hashed. It makes the cost of a system call small
 /// against the hash.
 const DRAIN_BYTES: usize = 64 * 1024;
+
+/// Bytes that are passed to another process at once.
+const FEED_BYTES: usize = 128 * 1024;
 
 /// A blob that does not match its descriptor.
 #[derive(Debug, thiserror::Error)]
@@ -78,7 +81,17 @@ pub(crate) struct Blob {
     digest: Digest,
     size: u64,
     read: u64,
-    hasher: Hasher,
+    /// Absent: another process verifies the digest.
+    hasher: Option<Hasher>,
+}
+
+/// The end of [`Blob::feed`].
+#[derive(Debug)]
+pub(crate) enum Fed {
+    /// All bytes were written, and the digest is correct.
+    All,
+    /// The reader has closed the pipe before. The digest is not known.
+    Partly(Box<Blob>),
 }
 
 impl Blob {
@@ -110,7 +123,31 @@ impl Blob {
         if metadata.len() != size {
             return Err(BlobError::Size { digest, expected: size, found: metadata.len() });
         }
-        Ok(Self { file, digest, size, read: 0, hasher: Hasher::for_digest(digest) })
+        Ok(Self { file, digest, size, read: 0, hasher: Some(Hasher::for_digest(digest)) })
+    }
+
+    /// Returns the blob that another process writes into a pipe and verifies.
+    pub(crate) fn received(pipe: File, digest: Digest, size: u64) -> Self {
+        Self { file: pipe, digest, size, read: 0, hasher: None }
+    }
+
+    /// Writes the blob into a pipe, and verifies its digest.
+    pub(crate) fn feed(mut self, mut pipe: impl Write) -> Result<Fed, BlobError> {
+        let digest = self.digest;
+        let error = |source| BlobError::Read { digest, source };
+        let mut part = vec![0; FEED_BYTES];
+        loop {
+            match self.read(&mut part).map_err(error)? {
+                0 => return self.finish().map(|()| Fed::All),
+                count => match pipe.write_all(&part[..count]) {
+                    Ok(()) => {}
+                    Err(closed) if closed.kind() == io::ErrorKind::BrokenPipe => {
+                        return Ok(Fed::Partly(Box::new(self)));
+                    }
+                    Err(failed) => return Err(error(failed)),
+                },
+            }
+        }
     }
 
     /// Returns the number of bytes that the caller has received.
@@ -127,7 +164,8 @@ impl Blob {
         if self.read != self.size {
             return Err(BlobError::Size { digest, expected: self.size, found: self.read });
         }
-        let found = self.hasher.finish();
+        let Some(hasher) = self.hasher else { return Ok(()) };
+        let found = hasher.finish();
         if found == digest { Ok(()) } else { Err(BlobError::Digest { expected: digest, found }) }
     }
 
@@ -162,7 +200,9 @@ impl Read for Blob {
         let left = usize::try_from(self.size - self.read).unwrap_or(usize::MAX);
         let wanted = buffer.len().min(left);
         let count = self.file.read(&mut buffer[..wanted])?;
-        self.hasher.update(&buffer[..count]);
+        if let Some(hasher) = &mut self.hasher {
+            hasher.update(&buffer[..count]);
+        }
         self.read += count as u64;
         Ok(count)
     }

@@ -57,7 +57,7 @@ impl LayerForm for Trees<'_> {
     type Cached = CachedLayer;
 
     fn get(&self, layer: &Layer) -> Result<Option<CachedLayer>, CacheError> {
-        let cached = self.cache.get(&name::of_digest(layer.diff_id))?;
+        let cached = self.cache.get(&name::of_digest(layer.id()))?;
         Ok(cached.map(|cached| self.cache.layer(cached)))
     }
 

@@ -8,7 +8,6 @@ use super::block_recipe::{LayerFiles, MergeLayers, ReadLayer, devices};
 use super::block_root::BlockRoot;
 use super::compose::chain_ids;
 use super::recipe::Source;
-use crate::block::error::BlockError;
 use crate::block::image::MetadataImage;
 use crate::block::layer_file::LayerFile;
 use crate::cache::error::CacheError;
@@ -17,6 +16,7 @@ use crate::cache::list::StackList;
 use crate::cache::lookup::Cached;
 use crate::cache::name;
 use crate::cache::publish::Recipe;
+use crate::cache::task::Fault;
 use crate::cache::wait::Wait;
 use crate::image::Layer;
 use crate::image::digest::Digest;
@@ -52,6 +52,8 @@ impl LayerCache {
             return Ok(root);
         }
         let mut read = Read { layers: vec![false; layers.len()], bytes: 0 };
+        // Each round replaces a damaged file, unless the process that has found the damage lies.
+        let mut rounds = layers.len();
         loop {
             // The leases of these files move into the block root, so no file is removed in between.
             let form = LayerFiles { cache: self, layout };
@@ -61,19 +63,20 @@ impl LayerCache {
                 Ok(root) => return Ok(read.costs_of(root)),
                 Err(error) => error,
             };
-            match &error {
+            match error.fault() {
                 // The cache must keep no part of a refused layer.
-                CacheError::Layer { layer, .. } => {
-                    for (_, layer) in positions_of(layers, *layer) {
-                        self.forget(&name::layer_file(layer.diff_id))?;
+                Some(Fault::Layer(layer)) => {
+                    for (_, layer) in positions_of(layers, layer) {
+                        self.forget(&name::layer_file(layer.id()))?;
                     }
                     return Err(error);
                 }
                 // A start reads the index only if it has to merge. A file from the cache that
                 // proves to be damaged is replaced. This ends, because a file that was made here is
                 // not replaced.
-                CacheError::Block(BlockError::Index { layer, .. }) if !read.has(layers, *layer) => {
-                    for (i, layer) in positions_of(layers, *layer) {
+                Some(Fault::Index(layer)) if rounds > 0 && !read.has(layers, layer) => {
+                    rounds -= 1;
+                    for (i, layer) in positions_of(layers, layer) {
                         let source = Source { cache: self, layout, layer };
                         let progress = &mut |step| progress(i, step);
                         self.discard_damaged(&mut ReadLayer { source, progress })?;
@@ -107,7 +110,7 @@ impl LayerCache {
         let Some((first, devices)) = names.split_first() else { return Ok(None) };
         // The list must have these layers in this order, because the image has only the sizes of
         // its devices.
-        let mut expected = layers.iter().map(|layer| name::layer_file(layer.diff_id));
+        let mut expected = layers.iter().map(|layer| name::layer_file(layer.id()));
         if *first != list || !devices.iter().all(|name| expected.any(|layer| layer == *name)) {
             return Ok(None);
         }

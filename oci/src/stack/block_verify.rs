@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 use super::batch::{OnLayerProgress, get_or_make_all};
 use super::block_recipe::{LayerFiles, MergeLayers, ReadLayer, devices};
-use super::compose::chain_ids;
+use super::compose::{chain_ids, specified_chain_id};
 use super::recipe::Source;
 use super::verify::Verified;
 use crate::block::layer_file::LayerFile;
@@ -50,7 +50,8 @@ impl LayerCache {
             let devices = &devices(layers, files)?;
             let limits = &self.tree_limits;
             let mut recipe = MergeLayers { layers, files, devices, limits, chain, progress };
-            self.verify_content(&mut recipe, chain, verified, &image_difference)?;
+            let shown = specified_chain_id(layers).unwrap_or(chain);
+            self.verify_content(&mut recipe, shown, verified, &image_difference)?;
         }
         if verified.in_use.len() > in_use {
             return Ok(());

@@ -11,6 +11,7 @@ use crate::cache::layer_cache::LayerCache;
 use crate::cache::list::StackList;
 use crate::cache::lookup::CachedLayer;
 use crate::cache::name;
+use crate::cache::task::Fault;
 use crate::image::Layer;
 use crate::image::digest::Digest;
 use crate::layout::Layout;
@@ -144,7 +145,9 @@ impl Composition<'_, '_> {
             progress: &mut |step| progress(i, step),
         };
         let unpacked = self.cache.get_or_make(recipe);
-        if let Err(CacheError::Layer { .. }) = unpacked {
+        if let Err(error) = &unpacked
+            && matches!(error.fault(), Some(Fault::Layer(_)))
+        {
             // The cache must keep no part of a refused layer, so its tree from unpacking it alone
             // goes.
             drop(layer.lease);
@@ -174,14 +177,24 @@ impl Composition<'_, '_> {
     }
 }
 
-/// Computes the `ChainID`s of layers (OCI image specification, config.md, section "Layer
-/// `ChainID`"). A `ChainID` identifies a layer together with all layers below it.
+/// Computes the ids by which the cache names layers together with all layers below them. They are
+/// made of the ids of layers as the image specification makes `ChainID`s of `DiffID`s.
 pub(super) fn chain_ids(layers: &[Layer]) -> Vec<Digest> {
-    let mut chains: Vec<Digest> = Vec::with_capacity(layers.len());
-    for layer in layers {
+    chains(layers.iter().map(Layer::id))
+}
+
+/// Computes the `ChainID` of all layers (OCI image specification, config.md, section "Layer
+/// `ChainID`"), for people.
+pub(super) fn specified_chain_id(layers: &[Layer]) -> Option<Digest> {
+    chains(layers.iter().map(|layer| layer.diff_id)).pop()
+}
+
+fn chains(ids: impl Iterator<Item = Digest>) -> Vec<Digest> {
+    let mut chains: Vec<Digest> = Vec::with_capacity(ids.size_hint().0);
+    for id in ids {
         chains.push(match chains.last() {
-            None => layer.diff_id,
-            Some(below) => Digest::of(format!("{below} {}", layer.diff_id).as_bytes()),
+            None => id,
+            Some(below) => Digest::of(format!("{below} {id}").as_bytes()),
         });
     }
     chains
@@ -215,5 +228,9 @@ mod tests {
         assert_eq!(chain_ids(&[a, b]), [a.diff_id, Digest::of(text.as_bytes())]);
         assert_ne!(chain_ids(&[a, b])[1], chain_ids(&[b, a])[1]);
         assert_eq!(chain_ids(&[]), []);
+        assert_eq!(specified_chain_id(&[a, b]), Some(chain_ids(&[a, b])[1]));
+        let other = Layer { digest: Digest::of(b"compressed"), ..a };
+        assert_eq!(specified_chain_id(&[other, b]), specified_chain_id(&[a, b]));
+        assert_ne!(chain_ids(&[other, b]), chain_ids(&[a, b]));
     }
 }

@@ -18,7 +18,7 @@
 //!                                           ──► the names are listed: stacks/root-<chain>
 //! ```
 //!
-//! The result depends on the `DiffID`s of the layers alone. The next box with the same layers
+//! The result depends on the blobs of the layers alone. The next box with the same layers
 //! therefore reads the list, locks its content, and is done.
 //!
 //! ```text
@@ -32,6 +32,7 @@
 //! block_recipe     the two ways to make a part of a block root
 //! batch            makes the layers of an image, several at once
 //! recipe           the three ways to make a tree
+//! perform          does the work of a recipe in this process, or by an unpacker
 //! ```
 
 pub(crate) mod batch;
@@ -43,6 +44,7 @@ pub(crate) mod compose;
 mod durability;
 pub(crate) mod members;
 mod overlap;
+mod perform;
 mod recipe;
 mod tree_difference;
 pub(crate) mod verify;

@@ -5,19 +5,22 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use nix::fcntl::openat;
 use nix::sys::stat::{Mode, mkdirat};
 
 use super::overlap::LayerStack;
+use super::perform::{layer_error, perform};
 use crate::cache::error::CacheError;
 use crate::cache::layer_cache::LayerCache;
 use crate::cache::lookup::CachedLayer;
 use crate::cache::name;
 use crate::cache::publish::Recipe;
-use crate::cache::record::Record;
+use crate::cache::record::{self, Record};
 use crate::cache::staged::Staged;
+use crate::cache::task::{Task, TreeBase, Work};
 use crate::host::directory::{OPEN_DIR, open_below, open_dir};
 use crate::host::metadata::{copy_metadata, reset_metadata};
 use crate::host::overlay_mount;
@@ -25,10 +28,9 @@ use crate::host::remove::remove_tree;
 use crate::image::Layer;
 use crate::layout::Layout;
 use crate::layout::blob::Blob;
-use crate::unpack::cross_layer::{Base, CrossLayerDependencies};
+use crate::unpack::cross_layer::CrossLayerDependencies;
 use crate::unpack::error::LayerError;
 use crate::unpack::progress::{OnProgress, Progress};
-use crate::unpack::unpacker::{Job, unpack};
 
 /// The work directory of the overlay mount on which a layer is unpacked on top of others. It is
 /// next to the tree, because overlayfs requires the work directory and the upper directory on one
@@ -44,19 +46,23 @@ pub(super) struct Source<'a> {
 }
 
 impl Source<'_> {
-    /// Unpacks the layer into the directory `root`.
+    /// Unpacks the layer into the tree of a directory, and writes its record. `lower` are the files of
+    /// a layer on top of others.
     fn unpack(
         &self,
-        base: Base<'_>,
-        root: OwnedFd,
+        staged: &Staged<'_>,
+        lower: Option<Vec<OwnedFd>>,
         progress: &mut OnProgress<'_>,
-    ) -> Result<Record, CacheError> {
+    ) -> Result<(), CacheError> {
         let Self { cache, layer, .. } = *self;
         let blob = self.open_blob()?;
-        let job = Job { layer, base, overlay_xattrs: cache.overlay_xattrs, limits: &cache.limits };
-        let unpacked = unpack(blob, job, root, progress);
-        let (facts, dependencies) = unpacked.map_err(|source| self.error(source))?;
-        Ok(Record { facts, dependencies })
+        let base = if lower.is_some() { TreeBase::OnTop } else { TreeBase::Alone };
+        let limits = cache.limits.clone();
+        let work = Work::Tree { base, limits, overlay_xattrs: cache.overlay_xattrs };
+        let task = Task { work, layers: vec![*layer], place: staged.place() };
+        let directory = staged.directory().try_clone().map_err(staged.error("take"))?;
+        let files = [directory].into_iter().chain(lower.into_iter().flatten()).collect();
+        perform(staged, &task, Some(blob), files, &mut |_, step| progress(step))
     }
 
     pub(super) fn open_blob(&self) -> Result<Blob, CacheError> {
@@ -66,10 +72,7 @@ impl Source<'_> {
 
     /// Returns the error of reading the layer.
     pub(super) fn error(&self, source: LayerError) -> CacheError {
-        match source {
-            LayerError::Cancelled => self.cancelled(),
-            source => CacheError::Layer { layer: self.layer.digest, source },
-        }
+        layer_error(self.layer, source)
     }
 
     fn cancelled(&self) -> CacheError {
@@ -99,13 +102,13 @@ impl Recipe for Alone<'_> {
     type Content = Record;
 
     fn name(&self) -> String {
-        name::of_digest(self.source.layer.diff_id)
+        name::of_digest(self.source.layer.id())
     }
 
     fn make(&mut self, staged: &Staged<'_>) -> Result<(), CacheError> {
-        let record = self.source.unpack(Base::Empty, staged.make_tree()?, self.progress)?;
-        self.source.report(self.progress, Progress::Publishing)?;
-        staged.write_record(&record)
+        staged.make_tree()?;
+        self.source.unpack(staged, None, self.progress)?;
+        self.source.report(self.progress, Progress::Publishing)
     }
 
     fn wait(&mut self) -> Result<(), CacheError> {
@@ -141,20 +144,14 @@ impl Recipe for OnTop<'_> {
     fn make(&mut self, staged: &Staged<'_>) -> Result<(), CacheError> {
         let failed = stack_error(self.source.layer);
         let (directory, tree) = (staged.directory(), staged.make_tree()?);
-        let root = self.mount_parents(directory, &tree).map_err(failed)?;
-        let progress = &mut *self.progress;
-        let progress: &mut OnProgress<'_> = &mut |_| progress(Progress::OnTop);
-        let base = Base::Lower { dependencies: self.dependencies, skipped: self.skipped };
-        let record = self.source.unpack(base, root, progress)?;
-        // `unpack` has closed the only fd of the detached mount. That unmounted it, so its work
-        // directory can be removed.
+        let view = self.mount_parents(directory, &tree).map_err(failed)?;
+        let dependencies = self.write_dependencies(staged).map_err(failed)?;
+        let lower = [dependencies].into_iter().chain(view).collect();
+        self.source.unpack(staged, Some(lower), self.progress)?;
+        // Nobody has an fd of the detached mount any more. That unmounted it, so its work directory
+        // can be removed.
         let emptied = remove_tree(directory.as_fd(), WORK.as_bytes());
-        emptied.map_err(|errno| failed(errno.into()))?;
-        // The dependencies on lower layers are resolved in this tree. Upper layers still depend on
-        // the names of its devices.
-        let skipped = record.dependencies.skipped;
-        let dependencies = CrossLayerDependencies { skipped, ..CrossLayerDependencies::default() };
-        staged.write_record(&Record { facts: record.facts, dependencies })
+        emptied.map_err(|errno| failed(errno.into()))
     }
 
     fn wait(&mut self) -> Result<(), CacheError> {
@@ -163,9 +160,19 @@ impl Recipe for OnTop<'_> {
 }
 
 impl OnTop<'_> {
+    /// Writes what the work must know of the layer and of the layers below, and returns the file.
+    fn write_dependencies(&self, staged: &Staged<'_>) -> io::Result<OwnedFd> {
+        let skipped = self.skipped.clone();
+        let known = CrossLayerDependencies { skipped, ..self.dependencies.clone() };
+        let file = staged.make_unnamed_file()?;
+        // The position of the file stays at its beginning, where the reader begins.
+        file.write_all_at(&record::encode(&known), 0)?;
+        Ok(file.into())
+    }
+
     /// Mounts the layers below with `tree` as the upper directory, and returns the root of the
-    /// mount.
-    fn mount_parents(&self, directory: &OwnedFd, tree: &OwnedFd) -> io::Result<OwnedFd> {
+    /// mount. Without any layer there is no mount.
+    fn mount_parents(&self, directory: &OwnedFd, tree: &OwnedFd) -> io::Result<Option<OwnedFd>> {
         // The root of an overlay mount has the metadata of the upper directory.
         reset_metadata(tree)?;
         let stacked = self.stack.layers().iter().map(|below| &below.layer);
@@ -176,11 +183,11 @@ impl OnTop<'_> {
             .collect::<io::Result<_>>()?;
         if lower.is_empty() {
             // Overlayfs requires at least one lower directory.
-            return tree.try_clone();
+            return Ok(None);
         }
         mkdirat(directory, WORK, Mode::S_IRWXU)?;
         let work = openat(directory, WORK, OPEN_DIR, Mode::empty())?;
-        overlay_mount::overlay(&lower, tree, &work, self.source.cache.overlay_xattrs)
+        overlay_mount::overlay(&lower, tree, &work, self.source.cache.overlay_xattrs).map(Some)
     }
 }
 

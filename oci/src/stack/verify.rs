@@ -90,7 +90,7 @@ impl LayerCache {
     /// Returns whether the cache has one of the layers in the form with these names.
     fn has_any(&self, layers: &[Layer], name: fn(Digest) -> String) -> Result<bool, CacheError> {
         for layer in layers {
-            if self.is_ready(&name(layer.diff_id))? {
+            if self.is_ready(&name(layer.id()))? {
                 return Ok(true);
             }
         }
@@ -141,7 +141,7 @@ impl LayerCache {
         self.sweep()?;
         // A process that died while it verified this content may have left a directory.
         self.remove_staged(&fresh)?;
-        let compared = self.stage(recipe, &fresh).and_then(|()| {
+        let compared = self.stage(recipe, &fresh, &lock).and_then(|()| {
             // The lease keeps the content from being removed during the comparison. It is dropped
             // before `replace`, which needs the exclusive lock.
             let lease = self.lease(&name)?;

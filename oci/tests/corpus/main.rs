@@ -264,7 +264,7 @@ fn unpack(bench: &Bench) -> Result<Vec<CachedLayer>, String> {
 
 /// Returns the path of a directory of the cache.
 fn cache_directory(bench: &Bench, name: &str) -> PathBuf {
-    bench.path("cache/layers-v4").join(name)
+    bench.path("cache/layers-v5").join(name)
 }
 
 /// Replaces the path of the layout in an error, because it differs from run to run.

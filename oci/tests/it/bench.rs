@@ -164,7 +164,7 @@ impl Bench {
     /// Asserts that the cache has neither layers nor unfinished trees.
     pub(crate) fn assert_cache_is_empty(&self) {
         for directory in ["ready", "staging"] {
-            let names = fs::read_dir(self.path("cache/layers-v4").join(directory)).unwrap();
+            let names = fs::read_dir(self.path("cache/layers-v5").join(directory)).unwrap();
             assert_eq!(names.count(), 0, "{directory}");
         }
     }

@@ -31,13 +31,13 @@ fn image(bench: &Bench) -> Image {
 
 /// Returns the path of the only metadata image in the cache.
 fn image_path(bench: &Bench) -> PathBuf {
-    let ready = fs::read_dir(bench.path("cache/layers-v4/ready")).unwrap();
+    let ready = fs::read_dir(bench.path("cache/layers-v5/ready")).unwrap();
     let mut images = ready.map(|entry| entry.unwrap().path().join("root.erofs"));
     images.find(|path| path.exists()).unwrap()
 }
 
 fn names(bench: &Bench, directory: &str) -> Vec<String> {
-    let entries = fs::read_dir(bench.path("cache/layers-v4").join(directory)).unwrap();
+    let entries = fs::read_dir(bench.path("cache/layers-v5").join(directory)).unwrap();
     let mut names: Vec<_> =
         entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
@@ -166,7 +166,7 @@ fn image_and_list_of_other_layers_are_made_again() {
     };
     fs::copy(image_path(&other), image_path(&bench)).unwrap();
     assert_own("image of other layers");
-    let list = bench.path("cache/layers-v4/stacks").join(&names(&bench, "stacks")[0]);
+    let list = bench.path("cache/layers-v5/stacks").join(&names(&bench, "stacks")[0]);
     let text = fs::read_to_string(&list).unwrap();
     let mut lines: Vec<&str> = text.lines().collect();
     assert_eq!(lines.len(), 5, "{text}");
@@ -195,9 +195,9 @@ fn damaged_index_is_found_when_layers_are_merged() {
 
 /// Takes a shared lock of a layer file, as a box does.
 fn lease_of(bench: &Bench, image: &Image, layer: usize) -> File {
-    let name = image.layers[layer].diff_id.to_string().replace(':', "-");
+    let name = image.layers[layer].id().to_string().replace(':', "-");
     let lock =
-        File::open(bench.path("cache/layers-v4/locks").join(format!("file-{name}"))).unwrap();
+        File::open(bench.path("cache/layers-v5/locks").join(format!("file-{name}"))).unwrap();
     assert!(try_lock(&lock, libc::F_RDLCK));
     lock
 }
@@ -246,7 +246,7 @@ fn synced_block_root_is_used_in_later_boots() {
     (0..3).for_each(|layer| reboot(&layer_path(&bench, &image, layer)));
     reboot(&image_path(&bench));
     drop(root);
-    fs::remove_dir_all(bench.path("cache/layers-v4/stacks")).unwrap();
+    fs::remove_dir_all(bench.path("cache/layers-v5/stacks")).unwrap();
     assert_correct(&bench, 3, "synced");
 }
 
@@ -381,7 +381,7 @@ fn killed_reading_publishes_nothing_and_the_next_start_succeeds() {
         assert!(started.elapsed() < Duration::from_secs(30), "the child has not begun to read");
         thread::sleep(Duration::from_millis(5));
     }
-    let lock = bench.path("cache/layers-v4/locks").join(&names(&bench, "locks")[0]);
+    let lock = bench.path("cache/layers-v5/locks").join(&names(&bench, "locks")[0]);
     // Whoever waits for the child finds its pid.
     assert_eq!(fs::read_to_string(&lock).unwrap(), child.id().to_string());
     child.kill().unwrap();

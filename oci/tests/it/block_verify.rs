@@ -26,7 +26,7 @@ fn verify(bench: &Bench, image: &Image) -> Verified {
 }
 
 fn image_path(bench: &Bench) -> PathBuf {
-    let ready = fs::read_dir(bench.path("cache/layers-v4/ready")).unwrap();
+    let ready = fs::read_dir(bench.path("cache/layers-v5/ready")).unwrap();
     let mut images = ready.map(|entry| entry.unwrap().path().join("root.erofs"));
     images.find(|path| path.exists()).unwrap()
 }
@@ -81,7 +81,7 @@ fn damage_of_each_part_of_a_layer_file_is_found_and_repaired() {
     fs::write(&path, [&whole[..], b"x"].concat()).unwrap();
     check(("", "trailer"));
     assert_eq!(verify(&bench, &image).intact, 3);
-    assert_eq!(fs::read_dir(bench.path("cache/layers-v4/staging")).unwrap().count(), 0);
+    assert_eq!(fs::read_dir(bench.path("cache/layers-v5/staging")).unwrap().count(), 0);
     assert_eq!(compose(&bench).unwrap().hits, 2);
 }
 
@@ -136,7 +136,7 @@ fn each_form_that_the_cache_has_is_verified_and_no_other_is_made() {
     let bench = Bench::new();
     let image = image(&bench);
     let ready = || -> Vec<String> {
-        let entries = fs::read_dir(bench.path("cache/layers-v4/ready")).unwrap();
+        let entries = fs::read_dir(bench.path("cache/layers-v5/ready")).unwrap();
         let mut names: Vec<_> = entries
             .map(|entry| entry.unwrap().file_name().into_string().unwrap()[..6].to_owned())
             .collect();
@@ -152,7 +152,7 @@ fn each_form_that_the_cache_has_is_verified_and_no_other_is_made() {
     let image = self::image(&tree);
     drop(tree.compose(&image).unwrap());
     assert_eq!(verify(&tree, &image).intact, 2);
-    assert_eq!(fs::read_dir(tree.path("cache/layers-v4/ready")).unwrap().count(), 2);
+    assert_eq!(fs::read_dir(tree.path("cache/layers-v5/ready")).unwrap().count(), 2);
 }
 
 #[test]
@@ -164,6 +164,6 @@ fn wrong_blob_is_an_error_and_the_layer_file_is_kept() {
     fs::write(&blob, gzip(b"another")).unwrap();
     let progress = &mut |_, _| ControlFlow::Continue(());
     bench.cache().verify(&bench.layout(), &image.layers, progress).unwrap_err();
-    assert_eq!(fs::read_dir(bench.path("cache/layers-v4/staging")).unwrap().count(), 0);
+    assert_eq!(fs::read_dir(bench.path("cache/layers-v5/staging")).unwrap().count(), 0);
     assert_eq!(compose(&bench).unwrap().hits, 2);
 }

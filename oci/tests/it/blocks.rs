@@ -58,8 +58,8 @@ fn device_blocks(root: &BlockRoot) -> Vec<u64> {
 
 /// Returns the path of the content of a cached layer file.
 pub(crate) fn layer_path(bench: &Bench, image: &Image, layer: usize) -> std::path::PathBuf {
-    let name = image.layers[layer].diff_id.to_string().replace(':', "-");
-    bench.path("cache/layers-v4/ready").join(format!("file-{name}/layer"))
+    let name = image.layers[layer].id().to_string().replace(':', "-");
+    bench.path("cache/layers-v5/ready").join(format!("file-{name}/layer"))
 }
 
 #[track_caller]
@@ -178,7 +178,7 @@ fn limits_of_the_tree_count_all_layers_and_leave_no_image() {
     let is_limit =
         |error: &BlockError| matches!(error, BlockError::Limit { what: "inodes", limit: 3 });
     assert!(matches!(&made, Err(CacheError::Block(error)) if is_limit(error)), "{made:?}");
-    let ready = fs::read_dir(bench.path("cache/layers-v4/ready")).unwrap();
+    let ready = fs::read_dir(bench.path("cache/layers-v5/ready")).unwrap();
     let names: Vec<_> = ready.map(|entry| entry.unwrap().file_name()).collect();
     let is_file = |name: &std::ffi::OsString| name.as_encoded_bytes().starts_with(b"file-");
     assert!(names.len() == 3 && names.iter().all(is_file), "{names:?}");
@@ -199,7 +199,7 @@ fn layer_file_is_made_once_and_shared() {
     assert_eq!(device_blocks(&second), [1], "a layer without content is no part of the disk");
     assert_eq!((second.hits, inode()), (1, before));
     // Three layer files and two images.
-    assert_eq!(fs::read_dir(bench.path("cache/layers-v4/ready")).unwrap().count(), 5);
+    assert_eq!(fs::read_dir(bench.path("cache/layers-v5/ready")).unwrap().count(), 5);
 }
 
 #[test]
@@ -234,12 +234,12 @@ fn progress_is_reported_for_each_layer_and_cancels_the_work() {
     assert!(matches!(made, Err(CacheError::Cancelled { layer }) if layer == digest), "{made:?}");
     let steps = |layer| seen.iter().filter(move |(i, _)| *i == layer);
     assert!(steps(1).count() > 3, "{seen:?}");
-    assert_eq!(fs::read_dir(bench.path("cache/layers-v4/staging")).unwrap().count(), 0);
+    assert_eq!(fs::read_dir(bench.path("cache/layers-v5/staging")).unwrap().count(), 0);
     assert!(!layer_path(&bench, &image, 1).exists());
     // The merge can be cancelled too.
     let (made, _) = compose((1, Progress::OnTop));
     assert!(matches!(made, Err(CacheError::Cancelled { layer }) if layer == digest), "{made:?}");
-    assert_eq!(fs::read_dir(bench.path("cache/layers-v4/staging")).unwrap().count(), 0);
+    assert_eq!(fs::read_dir(bench.path("cache/layers-v5/staging")).unwrap().count(), 0);
     let (made, mut seen) = compose((2, Progress::Publishing));
     assert_eq!(made.unwrap().hits, 2);
     // A slow merge reports its progress several times.

@@ -100,8 +100,8 @@ fn killed_unpacking_publishes_no_layer_and_the_next_call_succeeds() {
     }
     child.kill().unwrap();
     child.wait().unwrap();
-    let staging = bench.path("cache/layers-v4/staging");
-    assert_eq!(fs::read_dir(bench.path("cache/layers-v4/ready")).unwrap().count(), 0);
+    let staging = bench.path("cache/layers-v5/staging");
+    assert_eq!(fs::read_dir(bench.path("cache/layers-v5/ready")).unwrap().count(), 0);
     assert_eq!(fs::read_dir(&staging).unwrap().count(), 1);
     // The next call removes the unfinished tree of the dead process, even for another layer.
     assert!(!bench.unpack(&image.layers[1]).unwrap().hit);
@@ -171,7 +171,7 @@ fn error_of_one_layer_is_returned_and_ends_the_work_on_all() {
         Err(CacheError::Layer { layer, .. }) => assert_eq!(layer, image.layers[1].digest),
         other => panic!("{other:?}"),
     }
-    let staging = fs::read_dir(bench.path("cache/layers-v4/staging")).unwrap();
+    let staging = fs::read_dir(bench.path("cache/layers-v5/staging")).unwrap();
     assert_eq!(staging.count(), 0);
 }
 
@@ -181,7 +181,7 @@ fn cache_that_others_can_change_is_refused() {
     drop(bench.cache());
     let mode = |path: &str| fs::metadata(bench.path(path)).unwrap().permissions().mode() & 0o7777;
     assert_eq!(
-        (mode("cache"), mode("cache/layers-v4"), mode("cache/layers-v4/ready")),
+        (mode("cache"), mode("cache/layers-v5"), mode("cache/layers-v5/ready")),
         (0o700, 0o700, 0o700)
     );
     let open = || LayerCache::open(&bench.path("cache"));
@@ -204,19 +204,19 @@ fn cache_that_others_can_change_is_refused() {
     }
     chmod("cache", 0o700);
     for inner in ["", "/ready", "/stacks", "/staging", "/locks"] {
-        let inner = format!("cache/layers-v4{inner}");
+        let inner = format!("cache/layers-v5{inner}");
         chmod(&inner, 0o711);
         refused(&inner, "with mode 0711");
         chmod(&inner, 0o700);
     }
-    chown(bench.path("cache/layers-v4"), Some(1), None).unwrap();
-    refused("cache/layers-v4", "found a directory of user 1 with mode 0700");
-    chown(bench.path("cache/layers-v4"), Some(0), None).unwrap();
+    chown(bench.path("cache/layers-v5"), Some(1), None).unwrap();
+    refused("cache/layers-v5", "found a directory of user 1 with mode 0700");
+    chown(bench.path("cache/layers-v5"), Some(0), None).unwrap();
     drop(open().unwrap());
     // A symbolic link in place of a directory of the cache could lead to another user's directory.
-    fs::rename(bench.path("cache/layers-v4/ready"), bench.path("elsewhere")).unwrap();
-    symlink(bench.path("elsewhere"), bench.path("cache/layers-v4/ready")).unwrap();
-    refused("cache/layers-v4/ready", "a symbolic link or a file");
+    fs::rename(bench.path("cache/layers-v5/ready"), bench.path("elsewhere")).unwrap();
+    symlink(bench.path("elsewhere"), bench.path("cache/layers-v5/ready")).unwrap();
+    refused("cache/layers-v5/ready", "a symbolic link or a file");
     // In a parent that all users can write to, another user could replace the cache.
     chmod("", 0o777);
     refused("", "a parent directory of user 0 with mode 0777");

@@ -40,7 +40,7 @@ fn set_lock(file: &File, kind: i32) -> nix::Result<()> {
 
 /// Returns the path of the lock of a layer's tree.
 fn lock_path(bench: &Bench, layer: &Layer) -> PathBuf {
-    bench.path("cache/layers-v4/locks").join(layer.diff_id.to_string().replace(':', "-"))
+    bench.path("cache/layers-v5/locks").join(layer.id().to_string().replace(':', "-"))
 }
 
 fn open(path: PathBuf) -> File {
@@ -100,7 +100,7 @@ fn collection_empties_lock_files_also_of_layers_in_use() {
         .cache()
         .get_or_unpack(&bench.layout(), &image.layers[0], &mut |_| ControlFlow::Continue(()));
     let used = used.unwrap();
-    let gone = bench.path("cache/layers-v4/locks/sha256-gone");
+    let gone = bench.path("cache/layers-v5/locks/sha256-gone");
     let locks = [0, 1].map(|layer| lock_path(&bench, &image.layers[layer]));
     let hour_ago = SystemTime::now() - Duration::from_secs(3600);
     for lock in [&locks[0], &locks[1], &gone] {
@@ -141,12 +141,12 @@ fn wait_for_restored_metadata_can_be_cancelled() {
     // The upper layer has no entry for `d`, so that its metadata must be restored.
     let image = bench.resolved(&[Tar::new().dir("d"), Tar::new().file("d/f", "x")]);
     drop(bench.compose(&image).unwrap());
-    let ready = bench.path("cache/layers-v4/ready");
+    let ready = bench.path("cache/layers-v5/ready");
     let names = fs::read_dir(&ready).unwrap().map(|entry| entry.unwrap().file_name());
     let name = names.map(|name| name.into_string().unwrap()).find(|name| name.starts_with("meta-"));
     let name = name.unwrap();
     fs::remove_dir_all(ready.join(&name)).unwrap();
-    let other = open(bench.path("cache/layers-v4/locks").join(name));
+    let other = open(bench.path("cache/layers-v5/locks").join(name));
     assert!(try_lock(&other, libc::F_WRLCK));
     let progress = &mut |_, progress| match progress {
         Progress::Waiting => ControlFlow::Break(()),

@@ -30,5 +30,6 @@ mod retention;
 mod sparse;
 mod stores;
 mod tools;
+mod unpackers;
 mod unpacking;
 mod verify;

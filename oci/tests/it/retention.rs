@@ -21,14 +21,14 @@ fn layers(count: usize) -> Vec<Tar> {
 
 /// Sets the time of a layer's last use, which is the modification time of its lock file.
 fn age(bench: &Bench, image: &Image, layer: usize, age: Duration) {
-    let name = image.layers[layer].diff_id.to_string().replace(':', "-");
-    let lock = fs::File::options().write(true).open(bench.path("cache/layers-v4/locks").join(name));
+    let name = image.layers[layer].id().to_string().replace(':', "-");
+    let lock = fs::File::options().write(true).open(bench.path("cache/layers-v5/locks").join(name));
     lock.unwrap().set_modified(SystemTime::now() - age).unwrap();
 }
 
 /// Returns the number of entries in a directory of the cache.
 fn count(bench: &Bench, directory: &str) -> usize {
-    fs::read_dir(bench.path("cache/layers-v4").join(directory)).unwrap().count()
+    fs::read_dir(bench.path("cache/layers-v5").join(directory)).unwrap().count()
 }
 
 #[test]
@@ -50,7 +50,7 @@ fn least_recently_used_layer_is_removed_first_and_unpacked_again_on_demand() {
         (count(&bench, "ready"), count(&bench, "locks"), count(&bench, "stacks")),
         (2, 2, 0)
     );
-    let ready: Vec<String> = names(&bench.path("cache/layers-v4/ready"));
+    let ready: Vec<String> = names(&bench.path("cache/layers-v5/ready"));
     let is_there =
         |layer: usize| ready.iter().any(|name| name.ends_with(&format!("tree/f{layer}")));
     assert_eq!([0, 1, 2, 3].map(is_there), [true, false, true, false]);
@@ -71,10 +71,10 @@ fn layer_in_use_is_kept_and_damaged_layers_are_removed() {
     fs::remove_dir_all(damaged).unwrap();
     // The remains of a process that died while it unpacked a layer, and of one that died while it
     // removed a layer.
-    fs::create_dir(bench.path("cache/layers-v4/staging/sha256-dead")).unwrap();
-    fs::write(bench.path("cache/layers-v4/locks/sha256-gone"), "").unwrap();
+    fs::create_dir(bench.path("cache/layers-v5/staging/sha256-dead")).unwrap();
+    fs::write(bench.path("cache/layers-v5/locks/sha256-gone"), "").unwrap();
     // No process of the cache creates a regular file here.
-    fs::write(bench.path("cache/layers-v4/ready/sha256-file"), "").unwrap();
+    fs::write(bench.path("cache/layers-v5/ready/sha256-file"), "").unwrap();
     let collected = bench.cache().collect(&Retention::default()).unwrap();
     assert_eq!((collected.removed, collected.kept), (2, 2));
     assert_eq!((count(&bench, "staging"), count(&bench, "locks")), (0, 2));

@@ -90,7 +90,7 @@ fn damage_of_each_kind_is_found_and_repaired() {
         assert_eq!(tree(&layer), expected, "{what}");
         let again = verify(&bench, &image);
         assert_eq!((again.intact, again.rebuilt.len(), again.in_use.len()), (2, 0, 0), "{what}");
-        let staging = fs::read_dir(bench.path("cache/layers-v4/staging")).unwrap();
+        let staging = fs::read_dir(bench.path("cache/layers-v5/staging")).unwrap();
         assert_eq!(staging.count(), 0);
     }
 }

@@ -63,7 +63,7 @@ fn refusal(bench: &Bench, error: &CacheError) -> Outcome {
         |error: &EntryError| !matches!(error, EntryError::Host(_) | EntryError::Privilege { .. });
     // Whether the file of the refused layer is left is not checked here. Mounts of other threads
     // start programs, which have a copy of each lease until they execute.
-    let ready = fs::read_dir(bench.path("cache/layers-v4/ready")).unwrap();
+    let ready = fs::read_dir(bench.path("cache/layers-v5/ready")).unwrap();
     let is_image = |name: OsString| name.as_encoded_bytes().starts_with(b"root-");
     let leaves_image = ready.into_iter().any(|entry| is_image(entry.unwrap().file_name()));
     match error {

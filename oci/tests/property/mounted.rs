@@ -66,7 +66,7 @@ fn mount(bench: &Bench, target: &Path) -> Result<Stack, Outcome> {
 /// Distinguishes the refusal of an entry from other errors. A refusal must leave no staging
 /// directory.
 fn refusal(bench: &Bench, error: &CacheError) -> Outcome {
-    let staging = fs::read_dir(bench.path("cache/layers-v4/staging")).unwrap().count();
+    let staging = fs::read_dir(bench.path("cache/layers-v5/staging")).unwrap().count();
     let is_refusal = |error: &EntryError| match error {
         // The target was removed when the name of the link was cleared.
         EntryError::Host(error) => error.action == "make a hard link",

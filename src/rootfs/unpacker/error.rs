@@ -5,7 +5,16 @@ use std::fmt;
 use std::process::ExitStatus;
 
 use a3s_box_core::{ErrorCode, ErrorReport};
+use a3s_box_oci::Fault;
 use a3s_box_sys::HostError;
+
+use crate::report::printable::printable;
+
+/// Longest text of a report that is passed on, in characters. A path has up to 4096 bytes.
+const TEXT_CHARS: usize = 8192;
+
+/// Most causes of a report that are passed on.
+const CAUSES: usize = 32;
 
 /// Why the unpacker failed.
 #[derive(Debug, thiserror::Error)]
@@ -19,12 +28,12 @@ pub(crate) enum UnpackerError {
     ForbiddenCall,
     #[error("the unpacker has ended without a result ({status})")]
     Ended { status: ExitStatus },
-    #[error("the unpacker has not put all of the image into the cache")]
-    Lost,
     #[error("the unpacker has sent a message that is not valid")]
     Message(#[source] serde_json::Error),
     #[error("the unpacker has sent a message that is too long: expected at most {limit} bytes")]
     LongMessage { limit: usize },
+    #[error("the unpacker was stopped")]
+    Cancelled,
     #[error(transparent)]
     Host(#[from] HostError),
 }
@@ -33,9 +42,18 @@ impl UnpackerError {
     /// Returns the stable name of the error.
     pub(crate) fn code(&self) -> ErrorCode {
         match self {
-            Self::Reported(Reported { code, .. }) => *code,
-            Self::ForbiddenCall => ErrorCode::LayerInvalid,
+            // The code comes from a process that a blob may have taken over.
+            Self::Reported(Reported { code: ErrorCode::LayerInvalid, .. })
+            | Self::ForbiddenCall => ErrorCode::LayerInvalid,
             _ => ErrorCode::RootfsFailed,
+        }
+    }
+
+    /// Returns the layer that is to blame, if the unpacker reports one.
+    pub(super) fn fault(&self) -> Option<Fault> {
+        match self {
+            Self::Reported(Reported { fault, .. }) => *fault,
+            _ => None,
         }
     }
 
@@ -58,6 +76,7 @@ impl UnpackerError {
 pub(crate) struct Reported {
     code: ErrorCode,
     hint: Option<String>,
+    fault: Option<Fault>,
     chain: Link,
 }
 
@@ -68,12 +87,13 @@ struct Link {
     cause: Option<Box<Link>>,
 }
 
-impl From<ErrorReport> for Reported {
-    fn from(report: ErrorReport) -> Self {
+impl Reported {
+    pub(super) fn new(report: ErrorReport, fault: Option<Fault>) -> Self {
         let ErrorReport { code, message, causes, hint, .. } = report;
+        let shown = |text: String| printable(&text, TEXT_CHARS);
         let link = |cause, message| Some(Box::new(Link { message, cause }));
-        let cause = causes.into_iter().rev().fold(None, link);
-        Self { code, hint, chain: Link { message, cause } }
+        let cause = causes.into_iter().take(CAUSES).map(shown).rev().fold(None, link);
+        Self { code, hint: hint.map(shown), fault, chain: Link { message: shown(message), cause } }
     }
 }
 
@@ -114,7 +134,25 @@ mod tests {
             hint: Some("h".to_owned()),
             retryable: false,
         };
-        let error = UnpackerError::from(Reported::from(report.clone()));
+        let error = UnpackerError::from(Reported::new(report.clone(), None));
         assert_eq!(ErrorReport::new(error.code(), &error).with_hint(error.hint()), report);
+    }
+
+    #[test]
+    fn report_of_a_process_that_was_taken_over_is_bounded_and_has_no_other_code() {
+        let long = "\u{1b}[2J".repeat(TEXT_CHARS);
+        let report = ErrorReport {
+            code: ErrorCode::IdInUse,
+            message: long.clone(),
+            causes: vec![long.clone(); 2 * CAUSES],
+            hint: Some(long),
+            retryable: true,
+        };
+        let error = UnpackerError::from(Reported::new(report, None));
+        let shown = ErrorReport::new(error.code(), &error).with_hint(error.hint());
+        assert_eq!((shown.code, shown.causes.len()), (ErrorCode::RootfsFailed, CAUSES));
+        for text in shown.causes.iter().chain([&shown.message]).chain(&shown.hint) {
+            assert!(text.chars().count() == TEXT_CHARS && !text.contains('\u{1b}'));
+        }
     }
 }

@@ -1,30 +1,25 @@
-//! What the shim and its unpacker tell each other: lines of JSON.
-
-use std::path::PathBuf;
+//! What the shim and an unpacker tell each other: lines of JSON.
 
 use a3s_box_core::ErrorReport;
-use a3s_box_core::config::{RootKind, SeccompMode};
-use a3s_box_oci::{Layer, Limits, Progress};
+use a3s_box_core::config::SeccompMode;
+use a3s_box_oci::{Fault, Progress, Task};
 use serde::{Deserialize, Serialize};
 
-/// What the unpacker is to do. It is the only line on its standard input.
+/// What an unpacker is to do. It is the only line that it receives. The files of the task come before
+/// it, with the lock of the staging directory as the last one.
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Job {
-    pub(crate) cache_dir: PathBuf,
-    pub(crate) layout: PathBuf,
-    pub(crate) layers: Vec<Layer>,
-    pub(crate) limits: Limits,
-    pub(crate) kind: RootKind,
-    pub(crate) seccomp: SeccompMode,
+pub(super) struct Job {
+    pub(super) task: Task,
+    pub(super) seccomp: SeccompMode,
 }
 
-/// A line on the standard output of the unpacker.
+/// A line that an unpacker sends.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Message {
-    /// Progress of a layer, given by its index.
+    /// Progress of a layer of the task, given by its index.
     Progress { layer: usize, progress: Progress },
-    /// All layers are in the cache. `hits` of them were there before.
-    Done { hits: usize, unpacked_bytes: u64 },
-    /// The work has failed.
-    Failed(ErrorReport),
+    /// The task is done.
+    Done,
+    /// The task has failed, by the fault of a layer if there is one.
+    Failed { report: ErrorReport, fault: Option<Fault> },
 }

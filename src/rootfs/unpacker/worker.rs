@@ -1,138 +1,108 @@
-//! The unpacker as a process.
+//! An unpacker as a process.
 
 use std::ffi::CStr;
-use std::io::{self, BufRead, Read, Write};
+use std::fs::File;
+use std::io::{self, Write};
 use std::ops::ControlFlow;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 
-use a3s_box_core::config::RootKind;
 use a3s_box_core::{ErrorReport, exit};
-use a3s_box_oci::{BlockRoot, CacheError, LayerCache, Layout, Stack};
+use a3s_box_oci::{Fault, OnTaskProgress};
 use a3s_box_sys::HostError;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::prctl::set_name;
+use nix::sys::prctl::{set_name, set_pdeathsig};
+use nix::sys::signal::Signal;
 
 use super::message::{Job, Message};
-use super::{calls, jail};
+use super::{calls, jail, root, transfer};
 use crate::host::inherited::InheritedFiles;
-use crate::host::process::stdout;
 use crate::rootfs::error::RootfsError;
-use crate::rootfs::form::{Costs, Form};
 
-/// First argument of this executable when it is to be the unpacker.
+/// First argument of this executable when it is to be an unpacker.
 pub(super) const ARGUMENT: &str = "--unpacker";
-
-/// Variable that makes a fake unpacker do something that it must not be able to do.
-pub(super) const FAKE_ACT: &str = "A3S_BOX_FAKE_UNPACKER";
 
 /// Name of the process in `ps`, of at most 15 bytes (prctl(2)).
 const NAME: &CStr = c"a3s-box-unpack";
 
-/// Runs the unpacker to its end if the arguments of this process ask for it.
+/// Runs an unpacker to its end if the arguments of this process ask for it.
 pub(in crate::rootfs) fn run_if_asked() -> Option<ExitCode> {
     std::env::args_os().nth(1).filter(|argument| argument == ARGUMENT)?;
     Some(match run() {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            let report = ErrorReport::new(error.code(), &error).with_hint(error.hint());
-            // A shim that has stopped the unpacker does not read the report.
-            let _sent = send(&Message::Failed(report));
-            ExitCode::from(exit::FAILED)
-        }
+        Err(_) => ExitCode::from(exit::FAILED),
     })
 }
 
-fn run() -> Result<(), RootfsError> {
-    set_name(NAME).map_err(HostError::of("set the name of the process"))?;
-    InheritedFiles::find()?.close();
-    let job = read_job()?;
-    let layout = Layout::open(&job.layout)?;
-    let cache = LayerCache::open(&job.cache_dir)?.with_limits(job.limits.clone());
-    act_if_fake("early");
-    jail::confine(&job)?;
-    calls::restrict(job.seccomp)
-        .map_err(io::Error::other)
-        .map_err(HostError::of("give up system calls"))?;
-    act_if_fake("late");
-    match job.kind {
-        RootKind::Block => unpack::<BlockRoot>(&job, &layout, &cache)?,
-        RootKind::Shared => unpack::<Stack>(&job, &layout, &cache)?,
-    }
-    Ok(())
+/// Does the task, and sends its outcome.
+fn run() -> io::Result<()> {
+    // The supervisor may have left fds open that the shim passed on.
+    InheritedFiles::find().map_err(io::Error::other)?.close();
+    let socket = io::stdin().as_fd().try_clone_to_owned()?;
+    let mut output = File::from(socket.try_clone()?);
+    let message = match do_task(socket) {
+        Ok(()) => Message::Done,
+        Err(failed) => *failed,
+    };
+    send(&mut output, &message)
 }
 
-/// Reads the job, the only line on standard input.
-fn read_job() -> Result<Job, HostError> {
-    let mut line = Vec::new();
-    io::stdin()
-        .lock()
-        .read_until(b'\n', &mut line)
-        .map_err(HostError::of("read the job of the unpacker"))?;
-    serde_json::from_slice(&line).map_err(HostError::of("read the job of the unpacker"))
-}
-
-/// Puts all layers into the cache, tells the shim, and keeps them there until the shim closes the
-/// pipe. By then the shim has taken leases of its own.
-fn unpack<F: Form>(job: &Job, layout: &Layout, cache: &LayerCache) -> Result<(), CacheError> {
-    let on_progress = &mut |layer, progress| {
-        match send(&Message::Progress { layer, progress }) {
-            Ok(()) if !has_ended() => ControlFlow::Continue(()),
-            // The shim has closed the pipe, which stops the work.
-            _ => ControlFlow::Break(()),
+/// Gives up all rights that the task does not need, and does it. Returns the message of a failure.
+fn do_task(socket: OwnedFd) -> Result<(), Box<Message>> {
+    let (job, files, lock) = prepare(&socket).map_err(|error| failed(&error.into(), None))?;
+    #[cfg(feature = "fake-vm")]
+    super::fake::act("late", &job.task);
+    let mut output = File::from(socket);
+    let on_progress: &mut OnTaskProgress<'_> = &mut |layer, progress| {
+        match send(&mut output, &Message::Progress { layer, progress }) {
+            Ok(()) => ControlFlow::Continue(()),
+            // The shim has ended.
+            Err(_) => ControlFlow::Break(()),
         }
     };
-    let mut image = F::compose(cache, layout, &job.layers, on_progress)?;
-    let Costs { hits, unpacked_bytes } = image.costs();
-    // A shim that has closed the pipe needs no answer.
-    let _sent = send(&Message::Done { hits: *hits, unpacked_bytes: *unpacked_bytes });
-    wait_for_end();
-    Ok(())
+    let outcome = job.task.perform(files, on_progress);
+    // The lock ends with this process at the latest.
+    drop(lock);
+    outcome.map_err(|error| {
+        let fault = job.task.fault(&error);
+        failed(&error.into(), fault)
+    })
 }
 
-/// Sends a message. The write is one call, so that messages of several threads do not mix.
-fn send(message: &Message) -> io::Result<()> {
+fn failed(error: &RootfsError, fault: Option<Fault>) -> Box<Message> {
+    let report = ErrorReport::new(error.code(), error).with_hint(error.hint());
+    Box::new(Message::Failed { report, fault })
+}
+
+/// Receives the task and confines this process to it. Returns the task, its files and the lock.
+fn prepare(socket: &OwnedFd) -> Result<(Job, Vec<OwnedFd>, Option<OwnedFd>), HostError> {
+    // It holds the lock of its content from now on, and must not outlive the shim with it. The sender is
+    // the thread of the shim that has started this process, which waits for its end. If that thread has
+    // ended before this call, the socket and the pipe with the blob have closed.
+    set_pdeathsig(Signal::SIGKILL)
+        .and_then(|()| set_name(NAME))
+        .map_err(HostError::of("prepare the process"))?;
+    let stream = UnixStream::from(
+        socket.try_clone().map_err(HostError::of("take the socket of the unpacker"))?,
+    );
+    let (mut files, job) =
+        transfer::receive(&stream).map_err(HostError::of("read the job of the unpacker"))?;
+    let lock = files.pop();
+    #[cfg(feature = "fake-vm")]
+    super::fake::act("early", &job.task);
+    if let Some(directory) = job.task.directory().and_then(|i| files.get_mut(i)) {
+        *directory = root::enter(directory)?;
+    }
+    jail::confine(&job.task, &files)?;
+    calls::restrict(job.seccomp, job.task.names_files())
+        .map_err(io::Error::other)
+        .map_err(HostError::of("give up system calls"))?;
+    Ok((job, files, lock))
+}
+
+/// Sends a message. Only one thread does so at a time.
+fn send(output: &mut File, message: &Message) -> io::Result<()> {
     let mut line = serde_json::to_vec(message)?;
     line.push(b'\n');
-    let mut stdout = stdout().lock();
-    stdout.write_all(&line)?;
-    stdout.flush()
-}
-
-/// Returns whether the shim has closed the pipe.
-fn has_ended() -> bool {
-    let stdin = io::stdin();
-    let mut fds = [PollFd::new(stdin.as_fd(), PollFlags::POLLIN)];
-    // Nothing follows the job, so only the end of the pipe makes it readable.
-    !matches!(poll(&mut fds, PollTimeout::ZERO), Ok(0))
-}
-
-/// Waits until the shim closes the pipe.
-fn wait_for_end() {
-    // Nothing follows the job, and an error ends the wait as well.
-    let _end = io::stdin().lock().read(&mut [0]);
-}
-
-/// Acts as an unpacker that a layer has taken over, if a test asks for it at this `moment`.
-fn act_if_fake(moment: &str) {
-    if !cfg!(feature = "fake-vm") {
-        return;
-    }
-    let wanted = std::env::var(FAKE_ACT).unwrap_or_default();
-    let mut words = wanted.splitn(3, ' ');
-    if words.next() != Some(moment) {
-        return;
-    }
-    let (act, place) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
-    let result = match act {
-        "read" => std::fs::read(place).map(drop),
-        "write" => std::fs::write(place, ""),
-        "socket" => std::net::UdpSocket::bind(place).map(drop),
-        "run" => std::process::Command::new(place).status().map(drop),
-        "signal" => nix::sys::signal::kill(nix::unistd::getppid(), None).map_err(io::Error::from),
-        "mount" => nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).map_err(Into::into),
-        _ => std::process::abort(),
-    };
-    // The test reads the outcome from the log of the shim.
-    let _written = writeln!(io::stderr(), "fake unpacker: {act}: {result:?}");
+    output.write_all(&line)
 }

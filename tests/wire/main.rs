@@ -8,6 +8,7 @@
 //! | `neighbours` | that boxes which run at once cannot reach each other |
 //! | `jail` | files, fds, environment and namespaces of a confined shim; hosts without a layer |
 //! | `faults` | guests that report wrong values, hang or exit without a report |
+//! | `exec` | processes in a running box |
 //! | `health` | health checks, readiness, states and metrics |
 //! | `readers` | standard output and the console with a slow reader, a full disk or no reader |
 //! | `gate` | the datagrams and connections that pass the gate and passt |
@@ -38,6 +39,7 @@ mod carriers;
 mod confinement;
 mod disk;
 mod doctor;
+mod exec;
 mod faults;
 mod gate;
 mod goldens;

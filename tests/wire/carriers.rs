@@ -7,7 +7,7 @@
 //! shows the layer behind the filter, or that the attempt succeeds and is thus a real one.
 //! [`attempts_succeed_in_a_process_with_the_rights_of_the_host`] does the same for passt.
 
-mod attempts;
+pub(crate) mod attempts;
 mod targets;
 
 use std::collections::BTreeMap;
@@ -16,8 +16,7 @@ use std::process::{Command, Stdio};
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
 
-pub(crate) use self::attempts::connect_tcp;
-use self::attempts::{ANYWHERE, Attempt, CONNECTOR, GATE, PASST};
+use self::attempts::{ANYWHERE, Attempt, CONNECTOR, GATE, PASST, connect_tcp};
 pub(crate) use self::targets::{Carriers, Kind, ShimUser, tcp_address};
 use self::targets::{Seccomp, Targets};
 use crate::tracee::{Stopped, Tracee};

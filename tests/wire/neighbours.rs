@@ -9,9 +9,10 @@ use std::net::Ipv4Addr;
 use std::os::unix::fs::MetadataExt;
 use std::process::{Command, Stdio};
 
-use libc::{AT_FDCWD, O_RDONLY, O_RDWR, O_WRONLY};
+use libc::{O_RDONLY, O_RDWR, O_WRONLY};
 
-use crate::carriers::{Carriers, Kind, ShimUser, connect_tcp, tcp_address};
+use crate::carriers::attempts::{clock_of, connect_tcp, kill, memory_of, open, own_wire, trace};
+use crate::carriers::{Carriers, Kind, ShimUser, tcp_address};
 use crate::network::status;
 use crate::tracee::{Stopped, Tracee};
 
@@ -34,11 +35,9 @@ const fn harmless(name: &'static str, act: fn(&mut Tracee, i32) -> Outcome) -> A
 
 /// The attempts: to signal, to limit, to read and to see a process.
 const ON_PROCESSES: [Attempt; 18] = [
-    harmless("signal", |t, pid| t.call(libc::SYS_kill, [pid.into(), 0])),
+    harmless("signal", kill),
     harmless("signal-thread", |t, pid| t.call(libc::SYS_tgkill, [pid.into(), pid.into(), 0])),
-    harmless("signal-by-owner", |t, pid| {
-        t.call(libc::SYS_fcntl, [0, libc::F_SETOWN.into(), pid.into()])
-    }),
+    harmless("signal-by-owner", own_wire),
     harmless("signal-by-handle", |t, pid| {
         let handle = t.call(libc::SYS_pidfd_open, [pid.into(), 0])?;
         t.call(libc::SYS_pidfd_send_signal, [handle, 0, 0, 0])
@@ -57,38 +56,22 @@ const ON_PROCESSES: [Attempt; 18] = [
         t.call(libc::SYS_sched_setaffinity, [pid.into(), 128, all])
     }),
     harmless("limit-by-kernel", |t, pid| open(t, &format!("/proc/{pid}/oom_score_adj"), O_WRONLY)),
-    harmless("read-memory", |t, pid| {
-        let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
-        let stack = maps.lines().find(|line| line.ends_with("[stack]")).unwrap();
-        let stack = i64::from_str_radix(stack.split('-').next().unwrap(), 16).unwrap();
-        let byte = t.put(&[0]);
-        let [own, other] =
-            [byte, stack].map(|address| t.put(&[address, 1].map(i64::to_ne_bytes).concat()));
-        t.call(libc::SYS_process_vm_readv, [pid.into(), own, 1, other, 1, 0])
-    }),
+    harmless("read-memory", |t, pid| memory_of(t, pid, libc::SYS_process_vm_readv)),
     harmless("read-memory-file", |t, pid| open(t, &format!("/proc/{pid}/mem"), O_RDWR)),
     harmless("read-environment", |t, pid| open(t, &format!("/proc/{pid}/environ"), O_RDONLY)),
     harmless("read-fd", |t, pid| {
         let handle = t.call(libc::SYS_pidfd_open, [pid.into(), 0])?;
         t.call(libc::SYS_pidfd_getfd, [handle, 0, 0])
     }),
-    harmless("trace", |t, pid| t.call(libc::SYS_ptrace, [0x4206, pid.into(), 0, 0])),
+    harmless("trace", trace),
     harmless("see-status", |t, pid| open(t, &format!("/proc/{pid}/status"), O_RDONLY)),
     harmless("see-cpus", |t, pid| {
         let cpus = t.put(&[0; 128]);
         t.call(libc::SYS_sched_getaffinity, [pid.into(), 128, cpus])
     }),
-    harmless("see-clock", |t, pid| {
-        let time = t.put(&[0; 16]);
-        t.call(libc::SYS_clock_gettime, [(!i64::from(pid) << 3) | 2, time])
-    }),
+    harmless("see-clock", clock_of),
     harmless("see-group", |t, pid| t.call(libc::SYS_getpgid, [pid.into()])),
 ];
-
-fn open(t: &mut Tracee, path: &str, flags: i32) -> Outcome {
-    let path = t.put_text(path);
-    t.call(libc::SYS_openat, [AT_FDCWD.into(), path, flags.into(), 0])
-}
 
 /// Starts a box. passt is in the empty network of the gate.
 fn start(user: ShimUser) -> Carriers {

@@ -83,10 +83,10 @@ pub(super) const ANYWHERE: [Attempt; 32] = [
         t.call(libc::SYS_pidfd_open, [targets.supervisor.into(), 0])
     }),
     filtered("trace-vmm", Some(User), true, |t, targets| {
-        t.call(libc::SYS_ptrace, [0x4206, targets.vmm.into(), 0, 0])
+        trace(t, targets.vmm)
     }),
     filtered("trace-passt", Some(Target), true, |t, targets| {
-        t.call(libc::SYS_ptrace, [0x4206, targets.passt.into(), 0, 0])
+        trace(t, targets.passt)
     }),
     filtered("read-memory-of-vmm", Some(User), true, |t, targets| {
         memory_of(t, targets.vmm, libc::SYS_process_vm_readv)
@@ -118,8 +118,9 @@ pub(super) const ANYWHERE: [Attempt; 32] = [
         t.call(libc::SYS_unshare, [libc::CLONE_NEWUSER.into()])
     }),
     filtered("executable-memory", Some(Nothing), true, |t, _| {
-        let (protection, flags) = (libc::PROT_EXEC | libc::PROT_WRITE, 0x22);
-        t.call(libc::SYS_mmap, [0, 4096, protection.into(), flags, -1, 0])
+        let protection = libc::PROT_EXEC | libc::PROT_WRITE;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        t.call(libc::SYS_mmap, [0, 4096, protection.into(), flags.into(), -1, 0])
     }),
     filtered("become-root", Some(Capabilities), true, |t, _| t.call(libc::SYS_setresuid, [0; 3])),
     filtered("dumpable", Some(Nothing), true, |t, _| {
@@ -231,18 +232,23 @@ pub(super) const PASST: [Attempt; 18] = [
     }),
 ];
 
-fn open(t: &mut Tracee, path: &str, flags: i32) -> Outcome {
+pub(crate) fn open(t: &mut Tracee, path: &str, flags: i32) -> Outcome {
     let path = t.put_text(path);
     t.call(libc::SYS_openat, [AT_FDCWD.into(), path, flags.into(), 0o600])
 }
 
 /// Asks whether this process may signal another one, by the signal 0.
-fn kill(t: &mut Tracee, pid: i32) -> Outcome {
+pub(crate) fn kill(t: &mut Tracee, pid: i32) -> Outcome {
     t.call(libc::SYS_kill, [pid.into(), 0])
 }
 
+/// Begins to trace another process.
+pub(crate) fn trace(t: &mut Tracee, pid: i32) -> Outcome {
+    t.call(libc::SYS_ptrace, [libc::PTRACE_SEIZE.into(), pid.into(), 0, 0])
+}
+
 /// Reads or writes a byte of another process, at the unused end of its stack.
-fn memory_of(t: &mut Tracee, pid: i32, call: i64) -> Outcome {
+pub(crate) fn memory_of(t: &mut Tracee, pid: i32, call: i64) -> Outcome {
     let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
     let stack = maps.lines().find(|line| line.ends_with("[stack]")).unwrap();
     let stack = i64::from_str_radix(stack.split('-').next().unwrap(), 16).unwrap();
@@ -253,12 +259,12 @@ fn memory_of(t: &mut Tracee, pid: i32, call: i64) -> Outcome {
 }
 
 /// Has the kernel signal a process, or with a negative id a group, at each event of the wire.
-fn own_wire(t: &mut Tracee, pid: i32) -> Outcome {
+pub(crate) fn own_wire(t: &mut Tracee, pid: i32) -> Outcome {
     t.call(libc::SYS_fcntl, [0, F_SETOWN.into(), pid.into()])
 }
 
 /// Reads the CPU time of a process (`CPUCLOCK_SCHED` of `linux/posix-timers.h`).
-fn clock_of(t: &mut Tracee, pid: i32) -> Outcome {
+pub(crate) fn clock_of(t: &mut Tracee, pid: i32) -> Outcome {
     let time = t.put(&[0; 16]);
     t.call(libc::SYS_clock_gettime, [(!i64::from(pid) << 3) | 2, time])
 }

@@ -82,12 +82,8 @@ pub(super) const ANYWHERE: [Attempt; 32] = [
     filtered("handle-of-supervisor", Some(Nothing), true, |t, targets| {
         t.call(libc::SYS_pidfd_open, [targets.supervisor.into(), 0])
     }),
-    filtered("trace-vmm", Some(User), true, |t, targets| {
-        trace(t, targets.vmm)
-    }),
-    filtered("trace-passt", Some(Target), true, |t, targets| {
-        trace(t, targets.passt)
-    }),
+    filtered("trace-vmm", Some(User), true, |t, targets| trace(t, targets.vmm)),
+    filtered("trace-passt", Some(Target), true, |t, targets| trace(t, targets.passt)),
     filtered("read-memory-of-vmm", Some(User), true, |t, targets| {
         memory_of(t, targets.vmm, libc::SYS_process_vm_readv)
     }),

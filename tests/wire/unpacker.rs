@@ -22,11 +22,13 @@ const TASKS: [(&str, &str); 2] = [("tree", "shared"), ("file", "block")];
 enum StoppedBy {
     /// The root of an unpacker of a tree, in which the path does not exist.
     Root,
+    /// Landlock, in a place that the root has.
+    Landlock,
     /// seccomp, which ends the process.
     Seccomp,
 }
 
-use StoppedBy::{Root, Seccomp};
+use StoppedBy::{Landlock, Root, Seccomp};
 
 /// Whether an act succeeds without confinement. Some would harm the test, and have arguments that
 /// make them fail.
@@ -42,7 +44,7 @@ use Alone::{Fails, Succeeds, Untried};
 
 /// The acts, each with its argument and what stops it in an unpacker of a tree. seccomp stops all of
 /// them in one of a layer file. `@` stands for a directory that has `file` and `directory/`.
-const ACTS: [(&str, &str, StoppedBy, Alone); 57] = [
+const ACTS: [(&str, &str, StoppedBy, Alone); 60] = [
     ("read", "@/file", Root, Succeeds),
     ("read", "/etc/passwd", Root, Succeeds),
     ("write", "@/file", Root, Succeeds),
@@ -66,6 +68,9 @@ const ACTS: [(&str, &str, StoppedBy, Alone); 57] = [
     ("proc-memory", "", Root, Untried),
     ("block-device", "@/new", Seccomp, Succeeds),
     ("character-device", "@/new", Seccomp, Succeeds),
+    ("socket-file", "@/new", Landlock, Succeeds),
+    ("list", "/", Landlock, Succeeds),
+    ("list", "/proc", Landlock, Succeeds),
     ("udp-socket", "", Seccomp, Succeeds),
     ("unix-socket", "", Seccomp, Succeeds),
     ("netlink-socket", "", Seccomp, Succeeds),
@@ -173,7 +178,7 @@ fn unpacker_that_a_layer_has_taken_over_reaches_nothing_of_the_host() {
             let stopped_by = if task == "file" { Seccomp } else { stopped_by };
             // In the root of an unpacker, this is the only place for a new file.
             let argument = match act {
-                "block-device" | "character-device" => "/layer/new",
+                "block-device" | "character-device" | "socket-file" => "/layer/new",
                 "follow-link" => "/layer/new:/etc/passwd",
                 _ => argument,
             };
@@ -185,6 +190,10 @@ fn unpacker_that_a_layer_has_taken_over_reaches_nothing_of_the_host() {
             match stopped_by {
                 // ENOENT: the root has no such path.
                 Root => assert_eq!(found.as_deref(), Some("errno:2"), "{act_now}: {output:?}"),
+                // EACCES.
+                Landlock => {
+                    assert_eq!(found.as_deref(), Some("errno:13"), "{act_now}: {output:?}");
+                }
                 Seccomp => {
                     assert_eq!(found, None, "{act_now}");
                     let error = error(&output);

@@ -14,7 +14,7 @@ type Act = fn(&str) -> io::Result<()>;
 const TARGET: i32 = 1;
 
 /// The acts with the names by which the tests select them.
-const ACTS: [(&str, Act); 57] = [
+const ACTS: [(&str, Act); 58] = [
     ("read", |path| open(path, libc::O_RDONLY)),
     ("write", |path| open(path, libc::O_WRONLY)),
     ("create", |path| open(path, libc::O_WRONLY | libc::O_CREAT)),
@@ -38,6 +38,7 @@ const ACTS: [(&str, Act); 57] = [
     ("own-root", |path| open(&format!("/proc/self/root{path}"), libc::O_RDONLY)),
     ("block-device", |path| device(path, libc::S_IFBLK)),
     ("character-device", |path| device(path, libc::S_IFCHR)),
+    ("socket-file", |path| at(libc::SYS_mknodat, path, [i64::from(libc::S_IFSOCK | 0o600), 0])),
     ("udp-socket", |_| raw(libc::SYS_socket, [libc::AF_INET, libc::SOCK_DGRAM, 0, 0])),
     ("unix-socket", |_| raw(libc::SYS_socket, [libc::AF_UNIX, libc::SOCK_STREAM, 0, 0])),
     ("netlink-socket", |_| raw(libc::SYS_socket, [libc::AF_NETLINK, libc::SOCK_RAW, 0, 0])),

@@ -13,6 +13,7 @@
 //! Each [`Process`] has a connection of its own. A reader that stops therefore stops the process
 //! that writes, and nothing else.
 
+mod calls;
 mod client;
 mod command;
 mod error;

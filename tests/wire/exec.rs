@@ -21,7 +21,7 @@ fn with_root_of_host(config: &mut Value) {
 }
 
 fn client(running: &RunningShim) -> BoxProcesses {
-    let state_dir = running.box_path("").parent().unwrap().parent().unwrap().to_owned();
+    let state_dir = running.box_path("").parent().unwrap().to_owned();
     BoxProcesses::of(&BoxDir::new(&state_dir, &"golden".parse().unwrap()))
 }
 

@@ -24,7 +24,7 @@ const MIN_BYTES: usize = 1024;
 pub(super) type Events = mpsc::Sender<Result<Event, Status>>;
 
 /// The end of a session.
-enum Ending {
+enum Outcome {
     /// All events were sent.
     Complete,
     /// The client is gone.
@@ -41,27 +41,27 @@ pub(super) async fn serve<R: Request>(
     events: Events,
 ) {
     let Connected { process, mut reader, is_owner } = connected;
-    let ending = tokio::select! {
-        ending = send(&process, &mut reader, is_owner, &events) => ending,
-        ending = feed(&process, &mut requests) => ending,
-        () = events.closed() => Ending::Lost,
+    let outcome = tokio::select! {
+        outcome = send(&process, &mut reader, is_owner, &events) => outcome,
+        outcome = feed(&process, &mut requests) => outcome,
+        () = events.closed() => Outcome::Lost,
     };
     // The pumps must not wait for this reader any more.
     drop(reader);
-    if matches!(ending, Ending::Complete) {
+    if matches!(outcome, Outcome::Complete) {
         return;
     }
     if is_owner && !process.is_kept() {
         process.kill();
     }
-    if let Ending::Refused(failed) = ending {
+    if let Outcome::Refused(failed) = outcome {
         // The error means that the client is gone, too.
         drop(events.send(Ok(to_event(event::Event::Failed(failed)))).await);
     }
 }
 
 /// Sends the events of the process.
-async fn send(process: &Process, reader: &mut Reader, is_owner: bool, events: &Events) -> Ending {
+async fn send(process: &Process, reader: &mut Reader, is_owner: bool, events: &Events) -> Outcome {
     let first = match process.output.started().await {
         Phase::Running(pid) | Phase::Ended(pid, _) => event::Event::Started(Started {
             id: process.id.clone(),
@@ -75,10 +75,10 @@ async fn send(process: &Process, reader: &mut Reader, is_owner: bool, events: &E
     };
     let is_failed = matches!(first, event::Event::Failed(_));
     if events.send(Ok(to_event(first))).await.is_err() {
-        return Ending::Lost;
+        return Outcome::Lost;
     }
     if is_failed {
-        return Ending::Complete;
+        return Outcome::Complete;
     }
     loop {
         let item = reader.next().await;
@@ -89,16 +89,16 @@ async fn send(process: &Process, reader: &mut Reader, is_owner: bool, events: &E
             Item::Ended(ended) => event::Event::Ended(ended),
         };
         if events.send(Ok(to_event(event))).await.is_err() {
-            return Ending::Lost;
+            return Outcome::Lost;
         }
         if is_last {
-            return Ending::Complete;
+            return Outcome::Complete;
         }
     }
 }
 
 /// Passes the input on. Does not return after the end of the input.
-async fn feed<R: Request>(process: &Process, requests: &mut Streaming<R>) -> Ending {
+async fn feed<R: Request>(process: &Process, requests: &mut Streaming<R>) -> Outcome {
     // Standard input exists once the process has started.
     process.output.started().await;
     loop {
@@ -106,7 +106,7 @@ async fn feed<R: Request>(process: &Process, requests: &mut Streaming<R>) -> End
             Ok(Some(request)) => request,
             Ok(None) => break,
             // The stream was reset, its connection was lost, or a message cannot be decoded.
-            Err(_) => return Ending::Lost,
+            Err(_) => return Outcome::Lost,
         };
         match request.into_input() {
             Ok(Input::Bytes(bytes)) => process.write(&bytes).await,
@@ -115,7 +115,7 @@ async fn feed<R: Request>(process: &Process, requests: &mut Streaming<R>) -> End
             Ok(Input::Resize(size)) => drop(process.resize(size)),
             // The client learns from the event that the process has ended.
             Ok(Input::Signal(signal)) => drop(process.signal(signal, Scope::Process)),
-            Err(failed) => return Ending::Refused(failed),
+            Err(failed) => return Outcome::Refused(failed),
         }
     }
     // A client without further input ends its stream, and gets the events all the same.

@@ -1,14 +1,15 @@
 //! [`Process`]: a process of a box that this client is connected to.
 
 use a3s_box_proto::process::{
-    AttachRequest, CloseStdin, Ended, Event, RunRequest, attach_request, ended, event, run_request,
+    AttachRequest, CloseStdin, Ended, Event, RunRequest, SignalScope, attach_request, ended, event,
+    run_request,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tonic::Streaming;
 
-use super::client::BoxProcesses;
+use super::calls::Calls;
 use super::command::TerminalSize;
 use super::error::ExecError;
 use super::streams::{BUFFER_BYTES, Loss, ProcessInput, ProcessOutput};
@@ -63,7 +64,7 @@ pub struct Process {
     pid: u32,
     skipped_bytes: u64,
     is_attached: bool,
-    client: BoxProcesses,
+    client: Calls,
     end: watch::Receiver<Option<Result<ProcessExit, ExecError>>>,
     /// Receives the events. The stream is reset when it is dropped.
     receiver: JoinHandle<()>,
@@ -98,7 +99,7 @@ impl Input for AttachRequest {
 impl Process {
     /// Waits for the first event of a stream, and makes the process that it is about.
     pub(super) async fn connect<I: Input>(
-        client: BoxProcesses,
+        client: Calls,
         mut events: Streaming<Event>,
         requests: mpsc::Sender<I>,
         has_stdin: bool,
@@ -228,7 +229,7 @@ impl Process {
     ///
     /// [`ExecError`].
     pub async fn signal(&self, signal: u32) -> Result<(), ExecError> {
-        self.client.signal(&self.id, signal).await
+        self.client.signal(&self.id, signal, SignalScope::Process).await
     }
 
     /// Sets the size of the terminal.

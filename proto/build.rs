@@ -2,7 +2,11 @@
 
 use std::error::Error;
 
-const FILES: [&str; 2] = ["a3s/box/agent/v1/agent.proto", "a3s/box/control/v1/control.proto"];
+const FILES: [&str; 3] = [
+    "a3s/box/agent/v1/agent.proto",
+    "a3s/box/control/v1/control.proto",
+    "a3s/box/files/v1/files.proto",
+];
 
 fn main() -> Result<(), Box<dyn Error>> {
     // Cargo reports a change of the whole directory, including files that are added later.

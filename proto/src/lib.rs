@@ -1,11 +1,12 @@
 //! Messages between the shim, the guest program and supervisors.
 //!
-//! The build script generates [`agent`] and [`control`] from the `.proto` files beside the manifest
+//! The build script generates [`agent`], [`control`] and [`files`] from the `.proto` files beside the manifest
 //! of this crate. Those files document each message. [`frame`] is written by hand.
 //!
 //! | module | participants | transport |
 //! |---|---|---|
 //! | [`agent`] | supervisor and shim send requests, the agent in the guest answers | gRPC on vsock [`AGENT_PORT`] |
+//! | [`files`] | supervisors send requests, the guest program answers | gRPC on vsock port 4089 |
 //! | [`control`] | the shim and the guest program | frames on vsock [`CONTROL_PORT`] |
 //!
 //! The guest is hostile. Code that decodes its messages must expect that any field is missing and
@@ -55,6 +56,20 @@ pub mod agent {
     )]
     #![allow(unused_qualifications, clippy::allow_attributes, reason = "generated")]
     tonic::include_proto!("a3s.r#box.agent.v1");
+}
+
+/// The service for the files of a box (package `a3s.box.files.v1`).
+pub mod files {
+    #![expect(missing_docs, reason = "generated; the .proto file documents it")]
+    #![allow(
+        clippy::all,
+        clippy::doc_markdown,
+        clippy::too_many_lines,
+        clippy::allow_attributes_without_reason,
+        reason = "generated"
+    )]
+    #![allow(unused_qualifications, clippy::allow_attributes, reason = "generated")]
+    tonic::include_proto!("a3s.r#box.files.v1");
 }
 
 /// The messages of the control connection (package `a3s.box.control.v1`).

@@ -25,10 +25,7 @@ mod children;
 mod config;
 mod control;
 mod executable;
-#[cfg_attr(
-    not(test),
-    expect(dead_code, unused_imports, reason = "served on the port of the process service")
-)]
+#[cfg_attr(not(test), expect(dead_code, reason = "served on the port of the process service"))]
 mod files;
 mod kmsg;
 mod launch;

@@ -10,7 +10,7 @@
 
 use std::ffi::{CString, c_char, c_int, c_uint};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::panic::{self, AssertUnwindSafe};
 use std::ptr;
@@ -18,6 +18,8 @@ use std::ptr;
 use nix::errno::Errno;
 use nix::libc;
 use nix::unistd::Pid;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// libkrun's ioctl request that sets the exit status of the VMM. Its virtio-fs server accepts the
 /// request on each file (krun-devices, `src/virtio/fs/augment_fs.rs`).
@@ -327,6 +329,12 @@ fn keep_only(socket: BorrowedFd<'_>) -> Option<UnixStream> {
     let _ = unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
     // SAFETY: the descriptor is open, and nothing else in the child owns it.
     Some(unsafe { UnixStream::from_raw_fd(KEPT) })
+}
+
+/// Registers a descriptor with the runtime, to wait until it is readable.
+pub(crate) fn await_readable(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` stays open, with the same number, until it is dropped.
+    Ok(unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE) }?)
 }
 
 /// Sets the user and groups of this process for the rest of its life.

@@ -177,7 +177,7 @@ impl Drop for Temporary<'_> {
     fn drop(&mut self) {
         if !self.is_published {
             // The error of the call is more useful than one about the temporary file.
-            drop(unlinkat(self.parent, self.name.as_str(), AtFlags::empty()));
+            let _ignored = unlinkat(self.parent, self.name.as_str(), AtFlags::empty());
         }
     }
 }

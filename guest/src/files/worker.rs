@@ -10,7 +10,7 @@ use a3s_box_proto::files::{Failed, FailureKind};
 use prost::Message;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::io::unix::AsyncFd;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
@@ -142,7 +142,7 @@ impl Worker {
         let pidfd = Pid::from_raw(pid)
             .ok_or_else(|| io::Error::other("fork(2) returned no PID"))
             .and_then(|pid| Ok(pidfd_open(pid, PidfdFlags::empty())?))
-            .and_then(|pidfd| Ok(AsyncFd::register_with_interest(pidfd, Interest::READABLE)?))?;
+            .and_then(syscall::await_readable)?;
         let (sender, call_ended) = oneshot::channel();
         tokio::spawn(keep(pidfd, call_ended, permit));
         Ok(Self { socket, buffer: Vec::new(), _call: sender })
@@ -237,7 +237,7 @@ async fn keep(
     };
     if !is_over {
         // It fails only if the process has just ended.
-        drop(pidfd_send_signal(pidfd.get_ref(), Signal::KILL));
+        let _ended = pidfd_send_signal(pidfd.get_ref(), Signal::KILL);
         drop(pidfd.readable().await);
     }
     drop(permit);

@@ -18,6 +18,7 @@
 
 mod channel;
 mod content;
+mod extended;
 mod failure;
 mod operation;
 mod pack;

@@ -9,7 +9,7 @@ use a3s_box_proto::files::{
 };
 use prost::Message;
 use rustix::fs::{
-    AtFlags, Dir, FileType, Mode, OFlags, RenameFlags, chmodat, fstat, mkdirat, openat,
+    AtFlags, Dir, FileType, Mode, OFlags, RenameFlags, fchmod, fstat, mkdirat, openat,
     renameat_with, statat, unlinkat,
 };
 use rustix::io::Errno;
@@ -123,9 +123,14 @@ fn make_directory(request: MakeDirectoryRequest, channel: &mut Channel) -> Outco
         make_parents(&root, &path)?;
     }
     let place = root.place(&path)?;
-    match mkdirat(&place.parent, place.name, Mode::RWXU) {
-        Ok(()) => chmodat(&place.parent, place.name, mode, AtFlags::empty())
-            .map_err(failed("set the mode of", &path))?,
+    match mkdirat(&place.parent, place.name, mode) {
+        // The kernel makes no directory that is set-group-id.
+        Ok(()) if mode.intersects(Mode::SUID | Mode::SGID) => {
+            let made = open_directory(&place.parent, place.name).map_err(failed("open", &path))?;
+            let fd = made.fd().map_err(failed("open", &path))?;
+            fchmod(fd, mode).map_err(failed("set the mode of", &path))?;
+        }
+        Ok(()) => {}
         Err(Errno::EXIST) if parents => {
             // A file of another type is refused, and a link to a directory is a directory.
             root.open(&path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC)?;

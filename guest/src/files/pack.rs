@@ -19,6 +19,7 @@ use rustix::io::Errno;
 use tar::{Builder, EntryType, Header};
 
 use super::channel::{CHUNK_BYTES, Channel};
+use super::extended::XATTR_PREFIX;
 use super::failure::{FileError, Outcome, io_failed};
 use super::operation::{MAX_DEPTH, next_name, open_directory, too_deep};
 use super::scope::{MODE_BITS, Root, target};
@@ -356,7 +357,7 @@ fn xattrs(file: impl AsFd) -> rustix::io::Result<Vec<(String, Vec<u8>)>> {
         let Some(key) = name.to_str().ok().filter(|key| !key.contains('=')) else { continue };
         match fgetxattr(&file, name, &mut value[..]) {
             Ok(length) => {
-                records.push((format!("SCHILY.xattr.{key}"), value[..length].to_vec()));
+                records.push((format!("{XATTR_PREFIX}{key}"), value[..length].to_vec()));
             }
             Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::PERM | Errno::ACCESS) => {}
             Err(errno) => return Err(errno),

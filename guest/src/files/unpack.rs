@@ -4,6 +4,7 @@
 //! (`RESOLVE_NO_SYMLINKS`), whether the link was there before or comes from the archive. The files of
 //! the workload can change meanwhile; the kernel then returns an error, and nothing outside changes.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -15,14 +16,15 @@ use a3s_box_proto::files::{
 };
 use rustix::fs::{
     AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags,
-    chmodat, chownat, fchmod, fchown, fsetxattr, futimens, linkat, mkdirat, mknodat, openat,
-    symlinkat, unlinkat, utimensat,
+    chownat, fchmod, fchown, fsetxattr, futimens, linkat, mkdirat, mknodat, openat, symlinkat,
+    unlinkat, utimensat,
 };
 use rustix::io::Errno;
-use tar::{Archive, Entry, EntryType};
+use tar::{Archive, Entry, EntryType, Header};
 
 use super::channel::{CHUNK_BYTES, Channel};
 use super::content::check_finish;
+use super::extended::Extended;
 use super::failure::{FileError, Outcome, failed, io_failed};
 use super::scope::{MODE_BITS, Root, check, open_by};
 
@@ -32,9 +34,6 @@ const TIME_BYTES: usize = 16 << 20;
 
 /// Memory of a directory's time, beyond the bytes of its name.
 const TIME_COST: usize = 64;
-
-/// Prefix of the pax records with extended attributes.
-const XATTR_PREFIX: &str = "SCHILY.xattr.";
 
 /// Permissions of a file whose owner does not come from the archive: a program that is set-user-id
 /// for one user must not become one for another.
@@ -148,22 +147,39 @@ struct Unpacker {
 
 impl Unpacker {
     fn read_all(&mut self, archive: &mut Archive<Received<'_>>) -> Outcome<()> {
-        let entries = archive.entries().map_err(|error| malformed(b"", &error))?;
+        let entries = archive.entries().map_err(|error| malformed(b"", &error))?.raw(true);
+        let mut extended = Extended::default();
         for entry in entries {
             let mut entry = entry.map_err(|error| malformed(b"", &error))?;
-            let name = entry.path_bytes().into_owned();
-            let name = relative(&name)?;
-            self.unpack_entry(&mut entry, &name)?;
+            if extended.read(&mut entry)? {
+                continue;
+            }
+            self.unpack_entry(&mut entry, std::mem::take(&mut extended))?;
             self.entries += 1;
         }
         Ok(())
     }
 
-    fn unpack_entry(&mut self, entry: &mut Entry<'_, Received<'_>>, name: &[u8]) -> Outcome<()> {
-        let metadata = self.metadata_of(entry, name)?;
+    fn unpack_entry(
+        &mut self,
+        entry: &mut Entry<'_, Received<'_>>,
+        extended: Extended,
+    ) -> Outcome<()> {
+        let header = entry.header();
+        let raw = extended.path.clone().unwrap_or_else(|| header.path_bytes().into_owned());
+        let link = extended.link.clone().or_else(|| header.link_name_bytes().map(Cow::into_owned));
+        let name = relative(&raw)?;
+        let name = name.as_slice();
+        if extended.size.is_some_and(|size| size != entry.size()) {
+            return Err(invalid(
+                name,
+                "the size in the pax header differs from that in the header",
+            ));
+        }
+        let metadata = self.metadata_of(header, name, extended)?;
         let kind = entry.header().entry_type();
         if kind == EntryType::Directory {
-            return self.directory(name, metadata);
+            return self.directory(name, &metadata);
         }
         let (above, last) = split(name);
         if last.is_empty() {
@@ -175,12 +191,12 @@ impl Unpacker {
                 self.regular(entry, &parent, last, name, &metadata)
             }
             EntryType::Symlink => {
-                let link = link_name(entry, name)?;
+                let link = link_target(link, name)?;
                 create(&parent, last, name, || symlinkat(link.as_slice(), &parent, last))?;
                 set_special(&parent, last, name, &metadata)
             }
             EntryType::Link => {
-                let link = relative(&link_name(entry, name)?)?;
+                let link = relative(&link_target(link, name)?)?;
                 let (above, target) = split(&link);
                 let from = self.open_beneath(above).map_err(failed("open the target of", name))?;
                 // Without AT_SYMLINK_FOLLOW, a link itself gets the new name.
@@ -189,16 +205,10 @@ impl Unpacker {
                 })
             }
             EntryType::Fifo => {
-                create(&parent, last, name, || {
-                    mknodat(&parent, last, FileType::Fifo, Mode::RUSR, 0)
-                })?;
-                set_special(&parent, last, name, &metadata)?;
-                // The name may have become a link since, which must not be followed.
+                // The mode is exact, because the umask of this process is 0.
                 let mode = Mode::from_bits_truncate(metadata.mode);
-                match chmodat(&parent, last, mode, AtFlags::SYMLINK_NOFOLLOW) {
-                    Ok(()) | Err(Errno::OPNOTSUPP) => Ok(()),
-                    Err(errno) => Err(FileError::system("set the mode of", name, errno)),
-                }
+                create(&parent, last, name, || mknodat(&parent, last, FileType::Fifo, mode, 0))?;
+                set_special(&parent, last, name, &metadata)
             }
             _ => Err(invalid(
                 name,
@@ -207,44 +217,28 @@ impl Unpacker {
         }
     }
 
-    fn metadata_of(&self, entry: &mut Entry<'_, Received<'_>>, name: &[u8]) -> Outcome<Metadata> {
+    fn metadata_of(&self, header: &Header, name: &[u8], extended: Extended) -> Outcome<Metadata> {
         let field = |error: io::Error| malformed(name, &error);
-        let header = entry.header();
-        let mode = header.mode().map_err(field)?;
-        let (uid, gid) = (header.uid().map_err(field)?, header.gid().map_err(field)?);
         let seconds = i64::try_from(header.mtime().map_err(field)?).unwrap_or(i64::MAX);
-        let mut mtime = Timespec { tv_sec: seconds, tv_nsec: 0 };
-        let (mut uid, mut gid) = (Some(uid), Some(gid));
-        let mut xattrs = Vec::new();
-        for record in entry.pax_extensions().map_err(field)?.into_iter().flatten() {
-            let record = record.map_err(field)?;
-            let (Ok(key), value) = (record.key(), record.value_bytes()) else { continue };
-            let number = || std::str::from_utf8(value).ok().and_then(|text| text.parse().ok());
-            match key {
-                "uid" => uid = number(),
-                "gid" => gid = number(),
-                "mtime" => {
-                    mtime = parse_time(value).ok_or_else(|| invalid(name, "malformed `mtime`"))?
-                }
-                _ => {
-                    if let Some(xattr) = key.strip_prefix(XATTR_PREFIX) {
-                        xattrs.push((xattr.to_owned(), value.to_vec()));
-                    }
-                }
-            }
-        }
-        let id = |id: Option<u64>| {
-            let id = id.and_then(|id| u32::try_from(id).ok()).filter(|id| *id != u32::MAX);
+        let mtime = extended.mtime.unwrap_or(Timespec { tv_sec: seconds, tv_nsec: 0 });
+        let id = |extended: Option<u64>, header: io::Result<u64>| {
+            let id = extended.map_or_else(|| header.map_err(field), Ok)?;
+            // The kernel reads -1 as "no change", which is no id.
+            let id = u32::try_from(id).ok().filter(|id| *id != u32::MAX);
             id.ok_or_else(|| invalid(name, "expected owners below 4294967295"))
         };
-        let owner = if self.keep_owners { Some((id(uid)?, id(gid)?)) } else { None };
-        let mode = mode & if self.keep_owners { MODE_BITS } else { OWN_MODE_BITS };
-        Ok(Metadata { mode, owner, mtime, xattrs })
+        let owner = match self.keep_owners {
+            true => Some((id(extended.uid, header.uid())?, id(extended.gid, header.gid())?)),
+            false => None,
+        };
+        let bits = if self.keep_owners { MODE_BITS } else { OWN_MODE_BITS };
+        let mode = header.mode().map_err(field)? & bits;
+        Ok(Metadata { mode, owner, mtime, xattrs: extended.xattrs })
     }
 
     /// Makes a directory, or sets the metadata of an existing one. The destination itself keeps its
     /// metadata.
-    fn directory(&mut self, name: &[u8], metadata: Metadata) -> Outcome<()> {
+    fn directory(&mut self, name: &[u8], metadata: &Metadata) -> Outcome<()> {
         if name.is_empty() {
             return Ok(());
         }
@@ -257,7 +251,7 @@ impl Unpacker {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let directory =
             openat(&parent, last, flags, Mode::empty()).map_err(failed("open", name))?;
-        set_metadata(&directory, name, &metadata)?;
+        set_metadata(&directory, name, metadata)?;
         let cost = name.len() + TIME_COST;
         if self.time_bytes + cost <= TIME_BYTES {
             self.time_bytes += cost;
@@ -400,8 +394,8 @@ fn times(mtime: Timespec) -> Timestamps {
     Timestamps { last_access: mtime, last_modification: mtime }
 }
 
-fn link_name(entry: &Entry<'_, Received<'_>>, name: &[u8]) -> Outcome<Vec<u8>> {
-    let link = entry.link_name_bytes().map(std::borrow::Cow::into_owned).unwrap_or_default();
+fn link_target(link: Option<Vec<u8>>, name: &[u8]) -> Outcome<Vec<u8>> {
+    let link = link.unwrap_or_default();
     check(&link).map_err(|_error| invalid(name, "malformed target of a link"))?;
     Ok(link)
 }
@@ -424,30 +418,13 @@ fn split(name: &[u8]) -> (&[u8], &[u8]) {
     }
 }
 
-/// Parses a pax time: a decimal number of seconds.
-fn parse_time(value: &[u8]) -> Option<Timespec> {
-    let text = std::str::from_utf8(value).ok()?;
-    let (is_negative, digits) = text.strip_prefix('-').map_or((false, text), |rest| (true, rest));
-    let (whole, fraction) = digits.split_once('.').unwrap_or((digits, ""));
-    if !fraction.bytes().all(|byte| byte.is_ascii_digit()) {
-        return None;
-    }
-    let seconds: u64 = whole.parse().ok()?;
-    let nanoseconds: i64 = format!("{fraction:0<9}").get(..9)?.parse().ok()?;
-    let seconds = i64::try_from(seconds).ok()?;
-    Some(match (is_negative, nanoseconds) {
-        (false, _) => Timespec { tv_sec: seconds, tv_nsec: nanoseconds },
-        (true, 0) => Timespec { tv_sec: -seconds, tv_nsec: 0 },
-        // The nanoseconds of a Timespec count forwards.
-        (true, _) => Timespec { tv_sec: -seconds - 1, tv_nsec: 1_000_000_000 - nanoseconds },
-    })
-}
-
-fn invalid(name: &[u8], message: &str) -> FileError {
+/// Returns the error of an entry that cannot be unpacked.
+pub(super) fn invalid(name: &[u8], message: &str) -> FileError {
     let message = format!("entry `{}`: {message}", name.escape_ascii());
     FileError::new(FailureKind::InvalidArchive, name, &message)
 }
 
-fn malformed(name: &[u8], error: &io::Error) -> FileError {
+/// Returns the error of an archive that cannot be read.
+pub(super) fn malformed(name: &[u8], error: &io::Error) -> FileError {
     FileError::new(FailureKind::InvalidArchive, name, &format!("malformed archive: {error}"))
 }

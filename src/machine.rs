@@ -8,7 +8,7 @@ use a3s_box_krun::{
 use a3s_box_proto::control::{
     EnvironmentVariable, GuestConfig, Mount, TmpfsMount, VirtiofsMount, Workload, mount,
 };
-use a3s_box_proto::{CONTROL_PORT, GUEST_CONFIG_FILE, encode};
+use a3s_box_proto::{CONTROL_PORT, EXEC_PORT, GUEST_CONFIG_FILE, encode};
 
 use crate::console::Ports;
 use crate::network::Network;
@@ -68,6 +68,7 @@ pub(crate) fn describe(
         name_servers: network.name_servers.clone(),
         // Without disks, the guest program starts in the root of the box.
         root: root.disks.as_ref().map(Disks::guest_root),
+        exec_port: spec.agent.exec.then_some(EXEC_PORT),
     };
     let shares = pin_shares(spec)?;
     let disks = root.disks.as_ref().map(Disks::machine_root);
@@ -158,22 +159,31 @@ pub(crate) fn assemble(
             },
         ],
         shares: shares.collect(),
-        vsock_ports: vec![
-            VsockPort {
-                port: CONTROL_PORT,
-                socket: state.control_socket(),
-                connect: Connect::FromGuest,
-            },
-            VsockPort {
-                port: spec.agent.port,
-                socket: state.agent_socket(),
-                connect: Connect::FromHost,
-            },
-        ],
+        vsock_ports: vsock_ports(spec, state),
         // `boot` sets the device, because the gate's socket is moved into it.
         net: None,
         tsi: spec.network == NetworkSpec::Tsi,
         stdout: console.stdout,
         stderr: console.stderr,
     }
+}
+
+/// Returns the vsock ports, each with its socket in the box directory.
+fn vsock_ports(spec: &VmSpec, state: &StateDir) -> Vec<VsockPort> {
+    let control = VsockPort {
+        port: CONTROL_PORT,
+        socket: state.control_socket(),
+        connect: Connect::FromGuest,
+    };
+    let agent = VsockPort {
+        port: spec.agent.port,
+        socket: state.agent_socket(),
+        connect: Connect::FromHost,
+    };
+    let exec = spec.agent.exec.then(|| VsockPort {
+        port: EXEC_PORT,
+        socket: state.exec_socket(),
+        connect: Connect::FromHost,
+    });
+    [control, agent].into_iter().chain(exec).collect()
 }

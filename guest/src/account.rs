@@ -67,6 +67,16 @@ pub(crate) enum AccountError {
     },
 }
 
+impl AccountError {
+    /// Returns whether the guest has no such user or group.
+    pub(crate) fn is_unknown(&self) -> bool {
+        matches!(
+            self,
+            Self::UnknownUser { .. } | Self::UnknownGroup { .. } | Self::IdOutOfRange { .. }
+        )
+    }
+}
+
 /// A resolved user.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Account {

@@ -6,25 +6,22 @@
 
 use std::io;
 use std::path::Path;
-use std::pin::Pin;
-use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use a3s_box_proto::agent::agent_server::{Agent, AgentServer};
 use a3s_box_proto::agent::{
     HealthCheckRequest, HealthCheckResponse, MetricsRequest, MetricsResponse, State,
     Status as Health,
 };
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::{mpsc, watch};
-use tokio::time::sleep;
-use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener, VsockStream};
-use tonic::codegen::tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
+use tonic::codegen::tokio_stream::Stream;
 use tonic::transport::Server;
 use tonic::transport::server::Connected;
 use tonic::{Request, Response, Status};
 
 use crate::kmsg;
+use crate::listener::{self, ListenError, Peers};
 use crate::metrics::{Metrics, MetricsError};
 
 /// Maximum number of concurrent requests on a connection. A client that checks health has one or
@@ -34,21 +31,12 @@ const REQUESTS_PER_CONNECTION: u32 = 16;
 /// Maximum size of a request's header list in bytes. Usual clients send a few hundred bytes.
 const HEADER_BYTES: u32 = 8 * 1024;
 
-/// Pause after `accept(2)` has failed. The causes, a lack of descriptors or memory, last for a
-/// while.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
 /// The reason why the agent cannot start.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum ListenError {
+pub(crate) enum AgentError {
     /// The port cannot be bound.
-    #[error("cannot listen on vsock port {port}")]
-    Bind {
-        /// Port of the guest.
-        port: u32,
-        /// Error of the kernel.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Listen(#[from] ListenError),
     /// A file of `/proc` cannot be opened.
     #[error(transparent)]
     Metrics(#[from] MetricsError),
@@ -61,35 +49,15 @@ pub(crate) fn listen(
     port: u32,
     started: Instant,
     state: watch::Receiver<State>,
-) -> Result<(), ListenError> {
+) -> Result<(), AgentError> {
     let agent = GuestAgent { started, state, metrics: Metrics::open(Path::new("/proc"))? };
-    let listener = VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, port))
-        .map_err(|source| ListenError::Bind { port, source })?;
-    // A task accepts the connections, so that it can pause after an error of accept(2).
-    let (sender, receiver) = mpsc::channel(1);
-    tokio::spawn(accept(listener, sender));
-    let incoming = ReceiverStream::new(receiver).map(Ok::<_, io::Error>);
+    let incoming = listener::listen(port, Peers::Any)?;
     tokio::spawn(async move {
         if let Err(error) = serve(incoming, agent).await {
             kmsg::error(&error);
         }
     });
     Ok(())
-}
-
-/// Accepts connections until the server is gone.
-async fn accept(listener: VsockListener, sender: mpsc::Sender<HostStream>) {
-    loop {
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                if sender.send(HostStream(stream)).await.is_err() {
-                    return;
-                }
-            }
-            // Not logged, because an error that lasts would repeat the line every 100 ms.
-            Err(_) => sleep(ACCEPT_PAUSE).await,
-        }
-    }
 }
 
 /// Serves the connections of `incoming`.
@@ -139,43 +107,6 @@ impl Agent for GuestAgent {
     ) -> Result<Response<MetricsResponse>, Status> {
         let values = self.metrics.read();
         values.map(Response::new).map_err(|error| Status::unavailable(kmsg::chain(&error)))
-    }
-}
-
-/// A connection from the host. tonic requires the trait [`Connected`], which `VsockStream` lacks.
-struct HostStream(VsockStream);
-
-impl Connected for HostStream {
-    type ConnectInfo = ();
-
-    fn connect_info(&self) {}
-}
-
-impl AsyncRead for HostStream {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(context, buffer)
-    }
-}
-
-impl AsyncWrite for HostStream {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(context, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(context)
     }
 }
 

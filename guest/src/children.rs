@@ -3,10 +3,13 @@
 //! No other code may wait for a child. It could take the wait status of the workload, which the
 //! kernel returns only once.
 
+use std::collections::HashMap;
 use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::libc::pid_t;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::oneshot;
 use tokio::task::yield_now;
 
 use crate::syscall::{self, Reaped, Status};
@@ -19,12 +22,72 @@ const BATCH: usize = 64;
 #[derive(Debug)]
 pub(crate) struct Children {
     signal: Signal,
+    exits: Exits,
+}
+
+/// The children whose ends other tasks wait for. All clones share them.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Exits(Arc<Mutex<HashMap<pid_t, oneshot::Sender<Status>>>>);
+
+impl Exits {
+    /// Returns the receiver of a child's status.
+    ///
+    /// Must be called before the first `await` after the start of the child: whoever reaps runs on
+    /// the same thread, and discards a status that nobody expects.
+    pub(crate) fn expect(&self, pid: pid_t) -> oneshot::Receiver<Status> {
+        let (sender, receiver) = oneshot::channel();
+        self.lock().insert(pid, sender);
+        receiver
+    }
+
+    /// Sends a signal to a child that [`expect`](Self::expect) was called for. Returns false if it
+    /// was reaped already, after which its PID may belong to another process.
+    pub(crate) fn signal(&self, pid: pid_t, signal: i32) -> io::Result<bool> {
+        // The lock keeps the child from being reaped between the check and the signal.
+        let expected = self.lock();
+        if !expected.contains_key(&pid) {
+            return Ok(false);
+        }
+        syscall::send_signal(pid, signal).map(|()| true)
+    }
+
+    /// Sends a signal to the process group of such a child, as [`signal`](Self::signal) does.
+    pub(crate) fn signal_group(&self, leader: pid_t, signal: i32) -> io::Result<bool> {
+        let expected = self.lock();
+        if !expected.contains_key(&leader) {
+            return Ok(false);
+        }
+        syscall::send_signal_to_group(leader, signal).map(|()| true)
+    }
+
+    /// Reaps one child as [`syscall::reap_any`] does, and reports its status.
+    fn reap(&self) -> Reaped {
+        let mut expected = self.lock();
+        let reaped = syscall::reap_any();
+        if let Reaped::Ended(pid, status) = reaped
+            && let Some(sender) = expected.remove(&pid)
+        {
+            // The receiver is gone if nobody waits any more.
+            let _ignored = sender.send(status);
+        }
+        reaped
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<pid_t, oneshot::Sender<Status>>> {
+        // Each change of the map is one call, so a panic elsewhere leaves no half-made one.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Children {
     /// Starts to catch SIGCHLD. Must be called before the first child starts.
     pub(crate) fn watch() -> io::Result<Self> {
-        Ok(Self { signal: signal(SignalKind::child())? })
+        Ok(Self { signal: signal(SignalKind::child())?, exits: Exits::default() })
+    }
+
+    /// Returns the registry of children whose ends other tasks wait for.
+    pub(crate) fn exits(&self) -> Exits {
+        self.exits.clone()
     }
 
     /// Reaps children until the child `pid` has ended, and returns its status.
@@ -32,7 +95,7 @@ impl Children {
     /// Loses no status when it is cancelled: the status is returned without another `await`.
     pub(crate) async fn wait_for(&mut self, pid: pid_t) -> Status {
         loop {
-            match reap_batch(Some(pid)) {
+            match reap_batch(&self.exits, Some(pid)) {
                 Batch::Found(status) => return status,
                 // SIGCHLD may have come for all of them already, so this must not wait for it.
                 Batch::Full => yield_now().await,
@@ -44,7 +107,7 @@ impl Children {
     /// Reaps children for ever.
     pub(crate) async fn reap_forever(&mut self) {
         loop {
-            match reap_batch(None) {
+            match reap_batch(&self.exits, None) {
                 Batch::Full => yield_now().await,
                 Batch::Found(_) | Batch::Waiting | Batch::Empty => self.changed().await,
             }
@@ -54,7 +117,7 @@ impl Children {
     /// Reaps children until there are none.
     pub(crate) async fn wait_for_all(&mut self) {
         loop {
-            match reap_batch(None) {
+            match reap_batch(&self.exits, None) {
                 Batch::Empty => return,
                 Batch::Full => yield_now().await,
                 Batch::Found(_) | Batch::Waiting => self.changed().await,
@@ -83,11 +146,12 @@ enum Batch {
 }
 
 /// Reaps up to [`BATCH`] children, and stops after the wanted one.
-fn reap_batch(wanted: Option<pid_t>) -> Batch {
+fn reap_batch(exits: &Exits, wanted: Option<pid_t>) -> Batch {
     for _ in 0..BATCH {
-        match syscall::reap_any() {
+        match exits.reap() {
             Reaped::Ended(pid, status) if Some(pid) == wanted => return Batch::Found(status),
-            // The status of an orphan is of no interest, but a zombie would keep its PID.
+            // `Exits` has reported the status if a task waits for it. That of an orphan is of no
+            // interest, but a zombie would keep its PID.
             Reaped::Ended(..) => {}
             Reaped::NotYet => return Batch::Waiting,
             Reaped::NoChildren => return Batch::Empty,

@@ -1,4 +1,4 @@
-//! Starts the workload and reports whether its program was executed.
+//! Starts processes and reports whether their programs were executed.
 //!
 //! The child has the writing end of a pipe, which `execve(2)` closes. The parent reads either end
 //! of file, after which the program runs, or a [`Failure`].
@@ -6,7 +6,7 @@
 use std::ffi::OsStr;
 use std::fs::OpenOptions;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::Duration;
@@ -26,17 +26,17 @@ use crate::syscall::{self, Command, Descriptors, Failure, Step};
 /// slow or hang.
 const EXEC_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The reason why the workload does not run.
+/// The reason why a process does not run.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LaunchError {
     /// A pipe, `/dev/null` or `fork(2)` failed, or the report of the child is malformed.
     #[error("cannot start a process")]
     Process(#[source] io::Error),
     /// `execve(2)` did not finish within [`EXEC_TIMEOUT`].
-    #[error("the workload's program was not loaded in {EXEC_TIMEOUT:?}")]
+    #[error("the program was not loaded in {EXEC_TIMEOUT:?}")]
     Timeout,
     /// A step before `execve(2)` failed in the child.
-    #[error("cannot set {what} of the workload")]
+    #[error("cannot set {what} of the process")]
     Setup {
         /// The property that was to be set.
         what: String,
@@ -69,41 +69,88 @@ pub(crate) struct Launched {
     pub(crate) stderr: pipe::Receiver,
 }
 
-/// Starts a process and waits until it has executed the command or has failed to do so.
+/// The standard streams of a child, which this process closes once the child has them.
+#[derive(Debug)]
+pub(crate) struct Streams {
+    /// Standard input. `None`: `/dev/null`.
+    pub(crate) stdin: Option<OwnedFd>,
+    /// Standard output.
+    pub(crate) stdout: OwnedFd,
+    /// Standard error.
+    pub(crate) stderr: OwnedFd,
+    /// Whether they are one terminal, which becomes the child's controlling terminal.
+    pub(crate) is_terminal: bool,
+}
+
+/// A child that has not executed its program yet.
+#[derive(Debug)]
+pub(crate) struct Launching {
+    /// PID of the child.
+    pub(crate) pid: pid_t,
+    report: pipe::Receiver,
+}
+
+/// Starts the workload and waits until it has executed the command or has failed to do so.
 ///
 /// A child that failed is left for [`Children`](crate::children::Children) to reap.
 pub(crate) async fn launch(command: &Command) -> Result<Launched, LaunchError> {
     let (stdout, stdout_child) = pipe().map_err(LaunchError::Process)?;
     let (stderr, stderr_child) = pipe().map_err(LaunchError::Process)?;
-    let (report, report_child) = pipe().map_err(LaunchError::Process)?;
-    let null = OpenOptions::new().read(true).open("/dev/null").map_err(LaunchError::Process)?;
-    let descriptors = Descriptors {
-        stdin: null.as_fd(),
-        stdout: stdout_child.as_fd(),
-        stderr: stderr_child.as_fd(),
-        report: report_child.as_fd(),
-    };
+    let streams =
+        Streams { stdin: None, stdout: stdout_child, stderr: stderr_child, is_terminal: false };
+    let child = start(command, streams, None)?;
+    let pid = child.pid;
+    let executed = child.executed(command).await;
+    if let Err(LaunchError::Timeout) = executed {
+        // The PID still belongs to the child: nothing reaps while this function runs. An error is
+        // ignored, because the box ends anyway.
+        drop(syscall::send_signal(pid, libc::SIGKILL));
+    }
+    executed.map(|()| Launched { pid, stdout, stderr })
+}
+
+/// Starts a child that is to execute the command, in the cgroup whose `cgroup.procs` is given.
+/// The caller must call [`Launching::executed`].
+pub(crate) fn start(
+    command: &Command,
+    streams: Streams,
+    cgroup: Option<BorrowedFd<'_>>,
+) -> Result<Launching, LaunchError> {
     if let Some(credentials) = &command.credentials {
         // Programs open `/dev/stdout`, which leads to the pipe by `/proc/self/fd/1`. The kernel
         // then checks the permissions of the pipe, and only its owner has any.
-        for end in [&stdout_child, &stderr_child] {
+        let ends = [streams.stdin.as_ref(), Some(&streams.stdout), Some(&streams.stderr)];
+        for end in ends.into_iter().flatten() {
             fchown(end, Some(Uid::from_raw(credentials.uid)), None)
                 .map_err(|errno| LaunchError::Process(errno.into()))?;
         }
     }
+    let (report, report_child) = pipe().map_err(LaunchError::Process)?;
+    let null = OpenOptions::new().read(true).open("/dev/null").map_err(LaunchError::Process)?;
+    let descriptors = Descriptors {
+        stdin: streams.stdin.as_ref().map_or(null.as_fd(), AsFd::as_fd),
+        stdout: streams.stdout.as_fd(),
+        stderr: streams.stderr.as_fd(),
+        report: report_child.as_fd(),
+        cgroup,
+        is_terminal: streams.is_terminal,
+    };
     let pid = syscall::spawn(command, descriptors).map_err(LaunchError::Process)?;
     // A pipe reports end of file only when all its writing ends are closed. This process must close
     // its copies, so that only the child and its descendants hold any.
-    drop((stdout_child, stderr_child, report_child));
-    match timeout(EXEC_TIMEOUT, read_report(report)).await {
-        Ok(Ok(None)) => Ok(Launched { pid, stdout, stderr }),
-        Ok(Ok(Some(failure))) => Err(explain(command, failure)),
-        Ok(Err(source)) => Err(LaunchError::Process(source)),
-        Err(_) => {
-            // The PID still belongs to the child: nothing reaps while this function runs. An error
-            // is ignored, because the box ends anyway.
-            drop(syscall::send_signal(pid, libc::SIGKILL));
-            Err(LaunchError::Timeout)
+    drop((streams, report_child));
+    Ok(Launching { pid, report })
+}
+
+impl Launching {
+    /// Waits until the child has executed the command or has failed to do so. After
+    /// [`LaunchError::Timeout`], the child still exists.
+    pub(crate) async fn executed(self, command: &Command) -> Result<(), LaunchError> {
+        match timeout(EXEC_TIMEOUT, read_report(self.report)).await {
+            Ok(Ok(None)) => Ok(()),
+            Ok(Ok(Some(failure))) => Err(explain(command, failure)),
+            Ok(Err(source)) => Err(LaunchError::Process(source)),
+            Err(_) => Err(LaunchError::Timeout),
         }
     }
 }
@@ -147,6 +194,8 @@ fn explain(command: &Command, failure: Failure) -> LaunchError {
         Step::Limit => limit_text(command, failure.index),
         Step::Credentials => "the user and groups".to_owned(),
         Step::WorkingDirectory => format!("the working directory `{}`", cwd.display()),
+        Step::Cgroup => "the cgroup".to_owned(),
+        Step::Terminal => "the controlling terminal".to_owned(),
     };
     LaunchError::Setup { what, source: failure.errno.into() }
 }

@@ -30,17 +30,19 @@ use nix::libc::pid_t;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 
-use crate::agent::ListenError;
-use crate::children::Children;
+use crate::agent::AgentError;
+use crate::children::{Children, Exits};
 use crate::config::ConfigError;
 use crate::control::{Control, ControlError, Order};
 use crate::kmsg;
 use crate::launch::{LaunchError, launch};
+use crate::listener::ListenError;
 use crate::mounts::MountError;
 use crate::network::NetworkError;
 use crate::notify::{BindError, Notices};
 use crate::plan::PlanError;
 use crate::ports::PortError;
+use crate::processes::CgroupError;
 use crate::relay::Relay;
 use crate::root::RootError;
 use crate::syscall::{self, Command, Status};
@@ -85,7 +87,11 @@ pub(crate) enum StartError {
     #[error(transparent)]
     Network(#[from] NetworkError),
     #[error(transparent)]
+    Agent(#[from] AgentError),
+    #[error(transparent)]
     Listen(#[from] ListenError),
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
     #[error(transparent)]
     Notify(#[from] BindError),
     #[error(transparent)]
@@ -113,8 +119,9 @@ pub(crate) trait Machine {
     /// Destination of the workload's output.
     type Port: AsyncWrite + Unpin + Send + 'static;
 
-    /// Sets up the guest and returns the workload, or `None` if the box has none.
-    async fn prepare(&mut self) -> Result<Option<Job<Self::Port>>, StartError>;
+    /// Sets up the guest and returns the workload, or `None` if the box has none. The servers that
+    /// it starts wait for their children by `exits`.
+    async fn prepare(&mut self, exits: Exits) -> Result<Option<Job<Self::Port>>, StartError>;
 
     /// Kills all processes except this one.
     fn kill_everything(&self);
@@ -169,7 +176,7 @@ where
     control
         .send(Message::Hello(Hello { protocol_version: PROTOCOL_VERSION, guest_version }))
         .await?;
-    let mut running = match start(machine).await {
+    let mut running = match start(machine, children.exits()).await {
         Ok(running) => running,
         Err(error) => return report_start_failure(control, &error).await,
     };
@@ -190,8 +197,8 @@ where
 }
 
 /// Sets up the guest and starts the workload, if there is one.
-async fn start<M: Machine>(machine: &mut M) -> Result<Option<Running>, StartError> {
-    let Some(job) = machine.prepare().await? else { return Ok(None) };
+async fn start<M: Machine>(machine: &mut M, exits: Exits) -> Result<Option<Running>, StartError> {
+    let Some(job) = machine.prepare(exits).await? else { return Ok(None) };
     let launched = launch(&job.command).await?;
     Ok(Some(Running {
         pid: launched.pid,

@@ -6,14 +6,19 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use a3s_box_proto::GUEST_CONFIG_FILE;
-use a3s_box_proto::control::{BlockRoot, GuestConfig, Mount, Root, mount, root as config_root};
+use a3s_box_proto::control::{
+    BlockRoot, GuestConfig, Mount, Root, Workload, mount, root as config_root,
+};
 use nix::unistd::sethostname;
 use tokio::net::unix::pipe;
 
+use crate::children::Exits;
 use crate::lifecycle::{Job, Machine, StartError};
+use crate::listener::{self, Peers};
 use crate::notify::{self, Notices};
 use crate::power::{self, Outlasting};
-use crate::{agent, config, kmsg, mounts, names, network, plan, ports, root, syscall};
+use crate::processes::{self, Cgroups, Table};
+use crate::{agent, config, kmsg, mounts, names, network, open_files, plan, ports, root, syscall};
 
 /// Host name of a guest whose config has none.
 const DEFAULT_HOSTNAME: &str = "localhost";
@@ -44,7 +49,7 @@ impl Guest {
 impl Machine for Guest {
     type Port = pipe::Sender;
 
-    async fn prepare(&mut self) -> Result<Option<Job<Self::Port>>, StartError> {
+    async fn prepare(&mut self, exits: Exits) -> Result<Option<Job<Self::Port>>, StartError> {
         // The config comes first: libkrun serves the file once, and only to the first lookup of its
         // name.
         let config = config::read(&Path::new("/").join(GUEST_CONFIG_FILE))?;
@@ -72,6 +77,9 @@ impl Machine for Guest {
         if let Some(port) = config.agent_port {
             agent::listen(port, self.started, notices.state())?;
         }
+        if let Some(port) = config.exec_port {
+            serve_processes(port, config.workload.as_ref(), exits)?;
+        }
         let Some(workload) = config.workload else { return Ok(None) };
         // After the mounts: the program, the accounts and the working directory can be in a share.
         let command = plan::plan(workload, Path::new("/"))?;
@@ -83,6 +91,21 @@ impl Machine for Guest {
     fn kill_everything(&self) {
         syscall::kill_everything();
     }
+}
+
+/// Serves the processes of the box to the host in the background, until this process ends.
+fn serve_processes(port: u32, workload: Option<&Workload>, exits: Exits) -> Result<(), StartError> {
+    // The descriptors of 256 processes and of their connections are more than the usual limit.
+    open_files::raise_limit();
+    let cgroups = Cgroups::open(Path::new(mounts::CGROUP))?;
+    let incoming = listener::listen(port, Peers::Host)?;
+    let table = Table::new(workload, Some(cgroups), exits);
+    tokio::spawn(async move {
+        if let Err(error) = processes::serve(incoming, table).await {
+            kmsg::error(&error);
+        }
+    });
+    Ok(())
 }
 
 /// Returns the file systems whose data someone can read after the end of the box.

@@ -14,6 +14,9 @@ use a3s_box_proto::control::{Mount, mount};
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount as mount_kernel};
 
+/// Mount point of the cgroups.
+pub(crate) const CGROUP: &str = "/sys/fs/cgroup";
+
 /// Mode of a mount point that was missing.
 const TARGET_MODE: u32 = 0o755;
 
@@ -108,7 +111,7 @@ fn standards() -> [Standard; 8] {
         standard("/dev", "devtmpfs", NOSUID, "mode=755"),
         standard("/proc", "proc", quiet, ""),
         standard("/sys", "sysfs", quiet, ""),
-        standard("/sys/fs/cgroup", "cgroup2", quiet, ""),
+        standard(CGROUP, "cgroup2", quiet, ""),
         // `ptmxmode` must be set: the default 0000 keeps users from `/dev/pts/ptmx`. Group 5 is
         // `tty` in most distributions, and mode 0620 lets its members write to terminals.
         standard(

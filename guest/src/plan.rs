@@ -13,6 +13,7 @@ use a3s_box_proto::control::{EnvironmentVariable, Workload};
 use crate::account::{AccountError, Accounts};
 use crate::executable::{self, DEFAULT_PATH, ExecutableError};
 use crate::notify;
+use crate::open_files;
 use crate::syscall::{Command, Limit, StringArray};
 
 /// Mode of a working directory that was missing, the same as Docker's.
@@ -22,7 +23,7 @@ const CWD_MODE: u32 = 0o755;
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PlanError {
     /// The list of arguments is empty.
-    #[error("workload: found no arguments, expected a program")]
+    #[error("found no arguments, expected a program")]
     NoProgram,
     /// The working directory is a relative path.
     #[error("working directory `{found}`: expected an absolute path")]
@@ -40,7 +41,7 @@ pub(crate) enum PlanError {
     },
     /// A string contains a NUL byte, at which the kernel would cut it. The error does not contain
     /// the string, which can be a secret.
-    #[error("workload: found a NUL byte in {place}")]
+    #[error("found a NUL byte in {place}")]
     Nul {
         /// The part of the workload that has the string.
         place: &'static str,
@@ -60,41 +61,66 @@ pub(crate) enum PlanError {
 /// `/etc/passwd` and `/etc/group` are read below `root`. All other paths are relative to the root
 /// of this process.
 pub(crate) fn plan(workload: Workload, root: &Path) -> Result<Command, PlanError> {
-    let name = workload.args.first().ok_or(PlanError::NoProgram)?;
-    // The search for the program comes after it, because entries of PATH can be relative to it.
+    // Refused before the working directory is made.
+    if workload.args.is_empty() {
+        return Err(PlanError::NoProgram);
+    }
     let cwd = make_cwd(&workload.cwd)?;
+    command(workload, root, &cwd, &[(notify::VARIABLE, notify::ADDRESS)])
+}
+
+/// Makes the command of a process that is started in the running box. Unlike that of a workload,
+/// its working directory must exist, and the process gets no notify socket: its notifications would
+/// count as those of the workload.
+pub(crate) fn plan_process(process: Workload, root: &Path) -> Result<Command, PlanError> {
+    let cwd = absolute(&process.cwd)?;
+    command(process, root, &cwd, &[])
+}
+
+/// Makes the command. The environment gets HOME and `defaults` unless it has them.
+fn command(
+    workload: Workload,
+    root: &Path,
+    cwd: &Path,
+    defaults: &[(&str, &str)],
+) -> Result<Command, PlanError> {
+    let name = workload.args.first().ok_or(PlanError::NoProgram)?;
     let account = Accounts::read(root)?.resolve(&workload.user)?;
     // The lookup uses the PATH of the workload, not the one of PID 1, which comes from the kernel.
     let search = workload.env.iter().find(|variable| variable.name == "PATH");
     let search = search.map_or(DEFAULT_PATH, |variable| &variable.value);
-    let program = executable::find(name, OsStr::new(search), &cwd)?;
-    let env = environment(&workload.env, &account.home)?;
+    let program = executable::find(name, OsStr::new(search), cwd)?;
+    let env = environment(&workload.env, &account.home, defaults)?;
     let args = workload
         .args
         .into_iter()
         .map(|arg| string(arg, "an argument"))
         .collect::<Result<_, _>>()?;
+    let limits = workload.rlimits.into_iter().map(|limit| Limit {
+        resource: limit.resource,
+        soft: limit.soft,
+        hard: limit.hard,
+    });
     Ok(Command {
         program: string(program.as_os_str().as_bytes(), "the program's path")?,
         args: StringArray::new(args),
         env: StringArray::new(env),
         cwd: string(cwd.as_os_str().as_bytes(), "the working directory")?,
         credentials: Some(account.credentials),
-        limits: workload
-            .rlimits
-            .into_iter()
-            .map(|limit| Limit { resource: limit.resource, soft: limit.soft, hard: limit.hard })
-            .collect(),
+        limits: open_files::original_limit().into_iter().chain(limits).collect(),
     })
 }
 
-/// Returns the variables of the config. Adds `HOME` and `NOTIFY_SOCKET` if the config does not
-/// contain them.
-fn environment(given: &[EnvironmentVariable], home: &str) -> Result<Vec<CString>, PlanError> {
-    // Container engines add HOME, too. An empty value in the config counts as present and stays.
-    let defaults = [("HOME", home), (notify::VARIABLE, notify::ADDRESS)];
-    let missing = defaults
+/// Returns the variables that are given. Adds `HOME` and `defaults` if they are not among them.
+fn environment(
+    given: &[EnvironmentVariable],
+    home: &str,
+    defaults: &[(&str, &str)],
+) -> Result<Vec<CString>, PlanError> {
+    // Container engines add HOME, too. An empty value that is given counts as present and stays.
+    let missing = [("HOME", home)]
         .into_iter()
+        .chain(defaults.iter().copied())
         .filter(|(name, _)| given.iter().all(|variable| variable.name != *name));
     given
         .iter()
@@ -106,14 +132,21 @@ fn environment(given: &[EnvironmentVariable], home: &str) -> Result<Vec<CString>
 
 /// Creates the working directory with its parents. An empty path means `/`.
 fn make_cwd(cwd: &str) -> Result<PathBuf, PlanError> {
-    let path = PathBuf::from(if cwd.is_empty() { "/" } else { cwd });
-    if !path.is_absolute() {
-        return Err(PlanError::RelativeCwd { found: cwd.to_owned() });
-    }
+    let path = absolute(cwd)?;
     // With `recursive`, an existing directory is no error.
     match DirBuilder::new().recursive(true).mode(CWD_MODE).create(&path) {
         Ok(()) => Ok(path),
         Err(source) => Err(PlanError::MakeCwd { path, source }),
+    }
+}
+
+/// Returns an absolute path. An empty one means `/`.
+fn absolute(cwd: &str) -> Result<PathBuf, PlanError> {
+    let path = PathBuf::from(if cwd.is_empty() { "/" } else { cwd });
+    if path.is_absolute() {
+        Ok(path)
+    } else {
+        Err(PlanError::RelativeCwd { found: cwd.to_owned() })
     }
 }
 

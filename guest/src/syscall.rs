@@ -93,6 +93,24 @@ pub(crate) fn send_signal(pid: libc::pid_t, signal: c_int) -> io::Result<()> {
     check(unsafe { libc::kill(pid, signal) }).map_err(io::Error::from_raw_os_error)
 }
 
+/// Sends a signal to a process that need not be a child. By the time of the call, its PID may belong
+/// to another process; the caller accepts that.
+pub(crate) fn send_signal_to_any(pid: libc::pid_t, signal: c_int) -> io::Result<()> {
+    if pid <= 1 {
+        return Err(io::Error::from_raw_os_error(libc::ESRCH));
+    }
+    // SAFETY: the call passes no memory.
+    check(unsafe { libc::kill(pid, signal) }).map_err(io::Error::from_raw_os_error)
+}
+
+/// Sends a signal to the process group that `leader` leads. `leader` must be a child that has not
+/// been reaped.
+pub(crate) fn send_signal_to_group(leader: libc::pid_t, signal: c_int) -> io::Result<()> {
+    debug_assert!(leader > 1);
+    // SAFETY: the call passes no memory.
+    check(unsafe { libc::kill(-leader, signal) }).map_err(io::Error::from_raw_os_error)
+}
+
 /// Kills every process of the guest except PID 1. Does nothing if the caller is not PID 1.
 pub(crate) fn kill_everything() {
     // In a test, `kill(-1)` would kill the processes of the host.
@@ -192,6 +210,11 @@ pub(crate) struct Descriptors<'a> {
     pub(crate) stderr: BorrowedFd<'a>,
     /// Receives a [`Failure`]. It has the flag `FD_CLOEXEC`, so that `execve(2)` closes it.
     pub(crate) report: BorrowedFd<'a>,
+    /// The file `cgroup.procs` of the cgroup that the child enters, open for writing. `None`: the
+    /// child stays in the cgroup of its parent.
+    pub(crate) cgroup: Option<BorrowedFd<'a>>,
+    /// Whether `stdin` is a terminal that becomes the child's controlling terminal.
+    pub(crate) is_terminal: bool,
 }
 
 /// A step of the child between `fork(2)` and the program. The number identifies it in a report.
@@ -210,16 +233,22 @@ pub(crate) enum Step {
     WorkingDirectory,
     /// Calling `execve(2)`.
     Execute,
+    /// Entering the cgroup.
+    Cgroup,
+    /// Taking the terminal as the controlling one.
+    Terminal,
 }
 
 impl Step {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 8] = [
         Self::Session,
         Self::Descriptors,
         Self::Limit,
         Self::Credentials,
         Self::WorkingDirectory,
         Self::Execute,
+        Self::Cgroup,
+        Self::Terminal,
     ];
 }
 
@@ -370,6 +399,15 @@ fn prepare_child(
     descriptors: Descriptors<'_>,
     index: &mut u8,
 ) -> Result<(), (Step, c_int)> {
+    // The cgroup comes first, so that everything the child does counts in it.
+    if let Some(cgroup) = descriptors.cgroup {
+        // "0" stands for the writing process (cgroups(7)).
+        // SAFETY: the buffer is readable for its length, which is 1.
+        let written = unsafe { libc::write(cgroup.as_raw_fd(), c"0".as_ptr().cast(), 1) };
+        if written == -1 {
+            return Err((Step::Cgroup, Errno::last_raw()));
+        }
+    }
     // SAFETY: `setsid` has no preconditions.
     check(unsafe { libc::setsid() }).map_err(|errno| (Step::Session, errno))?;
     for (from, to) in [(descriptors.stdin, 0), (descriptors.stdout, 1), (descriptors.stderr, 2)] {
@@ -377,6 +415,12 @@ fn prepare_child(
         // SAFETY: the call passes no memory, and nothing in the child owns descriptor `to`.
         check(unsafe { libc::dup2(from.as_raw_fd(), to) })
             .map_err(|errno| (Step::Descriptors, errno))?;
+    }
+    if descriptors.is_terminal {
+        // The child leads a session without a terminal, so it may take this one (ioctl_tty(2)).
+        // SAFETY: the request takes its argument by value, so the call passes no memory.
+        check(unsafe { libc::ioctl(0, libc::TIOCSCTTY, 0) })
+            .map_err(|errno| (Step::Terminal, errno))?;
     }
     reset_signals();
     // Limits come before the credentials: raising a hard limit takes CAP_SYS_RESOURCE, and

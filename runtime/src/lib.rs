@@ -29,6 +29,7 @@
 //!     (state, outcome)      │         └─► EventEmitter    (config, by a     │
 //!                           │             (events)         task of its own) │
 //!                           └── gRPC ──► <state_dir>/<id>/agent.sock ───────┘
+//!                               and ───► exec.sock, for the processes of the box (`exec`)
 //! ```
 //!
 //! # Invariants
@@ -39,7 +40,8 @@
 //! - An [`EventEmitter`](a3s_box_core::EventEmitter) emits exactly one `box.stopped` for each shim
 //!   that was started, after the process was reaped, unless the tokio runtime ends first or an
 //!   observer panics.
-//! - Dropping a `VmManager` kills its shim.
+//! - Dropping a `VmManager` kills its shim. Dropping an [`exec::Process`] kills the process in its
+//!   box, unless it is kept.
 //!
 //! A supervisor that has restarted has no `VmManager` for its boxes. It calls [`inspect`], which
 //! reads the state of a box from its box directory.
@@ -47,6 +49,7 @@
 mod agent;
 mod directory;
 mod error;
+pub mod exec;
 mod follower;
 mod lines;
 mod manager;

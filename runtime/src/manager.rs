@@ -24,6 +24,7 @@ use tokio::time::timeout;
 use crate::agent::Agent;
 use crate::directory;
 use crate::error::VmError;
+use crate::exec::{BoxProcesses, Command, ExecError, Process, ProcessInfo};
 use crate::follower::{Follower, Termination};
 use crate::relay::EventRelay;
 use crate::shim;
@@ -218,6 +219,56 @@ impl VmManager {
     pub async fn wait(&self) -> Outcome {
         let status = self.settled(|status| status.final_status.is_some()).await;
         status.final_status.map_or(Outcome::NEVER_RAN, |final_status| final_status.outcome)
+    }
+
+    /// Starts a process in the box, and returns when it has executed its program.
+    ///
+    /// Dropping the returned process, or the future, kills the process with all its descendants.
+    ///
+    /// ```no_run
+    /// # async fn example(vm: &a3s_box_runtime::VmManager) -> Result<(), Box<dyn std::error::Error>> {
+    /// use a3s_box_runtime::exec::{Command, ProcessEnd};
+    ///
+    /// let process = vm.exec(Command::new("cat").arg("/etc/os-release")).await?;
+    /// let output = process.wait_with_output().await?;
+    /// assert_eq!(output.exit.end, ProcessEnd::Code(0));
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`ExecError`]. It is `Refused` if the guest did not start the process, and `Unreachable` if
+    /// the box does not run or has no `agent.exec`.
+    pub async fn exec(&self, command: &Command) -> Result<Process, ExecError> {
+        self.box_processes()?.run(command).await
+    }
+
+    /// Connects to a process of the box that was started earlier.
+    ///
+    /// # Errors
+    ///
+    /// [`ExecError`].
+    pub async fn attach(&self, id: &str) -> Result<Process, ExecError> {
+        self.box_processes()?.attach(id).await
+    }
+
+    /// Returns the processes that [`exec`](Self::exec) has started, of all clients of the box:
+    /// those that run, and those that have ended and were kept.
+    ///
+    /// # Errors
+    ///
+    /// [`ExecError`].
+    pub async fn processes(&self) -> Result<Vec<ProcessInfo>, ExecError> {
+        self.box_processes()?.list().await
+    }
+
+    /// Returns a client for the processes of the box.
+    fn box_processes(&self) -> Result<BoxProcesses, ExecError> {
+        if matches!(*self.phase(), Phase::Created) {
+            return Err(ExecError::NotBooted);
+        }
+        self.directory.as_ref().map(BoxProcesses::of).ok_or(ExecError::NotBooted)
     }
 
     /// Spawns the shim and its follower.

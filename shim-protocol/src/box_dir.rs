@@ -7,6 +7,7 @@
 //!     ├── exit.json.new        becomes exit.json by a rename
 //!     ├── exit.json            ExitRecord, once the box has ended
 //!     ├── agent.sock           libkrun listens; it leads to the agent in the guest
+//!     ├── exec.sock            libkrun listens; it leads to the processes of the guest
 //!     ├── control.sock         the shim listens until the guest program has connected
 //!     ├── root/                mount point of the root, which only the shim sees
 //!     ├── upper/, work/        writable layer of the root, unless it is in disk/
@@ -50,6 +51,9 @@ pub const EXIT_DRAFT: &str = "exit.json.new";
 
 /// Name of the socket that leads to the agent in the guest.
 pub const AGENT_SOCKET: &str = "agent.sock";
+
+/// Name of the socket that leads to the service for the processes of the guest.
+pub const EXEC_SOCKET: &str = "exec.sock";
 
 /// Name of the socket of the control connection.
 pub const CONTROL_SOCKET: &str = "control.sock";
@@ -155,6 +159,12 @@ impl BoxDir {
         self.path.join(AGENT_SOCKET)
     }
 
+    /// Returns the path of the socket that leads to the service for the processes of the guest.
+    #[must_use]
+    pub fn exec_socket(&self) -> PathBuf {
+        self.path.join(EXEC_SOCKET)
+    }
+
     /// Returns the path of the socket of the control connection.
     #[must_use]
     pub fn control_socket(&self) -> PathBuf {
@@ -164,7 +174,7 @@ impl BoxDir {
     /// Returns the socket path of most bytes, which the kernel's limit on such paths applies to.
     #[must_use]
     pub fn longest_socket_path(&self) -> PathBuf {
-        [self.agent_socket(), self.control_socket()]
+        [self.agent_socket(), self.exec_socket(), self.control_socket()]
             .into_iter()
             .max_by_key(|path| path.as_os_str().len())
             .unwrap_or_default()

@@ -5,7 +5,7 @@ use std::time::Duration;
 use a3s_box_core::config::{
     AgentConfig, AgentProvider, ConfigError, HealthConfig, OnUnhealthy, Readiness,
 };
-use a3s_box_proto::CONTROL_PORT;
+use a3s_box_proto::{CONTROL_PORT, EXEC_PORT};
 
 use super::field::{MAX_WAIT_MS, within};
 
@@ -18,6 +18,8 @@ pub(crate) struct AgentSpec {
     pub(crate) provider: AgentProvider,
     /// vsock port of the guest on which the agent answers health checks.
     pub(crate) port: u32,
+    /// Whether the guest program serves the processes of the box.
+    pub(crate) exec: bool,
     pub(crate) readiness: Readiness,
     pub(crate) boot_timeout: Duration,
     /// Health checks; none with provider `none`.
@@ -39,9 +41,11 @@ impl TryFrom<&AgentConfig> for AgentSpec {
 
     fn try_from(agent: &AgentConfig) -> Result<Self, ConfigError> {
         let port = agent.vsock_port;
-        // `u32::MAX` is VMADDR_PORT_ANY (vsock(7)), which does not name one port.
-        if port == 0 || port == u32::MAX || port == CONTROL_PORT {
-            let expected = format!("a port other than 0, {CONTROL_PORT} and {}", u32::MAX);
+        // `u32::MAX` is VMADDR_PORT_ANY (vsock(7)), which does not name one port. The port of the
+        // processes is refused also without `exec`, so that `exec` can be set in any valid config.
+        if [0, u32::MAX, CONTROL_PORT, EXEC_PORT].contains(&port) {
+            let any = u32::MAX;
+            let expected = format!("a port other than 0, {CONTROL_PORT}, {EXEC_PORT} and {any}");
             return Err(ConfigError::invalid("agent.vsock_port", port.to_string(), expected));
         }
         within("agent.boot_timeout_ms", agent.boot_timeout_ms, 1..=MAX_WAIT_MS)?;
@@ -61,6 +65,7 @@ impl TryFrom<&AgentConfig> for AgentSpec {
         Ok(Self {
             provider: agent.provider,
             port,
+            exec: agent.exec,
             readiness,
             boot_timeout: Duration::from_millis(agent.boot_timeout_ms),
             health: has_agent.then_some(health),

@@ -18,8 +18,8 @@ use std::path::{Path, PathBuf};
 
 use a3s_box_core::BoxDir;
 use a3s_box_core::box_dir::{
-    self, AGENT_SOCKET, CONTROL_SOCKET, DISK, DISK_IMAGE, EXIT_DRAFT, EXIT_FILE, KEPT_DISK_DRAFT,
-    LockError, ROOT, UPPER, WORK,
+    self, AGENT_SOCKET, CONTROL_SOCKET, DISK, DISK_IMAGE, EXEC_SOCKET, EXIT_DRAFT, EXIT_FILE,
+    KEPT_DISK_DRAFT, LockError, ROOT, UPPER, WORK,
 };
 use a3s_box_core::config::IdsConfig;
 use a3s_box_oci::{
@@ -36,8 +36,17 @@ use crate::state::record::{self, ExitFile, Process};
 
 /// Files and directories that only a live box needs. They are removed at its end, and at the next
 /// start if a killed shim left them.
-const TRANSIENT: [&str; 8] =
-    [AGENT_SOCKET, CONTROL_SOCKET, ROOT, UPPER, WORK, DISK, DISK_IMAGE, KEPT_DISK_DRAFT];
+const TRANSIENT: [&str; 9] = [
+    AGENT_SOCKET,
+    EXEC_SOCKET,
+    CONTROL_SOCKET,
+    ROOT,
+    UPPER,
+    WORK,
+    DISK,
+    DISK_IMAGE,
+    KEPT_DISK_DRAFT,
+];
 
 /// Why the box directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -154,6 +163,10 @@ impl StateDir {
 
     pub(crate) fn agent_socket(&self) -> PathBuf {
         self.directory.agent_socket()
+    }
+
+    pub(crate) fn exec_socket(&self) -> PathBuf {
+        self.directory.exec_socket()
     }
 
     pub(crate) fn control_socket(&self) -> PathBuf {

@@ -26,7 +26,7 @@ use a3s_box_proto::control::{
     StartFailed, Started, exited,
 };
 use a3s_box_proto::frame::{self, FrameBuffer};
-use a3s_box_proto::{AGENT_PORT, CONTROL_PORT, PROTOCOL_VERSION, decode};
+use a3s_box_proto::{AGENT_PORT, CONTROL_PORT, EXEC_PORT, PROTOCOL_VERSION, decode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::oneshot;
@@ -275,6 +275,8 @@ impl Guest {
                     Server::builder().add_service(HealthServer::new(self.health.clone())),
                 )?);
             }
+            // The service of the guest program, for the processes of this machine.
+            "serve-exec" => serve_exec()?,
             "serving" => self.health.change(|answer| answer.status = Status::Serving),
             "not-serving" => self.health.change(|answer| answer.status = Status::NotServing),
             "answer-busy" => self.health.change(|answer| answer.state = State::Busy),
@@ -430,10 +432,10 @@ fn remove_socket() {
     }
 }
 
-/// Listens on the agent's socket. libkrun makes this socket in the VMM, so it gets the VMM's user, who
-/// has the group of the box directory.
-fn listen() -> Result<std::os::unix::net::UnixListener> {
-    let path = PathBuf::from(socket(AGENT_PORT)?);
+/// Listens on the socket of a port. libkrun makes this socket in the VMM, so it gets the VMM's user,
+/// who has the group of the box directory.
+fn listen(port: u32) -> Result<std::os::unix::net::UnixListener> {
+    let path = PathBuf::from(socket(port)?);
     let listener = std::os::unix::net::UnixListener::bind(&path)?;
     let directory = path.parent().unwrap_or(&path).metadata()?;
     if directory.mode() & 0o1000 != 0 {
@@ -445,7 +447,7 @@ fn listen() -> Result<std::os::unix::net::UnixListener> {
 /// Serves requests on a thread until the returned sender is dropped.
 fn serve(server: Router) -> Result<oneshot::Sender<()>> {
     let path = socket(AGENT_PORT)?;
-    let listener = listen()?;
+    let listener = listen(AGENT_PORT)?;
     AGENT_SOCKET_INODE
         .get_or_init(|| std::fs::symlink_metadata(&path).map_or(0, |found| found.ino()));
     listener.set_nonblocking(true)?;
@@ -465,12 +467,22 @@ fn serve(server: Router) -> Result<oneshot::Sender<()>> {
     Ok(running)
 }
 
+/// Serves the processes of this machine on a thread, until this process ends.
+fn serve_exec() -> Result<()> {
+    let listener = listen(EXEC_PORT)?;
+    std::thread::spawn(move || {
+        // The test that calls the service fails if it does not start.
+        let _not_started = a3s_box_guest::serve_processes(listener, None);
+    });
+    Ok(())
+}
+
 /// Accepts three connections and closes each at once.
 ///
 /// The socket that libkrun bridges to vsock does this while the agent in the guest does not listen
 /// yet.
 async fn accept_and_close() -> Result<()> {
-    let listener = listen()?;
+    let listener = listen(AGENT_PORT)?;
     listener.set_nonblocking(true)?;
     let listener = UnixListener::from_std(listener)?;
     for _ in 0..3 {

@@ -233,7 +233,7 @@ async fn sets_limits_and_names_one_that_the_kernel_refuses() {
     limited.limits = vec![limit(libc::RLIMIT_CORE, 0, 0), limit(libc::RLIMIT_NOFILE, 2, 1)];
     let error = failure(&limited).await;
     assert_eq!(error.reason(), StartFailure::Setup);
-    assert_eq!(error.to_string(), "cannot set rlimit 7 to 2 and 1 of the workload");
+    assert_eq!(error.to_string(), "cannot set rlimit 7 to 2 and 1 of the process");
 }
 
 #[tokio::test]

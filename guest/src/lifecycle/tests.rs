@@ -34,7 +34,7 @@ struct FakeMachine {
 impl Machine for FakeMachine {
     type Port = pipe::Sender;
 
-    async fn prepare(&mut self) -> Result<Option<Job<Self::Port>>, StartError> {
+    async fn prepare(&mut self, _exits: Exits) -> Result<Option<Job<Self::Port>>, StartError> {
         self.job.lock().unwrap().take().unwrap()
     }
 

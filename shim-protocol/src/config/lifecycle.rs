@@ -13,8 +13,11 @@ pub struct AgentConfig {
     /// The server that answers health checks. Default: `builtin`.
     pub provider: AgentProvider,
     /// vsock port of the guest on which the agent listens: any port except for 0, 4087 (the control
-    /// connection) and 4294967295 (`VMADDR_PORT_ANY`). Default: 4088.
+    /// connection), 4089 (`exec`) and 4294967295 (`VMADDR_PORT_ANY`). Default: 4088.
     pub vsock_port: u32,
+    /// Whether processes can be started in the running box, by the socket `exec.sock` of its
+    /// directory. The guest program serves it on vsock port 4089, with each provider. Default: true.
+    pub exec: bool,
     /// Event that makes the box ready. Absent: `health`, or `started` with provider `none`, which
     /// refuses `health`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -32,6 +35,7 @@ impl Default for AgentConfig {
         Self {
             provider: AgentProvider::Builtin,
             vsock_port: 4088,
+            exec: true,
             readiness: None,
             health: HealthConfig::default(),
             // Half of the time that systemd gives a service to start (90 s), and ten times the boot

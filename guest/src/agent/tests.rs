@@ -3,7 +3,7 @@
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tonic::Code;
-use tonic::codegen::tokio_stream;
+use tonic::codegen::tokio_stream::{self, StreamExt};
 use tonic::transport::{Channel, Endpoint};
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;

@@ -31,4 +31,5 @@ mod sparse;
 mod stores;
 mod tools;
 mod unpacking;
+mod untrusted;
 mod verify;

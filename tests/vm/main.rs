@@ -19,6 +19,7 @@
 //! | `cgroup` | limits of what a box takes from the host |
 //! | `doctor` | `--doctor` finds no problem on a host where boxes run |
 //! | `network` | what a guest can reach, and from where it can be reached |
+//! | `exec` | processes in a running box: ends, streams, terminals, cancellation, and a client that stops |
 //! | `agent` | the agent-only box, and the size of the guest program |
 //! | `supervisor` | the documented example of `VmManager` |
 //!
@@ -35,6 +36,7 @@ mod cgroup;
 mod disks;
 mod doctor;
 mod exactness;
+mod exec;
 mod exit_status;
 mod images;
 mod liars;

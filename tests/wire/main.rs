@@ -6,6 +6,7 @@
 //! | `confinement` | that a VMM which a guest has taken over cannot reach the host |
 //! | `jail` | files, fds, environment and namespaces of a confined shim; hosts without a layer |
 //! | `faults` | guests that report wrong values, hang or exit without a report |
+//! | `exec` | processes in a running box |
 //! | `health` | health checks, readiness, states and metrics |
 //! | `readers` | standard output and the console with a slow reader, a full disk or no reader |
 //! | `gate` | the datagrams and connections that pass the gate and passt |
@@ -34,6 +35,7 @@
 mod confinement;
 mod disk;
 mod doctor;
+mod exec;
 mod faults;
 mod gate;
 mod goldens;

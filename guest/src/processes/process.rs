@@ -222,11 +222,6 @@ impl Process {
         self.keep.store(true, Ordering::Relaxed);
     }
 
-    /// Returns whether the process has a terminal.
-    pub(super) fn is_terminal(&self) -> bool {
-        self.is_terminal
-    }
-
     /// Sets the size of the terminal.
     pub(super) fn resize(&self, size: TerminalSize) -> Result<(), Failed> {
         if !self.is_terminal {

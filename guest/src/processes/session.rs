@@ -118,10 +118,7 @@ async fn feed<R: Request>(process: &Process, requests: &mut Streaming<R>) -> End
             Err(failed) => return Ending::Refused(failed),
         }
     }
-    // A client without input for a terminal ends its stream at once; that is no Ctrl-D.
-    if !process.is_terminal() {
-        process.close_stdin().await;
-    }
+    // A client without further input ends its stream, and gets the events all the same.
     pending().await
 }
 

@@ -134,7 +134,9 @@ fn command(options: &Options) -> Command {
     command.args(args).stdin(options.interactive);
     for variable in &options.env {
         match variable.split_once('=') {
-            Some((name, value)) => drop(command.env(name, value)),
+            Some((name, value)) => {
+                command.env(name, value);
+            }
             // As Docker does, a variable that is not set here is not set there.
             None => {
                 if let Ok(value) = std::env::var(variable) {

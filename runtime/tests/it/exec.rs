@@ -80,17 +80,19 @@ async fn refusals_are_typed() {
         (Command::new("/etc"), Refusal::NotExecutable),
         (shell("nul\0"), Refusal::Invalid),
     ];
-    let mut add = |change: &dyn Fn(&mut Command), refusal| {
+    let changes: [(fn(&mut Command) -> &mut Command, Refusal); 6] = [
+        (|command| command.user("no-such-user").id("a"), Refusal::NoSuchUser),
+        (|command| command.user("root:no-such-group").id("a"), Refusal::NoSuchUser),
+        (|command| command.current_dir("relative").id("a"), Refusal::Invalid),
+        (|command| command.current_dir("/no/such/directory").id("a"), Refusal::Setup),
+        (|command| command.id("not an id"), Refusal::Invalid),
+        (|command| command.rlimit(7, 2, 1).id("a"), Refusal::Setup),
+    ];
+    for (change, refusal) in changes {
         let mut command = Command::new("true");
         change(&mut command);
         cases.push((command, refusal));
-    };
-    add(&|command| drop(command.user("no-such-user").id("a")), Refusal::NoSuchUser);
-    add(&|command| drop(command.user("root:no-such-group").id("a")), Refusal::NoSuchUser);
-    add(&|command| drop(command.current_dir("relative").id("a")), Refusal::Invalid);
-    add(&|command| drop(command.current_dir("/no/such/directory").id("a")), Refusal::Setup);
-    add(&|command| drop(command.id("not an id")), Refusal::Invalid);
-    add(&|command| drop(command.rlimit(7, 2, 1).id("a")), Refusal::Setup);
+    }
     for (command, expected) in cases {
         let error = in_time(client.run(&command)).await.unwrap_err();
         let ExecError::Refused { refusal, message } = error else { panic!("{error}") };

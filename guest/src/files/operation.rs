@@ -177,14 +177,12 @@ fn remove(request: RemoveRequest, channel: &mut Channel) -> Outcome<()> {
     let place = root.place(&path)?;
     let found =
         place.stat(&path)?.ok_or_else(|| FileError::system("remove", &path, Errno::NOENT))?;
-    if FileType::from_raw_mode(found.st_mode) != FileType::Directory {
-        unlinkat(&place.parent, place.name, AtFlags::empty()).map_err(failed("remove", &path))?;
-    } else {
-        if recursive {
-            remove_content(&place.parent, place.name, &path, channel)?;
-        }
-        unlinkat(&place.parent, place.name, AtFlags::REMOVEDIR).map_err(failed("remove", &path))?;
+    let is_directory = FileType::from_raw_mode(found.st_mode) == FileType::Directory;
+    if is_directory && recursive {
+        remove_content(&place.parent, place.name, &path, channel)?;
     }
+    let flags = if is_directory { AtFlags::REMOVEDIR } else { AtFlags::empty() };
+    unlinkat(&place.parent, place.name, flags).map_err(failed("remove", &path))?;
     channel.send(&RemoveResponse {})
 }
 

@@ -102,6 +102,15 @@ struct Packer<'a> {
     changed: Option<Vec<u8>>,
 }
 
+/// An entry to be appended.
+struct NewEntry<'a> {
+    kind: EntryType,
+    stat: &'a Stat,
+    name: &'a [u8],
+    link: &'a [u8],
+    xattrs: Vec<(String, Vec<u8>)>,
+}
+
 /// A directory whose content is being packed.
 struct Level {
     directory: Dir,
@@ -179,19 +188,19 @@ impl Packer<'_> {
             }
             FileType::Symlink => match target(&parent, entry, &stat) {
                 Ok(link) => {
-                    self.append(EntryType::Symlink, &stat, name, &link, Vec::new(), io::empty())?;
+                    self.append_bodyless(EntryType::Symlink, &stat, name, &link)?;
                 }
                 // It is no link any more.
                 Err(errno) => self.skip_changed(name, errno)?,
             },
             FileType::Fifo => {
-                self.append(EntryType::Fifo, &stat, name, b"", Vec::new(), io::empty())?
+                self.append_bodyless(EntryType::Fifo, &stat, name, b"")?;
             }
             FileType::CharacterDevice => {
-                self.append(EntryType::Char, &stat, name, b"", Vec::new(), io::empty())?;
+                self.append_bodyless(EntryType::Char, &stat, name, b"")?;
             }
             FileType::BlockDevice => {
-                self.append(EntryType::Block, &stat, name, b"", Vec::new(), io::empty())?;
+                self.append_bodyless(EntryType::Block, &stat, name, b"")?;
             }
             // tar has no type for sockets, which are of use only to the process that made them.
             FileType::Socket | FileType::Unknown => {}
@@ -221,7 +230,8 @@ impl Packer<'_> {
         let stat = fstat(fd).map_err(failed)?;
         let xattrs = xattrs(fd).map_err(failed)?;
         let name = [name, b"/"].concat();
-        self.append(EntryType::Directory, &stat, &name, b"", xattrs, io::empty())?;
+        let kind = EntryType::Directory;
+        self.append(NewEntry { kind, stat: &stat, name: &name, link: b"", xattrs }, io::empty())?;
         Ok(stat)
     }
 
@@ -235,7 +245,7 @@ impl Packer<'_> {
         if stat.st_nlink > 1 {
             let inode = (stat.st_dev, stat.st_ino);
             if let Some(first) = self.links.get(&inode).cloned() {
-                return self.append(EntryType::Link, &stat, name, &first, Vec::new(), io::empty());
+                return self.append_bodyless(EntryType::Link, &stat, name, &first);
             }
             if self.link_bytes + name.len() + LINK_COST <= LINK_BYTES {
                 self.link_bytes += name.len() + LINK_COST;
@@ -245,7 +255,8 @@ impl Packer<'_> {
         let xattrs = xattrs(&file).map_err(failed)?;
         let left = u64::try_from(stat.st_size).unwrap_or_default();
         let mut body = Body { file, left, is_short: false, error: None };
-        let appended = self.append(EntryType::Regular, &stat, name, b"", xattrs, &mut body);
+        let entry = NewEntry { kind: EntryType::Regular, stat: &stat, name, link: b"", xattrs };
+        let appended = self.append(entry, &mut body);
         if let Some(errno) = body.error {
             return Err(FileError::system("read", name, errno));
         }
@@ -260,16 +271,20 @@ impl Packer<'_> {
         Ok(())
     }
 
-    /// Appends an entry with its pax records.
-    fn append(
+    /// Appends an entry that has neither a body nor extended attributes.
+    fn append_bodyless(
         &mut self,
         kind: EntryType,
         stat: &Stat,
         name: &[u8],
         link: &[u8],
-        xattrs: Vec<(String, Vec<u8>)>,
-        body: impl Read,
     ) -> Outcome<()> {
+        self.append(NewEntry { kind, stat, name, link, xattrs: Vec::new() }, io::empty())
+    }
+
+    /// Appends an entry with its pax records.
+    fn append(&mut self, entry: NewEntry<'_>, body: impl Read) -> Outcome<()> {
+        let NewEntry { kind, stat, name, link, xattrs } = entry;
         let (header, mut records) = header_of(kind, stat, name, link);
         records.extend(xattrs);
         let records = records.iter().map(|(key, value)| (key.as_str(), value.as_slice()));

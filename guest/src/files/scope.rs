@@ -173,7 +173,6 @@ pub(super) fn entry(name: &[u8], stat: &Stat, link: Vec<u8>) -> Entry {
         modified_nanoseconds: u32::try_from(stat.st_mtime_nsec).unwrap_or_default(),
         link,
         inode: stat.st_ino,
-        links: stat.st_nlink.into(),
     }
 }
 

@@ -100,7 +100,7 @@ impl Guest {
 
     async fn write(&mut self, start: WriteStart, content: &[u8]) -> Result<u64, Status> {
         let mut messages = vec![write_request::Message::Start(start)];
-        messages.extend(content.chunks(CHUNK_BYTES).map(|part| data(part)));
+        messages.extend(content.chunks(CHUNK_BYTES).map(data));
         messages.push(write_request::Message::Finish(Finish { bytes: content.len() as u64 }));
         self.write_messages(messages).await
     }

@@ -188,7 +188,8 @@ impl Unpacker {
         let parent = self.parent(above)?;
         match kind {
             EntryType::Regular | EntryType::Continuous => {
-                self.regular(entry, &parent, last, name, &metadata)
+                let file = create_file(&parent, last, name)?;
+                self.fill(entry, file, name, &metadata)
             }
             EntryType::Symlink => {
                 let link = link_target(link, name)?;
@@ -260,23 +261,13 @@ impl Unpacker {
         Ok(())
     }
 
-    fn regular(
+    fn fill(
         &mut self,
         entry: &mut Entry<'_, Received<'_>>,
-        parent: &OwnedFd,
-        last: &[u8],
+        mut file: File,
         name: &[u8],
         metadata: &Metadata,
     ) -> Outcome<()> {
-        let flags =
-            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let mut file = None;
-        create(parent, last, name, || {
-            file = Some(openat(parent, last, flags, Mode::RUSR | Mode::WUSR)?);
-            Ok(())
-        })?;
-        let Some(file) = file else { return Err(FileError::system("make", name, Errno::IO)) };
-        let mut file = File::from(file);
         self.bytes += copy(entry, &mut file, name)?;
         set_metadata(&file, name, metadata)?;
         futimens(&file, &times(metadata.mtime)).map_err(failed("set the times of", name))
@@ -345,13 +336,20 @@ fn copy(entry: &mut Entry<'_, Received<'_>>, file: &mut File, name: &[u8]) -> Ou
     Ok(bytes)
 }
 
+/// Creates a regular file, which only its owner can open before its metadata is set.
+fn create_file(parent: &OwnedFd, last: &[u8], name: &[u8]) -> Outcome<File> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    create(parent, last, name, || openat(parent, last, flags, Mode::RUSR | Mode::WUSR))
+        .map(File::from)
+}
+
 /// Creates a file, and replaces an existing one that is no directory.
-fn create(
+fn create<T>(
     parent: &OwnedFd,
     last: &[u8],
     name: &[u8],
-    mut make: impl FnMut() -> rustix::io::Result<()>,
-) -> Outcome<()> {
+    mut make: impl FnMut() -> rustix::io::Result<T>,
+) -> Outcome<T> {
     let made = match make() {
         Err(Errno::EXIST) => {
             unlinkat(parent, last, AtFlags::empty()).map_err(failed("replace", name))?;

@@ -115,7 +115,7 @@ impl<R: BufRead> Unpacker<'_, R> {
             self.tree.steps.next_entry();
             self.check()?;
             if entry.kind != Kind::Global {
-                self.unpack_entry(entry)?;
+                self.unpack_entry(&entry)?;
             }
             // An entry that is no file can have a body, too.
             while self.take_body(usize::MAX, |_part| Ok(()))? > 0 {}
@@ -128,15 +128,15 @@ impl<R: BufRead> Unpacker<'_, R> {
         Ok(self.unpacked)
     }
 
-    fn unpack_entry(&mut self, entry: Entry) -> Result<(), LayerError> {
+    fn unpack_entry(&mut self, entry: &Entry) -> Result<(), LayerError> {
         let error = |source| entry_error(&entry.path, source);
         let path =
             EntryPath::parse(&entry.path, self.limits).map_err(EntryError::Name).map_err(error)?;
-        let metadata = self.own_metadata(&entry);
+        let metadata = self.own_metadata(entry);
         if entry.kind == Kind::File {
-            return self.unpack_file(&entry, &path, &metadata);
+            return self.unpack_file(entry, &path, &metadata);
         }
-        self.unpack_bodyless(&entry, path, &metadata).map_err(error)
+        self.unpack_bodyless(entry, path, &metadata).map_err(error)
     }
 
     fn unpack_bodyless(

@@ -18,6 +18,9 @@ const MAX_DEPTH: usize = 256;
 /// Length of the name fields of a header.
 const NAME_FIELD: usize = 100;
 
+/// Pax records: keys and values.
+type Records = Vec<(&'static str, Vec<u8>)>;
+
 /// Passes the archive of a tree to `send` in chunks. Returns the number of bytes.
 pub(super) fn pack(
     source: &Path,
@@ -87,18 +90,23 @@ fn pack_file(
     let found = fs::symlink_metadata(path).map_err(FilesError::host("look at", path))?;
     let kind = found.file_type();
     if kind.is_dir() {
-        append(builder, EntryType::Directory, &found, &[name, b"/"].concat(), b"", io::empty())?;
+        append(
+            builder,
+            header(EntryType::Directory, &found),
+            [&[name, b"/"].concat(), b""],
+            io::empty(),
+        )?;
     } else if kind.is_symlink() {
         let link = fs::read_link(path).map_err(FilesError::host("read", path))?;
         let link = link.as_os_str().as_bytes();
-        append(builder, EntryType::Symlink, &found, name, link, io::empty())?;
+        append(builder, header(EntryType::Symlink, &found), [name, link], io::empty())?;
     } else if kind.is_file() {
         // The name may have become a link since.
         let opened = File::options().read(true).custom_flags(O_NOFOLLOW).open(path);
         let file = opened.map_err(FilesError::host("open", path))?;
         let found = file.metadata().map_err(FilesError::host("look at", path))?;
         let mut body = Body { left: found.len(), file, error: None };
-        let appended = append(builder, EntryType::Regular, &found, name, b"", &mut body);
+        let appended = append(builder, header(EntryType::Regular, &found), [name, b""], &mut body);
         if let Some(error) = body.error {
             return Err(FilesError::host("read", path)(error));
         }
@@ -111,14 +119,8 @@ fn pack_file(
     Ok(kind)
 }
 
-fn append(
-    builder: &mut Builder<impl Write>,
-    kind: EntryType,
-    found: &Metadata,
-    name: &[u8],
-    link: &[u8],
-    body: impl Read,
-) -> Result<(), FilesError> {
+/// Returns the header of an entry without its names, and its pax records.
+fn header(kind: EntryType, found: &Metadata) -> (Header, Records) {
     let mut header = Header::new_ustar();
     let mut records = Vec::new();
     header.set_entry_type(kind);
@@ -134,6 +136,16 @@ fn append(
         let time = format!("{seconds}.{:09}", found.mtime_nsec());
         records.push(("mtime", time.into_bytes()));
     }
+    (header, records)
+}
+
+/// Appends an entry with its name and the target of its link.
+fn append(
+    builder: &mut Builder<impl Write>,
+    (mut header, mut records): (Header, Records),
+    [name, link]: [&[u8]; 2],
+    body: impl Read,
+) -> Result<(), FilesError> {
     let fields = header.as_old_mut();
     for (field, key, value) in
         [(&mut fields.name, "path", name), (&mut fields.linkname, "linkpath", link)]

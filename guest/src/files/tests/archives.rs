@@ -49,8 +49,11 @@ impl Guest {
     }
 }
 
+/// Name, type, target of a link, and content.
+type TestEntry<'a> = (&'a [u8], EntryType, &'a [u8], &'a [u8]);
+
 /// An archive of entries with the given names, types, link targets and contents.
-fn archive(entries: &[(&[u8], EntryType, &[u8], &[u8])]) -> Vec<u8> {
+fn archive(entries: &[TestEntry<'_>]) -> Vec<u8> {
     let mut builder = Builder::new(Vec::new());
     for (name, kind, link, content) in entries {
         let mut header = Header::new_ustar();
@@ -218,7 +221,7 @@ async fn no_entry_of_an_archive_leaves_its_directory() {
         (names, fs::read(guest.outside.path().join("secret")).unwrap())
     };
     let file = EntryType::Regular;
-    let cases: [(&[(&[u8], EntryType, &[u8], &[u8])], FailureKind); 9] = [
+    let cases: [(&[TestEntry<'_>], FailureKind); 9] = [
         (&[(b"../new", file, b"", b"x")], FailureKind::InvalidArchive),
         (&[(b"a/../../new", file, b"", b"x")], FailureKind::InvalidArchive),
         (
@@ -253,7 +256,7 @@ async fn an_absolute_name_or_a_link_at_the_name_of_a_file_stays_inside() {
     fs::create_dir(guest.path("to")).unwrap();
     symlink(guest.outside.path().join("secret"), guest.path("to/file")).unwrap();
     let file = EntryType::Regular;
-    let entries: &[(&[u8], EntryType, &[u8], &[u8])] =
+    let entries: &[TestEntry<'_>] =
         &[(b"/abs/deep", file, b"", b"x"), (b"./file", file, b"", b"y")];
     guest.unpack("to", &archive(entries), true).await.unwrap();
     assert_eq!(fs::read(guest.path("to/abs/deep")).unwrap(), b"x");

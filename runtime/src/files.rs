@@ -10,7 +10,8 @@
 //! ```
 //!
 //! All that a guest sends is hostile: names, metadata and archives can be anything. Content of the
-//! guest becomes a path of the host only in [`BoxFiles::copy_out`], by the code that unpacks layers.
+//! guest becomes a path of the host only in [`BoxFiles::copy_out`], by the code that unpacks
+//! layers.
 
 mod client;
 mod copy;

@@ -144,7 +144,8 @@ fn a_process_of_the_box_that_kills_the_child_of_a_call_gets_an_error_to_the_host
         let write = files.write("/tmp/file", reader, WriteOptions::default());
         let kill = async {
             tokio::io::AsyncWriteExt::write_all(&mut input, b"part").await.unwrap();
-            let script = "until f=$(ls -A /tmp | grep a3s-box-write); do :; done; f=${f#*write-}; kill -9 ${f%-*}";
+            let script = "until f=$(ls -A /tmp | grep a3s-box-write); do :; done; \
+                          f=${f#*write-}; kill -9 ${f%-*}";
             let mut command = Command::new("sh");
             command.args(["-c", script]);
             let process = guest.processes.run(&command).await.unwrap();

@@ -1,7 +1,8 @@
 //! The extension headers of an archive: records of pax, and the long names of GNU tar.
 //!
 //! The reader of the crate `tar` splits pax records at line ends, which values may contain. It also
-//! takes memory as the archive says. This reader goes by the length of each record, and has a limit.
+//! takes memory as the archive says. This reader goes by the length of each record, and has a
+//! limit.
 
 use std::io::Read;
 

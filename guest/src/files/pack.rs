@@ -24,8 +24,8 @@ use super::failure::{FileError, Outcome, io_failed};
 use super::operation::{MAX_DEPTH, next_name, open_directory, too_deep};
 use super::scope::{MODE_BITS, Root, target};
 
-/// Maximum memory for the names of files with several hard links. Once it is used up, a further name
-/// of a file is packed as a file of its own.
+/// Maximum memory for the names of files with several hard links. Once it is used up, a further
+/// name of a file is packed as a file of its own.
 const LINK_BYTES: usize = 16 << 20;
 
 /// Memory of the map for a name, beyond its bytes.

@@ -1,5 +1,5 @@
-//! Tests of the service by gRPC clients over a socket pair, with files of a temporary directory. They
-//! need root, because calls act as other users.
+//! Tests of the service by gRPC clients over a socket pair, with files of a temporary directory.
+//! They need root, because calls act as other users.
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -1,8 +1,9 @@
 //! Unpacks a tar archive into a directory of the guest.
 //!
 //! A name of the archive is resolved below the directory without any symbolic link
-//! (`RESOLVE_NO_SYMLINKS`), whether the link was there before or comes from the archive. The files of
-//! the workload can change meanwhile; the kernel then returns an error, and nothing outside changes.
+//! (`RESOLVE_NO_SYMLINKS`), whether the link was there before or comes from the archive. The files
+//! of the workload can change meanwhile; the kernel then returns an error, and nothing outside
+//! changes.
 
 use std::borrow::Cow;
 use std::cell::RefCell;

@@ -29,7 +29,8 @@ const MAX_CALLS: usize = 32;
 /// Slow file systems answer within seconds; one that takes longer is taken to hang.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Time that a child gets after its call was given up, to remove its temporary file. Then it is killed.
+/// Time that a child gets after its call was given up, to remove its temporary file. Then it is
+/// killed.
 const GRACE: Duration = Duration::from_secs(1);
 
 /// The messages of an answer.
@@ -184,8 +185,8 @@ impl Worker {
         }
     }
 
-    /// Receives a frame, or `None` if the socket was closed before. The limit is one on the silence of
-    /// the child.
+    /// Receives a frame, or `None` if the socket was closed before. The limit is one on the silence
+    /// of the child.
     async fn frame(&mut self, limit: Duration) -> Outcome<Option<(Kind, Vec<u8>)>> {
         loop {
             if let Some((head, rest)) = self.buffer.split_first_chunk::<HEADER_BYTES>() {
@@ -224,7 +225,8 @@ impl Worker {
 }
 
 /// Waits for the end of the child, and kills it some time after its call has ended. The permit is
-/// held until the process is gone: a child that waits for a file system may not end even by SIGKILL.
+/// held until the process is gone: a child that waits for a file system may not end even by
+/// SIGKILL.
 async fn keep(
     pidfd: AsyncFd<OwnedFd>,
     call_ended: oneshot::Receiver<()>,

@@ -1,8 +1,8 @@
 //! Unpacks an archive of an untrusted box into a directory of the host.
 //!
-//! This is the unpacking of layers without what belongs to layers: there are no whiteouts, no digest
-//! and no compression, and the files become the caller's own. The paths, links and limits are
-//! checked by the same code.
+//! This is the unpacking of layers without what belongs to layers: there are no whiteouts, no
+//! digest and no compression, and the files become the caller's own. The paths, links and limits
+//! are checked by the same code.
 
 use std::io::{self, BufRead, Read};
 use std::ops::ControlFlow;

@@ -37,8 +37,8 @@ pub(super) const MESSAGES: usize = 2;
 
 /// A client of the files of a box. Clones are independent of each other.
 ///
-/// Paths start at the root of the box, or at the directory of [`below`](Self::below). No link and no
-/// `..` leads out of it. Calls act as root, or as the user of [`user`](Self::user).
+/// Paths start at the root of the box, or at the directory of [`below`](Self::below). No link and
+/// no `..` leads out of it. Calls act as root, or as the user of [`user`](Self::user).
 ///
 /// ```no_run
 /// # async fn example(directory: &a3s_box_core::BoxDir) -> Result<(), Box<dyn std::error::Error>> {
@@ -74,8 +74,8 @@ pub enum FileKind {
 /// The metadata of a file. All values are from the guest, which may be hostile.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileInfo {
-    /// Name in its directory. Only lists have it. It may contain any bytes, also `/` and `..` if the
-    /// guest is hostile, and must not become a path of the host.
+    /// Name in its directory. Only lists have it. It may contain any bytes, also `/` and `..` if
+    /// the guest is hostile, and must not become a path of the host.
     pub name: Vec<u8>,
     /// Type of the file.
     pub kind: FileKind,
@@ -174,7 +174,8 @@ impl BoxFiles {
     }
 
     /// Copies a part of a regular file to a writer: from `offset`, `length` bytes, or all up to the
-    /// end. Returns the number of bytes, which is smaller than `length` at the end of the file only.
+    /// end. Returns the number of bytes, which is smaller than `length` at the end of the file
+    /// only.
     ///
     /// # Errors
     ///
@@ -237,8 +238,8 @@ impl BoxFiles {
         Ok(answer.map_err(FilesError::of_status)?.into_inner().bytes)
     }
 
-    /// Makes a directory with a mode, and its missing parents if `parents` is true. It may then exist
-    /// already.
+    /// Makes a directory with a mode, and its missing parents if `parents` is true. It may then
+    /// exist already.
     ///
     /// # Errors
     ///
@@ -255,7 +256,8 @@ impl BoxFiles {
         Ok(())
     }
 
-    /// Removes a file or an empty directory, or a directory with its content if `recursive` is true.
+    /// Removes a file or an empty directory, or a directory with its content if `recursive` is
+    /// true.
     ///
     /// # Errors
     ///

@@ -18,8 +18,8 @@ use super::client::{BoxFiles, MESSAGES, bytes};
 use super::error::FilesError;
 use super::pack::pack;
 
-/// Name of the copied file in the archive, and in the staging directory. The guest is told the name,
-/// so that no name of the guest becomes one of the host.
+/// Name of the copied file in the archive, and in the staging directory. The guest is told the
+/// name, so that no name of the guest becomes one of the host.
 const CONTENT: &str = "content";
 
 /// Limits on a copy out of a box.
@@ -62,9 +62,9 @@ impl BoxFiles {
     /// Copies a file or a tree of the box to `destination`, which must not exist.
     ///
     /// The copy belongs to the user of this process. It keeps permissions without set-user-id,
-    /// set-group-id and sticky bits, and the times of the last modification. Devices, sockets, named
-    /// pipes and extended attributes are left out. Symbolic links are copied as they are: they may
-    /// lead anywhere on this host, so that a reader of the copy must not follow them.
+    /// set-group-id and sticky bits, and the times of the last modification. Devices, sockets,
+    /// named pipes and extended attributes are left out. Symbolic links are copied as they are:
+    /// they may lead anywhere on this host, so that a reader of the copy must not follow them.
     ///
     /// The copy is made in a directory beside `destination` and takes its name at the end. After an
     /// error, or if the future is dropped, nothing is left.

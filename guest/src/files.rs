@@ -19,6 +19,7 @@
 
 mod channel;
 mod content;
+mod directory;
 mod extended;
 mod failure;
 mod operation;

@@ -9,8 +9,7 @@ use std::io::Read;
 use rustix::fs::Timespec;
 use tar::{Entry, EntryType};
 
-use super::failure::Outcome;
-use super::unpack::{invalid, malformed};
+use super::failure::{Outcome, invalid, malformed};
 
 /// Maximum length of one extension header in bytes.
 const MAX_BYTES: u64 = 1 << 20;

@@ -58,6 +58,17 @@ pub(super) fn io_failed(action: &str, path: &[u8], error: &std::io::Error) -> Fi
     FileError::system(action, path, Errno::from_io_error(error).unwrap_or(Errno::IO))
 }
 
+/// Returns the error of an entry that cannot be unpacked.
+pub(super) fn invalid(name: &[u8], message: &str) -> FileError {
+    let message = format!("entry `{}`: {message}", name.escape_ascii());
+    FileError::new(FailureKind::InvalidArchive, name, &message)
+}
+
+/// Returns the error of an archive that cannot be read.
+pub(super) fn malformed(name: &[u8], error: &std::io::Error) -> FileError {
+    FileError::new(FailureKind::InvalidArchive, name, &format!("malformed archive: {error}"))
+}
+
 fn kind_of(errno: Errno) -> FailureKind {
     match errno {
         Errno::NOENT => FailureKind::NotFound,

@@ -1,26 +1,24 @@
 //! The operations of a call on names and directories, which its child executes.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
 use a3s_box_proto::files::{
-    Entry, FailureKind, ListRequest, ListResponse, MakeDirectoryRequest, MakeDirectoryResponse,
-    PackRequest, ReadRequest, RemoveRequest, RemoveResponse, RenameRequest, RenameResponse,
-    StatRequest, StatResponse,
+    Entry, ListRequest, ListResponse, MakeDirectoryRequest, MakeDirectoryResponse, PackRequest,
+    ReadRequest, RemoveRequest, RemoveResponse, RenameRequest, RenameResponse, StatRequest,
+    StatResponse,
 };
 use prost::Message;
 use rustix::fs::{
-    AtFlags, Dir, FileType, Mode, OFlags, RenameFlags, fchmod, fstat, mkdirat, openat,
-    renameat_with, statat, unlinkat,
+    AtFlags, Dir, FileType, Mode, OFlags, RenameFlags, fchmod, fstat, mkdirat, renameat_with,
+    statat, unlinkat,
 };
 use rustix::io::Errno;
 
 use super::channel::{CHUNK_BYTES, Channel};
+use super::directory::{MAX_DEPTH, next_name, open_directory, too_deep};
 use super::failure::{FileError, Outcome, failed};
 use super::scope::{Root, check, entry, mode, target};
 use super::{content, pack, unpack};
-
-/// Maximum number of levels of a tree. Each level has an open directory.
-pub(super) const MAX_DEPTH: usize = 256;
 
 /// Bytes of an entry in a page, beyond those of the entry itself: its tag and its length.
 const ENTRY_OVERHEAD: usize = 4;
@@ -97,18 +95,6 @@ fn next_entry(directory: &mut Dir, path: &[u8]) -> Outcome<Option<Entry>> {
             // The file was removed, or the link was replaced, since its name was read.
             Err(Errno::NOENT | Errno::INVAL) => {}
             Err(errno) => return Err(FileError::system("look at a file in", path, errno)),
-        }
-    }
-    Ok(None)
-}
-
-/// Returns the next name of a directory other than `.` and `..`.
-pub(super) fn next_name(directory: &mut Dir) -> rustix::io::Result<Option<Vec<u8>>> {
-    while let Some(entry) = directory.read() {
-        let entry = entry?;
-        let name = entry.file_name().to_bytes();
-        if name != b"." && name != b".." {
-            return Ok(Some(name.to_vec()));
         }
     }
     Ok(None)
@@ -221,15 +207,4 @@ fn remove_content(
         }
     }
     Ok(())
-}
-
-/// Opens a directory to read its names. A symbolic link is refused.
-pub(super) fn open_directory(parent: impl AsFd, name: &[u8]) -> rustix::io::Result<Dir> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    Dir::new(openat(parent, name, flags, Mode::empty())?)
-}
-
-pub(super) fn too_deep(path: &[u8]) -> FileError {
-    let message = format!("`{}` is more than {MAX_DEPTH} levels deep", path.escape_ascii());
-    FileError::new(FailureKind::TooDeep, path, &message)
 }

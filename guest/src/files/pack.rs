@@ -19,9 +19,9 @@ use rustix::io::Errno;
 use tar::{Builder, EntryType, Header};
 
 use super::channel::{CHUNK_BYTES, Channel};
+use super::directory::{MAX_DEPTH, next_name, open_directory, too_deep};
 use super::extended::XATTR_PREFIX;
 use super::failure::{FileError, Outcome, io_failed};
-use super::operation::{MAX_DEPTH, next_name, open_directory, too_deep};
 use super::scope::{MODE_BITS, Root, target};
 
 /// Maximum memory for the names of files with several hard links. Once it is used up, a further

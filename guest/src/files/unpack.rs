@@ -12,9 +12,7 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 
-use a3s_box_proto::files::{
-    FailureKind, UnpackRequest, UnpackResponse, UnpackStart, unpack_request,
-};
+use a3s_box_proto::files::{UnpackRequest, UnpackResponse, UnpackStart, unpack_request};
 use rustix::fs::{
     AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags,
     chownat, fchmod, fchown, fsetxattr, futimens, linkat, mkdirat, mknodat, openat, symlinkat,
@@ -26,7 +24,7 @@ use tar::{Archive, Entry, EntryType, Header};
 use super::channel::{CHUNK_BYTES, Channel};
 use super::content::check_finish;
 use super::extended::Extended;
-use super::failure::{FileError, Outcome, failed, io_failed};
+use super::failure::{FileError, Outcome, failed, invalid, io_failed, malformed};
 use super::scope::{MODE_BITS, Root, check, open_by};
 
 /// Maximum memory for the names of directories, whose times are set last. The times of further
@@ -415,15 +413,4 @@ fn split(name: &[u8]) -> (&[u8], &[u8]) {
         Some(slash) => (&name[..slash], &name[slash + 1..]),
         None => (b"", name),
     }
-}
-
-/// Returns the error of an entry that cannot be unpacked.
-pub(super) fn invalid(name: &[u8], message: &str) -> FileError {
-    let message = format!("entry `{}`: {message}", name.escape_ascii());
-    FileError::new(FailureKind::InvalidArchive, name, &message)
-}
-
-/// Returns the error of an archive that cannot be read.
-pub(super) fn malformed(name: &[u8], error: &io::Error) -> FileError {
-    FileError::new(FailureKind::InvalidArchive, name, &format!("malformed archive: {error}"))
 }

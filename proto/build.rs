@@ -2,9 +2,10 @@
 
 use std::error::Error;
 
-const FILES: [&str; 3] = [
+const FILES: [&str; 4] = [
     "a3s/box/agent/v1/agent.proto",
     "a3s/box/control/v1/control.proto",
+    "a3s/box/files/v1/files.proto",
     "a3s/box/process/v1/process.proto",
 ];
 

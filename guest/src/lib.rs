@@ -28,6 +28,7 @@ mod children;
 mod config;
 mod control;
 mod executable;
+mod files;
 mod kmsg;
 mod launch;
 mod lifecycle;

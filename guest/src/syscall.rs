@@ -8,14 +8,18 @@
 //! process that `SIGRTMIN` ended, its `waitpid` returns `EINVAL`, and the wait status is lost.
 #![expect(unsafe_code, reason = "fork, execve and ioctls; each block names its preconditions")]
 
-use std::ffi::{CString, c_char, c_int};
+use std::ffi::{CString, c_char, c_int, c_uint};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::panic::{self, AssertUnwindSafe};
 use std::ptr;
 
 use nix::errno::Errno;
 use nix::libc;
 use nix::unistd::Pid;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// libkrun's ioctl request that sets the exit status of the VMM. Its virtio-fs server accepts the
 /// request on each file (krun-devices, `src/virtio/fs/augment_fs.rs`).
@@ -303,6 +307,68 @@ pub(crate) fn spawn(command: &Command, descriptors: Descriptors<'_>) -> io::Resu
         }
         pid => Ok(pid),
     }
+}
+
+/// Starts a child that runs `work` in a copy of this process, and returns its PID.
+///
+/// The child has no descriptor above 2 except the other end of `socket`, which it passes to `work`. It
+/// ignores SIGPIPE, and all other signals have their default actions. It never returns from here,
+/// not even if `work` panics.
+///
+/// The child may allocate memory: this process has one thread, so that nobody else can hold a lock of
+/// the allocator. In a test with several threads, the C library releases its locks in the child.
+pub(crate) fn fork_worker(
+    socket: BorrowedFd<'_>,
+    work: impl FnOnce(UnixStream),
+) -> io::Result<libc::pid_t> {
+    // SAFETY: the child uses no lock of another thread, as the documentation above explains.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => {
+            // Unwinding into the frames of the parent would run its code a second time.
+            let outcome = panic::catch_unwind(AssertUnwindSafe(|| {
+                reset_signals();
+                if let Some(socket) = keep_only(socket) {
+                    work(socket);
+                }
+            }));
+            // SAFETY: `_exit` has no preconditions.
+            unsafe { libc::_exit(i32::from(outcome.is_err())) }
+        }
+        pid => Ok(pid),
+    }
+}
+
+/// Closes all descriptors above 2 except one, in a child that returns to none of the parent's code.
+/// Returns `None` after an error.
+fn keep_only(socket: BorrowedFd<'_>) -> Option<UnixStream> {
+    const KEPT: c_int = 3;
+    if socket.as_raw_fd() != KEPT {
+        // SAFETY: the call passes no memory. Nothing in the child uses the old descriptor 3.
+        check(unsafe { libc::dup2(socket.as_raw_fd(), KEPT) }).ok()?;
+    }
+    // A connection that stayed open here would outlive its end in the parent.
+    // SAFETY: the call passes no memory. Nothing in the child uses the descriptors.
+    let closed = unsafe { libc::syscall(libc::SYS_close_range, KEPT + 1, c_uint::MAX, 0) };
+    if closed != 0 {
+        return None;
+    }
+    // A write to a socket whose peer has closed it returns an error instead.
+    // SAFETY: SIG_IGN is a valid action.
+    let _ = unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+    // SAFETY: the descriptor is open, and nothing else in the child owns it.
+    Some(unsafe { UnixStream::from_raw_fd(KEPT) })
+}
+
+/// Registers a descriptor with the runtime, to wait until it is readable.
+pub(crate) fn await_readable(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` stays open, with the same number, until it is dropped.
+    Ok(unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE) }?)
+}
+
+/// Sets the user and groups of this process for the rest of its life.
+pub(crate) fn assume_user(credentials: &Credentials) -> io::Result<()> {
+    assume(credentials).map_err(io::Error::from_raw_os_error)
 }
 
 /// Executes the command in the child. Returns only after a failure.

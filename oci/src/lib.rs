@@ -110,4 +110,5 @@ pub use unpack::mapped::MappedIds;
 pub use unpack::path::PathError;
 pub use unpack::progress::Progress;
 pub use unpack::steps::{StepLimits, StepsError};
+pub use unpack::untrusted::{Unpacked, unpack_untrusted};
 pub use unpack::zstd_stream::WindowError;

@@ -1,11 +1,13 @@
 //! Messages between the shim, the guest program and supervisors.
 //!
-//! The build script generates [`agent`], [`control`] and [`process`] from the `.proto` files beside the manifest
-//! of this crate. Those files document each message. [`frame`] is written by hand.
+//! The build script generates [`agent`], [`control`], [`files`] and [`process`] from the `.proto`
+//! files beside the manifest of this crate. Those files document each message. [`frame`] is written
+//! by hand.
 //!
 //! | module | participants | transport |
 //! |---|---|---|
 //! | [`agent`] | supervisor and shim send requests, the agent in the guest answers | gRPC on vsock [`AGENT_PORT`] |
+//! | [`files`] | supervisors send requests, the guest program answers | gRPC on vsock [`EXEC_PORT`] |
 //! | [`control`] | the shim and the guest program | frames on vsock [`CONTROL_PORT`] |
 //! | [`process`] | a supervisor sends requests, the guest program answers | gRPC on vsock [`EXEC_PORT`] |
 //!
@@ -17,7 +19,7 @@ pub mod frame;
 /// vsock port of the guest on which the agent listens.
 pub const AGENT_PORT: u32 = 4088;
 
-/// vsock port of the guest on which the guest program serves the [`process`] service.
+/// vsock port of the guest on which the guest program serves the services [`process`] and [`files`].
 pub const EXEC_PORT: u32 = 4089;
 
 /// vsock port of the host to which the guest program connects.
@@ -59,6 +61,20 @@ pub mod agent {
     )]
     #![allow(unused_qualifications, clippy::allow_attributes, reason = "generated")]
     tonic::include_proto!("a3s.r#box.agent.v1");
+}
+
+/// The service for the files of a box (package `a3s.box.files.v1`).
+pub mod files {
+    #![expect(missing_docs, reason = "generated; the .proto file documents it")]
+    #![allow(
+        clippy::all,
+        clippy::doc_markdown,
+        clippy::too_many_lines,
+        clippy::allow_attributes_without_reason,
+        reason = "generated"
+    )]
+    #![allow(unused_qualifications, clippy::allow_attributes, reason = "generated")]
+    tonic::include_proto!("a3s.r#box.files.v1");
 }
 
 /// The messages of the control connection (package `a3s.box.control.v1`).

@@ -47,9 +47,11 @@
 //! reads the state of a box from its box directory.
 
 mod agent;
+mod connection;
 mod directory;
 mod error;
 pub mod exec;
+pub mod files;
 mod follower;
 mod lines;
 mod manager;

@@ -25,6 +25,7 @@ use crate::agent::Agent;
 use crate::directory;
 use crate::error::VmError;
 use crate::exec::{BoxProcesses, Command, ExecError, Process, ProcessInfo};
+use crate::files::{BoxFiles, FilesError};
 use crate::follower::{Follower, Termination};
 use crate::relay::EventRelay;
 use crate::shim;
@@ -261,6 +262,31 @@ impl VmManager {
     /// [`ExecError`].
     pub async fn processes(&self) -> Result<Vec<ProcessInfo>, ExecError> {
         self.box_processes()?.list().await
+    }
+
+    /// Returns a client for the files of the box.
+    ///
+    /// ```no_run
+    /// # async fn example(vm: &a3s_box_runtime::VmManager) -> Result<(), Box<dyn std::error::Error>> {
+    /// use std::path::Path;
+    ///
+    /// use a3s_box_runtime::files::CopyLimits;
+    ///
+    /// let files = vm.files()?;
+    /// files.copy_in(Path::new("project"), "/srv/project").await?;
+    /// files.copy_out("/srv/result", Path::new("result"), &CopyLimits::default()).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`FilesError::NotBooted`] before the first boot.
+    pub fn files(&self) -> Result<BoxFiles, FilesError> {
+        if matches!(*self.phase(), Phase::Created) {
+            return Err(FilesError::NotBooted);
+        }
+        self.directory.as_ref().map(BoxFiles::of).ok_or(FilesError::NotBooted)
     }
 
     /// Returns a client for the processes of the box.

@@ -38,6 +38,7 @@ mod doctor;
 mod exactness;
 mod exec;
 mod exit_status;
+mod files;
 mod images;
 mod liars;
 mod lifecycle;

@@ -20,6 +20,7 @@ use super::process::Scope;
 use super::request::{self, signal};
 use super::session;
 use super::table::{Connected, Table};
+use crate::files;
 
 /// Maximum size of a message in bytes. It has room for the longest arguments and environment that
 /// `execve(2)` accepts, which are 6 MiB together.
@@ -38,7 +39,7 @@ const STREAM_WINDOW_BYTES: u32 = 65_535;
 /// [`STREAM_WINDOW_BYTES`] of it, so that sixteen of them stop the other streams of the connection.
 const CONNECTION_WINDOW_BYTES: u32 = 16 * STREAM_WINDOW_BYTES;
 
-/// Serves the connections of `incoming`.
+/// Serves the connections of `incoming`: this service, and that for files.
 pub(crate) async fn serve<I, IO>(incoming: I, table: Table) -> Result<(), tonic::transport::Error>
 where
     I: Stream<Item = io::Result<IO>>,
@@ -51,6 +52,7 @@ where
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .add_service(service)
+        .add_service(files::server())
         .serve_with_incoming(incoming)
         .await
 }

@@ -18,6 +18,7 @@
 //! mapped       the ids that are mapped in the user namespace
 //! limits       limits on entries, bytes and memory
 //! progress     reports progress to the caller
+//! untrusted    the archive of a box, unpacked for its caller
 //! facts        counts and properties of an unpacked layer
 //! ```
 //!
@@ -43,5 +44,6 @@ pub(crate) mod steps;
 mod stream;
 mod tree;
 pub(crate) mod unpacker;
+pub(crate) mod untrusted;
 pub(crate) mod whiteout;
 pub(crate) mod zstd_stream;

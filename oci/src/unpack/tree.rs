@@ -100,9 +100,13 @@ struct LowerDir {
 #[derive(Debug)]
 pub(super) struct Tree {
     root: OwnedFd,
+    /// User and group of directories without an entry.
+    owner: (u32, u32),
     pub(super) overlay_xattrs: OverlayXattrs,
     /// Whether the tree is the merged view of lower layers ([`Base::Lower`]).
     pub(super) has_lower: bool,
+    /// Whether no lower layers exist, so that a file which is missing here is missing for good.
+    is_whole: bool,
     times: Vec<DirTime>,
     /// See [`CrossLayerDependencies::cleared`].
     cleared: BTreeSet<PathBuf>,
@@ -128,10 +132,34 @@ impl Tree {
         overlay_xattrs: OverlayXattrs,
         steps: StepLimits,
     ) -> Result<Self, EntryError> {
+        Self::open(root, base, overlay_xattrs, steps, (0, 0))
+    }
+
+    /// Opens an empty tree for an archive that has no lower layers. `owner` is the user and group of
+    /// the directories for which it has no entry.
+    pub(super) fn of_whole_archive(
+        root: OwnedFd,
+        steps: StepLimits,
+        owner: (u32, u32),
+    ) -> Result<Self, EntryError> {
+        // Nothing stacks the tree, so that nothing is marked for overlayfs.
+        let tree = Self::open(root, Base::Empty, OverlayXattrs::User, steps, owner)?;
+        Ok(Self { is_whole: true, ..tree })
+    }
+
+    fn open(
+        root: OwnedFd,
+        base: Base<'_>,
+        overlay_xattrs: OverlayXattrs,
+        steps: StepLimits,
+        owner: (u32, u32),
+    ) -> Result<Self, EntryError> {
         let mut this = Self {
             root,
+            owner,
             overlay_xattrs,
             has_lower: matches!(base, Base::Lower { .. }),
+            is_whole: false,
             times: Vec::new(),
             cleared: BTreeSet::new(),
             skipped: SkippedNames::default(),
@@ -158,6 +186,7 @@ impl Tree {
         // With lower layers, the same path can lead to another file: they can have the missing
         // target, or a symbolic link where this layer alone made a directory.
         !self.has_lower
+            && !self.is_whole
             && matches!(
                 error,
                 EntryError::ParentNotDirectory
@@ -357,7 +386,8 @@ impl Tree {
         path: &[u8],
         directory: OwnedFd,
     ) -> Result<(), EntryError> {
-        let metadata = Metadata { mode: UNDESCRIBED_DIR_MODE, ..Metadata::default() };
+        let (uid, gid) = self.owner;
+        let metadata = Metadata { mode: UNDESCRIBED_DIR_MODE, uid, gid, ..Metadata::default() };
         self.set_dir(path, directory, &metadata, Origin::Implicit)
     }
 

@@ -32,4 +32,5 @@ mod stores;
 mod tools;
 mod unpackers;
 mod unpacking;
+mod untrusted;
 mod verify;

@@ -1,26 +1,15 @@
 //! [`Calls`]: connections to the service of one box, and the calls about one process.
 
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use a3s_box_proto::process::processes_client::ProcessesClient;
 use a3s_box_proto::process::{KeepRequest, ResizeRequest, SignalRequest, SignalScope};
-use hyper_util::rt::TokioIo;
-use tokio::net::UnixStream;
-use tonic::transport::{Channel, Endpoint, Uri};
-use tower::service_fn;
+use tonic::transport::Channel;
 
 use super::command::TerminalSize;
 use super::error::ExecError;
-
-/// Window of HTTP/2 for a connection and for its streams, in bytes: the default, which is set so
-/// that nothing adapts it.
-///
-/// The guest sends at most this much to a client that does not read. It must be less than the
-/// buffer of the socket (208 KiB by default): libkrun's vsock thread blocks when that is full, and
-/// with it all other connections of the box.
-const WINDOW_BYTES: u32 = 65_535;
+use crate::connection;
 
 /// Maximum length of an event or answer that is decoded. The longest is a list of 256 processes
 /// with 4 KiB of arguments each. The guest is hostile and may send without end.
@@ -79,19 +68,9 @@ impl Calls {
 
     /// Opens a connection.
     pub(super) async fn connect(&self) -> Result<ProcessesClient<Channel>, ExecError> {
-        let socket = self.socket.clone();
-        let connector = service_fn(move |_: Uri| open(socket.clone()));
-        // tonic requires a URI with an authority, although the connector ignores it.
-        let endpoint = Endpoint::from_static("http://localhost")
-            .initial_stream_window_size(WINDOW_BYTES)
-            .initial_connection_window_size(WINDOW_BYTES);
-        let channel = endpoint.connect_with_connector(connector).await.map_err(|source| {
+        let channel = connection::connect(&self.socket).await.map_err(|source| {
             ExecError::Unreachable { socket: self.socket.clone(), source: Arc::new(source) }
         })?;
         Ok(ProcessesClient::new(channel).max_decoding_message_size(MAX_ANSWER_BYTES))
     }
-}
-
-async fn open(socket: PathBuf) -> io::Result<TokioIo<UnixStream>> {
-    UnixStream::connect(socket).await.map(TokioIo::new)
 }

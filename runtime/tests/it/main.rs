@@ -6,6 +6,7 @@ mod boot;
 mod end;
 mod example;
 mod exec;
+mod files;
 mod harness;
 mod health;
 mod records;

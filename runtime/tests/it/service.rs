@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use a3s_box_core::BoxDir;
 use a3s_box_runtime::exec::BoxProcesses;
+use a3s_box_runtime::files::BoxFiles;
 use tempfile::TempDir;
 
 /// The variable with the path of the socket, which makes a test process the service.
@@ -59,6 +60,11 @@ impl Service {
     /// Returns a client of the service.
     pub(crate) fn client(&self) -> BoxProcesses {
         BoxProcesses::of(&self.directory)
+    }
+
+    /// Returns a client of the files of the service, whose paths start in `root`.
+    pub(crate) fn files(&self, root: &Path) -> BoxFiles {
+        BoxFiles::of(&self.directory).below(root)
     }
 
     /// Returns the PID of the service.

@@ -115,7 +115,7 @@ impl Processes for Service {
         &self,
         request: Request<ResizeRequest>,
     ) -> Result<Response<ResizeResponse>, Status> {
-        self.set_size(request.into_inner()).map_err(|failed| status(&failed))?;
+        self.set_size(&request.into_inner()).map_err(|failed| status(&failed))?;
         Ok(Response::new(ResizeResponse {}))
     }
 
@@ -140,7 +140,7 @@ impl Service {
         self.table.find(&request.id)?.signal(number, scope)
     }
 
-    fn set_size(&self, request: ResizeRequest) -> Result<(), Failed> {
+    fn set_size(&self, request: &ResizeRequest) -> Result<(), Failed> {
         let size = request.size.ok_or_else(|| invalid("`size` is missing"))?;
         self.table.find(&request.id)?.resize(request::valid_size(size)?)
     }

@@ -242,7 +242,7 @@ async fn pass_input(to: Option<ProcessInput>) {
         // The end of the value is the end of the input.
         drop(to);
     }
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 /// Passes signals on, and follows the size of the terminal. Returns after [`IMPATIENCE`] signals.

@@ -32,8 +32,7 @@ impl RunningBox {
     }
 
     fn wait_for<T>(&self, future: impl Future<Output = T>) -> T {
-        self.runtime
-            .block_on(async { timeout(PATIENCE, future).await.expect("the guest does not answer") })
+        self.runtime.block_on(async { timeout(PATIENCE, future).await.unwrap() })
     }
 
     fn run(&self, script: &str) -> Output {
@@ -87,11 +86,11 @@ fn ends_streams_and_failures_of_processes_are_exact() {
 
 #[test]
 fn bytes_pass_both_ways_and_a_terminal_works() {
-    const BYTES: usize = 8 << 20;
+    const BYTES: u32 = 8 << 20;
     let running = RunningBox::start();
     running.wait_for(async {
         let sent: Vec<u8> =
-            (0..BYTES as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+            (0..BYTES).map(|i| i.wrapping_mul(2_654_435_761).to_be_bytes()[0]).collect();
         let mut command = Command::new("cat");
         let mut process = running.client.run(command.stdin(true)).await.unwrap();
         let mut stdin = process.stdin.take().unwrap();

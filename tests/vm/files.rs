@@ -39,8 +39,7 @@ impl RunningBox {
     }
 
     fn wait_for<T>(&self, future: impl Future<Output = T>) -> T {
-        self.runtime
-            .block_on(async { timeout(PATIENCE, future).await.expect("the guest does not answer") })
+        self.runtime.block_on(async { timeout(PATIENCE, future).await.unwrap() })
     }
 
     /// Returns the standard output of a script in the guest, which must succeed.

@@ -121,67 +121,67 @@ fn unpackers_make_the_same_as_the_process_itself() {
     assert!(started.load(Ordering::Relaxed) >= 6 + 5);
 }
 
+/// What an unpacker of a tree leaves that is not the content of its layer.
+const LIES_ABOUT_A_TREE: [(&str, Act); 13] = [
+    ("nothing", |_, _| Ok(())),
+    ("mark", |task, files| then(task, files, |path| fs::write(path.join("synced"), "").unwrap())),
+    ("boot", |task, files| then(task, files, |path| symlink("x", path.join("boot")).unwrap())),
+    ("more", |task, files| then(task, files, |path| fs::write(path.join("x"), "").unwrap())),
+    ("pipe", |task, files| {
+        then(task, files, |path| {
+            fs::remove_file(path.join("facts.json")).unwrap();
+            let mode = nix::sys::stat::Mode::S_IRWXU;
+            nix::unistd::mkfifo(&path.join("facts.json"), mode).unwrap();
+        })
+    }),
+    ("link", |task, files| {
+        then(task, files, |path| {
+            fs::remove_dir_all(path.join("tree")).unwrap();
+            symlink("/etc", path.join("tree")).unwrap();
+        })
+    }),
+    ("second name", |task, files| {
+        then(task, files, |path| {
+            fs::hard_link(path.join("seams"), path.join("tree/seams")).unwrap();
+        })
+    }),
+    ("numbers", |task, files| {
+        then(task, files, |path| {
+            let facts = fs::read_to_string(path.join("facts.json")).unwrap();
+            let facts = facts.replacen("\"bytes\":1", &format!("\"bytes\":{}", u64::MAX), 1);
+            assert!(facts.contains("18446744073709551615"), "{facts}");
+            fs::write(path.join("facts.json"), facts).unwrap();
+        })
+    }),
+    ("path", |task, files| {
+        then(task, files, |path| fs::write(path.join("seams"), b"dx/../../y\0").unwrap())
+    }),
+    ("absolute path", |task, files| {
+        then(task, files, |path| fs::write(path.join("seams"), b"d/etc\0").unwrap())
+    }),
+    ("size", |task, files| {
+        then(task, files, |path| {
+            let file = File::options().write(true).open(path.join("seams")).unwrap();
+            file.set_len(1 << 40).unwrap();
+        })
+    }),
+    ("mode", |task, files| {
+        then(task, files, |path| {
+            fs::set_permissions(path, Permissions::from_mode(0o777)).unwrap();
+        })
+    }),
+    ("owner", |task, files| {
+        then(task, files, |path| {
+            std::os::unix::fs::chown(path.join("facts.json"), Some(1), Some(1)).unwrap();
+        })
+    }),
+];
+
 #[test]
 fn wrong_content_of_a_tree_is_refused_and_leaves_nothing() {
-    const LIES: [(&str, Act); 13] = [
-        ("nothing", |_, _| Ok(())),
-        ("mark", |task, files| {
-            then(task, files, |path| fs::write(path.join("synced"), "").unwrap())
-        }),
-        ("boot", |task, files| then(task, files, |path| symlink("x", path.join("boot")).unwrap())),
-        ("more", |task, files| then(task, files, |path| fs::write(path.join("x"), "").unwrap())),
-        ("pipe", |task, files| {
-            then(task, files, |path| {
-                fs::remove_file(path.join("facts.json")).unwrap();
-                let mode = nix::sys::stat::Mode::S_IRWXU;
-                nix::unistd::mkfifo(&path.join("facts.json"), mode).unwrap();
-            })
-        }),
-        ("link", |task, files| {
-            then(task, files, |path| {
-                fs::remove_dir_all(path.join("tree")).unwrap();
-                symlink("/etc", path.join("tree")).unwrap();
-            })
-        }),
-        ("second name", |task, files| {
-            then(task, files, |path| {
-                fs::hard_link(path.join("seams"), path.join("tree/seams")).unwrap();
-            })
-        }),
-        ("numbers", |task, files| {
-            then(task, files, |path| {
-                let facts = fs::read_to_string(path.join("facts.json")).unwrap();
-                let facts = facts.replacen("\"bytes\":1", &format!("\"bytes\":{}", u64::MAX), 1);
-                assert!(facts.contains("18446744073709551615"), "{facts}");
-                fs::write(path.join("facts.json"), facts).unwrap();
-            })
-        }),
-        ("path", |task, files| {
-            then(task, files, |path| fs::write(path.join("seams"), b"dx/../../y\0").unwrap())
-        }),
-        ("absolute path", |task, files| {
-            then(task, files, |path| fs::write(path.join("seams"), b"d/etc\0").unwrap())
-        }),
-        ("size", |task, files| {
-            then(task, files, |path| {
-                let file = File::options().write(true).open(path.join("seams")).unwrap();
-                file.set_len(1 << 40).unwrap();
-            })
-        }),
-        ("mode", |task, files| {
-            then(task, files, |path| {
-                fs::set_permissions(path, Permissions::from_mode(0o777)).unwrap();
-            })
-        }),
-        ("owner", |task, files| {
-            then(task, files, |path| {
-                std::os::unix::fs::chown(path.join("facts.json"), Some(1), Some(1)).unwrap();
-            })
-        }),
-    ];
     let bench = Bench::new();
     let image = bench.resolved(&[Tar::new().file("f", "1")]);
-    for (lie, act) in LIES {
+    for (lie, act) in LIES_ABOUT_A_TREE {
         let (cache, started) = cache(&bench, act);
         let error = stack(&bench, &cache, &image).unwrap_err();
         assert!(matches!(error, CacheError::Forged { .. }), "{lie}: {error:?}");

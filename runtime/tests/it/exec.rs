@@ -1,5 +1,7 @@
 //! Processes in a box: `exec` with the service of the guest program.
 
+#![expect(clippy::unwrap_used, reason = "a failed setup fails the test")]
+
 use std::time::Duration;
 
 use a3s_box_core::{BoxConfig, EventEmitter};
@@ -80,7 +82,8 @@ async fn refusals_are_typed() {
         (Command::new("/etc"), Refusal::NotExecutable),
         (shell("nul\0"), Refusal::Invalid),
     ];
-    let changes: [(fn(&mut Command) -> &mut Command, Refusal); 6] = [
+    type Change = fn(&mut Command) -> &mut Command;
+    let changes: [(Change, Refusal); 6] = [
         (|command| command.user("no-such-user").id("a"), Refusal::NoSuchUser),
         (|command| command.user("root:no-such-group").id("a"), Refusal::NoSuchUser),
         (|command| command.current_dir("relative").id("a"), Refusal::Invalid),

@@ -1,5 +1,7 @@
 //! Files in a box: `files` with the service of the guest program, and with a hostile one.
 
+#![expect(clippy::unwrap_used, reason = "a failed setup fails the test")]
+
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};

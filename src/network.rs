@@ -44,7 +44,7 @@ mod rules;
 mod socket_options;
 mod udp_flows;
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::process::ExitCode;
 
 use a3s_box_core::event::{EventKind, WarningCode};
@@ -153,13 +153,17 @@ fn check_sockets() -> Result<(), NetworkError> {
     }
 }
 
-fn name_servers(addresses: &[Ipv4Addr]) -> Option<NameServers> {
-    Some(NameServers { addresses: addresses.iter().copied().map(u32::from).collect() })
+fn name_servers(addresses: &[IpAddr]) -> Option<NameServers> {
+    let octets = |address: &IpAddr| match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    };
+    Some(NameServers { addresses: addresses.iter().map(octets).collect() })
 }
 
 /// Returns the addresses of the guest's name servers. Those of the host that the guest cannot reach
 /// are left out, so that its resolver fails at once and does not wait for an answer.
-fn name_servers_of(passt: &PasstSpec) -> Result<Vec<Ipv4Addr>, NetworkError> {
+fn name_servers_of(passt: &PasstSpec) -> Result<Vec<IpAddr>, NetworkError> {
     if passt.egress.is_deny() || !passt.dns.is_empty() {
         // A guest that reaches nothing reaches no name server either, and its list is empty.
         return Ok(passt.dns.clone());

@@ -34,6 +34,8 @@ mod metadata;
 mod notice;
 #[path = "../../src/network/packet.rs"]
 mod packet;
+#[path = "../../src/spec/reach.rs"]
+mod reach;
 #[path = "../../src/network/refusal.rs"]
 mod refusal;
 #[path = "../../src/network/rules.rs"]
@@ -111,7 +113,7 @@ fuzz_target!(|input: &[u8]| {
 });
 
 fn passt(egress: EgressSpec) -> PasstSpec {
-    PasstSpec { egress, not_host: false, publish: Vec::new(), dns: vec![SERVER] }
+    PasstSpec { egress, not_host: false, publish: Vec::new(), dns: vec![SERVER.into()] }
 }
 
 /// Returns a filter with rules for some networks.

@@ -9,7 +9,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
@@ -93,13 +93,19 @@ fn hosts(hostname: &str, address: Option<Ipv4Addr>) -> String {
     format!("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n{own}\t{names}\n")
 }
 
+fn read_address(octets: &[u8]) -> Option<IpAddr> {
+    let v4 = <[u8; 4]>::try_from(octets).map(IpAddr::from);
+    v4.or_else(|_| <[u8; 16]>::try_from(octets).map(IpAddr::from)).ok()
+}
+
 /// Returns the content of `/etc/resolv.conf`. Without name servers it is a comment. The C library
 /// then asks 127.0.0.1, where the guest has no server (`resolv.conf(5)`).
 fn resolv_conf(servers: &NameServers) -> String {
-    let line = |address: &u32| format!("nameserver {}\n", Ipv4Addr::from(*address));
+    // The shim sends no address of another length.
+    let line = |address: &Vec<u8>| Some(format!("nameserver {}\n", read_address(address)?));
     match servers.addresses.is_empty() {
         true => "# This box has no name servers.\n".to_owned(),
-        false => servers.addresses.iter().map(line).collect(),
+        false => servers.addresses.iter().filter_map(line).collect(),
     }
 }
 
@@ -110,20 +116,22 @@ mod tests {
 
     use super::*;
 
-    fn servers(addresses: &[[u8; 4]]) -> NameServers {
-        NameServers { addresses: addresses.iter().map(|a| u32::from_be_bytes(*a)).collect() }
+    fn servers(addresses: &[&[u8]]) -> NameServers {
+        NameServers { addresses: addresses.iter().map(|address| address.to_vec()).collect() }
     }
+
+    /// The address 2001:db8::35.
+    const V6: [u8; 16] = [0x20, 1, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x35];
 
     #[test]
     fn writes_the_files_if_the_image_has_none() {
         let root = tempfile::tempdir().unwrap();
         let address = Some(Ipv4Addr::new(10, 0, 2, 15));
-        write(root.path(), "web.example", address, Some(&servers(&[[1, 1, 1, 1], [9, 9, 9, 9]])))
-            .unwrap();
+        write(root.path(), "web.example", address, Some(&servers(&[&[1, 1, 1, 1], &V6]))).unwrap();
         let read = |name| fs::read_to_string(root.path().join("etc").join(name)).unwrap();
         assert_eq!(read("hostname"), "web.example\n");
         assert!(read("hosts").ends_with("\n10.0.2.15\tweb.example web\n"), "{}", read("hosts"));
-        assert_eq!(read("resolv.conf"), "nameserver 1.1.1.1\nnameserver 9.9.9.9\n");
+        assert_eq!(read("resolv.conf"), "nameserver 1.1.1.1\nnameserver 2001:db8::35\n");
         let mode = fs::metadata(root.path().join("etc/hosts")).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o644);
         assert_eq!(fs::read_dir(root.path().join("etc")).unwrap().count(), 3);

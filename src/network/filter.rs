@@ -20,7 +20,7 @@
 //! the host's loopback address included, and binds the source port of each UDP packet on the host.
 
 use std::collections::BTreeSet;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
 use a3s_box_core::config::Protocol;
@@ -31,7 +31,7 @@ use super::notice::Destination;
 use super::packet::{PROTOCOL_TCP, PROTOCOL_UDP, Packet, Ports, is_arp};
 use super::rules::Rules;
 use super::udp_flows::{UdpFlow, UdpFlows};
-use crate::spec::{EgressSpec, PasstSpec, is_reachable};
+use crate::spec::{EgressSpec, PasstSpec, behind_translator, is_reachable};
 
 /// First port from which a client of the guest may send UDP packets. It is the first port that
 /// Linux gives to a client by default (`net.ipv4.ip_local_port_range`). Services of the host
@@ -55,7 +55,7 @@ pub(super) enum Verdict {
 #[derive(Debug)]
 pub(super) struct Filter {
     egress: Egress,
-    name_servers: Vec<Ipv4Addr>,
+    name_servers: Vec<IpAddr>,
     /// TCP ports of the guest that passt forwards to.
     published_tcp: Vec<u16>,
     /// UDP ports of the guest that passt forwards to. passt has opened their sockets at its start,
@@ -73,7 +73,7 @@ pub(super) struct Egress {
     /// If absent, all of them.
     rules: Option<Rules>,
     /// Addresses that no rule makes reachable.
-    excluded: BTreeSet<Ipv4Addr>,
+    excluded: BTreeSet<IpAddr>,
 }
 
 impl Egress {
@@ -81,21 +81,22 @@ impl Egress {
     /// does not map the gateway to the host (`--no-map-gw`), but a user would expect that it did.
     ///
     /// With egress `deny` all packets pass: they reach the empty network of passt only.
-    pub(super) fn new(spec: &PasstSpec, addresses_of_host: &[Ipv4Addr]) -> Self {
+    pub(super) fn new(spec: &PasstSpec, addresses_of_host: &[IpAddr]) -> Self {
         let rules = match &spec.egress {
             EgressSpec::Deny | EgressSpec::Allow => None,
             EgressSpec::Rules(rules) => Some(Rules::new(rules)),
         };
-        let of_host = addresses_of_host.iter().copied().chain([GATEWAY_ADDRESS]);
+        let of_host = addresses_of_host.iter().copied().chain([GATEWAY_ADDRESS.into()]);
         Self { rules, excluded: of_host.filter(|_| spec.not_host).collect() }
     }
 
     /// Returns whether the guest can ask a name server.
-    pub(super) fn allows_questions_to(&self, server: Ipv4Addr) -> bool {
-        self.allows(server, PROTOCOL_UDP, Some(PORT_DNS))
+    pub(super) fn allows_questions_to(&self, server: IpAddr) -> bool {
+        self.allows(behind_translator(server), PROTOCOL_UDP, Some(PORT_DNS))
     }
 
-    fn allows(&self, address: Ipv4Addr, protocol: u8, port: Option<u16>) -> bool {
+    /// Callers give the address behind a translator, if there is one.
+    fn allows(&self, address: IpAddr, protocol: u8, port: Option<u16>) -> bool {
         !self.excluded.contains(&address)
             && self.rules.as_ref().is_none_or(|rules| rules.allow(address, protocol, port))
     }
@@ -125,7 +126,7 @@ impl Filter {
             return Verdict::Pass;
         }
         let Some(packet) = Packet::read(frame) else { return Verdict::Drop };
-        if packet.source != GUEST_ADDRESS {
+        if packet.source != IpAddr::from(GUEST_ADDRESS) {
             return Verdict::Drop;
         }
         if !self.may_reach(&packet, now) {
@@ -151,8 +152,9 @@ impl Filter {
         if port == Some(PORT_DNS) && self.name_servers.contains(&destination) {
             return true;
         }
-        !is_metadata(destination)
-            && (self.egress.allows(destination, protocol, port) || self.is_answer(packet, now))
+        let host = behind_translator(destination);
+        !is_metadata(host)
+            && (self.egress.allows(host, protocol, port) || self.is_answer(packet, now))
     }
 
     /// Returns whether a packet answers a peer that has reached a published port.
@@ -161,7 +163,7 @@ impl Filter {
         match packet.protocol {
             PROTOCOL_TCP => self.published_tcp.contains(&ports.source) && !packet.is_opening,
             PROTOCOL_UDP => {
-                let remote = SocketAddrV4::new(packet.destination, ports.destination);
+                let remote = SocketAddr::new(packet.destination, ports.destination);
                 self.arrivals.is_open(UdpFlow { guest_port: ports.source, remote }, now)
             }
             _ => false,
@@ -178,7 +180,7 @@ impl Filter {
         if ports.source < FIRST_CLIENT_PORT {
             return false;
         }
-        let remote = SocketAddrV4::new(packet.destination, ports.destination);
+        let remote = SocketAddr::new(packet.destination, ports.destination);
         self.flows.note(UdpFlow { guest_port: ports.source, remote }, now);
         true
     }
@@ -192,7 +194,7 @@ impl Filter {
             None => is_arp(frame),
             Some(Packet { protocol: PROTOCOL_UDP, source, ports: Some(ports), .. }) => {
                 let Ports { source: remote_port, destination: guest_port } = ports;
-                let flow = UdpFlow { guest_port, remote: SocketAddrV4::new(source, remote_port) };
+                let flow = UdpFlow { guest_port, remote: SocketAddr::new(source, remote_port) };
                 if self.published_udp.contains(&guest_port) {
                     self.arrivals.note(flow, now);
                     return true;

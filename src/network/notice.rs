@@ -5,7 +5,7 @@
 //! parses the lines strictly and limits them a second time.
 
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
 use a3s_box_core::event::RefusedProtocol;
@@ -25,14 +25,14 @@ const INTERVAL_OF_DESTINATION: Duration = Duration::from_secs(10);
 /// notice, further ones get none.
 const MAX_DESTINATIONS: usize = 64;
 
-/// Longest line: an ICMP destination is shorter than `udp 255.255.255.255 65535 <20 digits>`.
-pub(super) const MAX_LINE_BYTES: usize = 64;
+/// Longest line: an ICMP destination is shorter than `udp <39 characters> 65535 <20 digits>`.
+pub(super) const MAX_LINE_BYTES: usize = 80;
 
 /// Where refused packets were to go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Destination {
     pub(super) protocol: RefusedProtocol,
-    pub(super) address: Ipv4Addr,
+    pub(super) address: IpAddr,
     pub(super) port: Option<u16>,
 }
 
@@ -48,10 +48,15 @@ impl Destination {
             _ => return None,
         };
         let address = packet.destination;
-        let is_group = address.is_multicast() || address.is_broadcast();
+        let is_group = is_group(address);
         let port = packet.ports.map(|ports| ports.destination);
         (!is_group).then_some(Self { protocol, address, port })
     }
+}
+
+/// Returns whether an address is one of many hosts.
+pub(super) fn is_group(address: IpAddr) -> bool {
+    address.is_multicast() || address == IpAddr::V4(Ipv4Addr::BROADCAST)
 }
 
 /// A destination, and the number of packets that were refused since its last notice.

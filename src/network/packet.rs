@@ -3,7 +3,7 @@
 //! The gate must read a frame in the same way as passt. Both take the type of the frame from its
 //! Ethernet header, and the place of the ports from the length of the IPv4 header.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 /// Size of an Ethernet header: destination, source and type (IEEE 802.3).
 pub(super) const ETHERNET_BYTES: usize = 14;
@@ -32,8 +32,8 @@ pub(super) const TCP_ACK: u8 = 0x10;
 /// The fields of an IPv4 packet that decide whether it passes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Packet {
-    pub(super) source: Ipv4Addr,
-    pub(super) destination: Ipv4Addr,
+    pub(super) source: IpAddr,
+    pub(super) destination: IpAddr,
     pub(super) protocol: u8,
     /// Ports of a TCP or UDP packet. A fragment has none: only the first fragment of a packet
     /// contains the ports, and the receiver could combine it with fragments that overwrite them.
@@ -60,8 +60,8 @@ impl Packet {
         }
         let [_, _, _, _, _, _, _, _, _, protocol, _, _, a, b, c, d, e, f, g, h] = *header;
         Some(Self {
-            source: Ipv4Addr::new(a, b, c, d),
-            destination: Ipv4Addr::new(e, f, g, h),
+            source: Ipv4Addr::new(a, b, c, d).into(),
+            destination: Ipv4Addr::new(e, f, g, h).into(),
             protocol,
             ports: ports(packet),
             is_opening: match protocol {

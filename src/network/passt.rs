@@ -105,7 +105,7 @@ pub(super) fn arguments(spec: &PasstSpec, user: Option<u32>) -> Vec<OsString> {
 fn forwarded(spec: &PasstSpec) -> Vec<String> {
     let forward = |(i, port): (usize, &PublishConfig)| {
         let (address, number) = if spec.egress.is_deny() {
-            (Ipv4Addr::LOCALHOST, inner_port(i))
+            (Ipv4Addr::LOCALHOST.into(), inner_port(i))
         } else {
             (port.host_address, port.host_port)
         };
@@ -133,7 +133,7 @@ mod tests {
 
     fn spec(egress: EgressSpec, protocol: Protocol) -> PasstSpec {
         let port = |host_port, protocol| PublishConfig {
-            host_address: Ipv4Addr::new(192, 0, 2, 1),
+            host_address: Ipv4Addr::new(192, 0, 2, 1).into(),
             host_port,
             guest_port: 80,
             protocol,

@@ -11,7 +11,7 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::io;
-use std::net::{IpAddr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -53,14 +53,14 @@ pub(super) struct PublishedPort {
 #[derive(Debug, thiserror::Error)]
 #[error("cannot listen on {address}")]
 pub(super) struct ListenError {
-    address: SocketAddrV4,
+    address: SocketAddr,
     source: io::Error,
 }
 
 /// Opens the published ports in the network namespace that this process is in.
 pub(super) fn listen(ports: &[PublishConfig]) -> Result<Vec<PublishedPort>, ListenError> {
     let open = |(i, port): (usize, &PublishConfig)| {
-        let address = SocketAddrV4::new(port.host_address, port.host_port);
+        let address = SocketAddr::new(port.host_address, port.host_port);
         let listener = std::net::TcpListener::bind(address)
             .and_then(|listener| {
                 listener.set_nonblocking(true)?;

@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 use std::error::Error;
 use std::io::{BufRead, Read, Write};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -369,6 +369,13 @@ impl Guest {
     }
 }
 
+/// Returns the text of an address with 4 or 16 bytes.
+fn address_text(octets: &[u8]) -> String {
+    let v4 = <[u8; 4]>::try_from(octets).map(IpAddr::from);
+    let address = v4.or_else(|_| <[u8; 16]>::try_from(octets).map(IpAddr::from));
+    address.map_or_else(|_| format!("{octets:?}"), |address| address.to_string())
+}
+
 /// Returns a line with the network that the guest program would set up for this config.
 fn network_text(config: &GuestConfig) -> String {
     let interface = config.interface.as_ref().map_or("no interface;".to_owned(), |interface| {
@@ -382,7 +389,7 @@ fn network_text(config: &GuestConfig) -> String {
         Some(servers) => servers
             .addresses
             .iter()
-            .fold("dns".to_owned(), |text, server| format!("{text} {}", Ipv4Addr::from(*server))),
+            .fold("dns".to_owned(), |text, server| format!("{text} {}", address_text(server))),
     };
     format!("{interface} {servers}\n")
 }

@@ -30,8 +30,8 @@ pub enum Egress {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct EgressRule {
-    /// IPv4 address, or IPv4 network with its prefix length, for example `192.0.2.7` or
-    /// `10.0.0.0/8`. Names are not supported yet.
+    /// IPv4 or IPv6 address, or network with its prefix length, for example `192.0.2.7`,
+    /// `10.0.0.0/8` or `2001:db8::/32`. Names are not supported yet.
     pub to: String,
     /// Ports of the destination: 1 to 64 ports or ranges. Absent: all ports.
     #[serde(default, skip_serializing_if = "Option::is_none")]

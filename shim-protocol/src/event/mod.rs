@@ -51,7 +51,7 @@ mod metrics;
 mod resolved;
 mod stop;
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
@@ -289,7 +289,7 @@ pub enum EventKind {
         /// Protocol of the packets.
         protocol: RefusedProtocol,
         /// Address to which the guest sent them.
-        address: Ipv4Addr,
+        address: IpAddr,
         /// Port to which the guest sent them. Absent: the protocol is ICMP, or they are fragments.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         port: Option<u16>,

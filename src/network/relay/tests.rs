@@ -17,12 +17,12 @@ use super::*;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 fn published(host_port: u16) -> PublishConfig {
-    let host_address = Ipv4Addr::LOCALHOST;
+    let host_address = Ipv4Addr::LOCALHOST.into();
     PublishConfig { host_address, host_port, guest_port: 80, protocol: Protocol::Tcp }
 }
 
 /// Serves a published port in front of `guest`, and returns its address.
-fn publish(guest: &TcpListener) -> std::net::SocketAddr {
+fn publish(guest: &TcpListener) -> SocketAddr {
     let mut ports = listen(&[published(0)]).unwrap();
     ports[0].inner_port = guest.local_addr().unwrap().port();
     let address = ports[0].listener.local_addr().unwrap();
@@ -112,7 +112,7 @@ async fn silent_connection_that_one_side_has_closed_ends_earlier() {
 
 /// Connects from an address of the loopback network. Returns the first byte of the server, or
 /// `None` if the connection is closed instead.
-async fn greeted(address: std::net::SocketAddr, from: [u8; 4]) -> Option<TcpStream> {
+async fn greeted(address: SocketAddr, from: [u8; 4]) -> Option<TcpStream> {
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind((Ipv4Addr::from(from), 0).into()).unwrap();
     let mut client = socket.connect(address).await.unwrap();

@@ -20,7 +20,7 @@ use nix::sys::stat::{Mode, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 /// Address of the host name in a guest without a network, by the convention of Debian.
-const NO_ADDRESS: Ipv4Addr = Ipv4Addr::new(127, 0, 1, 1);
+const NO_ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 1, 1));
 
 /// Name of a new file until it is renamed to its final name.
 const NEW: &str = ".a3s-box-names";
@@ -37,15 +37,17 @@ pub(crate) struct NameError {
 /// stays.
 ///
 /// Stops at the first error. Files that were written until then stay.
+///
+/// `addresses` are those of the guest in its network.
 pub(crate) fn write(
     root: &Path,
     hostname: &str,
-    address: Option<Ipv4Addr>,
+    addresses: &[IpAddr],
     name_servers: Option<&NameServers>,
 ) -> Result<(), NameError> {
     let etc = open_etc(root).map_err(|source| NameError { file: "", source })?;
     let mut files =
-        vec![("hosts", hosts(hostname, address)), ("hostname", format!("{hostname}\n"))];
+        vec![("hosts", hosts(hostname, addresses)), ("hostname", format!("{hostname}\n"))];
     files.extend(name_servers.map(|servers| ("resolv.conf", resolv_conf(servers))));
     for (file, text) in files {
         replace(etc.as_fd(), file, &text).map_err(|source| NameError { file, source })?;
@@ -82,15 +84,16 @@ fn replace(etc: BorrowedFd<'_>, name: &str, text: &str) -> io::Result<()> {
     Ok(renameat(etc, NEW, etc, name)?)
 }
 
-/// Returns the content of `/etc/hosts`. `address` is the address of the guest in its network.
-fn hosts(hostname: &str, address: Option<Ipv4Addr>) -> String {
-    let own = address.unwrap_or(NO_ADDRESS);
+/// Returns the content of `/etc/hosts`.
+fn hosts(hostname: &str, addresses: &[IpAddr]) -> String {
+    let addresses = if addresses.is_empty() { &[NO_ADDRESS] } else { addresses };
     // The canonical name comes first, then its alias (hosts(5)).
     let names = match hostname.split_once('.') {
         Some((first, _)) => format!("{hostname} {first}"),
         None => hostname.to_owned(),
     };
-    format!("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n{own}\t{names}\n")
+    let own: String = addresses.iter().map(|own| format!("{own}\t{names}\n")).collect();
+    format!("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n{own}")
 }
 
 fn read_address(octets: &[u8]) -> Option<IpAddr> {
@@ -126,11 +129,13 @@ mod tests {
     #[test]
     fn writes_the_files_if_the_image_has_none() {
         let root = tempfile::tempdir().unwrap();
-        let address = Some(Ipv4Addr::new(10, 0, 2, 15));
-        write(root.path(), "web.example", address, Some(&servers(&[&[1, 1, 1, 1], &V6]))).unwrap();
+        let addresses = ["10.0.2.15", "fdfb:61f7:afae::15"].map(|text| text.parse().unwrap());
+        write(root.path(), "web.example", &addresses, Some(&servers(&[&[1, 1, 1, 1], &V6])))
+            .unwrap();
         let read = |name| fs::read_to_string(root.path().join("etc").join(name)).unwrap();
         assert_eq!(read("hostname"), "web.example\n");
-        assert!(read("hosts").ends_with("\n10.0.2.15\tweb.example web\n"), "{}", read("hosts"));
+        let own = "\n10.0.2.15\tweb.example web\nfdfb:61f7:afae::15\tweb.example web\n";
+        assert!(read("hosts").ends_with(own), "{}", read("hosts"));
         assert_eq!(read("resolv.conf"), "nameserver 1.1.1.1\nnameserver 2001:db8::35\n");
         let mode = fs::metadata(root.path().join("etc/hosts")).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o644);
@@ -147,7 +152,7 @@ mod tests {
         for name in ["hosts", "hostname", "resolv.conf", NEW] {
             symlink(&target, etc.join(name)).unwrap();
         }
-        write(root.path(), "a", None, Some(&servers(&[]))).unwrap();
+        write(root.path(), "a", &[], Some(&servers(&[]))).unwrap();
         assert_eq!(fs::read_to_string(&target).unwrap(), "mine");
         assert!(fs::symlink_metadata(etc.join("resolv.conf")).unwrap().is_file());
         assert!(fs::read_to_string(etc.join("hosts")).unwrap().ends_with("127.0.1.1\ta\n"));
@@ -159,11 +164,11 @@ mod tests {
         let other = root.path().join("other");
         fs::create_dir(&other).unwrap();
         symlink("other", root.path().join("etc")).unwrap();
-        assert!(write(root.path(), "a", None, None).is_err());
+        assert!(write(root.path(), "a", &[], None).is_err());
         assert_eq!(fs::read_dir(&other).unwrap().count(), 0);
         fs::remove_file(root.path().join("etc")).unwrap();
         fs::create_dir_all(root.path().join("etc/hostname")).unwrap();
-        let error = write(root.path(), "a", None, None).unwrap_err();
+        let error = write(root.path(), "a", &[], None).unwrap_err();
         assert_eq!(error.to_string(), "cannot write `/etc/hostname`");
     }
 
@@ -172,7 +177,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         fs::create_dir(root.path().join("etc")).unwrap();
         fs::write(root.path().join("etc/resolv.conf"), "mine").unwrap();
-        write(root.path(), "a", None, None).unwrap();
+        write(root.path(), "a", &[], None).unwrap();
         assert_eq!(fs::read_to_string(root.path().join("etc/resolv.conf")).unwrap(), "mine");
     }
 }

@@ -2,8 +2,9 @@
 //!
 //! | frames | that pass |
 //! |---|---|
-//! | of the guest | from its own address, to an address that a guest may reach and that the egress of the box allows; UDP only from a port of a client or from a published port |
-//! | for the guest | all but UDP; UDP if it answers the guest or goes to a published port |
+//! | of the guest | from its own addresses, to an address that a guest may reach and that the egress of the box allows; UDP only from a port of a client or from a published port; of IPv6 only TCP, UDP and echo requests |
+//! | for the guest | all of IPv4 but UDP; UDP if it answers the guest or goes to a published port; of IPv6 besides TCP, echo messages and errors |
+//! | of both | ARP; questions and answers about the hardware address of the IPv6 gateway |
 //!
 //! A guest whose egress has rules still answers on its published ports, whoever asks. Its answers
 //! must not become a way out:
@@ -16,8 +17,12 @@
 //! - A UDP packet from a published port passes if the peer has sent one to it recently. passt keeps
 //!   no such state for the sockets of published ports.
 //!
+//! passt gives the address of the IPv6 gateway to clients on the host's loopback address. The guest
+//! reaches this address only to answer them.
+//!
 //! The filter is necessary because passt of Debian 12 connects to any address that a frame names,
-//! the host's loopback address included, and binds the source port of each UDP packet on the host.
+//! the host's loopback address included (also as `::ffff:127.0.0.1`), and binds the source port of
+//! each UDP packet on the host.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -25,10 +30,13 @@ use std::time::Instant;
 
 use a3s_box_core::config::Protocol;
 
-use super::addresses::{GATEWAY_ADDRESS, GUEST_ADDRESS};
+use super::addresses::{
+    GATEWAY_ADDRESS, GATEWAY_LINK_LOCAL, GUEST_ADDRESS, GUEST_ADDRESS_V6, GUEST_LINK_LOCAL,
+};
 use super::metadata::is_metadata;
+use super::ndp;
 use super::notice::Destination;
-use super::packet::{PROTOCOL_TCP, PROTOCOL_UDP, Packet, Ports, is_arp};
+use super::packet::{PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP, Packet, Ports, is_arp};
 use super::rules::Rules;
 use super::udp_flows::{UdpFlow, UdpFlows};
 use crate::spec::{EgressSpec, PasstSpec, behind_translator, is_reachable};
@@ -121,12 +129,12 @@ impl Filter {
 
     /// Returns what happens to a frame of the guest, and notes what answers may follow.
     pub(super) fn leave(&mut self, frame: &[u8], now: Instant) -> Verdict {
-        // ARP is answered by passt and goes no further.
-        if is_arp(frame) {
+        // These are answered by passt and go no further.
+        if is_arp(frame) || ndp::is_solicitation(frame) {
             return Verdict::Pass;
         }
         let Some(packet) = Packet::read(frame) else { return Verdict::Drop };
-        if packet.source != IpAddr::from(GUEST_ADDRESS) {
+        if !is_of_guest(&packet) {
             return Verdict::Drop;
         }
         if !self.may_reach(&packet, now) {
@@ -146,6 +154,9 @@ impl Filter {
     fn may_reach(&self, packet: &Packet, now: Instant) -> bool {
         let Packet { destination, protocol, ports, .. } = *packet;
         let port = ports.map(|ports| ports.destination);
+        if destination == IpAddr::from(GATEWAY_LINK_LOCAL) {
+            return self.is_answer(packet, now);
+        }
         if !is_reachable(destination) {
             return false;
         }
@@ -191,7 +202,7 @@ impl Filter {
     /// or a request of the guest, or to a published port.
     pub(super) fn may_arrive(&mut self, frame: &[u8], now: Instant) -> bool {
         match Packet::read(frame) {
-            None => is_arp(frame),
+            None => is_arp(frame) || ndp::is_advertisement(frame),
             Some(Packet { protocol: PROTOCOL_UDP, source, ports: Some(ports), .. }) => {
                 let Ports { source: remote_port, destination: guest_port } = ports;
                 let flow = UdpFlow { guest_port, remote: SocketAddr::new(source, remote_port) };
@@ -203,6 +214,18 @@ impl Filter {
             }
             Some(packet) => packet.protocol != PROTOCOL_UDP,
         }
+    }
+}
+
+/// Returns whether the guest may send a packet from its source. It may send no ICMPv6 message but
+/// echo requests, because passt carries no other.
+fn is_of_guest(packet: &Packet) -> bool {
+    let is_to_gateway = packet.destination == IpAddr::from(GATEWAY_LINK_LOCAL);
+    match packet.source {
+        IpAddr::V4(source) => source == GUEST_ADDRESS,
+        IpAddr::V6(_) if packet.protocol == PROTOCOL_ICMPV6 && !packet.is_opening => false,
+        IpAddr::V6(source) if is_to_gateway => source == GUEST_LINK_LOCAL,
+        IpAddr::V6(source) => source == GUEST_ADDRESS_V6,
     }
 }
 

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use a3s_box_core::event::RefusedProtocol;
 
-use super::packet::{PROTOCOL_ICMP, PROTOCOL_TCP, PROTOCOL_UDP, Packet};
+use super::packet::{PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP, Packet};
 
 /// Notices that may follow each other at once. Most workloads try fewer destinations.
 const BURST: u32 = 10;
@@ -44,7 +44,7 @@ impl Destination {
         let protocol = match packet.protocol {
             PROTOCOL_TCP => RefusedProtocol::Tcp,
             PROTOCOL_UDP => RefusedProtocol::Udp,
-            PROTOCOL_ICMP if packet.is_opening => RefusedProtocol::Icmp,
+            PROTOCOL_ICMP | PROTOCOL_ICMPV6 if packet.is_opening => RefusedProtocol::Icmp,
             _ => return None,
         };
         let address = packet.destination;

@@ -46,7 +46,7 @@ fn progress(layer_number: u32, bytes_done: u64) -> EventKind {
 }
 
 fn vm_starting() -> EventKind {
-    EventKind::VmStarting { vcpus: 1, memory_mib: 512 }
+    EventKind::VmStarting { vcpus: 1, memory_mib: 512, ipv6: None }
 }
 
 fn guest_started() -> EventKind {

@@ -214,6 +214,9 @@ pub enum EventKind {
         vcpus: u8,
         /// Memory of the guest in MiB.
         memory_mib: u32,
+        /// Whether the guest gets an IPv6 address. Absent: `network.mode` is not `passt`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        ipv6: Option<bool>,
     },
     /// The guest program has made the mounts and started the workload.
     #[serde(rename = "guest.started")]

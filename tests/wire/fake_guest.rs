@@ -380,8 +380,13 @@ fn address_text(octets: &[u8]) -> String {
 fn network_text(config: &GuestConfig) -> String {
     let interface = config.interface.as_ref().map_or("no interface;".to_owned(), |interface| {
         let [address, gateway] = [interface.address, interface.gateway].map(Ipv4Addr::from);
-        let Interface { name, prefix_length, mtu, .. } = interface;
-        format!("interface {name} {address}/{prefix_length} via {gateway} mtu {mtu}")
+        let Interface { name, prefix_length, mtu, ipv6, .. } = interface;
+        let ipv6 = ipv6.as_ref().map_or(String::new(), |ipv6| {
+            let [address, link_local, gateway] =
+                [&ipv6.address, &ipv6.link_local, &ipv6.gateway].map(|it| address_text(it));
+            format!(" {address}/{} {link_local} via {gateway}", ipv6.prefix_length)
+        });
+        format!("interface {name} {address}/{prefix_length} via {gateway}{ipv6} mtu {mtu}")
     });
     let servers = match &config.name_servers {
         None => "resolver of the image".to_owned(),

@@ -9,6 +9,7 @@
 //! | `health` | health checks, readiness, states and metrics |
 //! | `readers` | standard output and the console with a slow reader, a full disk or no reader |
 //! | `gate` | the datagrams and connections that pass the gate and passt |
+//! | `gate_ipv6` | the same by IPv6 |
 //! | `network` | the gate and passt: their jail, their end, and what the shim reports about them |
 //! | `root` | the kind of a root, the disks of a block root, and the rights of its shim |
 //! | `disk` | the size limit of the disk of a shared root, and that the shim removes the disk |
@@ -36,6 +37,7 @@ mod disk;
 mod doctor;
 mod faults;
 mod gate;
+mod gate_ipv6;
 mod goldens;
 mod harness;
 mod health;

@@ -1,4 +1,6 @@
-//! What the gate passes on and drops.
+//! What the gate passes on and drops: IPv4 here, and IPv6 in `ipv6`.
+
+mod ipv6;
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;

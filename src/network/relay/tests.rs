@@ -199,3 +199,24 @@ fn port_in_use_is_reported_with_its_address() {
     let error = listen(&[published(port)]).unwrap_err();
     assert_eq!(error.to_string(), format!("cannot listen on 127.0.0.1:{port}"));
 }
+
+#[tokio::test]
+async fn listener_on_all_ipv6_addresses_takes_no_ipv4_connections() {
+    let published = PublishConfig { host_address: Ipv6Addr::UNSPECIFIED.into(), ..published(0) };
+    let ports = listen(&[published]).unwrap();
+    let port = ports[0].listener.local_addr().unwrap().port();
+    TcpStream::connect((Ipv6Addr::LOCALHOST, port)).await.unwrap();
+    assert!(TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.is_err());
+    // The port is free for IPv4.
+    std::net::TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap();
+}
+
+#[test]
+fn ipv6_network_of_64_bits_counts_as_one_source() {
+    let source = |text: &str| source_of(text.parse().unwrap()).to_string();
+    assert_eq!(source("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::");
+    assert_eq!(source("2001:db8:1:2::7"), "2001:db8:1:2::");
+    assert_eq!(source("2001:db8:1:3::7"), "2001:db8:1:3::");
+    assert_eq!(source("::1"), "::");
+    assert_eq!(source("192.0.2.7"), "192.0.2.7");
+}

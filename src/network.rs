@@ -129,19 +129,21 @@ impl Network {
         // A guest without egress would reach nothing by IPv6, and the gate relays connections of
         // both IP versions to its IPv4 address.
         let is_deny = passt.egress.is_deny();
-        let ipv6 = if is_deny { None } else { host_ipv6::interface()? };
-        check_published(passt, is_deny || ipv6.is_some())?;
-        let dns = name_servers_of(passt, ipv6.is_some())?;
+        let on_host = if is_deny { None } else { host_ipv6::interface()? };
+        check_published(passt, is_deny || on_host.is_some())?;
+        let dns = name_servers_of(passt, on_host.is_some())?;
         let passt = PasstSpec { dns, ..passt.clone() };
-        let config = GateConfig { network: (&passt).into(), seccomp: spec.seccomp, user, ipv6 };
+        let config =
+            GateConfig { network: (&passt).into(), seccomp: spec.seccomp, user, ipv6: on_host };
         // The carrier starts first: afterwards this process is out of the host's network.
         let Started { carrier, wire, has_ipv6 } = Carrier::start(&config)?;
         check_published(&passt, is_deny || has_ipv6)?;
         unshare(CloneFlags::CLONE_NEWNET).map_err(HostError::of("make a network namespace"))?;
+        let interface = Interface { ipv6: has_ipv6.then(ipv6), ..ethernet(is_deny) };
         Ok(Self {
             carrier: Some(carrier),
             device: Some(NetDevice { socket: wire.into(), mac: GUEST_MAC }),
-            interface: Some(ethernet(is_deny, has_ipv6)),
+            interface: Some(interface),
             name_servers: name_servers(&passt.dns),
             warning: None,
         })
@@ -210,7 +212,7 @@ fn check_published(passt: &PasstSpec, has_ipv6: bool) -> Result<(), NetworkError
     }
 }
 
-fn ethernet(is_deny: bool, has_ipv6: bool) -> Interface {
+fn ethernet(is_deny: bool) -> Interface {
     Interface {
         name: "eth0".to_owned(),
         address: GUEST_ADDRESS.into(),
@@ -219,12 +221,16 @@ fn ethernet(is_deny: bool, has_ipv6: bool) -> Interface {
         // one, the connection would fail only after a timeout.
         gateway: if is_deny { 0 } else { GATEWAY_ADDRESS.into() },
         mtu: MTU,
-        ipv6: has_ipv6.then(|| Ipv6 {
-            address: GUEST_ADDRESS_V6.octets().into(),
-            prefix_length: PREFIX_LENGTH_V6,
-            link_local: GUEST_LINK_LOCAL.octets().into(),
-            gateway: GATEWAY_LINK_LOCAL.octets().into(),
-        }),
+        ipv6: None,
+    }
+}
+
+fn ipv6() -> Ipv6 {
+    Ipv6 {
+        address: GUEST_ADDRESS_V6.octets().into(),
+        prefix_length: PREFIX_LENGTH_V6,
+        link_local: GUEST_LINK_LOCAL.octets().into(),
+        gateway: GATEWAY_LINK_LOCAL.octets().into(),
     }
 }
 

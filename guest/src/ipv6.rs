@@ -84,8 +84,10 @@ pub(crate) fn set_up(name: &str, config: &Ipv6) -> Result<Ipv6Addr, Ipv6Error> {
 }
 
 fn read(what: &'static str, octets: &[u8]) -> Result<Ipv6Addr, Ipv6Error> {
-    let address = <[u8; 16]>::try_from(octets).map(Ipv6Addr::from);
-    address.map_err(|_| Ipv6Error::Length { what, bytes: octets.len() })
+    match <[u8; 16]>::try_from(octets) {
+        Ok(octets) => Ok(octets.into()),
+        Err(_) => Err(Ipv6Error::Length { what, bytes: octets.len() }),
+    }
 }
 
 /// Adds an address that the kernel uses at once. No other host of the link can have it, because the

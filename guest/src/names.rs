@@ -123,7 +123,7 @@ mod tests {
         NameServers { addresses: addresses.iter().map(|address| address.to_vec()).collect() }
     }
 
-    /// The address 2001:db8::35.
+    /// The address `2001:db8::35`.
     const V6: [u8; 16] = [0x20, 1, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x35];
 
     #[test]

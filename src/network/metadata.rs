@@ -39,8 +39,8 @@ const SERVICES_V6: [Ipv6Addr; 5] = [
 
 /// First 32 bits of the addresses at which AWS serves metadata (`fd00:ec2::254`), credentials of
 /// containers (`fd00:ec2::23`), name resolution (`fd00:ec2::253`) and time (`fd00:ec2::123`):
-/// https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instancedata-data-retrieval.html,
-/// https://docs.aws.amazon.com/eks/latest/userguide/pod-id-agent-setup.html
+/// <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instancedata-data-retrieval.html>,
+/// <https://docs.aws.amazon.com/eks/latest/userguide/pod-id-agent-setup.html>
 const AWS: [u16; 2] = [0xfd00, 0x0ec2];
 
 /// Returns whether a cloud may serve metadata at an address.

@@ -7,7 +7,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// The prefix of 96 bits that is the same for all translators (64:ff9b::/96, RFC 6052). The IPv4
+/// The prefix of 96 bits that is the same for all translators (`64:ff9b::/96`, RFC 6052). The IPv4
 /// address follows it.
 const NAT64: [u16; 6] = [0x0064, 0xff9b, 0, 0, 0, 0];
 
@@ -40,9 +40,9 @@ fn is_reachable_v4(address: Ipv4Addr) -> bool {
     first != 0 && first < 224 && !address.is_loopback()
 }
 
-/// Only the two blocks with ordinary hosts are in reach: global (2000::/3) and local addresses
-/// (fc00::/7, RFC 4193). The rest is loopback, link-local, multicast, reserved, or has an IPv4
-/// address in it (`::ffff:127.0.0.1`, `::127.0.0.1`, 64:ff9b:1::/48).
+/// Only the two blocks with ordinary hosts are in reach: global (`2000::/3`) and local addresses
+/// (`fc00::/7`, RFC 4193). The rest is loopback, link-local, multicast, reserved, or has an IPv4
+/// address in it (`::ffff:127.0.0.1`, `::127.0.0.1`, `64:ff9b:1::/48`).
 fn is_reachable_v6(address: Ipv6Addr) -> bool {
     let [first, second, ..] = address.segments();
     // Both lead to IPv4 addresses through tunnels of the host (RFC 3056, RFC 4380).

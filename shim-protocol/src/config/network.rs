@@ -41,7 +41,8 @@ pub enum NetworkMode {
     #[default]
     None,
     /// The guest has an Ethernet device. The gate passes its frames to the helper program `passt`,
-    /// which opens ordinary sockets of the host. IPv4 only.
+    /// which opens ordinary sockets of the host. The guest has IPv4, and with egress also IPv6 if the
+    /// host has it.
     Passt,
     /// libkrun opens a socket of the host for each socket of the guest (transparent socket
     /// impersonation). The guest therefore reaches servers on the host's loopback address, and a

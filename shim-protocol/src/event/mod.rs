@@ -397,7 +397,7 @@ pub enum RefusedProtocol {
     Tcp,
     /// UDP. The guest got the ICMP message "communication administratively prohibited".
     Udp,
-    /// ICMP. The guest got the same message in answer to an echo request.
+    /// ICMP or ICMPv6. The guest got the same message in answer to an echo request.
     Icmp,
 }
 

@@ -149,7 +149,7 @@ fn no_answer_where_it_would_be_wrong() {
     }
 }
 
-/// The refused destination 2001:db8::7, and the addresses of guest and gateway.
+/// The refused destination `2001:db8::7`, and the addresses of guest and gateway.
 const DESTINATION_V6: [u8; 16] = [0x20, 1, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 7];
 const GUEST_V6: [u8; 16] = [0xfd, 0xfb, 0x61, 0xf7, 0xaf, 0xae, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x15];
 const GATEWAY_V6: [u8; 16] = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0xa3, 0x53, 0xff, 0xfe, 0, 0, 2];

@@ -7,6 +7,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -66,14 +67,22 @@ impl Gate {
 
     /// Starts a gate whose guest has IPv6 if the host has an interface for it.
     pub(crate) fn start_with(network: &Value, ipv6: Option<&str>) -> Self {
-        let (wire, gates_end) = UnixStream::pair().unwrap();
-        wire.set_read_timeout(Some(PATIENCE)).unwrap();
         let path = std::env::var_os("PATH").unwrap();
         let passt = std::env::split_paths(&path).map(|directory| directory.join("passt"));
+        let passt = passt.into_iter().find(|path| path.exists()).unwrap();
+        let mut gate = Self::start_program(&passt, network, ipv6);
+        gate.ask_for_gateway();
+        gate
+    }
+
+    /// Starts a gate with a program in the place of passt.
+    pub(crate) fn start_program(passt: &Path, network: &Value, ipv6: Option<&str>) -> Self {
+        let (wire, gates_end) = UnixStream::pair().unwrap();
+        wire.set_read_timeout(Some(PATIENCE)).unwrap();
         let config = json!({"network": network, "seccomp": "enforce", "ipv6": ipv6}).to_string();
         let mut process = Command::new(shim().get_program())
             .arg("--network-gate")
-            .arg(passt.into_iter().find(|path| path.exists()).unwrap())
+            .arg(passt)
             .env_clear()
             .stdin(OwnedFd::from(gates_end))
             .stdout(Stdio::piped())
@@ -83,7 +92,6 @@ impl Gate {
         let mut gate = Self { process, wire, notices };
         // The config is the first message on the wire, with its length in front like a frame.
         gate.send(config.as_bytes());
-        gate.ask_for_gateway();
         gate
     }
 

@@ -15,6 +15,7 @@
 //! | [`output`] | `console`, `events` |
 //! | [`paths`] | `paths`, and paths in other parts that must not be in the shim's directories |
 //! | [`process`] | `process`, `stop` |
+//! | [`reach`] | addresses in `network` |
 //! | [`resources`] | `resources` |
 //! | [`signal`] | `stop.signal`, and the stop signal of an image |
 
@@ -29,6 +30,7 @@ mod network;
 mod output;
 mod paths;
 mod process;
+mod reach;
 mod resources;
 mod signal;
 
@@ -48,7 +50,8 @@ pub(crate) use self::ids::IDS_PER_BOX;
 pub(crate) use self::image::ImageSpec;
 pub(crate) use self::mounts::{MountSource, MountSpec};
 pub(crate) use self::network::{
-    EgressSpec, MAX_NAME_SERVERS, NetworkSpec, PasstSpec, RuleSpec, is_reachable,
+    EgressSpec, MAX_NAME_SERVERS, NetworkSpec, PasstSpec, RuleSpec, Subnet, behind_translator,
+    is_reachable,
 };
 pub(crate) use self::output::{ConsoleSpec, EventsSpec};
 use self::paths::ShimDirectories;

@@ -28,6 +28,7 @@ mod children;
 mod config;
 mod control;
 mod executable;
+mod ipv6;
 mod kmsg;
 mod launch;
 mod lifecycle;

@@ -20,7 +20,7 @@ mod refuser;
 
 use std::cell::RefCell;
 use std::convert::Infallible;
-use std::ffi::{CStr, OsStr};
+use std::ffi::{CStr, OsStr, OsString};
 use std::fs::File;
 use std::future;
 use std::io;
@@ -47,7 +47,7 @@ use super::{host_addresses, jail, loopback, passt};
 use crate::host::inherited::InheritedFiles;
 use crate::host::process;
 use crate::report::terminal;
-use crate::spec::{NetworkSpec, PasstSpec};
+use crate::spec::NetworkSpec;
 
 /// First argument of this executable when it is to be the gate. The path of passt follows. Standard
 /// input is the wire, on which the [`GateConfig`] comes first, and standard output takes notices.
@@ -115,7 +115,8 @@ fn run(program: &OsStr) -> Result<(), GateError> {
         None
     };
     limits::apply(&spec, config.seccomp)?;
-    let (passt, to_passt) = start_passt(program, &spec, user)?;
+    let arguments = passt::arguments(&spec, user, config.ipv6.as_deref());
+    let (passt, to_passt) = start_passt(program, arguments)?;
     if !spec.egress.is_deny() {
         enter_empty_network()?;
     }
@@ -169,13 +170,12 @@ impl Relayed {
 
 fn start_passt(
     program: &OsStr,
-    spec: &PasstSpec,
-    user: Option<u32>,
+    arguments: Vec<OsString>,
 ) -> Result<(Child, UnixStream), HostError> {
     let (to_passt, passts_end) =
         UnixStream::pair().map_err(HostError::of("make a pair of sockets"))?;
     let mut command = Command::new(program);
-    command.args(passt::arguments(spec, user)).env_clear();
+    command.args(arguments).env_clear();
     command.stdin(OwnedFd::from(passts_end)).stdout(Stdio::null());
     // The command also owns an fd of passt's end. It is dropped on return, because the gate sees an
     // end of file only when no other process or fd holds that end.

@@ -5,12 +5,12 @@
 //! parses the lines strictly and limits them a second time.
 
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
 use a3s_box_core::event::RefusedProtocol;
 
-use super::packet::{PROTOCOL_ICMP, PROTOCOL_TCP, PROTOCOL_UDP, Packet};
+use super::packet::{PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP, Packet};
 
 /// Notices that may follow each other at once. Most workloads try fewer destinations.
 const BURST: u32 = 10;
@@ -25,14 +25,14 @@ const INTERVAL_OF_DESTINATION: Duration = Duration::from_secs(10);
 /// notice, further ones get none.
 const MAX_DESTINATIONS: usize = 64;
 
-/// Longest line: an ICMP destination is shorter than `udp 255.255.255.255 65535 <20 digits>`.
-pub(super) const MAX_LINE_BYTES: usize = 64;
+/// Longest line: an ICMP destination is shorter than `udp <39 characters> 65535 <20 digits>`.
+pub(super) const MAX_LINE_BYTES: usize = 80;
 
 /// Where refused packets were to go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Destination {
     pub(super) protocol: RefusedProtocol,
-    pub(super) address: Ipv4Addr,
+    pub(super) address: IpAddr,
     pub(super) port: Option<u16>,
 }
 
@@ -44,14 +44,19 @@ impl Destination {
         let protocol = match packet.protocol {
             PROTOCOL_TCP => RefusedProtocol::Tcp,
             PROTOCOL_UDP => RefusedProtocol::Udp,
-            PROTOCOL_ICMP if packet.is_opening => RefusedProtocol::Icmp,
+            PROTOCOL_ICMP | PROTOCOL_ICMPV6 if packet.is_opening => RefusedProtocol::Icmp,
             _ => return None,
         };
         let address = packet.destination;
-        let is_group = address.is_multicast() || address.is_broadcast();
+        let is_group = is_group(address);
         let port = packet.ports.map(|ports| ports.destination);
         (!is_group).then_some(Self { protocol, address, port })
     }
+}
+
+/// Returns whether an address is one of many hosts.
+pub(super) fn is_group(address: IpAddr) -> bool {
+    address.is_multicast() || address == IpAddr::V4(Ipv4Addr::BROADCAST)
 }
 
 /// A destination, and the number of packets that were refused since its last notice.

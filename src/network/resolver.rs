@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use crate::spec::{MAX_NAME_SERVERS, is_reachable};
 
@@ -17,7 +17,7 @@ const FILES: [&str; 2] = ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"
 const MAX_BYTES: u64 = 64 * 1024;
 
 /// Returns the name servers of the first file that lists one for a guest, or none if no file does.
-pub(super) fn servers_of_host() -> Vec<Ipv4Addr> {
+pub(super) fn servers_of_host() -> Vec<IpAddr> {
     let read = |path| {
         let mut text = Vec::new();
         File::open(path).and_then(|file| file.take(MAX_BYTES).read_to_end(&mut text)).ok()?;
@@ -27,11 +27,11 @@ pub(super) fn servers_of_host() -> Vec<Ipv4Addr> {
 }
 
 /// Returns the name servers in the text of a resolv.conf(5) that a guest can reach.
-fn usable(text: &str) -> Vec<Ipv4Addr> {
+fn usable(text: &str) -> Vec<IpAddr> {
     let server = |line: &str| {
         let mut words = line.split_ascii_whitespace();
         let address = words.next().filter(|word| *word == "nameserver").and(words.next())?;
-        address.parse().ok().filter(|address| is_reachable(*address))
+        address.parse().ok().filter(|address: &IpAddr| is_reachable(*address))
     };
     text.lines().filter_map(server).take(MAX_NAME_SERVERS).collect()
 }
@@ -44,9 +44,9 @@ mod tests {
     fn reachable_servers_are_taken_in_their_order() {
         let text = "# nameserver 9.9.9.9\nnameserver 127.0.0.53\n nameserver\t192.0.2.1 \nnameserver ::1\n\
                     nameserver fe80::1%eth0\nnameserver 0.0.0.0\nsearch example.org\nnameserver\n\
-                    nameserver 10.0.0.1\noptions edns0\nnameserver 1.1.1.1\nnameserver 8.8.8.8\n";
-        let expected: Vec<Ipv4Addr> =
-            ["192.0.2.1", "10.0.0.1", "1.1.1.1"].map(|text| text.parse().unwrap()).into();
+                    nameserver 2001:db8::1\noptions edns0\nnameserver 1.1.1.1\nnameserver 8.8.8.8\n";
+        let expected: Vec<IpAddr> =
+            ["192.0.2.1", "2001:db8::1", "1.1.1.1"].map(|text| text.parse().unwrap()).into();
         assert_eq!(usable(text), expected);
         assert!(usable("nameserver 127.0.0.53\n").is_empty());
     }

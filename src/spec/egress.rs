@@ -1,9 +1,11 @@
 //! The destinations that the guest may reach: `network.egress` of the config, validated.
 
 use std::fmt;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 use a3s_box_core::config::{ConfigError, Egress, EgressRule, PortRange, Protocol};
+
+use super::reach::behind_translator;
 
 /// Bound on the rules of a box. With the ports of each, they take less than 1 MiB of the gate.
 const MAX_RULES: usize = 1000;
@@ -35,10 +37,10 @@ pub(crate) struct RuleSpec {
     pub(crate) protocol: Option<Protocol>,
 }
 
-/// An IPv4 network. A single address is a network with a prefix of 32 bits.
+/// A network. A single address is a network whose prefix has all bits of the address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Subnet {
-    pub(crate) address: Ipv4Addr,
+    pub(crate) address: IpAddr,
     pub(crate) prefix_length: u8,
 }
 
@@ -109,14 +111,40 @@ fn checked(i: usize, rule: EgressRule) -> Result<RuleSpec, ConfigError> {
 }
 
 impl Subnet {
-    /// Returns the bits of an address that belong to the network.
-    pub(crate) fn mask(self) -> u32 {
-        u32::MAX.checked_shl(32 - u32::from(self.prefix_length.min(32))).unwrap_or(0)
+    /// Returns the bits of an IPv4 address that belong to a network with this prefix length.
+    pub(crate) fn mask_v4(prefix_length: u8) -> u32 {
+        u32::MAX.checked_shl(32_u32.saturating_sub(prefix_length.into())).unwrap_or(0)
+    }
+
+    /// Returns the bits of an IPv6 address that belong to a network with this prefix length.
+    pub(crate) fn mask_v6(prefix_length: u8) -> u128 {
+        u128::MAX.checked_shl(128_u32.saturating_sub(prefix_length.into())).unwrap_or(0)
     }
 
     /// Returns the network that contains the address.
     fn canonical(self) -> Self {
-        Self { address: (u32::from(self.address) & self.mask()).into(), ..self }
+        let Self { address, prefix_length } = self;
+        let address = match address {
+            IpAddr::V4(v4) => {
+                IpAddr::from((u32::from(v4) & Self::mask_v4(prefix_length)).to_be_bytes())
+            }
+            IpAddr::V6(v6) => {
+                IpAddr::from((u128::from(v6) & Self::mask_v6(prefix_length)).to_be_bytes())
+            }
+        };
+        Self { address, prefix_length }
+    }
+
+    /// Returns the IPv4 network that an IPv6 network leads to, if that is all that it leads to.
+    fn ipv4_behind(self) -> Option<Self> {
+        let IpAddr::V6(v6) = self.address else { return None };
+        // The prefixes of both have 96 bits.
+        let prefix_length = self.prefix_length.checked_sub(96)?;
+        let address = match behind_translator(self.address) {
+            IpAddr::V4(v4) => v4,
+            IpAddr::V6(_) => v6.to_ipv4_mapped()?,
+        };
+        Some(Self { address: address.into(), prefix_length })
     }
 
     fn read(field: &str, text: &str) -> Result<Self, ConfigError> {
@@ -126,24 +154,30 @@ impl Subnet {
         };
         let (address, length) =
             text.split_once('/').map_or((text, None), |(address, length)| (address, Some(length)));
-        let Ok(address) = address.parse::<Ipv4Addr>() else {
+        let Ok(address) = address.parse::<IpAddr>() else {
             return Err(unsupported(field, text).unwrap_or_else(|| {
-                let expected = "an IPv4 address or network, such as `192.0.2.7` or `10.0.0.0/8`";
+                let expected = "an address or network, such as `192.0.2.7`, `10.0.0.0/8` or \
+                                `2001:db8::/32`";
                 invalid(expected.to_owned())
             }));
         };
+        let longest = if address.is_ipv4() { 32 } else { 128 };
         // The comparison refuses signs and leading zeros.
-        let is_length = |number: &u8| *number <= 32 && length == Some(number.to_string().as_str());
+        let is_length =
+            |number: &u8| *number <= longest && length == Some(number.to_string().as_str());
         let prefix_length = match length {
-            None => 32,
+            None => longest,
             Some(digits) => digits.parse().ok().filter(is_length).ok_or_else(|| {
-                invalid("an address, or a prefix length from 0 to 32 after the `/`".to_owned())
+                invalid(format!("an address, or a prefix length from 0 to {longest} after the `/`"))
             })?,
         };
         let network = Self { address, prefix_length }.canonical();
         if network.address != address {
             let expected = format!("the address of the network, `{network}`, or `{address}` alone");
             return Err(invalid(expected));
+        }
+        if let Some(behind) = network.ipv4_behind() {
+            return Err(invalid(format!("its IPv4 network, `{behind}`, whose rules apply to it")));
         }
         Ok(network)
     }
@@ -155,21 +189,17 @@ impl fmt::Display for Subnet {
     }
 }
 
-/// Returns the error of a destination that a later version may support: a name or an IPv6 address.
+/// Returns the error of a destination that a later version may support: a name.
 fn unsupported(field: &str, text: &str) -> Option<ConfigError> {
     let is_in_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | '*');
     let is_name = (1..=MAX_NAME_BYTES).contains(&text.len())
         && text.chars().all(is_in_name)
         && text.contains(|c: char| c.is_ascii_alphabetic());
-    let address = text.split_once('/').map_or(text, |(address, _)| address);
-    let what = if is_name {
-        format!("the name `{text}`; give the IPv4 addresses of the destination in place of names")
-    } else if address.parse::<Ipv6Addr>().is_ok() {
-        format!("the IPv6 address `{address}`; the guest has IPv4 only")
-    } else {
-        return None;
-    };
-    Some(ConfigError::unsupported(field, what))
+    is_name.then(|| {
+        let what =
+            format!("the name `{text}`; give the addresses of the destination in place of names");
+        ConfigError::unsupported(field, what)
+    })
 }
 
 #[cfg(test)]
@@ -189,6 +219,13 @@ mod tests {
             ("10.0.0.0/8", "10.0.0.0/8"),
             ("0.0.0.0/0", "0.0.0.0/0"),
             ("128.0.0.0/1", "128.0.0.0/1"),
+            ("2001:DB8:0::7", "2001:db8::7/128"),
+            ("2001:db8::/32", "2001:db8::/32"),
+            ("fd00::/8", "fd00::/8"),
+            ("::/0", "::/0"),
+            ("8000::/1", "8000::/1"),
+            ("64:ff9b::/95", "64:ff9b::/95"),
+            ("64:ff9b:1::/48", "64:ff9b:1::/48"),
         ] {
             assert_eq!(read(text).as_deref(), Ok(expected));
         }
@@ -205,13 +242,31 @@ mod tests {
             ("10.0.0.0/08", "to: found `10.0.0.0/08`, expected an address, or a prefix length"),
             ("10.0.0.0/+8", "to: found `10.0.0.0/+8`, expected an address, or a prefix length"),
             ("10.0.0.0/", "to: found `10.0.0.0/`, expected an address, or a prefix length"),
-            ("10.0.0", "to: found `10.0.0`, expected an IPv4 address"),
-            ("10.0.0.256", "to: found `10.0.0.256`, expected an IPv4 address"),
-            ("", "to: found ``, expected an IPv4 address"),
-            ("https://a.example", "to: found `https://a.example`, expected an IPv4 address"),
-            ("a.example\n", "to: found `a.example\\n`, expected an IPv4 address"),
-            ("2001:db8::1/64", "to: not supported yet: the IPv6 address `2001:db8::1`"),
-            ("a.example", "to: not supported yet: the name `a.example`; give the IPv4 addresses"),
+            (
+                "2001:db8::1/64",
+                "to: found `2001:db8::1/64`, expected the address of the network, `2001:db8::/64`",
+            ),
+            ("::1/0", "to: found `::1/0`, expected the address of the network, `::/0`"),
+            ("::/129", "to: found `::/129`, expected an address, or a prefix length from 0 to 128"),
+            ("::/064", "to: found `::/064`, expected an address, or a prefix length from 0 to 128"),
+            (
+                "64:ff9b::1.2.3.4",
+                "to: found `64:ff9b::1.2.3.4`, expected its IPv4 network, `1.2.3.4/32`",
+            ),
+            ("64:ff9b::/96", "to: found `64:ff9b::/96`, expected its IPv4 network, `0.0.0.0/0`"),
+            (
+                "::ffff:10.0.0.0/104",
+                "to: found `::ffff:10.0.0.0/104`, expected its IPv4 network, `10.0.0.0/8`",
+            ),
+            ("fe80::1%eth0", "to: found `fe80::1%eth0`, expected an address or network"),
+            ("2001:db8:::1", "to: found `2001:db8:::1`, expected an address or network"),
+            ("[2001:db8::1]", "to: found `[2001:db8::1]`, expected an address or network"),
+            ("10.0.0", "to: found `10.0.0`, expected an address or network"),
+            ("10.0.0.256", "to: found `10.0.0.256`, expected an address or network"),
+            ("", "to: found ``, expected an address or network"),
+            ("https://a.example", "to: found `https://a.example`, expected an address or network"),
+            ("a.example\n", "to: found `a.example\\n`, expected an address or network"),
+            ("a.example", "to: not supported yet: the name `a.example`; give the addresses"),
             ("*.a.example", "to: not supported yet: the name `*.a.example`"),
             ("localhost", "to: not supported yet: the name `localhost`"),
         ] {
@@ -223,7 +278,8 @@ mod tests {
     #[test]
     fn rules_are_equal_after_they_went_to_the_gate() {
         let json = r#"[{"to": "10.0.0.0/8", "ports": [443, "8000-8100"], "protocol": "tcp"},
-                       {"to": "192.0.2.7/32"}, {"to": "192.0.2.0/24", "protocol": "udp"}]"#;
+                       {"to": "192.0.2.7/32"}, {"to": "192.0.2.0/24", "protocol": "udp"},
+                       {"to": "2001:db8::/32"}, {"to": "2001:db8::7/128", "ports": [80]}]"#;
         let egress: Egress = serde_json::from_str(json).unwrap();
         let spec = EgressSpec::try_from(egress.clone()).unwrap();
         assert_eq!(Egress::from(&spec), egress);

@@ -7,6 +7,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -19,27 +20,27 @@ use crate::harness::shim;
 const HOST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 10);
 
 const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
-const GUEST_MAC: [u8; 6] = [0x02, 0xa3, 0x53, 0, 0, 0x0f];
+pub(crate) const GUEST_MAC: [u8; 6] = [0x02, 0xa3, 0x53, 0, 0, 0x0f];
 
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
-const GATEWAY_MAC: [u8; 6] = [0x02, 0xa3, 0x53, 0, 0, 0x02];
+pub(crate) const GATEWAY_MAC: [u8; 6] = [0x02, 0xa3, 0x53, 0, 0, 0x02];
 
 const PROTOCOL_ICMP: u8 = 1;
-const PROTOCOL_TCP: u8 = 6;
-const PROTOCOL_UDP: u8 = 17;
+pub(crate) const PROTOCOL_TCP: u8 = 6;
+pub(crate) const PROTOCOL_UDP: u8 = 17;
 
 /// Flags of TCP (RFC 9293).
-const SYN: u8 = 0x02;
-const RST: u8 = 0x04;
-const PSH: u8 = 0x08;
-const ACK: u8 = 0x10;
+pub(crate) const SYN: u8 = 0x02;
+pub(crate) const RST: u8 = 0x04;
+pub(crate) const PSH: u8 = 0x08;
+pub(crate) const ACK: u8 = 0x10;
 
 /// Time in which a refused packet is answered. The answer takes less than a millisecond, and without
 /// it a connection takes minutes to fail.
 const AT_ONCE: Duration = Duration::from_secs(2);
 
 /// Time after which a test gives up. It only matters for a test that fails.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Moves this thread, and the processes that it starts, into a new network namespace with the
 /// addresses of a host.
@@ -52,7 +53,7 @@ fn enter_host_network() {
 }
 
 /// A gate, and the guest's end of its wire.
-struct Gate {
+pub(crate) struct Gate {
     process: Child,
     wire: UnixStream,
     notices: BufReader<ChildStdout>,
@@ -61,14 +62,27 @@ struct Gate {
 impl Gate {
     /// Starts a gate with this `network` of a config, and waits until passt answers.
     fn start(network: &Value) -> Self {
-        let (wire, gates_end) = UnixStream::pair().unwrap();
-        wire.set_read_timeout(Some(PATIENCE)).unwrap();
+        Self::start_with(network, None)
+    }
+
+    /// Starts a gate whose guest has IPv6 if the host has an interface for it.
+    pub(crate) fn start_with(network: &Value, ipv6: Option<&str>) -> Self {
         let path = std::env::var_os("PATH").unwrap();
         let passt = std::env::split_paths(&path).map(|directory| directory.join("passt"));
-        let config = json!({"network": network, "seccomp": "enforce"}).to_string();
+        let passt = passt.into_iter().find(|path| path.exists()).unwrap();
+        let mut gate = Self::start_program(&passt, network, ipv6);
+        gate.ask_for_gateway();
+        gate
+    }
+
+    /// Starts a gate with a program in the place of passt.
+    pub(crate) fn start_program(passt: &Path, network: &Value, ipv6: Option<&str>) -> Self {
+        let (wire, gates_end) = UnixStream::pair().unwrap();
+        wire.set_read_timeout(Some(PATIENCE)).unwrap();
+        let config = json!({"network": network, "seccomp": "enforce", "ipv6": ipv6}).to_string();
         let mut process = Command::new(shim().get_program())
             .arg("--network-gate")
-            .arg(passt.into_iter().find(|path| path.exists()).unwrap())
+            .arg(passt)
             .env_clear()
             .stdin(OwnedFd::from(gates_end))
             .stdout(Stdio::piped())
@@ -78,7 +92,6 @@ impl Gate {
         let mut gate = Self { process, wire, notices };
         // The config is the first message on the wire, with its length in front like a frame.
         gate.send(config.as_bytes());
-        gate.ask_for_gateway();
         gate
     }
 
@@ -86,7 +99,7 @@ impl Gate {
     ///
     /// passt of Debian 12 must get the first two segments of an answer one after the other, as a
     /// kernel sends them. If it reads both at once, it counts too many as handled and never stops.
-    fn ask_for_gateway(&mut self) {
+    pub(crate) fn ask_for_gateway(&mut self) {
         // An ARP request of the guest for its gateway (RFC 826).
         let head = [&[0xff; 6][..], &GUEST_MAC, &[0x08, 0x06, 0, 1, 0x08, 0, 6, 4, 0, 1]];
         let body = [&GUEST_MAC[..], &GUEST.octets(), &[0; 6], &GATEWAY.octets()];
@@ -94,12 +107,12 @@ impl Gate {
         while self.receive()[12..14] != [0x08, 0x06] {}
     }
 
-    fn send(&mut self, frame: &[u8]) {
+    pub(crate) fn send(&mut self, frame: &[u8]) {
         let length = u32::try_from(frame.len()).unwrap().to_be_bytes();
         self.wire.write_all(&[&length, frame].concat()).unwrap();
     }
 
-    fn receive(&mut self) -> Vec<u8> {
+    pub(crate) fn receive(&mut self) -> Vec<u8> {
         let mut length = [0; 4];
         self.wire.read_exact(&mut length).unwrap();
         let mut frame = vec![0; usize::try_from(u32::from_be_bytes(length)).unwrap()];
@@ -156,7 +169,7 @@ impl Gate {
     }
 
     /// Waits for the next notice.
-    fn notice(&mut self) -> String {
+    pub(crate) fn notice(&mut self) -> String {
         let mut line = String::new();
         self.notices.read_line(&mut line).unwrap();
         line.trim_end_matches('\n').to_owned()
@@ -199,7 +212,7 @@ fn host_socket(port: u16) -> UdpSocket {
 }
 
 /// Receives a datagram, and returns its data and the port that it comes from.
-fn received(socket: &UdpSocket) -> (Vec<u8>, u16) {
+pub(crate) fn received(socket: &UdpSocket) -> (Vec<u8>, u16) {
     let mut data = [0; 100];
     let (count, from) = socket.recv_from(&mut data).unwrap();
     (data[..count].to_vec(), from.port())

@@ -20,7 +20,7 @@ use crate::user::{SubIds, spawn};
 /// Script of a workload that runs for a second and succeeds.
 ///
 /// The second lets a test look at the processes of the network while the box runs.
-const RUNS_A_SECOND: [&str; 8] = [
+pub(crate) const RUNS_A_SECOND: [&str; 8] = [
     "connect",
     "hello",
     "started=7",
@@ -112,12 +112,6 @@ fn namespace(pid: impl std::fmt::Display, kind: &str) -> u64 {
 fn warnings(run: &Run) -> Vec<&str> {
     let warnings = run.events.iter().filter(|event| event["type"] == "warning");
     warnings.map(|event| event["code"].as_str().unwrap()).collect()
-}
-
-/// Returns the console, in which the step `print-network` wrote the network that the guest got.
-fn console(run: &Run) -> String {
-    let console = fs::read_to_string(run.directory.path().join("s/golden/console.log"));
-    console.unwrap_or_default()
 }
 
 #[test]
@@ -446,65 +440,6 @@ fn published_port_listens_on_its_address_only() {
         pids.into_iter().for_each(wait_for_end);
         assert!(TcpStream::connect(("127.0.0.1", port)).is_err(), "`egress` is `{egress}`");
     }
-}
-
-/// Runs a box on a host with this `/etc/resolv.conf`, and returns the network that the guest got.
-fn network_with_resolv_conf(text: &str, network: &Value) -> String {
-    let directory = tempfile::tempdir().unwrap();
-    let file = directory.path().join("resolv.conf");
-    fs::write(&file, text).unwrap();
-    let mut unshare = Command::new("unshare");
-    let script = "mount --bind \"$1\" /etc/resolv.conf; exec \"$2\"";
-    unshare.args(["--mount", "sh", "-ec", script, "sh"]).arg(&file);
-    let run = start_with(wrapped_shim(unshare), &RUNS_A_SECOND, |config| {
-        config["network"] = network.clone();
-    })
-    .wait();
-    assert_eq!(
-        run.ending(),
-        (Some(0), "exited", None),
-        "the events and the log are: {}{}",
-        run.stdout,
-        run.stderr
-    );
-    console(&run)
-}
-
-#[test]
-fn name_servers_come_from_the_config_or_from_the_host_without_loopback_addresses() {
-    let resolv_conf = "nameserver 127.0.0.53\nnameserver 192.0.2.53\nnameserver ::1\n";
-    let allow = json!({"mode": "passt", "egress": "allow"});
-    let eth0 = "interface eth0 10.0.2.15/24 via 10.0.2.2 mtu 65520";
-    assert_eq!(network_with_resolv_conf(resolv_conf, &allow), format!("{eth0} dns 192.0.2.53\n"));
-    let with_servers = json!({"mode": "passt", "egress": "allow", "dns": ["1.1.1.1", "9.9.9.9"]});
-    assert_eq!(
-        network_with_resolv_conf(resolv_conf, &with_servers),
-        format!("{eth0} dns 1.1.1.1 9.9.9.9\n")
-    );
-    // With rules, a server that no rule names is left out, unless the config itself names it.
-    for (ports, dns, expected) in [
-        (json!([53]), json!([]), "192.0.2.53"),
-        (json!([443]), json!([]), "none"),
-        (json!([443]), json!(["1.1.1.1"]), "1.1.1.1"),
-    ] {
-        let rules = json!([{"to": "192.0.2.0/24", "ports": ports}]);
-        let network = json!({"mode": "passt", "egress": rules, "dns": dns});
-        let found = network_with_resolv_conf(resolv_conf, &network);
-        assert_eq!(found, format!("{eth0} dns {expected}\n"));
-    }
-    assert!(!network_with_resolv_conf("nameserver 127.0.0.1\n", &allow).contains("127."));
-    let deny = json!({"mode": "passt"});
-    let eth0 = "interface eth0 10.0.2.15/24 via 0.0.0.0 mtu 65520";
-    assert_eq!(network_with_resolv_conf(resolv_conf, &deny), format!("{eth0} dns none\n"));
-    let dummy0 = "interface dummy0 203.0.113.1/32 via 0.0.0.0 mtu 0";
-    assert_eq!(
-        network_with_resolv_conf(resolv_conf, &json!({"mode": "tsi"})),
-        format!("{dummy0} dns 192.0.2.53\n")
-    );
-    assert_eq!(
-        network_with_resolv_conf(resolv_conf, &json!({})),
-        "no interface; resolver of the image\n"
-    );
 }
 
 #[test]

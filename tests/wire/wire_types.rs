@@ -153,7 +153,7 @@ fn fields(kind: &str) -> Fields {
         ],
         "shim.confined" => &[("level", Text), ("layers", Objects(LAYER))],
         "warning" => &[("code", Text), ("message", Text)],
-        "vm.starting" => &[("vcpus", Number), ("memory_mib", Number)],
+        "vm.starting" => &[("vcpus", Number), ("memory_mib", Number), ("ipv6?", Bool)],
         "guest.started" => &[("guest_version", Text), ("workload_pid?", Number)],
         "agent.ready" => &[("phases", Object(PHASES))],
         "state.changed" => &[("from", Text), ("to", Text)],

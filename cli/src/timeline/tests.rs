@@ -1,4 +1,4 @@
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use a3s_box_core::event::{
     BootPhases, EventKind, Metrics, ProcessMetrics, RefusedProtocol, StopCause, StopReason,
@@ -46,7 +46,7 @@ fn progress(layer_number: u32, bytes_done: u64) -> EventKind {
 }
 
 fn vm_starting() -> EventKind {
-    EventKind::VmStarting { vcpus: 1, memory_mib: 512 }
+    EventKind::VmStarting { vcpus: 1, memory_mib: 512, ipv6: None }
 }
 
 fn guest_started() -> EventKind {
@@ -296,7 +296,7 @@ fn bounds_the_picture_of_a_long_stream() {
         record(ms + 500, EventKind::WorkloadNotified { ready: true, stopping: false, status });
         let cause = TruncationCause::Size;
         record(ms + 600, EventKind::ConsoleTruncated { discarded_bytes: round, cause });
-        let (protocol, address) = (RefusedProtocol::Tcp, Ipv4Addr::LOCALHOST);
+        let (protocol, address) = (RefusedProtocol::Tcp, IpAddr::from(Ipv4Addr::LOCALHOST));
         let port = Some(443);
         record(ms + 650, EventKind::NetworkRefused { protocol, address, port, count: 2 });
         let process = ProcessMetrics { pss_kib: round, cpu_user_ms: round, ..Default::default() };

@@ -51,7 +51,7 @@ mod metrics;
 mod resolved;
 mod stop;
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
@@ -214,6 +214,9 @@ pub enum EventKind {
         vcpus: u8,
         /// Memory of the guest in MiB.
         memory_mib: u32,
+        /// Whether the guest gets an IPv6 address. Absent: `network.mode` is not `passt`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        ipv6: Option<bool>,
     },
     /// The guest program has made the mounts and started the workload.
     #[serde(rename = "guest.started")]
@@ -289,7 +292,7 @@ pub enum EventKind {
         /// Protocol of the packets.
         protocol: RefusedProtocol,
         /// Address to which the guest sent them.
-        address: Ipv4Addr,
+        address: IpAddr,
         /// Port to which the guest sent them. Absent: the protocol is ICMP, or they are fragments.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         port: Option<u16>,
@@ -398,7 +401,7 @@ pub enum RefusedProtocol {
     Tcp,
     /// UDP. The guest got the ICMP message "communication administratively prohibited".
     Udp,
-    /// ICMP. The guest got the same message in answer to an echo request.
+    /// ICMP or ICMPv6. The guest got the same message in answer to an echo request.
     Icmp,
     /// A word that this version does not know. The shim does not use it.
     #[cfg_attr(feature = "schema", schemars(skip))]

@@ -1,5 +1,8 @@
-//! What the gate passes on and drops.
+//! What the gate passes on and drops: IPv4 here, and IPv6 in `ipv6`.
 
+mod ipv6;
+
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
 use a3s_box_core::config::{self, PublishConfig};
@@ -56,7 +59,7 @@ fn filter() -> Filter {
 /// Returns a filter with this egress, for a host with the address [`HOST`].
 fn filter_with(egress: EgressSpec, not_host: bool) -> Filter {
     let published = |guest_port, protocol| PublishConfig {
-        host_address: Ipv4Addr::LOCALHOST,
+        host_address: Ipv4Addr::LOCALHOST.into(),
         host_port: 8053,
         guest_port,
         protocol,
@@ -65,9 +68,9 @@ fn filter_with(egress: EgressSpec, not_host: bool) -> Filter {
         egress,
         not_host,
         publish: vec![published(PUBLISHED, Protocol::Udp), published(PUBLISHED_TCP, Protocol::Tcp)],
-        dns: vec![LINK_LOCAL_SERVER, AZURE],
+        dns: vec![LINK_LOCAL_SERVER.into(), AZURE.into()],
     };
-    Filter::new(&spec, Egress::new(&spec, &[HOST]))
+    Filter::new(&spec, Egress::new(&spec, &[HOST.into()]))
 }
 
 /// Returns a filter with these rules.
@@ -398,20 +401,21 @@ fn only_a_single_host_is_reported_as_refused() {
         with_rules("[]").leave(&frame(guest(source), to, protocol), Instant::now())
     };
     let verdict = |to, protocol| verdict_from(echo_request, to, protocol);
-    let address = Ipv4Addr::new(10, 9, 9, 9);
+    let host = [10, 9, 9, 9];
+    let address = host.into();
     for (number, protocol, port) in [
         (PROTOCOL_TCP, RefusedProtocol::Tcp, Some(443)),
         (PROTOCOL_UDP, RefusedProtocol::Udp, Some(443)),
         (PROTOCOL_ICMP, RefusedProtocol::Icmp, None),
     ] {
         let destination = Destination { protocol, address, port };
-        assert_eq!(verdict(address.octets(), number), Verdict::Refuse(destination));
+        assert_eq!(verdict(host, number), Verdict::Refuse(destination));
         for group in [[224, 0, 0, 251], [255, 255, 255, 255]] {
             assert_eq!(verdict(group, number), Verdict::Drop);
         }
     }
-    assert_eq!(verdict(address.octets(), 47), Verdict::Drop);
-    let error = verdict_from(port_unreachable, address.octets(), PROTOCOL_ICMP);
+    assert_eq!(verdict(host, 47), Verdict::Drop);
+    let error = verdict_from(port_unreachable, host, PROTOCOL_ICMP);
     assert_eq!(error, Verdict::Drop, "the guest's kernel sends it by itself");
     // With egress `allow` as well.
     let metadata = [169, 254, 169, 254];
@@ -441,7 +445,7 @@ fn questions_need_a_reachable_name_server() {
         ("[]", false, false),
     ] {
         let spec = spec(egress, not_host);
-        let found = Egress::new(&spec, &[HOST]).allows_questions_to(HOST);
+        let found = Egress::new(&spec, &[HOST.into()]).allows_questions_to(HOST.into());
         assert_eq!(found, expected, "{egress} {not_host}");
     }
 }

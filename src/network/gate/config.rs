@@ -15,6 +15,8 @@ pub(in crate::network) struct GateConfig {
     pub(in crate::network) seccomp: SeccompMode,
     /// The user and group of gate and passt if root starts them. By default it is `nobody`.
     pub(in crate::network) user: Option<u32>,
+    /// Interface of the host that passt needs for IPv6. If absent, the guest has IPv4 only.
+    pub(in crate::network) ipv6: Option<String>,
 }
 
 impl GateConfig {

@@ -3,7 +3,7 @@
 use super::*;
 
 fn tcp(port: u16) -> Destination {
-    let address = Ipv4Addr::new(192, 0, 2, 7);
+    let address = IpAddr::from([192, 0, 2, 7]);
     Destination { protocol: RefusedProtocol::Tcp, address, port: Some(port) }
 }
 
@@ -18,13 +18,17 @@ fn line_is_read_as_it_was_written() {
     let icmp = Destination { protocol: RefusedProtocol::Icmp, port: None, ..tcp(1) };
     let udp = Destination {
         protocol: RefusedProtocol::Udp,
-        address: Ipv4Addr::BROADCAST,
+        address: Ipv4Addr::BROADCAST.into(),
         port: Some(u16::MAX),
     };
+    let v6 = |text: &str| Destination { address: text.parse().unwrap(), ..udp };
+    let longest = "fdff:ffff:ffff:ffff:ffff:ffff:ffff:ffff";
     for (destination, count, expected) in [
         (tcp(443), 3, "tcp 192.0.2.7 443 3"),
         (icmp, 1, "icmp 192.0.2.7 - 1"),
         (udp, u64::MAX, "udp 255.255.255.255 65535 18446744073709551615"),
+        (v6("2001:db8::7"), 1, "udp 2001:db8::7 65535 1"),
+        (v6(longest), u64::MAX, &format!("udp {longest} 65535 18446744073709551615")),
     ] {
         let notice = Notice { destination, count };
         assert_eq!(notice.to_string(), expected);
@@ -52,7 +56,11 @@ fn any_other_line_is_refused() {
         "TCP 192.0.2.7 443 3",
         "sctp 192.0.2.7 443 3",
         "tcp 192.0.2.007 443 3",
-        "tcp ::1 443 3",
+        "tcp 2001:db8::07 443 3",
+        "tcp 2001:DB8::7 443 3",
+        "tcp 2001:db8:0::7 443 3",
+        "tcp [2001:db8::7] 443 3",
+        "tcp fe80::1%eth0 443 3",
         "tcp 192.0.2.7 443 3\r",
     ] {
         assert_eq!(Notice::read(line), None, "{line:?}");

@@ -17,14 +17,17 @@
 //! this same executable. It starts before the shim confines itself, and it starts passt. It filters
 //! the guest's frames ([`filter`]) outside of the VMM, because a guest that has taken over the VMM
 //! could bypass a filter inside it. It answers what it refuses ([`refusal`]) and tells the shim of it
-//! ([`notice`]). The shim then enters an empty network namespace.
+//! ([`notice`]). If a rule has a name, it is the name server of the guest ([`name_server`]). The shim then enters an empty network namespace.
 //!
 //! Gate, passt and connector exit when the shim's end of the wire closes. The kernel closes it
 //! however the shim ends.
 
 mod addresses;
+mod answered;
 mod carrier;
 mod connector;
+mod dns;
+mod dns_frame;
 mod error;
 mod filter;
 mod frames;
@@ -33,6 +36,8 @@ mod host_addresses;
 mod jail;
 mod loopback;
 mod metadata;
+mod name_server;
+mod names;
 mod notice;
 mod packet;
 mod passt;
@@ -44,7 +49,7 @@ mod rules;
 mod socket_options;
 mod udp_flows;
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::process::ExitCode;
 
 use a3s_box_core::event::{EventKind, WarningCode};
@@ -55,7 +60,9 @@ use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
-use self::addresses::{GATEWAY_ADDRESS, GUEST_ADDRESS, GUEST_MAC, MTU, PREFIX_LENGTH};
+use self::addresses::{
+    GATEWAY_ADDRESS, GUEST_ADDRESS, GUEST_MAC, MTU, NAME_SERVER_ADDRESS, PREFIX_LENGTH,
+};
 pub(crate) use self::carrier::{Carrier, lost};
 pub(crate) use self::error::NetworkError;
 use self::filter::Egress;
@@ -117,16 +124,16 @@ impl Network {
         spec: &VmSpec,
         user: Option<u32>,
     ) -> Result<Self, NetworkError> {
-        let dns = name_servers_of(passt)?;
-        let passt = PasstSpec { dns, ..passt.clone() };
+        let servers = NameServersOf::find(passt)?;
+        let passt = PasstSpec { dns: servers.config, ..passt.clone() };
         // The carrier starts first: afterwards this process is out of the host's network.
-        let (carrier, wire) = Carrier::start(&passt, spec.seccomp, user)?;
+        let (carrier, wire) = Carrier::start(&passt, servers.gate, spec.seccomp, user)?;
         unshare(CloneFlags::CLONE_NEWNET).map_err(HostError::of("make a network namespace"))?;
         Ok(Self {
             carrier: Some(carrier),
             device: Some(NetDevice { socket: wire.into(), mac: GUEST_MAC }),
             interface: Some(ethernet(passt.egress.is_deny())),
-            name_servers: name_servers(&passt.dns),
+            name_servers: name_servers(&servers.guest),
             warning: None,
         })
     }
@@ -157,17 +164,38 @@ fn name_servers(addresses: &[Ipv4Addr]) -> Option<NameServers> {
     Some(NameServers { addresses: addresses.iter().copied().map(u32::from).collect() })
 }
 
-/// Returns the addresses of the guest's name servers. Those of the host that the guest cannot reach
-/// are left out, so that its resolver fails at once and does not wait for an answer.
-fn name_servers_of(passt: &PasstSpec) -> Result<Vec<Ipv4Addr>, NetworkError> {
-    if passt.egress.is_deny() || !passt.dns.is_empty() {
-        // A guest that reaches nothing reaches no name server either, and its list is empty.
-        return Ok(passt.dns.clone());
+/// The name servers of a box with passt, by those who ask them.
+struct NameServersOf {
+    guest: Vec<Ipv4Addr>,
+    /// Servers to which the filter of the gate passes the guest's questions.
+    config: Vec<Ipv4Addr>,
+    gate: Vec<IpAddr>,
+}
+
+impl NameServersOf {
+    /// Finds the name servers. Those of the host that the guest cannot reach are left out, so that its
+    /// resolver fails at once and does not wait for an answer.
+    fn find(passt: &PasstSpec) -> Result<Self, NetworkError> {
+        if passt.egress.has_names() {
+            let of_config: Vec<IpAddr> = passt.dns.iter().copied().map(IpAddr::from).collect();
+            let gate = if of_config.is_empty() { resolver::servers_for_gate() } else { of_config };
+            if gate.is_empty() {
+                return Err(NetworkError::NoNameServer);
+            }
+            let (guest, config) = (vec![NAME_SERVER_ADDRESS], passt.dns.clone());
+            return Ok(Self { guest, config, gate });
+        }
+        let asked_by_guest =
+            |servers: Vec<_>| Self { guest: servers.clone(), config: servers, gate: Vec::new() };
+        if passt.egress.is_deny() || !passt.dns.is_empty() {
+            // A guest that reaches nothing reaches no name server either, and its list is empty.
+            return Ok(asked_by_guest(passt.dns.clone()));
+        }
+        let egress = Egress::new(passt, &host_addresses::out_of_reach(passt)?);
+        let mut servers = resolver::servers_of_host();
+        servers.retain(|server| egress.allows_questions_to(*server));
+        Ok(asked_by_guest(servers))
     }
-    let egress = Egress::new(passt, &host_addresses::out_of_reach(passt)?);
-    let mut servers = resolver::servers_of_host();
-    servers.retain(|server| egress.allows_questions_to(*server));
-    Ok(servers)
 }
 
 fn ethernet(is_deny: bool) -> Interface {

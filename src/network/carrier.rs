@@ -1,6 +1,7 @@
 //! [`Carrier`]: gate and passt as the shim sees them, from their start to their end.
 
 use std::io::{self, Write};
+use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
@@ -48,14 +49,17 @@ pub(crate) struct Carrier {
 impl Carrier {
     /// Starts gate and passt, and returns once passt has answered, with the guest's end of the
     /// wire. With root, gate and passt become `user`, or else `nobody`.
+    ///
+    /// `name_servers` are those that the gate asks if a rule has a name.
     pub(super) fn start(
         spec: &PasstSpec,
+        name_servers: Vec<IpAddr>,
         seccomp: SeccompMode,
         user: Option<u32>,
     ) -> Result<(Self, UnixStream), NetworkError> {
         let passt = passt::find()
             .ok_or_else(|| NetworkError::PasstMissing { searched: passt::searched() })?;
-        let config = GateConfig { network: spec.into(), seccomp, user };
+        let config = GateConfig { network: spec.into(), name_servers, seccomp, user };
         let (mut wire, gates_end) =
             UnixStream::pair().map_err(HostError::of("make a pair of sockets"))?;
         let gates_end = OwnedFd::from(gates_end);

@@ -20,6 +20,9 @@ pub(crate) enum NetworkError {
     /// The gate or passt exited before it carried a frame.
     #[error("the network was refused: {complaint}")]
     Refused { complaint: String },
+    /// A rule has a name, and there is no name server that could resolve it.
+    #[error("`network.egress` has names, and neither the config nor the host has a name server")]
+    NoNameServer,
     /// passt did not answer in time.
     #[error("passt did not answer within {} s", ANSWER_TIMEOUT.as_secs())]
     NoAnswer,
@@ -40,6 +43,9 @@ impl NetworkError {
                 "check that each address of `network.publish` is this host's and that its port is \
                  free; ports below 1024 require root",
             ),
+            Self::NoNameServer => {
+                Some("name a server in `network.dns`, or in `/etc/resolv.conf` of the host")
+            }
             Self::NoAnswer | Self::Host(_) => None,
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! | frames | that pass |
 //! |---|---|
-//! | of the guest | from its own address, to an address that a guest may reach and that the egress of the box allows; UDP only from a port of a client or from a published port |
+//! | of the guest | from its own address, to an address that a guest may reach and that the egress of the box allows; UDP only from a port of a client or from a published port. Questions to the gate's name server stay in the gate |
 //! | for the guest | all but UDP; UDP if it answers the guest or goes to a published port |
 //!
 //! A guest whose egress has rules still answers on its published ports, whoever asks. Its answers
@@ -16,17 +16,25 @@
 //! - A UDP packet from a published port passes if the peer has sent one to it recently. passt keeps
 //!   no such state for the sockets of published ports.
 //!
+//! If a rule has a name, what the gate has answered for the name decides which addresses may be
+//! reached, until the answer expires. Connections and flows of UDP that are open then go on: of TCP,
+//! all packets but the first one of a connection pass, for the reason above.
+//!
 //! The filter is necessary because passt of Debian 12 connects to any address that a frame names,
 //! the host's loopback address included, and binds the source port of each UDP packet on the host.
 
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Instant;
 
 use a3s_box_core::config::Protocol;
 
-use super::addresses::{GATEWAY_ADDRESS, GUEST_ADDRESS};
+use super::addresses::{GATEWAY_ADDRESS, GUEST_ADDRESS, NAME_SERVER_ADDRESS};
+use super::answered::Answered;
 use super::metadata::is_metadata;
+use super::names::NameRules;
 use super::notice::Destination;
 use super::packet::{PROTOCOL_TCP, PROTOCOL_UDP, Packet, Ports, is_arp};
 use super::rules::Rules;
@@ -38,10 +46,11 @@ use crate::spec::{EgressSpec, PasstSpec, is_reachable};
 /// usually have a port below it, which the guest must not take from them.
 const FIRST_CLIENT_PORT: u16 = 32_768;
 
-const PORT_DNS: u16 = 53;
+/// Port of name servers (RFC 1035).
+pub(super) const PORT_DNS: u16 = 53;
 
 /// What happens to a frame of the guest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
     /// It is passed on.
     Pass,
@@ -49,12 +58,16 @@ pub(super) enum Verdict {
     Drop,
     /// It is dropped, because the guest may not reach this destination.
     Refuse(Destination),
+    /// It is for the name server of the gate.
+    Ask,
 }
 
 /// The rules for the frames of one box, and what the gate remembers of earlier frames.
 #[derive(Debug)]
 pub(super) struct Filter {
     egress: Egress,
+    /// If present, the gate is the guest's only name server.
+    names: Option<Names>,
     name_servers: Vec<Ipv4Addr>,
     /// TCP ports of the guest that passt forwards to.
     published_tcp: Vec<u16>,
@@ -67,7 +80,14 @@ pub(super) struct Filter {
     arrivals: UdpFlows,
 }
 
-/// The destinations that the config of a box allows.
+/// The names that the config of a box allows, and the addresses that were answered for them.
+#[derive(Debug)]
+struct Names {
+    rules: Rc<NameRules>,
+    answered: Answered,
+}
+
+/// The destinations that the config of a box allows by their addresses.
 #[derive(Debug)]
 pub(super) struct Egress {
     /// If absent, all of them.
@@ -102,15 +122,17 @@ impl Egress {
 }
 
 impl Filter {
-    /// Returns the filter for a box that has sent no frame yet.
-    pub(super) fn new(spec: &PasstSpec, egress: Egress) -> Self {
+    /// Returns the filter for a box that has sent no frame yet. `names` are those of its rules.
+    pub(super) fn new(spec: &PasstSpec, egress: Egress, names: Option<Rc<NameRules>>) -> Self {
         let published = |protocol| {
             let ports = spec.publish.iter().filter(move |port| port.protocol == protocol);
             ports.map(|port| port.guest_port).collect()
         };
         Self {
             egress,
-            name_servers: spec.dns.clone(),
+            // The gate asks the name servers of the config itself.
+            name_servers: if names.is_some() { Vec::new() } else { spec.dns.clone() },
+            names: names.map(|rules| Names { rules, answered: Answered::default() }),
             published_tcp: published(Protocol::Tcp),
             published_udp: published(Protocol::Udp),
             flows: UdpFlows::default(),
@@ -128,13 +150,45 @@ impl Filter {
         if packet.source != GUEST_ADDRESS {
             return Verdict::Drop;
         }
+        if self.is_question(&packet) {
+            return Verdict::Ask;
+        }
         if !self.may_reach(&packet, now) {
-            return Destination::of(&packet).map_or(Verdict::Drop, Verdict::Refuse);
+            return self.refused(&packet).map_or(Verdict::Drop, Verdict::Refuse);
         }
         if packet.protocol == PROTOCOL_UDP && !self.may_send(packet, now) {
             return Verdict::Drop;
         }
         Verdict::Pass
+    }
+
+    /// Notes that the gate has answered addresses for a name, which the guest may now reach.
+    pub(super) fn note_answer(
+        &mut self,
+        name: &Arc<str>,
+        addresses: &[Ipv4Addr],
+        expires: Instant,
+    ) {
+        let Some(Names { rules, answered }) = &mut self.names else { return };
+        let grants = rules.grants_of(name);
+        for &address in addresses {
+            answered.note(name, address, &grants, expires);
+        }
+    }
+
+    /// Returns whether a packet is a question to the name server of the gate, which has UDP only.
+    fn is_question(&self, packet: &Packet) -> bool {
+        self.names.is_some()
+            && packet.destination == NAME_SERVER_ADDRESS
+            && packet.protocol == PROTOCOL_UDP
+            && packet.ports.is_some_and(|ports| ports.destination == PORT_DNS)
+    }
+
+    fn refused(&self, packet: &Packet) -> Option<Destination> {
+        let destination = Destination::of(packet)?;
+        let answered = self.names.as_ref().map(|names| &names.answered);
+        let name = answered.and_then(|answered| answered.name_of(packet.destination));
+        Some(Destination { name, ..destination })
     }
 
     /// Returns whether the guest may send a packet to its destination.
@@ -145,14 +199,41 @@ impl Filter {
     fn may_reach(&self, packet: &Packet, now: Instant) -> bool {
         let Packet { destination, protocol, ports, .. } = *packet;
         let port = ports.map(|ports| ports.destination);
-        if !is_reachable(destination) {
+        let is_of_gate = self.names.is_some() && destination == NAME_SERVER_ADDRESS;
+        if !is_reachable(destination) || is_of_gate {
             return false;
         }
         if port == Some(PORT_DNS) && self.name_servers.contains(&destination) {
             return true;
         }
         !is_metadata(destination)
-            && (self.egress.allows(destination, protocol, port) || self.is_answer(packet, now))
+            && (self.egress.allows(destination, protocol, port)
+                || self.is_answer(packet, now)
+                || self.has_name(packet, now))
+    }
+
+    /// Returns whether a packet goes to an address that was answered for a name, or belongs to what
+    /// began while it did.
+    ///
+    /// A fragment does not pass. It has no ports by which a rule could allow it, and passt does not put
+    /// fragments together.
+    fn has_name(&self, packet: &Packet, now: Instant) -> bool {
+        let Some(Names { rules, answered }) = &self.names else { return false };
+        let Packet { destination, protocol, ports, is_opening, .. } = *packet;
+        let port = ports.map(|ports| ports.destination);
+        let is_whole = ports.is_some() || !matches!(protocol, PROTOCOL_TCP | PROTOCOL_UDP);
+        if !is_whole || !rules.may_lead_to(destination) {
+            return false;
+        }
+        answered.grants(destination, now).any(|grant| rules.grant_allows(grant, protocol, port))
+            || match (protocol, ports) {
+                (PROTOCOL_TCP, Some(_)) => !is_opening,
+                (PROTOCOL_UDP, Some(ports)) => {
+                    let remote = SocketAddrV4::new(destination, ports.destination);
+                    self.flows.is_open(UdpFlow { guest_port: ports.source, remote }, now)
+                }
+                _ => false,
+            }
     }
 
     /// Returns whether a packet answers a peer that has reached a published port.

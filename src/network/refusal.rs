@@ -121,9 +121,9 @@ fn prohibited(refused: &Refused<'_>) -> Vec<u8> {
 }
 
 /// Returns a frame with an IPv4 packet for the guest.
-fn frame(source: Ipv4Addr, protocol: u8, payload: &[&[u8]]) -> Vec<u8> {
+pub(super) fn frame(source: Ipv4Addr, protocol: u8, payload: &[&[u8]]) -> Vec<u8> {
     let payload = payload.concat();
-    // An answer has less than 100 bytes, so the conversion cannot fail.
+    // An answer has less than 1 KiB, so the conversion cannot fail.
     let length = u16::try_from(IPV4_BYTES + payload.len()).unwrap_or_default().to_be_bytes();
     // Version 4 and a header of five words of four bytes, type of service, length, no identifier,
     // and the flag "do not fragment".
@@ -136,7 +136,7 @@ fn frame(source: Ipv4Addr, protocol: u8, payload: &[&[u8]]) -> Vec<u8> {
 
 /// Returns the checksum of the internet protocols (RFC 1071). All parts but the last have an even
 /// length.
-fn checksum(parts: &[&[u8]]) -> [u8; 2] {
+pub(super) fn checksum(parts: &[&[u8]]) -> [u8; 2] {
     let words = parts.iter().flat_map(|part| part.chunks(2));
     let value = |word: &[u8]| {
         let [high, low] = [word.first(), word.get(1)].map(|byte| byte.copied().unwrap_or_default());

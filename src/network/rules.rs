@@ -1,4 +1,5 @@
-//! The rules of `network.egress`, prepared for a look-up for each packet.
+//! The rules of `network.egress` that have an address, prepared for a look-up for each packet, and
+//! what a rule allows.
 //!
 //! All networks with the same prefix length are in one sorted map, so that a look-up takes one
 //! search in each of them: at most 33, however many rules there are. A box usually has two or three
@@ -10,7 +11,7 @@ use std::net::Ipv4Addr;
 use a3s_box_core::config::{PortRange, Protocol};
 
 use super::packet::{PROTOCOL_TCP, PROTOCOL_UDP};
-use crate::spec::RuleSpec;
+use crate::spec::{RuleSpec, Target};
 
 /// The destinations that the rules of a box name.
 #[derive(Debug, Default)]
@@ -19,9 +20,9 @@ pub(super) struct Rules {
     by_mask: BTreeMap<u32, BTreeMap<u32, Allowed>>,
 }
 
-/// What the rules about one network allow.
+/// What the rules about one network or name allow.
 #[derive(Debug, Default)]
-struct Allowed {
+pub(super) struct Allowed {
     tcp: Ports,
     udp: Ports,
     /// A rule has neither ports nor a protocol, so that all protocols pass.
@@ -41,20 +42,11 @@ impl Rules {
     pub(super) fn new(rules: &[RuleSpec]) -> Self {
         let mut by_mask: BTreeMap<u32, BTreeMap<u32, Allowed>> = BTreeMap::new();
         for RuleSpec { to, ports, protocol } in rules {
-            let networks = by_mask.entry(to.mask()).or_default();
-            let allowed = networks.entry(to.address.into()).or_default();
-            allowed.everything |= ports.is_empty() && protocol.is_none();
-            if *protocol != Some(Protocol::Udp) {
-                allowed.tcp.add(ports);
-            }
-            if *protocol != Some(Protocol::Tcp) {
-                allowed.udp.add(ports);
-            }
+            let Target::Network(network) = to else { continue };
+            let networks = by_mask.entry(network.mask()).or_default();
+            networks.entry(network.address.into()).or_default().add(ports, *protocol);
         }
-        for allowed in by_mask.values_mut().flat_map(BTreeMap::values_mut) {
-            allowed.tcp.merge();
-            allowed.udp.merge();
-        }
+        by_mask.values_mut().flat_map(BTreeMap::values_mut).for_each(Allowed::merge);
         Self { by_mask }
     }
 
@@ -70,7 +62,25 @@ impl Rules {
 }
 
 impl Allowed {
-    fn has(&self, protocol: u8, port: Option<u16>) -> bool {
+    /// Adds what a rule allows. Callers must [merge](Self::merge) before the first look-up.
+    pub(super) fn add(&mut self, ports: &[PortRange], protocol: Option<Protocol>) {
+        self.everything |= ports.is_empty() && protocol.is_none();
+        if protocol != Some(Protocol::Udp) {
+            self.tcp.add(ports);
+        }
+        if protocol != Some(Protocol::Tcp) {
+            self.udp.add(ports);
+        }
+    }
+
+    /// Puts the ports in order.
+    pub(super) fn merge(&mut self) {
+        self.tcp.merge();
+        self.udp.merge();
+    }
+
+    /// Returns whether a rule allows packets of this protocol to this port.
+    pub(super) fn has(&self, protocol: u8, port: Option<u16>) -> bool {
         self.everything
             || match protocol {
                 PROTOCOL_TCP => self.tcp.has(port),

@@ -5,14 +5,18 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use a3s_box_core::config::{ConfigError, Egress, EgressRule, PortRange, Protocol};
 
-/// Bound on the rules of a box. With the ports of each, they take less than 1 MiB of the gate.
-const MAX_RULES: usize = 1000;
+use super::name::NamePattern;
+
+/// Bound on the rules of a box that have an address. With the ports of each, they take less than
+/// 1 MiB of the gate.
+const MAX_ADDRESSES: usize = 1000;
+
+/// Bound on the rules of a box that have a name. The limit on the bytes of a config bounds their
+/// memory.
+const MAX_NAMES: usize = 10_000;
 
 /// Bound on the ports and ranges of a rule.
 const MAX_PORTS: usize = 64;
-
-/// Longest name of a host (RFC 1035).
-const MAX_NAME_BYTES: usize = 253;
 
 /// Which destinations the guest may reach.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,11 +32,20 @@ pub(crate) enum EgressSpec {
 /// A rule: destinations that the guest may reach.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct RuleSpec {
-    pub(crate) to: Subnet,
+    pub(crate) to: Target,
     /// Ports of the destination. If empty, all ports.
     pub(crate) ports: Vec<PortRange>,
     /// If absent, TCP and UDP, and without ports also ICMP.
     pub(crate) protocol: Option<Protocol>,
+}
+
+/// The hosts that a rule is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Target {
+    /// Those with an address in this network.
+    Network(Subnet),
+    /// Those to whose address such a name resolves.
+    Name(NamePattern),
 }
 
 /// An IPv4 network. A single address is a network with a prefix of 32 bits.
@@ -48,6 +61,14 @@ impl EgressSpec {
     pub(crate) fn is_deny(&self) -> bool {
         *self == Self::Deny
     }
+
+    /// Returns whether a rule has a name, so that the gate is the guest's name server.
+    pub(crate) fn has_names(&self) -> bool {
+        match self {
+            Self::Deny | Self::Allow => false,
+            Self::Rules(rules) => rules.iter().any(|rule| matches!(rule.to, Target::Name(_))),
+        }
+    }
 }
 
 impl TryFrom<Egress> for EgressSpec {
@@ -57,16 +78,28 @@ impl TryFrom<Egress> for EgressSpec {
         match egress {
             Egress::Deny => Ok(Self::Deny),
             Egress::Allow => Ok(Self::Allow),
-            Egress::Rules(rules) if rules.len() > MAX_RULES => {
-                let found = format!("{} rules", rules.len());
-                Err(ConfigError::invalid("network.egress", found, format!("at most {MAX_RULES}")))
-            }
             Egress::Rules(rules) => {
                 let rules = rules.into_iter().enumerate();
-                rules.map(|(i, rule)| checked(i, rule)).collect::<Result<_, _>>().map(Self::Rules)
+                let rules: Vec<_> =
+                    rules.map(|(i, rule)| checked(i, rule)).collect::<Result<_, _>>()?;
+                check_numbers(&rules)?;
+                Ok(Self::Rules(rules))
             }
         }
     }
+}
+
+fn check_numbers(rules: &[RuleSpec]) -> Result<(), ConfigError> {
+    let names = rules.iter().filter(|rule| matches!(rule.to, Target::Name(_))).count();
+    for (found, what, limit) in
+        [(rules.len() - names, "an address", MAX_ADDRESSES), (names, "a name", MAX_NAMES)]
+    {
+        if found > limit {
+            let found = format!("{found} rules with {what}");
+            return Err(ConfigError::invalid("network.egress", found, format!("at most {limit}")));
+        }
+    }
+    Ok(())
 }
 
 /// The config of a spec, which the shim passes to its gate.
@@ -87,7 +120,7 @@ impl From<&EgressSpec> for Egress {
 
 fn checked(i: usize, rule: EgressRule) -> Result<RuleSpec, ConfigError> {
     let field = |name: &str| format!("network.egress[{i}].{name}");
-    let to = Subnet::read(&field("to"), &rule.to)?;
+    let to = Target::read(&field("to"), &rule.to)?;
     let Some(ports) = rule.ports else {
         return Ok(RuleSpec { to, ports: Vec::new(), protocol: rule.protocol });
     };
@@ -108,6 +141,38 @@ fn checked(i: usize, rule: EgressRule) -> Result<RuleSpec, ConfigError> {
     Ok(RuleSpec { to, ports, protocol: rule.protocol })
 }
 
+impl Target {
+    fn read(field: &str, text: &str) -> Result<Self, ConfigError> {
+        let invalid = |expected: String| {
+            let found = format!("`{}`", text.escape_debug());
+            ConfigError::invalid(field, found, expected)
+        };
+        let (address, length) =
+            text.split_once('/').map_or((text, None), |(address, length)| (address, Some(length)));
+        if let Ok(address) = address.parse() {
+            return Subnet::read(address, length).map(Self::Network).map_err(invalid);
+        }
+        if address.parse::<Ipv6Addr>().is_ok() {
+            let what = format!("the IPv6 address `{address}`; the guest has IPv4 only");
+            return Err(ConfigError::unsupported(field, what));
+        }
+        NamePattern::read(text).map(Self::Name).ok_or_else(|| {
+            let expected = "an IPv4 address or network, such as `192.0.2.7` or `10.0.0.0/8`, or a name, \
+                            such as `api.example.org` or `*.example.org`";
+            invalid(expected.to_owned())
+        })
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Network(network) => network.fmt(f),
+            Self::Name(name) => name.fmt(f),
+        }
+    }
+}
+
 impl Subnet {
     /// Returns the bits of an address that belong to the network.
     pub(crate) fn mask(self) -> u32 {
@@ -119,31 +184,21 @@ impl Subnet {
         Self { address: (u32::from(self.address) & self.mask()).into(), ..self }
     }
 
-    fn read(field: &str, text: &str) -> Result<Self, ConfigError> {
-        let invalid = |expected: String| {
-            let found = format!("`{}`", text.escape_debug());
-            ConfigError::invalid(field, found, expected)
-        };
-        let (address, length) =
-            text.split_once('/').map_or((text, None), |(address, length)| (address, Some(length)));
-        let Ok(address) = address.parse::<Ipv4Addr>() else {
-            return Err(unsupported(field, text).unwrap_or_else(|| {
-                let expected = "an IPv4 address or network, such as `192.0.2.7` or `10.0.0.0/8`";
-                invalid(expected.to_owned())
-            }));
-        };
+    /// Reads a network from its address and the digits of its prefix length, if it has one.
+    fn read(address: Ipv4Addr, length: Option<&str>) -> Result<Self, String> {
         // The comparison refuses signs and leading zeros.
         let is_length = |number: &u8| *number <= 32 && length == Some(number.to_string().as_str());
         let prefix_length = match length {
             None => 32,
-            Some(digits) => digits.parse().ok().filter(is_length).ok_or_else(|| {
-                invalid("an address, or a prefix length from 0 to 32 after the `/`".to_owned())
-            })?,
+            Some(digits) => digits
+                .parse()
+                .ok()
+                .filter(is_length)
+                .ok_or("an address, or a prefix length from 0 to 32 after the `/`")?,
         };
         let network = Self { address, prefix_length }.canonical();
         if network.address != address {
-            let expected = format!("the address of the network, `{network}`, or `{address}` alone");
-            return Err(invalid(expected));
+            return Err(format!("the address of the network, `{network}`, or `{address}` alone"));
         }
         Ok(network)
     }
@@ -155,40 +210,26 @@ impl fmt::Display for Subnet {
     }
 }
 
-/// Returns the error of a destination that a later version may support: a name or an IPv6 address.
-fn unsupported(field: &str, text: &str) -> Option<ConfigError> {
-    let is_in_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | '*');
-    let is_name = (1..=MAX_NAME_BYTES).contains(&text.len())
-        && text.chars().all(is_in_name)
-        && text.contains(|c: char| c.is_ascii_alphabetic());
-    let address = text.split_once('/').map_or(text, |(address, _)| address);
-    let what = if is_name {
-        format!("the name `{text}`; give the IPv4 addresses of the destination in place of names")
-    } else if address.parse::<Ipv6Addr>().is_ok() {
-        format!("the IPv6 address `{address}`; the guest has IPv4 only")
-    } else {
-        return None;
-    };
-    Some(ConfigError::unsupported(field, what))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn read(text: &str) -> Result<String, String> {
-        let subnet = Subnet::read("to", text);
-        subnet.map(|subnet| subnet.to_string()).map_err(|error| error.to_string())
+        let target = Target::read("to", text);
+        target.map(|target| target.to_string()).map_err(|error| error.to_string())
     }
 
     #[test]
-    fn destination_is_an_address_or_a_canonical_network() {
+    fn destination_is_an_address_a_canonical_network_or_a_name() {
         for (text, expected) in [
             ("192.0.2.7", "192.0.2.7/32"),
             ("192.0.2.7/32", "192.0.2.7/32"),
             ("10.0.0.0/8", "10.0.0.0/8"),
             ("0.0.0.0/0", "0.0.0.0/0"),
             ("128.0.0.0/1", "128.0.0.0/1"),
+            ("api.Example.org", "api.example.org"),
+            ("*.pypi.org", "*.pypi.org"),
+            ("localhost", "localhost"),
         ] {
             assert_eq!(read(text).as_deref(), Ok(expected));
         }
@@ -211,9 +252,10 @@ mod tests {
             ("https://a.example", "to: found `https://a.example`, expected an IPv4 address"),
             ("a.example\n", "to: found `a.example\\n`, expected an IPv4 address"),
             ("2001:db8::1/64", "to: not supported yet: the IPv6 address `2001:db8::1`"),
-            ("a.example", "to: not supported yet: the name `a.example`; give the IPv4 addresses"),
-            ("*.a.example", "to: not supported yet: the name `*.a.example`"),
-            ("localhost", "to: not supported yet: the name `localhost`"),
+            ("*", "to: found `*`, expected an IPv4 address"),
+            ("a.example.", "to: found `a.example.`, expected an IPv4 address"),
+            ("a.example/24", "to: found `a.example/24`, expected an IPv4 address"),
+            ("bücher.example", "to: found `bücher.example`, expected an IPv4 address"),
         ] {
             let found = read(text).unwrap_err();
             assert!(found.starts_with(expected), "found: {found}\n expected: {expected}");
@@ -221,9 +263,28 @@ mod tests {
     }
 
     #[test]
+    fn rules_with_names_and_with_addresses_have_limits_of_their_own() {
+        let rules = |names: usize, addresses: usize| {
+            let rule = |to: &str| EgressRule { to: to.to_owned(), ports: None, protocol: None };
+            let names = (0..names).map(|_| rule("a.example"));
+            let all = names.chain((0..addresses).map(|_| rule("192.0.2.7")));
+            EgressSpec::try_from(Egress::Rules(all.collect())).map_err(|error| error.to_string())
+        };
+        assert!(rules(MAX_NAMES, MAX_ADDRESSES).unwrap().has_names());
+        assert!(!rules(0, 1).unwrap().has_names());
+        let found = rules(MAX_NAMES + 1, 0).unwrap_err();
+        let expected = "network.egress: found 10001 rules with a name, expected at most 10000";
+        assert!(found.starts_with(expected), "{found}");
+        let found = rules(0, MAX_ADDRESSES + 1).unwrap_err();
+        let expected = "network.egress: found 1001 rules with an address, expected at most 1000";
+        assert!(found.starts_with(expected), "{found}");
+    }
+
+    #[test]
     fn rules_are_equal_after_they_went_to_the_gate() {
         let json = r#"[{"to": "10.0.0.0/8", "ports": [443, "8000-8100"], "protocol": "tcp"},
-                       {"to": "192.0.2.7/32"}, {"to": "192.0.2.0/24", "protocol": "udp"}]"#;
+                       {"to": "192.0.2.7/32"}, {"to": "192.0.2.0/24", "protocol": "udp"},
+                       {"to": "a.example", "ports": [443]}, {"to": "*.b.example"}]"#;
         let egress: Egress = serde_json::from_str(json).unwrap();
         let spec = EgressSpec::try_from(egress.clone()).unwrap();
         assert_eq!(Egress::from(&spec), egress);

@@ -123,9 +123,10 @@ impl Life {
                 };
                 self.notified.add(at, status.as_deref().unwrap_or(message));
             }
-            EventKind::NetworkRefused { protocol, address, port, count } => {
+            EventKind::NetworkRefused { protocol, address, port, name, count } => {
                 let port = port.map_or(String::new(), |port| format!(":{port}"));
-                self.refused.add(at, &format!("{} {address}{port}", wire_name(protocol)));
+                let name = name.as_ref().map_or(String::new(), |name| format!(" ({name})"));
+                self.refused.add(at, &format!("{} {address}{port}{name}", wire_name(protocol)));
                 self.refused.amount = self.refused.amount.saturating_add(*count);
             }
             EventKind::Metrics(metrics) => self.measure(ms, metrics),

@@ -23,8 +23,9 @@ fn parsed(json: &str) -> Rules {
 /// Returns whether one of the rules names a destination, without the tables.
 fn is_named(rules: &[RuleSpec], address: Ipv4Addr, protocol: u8, port: Option<u16>) -> bool {
     rules.iter().any(|rule| {
-        let distance = u64::from(u32::from(address).wrapping_sub(rule.to.address.into()));
-        let is_in_network = distance < 1_u64 << (32 - rule.to.prefix_length);
+        let Target::Network(to) = &rule.to else { return false };
+        let distance = u64::from(u32::from(address).wrapping_sub(to.address.into()));
+        let is_in_network = distance < 1_u64 << (32 - to.prefix_length);
         let is_of_protocol = match (rule.protocol, protocol) {
             (Some(Protocol::Tcp), protocol) => protocol == PROTOCOL_TCP,
             (Some(Protocol::Udp), protocol) => protocol == PROTOCOL_UDP,

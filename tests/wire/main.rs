@@ -9,6 +9,7 @@
 //! | `health` | health checks, readiness, states and metrics |
 //! | `readers` | standard output and the console with a slow reader, a full disk or no reader |
 //! | `gate` | the datagrams and connections that pass the gate and passt |
+//! | `names` | rules with names: what the gate answers, and what may be reached afterwards |
 //! | `network` | the gate and passt: their jail, their end, and what the shim reports about them |
 //! | `root` | the kind of a root, the disks of a block root, and the rights of its shim |
 //! | `disk` | the size limit of the disk of a shared root, and that the shim removes the disk |
@@ -45,6 +46,7 @@ mod image_disk;
 mod input;
 mod jail;
 mod journal;
+mod names;
 mod network;
 mod readers;
 mod resolved;

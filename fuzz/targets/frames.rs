@@ -18,6 +18,9 @@ use scratch::pieces::Pieces;
 #[expect(dead_code, reason = "only the shim uses the rest")]
 #[path = "../../src/network/addresses.rs"]
 mod addresses;
+#[allow(dead_code, reason = "only the target `names` uses it")]
+#[path = "../../src/network/answered.rs"]
+mod answered;
 #[allow(dead_code, reason = "only the shim uses the rest, for its config")]
 #[path = "../../src/spec/egress.rs"]
 mod egress;
@@ -29,16 +32,23 @@ mod filter;
 mod frames;
 #[path = "../../src/network/metadata.rs"]
 mod metadata;
+#[allow(dead_code, reason = "only the shim uses the rest, for its config")]
+#[path = "../../src/spec/name.rs"]
+mod name;
+#[allow(dead_code, reason = "only the target `names` uses the rest")]
+#[path = "../../src/network/names.rs"]
+mod names;
 #[allow(dead_code, reason = "only the gate uses the rest, for its notices")]
 #[path = "../../src/network/notice.rs"]
 mod notice;
 #[path = "../../src/network/packet.rs"]
 mod packet;
+#[allow(dead_code, reason = "only the target `names` uses the rest")]
 #[path = "../../src/network/refusal.rs"]
 mod refusal;
 #[path = "../../src/network/rules.rs"]
 mod rules;
-#[allow(dead_code, reason = "only the shim uses the rest, for its config")]
+#[allow(dead_code, unused_imports, reason = "only the shim uses the rest, for its config")]
 #[path = "../../src/spec/network.rs"]
 mod spec;
 #[path = "../../src/network/udp_flows.rs"]
@@ -73,7 +83,7 @@ fuzz_target!(|input: &[u8]| {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let mut arrived = Vec::new();
     let spec = passt(EgressSpec::Allow);
-    let mut filter = Filter::new(&spec, Egress::new(&spec, &[]));
+    let mut filter = Filter::new(&spec, Egress::new(&spec, &[]), None);
     let mut strict = strict_filter();
     let carry = async |framed: &[u8]| -> std::io::Result<()> {
         let frame = frames::without_length(framed);
@@ -87,7 +97,7 @@ fuzz_target!(|input: &[u8]| {
             "{}",
             frame.escape_ascii()
         );
-        for verdict in [verdict, with_rules] {
+        for verdict in [&verdict, &with_rules] {
             if let Verdict::Refuse(_) = verdict {
                 check_answer(frame);
             }
@@ -119,7 +129,7 @@ fn strict_filter() -> Filter {
     let json = r#"[{"to": "0.0.0.0/1", "ports": ["1-1024"]}, {"to": "192.0.0.0/8"}]"#;
     let config: config::Egress = serde_json::from_str(json).unwrap();
     let spec = passt(config.try_into().unwrap());
-    Filter::new(&spec, Egress::new(&spec, &[]))
+    Filter::new(&spec, Egress::new(&spec, &[]), None)
 }
 
 /// Checks that the answer to a refused frame, if there is one, is a short and valid packet.

@@ -306,11 +306,14 @@ fn addresses<'a>(
     Ok(None)
 }
 
-/// Returns the name for which `name` is an alias, with its time to live, if there is one.
+/// The name for which another one is an alias, and its time to live.
+type Alias<'a> = (ParsedName<&'a [u8]>, Duration);
+
+/// Returns the name for which `name` is an alias, if there is one.
 fn alias<'a>(
     message: &'a Message<&[u8]>,
     name: &ParsedName<&[u8]>,
-) -> Result<Option<(ParsedName<&'a [u8]>, Duration)>, ParseError> {
+) -> Result<Option<Alias<'a>>, ParseError> {
     for record in message.answer()?.limit_to_in::<Cname<_>>() {
         let record = record?;
         if record.owner().name_eq(name) {

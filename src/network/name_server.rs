@@ -13,7 +13,7 @@
 //! An address becomes reachable together with the answer that has it, for the time to live of the
 //! answer, and never for less than [`LEAST_REACHABLE`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher, RandomState};
 use std::net::Ipv4Addr;
 use std::rc::Rc;
@@ -144,7 +144,7 @@ impl NameServer {
         if let Some(answer) = self.cache.get(&name, now) {
             return answers(&name, &answer, &[waiting], now);
         }
-        self.wait(name, waiting, now)
+        self.wait(&name, waiting, now)
     }
 
     /// Takes a message from the name server with this index.
@@ -186,8 +186,8 @@ impl NameServer {
     }
 
     /// Has a question wait for a reply, and asks for its name unless that was done already.
-    fn wait(&mut self, name: Arc<str>, waiting: Waiting, now: Instant) -> Vec<Effect> {
-        if let Some(Pending { waiting: others, .. }) = self.pending.get_mut(&name) {
+    fn wait(&mut self, name: &Arc<str>, waiting: Waiting, now: Instant) -> Vec<Effect> {
+        if let Some(Pending { waiting: others, .. }) = self.pending.get_mut(name) {
             let is_same = |other: &Waiting| {
                 (other.port, other.question.id()) == (waiting.port, waiting.question.id())
             };
@@ -199,17 +199,17 @@ impl NameServer {
                 others.push(waiting);
                 return Vec::new();
             }
-            return answers(&name, &Answer::Failed, &[waiting], now);
+            return answers(name, &Answer::Failed, &[waiting], now);
         }
         if self.pending.len() >= MAX_PENDING {
-            return answers(&name, &Answer::Failed, &[waiting], now);
+            return answers(name, &Answer::Failed, &[waiting], now);
         }
         let id = self.fresh_id();
         let pending =
             Pending { id, tries: 0, edns: Edns::With, deadline: now, waiting: vec![waiting] };
-        self.by_id.insert(id, Arc::clone(&name));
-        self.pending.insert(Arc::clone(&name), pending);
-        self.send(&name, now).into_iter().collect()
+        self.by_id.insert(id, Arc::clone(name));
+        self.pending.insert(Arc::clone(name), pending);
+        self.send(name, now).into_iter().collect()
     }
 
     /// Asks the current name server for a pending name, under a new number.
@@ -316,7 +316,7 @@ fn answers(name: &Arc<str>, answer: &Answer, to: &[Waiting], now: Instant) -> Ve
 #[derive(Debug, Default)]
 struct Cache {
     by_name: BTreeMap<Arc<str>, (Instant, Answer)>,
-    soonest_first: std::collections::BTreeSet<(Instant, Arc<str>)>,
+    soonest_first: BTreeSet<(Instant, Arc<str>)>,
 }
 
 impl Cache {

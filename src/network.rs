@@ -16,8 +16,9 @@
 //! The wire is the pair of Unix sockets between libkrun's Ethernet device and the gate. The gate is
 //! this same executable. It starts before the shim confines itself, and it starts passt. It filters
 //! the guest's frames ([`filter`]) outside of the VMM, because a guest that has taken over the VMM
-//! could bypass a filter inside it. It answers what it refuses ([`refusal`]) and tells the shim of it
-//! ([`notice`]). If a rule has a name, it is the name server of the guest ([`name_server`]). The shim then enters an empty network namespace.
+//! could bypass a filter inside it. It answers what it refuses ([`refusal`]) and tells the shim of
+//! it ([`notice`]). If a rule has a name, it is the name server of the guest ([`name_server`]). The
+//! shim then enters an empty network namespace.
 //!
 //! Gate, passt and connector exit when the shim's end of the wire closes. The kernel closes it
 //! however the shim ends.
@@ -173,8 +174,8 @@ struct NameServersOf {
 }
 
 impl NameServersOf {
-    /// Finds the name servers. Those of the host that the guest cannot reach are left out, so that its
-    /// resolver fails at once and does not wait for an answer.
+    /// Finds the name servers. Those of the host that the guest cannot reach are left out, so that
+    /// its resolver fails at once and does not wait for an answer.
     fn find(passt: &PasstSpec) -> Result<Self, NetworkError> {
         if passt.egress.has_names() {
             let of_config: Vec<IpAddr> = passt.dns.iter().copied().map(IpAddr::from).collect();

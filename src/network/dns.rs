@@ -1,8 +1,8 @@
 //! Messages of DNS (RFC 1035), as the gate's name server reads and writes them.
 //!
 //! The crate `domain` parses and composes. This module decides which messages count: a question has
-//! one name, and the reply of a name server answers exactly the question that was sent. An answer for
-//! the guest is composed anew, so that nothing of a reply but addresses reaches it.
+//! one name, and the reply of a name server answers exactly the question that was sent. An answer
+//! for the guest is composed anew, so that nothing of a reply but addresses reaches it.
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -18,20 +18,22 @@ use domain::rdata::{A, Cname};
 
 use crate::spec::{MAX_NAME_BYTES, is_name};
 
-/// Size of a message over UDP that every client takes (RFC 1035), less the 11 bytes of an OPT record
-/// (RFC 6891) and the 6 bytes of an extended error (RFC 8914). Every answer for the guest is shorter, so
-/// that none has to be truncated.
+/// Size of a message over UDP that every client takes (RFC 1035), less the 11 bytes of an OPT
+/// record (RFC 6891) and the 6 bytes of an extended error (RFC 8914). Every answer for the guest is
+/// shorter, so that none has to be truncated.
 const MAX_ANSWER_BYTES: usize = 512 - 11 - 6;
 
-/// Longest message over UDP that the gate announces to take, from a name server and from the guest. It
-/// fits into one packet of every network, so that no part of a reply can be forged as a fragment of its
-/// own (RFC 9715). It has room for 70 addresses, and those of a truncated reply count all the same.
+/// Longest message over UDP that the gate announces to take, from a name server and from the guest.
+/// It fits into one packet of every network, so that no part of a reply can be forged as a fragment
+/// of its own (RFC 9715). It has room for 70 addresses, and those of a truncated reply count all
+/// the same.
 pub(super) const MAX_MESSAGE_BYTES: u16 = 1232;
 
 /// Bound on the aliases between a name and its addresses. Resolvers have bounds from 8 to 20.
 const MAX_ALIASES: usize = 16;
 
-/// Bound on the addresses of a name. More do not fit into [`MAX_ANSWER_BYTES`] for the longest name.
+/// Bound on the addresses of a name. More do not fit into [`MAX_ANSWER_BYTES`] for the longest
+/// name.
 pub(super) const MAX_ADDRESSES: usize = 13;
 
 /// A question of the guest.
@@ -122,8 +124,8 @@ impl Question {
         self.kind == Rtype::A
     }
 
-    /// Returns the name in lower case and without a dot at its end. Returns `None` for a name that no
-    /// rule can have.
+    /// Returns the name in lower case and without a dot at its end. Returns `None` for a name that
+    /// no rule can have.
     pub(super) fn name(&self) -> Option<Arc<str>> {
         let mut text = String::with_capacity(MAX_NAME_BYTES);
         for label in self.name.iter_labels().filter(|label| !label.is_root()) {
@@ -180,8 +182,8 @@ impl Question {
     }
 }
 
-/// Adds the record with which a question that has EDNS must be answered, and the reason why there are
-/// no addresses (RFC 8914).
+/// Adds the record with which a question that has EDNS must be answered, and the reason why there
+/// are no addresses (RFC 8914).
 fn push_edns(
     additional: &mut AdditionalBuilder<StaticCompressor<Vec<u8>>>,
     answer: &Answer,
@@ -275,11 +277,11 @@ pub(super) fn read_reply(message: &[u8], id: u16, name: &str) -> Option<Reply> {
     })
 }
 
-/// Follows the aliases from a name to its addresses. Returns the addresses and the shortest time to live
-/// on the way, or `None` if the aliases make a circle.
+/// Follows the aliases from a name to its addresses. Returns the addresses and the shortest time to
+/// live on the way, or `None` if the aliases make a circle.
 ///
-/// Records that do not belong to this chain do not count, whoever has put them there. The length of the
-/// message bounds the records.
+/// Records that do not belong to this chain do not count, whoever has put them there. The length of
+/// the message bounds the records.
 fn addresses<'a>(
     message: &'a Message<&[u8]>,
     mut name: ParsedName<&'a [u8]>,

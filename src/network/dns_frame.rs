@@ -8,8 +8,8 @@ use super::refusal::{checksum, frame};
 /// Size of a UDP header (RFC 768).
 const UDP_BYTES: usize = 8;
 
-/// Returns the port of the guest and the message of a frame that the filter has found to be a question.
-/// Returns `None` if the lengths in the frame do not fit.
+/// Returns the port of the guest and the message of a frame that the filter has found to be a
+/// question. Returns `None` if the lengths in the frame do not fit.
 ///
 /// The checksum is not verified: the guest's kernel leaves it to a device that does not compute it.
 pub(super) fn question(frame: &[u8]) -> Option<(u16, &[u8])> {

@@ -17,8 +17,8 @@
 //!   no such state for the sockets of published ports.
 //!
 //! If a rule has a name, what the gate has answered for the name decides which addresses may be
-//! reached, until the answer expires. Connections and flows of UDP that are open then go on: of TCP,
-//! all packets but the first one of a connection pass, for the reason above.
+//! reached, until the answer expires. Connections and flows of UDP that are open then go on: of
+//! TCP, all packets but the first one of a connection pass, for the reason above.
 //!
 //! The filter is necessary because passt of Debian 12 connects to any address that a frame names,
 //! the host's loopback address included, and binds the source port of each UDP packet on the host.
@@ -215,8 +215,8 @@ impl Filter {
     /// Returns whether a packet goes to an address that was answered for a name, or belongs to what
     /// began while it did.
     ///
-    /// A fragment does not pass. It has no ports by which a rule could allow it, and passt does not put
-    /// fragments together.
+    /// A fragment does not pass. It has no ports by which a rule could allow it, and passt does not
+    /// put fragments together.
     fn has_name(&self, packet: &Packet, now: Instant) -> bool {
         let Some(Names { rules, answered }) = &self.names else { return false };
         let Packet { destination, protocol, ports, is_opening, .. } = *packet;

@@ -74,8 +74,8 @@ pub(super) enum Effect {
     Tell(Destination),
 }
 
-/// The state of the name server of one guest. Its collections are trees for the reason that is given
-/// in `udp_flows.rs`.
+/// The state of the name server of one guest. Its collections are trees for the reason that is
+/// given in `udp_flows.rs`.
 #[derive(Debug)]
 pub(super) struct NameServer {
     rules: Rc<NameRules>,
@@ -349,8 +349,8 @@ impl Cache {
 
 /// Numbers of questions that nobody can guess who does not see them.
 ///
-/// They are a keyed hash of a counter. The standard library takes the key from the kernel when
-/// it makes the state, and needs no system call afterwards, which the gate's filter would not allow.
+/// They are a keyed hash of a counter. The standard library takes the key from the kernel when it
+/// makes the state, and needs no system call afterwards, which the gate's filter would not allow.
 #[derive(Debug, Default)]
 struct Ids {
     key: RandomState,

@@ -1,7 +1,7 @@
 //! The rules of `network.egress` that have a name, prepared for a look-up for each question.
 //!
-//! A look-up takes one search in a hash table for each label of a name, however many rules there are.
-//! The tables are complete before the gate gives up the system call that seeds one.
+//! A look-up takes one search in a hash table for each label of a name, however many rules there
+//! are. The tables are complete before the gate gives up the system call that seeds one.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::Ipv4Addr;

@@ -1,8 +1,8 @@
 //! What the gate tells the shim: destinations that it has refused, and how often.
 //!
-//! A notice is a line of text, such as `tcp 192.0.2.7 443 3 api.example.org`. The guest decides how many packets are
-//! refused, so the gate limits the notices. The gate reads input of a hostile guest, so the shim
-//! parses the lines strictly and limits them a second time.
+//! A notice is a line of text, such as `tcp 192.0.2.7 443 3 api.example.org`. The guest decides how
+//! many packets are refused, so the gate limits the notices. The gate reads input of a hostile
+//! guest, so the shim parses the lines strictly and limits them a second time.
 
 use std::fmt;
 use std::net::Ipv4Addr;

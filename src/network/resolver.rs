@@ -1,6 +1,6 @@
 //! The host's name servers that a guest can use. A name server on the host's loopback address is
-//! left out, because a guest cannot reach it. The gate, which asks name servers itself if a rule has a
-//! name, can.
+//! left out, because a guest cannot reach it. The gate, which asks name servers itself if a rule
+//! has a name, can.
 
 use std::fs::File;
 use std::io::Read;

@@ -73,8 +73,8 @@ fn ip(arguments: &str) {
     assert!(status.success(), "ip {arguments}");
 }
 
-/// Moves this thread into a new network namespace with an address of a host, and puts the mirror into
-/// another one behind it.
+/// Moves this thread into a new network namespace with an address of a host, and puts the mirror
+/// into another one behind it.
 fn enter_host_network_with_a_mirror() {
     unshare(CloneFlags::CLONE_NEWNET).unwrap();
     for arguments in ["link set lo up", &format!("address add {HOST}/32 dev lo")] {
@@ -141,8 +141,8 @@ fn serve(mut stream: TcpStream) {
     let _sent = stream.write_all(&[head.as_bytes(), &content].concat());
 }
 
-/// Serves names on [`HOST`]: one leads to the host, and all others to the mirror. Each answer has a time
-/// to live of one second.
+/// Serves names on [`HOST`]: one leads to the host, and all others to the mirror. Each answer has a
+/// time to live of one second.
 fn serve_names() {
     let socket = UdpSocket::bind((HOST, 53)).unwrap();
     thread::spawn(move || {

@@ -21,8 +21,8 @@ pub enum Egress {
     /// reachable on port 53.
     Allow,
     /// What one of these rules names, of the destinations that `allow` has: at most 1000 rules with
-    /// an address and 10000 with a name. Without a name in a rule, the name servers of `network.dns`
-    /// are reachable on port 53 without a rule.
+    /// an address and 10000 with a name. Without a name in a rule, the name servers of
+    /// `network.dns` are reachable on port 53 without a rule.
     Rules(Vec<EgressRule>),
 }
 

@@ -283,14 +283,15 @@ pub enum EventKind {
     },
     /// The guest sent packets to a destination that `network.egress` or `network.not_host` does not
     /// let it reach, or that no guest may reach, or it asked for a name that no rule has, or a name
-    /// led to an address that no name may lead to. The shim emits at most ten of these events at once
-    /// and one a second on average, each destination at most once in ten seconds, and may drop them.
+    /// led to an address that no name may lead to. The shim emits at most ten of these events at
+    /// once and one a second on average, each destination at most once in ten seconds, and may drop
+    /// them.
     #[serde(rename = "network.refused")]
     NetworkRefused {
         /// Protocol of the packets.
         protocol: RefusedProtocol,
-        /// Address to which the guest sent them. For an address that was left out of an answer, this
-        /// address.
+        /// Address to which the guest sent them. For an address that was left out of an answer,
+        /// this address.
         address: Ipv4Addr,
         /// Port to which the guest sent them. Absent: the protocol is ICMP, they are fragments, or
         /// the address was left out of the answer for a name.
@@ -403,9 +404,9 @@ pub enum RefusedProtocol {
     Udp,
     /// ICMP. The guest got the same message in answer to an echo request.
     Icmp,
-    /// DNS, to the name server of the gate. With a port: a question for a name that no rule has; the
-    /// guest got the answer that the name does not exist. Without a port: an address that was left out
-    /// of the answer for a name.
+    /// DNS, to the name server of the gate. With a port: a question for a name that no rule has;
+    /// the guest got the answer that the name does not exist. Without a port: an address that was
+    /// left out of the answer for a name.
     Dns,
 }
 

@@ -4,9 +4,9 @@
 //! The gate of a box with published ports holds sockets of the host's network. The filter keeps it
 //! from giving such a socket another peer: no connect(2), no other call that connects (sendto(2)
 //! with `MSG_FASTOPEN`), and no call that sends an fd to another process. The connector
-//! (`connector.rs`) connects in its place. The gate of a box with names in its rules holds sockets that
-//! are connected to name servers. The filter has no call that sends to another address (sendto(2)
-//! with an address, sendmsg(2)).
+//! (`connector.rs`) connects in its place. The gate of a box with names in its rules holds sockets
+//! that are connected to name servers. The filter has no call that sends to another address
+//! (sendto(2) with an address, sendmsg(2)).
 //!
 //! `tests/wire/network.rs` compares these lists with the calls that a gate makes, and gives a
 //! reason for each call that it does not see.

@@ -9,8 +9,8 @@ use std::net::IpAddr;
 use a3s_box_core::config::{MAX_CONFIG_BYTES, NetworkConfig, SeccompMode};
 use serde::{Deserialize, Serialize};
 
-/// Bound on the text. The shim writes some values longer than they were in the config of the box, such
-/// as `192.0.2.7/32` for `192.0.2.7`, but not twice as long.
+/// Bound on the text. The shim writes some values longer than they were in the config of the box,
+/// such as `192.0.2.7/32` for `192.0.2.7`, but not twice as long.
 const MAX_BYTES: usize = 2 * MAX_CONFIG_BYTES;
 
 /// The config of a gate.

@@ -1,5 +1,5 @@
-//! What happens to a refused packet of the guest: the guest gets an answer, and the shim a notice. The
-//! answers of the gate's name server take the same way.
+//! What happens to a refused packet of the guest: the guest gets an answer, and the shim a notice.
+//! The answers of the gate's name server take the same way.
 //!
 //! Neither may delay the frames that pass. Answers wait in a short queue, and are dropped while it
 //! is full. Notices go to a pipe that does not block.

@@ -1,8 +1,9 @@
 //! The sockets of the gate's name server, and what its effects do.
 //!
-//! The sockets are made in the network of the host, before the gate leaves it, and each is connected to
-//! one name server. The gate can only send to that server and receive from it afterwards: the filter
-//! of system calls has no connect(2), and no sendto(2) with an address (`calls.rs`).
+//! The sockets are made in the network of the host, before the gate leaves it, and each is
+//! connected to one name server. The gate can only send to that server and receive from it
+//! afterwards: the filter of system calls has no connect(2), and no sendto(2) with an address
+//! (`calls.rs`).
 
 use std::cell::RefCell;
 use std::convert::Infallible;
@@ -27,14 +28,15 @@ use crate::network::names::NameRules;
 
 /// Sockets that are connected to the name servers, in their order.
 ///
-/// The kernel chooses the port of each at random. Nobody but the server at the other end can send to
-/// such a socket without forging its address, and then also has to guess the number of a question.
+/// The kernel chooses the port of each at random. Nobody but the server at the other end can send
+/// to such a socket without forging its address, and then also has to guess the number of a
+/// question.
 #[derive(Debug)]
 pub(super) struct Upstream(Vec<UdpSocket>);
 
 impl Upstream {
-    /// Makes the sockets in the network of this process. Servers that this network cannot reach, such
-    /// as IPv6 ones on a host with IPv4 only, are left out.
+    /// Makes the sockets in the network of this process. Servers that this network cannot reach,
+    /// such as IPv6 ones on a host with IPv4 only, are left out.
     ///
     /// # Errors
     ///
@@ -87,7 +89,8 @@ impl Resolving {
         }
     }
 
-    /// Receives replies for ever. Without a name server of its own, the gate has nothing to receive.
+    /// Receives replies for ever. Without a name server of its own, the gate has nothing to
+    /// receive.
     pub(super) async fn hear(
         this: Option<&Self>,
         filter: &RefCell<Filter>,
@@ -163,8 +166,8 @@ impl Resolving {
 
     fn send(&self, server: usize, message: &[u8]) {
         let Some(socket) = self.sockets.get(server) else { return };
-        // An error may be that of an earlier message, and is gone once it was returned. If the second
-        // message is lost as well, the name server after this one is asked later.
+        // An error may be that of an earlier message, and is gone once it was returned. If the
+        // second message is lost as well, the name server after this one is asked later.
         let send = || rustix::net::send(socket, message, SendFlags::NOSIGNAL);
         let _sent = send().or_else(|_| send());
     }

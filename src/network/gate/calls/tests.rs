@@ -45,8 +45,8 @@ fn gate_cannot_connect_a_socket_of_the_host() {
     assert_eq!(ends, ATTEMPTS);
 }
 
-/// Makes the attempt with a listener, with a connection that it has accepted, and with a socket that is
-/// connected to a name server, under the filter.
+/// Makes the attempt with a listener, with a connection that it has accepted, and with a socket
+/// that is connected to a name server, under the filter.
 fn attempt(name: &str) -> ! {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();

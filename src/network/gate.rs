@@ -253,6 +253,9 @@ async fn serve(
             Verdict::Refuse(destination) => refuser.refuse(destination, frame),
             Verdict::Ask => {
                 resolving.into_iter().for_each(|names| names.ask(frame, &filter, &refuser));
+                // The answer leaves its queue before the next question, so that a program which asks
+                // for a hundred names at once loses none.
+                tokio::task::yield_now().await;
             }
         }
         Ok(())

@@ -11,6 +11,8 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::harness::shim;
@@ -107,6 +109,11 @@ impl Gate {
     fn ask_for_gateway(&mut self) {
         self.send_arp_request(GATEWAY);
         while self.receive()[12..14] != [0x08, 0x06] {}
+    }
+
+    /// Sends a signal to the gate.
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.process.id().cast_signed()), signal).unwrap();
     }
 
     /// Sends an ARP request of the guest (RFC 826).

@@ -7,6 +7,7 @@ use std::sync::mpsc::{self, Receiver};
 use std::thread;
 
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::signal::Signal;
 use nix::unistd::gettid;
 use serde_json::json;
 
@@ -187,6 +188,22 @@ fn other_names_other_servers_and_tcp_are_refused() {
     gate.send_packet(17, *GATES.ip(), &datagram[..5]);
     assert!(asked.try_recv().is_err(), "no name server was asked");
     assert_eq!(resolve(&mut gate, 5, "a.example.org", TYPE_A), (NO_ERROR, vec![SERVICE]));
+}
+
+#[test]
+fn two_hundred_questions_at_once_are_all_answered() {
+    enter_host_network();
+    serve_names(|_| vec![SERVICE]);
+    let mut gate = Gate::start(&json!({"mode": "passt", "egress": [{"to": "a.test"}]}));
+    // The gate answers them by itself, because they are not for IPv4 addresses. All of them wait for it.
+    gate.signal(Signal::SIGSTOP);
+    for id in 0..200 {
+        gate.send_udp(40_000 + u16::from(id), GATES, &question(id, "a.test", TYPE_AAAA));
+    }
+    gate.signal(Signal::SIGCONT);
+    for id in 0..200 {
+        assert_eq!(gate.receive_udp().1, 40_000 + id);
+    }
 }
 
 #[test]

@@ -16,16 +16,20 @@
 //! The wire is the pair of Unix sockets between libkrun's Ethernet device and the gate. The gate is
 //! this same executable. It starts before the shim confines itself, and it starts passt. It filters
 //! the guest's frames ([`filter`]) outside of the VMM, because a guest that has taken over the VMM
-//! could bypass a filter inside it. It answers what it refuses ([`refusal`]) and tells the shim of it
-//! ([`notice`]). The shim then enters an empty network namespace.
+//! could bypass a filter inside it. It answers what it refuses ([`refusal`]) and tells the shim of
+//! it ([`notice`]). If a rule has a name, it is the name server of the guest ([`name_server`]). The
+//! shim then enters an empty network namespace.
 //!
 //! Gate, passt and connector exit when the shim's end of the wire closes. The kernel closes it
 //! however the shim ends.
 
 mod addresses;
+mod answered;
 mod carrier;
 mod checksum;
 mod connector;
+mod dns;
+mod dns_frame;
 mod error;
 mod filter;
 mod frames;
@@ -35,6 +39,8 @@ mod host_ipv6;
 mod jail;
 mod loopback;
 mod metadata;
+mod name_server;
+mod names;
 mod ndp;
 mod notice;
 mod packet;
@@ -60,7 +66,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
 use self::addresses::{
     GATEWAY_ADDRESS, GATEWAY_LINK_LOCAL, GUEST_ADDRESS, GUEST_ADDRESS_V6, GUEST_LINK_LOCAL,
-    GUEST_MAC, MTU, PREFIX_LENGTH, PREFIX_LENGTH_V6,
+    GUEST_MAC, MTU, NAME_SERVER_ADDRESS, PREFIX_LENGTH, PREFIX_LENGTH_V6,
 };
 use self::carrier::Started;
 pub(crate) use self::carrier::{Carrier, lost};
@@ -131,10 +137,15 @@ impl Network {
         let is_deny = passt.egress.is_deny();
         let on_host = if is_deny { None } else { host_ipv6::interface()? };
         check_published(passt, is_deny || on_host.is_some())?;
-        let dns = name_servers_of(passt, on_host.is_some())?;
-        let passt = PasstSpec { dns, ..passt.clone() };
-        let config =
-            GateConfig { network: (&passt).into(), seccomp: spec.seccomp, user, ipv6: on_host };
+        let servers = NameServersOf::find(passt, on_host.is_some())?;
+        let passt = PasstSpec { dns: servers.config, ..passt.clone() };
+        let config = GateConfig {
+            network: (&passt).into(),
+            name_servers: servers.gate,
+            seccomp: spec.seccomp,
+            user,
+            ipv6: on_host,
+        };
         // The carrier starts first: afterwards this process is out of the host's network.
         let Started { carrier, wire, has_ipv6 } = Carrier::start(&config)?;
         check_published(&passt, is_deny || has_ipv6)?;
@@ -144,7 +155,7 @@ impl Network {
             carrier: Some(carrier),
             device: Some(NetDevice { socket: wire.into(), mac: GUEST_MAC }),
             interface: Some(interface),
-            name_servers: name_servers(&passt.dns),
+            name_servers: name_servers(&servers.guest),
             warning: None,
         })
     }
@@ -184,17 +195,39 @@ fn name_servers(addresses: &[IpAddr]) -> Option<NameServers> {
     Some(NameServers { addresses: addresses.iter().map(octets).collect() })
 }
 
-/// Returns the addresses of the guest's name servers. Those of the host that the guest cannot reach
-/// are left out, so that its resolver fails at once and does not wait for an answer.
-fn name_servers_of(passt: &PasstSpec, has_ipv6: bool) -> Result<Vec<IpAddr>, NetworkError> {
-    if passt.egress.is_deny() || !passt.dns.is_empty() {
-        // A guest that reaches nothing reaches no name server either, and its list is empty.
-        return Ok(passt.dns.clone());
+/// The name servers of a box with passt, by those who ask them.
+struct NameServersOf {
+    guest: Vec<IpAddr>,
+    /// Servers to which the filter of the gate passes the guest's questions.
+    config: Vec<IpAddr>,
+    gate: Vec<IpAddr>,
+}
+
+impl NameServersOf {
+    /// Finds the name servers. Those of the host that the guest cannot reach are left out, so that
+    /// its resolver fails at once and does not wait for an answer.
+    fn find(passt: &PasstSpec, has_ipv6: bool) -> Result<Self, NetworkError> {
+        if passt.egress.has_names() {
+            let of_config = passt.dns.clone();
+            let gate = if of_config.is_empty() { resolver::servers_for_gate() } else { of_config };
+            if gate.is_empty() {
+                return Err(NetworkError::NoNameServer);
+            }
+            let (guest, config) = (vec![NAME_SERVER_ADDRESS.into()], passt.dns.clone());
+            return Ok(Self { guest, config, gate });
+        }
+        let asked_by_guest =
+            |servers: Vec<_>| Self { guest: servers.clone(), config: servers, gate: Vec::new() };
+        if passt.egress.is_deny() || !passt.dns.is_empty() {
+            // A guest that reaches nothing reaches no name server either, and its list is empty.
+            return Ok(asked_by_guest(passt.dns.clone()));
+        }
+        let egress = Egress::new(passt, &host_addresses::out_of_reach(passt)?);
+        let mut servers = resolver::servers_of_host();
+        servers.retain(|server| egress.allows_questions_to(*server));
+        let servers = if has_ipv6 { servers } else { without_ipv6(servers) };
+        Ok(asked_by_guest(servers))
     }
-    let egress = Egress::new(passt, &host_addresses::out_of_reach(passt)?);
-    let mut servers = resolver::servers_of_host();
-    servers.retain(|server| egress.allows_questions_to(*server));
-    Ok(if has_ipv6 { servers } else { without_ipv6(servers) })
 }
 
 fn without_ipv6(mut servers: Vec<IpAddr>) -> Vec<IpAddr> {

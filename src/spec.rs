@@ -11,6 +11,7 @@
 //! | [`ids`] | `confinement.ids` |
 //! | [`image`] | `image`, `cache` |
 //! | [`mounts`] | `mounts` |
+//! | [`name`] | names in `network.egress` |
 //! | [`network`] | `network` |
 //! | [`output`] | `console`, `events` |
 //! | [`paths`] | `paths`, and paths in other parts that must not be in the shim's directories |
@@ -26,6 +27,7 @@ mod hostname;
 mod ids;
 mod image;
 mod mounts;
+mod name;
 mod network;
 mod output;
 mod paths;
@@ -50,8 +52,8 @@ pub(crate) use self::ids::IDS_PER_BOX;
 pub(crate) use self::image::ImageSpec;
 pub(crate) use self::mounts::{MountSource, MountSpec};
 pub(crate) use self::network::{
-    EgressSpec, MAX_NAME_SERVERS, NetworkSpec, PasstSpec, RuleSpec, Subnet, behind_translator,
-    is_reachable,
+    EgressSpec, MAX_NAME_BYTES, MAX_NAME_SERVERS, NetworkSpec, PasstSpec, RuleSpec, Scope, Subnet,
+    Target, behind_translator, is_name, is_reachable,
 };
 pub(crate) use self::output::{ConsoleSpec, EventsSpec};
 use self::paths::ShimDirectories;

@@ -18,6 +18,9 @@ use scratch::pieces::Pieces;
 #[expect(dead_code, reason = "only the shim uses the rest")]
 #[path = "../../src/network/addresses.rs"]
 mod addresses;
+#[allow(dead_code, reason = "only the target `names` uses it")]
+#[path = "../../src/network/answered.rs"]
+mod answered;
 #[allow(dead_code, reason = "only the shim uses the rest, for its config")]
 #[path = "../../src/spec/egress.rs"]
 mod egress;
@@ -31,6 +34,12 @@ mod filter;
 mod frames;
 #[path = "../../src/network/metadata.rs"]
 mod metadata;
+#[allow(dead_code, reason = "only the shim uses the rest, for its config")]
+#[path = "../../src/spec/name.rs"]
+mod name;
+#[allow(dead_code, reason = "only the target `names` uses the rest")]
+#[path = "../../src/network/names.rs"]
+mod names;
 #[allow(dead_code, reason = "only the shim uses the rest, for its questions")]
 #[path = "../../src/network/ndp.rs"]
 mod ndp;
@@ -41,11 +50,12 @@ mod notice;
 mod packet;
 #[path = "../../src/spec/reach.rs"]
 mod reach;
+#[allow(dead_code, reason = "only the target `names` uses the rest")]
 #[path = "../../src/network/refusal.rs"]
 mod refusal;
 #[path = "../../src/network/rules.rs"]
 mod rules;
-#[allow(dead_code, reason = "only the shim uses the rest, for its config")]
+#[allow(dead_code, unused_imports, reason = "only the shim uses the rest, for its config")]
 #[path = "../../src/spec/network.rs"]
 mod spec;
 #[path = "../../src/network/udp_flows.rs"]
@@ -94,7 +104,7 @@ fuzz_target!(|input: &[u8]| {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let mut arrived = Vec::new();
     let spec = passt(EgressSpec::Allow);
-    let mut filter = Filter::new(&spec, Egress::new(&spec, &[]));
+    let mut filter = Filter::new(&spec, Egress::new(&spec, &[]), None);
     let mut strict = strict_filter();
     let carry = async |framed: &[u8]| -> std::io::Result<()> {
         let frame = frames::without_length(framed);
@@ -108,7 +118,7 @@ fuzz_target!(|input: &[u8]| {
             "{}",
             frame.escape_ascii()
         );
-        for verdict in [verdict, with_rules] {
+        for verdict in [&verdict, &with_rules] {
             if let Verdict::Refuse(_) = verdict {
                 check_answer(frame);
             }
@@ -141,7 +151,7 @@ fn strict_filter() -> Filter {
                    {"to": "2000::/3", "ports": ["1-1024"]}, {"to": "fd00::/8"}]"#;
     let config: config::Egress = serde_json::from_str(json).unwrap();
     let spec = passt(config.try_into().unwrap());
-    Filter::new(&spec, Egress::new(&spec, &[]))
+    Filter::new(&spec, Egress::new(&spec, &[]), None)
 }
 
 /// Checks that the answer to a refused frame, if there is one, is a short and valid packet.

@@ -12,6 +12,10 @@ pub(super) const GUEST_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
 /// Address of the gateway, for which passt answers.
 pub(super) const GATEWAY_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
 
+/// Address at which the gate answers questions for names, if a rule has one. passt does not have
+/// it, but answers ARP requests for it, as for each address but the guest's (`ignore_arp`).
+pub(super) const NAME_SERVER_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 3);
+
 /// Prefix length of the guest's address.
 pub(super) const PREFIX_LENGTH: u32 = 24;
 

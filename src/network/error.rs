@@ -24,6 +24,9 @@ pub(crate) enum NetworkError {
     /// The gate or passt exited before it carried a frame.
     #[error("the network was refused: {complaint}")]
     Refused { complaint: String },
+    /// A rule has a name, and there is no name server that could resolve it.
+    #[error("`network.egress` has names, and neither the config nor the host has a name server")]
+    NoNameServer,
     /// passt did not answer in time.
     #[error("passt did not answer within {} s", ANSWER_TIMEOUT.as_secs())]
     NoAnswer,
@@ -48,6 +51,9 @@ impl NetworkError {
                 "give an interface of the host a link-local and another IPv6 address, publish the \
                  port on an IPv4 address, or use `network.egress` `deny`",
             ),
+            Self::NoNameServer => {
+                Some("name a server in `network.dns`, or in `/etc/resolv.conf` of the host")
+            }
             Self::NoAnswer | Self::Host(_) => None,
         }
     }

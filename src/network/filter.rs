@@ -2,7 +2,7 @@
 //!
 //! | frames | that pass |
 //! |---|---|
-//! | of the guest | from its own addresses, to an address that a guest may reach and that the egress of the box allows; UDP only from a port of a client or from a published port; of IPv6 only TCP, UDP and echo requests |
+//! | of the guest | from its own addresses, to an address that a guest may reach and that the egress of the box allows; UDP only from a port of a client or from a published port; of IPv6 only TCP, UDP and echo requests. Questions to the gate's name server stay in the gate |
 //! | for the guest | all of IPv4 but UDP; UDP if it answers the guest or goes to a published port; of IPv6 besides TCP, echo messages and errors |
 //! | of both | ARP; questions and answers about the hardware address of the IPv6 gateway |
 //!
@@ -20,20 +20,29 @@
 //! passt gives the address of the IPv6 gateway to clients on the host's loopback address. The guest
 //! reaches this address only to answer them.
 //!
+//! If a rule has a name, what the gate has answered for the name decides which addresses may be
+//! reached, until the answer expires. Connections and flows of UDP that are open then go on: of
+//! TCP, all packets but the first one of a connection pass, for the reason above.
+//!
 //! The filter is necessary because passt of Debian 12 connects to any address that a frame names,
 //! the host's loopback address included (also as `::ffff:127.0.0.1`), and binds the source port of
 //! each UDP packet on the host.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Instant;
 
 use a3s_box_core::config::Protocol;
 
 use super::addresses::{
     GATEWAY_ADDRESS, GATEWAY_LINK_LOCAL, GUEST_ADDRESS, GUEST_ADDRESS_V6, GUEST_LINK_LOCAL,
+    NAME_SERVER_ADDRESS,
 };
+use super::answered::Answered;
 use super::metadata::is_metadata;
+use super::names::NameRules;
 use super::ndp;
 use super::notice::Destination;
 use super::packet::{PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP, Packet, Ports, is_arp};
@@ -46,10 +55,11 @@ use crate::spec::{EgressSpec, PasstSpec, behind_translator, is_reachable};
 /// usually have a port below it, which the guest must not take from them.
 const FIRST_CLIENT_PORT: u16 = 32_768;
 
-const PORT_DNS: u16 = 53;
+/// Port of name servers (RFC 1035).
+pub(super) const PORT_DNS: u16 = 53;
 
 /// What happens to a frame of the guest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
     /// It is passed on.
     Pass,
@@ -57,12 +67,16 @@ pub(super) enum Verdict {
     Drop,
     /// It is dropped, because the guest may not reach this destination.
     Refuse(Destination),
+    /// It is for the name server of the gate.
+    Ask,
 }
 
 /// The rules for the frames of one box, and what the gate remembers of earlier frames.
 #[derive(Debug)]
 pub(super) struct Filter {
     egress: Egress,
+    /// If present, the gate is the guest's only name server.
+    names: Option<Names>,
     name_servers: Vec<IpAddr>,
     /// TCP ports of the guest that passt forwards to.
     published_tcp: Vec<u16>,
@@ -75,7 +89,14 @@ pub(super) struct Filter {
     arrivals: UdpFlows,
 }
 
-/// The destinations that the config of a box allows.
+/// The names that the config of a box allows, and the addresses that were answered for them.
+#[derive(Debug)]
+struct Names {
+    rules: Rc<NameRules>,
+    answered: Answered,
+}
+
+/// The destinations that the config of a box allows by their addresses.
 #[derive(Debug)]
 pub(super) struct Egress {
     /// If absent, all of them.
@@ -111,15 +132,17 @@ impl Egress {
 }
 
 impl Filter {
-    /// Returns the filter for a box that has sent no frame yet.
-    pub(super) fn new(spec: &PasstSpec, egress: Egress) -> Self {
+    /// Returns the filter for a box that has sent no frame yet. `names` are those of its rules.
+    pub(super) fn new(spec: &PasstSpec, egress: Egress, names: Option<Rc<NameRules>>) -> Self {
         let published = |protocol| {
             let ports = spec.publish.iter().filter(move |port| port.protocol == protocol);
             ports.map(|port| port.guest_port).collect()
         };
         Self {
             egress,
-            name_servers: spec.dns.clone(),
+            // The gate asks the name servers of the config itself.
+            name_servers: if names.is_some() { Vec::new() } else { spec.dns.clone() },
+            names: names.map(|rules| Names { rules, answered: Answered::default() }),
             published_tcp: published(Protocol::Tcp),
             published_udp: published(Protocol::Udp),
             flows: UdpFlows::default(),
@@ -137,13 +160,41 @@ impl Filter {
         if !is_of_guest(&packet) {
             return Verdict::Drop;
         }
+        if self.is_question(&packet) {
+            return Verdict::Ask;
+        }
         if !self.may_reach(&packet, now) {
-            return Destination::of(&packet).map_or(Verdict::Drop, Verdict::Refuse);
+            return self.refused(&packet).map_or(Verdict::Drop, Verdict::Refuse);
         }
         if packet.protocol == PROTOCOL_UDP && !self.may_send(packet, now) {
             return Verdict::Drop;
         }
         Verdict::Pass
+    }
+
+    /// Notes that the gate has answered addresses for a name, which the guest may now reach.
+    pub(super) fn note_answer(&mut self, name: &Arc<str>, addresses: &[IpAddr], expires: Instant) {
+        let Some(Names { rules, answered }) = &mut self.names else { return };
+        let grants = rules.grants_of(name);
+        for &address in addresses {
+            answered.note(name, address, &grants, expires);
+        }
+    }
+
+    /// Returns whether a packet is a question to the name server of the gate, which has UDP only.
+    fn is_question(&self, packet: &Packet) -> bool {
+        self.names.is_some()
+            && packet.destination == IpAddr::from(NAME_SERVER_ADDRESS)
+            && packet.protocol == PROTOCOL_UDP
+            && packet.ports.is_some_and(|ports| ports.destination == PORT_DNS)
+    }
+
+    fn refused(&self, packet: &Packet) -> Option<Destination> {
+        let destination = Destination::of(packet)?;
+        let answered = self.names.as_ref().map(|names| &names.answered);
+        let name =
+            answered.and_then(|answered| answered.name_of(behind_translator(packet.destination)));
+        Some(Destination { name, ..destination })
     }
 
     /// Returns whether the guest may send a packet to its destination.
@@ -157,7 +208,8 @@ impl Filter {
         if destination == IpAddr::from(GATEWAY_LINK_LOCAL) {
             return self.is_answer(packet, now);
         }
-        if !is_reachable(destination) {
+        let is_of_gate = self.names.is_some() && is_name_server(destination);
+        if !is_reachable(destination) || is_of_gate {
             return false;
         }
         if port == Some(PORT_DNS) && self.name_servers.contains(&destination) {
@@ -165,7 +217,34 @@ impl Filter {
         }
         let host = behind_translator(destination);
         !is_metadata(host)
-            && (self.egress.allows(host, protocol, port) || self.is_answer(packet, now))
+            && (self.egress.allows(host, protocol, port)
+                || self.is_answer(packet, now)
+                || self.has_name(packet, now))
+    }
+
+    /// Returns whether a packet goes to an address that was answered for a name, or belongs to what
+    /// began while it did.
+    ///
+    /// A fragment does not pass. It has no ports by which a rule could allow it, and passt does not
+    /// put fragments together.
+    fn has_name(&self, packet: &Packet, now: Instant) -> bool {
+        let Some(Names { rules, answered }) = &self.names else { return false };
+        let Packet { destination, protocol, ports, is_opening, .. } = *packet;
+        let port = ports.map(|ports| ports.destination);
+        let host = behind_translator(destination);
+        let is_whole = ports.is_some() || !matches!(protocol, PROTOCOL_TCP | PROTOCOL_UDP);
+        if !is_whole || !rules.may_lead_to(host) {
+            return false;
+        }
+        answered.grants(host, now).any(|grant| rules.grant_allows(grant, protocol, port))
+            || match (protocol, ports) {
+                (PROTOCOL_TCP, Some(_)) => !is_opening,
+                (PROTOCOL_UDP, Some(ports)) => {
+                    let remote = SocketAddr::new(destination, ports.destination);
+                    self.flows.is_open(UdpFlow { guest_port: ports.source, remote }, now)
+                }
+                _ => false,
+            }
     }
 
     /// Returns whether a packet answers a peer that has reached a published port.
@@ -215,6 +294,11 @@ impl Filter {
             Some(packet) => packet.protocol != PROTOCOL_UDP,
         }
     }
+}
+
+/// Returns whether an address is that of the gate's name server, or leads to it.
+fn is_name_server(address: IpAddr) -> bool {
+    behind_translator(address) == IpAddr::from(NAME_SERVER_ADDRESS)
 }
 
 /// Returns whether the guest may send a packet from its source. It may send no ICMPv6 message but

@@ -1,4 +1,4 @@
-//! The addresses of the host, for `network.not_host`.
+//! The addresses of the host, for `network.not_host` and for rules with names.
 
 use std::net::IpAddr;
 
@@ -11,11 +11,12 @@ use crate::spec::PasstSpec;
 /// Returns the addresses of the host that the guest must not reach. Without `network.not_host` there
 /// are none, and the interfaces are not looked at.
 pub(super) fn out_of_reach(spec: &PasstSpec) -> Result<Vec<IpAddr>, HostError> {
-    if spec.not_host {
-        find().map_err(HostError::of("list the addresses of the host"))
-    } else {
-        Ok(Vec::new())
-    }
+    if spec.not_host { all() } else { Ok(Vec::new()) }
+}
+
+/// Returns all addresses of the host, to which no name may lead, whatever `network.not_host` is.
+pub(super) fn all() -> Result<Vec<IpAddr>, HostError> {
+    find().map_err(HostError::of("list the addresses of the host"))
 }
 
 /// Returns the addresses of all interfaces in the network namespace of this process.

@@ -180,9 +180,9 @@ fn frame_v6(addresses: [Ipv6Addr; 2], protocol: u8, payload: &[u8]) -> Vec<u8> {
 }
 
 /// Returns a frame with an IPv4 packet for the guest.
-fn frame_v4(source: Ipv4Addr, protocol: u8, payload: &[&[u8]]) -> Vec<u8> {
+pub(super) fn frame_v4(source: Ipv4Addr, protocol: u8, payload: &[&[u8]]) -> Vec<u8> {
     let payload = payload.concat();
-    // An answer has less than 100 bytes, so the conversion cannot fail.
+    // An answer has less than 1 KiB, so the conversion cannot fail.
     let length = u16::try_from(IPV4_BYTES + payload.len()).unwrap_or_default().to_be_bytes();
     // Version 4 and a header of five words of four bytes, type of service, length, no identifier,
     // and the flag "do not fragment".

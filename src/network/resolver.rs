@@ -1,5 +1,6 @@
 //! The host's name servers that a guest can use. A name server on the host's loopback address is
-//! left out, because a guest cannot reach it.
+//! left out, because a guest cannot reach it. The gate, which asks name servers itself if a rule
+//! has a name, can.
 
 use std::fs::File;
 use std::io::Read;
@@ -18,22 +19,36 @@ const MAX_BYTES: u64 = 64 * 1024;
 
 /// Returns the name servers of the first file that lists one for a guest, or none if no file does.
 pub(super) fn servers_of_host() -> Vec<IpAddr> {
+    first_of(usable)
+}
+
+/// Returns the name servers of the host for a process in its network, or none if no file lists one.
+pub(super) fn servers_for_gate() -> Vec<IpAddr> {
+    first_of(|text| listed(text).take(MAX_NAME_SERVERS).collect())
+}
+
+/// Returns what is taken from the first file that has something of it.
+fn first_of<T>(take: impl Fn(&str) -> Vec<T>) -> Vec<T> {
     let read = |path| {
         let mut text = Vec::new();
         File::open(path).and_then(|file| file.take(MAX_BYTES).read_to_end(&mut text)).ok()?;
-        Some(usable(&String::from_utf8_lossy(&text)))
+        Some(take(&String::from_utf8_lossy(&text)))
     };
     FILES.into_iter().filter_map(read).find(|servers| !servers.is_empty()).unwrap_or_default()
 }
 
 /// Returns the name servers in the text of a resolv.conf(5) that a guest can reach.
 fn usable(text: &str) -> Vec<IpAddr> {
-    let server = |line: &str| {
+    listed(text).filter(|server| is_reachable(*server)).take(MAX_NAME_SERVERS).collect()
+}
+
+/// Returns the name servers in the text of a resolv.conf(5). Those with a scope, such as
+/// `fe80::1%eth0`, are left out.
+fn listed(text: &str) -> impl Iterator<Item = IpAddr> {
+    text.lines().filter_map(|line| {
         let mut words = line.split_ascii_whitespace();
-        let address = words.next().filter(|word| *word == "nameserver").and(words.next())?;
-        address.parse().ok().filter(|address: &IpAddr| is_reachable(*address))
-    };
-    text.lines().filter_map(server).take(MAX_NAME_SERVERS).collect()
+        words.next().filter(|word| *word == "nameserver").and(words.next())?.parse().ok()
+    })
 }
 
 #[cfg(test)]
@@ -49,5 +64,7 @@ mod tests {
             ["192.0.2.1", "2001:db8::1", "1.1.1.1"].map(|text| text.parse().unwrap()).into();
         assert_eq!(usable(text), expected);
         assert!(usable("nameserver 127.0.0.53\n").is_empty());
+        let all: Vec<String> = listed(text).take(3).map(|server| server.to_string()).collect();
+        assert_eq!(all, ["127.0.0.53", "192.0.2.1", "::1"]);
     }
 }

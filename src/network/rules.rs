@@ -1,4 +1,5 @@
-//! The rules of `network.egress`, prepared for a look-up for each packet.
+//! The rules of `network.egress` that have an address, prepared for a look-up for each packet, and
+//! what a rule allows.
 //!
 //! All networks with the same prefix length are in one sorted map, so that a look-up takes one
 //! search in each of them: at most 33 for an IPv4 address and 129 for an IPv6 address, however many
@@ -11,7 +12,7 @@ use std::ops::BitAnd;
 use a3s_box_core::config::{PortRange, Protocol};
 
 use super::packet::{PROTOCOL_TCP, PROTOCOL_UDP};
-use crate::spec::{RuleSpec, Subnet};
+use crate::spec::{RuleSpec, Subnet, Target};
 
 /// The destinations that the rules of a box name.
 #[derive(Debug, Default)]
@@ -24,9 +25,9 @@ pub(super) struct Rules {
 #[derive(Debug)]
 struct Networks<A>(BTreeMap<A, BTreeMap<A, Allowed>>);
 
-/// What the rules about one network allow.
+/// What the rules about one network or name allow.
 #[derive(Debug, Default)]
-struct Allowed {
+pub(super) struct Allowed {
     tcp: Ports,
     udp: Ports,
     /// A rule has neither ports nor a protocol, so that all protocols pass.
@@ -46,14 +47,8 @@ impl Rules {
     pub(super) fn new(rules: &[RuleSpec]) -> Self {
         let mut all = Self::default();
         for RuleSpec { to, ports, protocol } in rules {
-            let allowed = all.entry(*to);
-            allowed.everything |= ports.is_empty() && protocol.is_none();
-            if *protocol != Some(Protocol::Udp) {
-                allowed.tcp.add(ports);
-            }
-            if *protocol != Some(Protocol::Tcp) {
-                allowed.udp.add(ports);
-            }
+            let Target::Network(network) = to else { continue };
+            all.entry(*network).add(ports, *protocol);
         }
         all.v4.merge();
         all.v6.merge();
@@ -89,10 +84,7 @@ impl<A: Copy + Ord + BitAnd<Output = A>> Networks<A> {
     }
 
     fn merge(&mut self) {
-        for allowed in self.0.values_mut().flat_map(BTreeMap::values_mut) {
-            allowed.tcp.merge();
-            allowed.udp.merge();
-        }
+        self.0.values_mut().flat_map(BTreeMap::values_mut).for_each(Allowed::merge);
     }
 
     fn allow(&self, address: A, protocol: u8, port: Option<u16>) -> bool {
@@ -104,7 +96,25 @@ impl<A: Copy + Ord + BitAnd<Output = A>> Networks<A> {
 }
 
 impl Allowed {
-    fn has(&self, protocol: u8, port: Option<u16>) -> bool {
+    /// Adds what a rule allows. Callers must [merge](Self::merge) before the first look-up.
+    pub(super) fn add(&mut self, ports: &[PortRange], protocol: Option<Protocol>) {
+        self.everything |= ports.is_empty() && protocol.is_none();
+        if protocol != Some(Protocol::Udp) {
+            self.tcp.add(ports);
+        }
+        if protocol != Some(Protocol::Tcp) {
+            self.udp.add(ports);
+        }
+    }
+
+    /// Puts the ports in order.
+    pub(super) fn merge(&mut self) {
+        self.tcp.merge();
+        self.udp.merge();
+    }
+
+    /// Returns whether a rule allows packets of this protocol to this port.
+    pub(super) fn has(&self, protocol: u8, port: Option<u16>) -> bool {
         self.everything
             || match protocol {
                 PROTOCOL_TCP => self.tcp.has(port),

@@ -4,7 +4,8 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use a3s_box_core::config::{ConfigError, NetworkConfig, NetworkMode, Protocol, PublishConfig};
 
-pub(crate) use super::egress::{EgressSpec, RuleSpec, Subnet};
+pub(crate) use super::egress::{EgressSpec, RuleSpec, Subnet, Target};
+pub(crate) use super::name::{MAX_NAME_BYTES, Scope, is_name};
 pub(crate) use super::reach::{behind_translator, is_reachable};
 
 /// Bound on the published ports of a box. Each is a listening socket.
@@ -31,7 +32,8 @@ pub(crate) struct PasstSpec {
     /// Whether the addresses of the host are out of reach, whatever `egress` is.
     pub(crate) not_host: bool,
     pub(crate) publish: Vec<PublishConfig>,
-    /// Name servers of the guest. If empty, the guest uses those of the host.
+    /// Name servers of the guest, or of the gate if it is the guest's name server. If empty, these
+    /// are those of the host.
     pub(crate) dns: Vec<IpAddr>,
 }
 

@@ -501,11 +501,11 @@ fn invalid_rule_is_refused_with_its_field() {
     let many = |item: &str, count| vec![item; count].join(",");
     let cases = [
         (
-            r#"{"to":"a.example"}"#.to_owned(),
-            "[0].to: not supported yet: the name `a.example`; give",
+            r#"{"to":"a.example."}"#.to_owned(),
+            "[0].to: found `a.example.`, expected an IPv4 address or network",
         ),
         (format!(r#"{rule},{{"to":"10.0.0.7/8"}}"#), "[1].to: found `10.0.0.7/8`, expected"),
-        (many(rule, 1001), ": found 1001 rules, expected at most 1000"),
+        (many(rule, 1001), ": found 1001 rules with an address, expected at most 1000"),
         (with_ports("[]"), "[1].ports: found 0 ports, expected 1 to 64, or no `ports`"),
         (
             with_ports(&format!("[{}]", many("1", 65))),
@@ -520,7 +520,8 @@ fn invalid_rule_is_refused_with_its_field() {
         let found = validate(&json).unwrap_err();
         assert!(found.starts_with(&format!("network.egress{expected}")), "{rules}\n{found}");
     }
-    for rules in [String::new(), many(rule, 1000), with_ports(r#"["1-65535"]"#)] {
+    let names = many(r#"{"to":"*.a.example"}"#, 10_000);
+    for rules in [String::new(), many(rule, 1000), names, with_ports(r#"["1-65535"]"#)] {
         let more = r#""not_host":true,"dns":["1.1.1.1"]"#;
         let json = format!(r#"{{"network":{{"mode":"passt","egress":[{rules}],{more}}}}}"#);
         validate(&json).unwrap();

@@ -12,20 +12,22 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::harness::shim;
 
 /// An address of the host in its network (from TEST-NET-1, RFC 5737).
-const HOST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 10);
+pub(crate) const HOST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 10);
 
-const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
+pub(crate) const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
 pub(crate) const GUEST_MAC: [u8; 6] = [0x02, 0xa3, 0x53, 0, 0, 0x0f];
 
-const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
+pub(crate) const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
 pub(crate) const GATEWAY_MAC: [u8; 6] = [0x02, 0xa3, 0x53, 0, 0, 0x02];
 
-const PROTOCOL_ICMP: u8 = 1;
+pub(crate) const PROTOCOL_ICMP: u8 = 1;
 pub(crate) const PROTOCOL_TCP: u8 = 6;
 pub(crate) const PROTOCOL_UDP: u8 = 17;
 
@@ -44,7 +46,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Moves this thread, and the processes that it starts, into a new network namespace with the
 /// addresses of a host.
-fn enter_host_network() {
+pub(crate) fn enter_host_network() {
     unshare(CloneFlags::CLONE_NEWNET).unwrap();
     for arguments in ["link set lo up".to_owned(), format!("address add {HOST}/32 dev lo")] {
         let status = Command::new("ip").args(arguments.split(' ')).status().unwrap();
@@ -61,25 +63,45 @@ pub(crate) struct Gate {
 
 impl Gate {
     /// Starts a gate with this `network` of a config, and waits until passt answers.
-    fn start(network: &Value) -> Self {
+    pub(crate) fn start(network: &Value) -> Self {
         Self::start_with(network, None)
     }
 
     /// Starts a gate whose guest has IPv6 if the host has an interface for it.
     pub(crate) fn start_with(network: &Value, ipv6: Option<&str>) -> Self {
+        Self::start_asking(network, &json!([HOST]), ipv6)
+    }
+
+    /// Starts a gate that asks these name servers if a rule has a name.
+    pub(crate) fn start_asking(network: &Value, name_servers: &Value, ipv6: Option<&str>) -> Self {
         let path = std::env::var_os("PATH").unwrap();
         let passt = std::env::split_paths(&path).map(|directory| directory.join("passt"));
         let passt = passt.into_iter().find(|path| path.exists()).unwrap();
-        let mut gate = Self::start_program(&passt, network, ipv6);
+        let mut gate = Self::start_process(&passt, network, name_servers, ipv6);
         gate.ask_for_gateway();
         gate
     }
 
     /// Starts a gate with a program in the place of passt.
     pub(crate) fn start_program(passt: &Path, network: &Value, ipv6: Option<&str>) -> Self {
+        Self::start_process(passt, network, &json!([HOST]), ipv6)
+    }
+
+    fn start_process(
+        passt: &Path,
+        network: &Value,
+        name_servers: &Value,
+        ipv6: Option<&str>,
+    ) -> Self {
         let (wire, gates_end) = UnixStream::pair().unwrap();
         wire.set_read_timeout(Some(PATIENCE)).unwrap();
-        let config = json!({"network": network, "seccomp": "enforce", "ipv6": ipv6}).to_string();
+        let config = json!({
+            "network": network,
+            "seccomp": "enforce",
+            "name_servers": name_servers,
+            "ipv6": ipv6,
+        });
+        let config = config.to_string();
         let mut process = Command::new(shim().get_program())
             .arg("--network-gate")
             .arg(passt)
@@ -95,16 +117,36 @@ impl Gate {
         gate
     }
 
+    /// Returns the hardware address that answers an ARP request of the guest for an address.
+    pub(crate) fn hardware_address_of(&mut self, address: Ipv4Addr) -> Vec<u8> {
+        self.send_arp_request(address);
+        loop {
+            let frame = self.receive();
+            if frame[12..14] == [0x08, 0x06] && frame[28..32] == address.octets() {
+                return frame[22..28].to_vec();
+            }
+        }
+    }
+
     /// Waits until passt has handled all frames so far.
     ///
     /// passt of Debian 12 must get the first two segments of an answer one after the other, as a
     /// kernel sends them. If it reads both at once, it counts too many as handled and never stops.
     pub(crate) fn ask_for_gateway(&mut self) {
-        // An ARP request of the guest for its gateway (RFC 826).
-        let head = [&[0xff; 6][..], &GUEST_MAC, &[0x08, 0x06, 0, 1, 0x08, 0, 6, 4, 0, 1]];
-        let body = [&GUEST_MAC[..], &GUEST.octets(), &[0; 6], &GATEWAY.octets()];
-        self.send(&[head.concat(), body.concat()].concat());
+        self.send_arp_request(GATEWAY);
         while self.receive()[12..14] != [0x08, 0x06] {}
+    }
+
+    /// Sends a signal to the gate.
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.process.id().cast_signed()), signal).unwrap();
+    }
+
+    /// Sends an ARP request of the guest (RFC 826).
+    fn send_arp_request(&mut self, address: Ipv4Addr) {
+        let head = [&[0xff; 6][..], &GUEST_MAC, &[0x08, 0x06, 0, 1, 0x08, 0, 6, 4, 0, 1]];
+        let body = [&GUEST_MAC[..], &GUEST.octets(), &[0; 6], &address.octets()];
+        self.send(&[head.concat(), body.concat()].concat());
     }
 
     pub(crate) fn send(&mut self, frame: &[u8]) {
@@ -121,7 +163,7 @@ impl Gate {
     }
 
     /// Sends an IPv4 packet of the guest.
-    fn send_packet(&mut self, protocol: u8, to: Ipv4Addr, payload: &[u8]) {
+    pub(crate) fn send_packet(&mut self, protocol: u8, to: Ipv4Addr, payload: &[u8]) {
         let [high, low] = u16::try_from(20 + payload.len()).unwrap().to_be_bytes();
         let ipv4 = [0x45, 0, high, low, 0, 0, 0, 0, 64, protocol, 0, 0];
         let ethernet = [&GATEWAY_MAC[..], &GUEST_MAC, &[0x08, 0x00]].concat();
@@ -130,14 +172,20 @@ impl Gate {
     }
 
     /// Sends a datagram of the guest.
-    fn send_udp(&mut self, from: u16, to: SocketAddrV4, data: &[u8]) {
+    pub(crate) fn send_udp(&mut self, from: u16, to: SocketAddrV4, data: &[u8]) {
         let length = u16::try_from(8 + data.len()).unwrap();
         let udp = [from.to_be_bytes(), to.port().to_be_bytes(), length.to_be_bytes(), [0; 2]];
         self.send_packet(PROTOCOL_UDP, *to.ip(), &[&udp.concat(), data].concat());
     }
 
     /// Sends a TCP segment of the guest. `header` has its flags, its number and the acknowledged one.
-    fn send_tcp(&mut self, from: u16, to: SocketAddrV4, header: (u8, [u32; 2]), data: &[u8]) {
+    pub(crate) fn send_tcp(
+        &mut self,
+        from: u16,
+        to: SocketAddrV4,
+        header: (u8, [u32; 2]),
+        data: &[u8],
+    ) {
         let (flags, numbers) = header;
         let ports = [from.to_be_bytes(), to.port().to_be_bytes()].concat();
         let numbers = numbers.map(u32::to_be_bytes).concat();
@@ -154,14 +202,14 @@ impl Gate {
 
     /// Waits for the next TCP segment, and returns its source, the port of the guest, its flags, its
     /// number and the acknowledged one.
-    fn receive_tcp(&mut self) -> (SocketAddrV4, u16, u8, [u32; 2]) {
+    pub(crate) fn receive_tcp(&mut self) -> (SocketAddrV4, u16, u8, [u32; 2]) {
         let (from, port, rest) = self.receive_packet(PROTOCOL_TCP);
         let number = |at: usize| u32::from_be_bytes(rest[at..at + 4].try_into().unwrap());
         (from, port, rest[9], [number(0), number(4)])
     }
 
     /// Opens a connection of the guest, and checks that it is reset at once.
-    fn assert_is_reset(&mut self, from: u16, to: SocketAddrV4) {
+    pub(crate) fn assert_is_reset(&mut self, from: u16, to: SocketAddrV4) {
         let start = Instant::now();
         self.send_tcp(from, to, (SYN, [7, 0]), b"");
         assert_eq!(self.receive_tcp(), (to, from, RST | ACK, [0, 8]));
@@ -177,7 +225,7 @@ impl Gate {
 
     /// Waits for the next IPv4 packet of this protocol, and returns its source, the port of the
     /// guest, and what follows the ports.
-    fn receive_packet(&mut self, protocol: u8) -> (SocketAddrV4, u16, Vec<u8>) {
+    pub(crate) fn receive_packet(&mut self, protocol: u8) -> (SocketAddrV4, u16, Vec<u8>) {
         loop {
             let frame = self.receive();
             if frame[12..14] != [0x08, 0x00] || frame[23] != protocol {
@@ -190,7 +238,7 @@ impl Gate {
     }
 
     /// Waits for the next datagram, and returns its source, the port of the guest, and its data.
-    fn receive_udp(&mut self) -> (SocketAddrV4, u16, Vec<u8>) {
+    pub(crate) fn receive_udp(&mut self) -> (SocketAddrV4, u16, Vec<u8>) {
         let (from, port, rest) = self.receive_packet(PROTOCOL_UDP);
         // Length and checksum.
         (from, port, rest[4..].to_vec())
@@ -205,7 +253,7 @@ impl Drop for Gate {
     }
 }
 
-fn host_socket(port: u16) -> UdpSocket {
+pub(crate) fn host_socket(port: u16) -> UdpSocket {
     let socket = UdpSocket::bind((HOST, port)).unwrap();
     socket.set_read_timeout(Some(PATIENCE)).unwrap();
     socket

@@ -129,6 +129,10 @@ fn name_servers_come_from_the_config_or_from_the_host_without_loopback_addresses
         assert_eq!(found, format!("{eth0} dns {expected}\n"));
     }
     assert!(!network_with_resolv_conf("nameserver 127.0.0.1\n", &allow).contains("127."));
+    // With a name in a rule, the gate is the name server, and can ask one on the loopback address.
+    let names = json!({"mode": "passt", "egress": [{"to": "a.example"}]});
+    let found = network_with_resolv_conf("nameserver 127.0.0.53\n", &names);
+    assert_eq!(found, format!("{eth0} dns 10.0.2.3\n"));
     let deny = json!({"mode": "passt"});
     let eth0 = "interface eth0 10.0.2.15/24 via 0.0.0.0 mtu 65520";
     assert_eq!(network_with_resolv_conf(resolv_conf, &deny), format!("{eth0} dns none\n"));

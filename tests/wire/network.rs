@@ -342,16 +342,18 @@ fn refused_destination_is_an_event_and_any_other_line_of_the_gate_is_not() {
     let mut pipe = fs::OpenOptions::new().write(true).open(format!("/proc/{gate}/fd/1")).unwrap();
     let notice = "tcp 198.51.100.7 443 3\n";
     let garbage = "x".repeat(4096);
-    let lines = format!("{notice}icmp 198.51.100.7 - 1\n{garbage}\n{notice}");
+    let dns = "dns 10.0.2.3 53 1 evil.example\n";
+    let lines = format!("{notice}icmp 198.51.100.7 - 1\n{dns}{garbage}\n{notice}");
     pipe.write_all(lines.as_bytes()).unwrap();
     let run = running.wait();
     assert_eq!(run.ending(), (Some(0), "exited", None), "the log is: {}", run.stderr);
     let refused = run.events.iter().filter(|event| event["type"] == "network.refused");
-    let fields = ["protocol", "address", "port", "count"];
+    let fields = ["protocol", "address", "port", "name", "count"];
     let found: Vec<_> = refused.map(|event| fields.map(|name| event[name].clone())).collect();
-    let tcp = [json!("tcp"), json!("198.51.100.7"), json!(443), json!(3)];
-    let icmp = [json!("icmp"), json!("198.51.100.7"), Value::Null, json!(1)];
-    assert_eq!(found, [tcp, icmp], "the events are: {}", run.stdout);
+    let tcp = [json!("tcp"), json!("198.51.100.7"), json!(443), Value::Null, json!(3)];
+    let icmp = [json!("icmp"), json!("198.51.100.7"), Value::Null, Value::Null, json!(1)];
+    let dns = [json!("dns"), json!("10.0.2.3"), json!(53), json!("evil.example"), json!(1)];
+    assert_eq!(found, [tcp, icmp, dns], "the events are: {}", run.stdout);
     assert!(run.stderr.contains("the gate is not listened to any more"), "{}", run.stderr);
     assert_eq!(warnings(&run), [""; 0]);
 }
@@ -360,8 +362,11 @@ fn refused_destination_is_an_event_and_any_other_line_of_the_gate_is_not() {
 fn largest_list_of_rules_reaches_the_gate() {
     let ports: Vec<String> = (0..64).map(|i| format!("{}-{}", 10_000 + i, 20_000 + i)).collect();
     let rule = |i: u32| json!({"to": std::net::Ipv4Addr::from(i << 8), "ports": ports});
-    let rules: Vec<Value> = (1..=1000).map(rule).collect();
-    let run = run_box(&json!({"mode": "passt", "egress": rules}));
+    // Ten thousand names that are nearly as long as a name can be.
+    let long = ["a".repeat(63).as_str(); 3].join(".");
+    let name = |i: u32| json!({"to": format!("*.n{i}.{long}"), "ports": [443]});
+    let rules: Vec<Value> = (1..=1000).map(rule).chain((0..10_000).map(name)).collect();
+    let run = run_box(&json!({"mode": "passt", "egress": rules, "dns": ["192.0.2.53"]}));
     assert_eq!(run.ending(), (Some(0), "exited", None), "the log is: {}", run.stderr);
 }
 
@@ -440,6 +445,26 @@ fn published_port_listens_on_its_address_only() {
         pids.into_iter().for_each(wait_for_end);
         assert!(TcpStream::connect(("127.0.0.1", port)).is_err(), "`egress` is `{egress}`");
     }
+}
+
+#[test]
+fn names_without_a_name_server_are_an_error_with_a_hint() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("resolv.conf");
+    fs::write(&file, "# none\n").unwrap();
+    let mut unshare = Command::new("unshare");
+    let script = "mount --bind \"$1\" /etc/resolv.conf; [ ! -e /run/systemd ] || mount -t tmpfs none /run/systemd; \
+                  exec \"$2\"";
+    unshare.args(["--mount", "sh", "-ec", script, "sh"]).arg(&file);
+    let network = json!({"mode": "passt", "egress": [{"to": "a.example"}]});
+    let run = start_with(wrapped_shim(unshare), &RUNS_A_SECOND, |config| {
+        config["network"] = network;
+    })
+    .wait();
+    assert_eq!(run.ending(), (Some(125), "failed", Some("network_setup")), "{}", run.stdout);
+    let error = run.events.iter().find(|event| event["type"] == "error").unwrap();
+    assert!(error["hint"].as_str().unwrap().contains("`network.dns`"), "{error}");
+    assert!(error["causes"][0].as_str().unwrap().contains("has a name server"), "{error}");
 }
 
 #[test]

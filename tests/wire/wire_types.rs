@@ -187,9 +187,13 @@ fn fields(kind: &str) -> Fields {
         "workload.notified" => &[("ready", Bool), ("stopping", Bool), ("status?", Text)],
         "metrics" => METRICS,
         "console.truncated" => &[("discarded_bytes", Number), ("cause", Text)],
-        "network.refused" => {
-            &[("protocol", Text), ("address", Text), ("port?", Number), ("count", Number)]
-        }
+        "network.refused" => &[
+            ("protocol", Text),
+            ("address", Text),
+            ("port?", Number),
+            ("name?", Text),
+            ("count", Number),
+        ],
         "box.stopped" => &[
             ("reason", Text),
             ("exit_code?", Number),

@@ -125,13 +125,14 @@ impl Life {
                 };
                 self.notified.add(at, status.as_deref().unwrap_or(message));
             }
-            EventKind::NetworkRefused { protocol, address, port, count } => {
+            EventKind::NetworkRefused { protocol, address, port, name, count } => {
                 let to = port.map_or_else(
                     || address.to_string(),
                     // An IPv6 address gets brackets.
                     |port| SocketAddr::new(*address, port).to_string(),
                 );
-                self.refused.add(at, &format!("{} {to}", wire_name(protocol)));
+                let name = name.as_ref().map_or(String::new(), |name| format!(" ({name})"));
+                self.refused.add(at, &format!("{} {to}{name}", wire_name(protocol)));
                 self.refused.amount = self.refused.amount.saturating_add(*count);
             }
             EventKind::Metrics(metrics) => self.measure(ms, metrics),

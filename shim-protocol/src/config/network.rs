@@ -26,8 +26,9 @@ pub struct NetworkConfig {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub publish: Vec<PublishConfig>,
     /// Addresses of the guest's name servers: at most 3. Only with egress `allow` or rules.
-    /// Empty: the name servers of the host, except for the ones that the guest cannot reach, such as
-    /// those on the host's own loopback addresses.
+    /// Empty: the name servers of the host, except for the ones that the guest cannot reach, such
+    /// as those on the host's own loopback addresses. If a rule has a name, the guest asks the gate
+    /// only, and the gate asks these servers, or all of the host.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub dns: Vec<IpAddr>,
 }

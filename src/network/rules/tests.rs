@@ -24,15 +24,16 @@ fn parsed(json: &str) -> Rules {
 /// Returns whether one of the rules names a destination, without the tables.
 fn is_named(rules: &[RuleSpec], address: IpAddr, protocol: u8, port: Option<u16>) -> bool {
     rules.iter().any(|rule| {
-        let is_in_network = match (address, rule.to.address) {
+        let Target::Network(to) = &rule.to else { return false };
+        let is_in_network = match (address, to.address) {
             (IpAddr::V4(address), IpAddr::V4(network)) => {
                 let distance = u64::from(u32::from(address).wrapping_sub(network.into()));
-                distance < 1_u64 << (32 - rule.to.prefix_length)
+                distance < 1_u64 << (32 - to.prefix_length)
             }
             (IpAddr::V6(address), IpAddr::V6(network)) => {
                 // The tests use no IPv6 network with a prefix of less than one bit.
                 let distance = u128::from(address).wrapping_sub(network.into());
-                distance < 1_u128 << (128 - rule.to.prefix_length)
+                distance < 1_u128 << (128 - to.prefix_length)
             }
             _ => false,
         };

@@ -75,7 +75,7 @@ fn filter_with(egress: &str, not_host: bool) -> Filter {
         dns: vec![AWS_SERVER.into()],
     };
     let of_host = [HOST.into(), IpAddr::from([192, 0, 2, 10])];
-    Filter::new(&spec, Egress::new(&spec, &of_host))
+    Filter::new(&spec, Egress::new(&spec, &of_host), None)
 }
 
 fn allow() -> Filter {
@@ -292,7 +292,8 @@ fn only_a_single_host_is_reported_as_refused() {
         (PROTOCOL_UDP, RefusedProtocol::Udp, Some(443)),
         (PROTOCOL_ICMPV6, RefusedProtocol::Icmp, None),
     ] {
-        let destination = Destination { protocol, address: address("2001:db8::9").into(), port };
+        let destination =
+            Destination { protocol, address: address("2001:db8::9").into(), port, name: None };
         assert_eq!(verdict("2001:db8::9", number), Verdict::Refuse(destination));
         assert_eq!(verdict("ff02::fb", number), Verdict::Drop);
     }

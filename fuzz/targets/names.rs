@@ -4,13 +4,13 @@
 #![no_main]
 #![allow(clippy::unwrap_used, reason = "a failed setup must end the fuzzer")]
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use a3s_box_core::config;
 use domain::base::Message;
-use domain::rdata::A;
+use domain::rdata::{A, Aaaa};
 use libfuzzer_sys::fuzz_target;
 
 #[expect(dead_code, reason = "only the shim uses the rest")]
@@ -70,6 +70,7 @@ const SERVERS: usize = 2;
 
 /// An address of the host.
 const HOST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 10);
+const HOST_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x10);
 
 /// Size of a header (RFC 1035).
 const HEADER_BYTES: usize = 12;
@@ -104,10 +105,10 @@ impl Tested {
         let config: config::Egress = serde_json::from_str(json).unwrap();
         let egress = EgressSpec::try_from(config).unwrap();
         let EgressSpec::Rules(rules) = &egress else { unreachable!("it has rules") };
-        let names = Rc::new(NameRules::new(rules, &[HOST.into()]).unwrap());
+        let names = Rc::new(NameRules::new(rules, &[HOST.into(), HOST_V6.into()]).unwrap());
         let spec = PasstSpec { egress, not_host: false, publish: Vec::new(), dns: Vec::new() };
         let filter = Filter::new(&spec, Egress::new(&spec, &[]), Some(Rc::clone(&names)));
-        let server = NameServer::new(names, SERVERS);
+        let server = NameServer::new(names, SERVERS, true);
         Self { server, filter, now: Instant::now(), asked: None }
     }
 
@@ -169,12 +170,15 @@ impl Tested {
 
     /// Checks that no address is open which no guest may reach, and that the others are.
     fn check_open(&mut self, address: IpAddr) {
-        let IpAddr::V4(v4) = address else { panic!("{address} is no IPv4 address") };
+        let v4 = match spec::behind_translator(address) {
+            IpAddr::V4(v4) => v4,
+            IpAddr::V6(v6) => return self.check_open_v6(v6),
+        };
         let [a, b, c, d] = v4.octets();
         let is_own = [HOST.octets(), [10, 0, 2, 2], [10, 0, 2, 3], [10, 0, 2, 15]];
         let is_forbidden = is_own.contains(&[a, b, c, d])
             || matches!((a, b), (0 | 127 | 224.., _) | (169, 254))
-            || metadata::is_metadata(address);
+            || metadata::is_metadata(v4.into());
         assert!(!is_forbidden, "{address}");
         // TCP from port 40000 to port 443, with SYN.
         let ethernet = [2, 0xa3, 0x53, 0, 0, 2, 2, 0xa3, 0x53, 0, 0, 0x0f, 8, 0];
@@ -185,12 +189,32 @@ impl Tested {
     }
 }
 
+impl Tested {
+    /// Does the same for an IPv6 address.
+    fn check_open_v6(&mut self, address: Ipv6Addr) {
+        let is_in_reach = (0x2000..0x4000).contains(&address.segments()[0])
+            || matches!(address.octets()[0], 0xfc | 0xfd);
+        let is_own = [HOST_V6, addresses::GUEST_ADDRESS_V6].contains(&address);
+        assert!(is_in_reach && !is_own && !metadata::is_metadata(address.into()), "{address}");
+        // TCP from port 40000 to port 443, with SYN.
+        let ethernet = [2, 0xa3, 0x53, 0, 0, 2, 2, 0xa3, 0x53, 0, 0, 0x0f, 0x86, 0xdd];
+        let ipv6 = [0x60, 0, 0, 0, 0, 20, 6, 64];
+        let ips = [addresses::GUEST_ADDRESS_V6.octets(), address.octets()].concat();
+        let tcp = [0x9c, 0x40, 1, 0xbb, 0, 0, 0, 1, 0, 0, 0, 0, 0x50, 2, 0, 0, 0, 0, 0, 0];
+        let frame = [&ethernet[..], &ipv6, &ips, &tcp].concat();
+        assert_eq!(self.filter.leave(&frame, self.now), Verdict::Pass, "{address}");
+    }
+}
+
 /// Checks that an answer is short and valid, and that it has only addresses that are open.
 fn check_answer(message: &[u8], open: &[IpAddr]) {
     assert!(message.len() <= MAX_ANSWER_BYTES, "{}", message.len());
     let message = Message::from_octets(message).unwrap();
     assert!(message.header().qr() && !message.header().tc());
     for record in message.answer().unwrap().limit_to_in::<A>() {
-        assert!(open.contains(&record.unwrap().data().addr()));
+        assert!(open.contains(&record.unwrap().data().addr().into()));
+    }
+    for record in message.answer().unwrap().limit_to_in::<Aaaa>() {
+        assert!(open.contains(&record.unwrap().data().addr().into()));
     }
 }

@@ -12,9 +12,10 @@ use domain::base::iana::{Class, ExtendedErrorCode, Opcode, Rcode, Rtype};
 use domain::base::message_builder::{AdditionalBuilder, PushError, StaticCompressor};
 use domain::base::name::{Name, ParsedName, ToLabelIter, ToName};
 use domain::base::opt::ExtendedError;
+use domain::base::rdata::ParseRecordData;
 use domain::base::wire::ParseError;
 use domain::base::{Message, MessageBuilder, Ttl};
-use domain::rdata::{A, Cname};
+use domain::rdata::{A, Aaaa, Cname};
 
 use crate::spec::{MAX_NAME_BYTES, is_name};
 
@@ -32,9 +33,38 @@ pub(super) const MAX_MESSAGE_BYTES: u16 = 1232;
 /// Bound on the aliases between a name and its addresses. Resolvers have bounds from 8 to 20.
 const MAX_ALIASES: usize = 16;
 
-/// Bound on the addresses of a name. More do not fit into [`MAX_ANSWER_BYTES`] for the longest
-/// name.
-pub(super) const MAX_ADDRESSES: usize = 13;
+/// The kind of the addresses that a question is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    fn of(kind: Rtype) -> Option<Self> {
+        match kind {
+            Rtype::A => Some(Self::V4),
+            Rtype::AAAA => Some(Self::V6),
+            _ => None,
+        }
+    }
+
+    fn kind(self) -> Rtype {
+        match self {
+            Self::V4 => Rtype::A,
+            Self::V6 => Rtype::AAAA,
+        }
+    }
+
+    /// Bound on the addresses of a name. More do not fit into [`MAX_ANSWER_BYTES`] for the longest
+    /// name.
+    pub(super) fn max_addresses(self) -> usize {
+        match self {
+            Self::V4 => 13,
+            Self::V6 => 8,
+        }
+    }
+}
 
 /// A question of the guest.
 #[derive(Clone, Debug)]
@@ -119,9 +149,9 @@ impl Question {
         self.id
     }
 
-    /// Returns whether the question is for IPv4 addresses.
-    pub(super) fn is_for_addresses(&self) -> bool {
-        self.kind == Rtype::A
+    /// Returns the kind of the addresses that the question is for, if it is for addresses.
+    pub(super) fn family(&self) -> Option<Family> {
+        Family::of(self.kind)
     }
 
     /// Returns the name in lower case and without a dot at its end. Returns `None` for a name that
@@ -168,10 +198,13 @@ impl Question {
         if let Answer::Addresses(addresses, lifetime) = answer {
             // A time to live has 31 bits (RFC 2181).
             let seconds = u32::try_from(lifetime.as_secs()).unwrap_or(u32::MAX >> 1);
-            for address in addresses.iter().take(MAX_ADDRESSES) {
-                let IpAddr::V4(address) = *address else { continue };
-                let data = A::new(address);
-                records.push((&self.name, Class::IN, Ttl::from_secs(seconds), data))?;
+            let ttl = Ttl::from_secs(seconds);
+            let most = self.family().map_or(0, Family::max_addresses);
+            for address in addresses.iter().take(most) {
+                match *address {
+                    IpAddr::V4(v4) => records.push((&self.name, Class::IN, ttl, A::new(v4)))?,
+                    IpAddr::V6(v6) => records.push((&self.name, Class::IN, ttl, Aaaa::new(v6)))?,
+                }
             }
         }
         let mut additional = records.additional();
@@ -222,14 +255,14 @@ pub(super) enum Edns {
 }
 
 /// Returns the message that asks a name server for the addresses of a name.
-pub(super) fn ask(id: u16, name: &str, edns: Edns) -> Option<Vec<u8>> {
+pub(super) fn ask(id: u16, name: &str, family: Family, edns: Edns) -> Option<Vec<u8>> {
     let name = Name::vec_from_str(name).ok()?;
     let mut builder = MessageBuilder::new_vec();
     let header = builder.header_mut();
     header.set_id(id);
     header.set_rd(true);
     let mut question = builder.question();
-    question.push((&name, Rtype::A)).ok()?;
+    question.push((&name, family.kind())).ok()?;
     let mut additional = question.additional();
     if edns == Edns::With {
         let announce = additional.opt(|edns| {
@@ -248,7 +281,7 @@ pub(super) fn id_of(message: &[u8]) -> Option<u16> {
 
 /// Reads a message of a name server. Returns `None` if it is no reply to the question with this
 /// number for the addresses of `name`.
-pub(super) fn read_reply(message: &[u8], id: u16, name: &str) -> Option<Reply> {
+pub(super) fn read_reply(message: &[u8], id: u16, name: &str, family: Family) -> Option<Reply> {
     let message = Message::from_octets(message).ok()?;
     let header = message.header();
     if !header.qr() || header.id() != id || header.opcode() != Opcode::QUERY {
@@ -262,13 +295,13 @@ pub(super) fn read_reply(message: &[u8], id: u16, name: &str) -> Option<Reply> {
     let question = message.sole_question().ok()?;
     let asked = Name::vec_from_str(name).ok()?;
     let is_asked = question.qname().name_eq(&asked)
-        && (question.qtype(), question.qclass()) == (Rtype::A, Class::IN);
+        && (question.qtype(), question.qclass()) == (family.kind(), Class::IN);
     if !is_asked {
         return None;
     }
     Some(match header.rcode() {
         Rcode::NXDOMAIN => Reply::NoName,
-        Rcode::NOERROR => match addresses(&message, question.into_qname()) {
+        Rcode::NOERROR => match addresses(&message, question.into_qname(), family) {
             Ok(Some((addresses, _))) if addresses.is_empty() && header.tc() => Reply::Failed,
             Ok(Some((addresses, _))) if addresses.is_empty() => Reply::NoRecord,
             Ok(Some((addresses, lifetime))) => Reply::Addresses(addresses, lifetime),
@@ -284,8 +317,9 @@ pub(super) fn read_reply(message: &[u8], id: u16, name: &str) -> Option<Reply> {
 /// Records that do not belong to this chain do not count, whoever has put them there. The length of
 /// the message bounds the records.
 fn addresses<'a>(
-    message: &'a Message<&[u8]>,
+    message: &'a Message<&'a [u8]>,
     mut name: ParsedName<&'a [u8]>,
+    family: Family,
 ) -> Result<Option<(Vec<IpAddr>, Duration)>, ParseError> {
     let mut lifetime = Duration::MAX;
     for _ in 0..=MAX_ALIASES {
@@ -294,19 +328,36 @@ fn addresses<'a>(
             name = target;
             continue;
         }
+        let records = match family {
+            Family::V4 => records(message, &name, |data: &A| data.addr().into())?,
+            Family::V6 => records(message, &name, |data: &Aaaa| data.addr().into())?,
+        };
         let mut addresses = Vec::new();
-        for record in message.answer()?.limit_to_in::<A>() {
-            let record = record?;
-            let address = IpAddr::from(record.data().addr());
-            let has_room = addresses.len() < MAX_ADDRESSES && !addresses.contains(&address);
-            if has_room && record.owner().name_eq(&name) {
-                lifetime = lifetime.min(record.ttl().into_duration());
+        for (address, ttl) in records {
+            if addresses.len() < family.max_addresses() && !addresses.contains(&address) {
+                lifetime = lifetime.min(ttl);
                 addresses.push(address);
             }
         }
         return Ok(Some((addresses, lifetime)));
     }
     Ok(None)
+}
+
+/// Returns the addresses in the records of a name, and their times to live.
+fn records<'a, D: ParseRecordData<'a, &'a [u8]>>(
+    message: &'a Message<&'a [u8]>,
+    name: &ParsedName<&[u8]>,
+    address: impl Fn(&D) -> IpAddr,
+) -> Result<Vec<(IpAddr, Duration)>, ParseError> {
+    let mut found = Vec::new();
+    for record in message.answer()?.limit_to_in::<D>() {
+        let record = record?;
+        if record.owner().name_eq(name) {
+            found.push((address(record.data()), record.ttl().into_duration()));
+        }
+    }
+    Ok(found)
 }
 
 /// The name for which another one is an alias, and its time to live.

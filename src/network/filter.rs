@@ -177,7 +177,7 @@ impl Filter {
         let Some(Names { rules, answered }) = &mut self.names else { return };
         let grants = rules.grants_of(name);
         for &address in addresses {
-            answered.note(name, address, &grants, expires);
+            answered.note(name, behind_translator(address), &grants, expires);
         }
     }
 

@@ -135,7 +135,10 @@ fn run(program: &OsStr) -> Result<(), GateError> {
         .map_err(io::Error::other)
         .map_err(HostError::of("give up system calls"))?;
     runtime.block_on(async {
-        let resolving = names.map(|(rules, upstream)| Resolving::new(rules, upstream)).transpose();
+        // If passt has no IPv6 after all, the guest has no route to an IPv6 address, and its programs
+        // use the other addresses at once.
+        let has_ipv6 = config.ipv6.is_some();
+        let resolving = names.map(|(rules, to)| Resolving::new(rules, to, has_ipv6)).transpose();
         let resolving = resolving.map_err(HostError::of("use the sockets to the name servers"))?;
         let work = Work { relayed, resolving, filter: RefCell::new(filter) };
         serve([vm, to_passt], passt, work, to_shim).await

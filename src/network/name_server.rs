@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!   question ─► no rule has the name ────────────────────────► no such name, and a notice
-//!            ─► not for IPv4 addresses ──────────────────────► no record
+//!            ─► not for addresses that the guest can use ────► no record
 //!            ─► answered a moment ago ───────────────────────► the same answer
 //!            ─► asked already: waits with the others ┐
 //!            ─► asks the first name server ──────────┴─ reply ─► addresses that a name may lead to
@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 use a3s_box_core::event::RefusedProtocol;
 
 use super::addresses::NAME_SERVER_ADDRESS;
-use super::dns::{self, Answer, Edns, NoQuestion, Question, Reply};
+use super::dns::{self, Answer, Edns, Family, NoQuestion, Question, Reply};
 use super::filter::PORT_DNS;
 use super::names::NameRules;
 use super::notice::Destination;
@@ -50,7 +50,7 @@ const LEAST_TRIES: usize = 4;
 /// Times that each name server is asked.
 const ROUNDS: usize = 2;
 
-/// Bound on the names that are asked for at the same time. With what waits for each, they take less
+/// Bound on the pairs of a name and a family that are asked for at the same time. With what waits for each, they take less
 /// than 2 MiB.
 const MAX_PENDING: usize = 256;
 
@@ -81,11 +81,20 @@ pub(super) struct NameServer {
     rules: Rc<NameRules>,
     /// Number of name servers of the host or of the config. There is at least one.
     servers: usize,
+    /// Whether names are resolved to IPv6 addresses, too.
+    has_ipv6: bool,
     cache: Cache,
-    pending: BTreeMap<Arc<str>, Pending>,
-    /// The pending names by the numbers of their questions.
-    by_id: BTreeMap<u16, Arc<str>>,
+    pending: BTreeMap<Key, Pending>,
+    /// What is pending, by the numbers of the questions.
+    by_id: BTreeMap<u16, Key>,
     ids: Ids,
+}
+
+/// What is asked for: a name, and the kind of its addresses.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Key {
+    name: Arc<str>,
+    family: Family,
 }
 
 /// A name that was asked for.
@@ -109,13 +118,15 @@ struct Waiting {
 }
 
 impl NameServer {
-    /// Makes a name server in front of this number of others.
+    /// Makes a name server in front of this number of others. Without `has_ipv6`, names have IPv4
+    /// addresses only.
     ///
     /// Callers must do this before system calls are given up, because it takes a random seed.
-    pub(super) fn new(rules: Rc<NameRules>, servers: usize) -> Self {
+    pub(super) fn new(rules: Rc<NameRules>, servers: usize, has_ipv6: bool) -> Self {
         Self {
             rules,
             servers: servers.max(1),
+            has_ipv6,
             cache: Cache::default(),
             pending: BTreeMap::new(),
             by_id: BTreeMap::new(),
@@ -136,37 +147,38 @@ impl NameServer {
             let message = question.answer(&Answer::Prohibited);
             return vec![Effect::Tell(refused), Effect::Answer { port, message }];
         };
-        if !question.is_for_addresses() {
+        let family = question.family().filter(|family| *family == Family::V4 || self.has_ipv6);
+        let Some(family) = family else {
             let message = question.answer(&Answer::NoRecord);
             return vec![Effect::Answer { port, message }];
+        };
+        let (key, waiting) = (Key { name, family }, Waiting { port, question });
+        if let Some(answer) = self.cache.get(&key, now) {
+            return answers(&key.name, &answer, &[waiting], now);
         }
-        let waiting = Waiting { port, question };
-        if let Some(answer) = self.cache.get(&name, now) {
-            return answers(&name, &answer, &[waiting], now);
-        }
-        self.wait(&name, waiting, now)
+        self.wait(&key, waiting, now)
     }
 
     /// Takes a message from the name server with this index.
     pub(super) fn hear(&mut self, server: usize, message: &[u8], now: Instant) -> Vec<Effect> {
         let Some(id) = dns::id_of(message) else { return Vec::new() };
-        let Some(name) = self.by_id.get(&id).cloned() else { return Vec::new() };
-        let Some(pending) = self.pending.get_mut(&name) else { return Vec::new() };
+        let Some(key) = self.by_id.get(&id).cloned() else { return Vec::new() };
+        let Some(pending) = self.pending.get_mut(&key) else { return Vec::new() };
         if pending.tries % self.servers != server {
             return Vec::new();
         }
-        match dns::read_reply(message, id, &name) {
+        match dns::read_reply(message, id, &key.name, key.family) {
             None => Vec::new(),
             Some(Reply::Addresses(addresses, lifetime)) => {
-                self.have_addresses(&name, addresses, lifetime, now)
+                self.have_addresses(&key, addresses, lifetime, now)
             }
-            Some(Reply::NoRecord) => self.finish(&name, &Answer::NoRecord, NEGATIVE, now),
-            Some(Reply::NoName) => self.finish(&name, &Answer::NoName, NEGATIVE, now),
+            Some(Reply::NoRecord) => self.finish(&key, &Answer::NoRecord, NEGATIVE, now),
+            Some(Reply::NoName) => self.finish(&key, &Answer::NoName, NEGATIVE, now),
             Some(Reply::NotUnderstood) if pending.edns == Edns::With => {
                 pending.edns = Edns::Without;
-                self.send(&name, now).into_iter().collect()
+                self.send(&key, now).into_iter().collect()
             }
-            Some(Reply::NotUnderstood | Reply::Failed) => self.try_next(&name, now),
+            Some(Reply::NotUnderstood | Reply::Failed) => self.try_next(&key, now),
         }
     }
 
@@ -186,8 +198,8 @@ impl NameServer {
     }
 
     /// Has a question wait for a reply, and asks for its name unless that was done already.
-    fn wait(&mut self, name: &Arc<str>, waiting: Waiting, now: Instant) -> Vec<Effect> {
-        if let Some(Pending { waiting: others, .. }) = self.pending.get_mut(name) {
+    fn wait(&mut self, key: &Key, waiting: Waiting, now: Instant) -> Vec<Effect> {
+        if let Some(Pending { waiting: others, .. }) = self.pending.get_mut(key) {
             let is_same = |other: &Waiting| {
                 (other.port, other.question.id()) == (waiting.port, waiting.question.id())
             };
@@ -199,28 +211,28 @@ impl NameServer {
                 others.push(waiting);
                 return Vec::new();
             }
-            return answers(name, &Answer::Failed, &[waiting], now);
+            return answers(&key.name, &Answer::Failed, &[waiting], now);
         }
         if self.pending.len() >= MAX_PENDING {
-            return answers(name, &Answer::Failed, &[waiting], now);
+            return answers(&key.name, &Answer::Failed, &[waiting], now);
         }
         let id = self.fresh_id();
         let pending =
             Pending { id, tries: 0, edns: Edns::With, deadline: now, waiting: vec![waiting] };
-        self.by_id.insert(id, Arc::clone(name));
-        self.pending.insert(Arc::clone(name), pending);
-        self.send(name, now).into_iter().collect()
+        self.by_id.insert(id, key.clone());
+        self.pending.insert(key.clone(), pending);
+        self.send(key, now).into_iter().collect()
     }
 
     /// Asks the current name server for a pending name, under a new number.
-    fn send(&mut self, name: &Arc<str>, now: Instant) -> Option<Effect> {
+    fn send(&mut self, key: &Key, now: Instant) -> Option<Effect> {
         let id = self.fresh_id();
-        let pending = self.pending.get_mut(name)?;
+        let pending = self.pending.get_mut(key)?;
         self.by_id.remove(&pending.id);
-        self.by_id.insert(id, Arc::clone(name));
+        self.by_id.insert(id, key.clone());
         pending.id = id;
         pending.deadline = now + TRY_TIMEOUT;
-        let message = dns::ask(id, name, pending.edns)?;
+        let message = dns::ask(id, &key.name, key.family, pending.edns)?;
         Some(Effect::Ask { server: pending.tries % self.servers, message })
     }
 
@@ -240,29 +252,29 @@ impl NameServer {
         now: Instant,
     ) -> Vec<Effect> {
         let over = self.pending.iter().filter(|(_, pending)| is_over(pending, self.servers));
-        let names: Vec<Arc<str>> = over.map(|(name, _)| Arc::clone(name)).collect();
-        names.iter().flat_map(|name| self.try_next(name, now)).collect()
+        let keys: Vec<Key> = over.map(|(key, _)| key.clone()).collect();
+        keys.iter().flat_map(|key| self.try_next(key, now)).collect()
     }
 
-    fn try_next(&mut self, name: &Arc<str>, now: Instant) -> Vec<Effect> {
-        let Some(pending) = self.pending.get_mut(name) else { return Vec::new() };
+    fn try_next(&mut self, key: &Key, now: Instant) -> Vec<Effect> {
+        let Some(pending) = self.pending.get_mut(key) else { return Vec::new() };
         pending.tries += 1;
         if pending.tries < (self.servers * ROUNDS).max(LEAST_TRIES) {
-            return self.send(name, now).into_iter().collect();
+            return self.send(key, now).into_iter().collect();
         }
-        self.finish(name, &Answer::Failed, Duration::ZERO, now)
+        self.finish(key, &Answer::Failed, Duration::ZERO, now)
     }
 
     fn have_addresses(
         &mut self,
-        name: &Arc<str>,
+        key: &Key,
         mut addresses: Vec<IpAddr>,
         lifetime: Duration,
         now: Instant,
     ) -> Vec<Effect> {
         let refused: Vec<_> =
             addresses.extract_if(.., |address| !self.rules.may_lead_to(*address)).collect();
-        let tell = |address| Effect::Tell(refusal(address, None, Some(Arc::clone(name))));
+        let tell = |address| Effect::Tell(refusal(address, None, Some(Arc::clone(&key.name))));
         let mut effects: Vec<Effect> = refused.into_iter().map(tell).collect();
         let lifetime = lifetime.min(LONGEST);
         let answer = if addresses.is_empty() {
@@ -270,24 +282,24 @@ impl NameServer {
         } else {
             Answer::Addresses(addresses, lifetime)
         };
-        effects.extend(self.finish(name, &answer, lifetime, now));
+        effects.extend(self.finish(key, &answer, lifetime, now));
         effects
     }
 
     /// Answers all questions for a name, and keeps the answer for this time.
     fn finish(
         &mut self,
-        name: &Arc<str>,
+        key: &Key,
         answer: &Answer,
         lifetime: Duration,
         now: Instant,
     ) -> Vec<Effect> {
-        let Some(Pending { id, waiting, .. }) = self.pending.remove(name) else {
+        let Some(Pending { id, waiting, .. }) = self.pending.remove(key) else {
             return Vec::new();
         };
         self.by_id.remove(&id);
-        self.cache.insert(name, answer, now + lifetime, now);
-        answers(name, answer, &waiting, now)
+        self.cache.insert(key, answer, now + lifetime, now);
+        answers(&key.name, answer, &waiting, now)
     }
 }
 
@@ -315,14 +327,14 @@ fn answers(name: &Arc<str>, answer: &Answer, to: &[Waiting], now: Instant) -> Ve
 /// Answers that may be given again.
 #[derive(Debug, Default)]
 struct Cache {
-    by_name: BTreeMap<Arc<str>, (Instant, Answer)>,
-    soonest_first: BTreeSet<(Instant, Arc<str>)>,
+    by_key: BTreeMap<Key, (Instant, Answer)>,
+    soonest_first: BTreeSet<(Instant, Key)>,
 }
 
 impl Cache {
     /// Returns the answer for a name, with what is left of its time to live.
-    fn get(&self, name: &str, now: Instant) -> Option<Answer> {
-        let (expires, answer) = self.by_name.get(name)?;
+    fn get(&self, key: &Key, now: Instant) -> Option<Answer> {
+        let (expires, answer) = self.by_key.get(key)?;
         let left = expires.checked_duration_since(now).filter(|left| !left.is_zero())?;
         Some(match answer {
             Answer::Addresses(addresses, _) => Answer::Addresses(addresses.clone(), left),
@@ -330,19 +342,19 @@ impl Cache {
         })
     }
 
-    fn insert(&mut self, name: &Arc<str>, answer: &Answer, expires: Instant, now: Instant) {
+    fn insert(&mut self, key: &Key, answer: &Answer, expires: Instant, now: Instant) {
         if expires <= now {
             return;
         }
-        let before = self.by_name.insert(Arc::clone(name), (expires, answer.clone()));
+        let before = self.by_key.insert(key.clone(), (expires, answer.clone()));
         if let Some((before, _)) = before {
-            self.soonest_first.remove(&(before, Arc::clone(name)));
+            self.soonest_first.remove(&(before, key.clone()));
         }
-        self.soonest_first.insert((expires, Arc::clone(name)));
-        if self.by_name.len() > MAX_CACHED
+        self.soonest_first.insert((expires, key.clone()));
+        if self.by_key.len() > MAX_CACHED
             && let Some((_, soonest)) = self.soonest_first.pop_first()
         {
-            self.by_name.remove(&soonest);
+            self.by_key.remove(&soonest);
         }
     }
 }

@@ -9,6 +9,7 @@ use std::net::{
 };
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, unshare};
@@ -18,6 +19,7 @@ use crate::gate::{
     ACK, GATEWAY_MAC, GUEST_MAC, Gate, PATIENCE, PROTOCOL_TCP, PROTOCOL_UDP, PSH, RST, SYN,
     received,
 };
+use crate::names::{GATES, TYPE_AAAA, question};
 
 /// An address of the host in its network (from the prefix for documentation, RFC 3849).
 const HOST: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x10);
@@ -92,7 +94,11 @@ impl Packet {
 /// Starts a gate with this egress and these published ports, and waits until passt has answered as
 /// for a shim.
 fn start(network: Value) -> Gate {
-    let mut gate = Gate::start_with(&with_mode(network), Some(INTERFACE));
+    ready(Gate::start_with(&with_mode(network), Some(INTERFACE)))
+}
+
+/// Waits until passt has answered for the gateway.
+fn ready(mut gate: Gate) -> Gate {
     gate.send_neighbour(SOLICITATION, GUEST_LINK_LOCAL, GATEWAY, GATEWAY);
     let answer = gate.receive_v6(PROTOCOL_ICMPV6);
     assert_eq!((answer.from, answer.to), (GATEWAY, GUEST_LINK_LOCAL));
@@ -228,6 +234,62 @@ fn guest_reaches_what_ipv6_rules_name_and_is_refused_the_rest_at_once() {
     assert!(answer.payload.ends_with(b"answer"));
 }
 
+/// Answers one question to port 53 of [`HOST`], which must be for IPv6 addresses, with these.
+fn answer_once(addresses: Vec<Ipv6Addr>) {
+    let socket = datagram_socket(HOST, 53);
+    thread::spawn(move || {
+        let mut message = vec![0; 512];
+        let (count, from) = socket.recv_from(&mut message).unwrap();
+        // Without the record of EDNS, which has 11 bytes.
+        message.truncate(count - 11);
+        assert_eq!(message[message.len() - 4..], [0, TYPE_AAAA, 0, 1]);
+        message[2..4].copy_from_slice(&[0x81, 0x80]);
+        message[6..12].copy_from_slice(&[0, u8::try_from(addresses.len()).unwrap(), 0, 0, 0, 0]);
+        for address in addresses {
+            // The name of the question, class IN, a time to live of 60 s, 16 bytes.
+            message.extend([0xc0, 12, 0, TYPE_AAAA, 0, 1, 0, 0, 0, 60, 0, 16]);
+            message.extend(address.octets());
+        }
+        socket.send_to(&message, from).unwrap();
+    });
+}
+
+#[test]
+fn name_leads_to_ipv6_addresses_but_to_none_of_the_host() {
+    enter_host_network();
+    let named: Ipv6Addr = "2001:db8:7::7".parse().unwrap();
+    let forbidden = ["::1", "fe80::1", "fd00:ec2::254", "::ffff:127.0.0.1", "64:ff9b::7f00:1"];
+    let mut addresses: Vec<Ipv6Addr> = forbidden.map(|text| text.parse().unwrap()).into();
+    addresses.extend([HOST, named]);
+    answer_once(addresses.clone());
+    let rules = json!([{"to": "a.test", "ports": [7000], "protocol": "tcp"}]);
+    let network = with_mode(json!({"egress": rules}));
+    let mut gate = ready(Gate::start_asking(&network, &json!([HOST]), Some(INTERFACE)));
+    // The host gets the address after the gate has started, so that it is one of another host.
+    let status = Command::new("ip")
+        .args(["address", "add", "2001:db8:7::7/128", "dev", "lo", "nodad"])
+        .status();
+    assert!(status.unwrap().success());
+    let service = listener(named, 7000);
+    gate.assert_is_refused(named, 7000);
+    let asked = question(1, "a.test", TYPE_AAAA);
+    gate.send_udp(40_000, GATES, &asked);
+    let (from, _, answer) = gate.receive_udp();
+    assert_eq!(from, GATES);
+    // One record, whose address comes last.
+    assert_eq!((answer[7], answer.len()), (1, asked.len() + 28));
+    assert!(answer.ends_with(&named.octets()));
+    for address in &addresses[..addresses.len() - 1] {
+        assert_eq!(gate.notice(), format!("dns {address} - 1 a.test"));
+    }
+    gate.send_segment([40_001, 7000], [GUEST, named], (SYN, [7, 0]), "");
+    assert_eq!(gate.receive_v6(PROTOCOL_TCP).flags(), SYN | ACK);
+    service.accept().unwrap();
+    gate.send_segment([40_002, 7001], [GUEST, named], (SYN, [7, 0]), "");
+    assert_eq!(gate.receive_v6(PROTOCOL_TCP).flags(), RST | ACK);
+    assert_eq!(gate.notice(), "tcp 2001:db8:7::7 7001 1 a.test");
+}
+
 #[test]
 fn no_guest_reaches_the_loopback_addresses_or_metadata_by_ipv6() {
     enter_host_network();
@@ -303,7 +365,7 @@ fn frames_for_passt(frames: &[Vec<u8>]) -> Vec<Vec<u8>> {
             return passed;
         }
         assert!(start.elapsed() < PATIENCE, "the last frame has not arrived");
-        std::thread::sleep(Duration::from_millis(10));
+        thread::sleep(Duration::from_millis(10));
     }
 }
 

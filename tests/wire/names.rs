@@ -22,14 +22,14 @@ const SERVICE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
 const HOST_THERE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
 
 /// The name server of the gate, as the guest sees it.
-const GATES: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 0, 2, 3), 53);
+pub(crate) const GATES: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 0, 2, 3), 53);
 
 /// Codes of answers (RFC 1035).
 const NO_ERROR: u8 = 0;
 const NO_NAME: u8 = 3;
 
 const TYPE_A: u8 = 1;
-const TYPE_AAAA: u8 = 28;
+pub(crate) const TYPE_AAAA: u8 = 28;
 
 fn ip(arguments: &str) {
     let status = Command::new("ip").args(arguments.split(' ')).status().unwrap();
@@ -71,7 +71,7 @@ fn serve_behind_the_host() -> Receiver<()> {
 }
 
 /// Returns a message that asks for a name. `id` is its number.
-fn question(id: u8, name: &str, kind: u8) -> Vec<u8> {
+pub(crate) fn question(id: u8, name: &str, kind: u8) -> Vec<u8> {
     let mut message = vec![0, id, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
     for label in name.split('.') {
         message.push(u8::try_from(label.len()).unwrap());

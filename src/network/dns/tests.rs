@@ -1,6 +1,6 @@
 //! Messages, read and composed.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use domain::base::iana::OptionCode;
 use domain::base::opt::UnknownOptData;
@@ -46,7 +46,7 @@ fn reply(name: &str, code: Rcode, records: &[Record]) -> Vec<u8> {
 }
 
 fn addresses_of(records: &[Record]) -> Option<Reply> {
-    read_reply(&reply("a.test", Rcode::NOERROR, records), 7, "a.test")
+    read_reply(&reply("a.test", Rcode::NOERROR, records), 7, "a.test", Family::V4)
 }
 
 fn found(addresses: &[Ipv4Addr], seconds: u64) -> Option<Reply> {
@@ -115,24 +115,24 @@ fn chain_and_addresses_are_bounded() {
     let many: Vec<Record> =
         (1..=100).map(|i| Address("a.test", Ipv4Addr::new(192, 0, 2, i), 60)).collect();
     let Some(Reply::Addresses(addresses, _)) = addresses_of(&many) else { panic!("no addresses") };
-    assert_eq!(addresses.len(), MAX_ADDRESSES);
+    assert_eq!(addresses.len(), Family::V4.max_addresses());
 }
 
 #[test]
 fn reply_must_answer_the_question() {
     let records = [Address("a.test", FIRST, 30)];
     let good = reply("a.test", Rcode::NOERROR, &records);
-    assert_eq!(read_reply(&good, 7, "a.test"), found(&[FIRST], 30));
-    assert_eq!(read_reply(&good, 8, "a.test"), None, "another number");
-    assert_eq!(read_reply(&good, 7, "b.test"), None, "another name");
+    assert_eq!(read_reply(&good, 7, "a.test", Family::V4), found(&[FIRST], 30));
+    assert_eq!(read_reply(&good, 8, "a.test", Family::V4), None, "another number");
+    assert_eq!(read_reply(&good, 7, "b.test", Family::V4), None, "another name");
     assert_eq!(
-        read_reply(&reply("A.TEST", Rcode::NOERROR, &records), 7, "a.test"),
+        read_reply(&reply("A.TEST", Rcode::NOERROR, &records), 7, "a.test", Family::V4),
         found(&[FIRST], 30)
     );
     let changed = |at: usize, value: u8| {
         let mut message = good.clone();
         message[at] = value;
-        read_reply(&message, 7, "a.test")
+        read_reply(&message, 7, "a.test", Family::V4)
     };
     assert_eq!(changed(2, 0), None, "no reply");
     assert_eq!(changed(2, 0x80 | 5 << 3), None, "an update");
@@ -142,7 +142,7 @@ fn reply_must_answer_the_question() {
     assert_eq!(changed(5, 0), None, "no question");
     assert_eq!(changed(7, 2), Some(Reply::Failed), "a missing record");
     for length in 0..good.len() {
-        let found = read_reply(&good[..length], 7, "a.test");
+        let found = read_reply(&good[..length], 7, "a.test", Family::V4);
         assert!(matches!(found, None | Some(Reply::Failed)), "{length}: {found:?}");
     }
 }
@@ -158,20 +158,20 @@ fn code_of_a_reply_decides_unless_the_reply_is_truncated() {
         (Rcode::NOTIMP, Reply::NotUnderstood),
     ] {
         let message = reply("a.test", code, &[]);
-        assert_eq!(read_reply(&message, 7, "a.test"), Some(expected), "{code}");
+        assert_eq!(read_reply(&message, 7, "a.test", Family::V4), Some(expected), "{code}");
     }
     for (records, expected) in
         [(&[][..], Some(Reply::Failed)), (&[Address("a.test", FIRST, 5)], found(&[FIRST], 5))]
     {
         let mut message = reply("a.test", Rcode::NOERROR, records);
         message[2] |= 2;
-        assert_eq!(read_reply(&message, 7, "a.test"), expected);
+        assert_eq!(read_reply(&message, 7, "a.test", Family::V4), expected);
     }
     // A server without EDNS may repeat the header only.
     let mut header = reply("a.test", Rcode::FORMERR, &[])[..12].to_vec();
     header[5] = 0;
-    assert_eq!(read_reply(&header, 7, "a.test"), Some(Reply::NotUnderstood));
-    assert_eq!(read_reply(&header, 8, "a.test"), None);
+    assert_eq!(read_reply(&header, 7, "a.test", Family::V4), Some(Reply::NotUnderstood));
+    assert_eq!(read_reply(&header, 8, "a.test", Family::V4), None);
 }
 
 /// Returns a question of the guest.
@@ -192,7 +192,7 @@ fn question(name: &str, kind: Rtype, edns: bool) -> Vec<u8> {
 fn question_has_a_name_in_lower_case_and_the_answer_has_it_as_it_was_written() {
     let read = Question::read(&question("aPi.Example.ORG", Rtype::A, false)).unwrap();
     assert_eq!((read.name().as_deref(), read.id()), (Some("api.example.org"), 0x1234));
-    assert!(read.is_for_addresses());
+    assert_eq!(read.family(), Some(Family::V4));
     let answer =
         read.answer(&Answer::Addresses(vec![FIRST.into(), SECOND.into()], Duration::from_secs(30)));
     let message = Message::from_octets(answer.as_slice()).unwrap();
@@ -206,7 +206,9 @@ fn question_has_a_name_in_lower_case_and_the_answer_has_it_as_it_was_written() {
     let found: Vec<_> = records.iter().map(|record| (record.data().addr(), record.ttl())).collect();
     assert_eq!(found, [(FIRST, Ttl::from_secs(30)), (SECOND, Ttl::from_secs(30))]);
     assert!(message.opt().is_none());
-    assert!(!Question::read(&question("a.test", Rtype::AAAA, false)).unwrap().is_for_addresses());
+    let family = |kind| Question::read(&question("a.test", kind, false)).unwrap().family();
+    assert_eq!(family(Rtype::AAAA), Some(Family::V6));
+    assert_eq!(family(Rtype::TXT), None);
 }
 
 #[test]
@@ -244,7 +246,7 @@ fn longest_answer_fits_into_512_bytes() {
     let made = read.answer(&Answer::Addresses(addresses, Duration::MAX));
     let message = Message::from_octets(made.as_slice()).unwrap();
     let count = usize::from(message.header_counts().ancount());
-    assert!(count == MAX_ADDRESSES && made.len() <= 512, "{count} in {}", made.len());
+    assert!(count == Family::V4.max_addresses() && made.len() <= 512, "{count} in {}", made.len());
 }
 
 #[test]
@@ -293,7 +295,7 @@ fn name_that_no_rule_can_have_is_none() {
 #[test]
 fn question_to_a_name_server_asks_for_recursion_and_announces_its_size() {
     for edns in [Edns::With, Edns::Without] {
-        let made = ask(9, "a.test", edns).unwrap();
+        let made = ask(9, "a.test", Family::V4, edns).unwrap();
         let message = Message::from_octets(made.as_slice()).unwrap();
         let question = message.sole_question().unwrap();
         assert_eq!(question.to_string(), "a.test.\tA\tIN");
@@ -303,4 +305,33 @@ fn question_to_a_name_server_asks_for_recursion_and_announces_its_size() {
         assert_eq!(size, (edns == Edns::With).then_some(1232));
     }
     assert_eq!(id_of(&[1]), None);
+}
+
+#[test]
+fn ipv6_addresses_are_read_and_composed_in_records_of_their_own_type() {
+    let asked = ask(7, "a.test", Family::V6, Edns::With).unwrap();
+    let asked = Message::from_octets(asked).unwrap();
+    assert_eq!(asked.sole_question().unwrap().qtype(), Rtype::AAAA);
+    let builder = MessageBuilder::from_target(StaticCompressor::new(Vec::new())).unwrap();
+    let mut answer = builder.start_answer(&asked, Rcode::NOERROR).unwrap();
+    // Records of the other type do not count.
+    answer.push((named("a.test"), 9, A::new(FIRST))).unwrap();
+    let address = |i: u16| Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, i);
+    for i in 0..20 {
+        answer.push((named("a.test"), 60, Aaaa::new(address(i)))).unwrap();
+    }
+    let reply = answer.finish().into_target();
+    let expected: Vec<IpAddr> = (0..8).map(|i| address(i).into()).collect();
+    let found = read_reply(&reply, 7, "a.test", Family::V6);
+    assert_eq!(found, Some(Reply::Addresses(expected.clone(), Duration::from_secs(60))));
+    assert_eq!(read_reply(&reply, 7, "a.test", Family::V4), None, "another type");
+    // The most addresses fit into an answer for the longest name.
+    let longest = ["a".repeat(63).as_str(); 4].join(".")[2..].to_owned();
+    let read = Question::read(&question(&longest, Rtype::AAAA, true)).unwrap();
+    let made = read.answer(&Answer::Addresses(expected.clone(), Duration::from_secs(30)));
+    assert!(made.len() <= 512, "{}", made.len());
+    let made = Message::from_octets(made).unwrap();
+    let records = made.answer().unwrap().limit_to_in::<Aaaa>();
+    let found: Vec<IpAddr> = records.map(|record| record.unwrap().data().addr().into()).collect();
+    assert_eq!(found, expected);
 }

@@ -510,6 +510,36 @@ fn answered_address_is_reachable_on_the_ports_of_its_rule_until_it_expires() {
 }
 
 #[test]
+fn answered_ipv6_address_is_reachable_until_it_expires_and_through_a_translator() {
+    let rule = r#"{"to": "a.example", "ports": [443], "protocol": "tcp"}"#;
+    let (mut filter, expires) = with_name(rule);
+    let now = Instant::now();
+    let syn = |to: &str, port| {
+        let IpAddr::V6(to) = to.parse().unwrap() else { panic!("{to}") };
+        ipv6::opening(CLIENT, to, port)
+    };
+    for (to, port, is_open) in [
+        ("2001:db8::7", 443, true),
+        ("2001:db8::7", 80, false),
+        ("2001:db8::8", 443, false),
+        // An IPv4 address that was answered, and one that was not.
+        ("64:ff9b::203.0.113.7", 443, true),
+        ("64:ff9b::203.0.113.8", 443, false),
+    ] {
+        let found = filter.leave(&syn(to, port), now);
+        assert_eq!(found == Verdict::Pass, is_open, "{to} {port} {found:?}");
+        let Verdict::Refuse(refused) = filter.leave(&syn(to, port), expires) else {
+            panic!("{to} {port} has expired");
+        };
+        let is_known = !to.ends_with('8');
+        assert_eq!(refused.name.as_deref(), is_known.then_some("a.example"), "{to}");
+    }
+    // The name server of the gate is at no other address.
+    let found = filter.leave(&syn("64:ff9b::10.0.2.3", 53), now);
+    assert!(matches!(found, Verdict::Refuse(_)), "{found:?}");
+}
+
+#[test]
 fn udp_flow_to_an_answered_address_goes_on_while_it_is_in_use() {
     let (mut filter, expires) = with_name(r#"{"to": "a.example"}"#);
     let datagram = |port| frame(guest(port), SocketAddrV4::new(NAMED, 443), PROTOCOL_UDP);

@@ -74,10 +74,14 @@ pub(super) struct Resolving {
 
 impl Resolving {
     /// Registers the sockets with the event loop of the calling task.
-    pub(super) fn new(rules: Rc<NameRules>, upstream: Upstream) -> io::Result<Self> {
+    pub(super) fn new(
+        rules: Rc<NameRules>,
+        upstream: Upstream,
+        has_ipv6: bool,
+    ) -> io::Result<Self> {
         let sockets = upstream.0.into_iter().map(tokio::net::UdpSocket::from_std);
         let sockets: Vec<_> = sockets.collect::<io::Result<_>>()?;
-        let server = RefCell::new(NameServer::new(rules, sockets.len()));
+        let server = RefCell::new(NameServer::new(rules, sockets.len(), has_ipv6));
         Ok(Self { server, sockets, asked: Notify::new() })
     }
 

@@ -1,6 +1,6 @@
 //! Questions and replies, in the order in which they come.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use a3s_box_core::config::Egress;
 use domain::base::iana::{Rcode, Rtype};
@@ -12,6 +12,8 @@ use super::*;
 use crate::spec::EgressSpec;
 
 const FIRST: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+const FIRST_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1));
+const HOST_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x10));
 const HOST: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 10));
 
 /// A name server, and what has to be known of its last question.
@@ -63,11 +65,15 @@ fn reply(asked: &[u8], code: Rcode, addresses: &[IpAddr], ttl: u32) -> Vec<u8> {
 
 impl Tested {
     fn new(servers: usize) -> Self {
+        Self::with(servers, true)
+    }
+
+    fn with(servers: usize, has_ipv6: bool) -> Self {
         let json = r#"[{"to": "a.test"}, {"to": "*.b.test"}]"#;
         let egress: Egress = serde_json::from_str(json).unwrap();
         let EgressSpec::Rules(rules) = egress.try_into().unwrap() else { panic!("no rules") };
-        let rules = Rc::new(NameRules::new(&rules, &[HOST]).unwrap());
-        Self { server: NameServer::new(rules, servers), start: Instant::now() }
+        let rules = Rc::new(NameRules::new(&rules, &[HOST, HOST_V6]).unwrap());
+        Self { server: NameServer::new(rules, servers, has_ipv6), start: Instant::now() }
     }
 
     fn at(&self, milliseconds: u64) -> Instant {
@@ -160,7 +166,7 @@ fn other_names_do_not_exist_and_are_reported() {
 #[test]
 fn other_types_have_no_record_and_are_not_asked_for() {
     let mut tested = Tested::new(1);
-    for kind in [Rtype::AAAA, Rtype::TXT, Rtype::HTTPS, Rtype::ANY, Rtype::CNAME] {
+    for kind in [Rtype::TXT, Rtype::HTTPS, Rtype::ANY, Rtype::CNAME] {
         let effects = tested.server.ask(1000, &question(1, "a.test", kind), tested.start);
         assert_eq!(tested.seen(&effects), [answered(Rcode::NOERROR)], "{kind}");
     }
@@ -244,6 +250,65 @@ fn addresses_that_no_name_may_lead_to_are_left_out_and_reported() {
         // The next question is answered without asking, and not reported again.
         let again = tested.ask("a.test", 1);
         assert_eq!(tested.seen(&again), [answered(Rcode::NOERROR)]);
+    }
+}
+
+#[test]
+fn ipv6_addresses_are_asked_for_and_kept_apart_from_ipv4_ones() {
+    let mut tested = Tested::new(1);
+    let v6 = |tested: &mut Tested, milliseconds| {
+        let now = tested.at(milliseconds);
+        tested.server.ask(1001, &question(2, "a.test", Rtype::AAAA), now)
+    };
+    let (first, second) = (asked(&tested.ask("a.test", 0)), asked(&v6(&mut tested, 0)));
+    let reply_v6 = reply(&second, Rcode::NOERROR, &[FIRST_V6], 90);
+    let answered_v6 = || Answered(1001, Rcode::NOERROR, vec![FIRST_V6], Some(90));
+    assert_eq!(tested.hear(0, &reply_v6, 0), [Opened(vec![FIRST_V6], 90), answered_v6()]);
+    // The other question still waits, and its answer does not replace the one that is kept.
+    assert_eq!(
+        tested.hear(0, &reply(&first, Rcode::NXDOMAIN, &[], 0), 0),
+        [answered(Rcode::NXDOMAIN)]
+    );
+    let again = v6(&mut tested, 0);
+    assert_eq!(tested.seen(&again), [Opened(vec![FIRST_V6], 90), answered_v6()]);
+}
+
+#[test]
+fn guest_without_ipv6_gets_no_ipv6_addresses() {
+    let mut tested = Tested::with(1, false);
+    let effects = tested.server.ask(1000, &question(1, "a.test", Rtype::AAAA), tested.start);
+    assert_eq!(tested.seen(&effects), [answered(Rcode::NOERROR)]);
+}
+
+#[test]
+fn ipv6_addresses_that_no_name_may_lead_to_are_left_out_and_reported() {
+    let forbidden = [
+        "::1",
+        "::",
+        "fe80::1",
+        "fd00:ec2::254",
+        "::ffff:127.0.0.1",
+        "64:ff9b::7f00:1",
+        "64:ff9b::a9fe:a9fe",
+        // The host, the gateway and the name server behind a translator.
+        "64:ff9b::192.0.2.10",
+        "64:ff9b::10.0.2.2",
+        "64:ff9b::10.0.2.3",
+        "fdfb:61f7:afae::15",
+        "2001:db8::10",
+    ];
+    for text in forbidden {
+        let address: IpAddr = text.parse().unwrap();
+        let mut tested = Tested::new(1);
+        let message =
+            asked(&tested.server.ask(1000, &question(1, "a.test", Rtype::AAAA), tested.start));
+        let both = reply(&message, Rcode::NOERROR, &[address, FIRST_V6], 90);
+        let expected = [
+            Told(format!(r#"{address} None Some("a.test")"#)),
+            Opened(vec![FIRST_V6], 90),
+            Answered(1000, Rcode::NOERROR, vec![FIRST_V6], Some(90)),
+        ];
+        assert_eq!(tested.hear(0, &both, 0), expected);
     }
 }
 
@@ -345,9 +410,10 @@ fn names_that_are_asked_for_and_kept_are_bounded() {
     let now = tested.start;
     for i in 0..=MAX_CACHED {
         let expires = now + Duration::from_secs(if i == 5 { 1 } else { 100 });
-        cache.insert(&format!("n{i}").into(), &Answer::NoName, expires, now);
+        let key = Key { name: format!("n{i}").into(), family: Family::V4 };
+        cache.insert(&key, &Answer::NoName, expires, now);
     }
-    assert_eq!((cache.by_name.len(), cache.soonest_first.len()), (MAX_CACHED, MAX_CACHED));
+    assert_eq!((cache.by_key.len(), cache.soonest_first.len()), (MAX_CACHED, MAX_CACHED));
     let has = |name: &str| cache.get(name, now).is_some();
     assert!(has("n4") && !has("n5") && has("n6") && has(&format!("n{MAX_CACHED}")));
 }

@@ -60,6 +60,11 @@ fn segment(from: SocketAddrV6, to: SocketAddrV6, flags: u8) -> Vec<u8> {
     packet(*from.ip(), *to.ip(), PROTOCOL_TCP, &[&ports, &rest[..]].concat())
 }
 
+/// Returns the first packet of a TCP connection of a client in the guest.
+pub(super) fn opening(from: u16, to: Ipv6Addr, port: u16) -> Vec<u8> {
+    segment(guest(from), at(to, port), TCP_SYN)
+}
+
 fn filter_with(egress: &str, not_host: bool) -> Filter {
     let egress: config::Egress = serde_json::from_str(egress).unwrap();
     let published = |guest_port, protocol| PublishConfig {

@@ -61,7 +61,7 @@ impl Family {
     pub(super) fn max_addresses(self) -> usize {
         match self {
             Self::V4 => 13,
-            Self::V6 => 8,
+            Self::V6 => 7,
         }
     }
 }

@@ -502,7 +502,7 @@ fn invalid_rule_is_refused_with_its_field() {
     let cases = [
         (
             r#"{"to":"a.example."}"#.to_owned(),
-            "[0].to: found `a.example.`, expected an IPv4 address or network",
+            "[0].to: found `a.example.`, expected an address, a network or a name",
         ),
         (format!(r#"{rule},{{"to":"10.0.0.7/8"}}"#), "[1].to: found `10.0.0.7/8`, expected"),
         (many(rule, 1001), ": found 1001 rules with an address, expected at most 1000"),

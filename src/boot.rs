@@ -147,7 +147,11 @@ pub(crate) fn run(shim: &mut Shim<'_>) -> Result<(), ShimError> {
         events: Arc::clone(&shim.events),
         configured_ms,
     })?;
-    shim.events.emit(EventKind::VmStarting { vcpus: spec.vcpus, memory_mib: spec.memory_mib });
+    shim.events.emit(EventKind::VmStarting {
+        vcpus: spec.vcpus,
+        memory_mib: spec.memory_mib,
+        ipv6: network.has_ipv6(),
+    });
     let machine = machine::assemble(&spec, &state, &guest, program, console.ports);
     become_vm(Machine { net: network.device, ..machine }, &kernel, control)
 }

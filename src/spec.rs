@@ -11,10 +11,12 @@
 //! | [`ids`] | `confinement.ids` |
 //! | [`image`] | `image`, `cache` |
 //! | [`mounts`] | `mounts` |
+//! | [`name`] | names in `network.egress` |
 //! | [`network`] | `network` |
 //! | [`output`] | `console`, `events` |
 //! | [`paths`] | `paths`, and paths in other parts that must not be in the shim's directories |
 //! | [`process`] | `process`, `stop` |
+//! | [`reach`] | addresses in `network` |
 //! | [`resources`] | `resources` |
 //! | [`signal`] | `stop.signal`, and the stop signal of an image |
 
@@ -25,10 +27,12 @@ mod hostname;
 mod ids;
 mod image;
 mod mounts;
+mod name;
 mod network;
 mod output;
 mod paths;
 mod process;
+mod reach;
 mod resources;
 mod signal;
 
@@ -48,7 +52,8 @@ pub(crate) use self::ids::IDS_PER_BOX;
 pub(crate) use self::image::ImageSpec;
 pub(crate) use self::mounts::{MountSource, MountSpec};
 pub(crate) use self::network::{
-    EgressSpec, MAX_NAME_SERVERS, NetworkSpec, PasstSpec, RuleSpec, is_reachable,
+    EgressSpec, MAX_NAME_BYTES, MAX_NAME_SERVERS, NetworkSpec, PasstSpec, RuleSpec, Scope, Subnet,
+    Target, behind_translator, is_name, is_reachable,
 };
 pub(crate) use self::output::{ConsoleSpec, EventsSpec};
 use self::paths::ShimDirectories;

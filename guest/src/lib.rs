@@ -29,6 +29,7 @@ mod config;
 mod control;
 mod executable;
 mod files;
+mod ipv6;
 mod kmsg;
 mod launch;
 mod lifecycle;

@@ -1,13 +1,13 @@
 //! Sets up a real guest before the workload starts.
 
 use std::fs::File;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use a3s_box_proto::GUEST_CONFIG_FILE;
 use a3s_box_proto::control::{
-    BlockRoot, GuestConfig, Mount, Root, Workload, mount, root as config_root,
+    BlockRoot, GuestConfig, Interface, Mount, Root, Workload, mount, root as config_root,
 };
 use nix::unistd::sethostname;
 use tokio::net::unix::pipe;
@@ -15,10 +15,13 @@ use tokio::net::unix::pipe;
 use crate::children::Exits;
 use crate::lifecycle::{Job, Machine, StartError};
 use crate::listener::{self, Peers};
+use crate::network::NetworkError;
 use crate::notify::{self, Notices};
 use crate::power::{self, Outlasting};
 use crate::processes::{self, Cgroups, Table};
-use crate::{agent, config, kmsg, mounts, names, network, open_files, plan, ports, root, syscall};
+use crate::{
+    agent, config, ipv6, kmsg, mounts, names, network, open_files, plan, ports, root, syscall,
+};
 
 /// Host name of a guest whose config has none.
 const DEFAULT_HOSTNAME: &str = "localhost";
@@ -63,14 +66,15 @@ impl Machine for Guest {
             // Most workloads do not need the loopback interface, so an error is only logged.
             kmsg::line(&format!("cannot bring the loopback interface up: {error}"));
         }
-        if let Some(interface) = &config.interface {
-            network::set_up(interface)?;
-        }
+        let addresses = match &config.interface {
+            Some(interface) => set_up_network(interface)?,
+            None => Vec::new(),
+        };
         let hostname = host_name(&config);
         sethostname(hostname)
             .map_err(|source| StartError::Hostname { name: hostname.to_owned(), source })?;
         // The names come before the mounts, because a share of the host can be mounted on `/etc`.
-        write_names(&config, hostname);
+        write_names(&config, hostname, &addresses);
         mounts::mount_configured(&config.mounts)?;
         // The agent opens its files in `/proc` now, before the workload can mount over them.
         let notices = Notices::bind(notify::ADDRESS)?;
@@ -122,12 +126,31 @@ fn host_name(config: &GuestConfig) -> &str {
     if config.hostname.is_empty() { DEFAULT_HOSTNAME } else { &config.hostname }
 }
 
+/// Configures the interface, and returns the addresses that it has. An error about IPv6 is only
+/// logged: the guest kernel can have none, and programs then use IPv4 without a wait.
+fn set_up_network(interface: &Interface) -> Result<Vec<IpAddr>, NetworkError> {
+    let name = interface.name.as_str();
+    let v4 = Ipv4Addr::from(interface.address).into();
+    let Some(v6) = &interface.ipv6 else {
+        return network::set_up(interface).map(|()| vec![v4]);
+    };
+    // The kernel configures an interface itself when it comes up, unless it is told otherwise before.
+    let is_manual = ipv6::make_manual(name);
+    network::set_up(interface)?;
+    match is_manual.and_then(|()| ipv6::set_up(name, v6)) {
+        Ok(v6) => Ok(vec![v4, v6.into()]),
+        Err(error) => {
+            kmsg::error(&error);
+            Ok(vec![v4])
+        }
+    }
+}
+
 /// Writes the files for the resolution of names. An error is only logged: the root can be
 /// read-only, and many workloads need none of the files.
-fn write_names(config: &GuestConfig, hostname: &str) {
-    let address = config.interface.as_ref().map(|interface| Ipv4Addr::from(interface.address));
+fn write_names(config: &GuestConfig, hostname: &str, addresses: &[IpAddr]) {
     let name_servers = config.name_servers.as_ref();
-    if let Err(error) = names::write(Path::new("/"), hostname, address, name_servers) {
+    if let Err(error) = names::write(Path::new("/"), hostname, addresses, name_servers) {
         kmsg::error(&error);
     }
 }

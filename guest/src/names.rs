@@ -9,7 +9,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
@@ -20,7 +20,7 @@ use nix::sys::stat::{Mode, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 /// Address of the host name in a guest without a network, by the convention of Debian.
-const NO_ADDRESS: Ipv4Addr = Ipv4Addr::new(127, 0, 1, 1);
+const NO_ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 1, 1));
 
 /// Name of a new file until it is renamed to its final name.
 const NEW: &str = ".a3s-box-names";
@@ -37,15 +37,17 @@ pub(crate) struct NameError {
 /// stays.
 ///
 /// Stops at the first error. Files that were written until then stay.
+///
+/// `addresses` are those of the guest in its network.
 pub(crate) fn write(
     root: &Path,
     hostname: &str,
-    address: Option<Ipv4Addr>,
+    addresses: &[IpAddr],
     name_servers: Option<&NameServers>,
 ) -> Result<(), NameError> {
     let etc = open_etc(root).map_err(|source| NameError { file: "", source })?;
     let mut files =
-        vec![("hosts", hosts(hostname, address)), ("hostname", format!("{hostname}\n"))];
+        vec![("hosts", hosts(hostname, addresses)), ("hostname", format!("{hostname}\n"))];
     files.extend(name_servers.map(|servers| ("resolv.conf", resolv_conf(servers))));
     for (file, text) in files {
         replace(etc.as_fd(), file, &text).map_err(|source| NameError { file, source })?;
@@ -82,24 +84,31 @@ fn replace(etc: BorrowedFd<'_>, name: &str, text: &str) -> io::Result<()> {
     Ok(renameat(etc, NEW, etc, name)?)
 }
 
-/// Returns the content of `/etc/hosts`. `address` is the address of the guest in its network.
-fn hosts(hostname: &str, address: Option<Ipv4Addr>) -> String {
-    let own = address.unwrap_or(NO_ADDRESS);
+/// Returns the content of `/etc/hosts`.
+fn hosts(hostname: &str, addresses: &[IpAddr]) -> String {
+    let addresses = if addresses.is_empty() { &[NO_ADDRESS] } else { addresses };
     // The canonical name comes first, then its alias (hosts(5)).
     let names = match hostname.split_once('.') {
         Some((first, _)) => format!("{hostname} {first}"),
         None => hostname.to_owned(),
     };
-    format!("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n{own}\t{names}\n")
+    let own: String = addresses.iter().map(|own| format!("{own}\t{names}\n")).collect();
+    format!("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n{own}")
+}
+
+fn read_address(octets: &[u8]) -> Option<IpAddr> {
+    let v4 = <[u8; 4]>::try_from(octets).map(IpAddr::from);
+    v4.or_else(|_| <[u8; 16]>::try_from(octets).map(IpAddr::from)).ok()
 }
 
 /// Returns the content of `/etc/resolv.conf`. Without name servers it is a comment. The C library
 /// then asks 127.0.0.1, where the guest has no server (`resolv.conf(5)`).
 fn resolv_conf(servers: &NameServers) -> String {
-    let line = |address: &u32| format!("nameserver {}\n", Ipv4Addr::from(*address));
+    // The shim sends no address of another length.
+    let line = |address: &Vec<u8>| Some(format!("nameserver {}\n", read_address(address)?));
     match servers.addresses.is_empty() {
         true => "# This box has no name servers.\n".to_owned(),
-        false => servers.addresses.iter().map(line).collect(),
+        false => servers.addresses.iter().filter_map(line).collect(),
     }
 }
 
@@ -110,20 +119,24 @@ mod tests {
 
     use super::*;
 
-    fn servers(addresses: &[[u8; 4]]) -> NameServers {
-        NameServers { addresses: addresses.iter().map(|a| u32::from_be_bytes(*a)).collect() }
+    fn servers(addresses: &[&[u8]]) -> NameServers {
+        NameServers { addresses: addresses.iter().map(|address| address.to_vec()).collect() }
     }
+
+    /// The address `2001:db8::35`.
+    const V6: [u8; 16] = [0x20, 1, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x35];
 
     #[test]
     fn writes_the_files_if_the_image_has_none() {
         let root = tempfile::tempdir().unwrap();
-        let address = Some(Ipv4Addr::new(10, 0, 2, 15));
-        write(root.path(), "web.example", address, Some(&servers(&[[1, 1, 1, 1], [9, 9, 9, 9]])))
+        let addresses = ["10.0.2.15", "fdfb:61f7:afae::15"].map(|text| text.parse().unwrap());
+        write(root.path(), "web.example", &addresses, Some(&servers(&[&[1, 1, 1, 1], &V6])))
             .unwrap();
         let read = |name| fs::read_to_string(root.path().join("etc").join(name)).unwrap();
         assert_eq!(read("hostname"), "web.example\n");
-        assert!(read("hosts").ends_with("\n10.0.2.15\tweb.example web\n"), "{}", read("hosts"));
-        assert_eq!(read("resolv.conf"), "nameserver 1.1.1.1\nnameserver 9.9.9.9\n");
+        let own = "\n10.0.2.15\tweb.example web\nfdfb:61f7:afae::15\tweb.example web\n";
+        assert!(read("hosts").ends_with(own), "{}", read("hosts"));
+        assert_eq!(read("resolv.conf"), "nameserver 1.1.1.1\nnameserver 2001:db8::35\n");
         let mode = fs::metadata(root.path().join("etc/hosts")).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o644);
         assert_eq!(fs::read_dir(root.path().join("etc")).unwrap().count(), 3);
@@ -139,7 +152,7 @@ mod tests {
         for name in ["hosts", "hostname", "resolv.conf", NEW] {
             symlink(&target, etc.join(name)).unwrap();
         }
-        write(root.path(), "a", None, Some(&servers(&[]))).unwrap();
+        write(root.path(), "a", &[], Some(&servers(&[]))).unwrap();
         assert_eq!(fs::read_to_string(&target).unwrap(), "mine");
         assert!(fs::symlink_metadata(etc.join("resolv.conf")).unwrap().is_file());
         assert!(fs::read_to_string(etc.join("hosts")).unwrap().ends_with("127.0.1.1\ta\n"));
@@ -151,11 +164,11 @@ mod tests {
         let other = root.path().join("other");
         fs::create_dir(&other).unwrap();
         symlink("other", root.path().join("etc")).unwrap();
-        assert!(write(root.path(), "a", None, None).is_err());
+        assert!(write(root.path(), "a", &[], None).is_err());
         assert_eq!(fs::read_dir(&other).unwrap().count(), 0);
         fs::remove_file(root.path().join("etc")).unwrap();
         fs::create_dir_all(root.path().join("etc/hostname")).unwrap();
-        let error = write(root.path(), "a", None, None).unwrap_err();
+        let error = write(root.path(), "a", &[], None).unwrap_err();
         assert_eq!(error.to_string(), "cannot write `/etc/hostname`");
     }
 
@@ -164,7 +177,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         fs::create_dir(root.path().join("etc")).unwrap();
         fs::write(root.path().join("etc/resolv.conf"), "mine").unwrap();
-        write(root.path(), "a", None, None).unwrap();
+        write(root.path(), "a", &[], None).unwrap();
         assert_eq!(fs::read_to_string(root.path().join("etc/resolv.conf")).unwrap(), "mine");
     }
 }

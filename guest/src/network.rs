@@ -23,7 +23,7 @@ const FAMILY_IPV4: u8 = 2;
 
 /// Flags of a request that creates an object, and fails if the object exists (`NLM_F_CREATE`,
 /// `NLM_F_EXCL`).
-const CREATE: u16 = 0x400 | 0x200;
+pub(crate) const CREATE: u16 = 0x400 | 0x200;
 
 /// A request for a network interface failed.
 #[derive(Debug, thiserror::Error)]
@@ -67,7 +67,7 @@ pub(crate) fn set_up(interface: &Interface) -> Result<(), NetworkError> {
 }
 
 /// Opens a netlink socket to the kernel's routing tables.
-fn open() -> io::Result<OwnedFd> {
+pub(crate) fn open() -> io::Result<OwnedFd> {
     let flags = SockFlag::SOCK_CLOEXEC;
     let route = SockProtocol::NetlinkRoute;
     Ok(socket(AddressFamily::Netlink, SockType::Raw, flags, route)?)
@@ -77,7 +77,7 @@ fn open() -> io::Result<OwnedFd> {
 /// `struct nlmsghdr`, and `body` is the rest of the message.
 ///
 /// Returns the errno in the acknowledgement as an error, and `UnexpectedEof` if it is too short.
-fn request(kernel: &OwnedFd, kind: u16, flags: u16, body: &[u8]) -> io::Result<()> {
+pub(crate) fn request(kernel: &OwnedFd, kind: u16, flags: u16, body: &[u8]) -> io::Result<()> {
     // The body has less than 100 bytes, so the conversion cannot fail.
     let length = u32::try_from(HEADER_BYTES + body.len()).unwrap_or_default();
     // Both flags are small numbers. NLM_F_ACK requests an acknowledgement of a success, too.
@@ -108,8 +108,8 @@ fn address(index: u32, interface: &Interface) -> Vec<u8> {
     let parts: [&[u8]; 4] = [
         &head,
         &index.to_ne_bytes(),
-        &attribute(libc::IFA_LOCAL, own),
-        &attribute(libc::IFA_ADDRESS, own),
+        &attribute(libc::IFA_LOCAL, &own),
+        &attribute(libc::IFA_ADDRESS, &own),
     ];
     parts.concat()
 }
@@ -118,7 +118,7 @@ fn address(index: u32, interface: &Interface) -> Vec<u8> {
 /// that is zero.
 fn link(index: u32, mtu: u32) -> Vec<u8> {
     let up = libc::IFF_UP.cast_unsigned().to_ne_bytes();
-    let size = if mtu == 0 { Vec::new() } else { attribute(libc::IFLA_MTU, mtu.to_ne_bytes()) };
+    let size = if mtu == 0 { Vec::new() } else { attribute(libc::IFLA_MTU, &mtu.to_ne_bytes()) };
     // `up` is passed twice: as the flags and as the mask of the flags that change.
     let parts: [&[u8]; 5] = [&[0; 4], &index.to_ne_bytes(), &up, &up, &size];
     parts.concat()
@@ -141,16 +141,18 @@ fn default_route(index: u32, gateway: u32) -> Vec<u8> {
     let parts: [&[u8]; 4] = [
         &head,
         &[0; 4],
-        &attribute(libc::RTA_GATEWAY, Ipv4Addr::from(gateway).octets()),
-        &attribute(libc::RTA_OIF, index.to_ne_bytes()),
+        &attribute(libc::RTA_GATEWAY, &Ipv4Addr::from(gateway).octets()),
+        &attribute(libc::RTA_OIF, &index.to_ne_bytes()),
     ];
     parts.concat()
 }
 
-/// Returns `struct rtattr` with a value of four bytes. Its length of 8 includes the header of 4
-/// bytes.
-fn attribute(kind: u16, value: [u8; 4]) -> Vec<u8> {
-    let parts: [&[u8]; 3] = [&8_u16.to_ne_bytes(), &kind.to_ne_bytes(), &value];
+/// Returns `struct rtattr` with a value, which has a multiple of four bytes. Its length includes the
+/// header of 4 bytes.
+pub(crate) fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+    // A value is at most an address of 16 bytes, so the conversion cannot fail.
+    let length = u16::try_from(4 + value.len()).unwrap_or_default();
+    let parts: [&[u8]; 3] = [&length.to_ne_bytes(), &kind.to_ne_bytes(), value];
     parts.concat()
 }
 
@@ -177,6 +179,7 @@ mod tests {
             prefix_length: 24,
             gateway: u32::from_be_bytes(gateway),
             mtu: 1400,
+            ipv6: None,
         }
     }
 

@@ -189,6 +189,18 @@ pub(crate) fn socket_option(name: i32) -> Result<SeccompRule, BackendError> {
     ])
 }
 
+/// Returns the rule of sendto(2) that the flags are these, and that there is no address, so that a
+/// socket can send to its peer only.
+pub(crate) fn send_to_peer(flags: i32) -> Result<SeccompRule, BackendError> {
+    let argument =
+        |index, length, value| SeccompCondition::new(index, length, SeccompCmpOp::Eq, value);
+    SeccompRule::new(vec![
+        argument(3, SeccompCmpArgLen::Dword, flags.unsigned_abs().into())?,
+        // The address is a pointer, all of which must be zero.
+        argument(4, SeccompCmpArgLen::Qword, 0)?,
+    ])
+}
+
 /// Returns the rule that all conditions hold. A condition is the index of an argument, the
 /// comparison and the value.
 fn all(

@@ -8,7 +8,6 @@ use std::process::{Child, ChildStderr, ChildStdout, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use a3s_box_core::config::SeccompMode;
 use a3s_box_core::event::{EventKind, WarningCode};
 use a3s_box_sys::HostError;
 use nix::poll::{PollFd, PollFlags, poll};
@@ -18,10 +17,9 @@ use tokio::net::unix::pipe;
 use super::error::{ANSWER_TIMEOUT, NetworkError};
 use super::gate::{self, GateConfig};
 use super::refusals::Refusals;
-use super::{frames, passt};
+use super::{frames, ndp, passt};
 use crate::host::command::{self, Ended};
 use crate::report::printable::printable;
-use crate::spec::PasstSpec;
 
 /// Milliseconds between two checks whether the gate has answered or exited.
 const CHECK_INTERVAL_MS: u8 = 20;
@@ -31,6 +29,16 @@ const MAX_COMPLAINT_BYTES: usize = 500;
 
 /// Time between two checks whether a process that has closed its files has exited.
 const REAP_INTERVAL: Duration = Duration::from_millis(50);
+
+/// What [`Carrier::start`] has started.
+#[derive(Debug)]
+pub(super) struct Started {
+    pub(super) carrier: Carrier,
+    /// The guest's end of the wire.
+    pub(super) wire: UnixStream,
+    /// Whether passt carries IPv6.
+    pub(super) has_ipv6: bool,
+}
 
 /// The gate, a child of the shim, and through it passt, which is the gate's child.
 #[derive(Debug)]
@@ -46,16 +54,11 @@ pub(crate) struct Carrier {
 }
 
 impl Carrier {
-    /// Starts gate and passt, and returns once passt has answered, with the guest's end of the
-    /// wire. With root, gate and passt become `user`, or else `nobody`.
-    pub(super) fn start(
-        spec: &PasstSpec,
-        seccomp: SeccompMode,
-        user: Option<u32>,
-    ) -> Result<(Self, UnixStream), NetworkError> {
+    /// Starts gate and passt, and returns once passt has answered. With root, gate and passt become
+    /// the user of the config, or else `nobody`.
+    pub(super) fn start(config: &GateConfig) -> Result<Started, NetworkError> {
         let passt = passt::find()
             .ok_or_else(|| NetworkError::PasstMissing { searched: passt::searched() })?;
-        let config = GateConfig { network: spec.into(), seccomp, user };
         let (mut wire, gates_end) =
             UnixStream::pair().map_err(HostError::of("make a pair of sockets"))?;
         let gates_end = OwnedFd::from(gates_end);
@@ -69,23 +72,22 @@ impl Carrier {
         let mut gate = command.spawn().map_err(HostError::of("start the network's gate"))?;
         // The command owns an fd of the gate's end, which must close before the wire is watched.
         drop(command);
-        let answered = configure(&wire, &config)
+        let answered = configure(&wire, config)
             .map_err(|error| HostError::of("write the gate's config")(error).into())
-            .and_then(|()| ask_for_gateway(&mut wire, &mut gate));
-        match answered {
-            Ok(true) => {}
-            Ok(false) => return Err(refused(gate)),
+            .and_then(|()| ask_for_gateways(&mut wire, &mut gate, config.ipv6.is_some()));
+        let has_ipv6 = match answered {
+            Ok(Answer::Ready { has_ipv6 }) => has_ipv6,
+            Ok(Answer::Exited) => return Err(refused(gate)),
             Err(error) => {
                 // `kill` fails only if the gate has already exited.
                 let _killed = gate.kill();
                 return Err(error);
             }
-        }
+        };
         let notices = gate.stdout.take();
-        match gate.stderr.take() {
-            Some(stderr) => Ok((Self { gate, stderr, notices, _spare: spare }, wire)),
-            None => Err(NetworkError::NoAnswer),
-        }
+        let stderr = gate.stderr.take().ok_or(NetworkError::NoAnswer)?;
+        let carrier = Self { gate, stderr, notices, _spare: spare };
+        Ok(Started { carrier, wire, has_ipv6 })
     }
 
     /// Takes the gate's notices, and registers them with the event loop of the calling task.
@@ -139,27 +141,64 @@ fn configure(wire: &UnixStream, config: &GateConfig) -> io::Result<()> {
     wire.set_write_timeout(None)
 }
 
-/// Sends an ARP request for the gateway, as the guest would. Returns true if passt answered, and
-/// false if the gate exited instead.
+/// What came of the shim's questions to passt.
+#[derive(Clone, Copy, Debug)]
+enum Answer {
+    /// passt has answered.
+    Ready { has_ipv6: bool },
+    /// The gate has exited instead.
+    Exited,
+}
+
+/// Asks passt for the hardware addresses of the gateways, as the guest would.
 ///
-/// The answer shows that the whole way through gate and passt works. The request also lets passt
-/// learn the guest's hardware address before the guest sends its first frame.
-fn ask_for_gateway(wire: &mut UnixStream, gate: &mut Child) -> Result<bool, NetworkError> {
+/// The answers show that the whole way through gate and passt works. The questions also let passt
+/// learn the guest's hardware address and its link-local address before the guest sends its first
+/// frame.
+fn ask_for_gateways(
+    wire: &mut UnixStream,
+    gate: &mut Child,
+    asks_for_ipv6: bool,
+) -> Result<Answer, NetworkError> {
     let deadline = Instant::now() + ANSWER_TIMEOUT;
     // The timeout also covers a frame that stops in the middle. It is removed below, because
     // libkrun's reads do not expect EAGAIN from a timeout.
     wire.set_read_timeout(Some(ANSWER_TIMEOUT))
         .map_err(HostError::of("limit a wait for the network"))?;
-    wire.write_all(&frames::arp_request()).map_err(HostError::of("write to the network"))?;
+    let mut has_ipv6 = false;
+    let mut note = |frame: &[u8]| has_ipv6 |= ndp::is_advertisement(frame);
+    let arp = frames::arp_request();
+    let mut questions = vec![arp.clone()];
+    if asks_for_ipv6 {
+        // A passt without IPv6 does not answer the solicitation. passt handles ARP packets before the
+        // IPv6 packets that it has read with them, so only a second ARP reply shows that no answer
+        // follows.
+        questions.insert(0, [ndp::solicitation(), arp].concat());
+    }
+    for question in questions {
+        wire.write_all(&question).map_err(HostError::of("write to the network"))?;
+        if !wait_for_arp_reply(wire, gate, deadline, &mut note)? {
+            return Ok(Answer::Exited);
+        }
+    }
+    wire.set_read_timeout(None).map_err(HostError::of("unlimit the network"))?;
+    Ok(Answer::Ready { has_ipv6 })
+}
+
+/// Waits for an ARP reply of the gateway, and gives all other frames to `note`. Returns false if the
+/// gate exited instead.
+fn wait_for_arp_reply(
+    wire: &mut UnixStream,
+    gate: &mut Child,
+    deadline: Instant,
+    note: &mut dyn FnMut(&[u8]),
+) -> Result<bool, NetworkError> {
     while Instant::now() < deadline {
         let ready = poll(&mut [PollFd::new(wire.as_fd(), PollFlags::POLLIN)], CHECK_INTERVAL_MS)
             .map_err(HostError::of("wait for the network"))?;
         match (ready > 0).then(|| frames::read(&mut *wire)) {
-            Some(Ok(frame)) if frames::is_arp_reply(&frame) => {
-                wire.set_read_timeout(None).map_err(HostError::of("unlimit the network"))?;
-                return Ok(true);
-            }
-            Some(Ok(_)) => {}
+            Some(Ok(frame)) if frames::is_arp_reply(&frame) => return Ok(true),
+            Some(Ok(frame)) => note(&frame),
             _ if gate
                 .try_wait()
                 .map_err(HostError::of("wait for the network's gate"))?

@@ -1,5 +1,6 @@
 //! [`NetworkError`]: why a box gets no network.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use a3s_box_sys::HostError;
@@ -17,9 +18,15 @@ pub(crate) enum NetworkError {
     /// The process may not make sockets of the Internet.
     #[error("this process may not make the sockets that `network.mode` `passt` and `tsi` need")]
     NoSockets,
+    /// The host has no IPv6, or passt cannot use it.
+    #[error("cannot publish a port on `{address}`: the host has no IPv6 that passt can use")]
+    NoIpv6 { address: IpAddr },
     /// The gate or passt exited before it carried a frame.
     #[error("the network was refused: {complaint}")]
     Refused { complaint: String },
+    /// A rule has a name, and there is no name server that could resolve it.
+    #[error("`network.egress` has names, and neither the config nor the host has a name server")]
+    NoNameServer,
     /// passt did not answer in time.
     #[error("passt did not answer within {} s", ANSWER_TIMEOUT.as_secs())]
     NoAnswer,
@@ -40,6 +47,13 @@ impl NetworkError {
                 "check that each address of `network.publish` is this host's and that its port is \
                  free; ports below 1024 require root",
             ),
+            Self::NoIpv6 { .. } => Some(
+                "give an interface of the host a link-local and another IPv6 address, publish the \
+                 port on an IPv4 address, or use `network.egress` `deny`",
+            ),
+            Self::NoNameServer => {
+                Some("name a server in `network.dns`, or in `/etc/resolv.conf` of the host")
+            }
             Self::NoAnswer | Self::Host(_) => None,
         }
     }

@@ -4,7 +4,7 @@
 //! into the empty network namespace of passt. Its phases, in order:
 //!
 //! ```text
-//!   open the published ports ─► (deny: empty network, start connector)
+//!   open the published ports, and sockets to name servers ─► (deny: empty network, start connector)
 //!   ─► give up what passt must not have ─► start passt ─► (allow: empty network)
 //!   ─► become a user without rights, give up files and most system calls
 //!   ─► carry frames until the VM's end of the wire closes or passt ends
@@ -17,16 +17,19 @@ mod calls;
 mod config;
 mod limits;
 mod refuser;
+mod resolving;
 
 use std::cell::RefCell;
 use std::convert::Infallible;
-use std::ffi::{CStr, OsStr};
+use std::ffi::{CStr, OsStr, OsString};
 use std::fs::File;
 use std::future;
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, ExitCode, Stdio};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use a3s_box_core::config::{ConfigError, SeccompMode};
@@ -39,15 +42,17 @@ use tokio::sync::Mutex;
 
 pub(super) use self::config::GateConfig;
 use self::refuser::Refuser;
+use self::resolving::{Resolving, Upstream};
 use super::connector::{Connector, ConnectorConfig};
 use super::filter::{Egress, Filter, Verdict};
 use super::frames::{carry, without_length};
+use super::names::NameRules;
 use super::relay::{self, ListenError, PublishedPort};
 use super::{host_addresses, jail, loopback, passt};
 use crate::host::inherited::InheritedFiles;
 use crate::host::process;
 use crate::report::terminal;
-use crate::spec::{NetworkSpec, PasstSpec};
+use crate::spec::{EgressSpec, NetworkSpec, PasstSpec};
 
 /// First argument of this executable when it is to be the gate. The path of passt follows. Standard
 /// input is the wire, on which the [`GateConfig`] comes first, and standard output takes notices.
@@ -101,8 +106,8 @@ fn run(program: &OsStr) -> Result<(), GateError> {
         return Err(GateError::Arguments);
     };
     let to_shim = take_pipe().map_err(HostError::of("take the pipe to the shim"))?;
-    // The addresses are those of the host's network, which is left below.
-    let filter = Filter::new(&spec, Egress::new(&spec, &host_addresses::out_of_reach(&spec)?));
+    // Addresses and sockets are those of the host's network, which is left below.
+    let (filter, names) = destinations(&spec, &config.name_servers)?;
     let user = process::is_root_of_host().then(|| config.user.unwrap_or(passt::NOBODY));
     let relayed = if spec.egress.is_deny() {
         // The host's ports must be opened before the host's network is left.
@@ -115,7 +120,8 @@ fn run(program: &OsStr) -> Result<(), GateError> {
         None
     };
     limits::apply(&spec, config.seccomp)?;
-    let (passt, to_passt) = start_passt(program, &spec, user)?;
+    let arguments = passt::arguments(&spec, user, config.ipv6.as_deref());
+    let (passt, to_passt) = start_passt(program, arguments)?;
     if !spec.egress.is_deny() {
         enter_empty_network()?;
     }
@@ -128,7 +134,38 @@ fn run(program: &OsStr) -> Result<(), GateError> {
     calls::restrict(config.seccomp, passt.id(), relayed.is_some())
         .map_err(io::Error::other)
         .map_err(HostError::of("give up system calls"))?;
-    runtime.block_on(serve([vm, to_passt], passt, relayed, filter, to_shim))
+    runtime.block_on(async {
+        // If passt has no IPv6 after all, the guest has no route to an IPv6 address, and its programs
+        // use the other addresses at once.
+        let has_ipv6 = config.ipv6.is_some();
+        let resolving = names.map(|(rules, to)| Resolving::new(rules, to, has_ipv6)).transpose();
+        let resolving = resolving.map_err(HostError::of("use the sockets to the name servers"))?;
+        let work = Work { relayed, resolving, filter: RefCell::new(filter) };
+        serve([vm, to_passt], passt, work, to_shim).await
+    })
+}
+
+/// The names in the rules of a box, and the sockets to the name servers that resolve them.
+type ToResolve = (Rc<NameRules>, Upstream);
+
+/// Returns the filter, and what the name server of the gate needs if a rule has a name.
+fn destinations(
+    spec: &PasstSpec,
+    name_servers: &[IpAddr],
+) -> Result<(Filter, Option<ToResolve>), GateError> {
+    let egress = Egress::new(spec, &host_addresses::out_of_reach(spec)?);
+    let rules = match &spec.egress {
+        EgressSpec::Rules(rules) if spec.egress.has_names() => {
+            NameRules::new(rules, &host_addresses::all()?).map(Rc::new)
+        }
+        _ => None,
+    };
+    let filter = Filter::new(spec, egress, rules.clone());
+    let open = |rules| -> Result<ToResolve, HostError> {
+        let upstream = Upstream::open(name_servers);
+        Ok((rules, upstream.map_err(HostError::of("make a socket to a name server"))?))
+    };
+    Ok((filter, rules.map(open).transpose()?))
 }
 
 /// Takes standard output, the pipe to the shim, and makes it non-blocking. A shim that does not read
@@ -169,13 +206,12 @@ impl Relayed {
 
 fn start_passt(
     program: &OsStr,
-    spec: &PasstSpec,
-    user: Option<u32>,
+    arguments: Vec<OsString>,
 ) -> Result<(Child, UnixStream), HostError> {
     let (to_passt, passts_end) =
         UnixStream::pair().map_err(HostError::of("make a pair of sockets"))?;
     let mut command = Command::new(program);
-    command.args(passt::arguments(spec, user)).env_clear();
+    command.args(arguments).env_clear();
     command.stdin(OwnedFd::from(passts_end)).stdout(Stdio::null());
     // The command also owns an fd of passt's end. It is dropped on return, because the gate sees an
     // end of file only when no other process or fd holds that end.
@@ -186,14 +222,22 @@ fn enter_empty_network() -> Result<(), HostError> {
     unshare(CloneFlags::CLONE_NEWNET).map_err(HostError::of("make a network namespace"))
 }
 
+/// What the gate does besides carrying frames.
+struct Work {
+    relayed: Option<Relayed>,
+    resolving: Option<Resolving>,
+    filter: RefCell<Filter>,
+}
+
 /// Carries frames between the VM and passt until one of them closes its end.
 async fn serve(
     wires: [UnixStream; 2],
     mut passt: Child,
-    relayed: Option<Relayed>,
-    filter: Filter,
+    work: Work,
     to_shim: File,
 ) -> Result<(), GateError> {
+    let Work { relayed, resolving, filter } = work;
+    let resolving = resolving.as_ref();
     let [vm, to_passt] = wires.map(|wire| {
         wire.set_nonblocking(true).and_then(|()| tokio::net::UnixStream::from_std(wire))
     });
@@ -203,7 +247,7 @@ async fn serve(
     let (from_passt, mut to_passt) = to_passt.into_split();
     // The directions take turns in this thread, and none keeps a borrow of the filter while it
     // waits. Frames of passt and answers of the gate share the way to the VM.
-    let (filter, to_vm) = (RefCell::new(filter), Mutex::new(to_vm));
+    let to_vm = Mutex::new(to_vm);
     let (refuser, answers) = Refuser::new(to_shim);
     let leave = async |framed: &[u8]| -> io::Result<()> {
         let frame = without_length(framed);
@@ -212,6 +256,12 @@ async fn serve(
             Verdict::Pass => to_passt.write_all(framed).await?,
             Verdict::Drop => {}
             Verdict::Refuse(destination) => refuser.refuse(destination, frame),
+            Verdict::Ask => {
+                resolving.into_iter().for_each(|names| names.ask(frame, &filter, &refuser));
+                // The answer leaves its queue before the next question, so that a program which asks
+                // for a hundred names at once loses none.
+                tokio::task::yield_now().await;
+            }
         }
         Ok(())
     };
@@ -234,6 +284,8 @@ async fn serve(
         }
         never = refuser::answer(answers, &to_vm) => match never {},
         never = refuser.tell() => match never {},
+        never = Resolving::hear(resolving, &filter, &refuser) => match never {},
+        never = Resolving::watch(resolving, &filter, &refuser) => match never {},
     }
 }
 

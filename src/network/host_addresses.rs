@@ -1,6 +1,6 @@
-//! The IPv4 addresses of the host, for `network.not_host`.
+//! The addresses of the host, for `network.not_host` and for rules with names.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use a3s_box_sys::HostError;
 use nix::errno::Errno;
@@ -10,18 +10,20 @@ use crate::spec::PasstSpec;
 
 /// Returns the addresses of the host that the guest must not reach. Without `network.not_host` there
 /// are none, and the interfaces are not looked at.
-pub(super) fn out_of_reach(spec: &PasstSpec) -> Result<Vec<Ipv4Addr>, HostError> {
-    if spec.not_host {
-        find().map_err(HostError::of("list the addresses of the host"))
-    } else {
-        Ok(Vec::new())
-    }
+pub(super) fn out_of_reach(spec: &PasstSpec) -> Result<Vec<IpAddr>, HostError> {
+    if spec.not_host { all() } else { Ok(Vec::new()) }
+}
+
+/// Returns all addresses of the host, to which no name may lead, whatever `network.not_host` is.
+pub(super) fn all() -> Result<Vec<IpAddr>, HostError> {
+    find().map_err(HostError::of("list the addresses of the host"))
 }
 
 /// Returns the addresses of all interfaces in the network namespace of this process.
-fn find() -> Result<Vec<Ipv4Addr>, Errno> {
+fn find() -> Result<Vec<IpAddr>, Errno> {
     let address = |address: &nix::sys::socket::SockaddrStorage| {
-        address.as_sockaddr_in().map(|address| address.ip())
+        let v4 = address.as_sockaddr_in().map(|address| address.ip().into());
+        v4.or_else(|| address.as_sockaddr_in6().map(|address| address.ip().into()))
     };
     let interfaces = getifaddrs()?;
     Ok(interfaces.filter_map(|interface| interface.address.as_ref().and_then(address)).collect())
@@ -29,10 +31,15 @@ fn find() -> Result<Vec<Ipv4Addr>, Errno> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
     use super::*;
 
     #[test]
-    fn loopback_address_is_one_of_the_addresses() {
-        assert!(find().unwrap().contains(&Ipv4Addr::LOCALHOST));
+    fn loopback_addresses_are_among_the_addresses() {
+        let found = find().unwrap();
+        for address in [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()] {
+            assert!(found.contains(&address), "{found:?}");
+        }
     }
 }

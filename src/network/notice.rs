@@ -1,16 +1,18 @@
 //! What the gate tells the shim: destinations that it has refused, and how often.
 //!
-//! A notice is a line of text, such as `tcp 192.0.2.7 443 3`. The guest decides how many packets are
-//! refused, so the gate limits the notices. The gate reads input of a hostile guest, so the shim
-//! parses the lines strictly and limits them a second time.
+//! A notice is a line of text, such as `tcp 192.0.2.7 443 3 api.example.org`. The guest decides how
+//! many packets are refused, so the gate limits the notices. The gate reads input of a hostile
+//! guest, so the shim parses the lines strictly and limits them a second time.
 
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use a3s_box_core::event::RefusedProtocol;
 
-use super::packet::{PROTOCOL_ICMP, PROTOCOL_TCP, PROTOCOL_UDP, Packet};
+use super::packet::{PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP, Packet};
+use crate::spec::{MAX_NAME_BYTES, is_name};
 
 /// Notices that may follow each other at once. Most workloads try fewer destinations.
 const BURST: u32 = 10;
@@ -25,15 +27,18 @@ const INTERVAL_OF_DESTINATION: Duration = Duration::from_secs(10);
 /// notice, further ones get none.
 const MAX_DESTINATIONS: usize = 64;
 
-/// Longest line: an ICMP destination is shorter than `udp 255.255.255.255 65535 <20 digits>`.
-pub(super) const MAX_LINE_BYTES: usize = 64;
+/// Longest line: the others are shorter than `icmp <39 characters> 65535 <20 digits> ` and a name.
+pub(super) const MAX_LINE_BYTES: usize = 80 + MAX_NAME_BYTES;
 
-/// Where refused packets were to go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Where refused packets were to go, or what was refused of DNS: a question for a name, with the
+/// address and port of the name server, or an address in the answer for a name, without a port.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Destination {
     pub(super) protocol: RefusedProtocol,
-    pub(super) address: Ipv4Addr,
+    pub(super) address: IpAddr,
     pub(super) port: Option<u16>,
+    /// The name in the question, or for which the address was answered.
+    pub(super) name: Option<Arc<str>>,
 }
 
 impl Destination {
@@ -44,18 +49,23 @@ impl Destination {
         let protocol = match packet.protocol {
             PROTOCOL_TCP => RefusedProtocol::Tcp,
             PROTOCOL_UDP => RefusedProtocol::Udp,
-            PROTOCOL_ICMP if packet.is_opening => RefusedProtocol::Icmp,
+            PROTOCOL_ICMP | PROTOCOL_ICMPV6 if packet.is_opening => RefusedProtocol::Icmp,
             _ => return None,
         };
         let address = packet.destination;
-        let is_group = address.is_multicast() || address.is_broadcast();
+        let is_group = is_group(address);
         let port = packet.ports.map(|ports| ports.destination);
-        (!is_group).then_some(Self { protocol, address, port })
+        (!is_group).then_some(Self { protocol, address, port, name: None })
     }
 }
 
+/// Returns whether an address is one of many hosts.
+pub(super) fn is_group(address: IpAddr) -> bool {
+    address.is_multicast() || address == IpAddr::V4(Ipv4Addr::BROADCAST)
+}
+
 /// A destination, and the number of packets that were refused since its last notice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Notice {
     pub(super) destination: Destination,
     pub(super) count: u64,
@@ -63,12 +73,13 @@ pub(super) struct Notice {
 
 impl fmt::Display for Notice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Destination { protocol, address, port } = self.destination;
-        let protocol = name(protocol);
+        let Destination { protocol, address, port, name } = &self.destination;
+        write!(f, "{} {address} ", word(*protocol))?;
         match port {
-            Some(port) => write!(f, "{protocol} {address} {port} {}", self.count),
-            None => write!(f, "{protocol} {address} - {}", self.count),
+            Some(port) => write!(f, "{port} {}", self.count)?,
+            None => write!(f, "- {}", self.count)?,
         }
+        name.iter().try_for_each(|name| write!(f, " {name}"))
     }
 }
 
@@ -78,11 +89,21 @@ impl Notice {
         let mut words = line.split(' ');
         let (protocol, address, port, count) =
             (words.next()?, words.next()?, words.next()?, words.next()?);
-        let protocols = [RefusedProtocol::Tcp, RefusedProtocol::Udp, RefusedProtocol::Icmp];
+        let protocols = [
+            RefusedProtocol::Tcp,
+            RefusedProtocol::Udp,
+            RefusedProtocol::Icmp,
+            RefusedProtocol::Dns,
+        ];
+        let name = words.next();
+        if name.is_some_and(|name| !is_name(name)) {
+            return None;
+        }
         let destination = Destination {
-            protocol: protocols.into_iter().find(|known| name(*known) == protocol)?,
+            protocol: protocols.into_iter().find(|known| word(*known) == protocol)?,
             address: address.parse().ok()?,
             port: if port == "-" { None } else { Some(port.parse().ok()?) },
+            name: name.map(Arc::from),
         };
         let notice = Self { destination, count: count.parse().ok()? };
         // The comparison refuses further words, signs and leading zeros.
@@ -90,10 +111,11 @@ impl Notice {
     }
 }
 
-fn name(protocol: RefusedProtocol) -> &'static str {
+fn word(protocol: RefusedProtocol) -> &'static str {
     match protocol {
         RefusedProtocol::Udp => "udp",
         RefusedProtocol::Icmp => "icmp",
+        RefusedProtocol::Dns => "dns",
         // The enum has no further protocol, but other crates may not rely on that.
         _ => "tcp",
     }
@@ -180,7 +202,7 @@ impl Notices {
         }
         let Known { destination, count, .. } = self.known.remove(position);
         let free_at = now + INTERVAL_OF_DESTINATION;
-        self.known.push(Known { destination, count: 0, free_at });
+        self.known.push(Known { destination: destination.clone(), count: 0, free_at });
         Some(Notice { destination, count })
     }
 }

@@ -2,13 +2,16 @@
 
 use std::env;
 use std::ffi::OsString;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
 use a3s_box_core::config::{Protocol, PublishConfig};
 
-use super::addresses::{GATEWAY_ADDRESS, GATEWAY_MAC, GUEST_ADDRESS, MTU, PREFIX_LENGTH};
+use super::addresses::{
+    GATEWAY_ADDRESS, GATEWAY_LINK_LOCAL, GATEWAY_MAC, GUEST_ADDRESS, GUEST_ADDRESS_V6, MTU,
+    PREFIX_LENGTH,
+};
 use crate::spec::PasstSpec;
 
 const NAME: &str = "passt";
@@ -66,23 +69,24 @@ pub(super) fn tcp_ports(spec: &PasstSpec) -> impl Iterator<Item = u16> {
 ///
 /// By default passt copies interface, addresses and name servers from the host, so each of them is
 /// given. DHCP and its IPv6 counterparts are off, because PID 1 configures the guest's interface.
-pub(super) fn arguments(spec: &PasstSpec, user: Option<u32>) -> Vec<OsString> {
+///
+/// With the name of an `ipv6` interface, the guest has IPv6.
+pub(super) fn arguments(spec: &PasstSpec, user: Option<u32>, ipv6: Option<&str>) -> Vec<OsString> {
     let mut arguments: Vec<String> = [
         "--foreground",
         "--quiet",
         "--fd",
         "0",
-        "--ipv4-only",
         // passt requires an interface to exist, but takes nothing from it with the options below.
+        // For IPv6, passt of Debian 12 requires one with a link-local address.
         "--interface",
-        "lo",
+        ipv6.unwrap_or("lo"),
         // Without this, the gateway's address would lead to the loopback address of the host. With
         // it, the address is one like any other: passt connects to a host of this address.
         // Connections from the host itself still reach the guest from the gateway's address.
         "--no-map-gw",
         "--no-dhcp",
         "--no-dhcpv6",
-        "--no-ndp",
         "--no-ra",
         "--dns",
         "none",
@@ -101,6 +105,12 @@ pub(super) fn arguments(spec: &PasstSpec, user: Option<u32>) -> Vec<OsString> {
     ] {
         arguments.extend([name.to_owned(), value]);
     }
+    if ipv6.is_some() {
+        let (address, gateway) = (GUEST_ADDRESS_V6.to_string(), GATEWAY_LINK_LOCAL.to_string());
+        arguments.extend(["--address".to_owned(), address, "--gateway".to_owned(), gateway]);
+    } else {
+        arguments.push("--ipv4-only".to_owned());
+    }
     if let Some(user) = user {
         arguments.extend(["--runas".to_owned(), format!("{user}:{user}")]);
     }
@@ -109,19 +119,33 @@ pub(super) fn arguments(spec: &PasstSpec, user: Option<u32>) -> Vec<OsString> {
 }
 
 fn forwarded(spec: &PasstSpec) -> Vec<String> {
+    let is_published = |address: IpAddr, port: &PublishConfig| {
+        spec.publish.contains(&PublishConfig { host_address: address, ..port.clone() })
+    };
     let forward = |(i, port): (usize, &PublishConfig)| {
-        let (address, number) = if spec.egress.is_deny() {
-            (Ipv4Addr::LOCALHOST, inner_port(i))
+        let from = if spec.egress.is_deny() {
+            format!("{}/{}", Ipv4Addr::LOCALHOST, inner_port(i))
+        } else if !port.host_address.is_unspecified() {
+            format!("{}/{}", port.host_address, port.host_port)
+        } else if !is_published(Ipv4Addr::UNSPECIFIED.into(), port) {
+            format!("{}/{}", Ipv6Addr::UNSPECIFIED, port.host_port)
+        } else if !is_published(Ipv6Addr::UNSPECIFIED.into(), port) {
+            format!("{}/{}", Ipv4Addr::UNSPECIFIED, port.host_port)
+        } else if port.host_address.is_ipv4() {
+            // Without an address, passt listens on all addresses of both IP versions. Two options
+            // with one port are an error for passt of Debian 12.
+            port.host_port.to_string()
         } else {
-            (port.host_address, port.host_port)
+            return None;
         };
         let option = match port.protocol {
             Protocol::Tcp => "--tcp-ports",
             Protocol::Udp => "--udp-ports",
         };
-        [option.to_owned(), format!("{address}/{number}:{}", port.guest_port)]
+        Some([option.to_owned(), format!("{from}:{}", port.guest_port)])
     };
-    let mut forwarded: Vec<String> = spec.publish.iter().enumerate().flat_map(forward).collect();
+    let options = spec.publish.iter().enumerate().filter_map(forward);
+    let mut forwarded: Vec<String> = options.flatten().collect();
     // Without the option for UDP, passt forwards the UDP ports that have the same numbers as the
     // TCP ports (passt(1)).
     for option in ["--tcp-ports", "--udp-ports"] {
@@ -139,7 +163,7 @@ mod tests {
 
     fn spec(egress: EgressSpec, protocol: Protocol) -> PasstSpec {
         let port = |host_port, protocol| PublishConfig {
-            host_address: Ipv4Addr::new(192, 0, 2, 1),
+            host_address: Ipv4Addr::new(192, 0, 2, 1).into(),
             host_port,
             guest_port: 80,
             protocol,
@@ -161,6 +185,31 @@ mod tests {
             arguments(EgressSpec::Deny, Protocol::Tcp),
             "--tcp-ports 127.0.0.1/10000:80 --tcp-ports 127.0.0.1/10001:80 --udp-ports none"
         );
+        let on = |addresses: [&str; 2]| {
+            let [first, second] =
+                spec(EgressSpec::Allow, Protocol::Tcp).publish.try_into().unwrap();
+            let ports = [first, PublishConfig { host_port: 8080, ..second }];
+            let publish = ports.into_iter().zip(addresses).map(|(port, address)| PublishConfig {
+                host_address: address.parse().unwrap(),
+                ..port
+            });
+            let publish = publish.collect();
+            forwarded(&PasstSpec { publish, ..spec(EgressSpec::Allow, Protocol::Tcp) }).join(" ")
+        };
+        for (addresses, expected) in [
+            (["0.0.0.0", "::"], "--tcp-ports 8080:80 --udp-ports none"),
+            (["::", "0.0.0.0"], "--tcp-ports 8080:80 --udp-ports none"),
+            (
+                ["::1", "0.0.0.0"],
+                "--tcp-ports ::1/8080:80 --tcp-ports 0.0.0.0/8080:80 --udp-ports none",
+            ),
+            (
+                ["::", "192.0.2.1"],
+                "--tcp-ports ::/8080:80 --tcp-ports 192.0.2.1/8080:80 --udp-ports none",
+            ),
+        ] {
+            assert_eq!(on(addresses), expected);
+        }
         let none = PasstSpec { publish: Vec::new(), ..spec(EgressSpec::Deny, Protocol::Tcp) };
         assert_eq!(forwarded(&none).join(" "), "--tcp-ports none --udp-ports none");
     }
@@ -168,8 +217,24 @@ mod tests {
     #[test]
     fn user_is_changed_only_if_passt_starts_as_root() {
         let has = |user| {
-            arguments(&spec(EgressSpec::Deny, Protocol::Tcp), user).contains(&"--runas".into())
+            let spec = spec(EgressSpec::Deny, Protocol::Tcp);
+            arguments(&spec, user, None).contains(&"--runas".into())
         };
         assert!(has(Some(NOBODY)) && !has(None));
+    }
+
+    #[test]
+    fn guest_has_ipv6_only_with_an_interface_of_the_host_for_it() {
+        let arguments = |ipv6| {
+            let arguments = arguments(&spec(EgressSpec::Allow, Protocol::Tcp), None, ipv6);
+            let texts = arguments.iter().map(|argument| argument.to_str().unwrap());
+            texts.collect::<Vec<_>>().join(" ")
+        };
+        let (without, with) = (arguments(None), arguments(Some("eth0")));
+        assert!(without.contains(" --interface lo ") && without.contains(" --ipv4-only"));
+        assert!(!without.contains("fdfb:"), "{without}");
+        assert!(with.contains(" --interface eth0 ") && !with.contains("--ipv4-only"), "{with}");
+        assert!(with.contains(" --address fdfb:61f7:afae::15 "), "{with}");
+        assert!(with.contains(" --gateway fe80::a3:53ff:fe00:2 "), "{with}");
     }
 }

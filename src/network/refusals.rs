@@ -77,6 +77,7 @@ fn event(Notice { destination, count }: Notice) -> EventKind {
         protocol: destination.protocol,
         address: destination.address,
         port: destination.port,
+        name: destination.name.as_deref().map(str::to_owned),
         count,
     }
 }
@@ -121,8 +122,10 @@ mod tests {
         assert_eq!(next(&mut refusals).await.as_deref(), Some(tcp));
         assert_eq!(next(&mut refusals).await.as_deref(), Some(icmp));
         assert_eq!(next(&mut refusals).await, None, "the line has no end yet");
-        gate.input.write_all(b"2.0.2.9 53 2\n").unwrap();
+        gate.input.write_all(b"2.0.2.9 53 2\ndns 10.0.2.3 53 1 a.example\n").unwrap();
         assert_eq!(next(&mut refusals).await.as_deref(), Some(udp));
+        let dns = r#"{"type":"network.refused","protocol":"dns","address":"10.0.2.3","port":53,"name":"a.example","count":1}"#;
+        assert_eq!(next(&mut refusals).await.as_deref(), Some(dns));
         let FakeGate { mut process, input } = gate;
         drop(input);
         process.wait().unwrap();

@@ -11,11 +11,13 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::io;
-use std::net::{IpAddr, SocketAddrV4};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use a3s_box_core::config::PublishConfig;
+use rustix::net::sockopt::{set_ipv6_v6only, set_socket_reuseaddr};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -29,7 +31,7 @@ use super::socket_options;
 /// at most 8 MiB.
 const MAX_CONNECTIONS: usize = 512;
 
-/// Bound on the open connections from one address.
+/// Bound on the open connections from one address, or from one IPv6 network of 64 bits.
 const MAX_CONNECTIONS_OF_SOURCE: usize = MAX_CONNECTIONS / 4;
 
 /// An hour is enough for pools of database connections and for quiet web sockets. passt would end a
@@ -37,6 +39,10 @@ const MAX_CONNECTIONS_OF_SOURCE: usize = MAX_CONNECTIONS / 4;
 /// to a connection that is being closed (RFC 5382, REQ-5).
 const SILENCE_LIMITS: SilenceLimits =
     SilenceLimits { open: Duration::from_secs(3600), half_closed: Duration::from_secs(240) };
+
+/// Connections that the kernel accepts before the gate takes them. Rust's standard library has the
+/// same number.
+const BACKLOG: i32 = 128;
 
 /// Time between two tries to accept a connection while the host has no fds or memory left for it.
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
@@ -53,30 +59,54 @@ pub(super) struct PublishedPort {
 #[derive(Debug, thiserror::Error)]
 #[error("cannot listen on {address}")]
 pub(super) struct ListenError {
-    address: SocketAddrV4,
+    address: SocketAddr,
     source: io::Error,
 }
 
 /// Opens the published ports in the network namespace that this process is in.
 pub(super) fn listen(ports: &[PublishConfig]) -> Result<Vec<PublishedPort>, ListenError> {
-    let open = |(i, port): (usize, &PublishConfig)| {
-        let address = SocketAddrV4::new(port.host_address, port.host_port);
-        let listener = std::net::TcpListener::bind(address)
-            .and_then(|listener| {
-                listener.set_nonblocking(true)?;
-                socket_options::set(&listener)?;
-                Ok(listener)
-            })
-            .map_err(|source| ListenError { address, source })?;
+    let published = |(i, port): (usize, &PublishConfig)| {
+        let address = SocketAddr::new(port.host_address, port.host_port);
+        let listener = open(address).map_err(|source| ListenError { address, source })?;
         Ok(PublishedPort { listener, inner_port: inner_port(i) })
     };
-    ports.iter().enumerate().map(open).collect()
+    ports.iter().enumerate().map(published).collect()
+}
+
+/// Opens a listener that does not block. On `::` it accepts connections by IPv6 only, whatever the
+/// setting of the host is (`net.ipv6.bindv6only`), as that of passt does.
+fn open(address: SocketAddr) -> io::Result<std::net::TcpListener> {
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(family, SocketType::STREAM, flags, None)?;
+    // A port is free again as soon as the box that had it has ended.
+    set_socket_reuseaddr(&socket, true)?;
+    if address.is_ipv6() {
+        set_ipv6_v6only(&socket, true)?;
+    }
+    bind(&socket, &address)?;
+    socket_options::set(&socket)?;
+    rustix::net::listen(&socket, BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// Returns what the limit for connections from one address counts as one. A single IPv6 host usually
+/// has a whole network of 64 bits (RFC 4291).
+fn source_of(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(_) => address,
+        IpAddr::V6(v6) => {
+            let [a, b, c, d, ..] = v6.segments();
+            Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
+        }
+    }
 }
 
 /// A connection to a published port that is not relayed yet.
 #[derive(Debug)]
 struct Arrival {
     outer: TcpStream,
+    /// See [`source_of`].
     source: IpAddr,
     inner_port: u16,
 }
@@ -114,7 +144,7 @@ async fn accept(listener: TcpListener, inner_port: u16, arrived: mpsc::Sender<Ar
     loop {
         match listener.accept().await {
             Ok((outer, peer)) => {
-                let arrival = Arrival { outer, source: peer.ip(), inner_port };
+                let arrival = Arrival { outer, source: source_of(peer.ip()), inner_port };
                 if arrived.send(arrival).await.is_err() {
                     // The receiver is gone, so the gate is about to end.
                     return;

@@ -1,9 +1,10 @@
 //! The host's name servers that a guest can use. A name server on the host's loopback address is
-//! left out, because a guest cannot reach it.
+//! left out, because a guest cannot reach it. The gate, which asks name servers itself if a rule
+//! has a name, can.
 
 use std::fs::File;
 use std::io::Read;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use crate::spec::{MAX_NAME_SERVERS, is_reachable};
 
@@ -17,23 +18,37 @@ const FILES: [&str; 2] = ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"
 const MAX_BYTES: u64 = 64 * 1024;
 
 /// Returns the name servers of the first file that lists one for a guest, or none if no file does.
-pub(super) fn servers_of_host() -> Vec<Ipv4Addr> {
+pub(super) fn servers_of_host() -> Vec<IpAddr> {
+    first_of(usable)
+}
+
+/// Returns the name servers of the host for a process in its network, or none if no file lists one.
+pub(super) fn servers_for_gate() -> Vec<IpAddr> {
+    first_of(|text| listed(text).take(MAX_NAME_SERVERS).collect())
+}
+
+/// Returns what is taken from the first file that has something of it.
+fn first_of<T>(take: impl Fn(&str) -> Vec<T>) -> Vec<T> {
     let read = |path| {
         let mut text = Vec::new();
         File::open(path).and_then(|file| file.take(MAX_BYTES).read_to_end(&mut text)).ok()?;
-        Some(usable(&String::from_utf8_lossy(&text)))
+        Some(take(&String::from_utf8_lossy(&text)))
     };
     FILES.into_iter().filter_map(read).find(|servers| !servers.is_empty()).unwrap_or_default()
 }
 
 /// Returns the name servers in the text of a resolv.conf(5) that a guest can reach.
-fn usable(text: &str) -> Vec<Ipv4Addr> {
-    let server = |line: &str| {
+fn usable(text: &str) -> Vec<IpAddr> {
+    listed(text).filter(|server| is_reachable(*server)).take(MAX_NAME_SERVERS).collect()
+}
+
+/// Returns the name servers in the text of a resolv.conf(5). Those with a scope, such as
+/// `fe80::1%eth0`, are left out.
+fn listed(text: &str) -> impl Iterator<Item = IpAddr> {
+    text.lines().filter_map(|line| {
         let mut words = line.split_ascii_whitespace();
-        let address = words.next().filter(|word| *word == "nameserver").and(words.next())?;
-        address.parse().ok().filter(|address| is_reachable(*address))
-    };
-    text.lines().filter_map(server).take(MAX_NAME_SERVERS).collect()
+        words.next().filter(|word| *word == "nameserver").and(words.next())?.parse().ok()
+    })
 }
 
 #[cfg(test)]
@@ -44,10 +59,12 @@ mod tests {
     fn reachable_servers_are_taken_in_their_order() {
         let text = "# nameserver 9.9.9.9\nnameserver 127.0.0.53\n nameserver\t192.0.2.1 \nnameserver ::1\n\
                     nameserver fe80::1%eth0\nnameserver 0.0.0.0\nsearch example.org\nnameserver\n\
-                    nameserver 10.0.0.1\noptions edns0\nnameserver 1.1.1.1\nnameserver 8.8.8.8\n";
-        let expected: Vec<Ipv4Addr> =
-            ["192.0.2.1", "10.0.0.1", "1.1.1.1"].map(|text| text.parse().unwrap()).into();
+                    nameserver 2001:db8::1\noptions edns0\nnameserver 1.1.1.1\nnameserver 8.8.8.8\n";
+        let expected: Vec<IpAddr> =
+            ["192.0.2.1", "2001:db8::1", "1.1.1.1"].map(|text| text.parse().unwrap()).into();
         assert_eq!(usable(text), expected);
         assert!(usable("nameserver 127.0.0.53\n").is_empty());
+        let all: Vec<String> = listed(text).take(3).map(|server| server.to_string()).collect();
+        assert_eq!(all, ["127.0.0.53", "192.0.2.1", "::1"]);
     }
 }

@@ -1,27 +1,33 @@
-//! The rules of `network.egress`, prepared for a look-up for each packet.
+//! The rules of `network.egress` that have an address, prepared for a look-up for each packet, and
+//! what a rule allows.
 //!
 //! All networks with the same prefix length are in one sorted map, so that a look-up takes one
-//! search in each of them: at most 33, however many rules there are. A box usually has two or three
-//! different lengths.
+//! search in each of them: at most 33 for an IPv4 address and 129 for an IPv6 address, however many
+//! rules there are. A box usually has two or three different lengths.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
+use std::ops::BitAnd;
 
 use a3s_box_core::config::{PortRange, Protocol};
 
 use super::packet::{PROTOCOL_TCP, PROTOCOL_UDP};
-use crate::spec::RuleSpec;
+use crate::spec::{RuleSpec, Subnet, Target};
 
 /// The destinations that the rules of a box name.
 #[derive(Debug, Default)]
 pub(super) struct Rules {
-    /// For the mask of each prefix length, the networks of this length by their addresses.
-    by_mask: BTreeMap<u32, BTreeMap<u32, Allowed>>,
+    v4: Networks<u32>,
+    v6: Networks<u128>,
 }
 
-/// What the rules about one network allow.
+/// For the mask of each prefix length, the networks of this length by their addresses.
+#[derive(Debug)]
+struct Networks<A>(BTreeMap<A, BTreeMap<A, Allowed>>);
+
+/// What the rules about one network or name allow.
 #[derive(Debug, Default)]
-struct Allowed {
+pub(super) struct Allowed {
     tcp: Ports,
     udp: Ports,
     /// A rule has neither ports nor a protocol, so that all protocols pass.
@@ -39,38 +45,76 @@ struct Ports {
 
 impl Rules {
     pub(super) fn new(rules: &[RuleSpec]) -> Self {
-        let mut by_mask: BTreeMap<u32, BTreeMap<u32, Allowed>> = BTreeMap::new();
+        let mut all = Self::default();
         for RuleSpec { to, ports, protocol } in rules {
-            let networks = by_mask.entry(to.mask()).or_default();
-            let allowed = networks.entry(to.address.into()).or_default();
-            allowed.everything |= ports.is_empty() && protocol.is_none();
-            if *protocol != Some(Protocol::Udp) {
-                allowed.tcp.add(ports);
-            }
-            if *protocol != Some(Protocol::Tcp) {
-                allowed.udp.add(ports);
-            }
+            let Target::Network(network) = to else { continue };
+            all.entry(*network).add(ports, *protocol);
         }
-        for allowed in by_mask.values_mut().flat_map(BTreeMap::values_mut) {
-            allowed.tcp.merge();
-            allowed.udp.merge();
+        all.v4.merge();
+        all.v6.merge();
+        all
+    }
+
+    fn entry(&mut self, to: Subnet) -> &mut Allowed {
+        match to.address {
+            IpAddr::V4(v4) => self.v4.entry(Subnet::mask_v4(to.prefix_length), v4.into()),
+            IpAddr::V6(v6) => self.v6.entry(Subnet::mask_v6(to.prefix_length), v6.into()),
         }
-        Self { by_mask }
     }
 
     /// Returns whether a rule names a destination. `protocol` is the number of the protocol. There is
     /// no port in a fragment, and in a packet of a protocol without ports.
-    pub(super) fn allow(&self, address: Ipv4Addr, protocol: u8, port: Option<u16>) -> bool {
-        let address = u32::from(address);
-        self.by_mask
+    pub(super) fn allow(&self, address: IpAddr, protocol: u8, port: Option<u16>) -> bool {
+        match address {
+            IpAddr::V4(v4) => self.v4.allow(v4.into(), protocol, port),
+            IpAddr::V6(v6) => self.v6.allow(v6.into(), protocol, port),
+        }
+    }
+}
+
+impl<A> Default for Networks<A> {
+    fn default() -> Self {
+        Self(BTreeMap::new())
+    }
+}
+
+impl<A: Copy + Ord + BitAnd<Output = A>> Networks<A> {
+    fn entry(&mut self, mask: A, address: A) -> &mut Allowed {
+        self.0.entry(mask).or_default().entry(address).or_default()
+    }
+
+    fn merge(&mut self) {
+        self.0.values_mut().flat_map(BTreeMap::values_mut).for_each(Allowed::merge);
+    }
+
+    fn allow(&self, address: A, protocol: u8, port: Option<u16>) -> bool {
+        self.0
             .iter()
-            .filter_map(|(mask, networks)| networks.get(&(address & mask)))
+            .filter_map(|(mask, networks)| networks.get(&(address & *mask)))
             .any(|allowed| allowed.has(protocol, port))
     }
 }
 
 impl Allowed {
-    fn has(&self, protocol: u8, port: Option<u16>) -> bool {
+    /// Adds what a rule allows. Callers must [merge](Self::merge) before the first look-up.
+    pub(super) fn add(&mut self, ports: &[PortRange], protocol: Option<Protocol>) {
+        self.everything |= ports.is_empty() && protocol.is_none();
+        if protocol != Some(Protocol::Udp) {
+            self.tcp.add(ports);
+        }
+        if protocol != Some(Protocol::Tcp) {
+            self.udp.add(ports);
+        }
+    }
+
+    /// Puts the ports in order.
+    pub(super) fn merge(&mut self) {
+        self.tcp.merge();
+        self.udp.merge();
+    }
+
+    /// Returns whether a rule allows packets of this protocol to this port.
+    pub(super) fn has(&self, protocol: u8, port: Option<u16>) -> bool {
         self.everything
             || match protocol {
                 PROTOCOL_TCP => self.tcp.has(port),

@@ -5,7 +5,7 @@
 //! remembers who has sent to a published port, whom the guest may then answer.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddrV4;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 /// Time after the last datagram of the side that has opened the flow in which answers pass. passt keeps its socket for the same
@@ -20,7 +20,7 @@ const MAX_FLOWS: usize = 4096;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct UdpFlow {
     pub(super) guest_port: u16,
-    pub(super) remote: SocketAddrV4,
+    pub(super) remote: SocketAddr,
 }
 
 /// The flows of one guest that one side has opened.
@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     fn flow(guest_port: u16) -> UdpFlow {
-        UdpFlow { guest_port, remote: SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 1), 53) }
+        UdpFlow { guest_port, remote: (Ipv4Addr::new(192, 0, 2, 1), 53).into() }
     }
 
     #[test]

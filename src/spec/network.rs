@@ -1,10 +1,12 @@
 //! The network of the guest: `network` of the config, validated.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use a3s_box_core::config::{ConfigError, NetworkConfig, NetworkMode, Protocol, PublishConfig};
 
-pub(crate) use super::egress::{EgressSpec, RuleSpec};
+pub(crate) use super::egress::{EgressSpec, RuleSpec, Subnet, Target};
+pub(crate) use super::name::{MAX_NAME_BYTES, Scope, is_name};
+pub(crate) use super::reach::{behind_translator, is_reachable};
 
 /// Bound on the published ports of a box. Each is a listening socket.
 const MAX_PUBLISHED: usize = 64;
@@ -30,8 +32,9 @@ pub(crate) struct PasstSpec {
     /// Whether the addresses of the host are out of reach, whatever `egress` is.
     pub(crate) not_host: bool,
     pub(crate) publish: Vec<PublishConfig>,
-    /// Name servers of the guest. If empty, the guest uses those of the host.
-    pub(crate) dns: Vec<Ipv4Addr>,
+    /// Name servers of the guest, or of the gate if it is the guest's name server. If empty, these
+    /// are those of the host.
+    pub(crate) dns: Vec<IpAddr>,
 }
 
 impl TryFrom<NetworkConfig> for NetworkSpec {
@@ -112,8 +115,17 @@ fn check_port(i: usize, port: &PublishConfig, egress: &EgressSpec) -> Result<(),
         }
     }
     let address = port.host_address;
-    if address.is_multicast() || address.is_broadcast() {
-        let expected = "an address of this host, or `0.0.0.0`";
+    let is_broadcast = matches!(address, IpAddr::V4(address) if address.is_broadcast());
+    if address.is_multicast() || is_broadcast {
+        let expected = "an address of this host, or `0.0.0.0` or `::`";
+        return Err(ConfigError::invalid(field("host_address"), format!("`{address}`"), expected));
+    }
+    // The former needs the name of an interface, and the latter is no address of an IPv6 socket that
+    // takes no IPv4 connections.
+    let is_unusable =
+        |address: Ipv6Addr| address.is_unicast_link_local() || address.to_ipv4_mapped().is_some();
+    if matches!(address, IpAddr::V6(address) if is_unusable(address)) {
+        let expected = "an address that is not link-local and has no IPv4 address in it";
         return Err(ConfigError::invalid(field("host_address"), format!("`{address}`"), expected));
     }
     // The gate, which relays the ports without egress, relays TCP only.
@@ -138,7 +150,9 @@ fn check_pair(
         return Ok(());
     }
     let (a, b) = (port.host_address, other.host_address);
-    if a == b || a.is_unspecified() || b.is_unspecified() {
+    // A socket of one IP version never takes the port from the other one: `::` means IPv6 only.
+    let is_same_version = a.is_ipv4() == b.is_ipv4();
+    if a == b || is_same_version && (a.is_unspecified() || b.is_unspecified()) {
         let field = format!("network.publish[{i}].host_port");
         let expected = format!("one that `network.publish[{earlier}]` does not listen on");
         return Err(ConfigError::invalid(field, port.host_port.to_string(), expected));
@@ -154,7 +168,7 @@ fn check_pair(
     Ok(())
 }
 
-fn check_dns(dns: &[Ipv4Addr], egress: &EgressSpec) -> Result<(), ConfigError> {
+fn check_dns(dns: &[IpAddr], egress: &EgressSpec) -> Result<(), ConfigError> {
     if egress.is_deny() && !dns.is_empty() {
         let expected =
             "none, because the guest reaches nothing; or `network.egress` `allow` or rules";
@@ -172,13 +186,4 @@ fn check_dns(dns: &[Ipv4Addr], egress: &EgressSpec) -> Result<(), ConfigError> {
             Err(ConfigError::invalid(format!("network.dns[{i}]"), found, expected))
         }
     }
-}
-
-/// Returns whether a guest may send to an address: it must name a single host, and not the host
-/// itself.
-pub(crate) fn is_reachable(address: Ipv4Addr) -> bool {
-    // 0.0.0.0/8 means "this host", 224.0.0.0/4 is multicast, and 240.0.0.0/4 is reserved except for
-    // the broadcast address.
-    let [first, ..] = address.octets();
-    first != 0 && first < 224 && !address.is_loopback()
 }

@@ -411,6 +411,7 @@ fn invalid_network_is_refused_with_its_field() {
     let one = port("");
     let many = vec![one.as_str(); 65];
     let all = one.replace("127.0.0.1", "0.0.0.0");
+    let on = |address: &str| one.replace("127.0.0.1", address);
     let other =
         one.replace("127.0.0.1", "127.0.0.2").replace(r#""guest_port":80"#, r#""guest_port":81"#);
     let cases = [
@@ -444,6 +445,20 @@ fn invalid_network_is_refused_with_its_field() {
             published("deny", &[&one.replace("127.0.0.1", "224.0.0.1")]),
             "publish[0].host_address: found `224.0.0.1`",
         ),
+        (published("deny", &[&on("ff02::1")]), "publish[0].host_address: found `ff02::1`"),
+        (published("deny", &[&on("fe80::1")]), "publish[0].host_address: found `fe80::1`"),
+        (
+            published("deny", &[&on("::ffff:127.0.0.1")]),
+            "publish[0].host_address: found `::ffff:127.0.0.1`",
+        ),
+        (
+            published("deny", &[&on("::"), &on("::1")]),
+            "publish[1].host_port: found 80, expected one that `network.publish[0]`",
+        ),
+        (
+            r#"{"mode":"passt","egress":"allow","dns":["2001:db8::53","::1"]}"#.into(),
+            "dns[1]: found `::1`",
+        ),
         (
             published("deny", &[&port(r#","protocol":"udp""#)]),
             "publish[0].protocol: found `udp` with egress `deny`, expected `tcp`",
@@ -470,6 +485,9 @@ fn invalid_network_is_refused_with_its_field() {
     for (egress, ports) in [
         ("deny", vec![one.as_str(), other.as_str()]),
         ("allow", vec![one.as_str(), &port(r#","protocol":"udp""#)]),
+        // Sockets of both IP versions can have the same port.
+        ("deny", vec![&on("0.0.0.0"), &on("::")]),
+        ("allow", vec![&on("::"), &on("127.0.0.1"), &on("127.0.0.2")]),
     ] {
         let json = format!(r#"{{"network":{}}}"#, published(egress, &ports));
         validate(&json).unwrap();
@@ -483,11 +501,11 @@ fn invalid_rule_is_refused_with_its_field() {
     let many = |item: &str, count| vec![item; count].join(",");
     let cases = [
         (
-            r#"{"to":"a.example"}"#.to_owned(),
-            "[0].to: not supported yet: the name `a.example`; give",
+            r#"{"to":"a.example."}"#.to_owned(),
+            "[0].to: found `a.example.`, expected an address, a network or a name",
         ),
         (format!(r#"{rule},{{"to":"10.0.0.7/8"}}"#), "[1].to: found `10.0.0.7/8`, expected"),
-        (many(rule, 1001), ": found 1001 rules, expected at most 1000"),
+        (many(rule, 1001), ": found 1001 rules with an address, expected at most 1000"),
         (with_ports("[]"), "[1].ports: found 0 ports, expected 1 to 64, or no `ports`"),
         (
             with_ports(&format!("[{}]", many("1", 65))),
@@ -502,7 +520,8 @@ fn invalid_rule_is_refused_with_its_field() {
         let found = validate(&json).unwrap_err();
         assert!(found.starts_with(&format!("network.egress{expected}")), "{rules}\n{found}");
     }
-    for rules in [String::new(), many(rule, 1000), with_ports(r#"["1-65535"]"#)] {
+    let names = many(r#"{"to":"*.a.example"}"#, 10_000);
+    for rules in [String::new(), many(rule, 1000), names, with_ports(r#"["1-65535"]"#)] {
         let more = r#""not_host":true,"dns":["1.1.1.1"]"#;
         let json = format!(r#"{{"network":{{"mode":"passt","egress":[{rules}],{more}}}}}"#);
         validate(&json).unwrap();

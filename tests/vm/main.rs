@@ -18,6 +18,7 @@
 //! | `calls` | the shim makes each system call that its filter allows, or there is a reason |
 //! | `cgroup` | limits of what a box takes from the host |
 //! | `doctor` | `--doctor` finds no problem on a host where boxes run |
+//! | `names` | curl, apt and pip reach what names of a rule lead to, and nothing else |
 //! | `network` | what a guest can reach, and from where it can be reached |
 //! | `exec` | processes in a running box: ends, streams, terminals, cancellation, and a client that stops |
 //! | `agent` | the agent-only box, and the size of the guest program |
@@ -44,6 +45,7 @@ mod liars;
 mod lifecycle;
 mod lost_guest;
 mod matrix;
+mod names;
 mod network;
 mod services;
 mod share_limits;

@@ -43,6 +43,25 @@ echo "mtu $(cat /sys/class/net/eth0/mtu)"
 ip route | sed 's/^/route /; s/ *$//'
 "#;
 
+/// Addresses of the host, and of another host on the same link (from the prefix for documentation,
+/// RFC 3849).
+const HOST_V6: &str = "2001:db8::10";
+const OTHER_HOST: &str = "2001:db8::20";
+
+/// Shell commands that print the IPv6 configuration of the guest.
+const SHOW_IPV6: &str = r#"
+ip -6 -o addr show dev eth0 | sed 's/.*inet6 \([^ ]*\).*/address \1/'
+ip -6 route | sed 's/^/route /'
+sed 's/^/hosts /; s/\t/ /' /etc/hosts
+"#;
+
+/// Shell commands of a hostile guest that send packets for `::1` out over its Ethernet device.
+const TRY_LOOPBACK_V6: &str = "
+ip -6 addr del ::1/128 dev lo
+ip -6 route add ::1/128 via fe80::a3:53ff:fe00:2 dev eth0
+try loopback [::1]:8001
+";
+
 /// Moves this thread into a new network namespace with the addresses of a host. Threads and
 /// processes that it starts are in that namespace as well.
 fn enter_host_network() {
@@ -52,9 +71,41 @@ fn enter_host_network() {
         format!("address add {HOST}/32 dev lo"),
         format!("address add {METADATA}/32 dev lo"),
     ] {
-        let status = Command::new("ip").args(arguments.split(' ')).status().unwrap();
-        assert!(status.success(), "ip {arguments}");
+        ip(&arguments);
     }
+}
+
+/// Runs ip(8) in the network namespace of this thread.
+fn ip(arguments: &str) {
+    let status = Command::new("ip").args(arguments.split(' ')).status().unwrap();
+    assert!(status.success(), "ip {arguments}");
+}
+
+/// Connects the network namespace of this thread by IPv6 to another one, where HTTP servers listen on
+/// these ports of [`OTHER_HOST`]. Returns the counts of their connections.
+fn serve_on_other_host<const N: usize>(ports: [u16; N]) -> [Arc<AtomicU32>; N] {
+    for arguments in [
+        "link add host0 type veth peer name other0",
+        "link set host0 addrgenmode none",
+        "link set host0 up",
+        &format!("address add {HOST_V6}/64 dev host0 nodad"),
+        "address add fe80::10/64 dev host0 nodad",
+    ] {
+        ip(arguments);
+    }
+    let (to_main, from_thread) = std::sync::mpsc::channel();
+    let (to_thread, from_main) = std::sync::mpsc::channel();
+    let thread = std::thread::spawn(move || {
+        unshare(CloneFlags::CLONE_NEWNET).unwrap();
+        to_main.send(nix::unistd::gettid()).unwrap();
+        let () = from_main.recv().unwrap();
+        ip("link set other0 up");
+        ip(&format!("address add {OTHER_HOST}/64 dev other0 nodad"));
+        ports.map(|port| serve(&format!("[{OTHER_HOST}]:{port}")))
+    });
+    ip(&format!("link set other0 netns {}", from_thread.recv().unwrap()));
+    to_thread.send(()).unwrap();
+    thread.join().unwrap()
 }
 
 /// Starts an HTTP server on `address` and returns the count of its connections.
@@ -251,6 +302,53 @@ fn a_guest_with_rules_reaches_what_they_name_and_answers_on_published_ports() {
     let port_of_other = (&json!(HOST), &json!(8001));
     let port_of_metadata = (&json!(METADATA), &json!(80));
     assert_eq!(found, [port_of_other, port_of_metadata], "{shim}");
+}
+
+#[test]
+fn a_guest_reaches_other_hosts_by_ipv6_rules_and_answers_on_ipv6_ports() {
+    enter_host_network();
+    let [named, other] = serve_on_other_host([8000, 8001]);
+    let of_host = [serve(&format!("[{HOST_V6}]:8000")), serve("[::1]:8001")];
+    let script = format!(
+        "{SHOW_IPV6}\ntry named [{OTHER_HOST}]:8000\ntry other [{OTHER_HOST}]:8001\n\
+         try host [{HOST_V6}]:8000\ntry metadata [fd00:ec2::254]:80\n{TRY_LOOPBACK_V6}"
+    );
+    let rules = json!([{"to": "2001:db8::/64", "ports": [8000], "protocol": "tcp"}]);
+    let publish = json!([{"host_address": "::1", "host_port": 80, "guest_port": 80}]);
+    let network = json!({"mode": "passt", "egress": rules, "not_host": true, "publish": publish});
+    let mut shim = start(&script, network);
+    let output = script_output(&shim);
+    assert_lines(
+        &output,
+        &[
+            "address fdfb:61f7:afae::15/128",
+            "address fe80::a3:53ff:fe00:f/64",
+            "hosts 10.0.2.15 web.example.org web",
+            "hosts fdfb:61f7:afae::15 web.example.org web",
+            "named reached",
+        ],
+    );
+    let route = "route default via fe80::a3:53ff:fe00:2 dev eth0";
+    assert!(output.iter().any(|line| line.starts_with(route)), "{output:#?}");
+    assert_not_reached(&output, &["other", "host", "metadata", "loopback"]);
+    // The first three are refused at once. Without an answer, they would report another error.
+    let refused = output.iter().filter(|line| line.contains("onnection refused"));
+    assert!(refused.count() >= 3, "{output:#?}");
+    assert_eq!(named.load(Ordering::SeqCst), 1);
+    assert_eq!(other.load(Ordering::SeqCst), 0);
+    assert_eq!(of_host.map(|count| count.load(Ordering::SeqCst)), [0; 2]);
+    eventually("the published port answers", || {
+        fetch("[::1]:80").as_deref() == Some("from layer 6\n")
+    });
+    assert!(TcpStream::connect("127.0.0.1:80").is_err(), "the port is published by IPv4, too");
+    stop(&mut shim);
+    let starting = shim.events.iter().find(|event| event["type"] == "vm.starting").unwrap();
+    assert_eq!(starting["ipv6"], true, "{shim}");
+    let refused = shim.events.iter().filter(|event| event["type"] == "network.refused");
+    let found: Vec<_> = refused.map(|event| &event["address"]).collect();
+    for address in [OTHER_HOST, HOST_V6, "fd00:ec2::254"] {
+        assert!(found.contains(&&json!(address)), "{shim}");
+    }
 }
 
 #[test]

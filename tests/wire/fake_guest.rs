@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 use std::error::Error;
 use std::io::{BufRead, Read, Write};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -371,12 +371,24 @@ impl Guest {
     }
 }
 
+/// Returns the text of an address with 4 or 16 bytes.
+fn address_text(octets: &[u8]) -> String {
+    let v4 = <[u8; 4]>::try_from(octets).map(IpAddr::from);
+    let address = v4.or_else(|_| <[u8; 16]>::try_from(octets).map(IpAddr::from));
+    address.map_or_else(|_| format!("{octets:?}"), |address| address.to_string())
+}
+
 /// Returns a line with the network that the guest program would set up for this config.
 fn network_text(config: &GuestConfig) -> String {
     let interface = config.interface.as_ref().map_or("no interface;".to_owned(), |interface| {
         let [address, gateway] = [interface.address, interface.gateway].map(Ipv4Addr::from);
-        let Interface { name, prefix_length, mtu, .. } = interface;
-        format!("interface {name} {address}/{prefix_length} via {gateway} mtu {mtu}")
+        let Interface { name, prefix_length, mtu, ipv6, .. } = interface;
+        let ipv6 = ipv6.as_ref().map_or(String::new(), |ipv6| {
+            let [address, link_local, gateway] =
+                [&ipv6.address, &ipv6.link_local, &ipv6.gateway].map(|it| address_text(it));
+            format!(" {address}/{} {link_local} via {gateway}", ipv6.prefix_length)
+        });
+        format!("interface {name} {address}/{prefix_length} via {gateway}{ipv6} mtu {mtu}")
     });
     let servers = match &config.name_servers {
         None => "resolver of the image".to_owned(),
@@ -384,7 +396,7 @@ fn network_text(config: &GuestConfig) -> String {
         Some(servers) => servers
             .addresses
             .iter()
-            .fold("dns".to_owned(), |text, server| format!("{text} {}", Ipv4Addr::from(*server))),
+            .fold("dns".to_owned(), |text, server| format!("{text} {}", address_text(server))),
     };
     format!("{interface} {servers}\n")
 }

@@ -7,43 +7,46 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::harness::shim;
 
 /// An address of the host in its network (from TEST-NET-1, RFC 5737).
-const HOST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 10);
+pub(crate) const HOST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 10);
 
-const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
-const GUEST_MAC: [u8; 6] = [0x02, 0xa3, 0x53, 0, 0, 0x0f];
+pub(crate) const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
+pub(crate) const GUEST_MAC: [u8; 6] = [0x02, 0xa3, 0x53, 0, 0, 0x0f];
 
-const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
-const GATEWAY_MAC: [u8; 6] = [0x02, 0xa3, 0x53, 0, 0, 0x02];
+pub(crate) const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
+pub(crate) const GATEWAY_MAC: [u8; 6] = [0x02, 0xa3, 0x53, 0, 0, 0x02];
 
-const PROTOCOL_ICMP: u8 = 1;
-const PROTOCOL_TCP: u8 = 6;
-const PROTOCOL_UDP: u8 = 17;
+pub(crate) const PROTOCOL_ICMP: u8 = 1;
+pub(crate) const PROTOCOL_TCP: u8 = 6;
+pub(crate) const PROTOCOL_UDP: u8 = 17;
 
 /// Flags of TCP (RFC 9293).
-const SYN: u8 = 0x02;
-const RST: u8 = 0x04;
-const PSH: u8 = 0x08;
-const ACK: u8 = 0x10;
+pub(crate) const SYN: u8 = 0x02;
+pub(crate) const RST: u8 = 0x04;
+pub(crate) const PSH: u8 = 0x08;
+pub(crate) const ACK: u8 = 0x10;
 
 /// Time in which a refused packet is answered. The answer takes less than a millisecond, and without
 /// it a connection takes minutes to fail.
 const AT_ONCE: Duration = Duration::from_secs(2);
 
 /// Time after which a test gives up. It only matters for a test that fails.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Moves this thread, and the processes that it starts, into a new network namespace with the
 /// addresses of a host.
-fn enter_host_network() {
+pub(crate) fn enter_host_network() {
     unshare(CloneFlags::CLONE_NEWNET).unwrap();
     for arguments in ["link set lo up".to_owned(), format!("address add {HOST}/32 dev lo")] {
         let status = Command::new("ip").args(arguments.split(' ')).status().unwrap();
@@ -52,7 +55,7 @@ fn enter_host_network() {
 }
 
 /// A gate, and the guest's end of its wire.
-struct Gate {
+pub(crate) struct Gate {
     process: Child,
     wire: UnixStream,
     notices: BufReader<ChildStdout>,
@@ -60,15 +63,48 @@ struct Gate {
 
 impl Gate {
     /// Starts a gate with this `network` of a config, and waits until passt answers.
-    fn start(network: &Value) -> Self {
-        let (wire, gates_end) = UnixStream::pair().unwrap();
-        wire.set_read_timeout(Some(PATIENCE)).unwrap();
+    pub(crate) fn start(network: &Value) -> Self {
+        Self::start_with(network, None)
+    }
+
+    /// Starts a gate whose guest has IPv6 if the host has an interface for it.
+    pub(crate) fn start_with(network: &Value, ipv6: Option<&str>) -> Self {
+        Self::start_asking(network, &json!([HOST]), ipv6)
+    }
+
+    /// Starts a gate that asks these name servers if a rule has a name.
+    pub(crate) fn start_asking(network: &Value, name_servers: &Value, ipv6: Option<&str>) -> Self {
         let path = std::env::var_os("PATH").unwrap();
         let passt = std::env::split_paths(&path).map(|directory| directory.join("passt"));
-        let config = json!({"network": network, "seccomp": "enforce"}).to_string();
+        let passt = passt.into_iter().find(|path| path.exists()).unwrap();
+        let mut gate = Self::start_process(&passt, network, name_servers, ipv6);
+        gate.ask_for_gateway();
+        gate
+    }
+
+    /// Starts a gate with a program in the place of passt.
+    pub(crate) fn start_program(passt: &Path, network: &Value, ipv6: Option<&str>) -> Self {
+        Self::start_process(passt, network, &json!([HOST]), ipv6)
+    }
+
+    fn start_process(
+        passt: &Path,
+        network: &Value,
+        name_servers: &Value,
+        ipv6: Option<&str>,
+    ) -> Self {
+        let (wire, gates_end) = UnixStream::pair().unwrap();
+        wire.set_read_timeout(Some(PATIENCE)).unwrap();
+        let config = json!({
+            "network": network,
+            "seccomp": "enforce",
+            "name_servers": name_servers,
+            "ipv6": ipv6,
+        });
+        let config = config.to_string();
         let mut process = Command::new(shim().get_program())
             .arg("--network-gate")
-            .arg(passt.into_iter().find(|path| path.exists()).unwrap())
+            .arg(passt)
             .env_clear()
             .stdin(OwnedFd::from(gates_end))
             .stdout(Stdio::piped())
@@ -78,28 +114,47 @@ impl Gate {
         let mut gate = Self { process, wire, notices };
         // The config is the first message on the wire, with its length in front like a frame.
         gate.send(config.as_bytes());
-        gate.ask_for_gateway();
         gate
+    }
+
+    /// Returns the hardware address that answers an ARP request of the guest for an address.
+    pub(crate) fn hardware_address_of(&mut self, address: Ipv4Addr) -> Vec<u8> {
+        self.send_arp_request(address);
+        loop {
+            let frame = self.receive();
+            if frame[12..14] == [0x08, 0x06] && frame[28..32] == address.octets() {
+                return frame[22..28].to_vec();
+            }
+        }
     }
 
     /// Waits until passt has handled all frames so far.
     ///
     /// passt of Debian 12 must get the first two segments of an answer one after the other, as a
     /// kernel sends them. If it reads both at once, it counts too many as handled and never stops.
-    fn ask_for_gateway(&mut self) {
-        // An ARP request of the guest for its gateway (RFC 826).
-        let head = [&[0xff; 6][..], &GUEST_MAC, &[0x08, 0x06, 0, 1, 0x08, 0, 6, 4, 0, 1]];
-        let body = [&GUEST_MAC[..], &GUEST.octets(), &[0; 6], &GATEWAY.octets()];
-        self.send(&[head.concat(), body.concat()].concat());
+    pub(crate) fn ask_for_gateway(&mut self) {
+        self.send_arp_request(GATEWAY);
         while self.receive()[12..14] != [0x08, 0x06] {}
     }
 
-    fn send(&mut self, frame: &[u8]) {
+    /// Sends a signal to the gate.
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.process.id().cast_signed()), signal).unwrap();
+    }
+
+    /// Sends an ARP request of the guest (RFC 826).
+    fn send_arp_request(&mut self, address: Ipv4Addr) {
+        let head = [&[0xff; 6][..], &GUEST_MAC, &[0x08, 0x06, 0, 1, 0x08, 0, 6, 4, 0, 1]];
+        let body = [&GUEST_MAC[..], &GUEST.octets(), &[0; 6], &address.octets()];
+        self.send(&[head.concat(), body.concat()].concat());
+    }
+
+    pub(crate) fn send(&mut self, frame: &[u8]) {
         let length = u32::try_from(frame.len()).unwrap().to_be_bytes();
         self.wire.write_all(&[&length, frame].concat()).unwrap();
     }
 
-    fn receive(&mut self) -> Vec<u8> {
+    pub(crate) fn receive(&mut self) -> Vec<u8> {
         let mut length = [0; 4];
         self.wire.read_exact(&mut length).unwrap();
         let mut frame = vec![0; usize::try_from(u32::from_be_bytes(length)).unwrap()];
@@ -108,7 +163,7 @@ impl Gate {
     }
 
     /// Sends an IPv4 packet of the guest.
-    fn send_packet(&mut self, protocol: u8, to: Ipv4Addr, payload: &[u8]) {
+    pub(crate) fn send_packet(&mut self, protocol: u8, to: Ipv4Addr, payload: &[u8]) {
         let [high, low] = u16::try_from(20 + payload.len()).unwrap().to_be_bytes();
         let ipv4 = [0x45, 0, high, low, 0, 0, 0, 0, 64, protocol, 0, 0];
         let ethernet = [&GATEWAY_MAC[..], &GUEST_MAC, &[0x08, 0x00]].concat();
@@ -117,14 +172,20 @@ impl Gate {
     }
 
     /// Sends a datagram of the guest.
-    fn send_udp(&mut self, from: u16, to: SocketAddrV4, data: &[u8]) {
+    pub(crate) fn send_udp(&mut self, from: u16, to: SocketAddrV4, data: &[u8]) {
         let length = u16::try_from(8 + data.len()).unwrap();
         let udp = [from.to_be_bytes(), to.port().to_be_bytes(), length.to_be_bytes(), [0; 2]];
         self.send_packet(PROTOCOL_UDP, *to.ip(), &[&udp.concat(), data].concat());
     }
 
     /// Sends a TCP segment of the guest. `header` has its flags, its number and the acknowledged one.
-    fn send_tcp(&mut self, from: u16, to: SocketAddrV4, header: (u8, [u32; 2]), data: &[u8]) {
+    pub(crate) fn send_tcp(
+        &mut self,
+        from: u16,
+        to: SocketAddrV4,
+        header: (u8, [u32; 2]),
+        data: &[u8],
+    ) {
         let (flags, numbers) = header;
         let ports = [from.to_be_bytes(), to.port().to_be_bytes()].concat();
         let numbers = numbers.map(u32::to_be_bytes).concat();
@@ -141,14 +202,14 @@ impl Gate {
 
     /// Waits for the next TCP segment, and returns its source, the port of the guest, its flags, its
     /// number and the acknowledged one.
-    fn receive_tcp(&mut self) -> (SocketAddrV4, u16, u8, [u32; 2]) {
+    pub(crate) fn receive_tcp(&mut self) -> (SocketAddrV4, u16, u8, [u32; 2]) {
         let (from, port, rest) = self.receive_packet(PROTOCOL_TCP);
         let number = |at: usize| u32::from_be_bytes(rest[at..at + 4].try_into().unwrap());
         (from, port, rest[9], [number(0), number(4)])
     }
 
     /// Opens a connection of the guest, and checks that it is reset at once.
-    fn assert_is_reset(&mut self, from: u16, to: SocketAddrV4) {
+    pub(crate) fn assert_is_reset(&mut self, from: u16, to: SocketAddrV4) {
         let start = Instant::now();
         self.send_tcp(from, to, (SYN, [7, 0]), b"");
         assert_eq!(self.receive_tcp(), (to, from, RST | ACK, [0, 8]));
@@ -156,7 +217,7 @@ impl Gate {
     }
 
     /// Waits for the next notice.
-    fn notice(&mut self) -> String {
+    pub(crate) fn notice(&mut self) -> String {
         let mut line = String::new();
         self.notices.read_line(&mut line).unwrap();
         line.trim_end_matches('\n').to_owned()
@@ -164,7 +225,7 @@ impl Gate {
 
     /// Waits for the next IPv4 packet of this protocol, and returns its source, the port of the
     /// guest, and what follows the ports.
-    fn receive_packet(&mut self, protocol: u8) -> (SocketAddrV4, u16, Vec<u8>) {
+    pub(crate) fn receive_packet(&mut self, protocol: u8) -> (SocketAddrV4, u16, Vec<u8>) {
         loop {
             let frame = self.receive();
             if frame[12..14] != [0x08, 0x00] || frame[23] != protocol {
@@ -177,7 +238,7 @@ impl Gate {
     }
 
     /// Waits for the next datagram, and returns its source, the port of the guest, and its data.
-    fn receive_udp(&mut self) -> (SocketAddrV4, u16, Vec<u8>) {
+    pub(crate) fn receive_udp(&mut self) -> (SocketAddrV4, u16, Vec<u8>) {
         let (from, port, rest) = self.receive_packet(PROTOCOL_UDP);
         // Length and checksum.
         (from, port, rest[4..].to_vec())
@@ -192,14 +253,14 @@ impl Drop for Gate {
     }
 }
 
-fn host_socket(port: u16) -> UdpSocket {
+pub(crate) fn host_socket(port: u16) -> UdpSocket {
     let socket = UdpSocket::bind((HOST, port)).unwrap();
     socket.set_read_timeout(Some(PATIENCE)).unwrap();
     socket
 }
 
 /// Receives a datagram, and returns its data and the port that it comes from.
-fn received(socket: &UdpSocket) -> (Vec<u8>, u16) {
+pub(crate) fn received(socket: &UdpSocket) -> (Vec<u8>, u16) {
     let mut data = [0; 100];
     let (count, from) = socket.recv_from(&mut data).unwrap();
     (data[..count].to_vec(), from.port())

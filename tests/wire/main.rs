@@ -12,6 +12,9 @@
 //! | `health` | health checks, readiness, states and metrics |
 //! | `readers` | standard output and the console with a slow reader, a full disk or no reader |
 //! | `gate` | the datagrams and connections that pass the gate and passt |
+//! | `gate_ipv6` | the same by IPv6 |
+//! | `guest_network` | the addresses, routes and name servers of a guest |
+//! | `names` | rules with names: what the gate answers, and what may be reached afterwards |
 //! | `network` | the gate and passt: their jail, their end, and what the shim reports about them |
 //! | `root` | the kind of a root, the disks of a block root, and the rights of its shim |
 //! | `disk` | the size limit of the disk of a shared root, and that the shim removes the disk |
@@ -42,7 +45,9 @@ mod doctor;
 mod exec;
 mod faults;
 mod gate;
+mod gate_ipv6;
 mod goldens;
+mod guest_network;
 mod harness;
 mod health;
 mod identity;
@@ -51,6 +56,7 @@ mod image_disk;
 mod input;
 mod jail;
 mod journal;
+mod names;
 mod neighbours;
 mod network;
 mod readers;

@@ -20,7 +20,7 @@ use crate::user::{SubIds, spawn};
 /// Script of a workload that runs for a second and succeeds.
 ///
 /// The second lets a test look at the processes of the network while the box runs.
-const RUNS_A_SECOND: [&str; 8] = [
+pub(crate) const RUNS_A_SECOND: [&str; 8] = [
     "connect",
     "hello",
     "started=7",
@@ -112,12 +112,6 @@ fn namespace(pid: impl std::fmt::Display, kind: &str) -> u64 {
 fn warnings(run: &Run) -> Vec<&str> {
     let warnings = run.events.iter().filter(|event| event["type"] == "warning");
     warnings.map(|event| event["code"].as_str().unwrap()).collect()
-}
-
-/// Returns the console, in which the step `print-network` wrote the network that the guest got.
-fn console(run: &Run) -> String {
-    let console = fs::read_to_string(run.directory.path().join("s/golden/console.log"));
-    console.unwrap_or_default()
 }
 
 #[test]
@@ -348,16 +342,18 @@ fn refused_destination_is_an_event_and_any_other_line_of_the_gate_is_not() {
     let mut pipe = fs::OpenOptions::new().write(true).open(format!("/proc/{gate}/fd/1")).unwrap();
     let notice = "tcp 198.51.100.7 443 3\n";
     let garbage = "x".repeat(4096);
-    let lines = format!("{notice}icmp 198.51.100.7 - 1\n{garbage}\n{notice}");
+    let dns = "dns 10.0.2.3 53 1 evil.example\n";
+    let lines = format!("{notice}icmp 198.51.100.7 - 1\n{dns}{garbage}\n{notice}");
     pipe.write_all(lines.as_bytes()).unwrap();
     let run = running.wait();
     assert_eq!(run.ending(), (Some(0), "exited", None), "the log is: {}", run.stderr);
     let refused = run.events.iter().filter(|event| event["type"] == "network.refused");
-    let fields = ["protocol", "address", "port", "count"];
+    let fields = ["protocol", "address", "port", "name", "count"];
     let found: Vec<_> = refused.map(|event| fields.map(|name| event[name].clone())).collect();
-    let tcp = [json!("tcp"), json!("198.51.100.7"), json!(443), json!(3)];
-    let icmp = [json!("icmp"), json!("198.51.100.7"), Value::Null, json!(1)];
-    assert_eq!(found, [tcp, icmp], "the events are: {}", run.stdout);
+    let tcp = [json!("tcp"), json!("198.51.100.7"), json!(443), Value::Null, json!(3)];
+    let icmp = [json!("icmp"), json!("198.51.100.7"), Value::Null, Value::Null, json!(1)];
+    let dns = [json!("dns"), json!("10.0.2.3"), json!(53), json!("evil.example"), json!(1)];
+    assert_eq!(found, [tcp, icmp, dns], "the events are: {}", run.stdout);
     assert!(run.stderr.contains("the gate is not listened to any more"), "{}", run.stderr);
     assert_eq!(warnings(&run), [""; 0]);
 }
@@ -366,8 +362,11 @@ fn refused_destination_is_an_event_and_any_other_line_of_the_gate_is_not() {
 fn largest_list_of_rules_reaches_the_gate() {
     let ports: Vec<String> = (0..64).map(|i| format!("{}-{}", 10_000 + i, 20_000 + i)).collect();
     let rule = |i: u32| json!({"to": std::net::Ipv4Addr::from(i << 8), "ports": ports});
-    let rules: Vec<Value> = (1..=1000).map(rule).collect();
-    let run = run_box(&json!({"mode": "passt", "egress": rules}));
+    // Ten thousand names that are nearly as long as a name can be.
+    let long = ["a".repeat(63).as_str(); 3].join(".");
+    let name = |i: u32| json!({"to": format!("*.n{i}.{long}"), "ports": [443]});
+    let rules: Vec<Value> = (1..=1000).map(rule).chain((0..10_000).map(name)).collect();
+    let run = run_box(&json!({"mode": "passt", "egress": rules, "dns": ["192.0.2.53"]}));
     assert_eq!(run.ending(), (Some(0), "exited", None), "the log is: {}", run.stderr);
 }
 
@@ -448,63 +447,24 @@ fn published_port_listens_on_its_address_only() {
     }
 }
 
-/// Runs a box on a host with this `/etc/resolv.conf`, and returns the network that the guest got.
-fn network_with_resolv_conf(text: &str, network: &Value) -> String {
+#[test]
+fn names_without_a_name_server_are_an_error_with_a_hint() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("resolv.conf");
-    fs::write(&file, text).unwrap();
+    fs::write(&file, "# none\n").unwrap();
     let mut unshare = Command::new("unshare");
-    let script = "mount --bind \"$1\" /etc/resolv.conf; exec \"$2\"";
+    let script = "mount --bind \"$1\" /etc/resolv.conf; [ ! -e /run/systemd ] || mount -t tmpfs none /run/systemd; \
+                  exec \"$2\"";
     unshare.args(["--mount", "sh", "-ec", script, "sh"]).arg(&file);
+    let network = json!({"mode": "passt", "egress": [{"to": "a.example"}]});
     let run = start_with(wrapped_shim(unshare), &RUNS_A_SECOND, |config| {
-        config["network"] = network.clone();
+        config["network"] = network;
     })
     .wait();
-    assert_eq!(
-        run.ending(),
-        (Some(0), "exited", None),
-        "the events and the log are: {}{}",
-        run.stdout,
-        run.stderr
-    );
-    console(&run)
-}
-
-#[test]
-fn name_servers_come_from_the_config_or_from_the_host_without_loopback_addresses() {
-    let resolv_conf = "nameserver 127.0.0.53\nnameserver 192.0.2.53\nnameserver ::1\n";
-    let allow = json!({"mode": "passt", "egress": "allow"});
-    let eth0 = "interface eth0 10.0.2.15/24 via 10.0.2.2 mtu 65520";
-    assert_eq!(network_with_resolv_conf(resolv_conf, &allow), format!("{eth0} dns 192.0.2.53\n"));
-    let with_servers = json!({"mode": "passt", "egress": "allow", "dns": ["1.1.1.1", "9.9.9.9"]});
-    assert_eq!(
-        network_with_resolv_conf(resolv_conf, &with_servers),
-        format!("{eth0} dns 1.1.1.1 9.9.9.9\n")
-    );
-    // With rules, a server that no rule names is left out, unless the config itself names it.
-    for (ports, dns, expected) in [
-        (json!([53]), json!([]), "192.0.2.53"),
-        (json!([443]), json!([]), "none"),
-        (json!([443]), json!(["1.1.1.1"]), "1.1.1.1"),
-    ] {
-        let rules = json!([{"to": "192.0.2.0/24", "ports": ports}]);
-        let network = json!({"mode": "passt", "egress": rules, "dns": dns});
-        let found = network_with_resolv_conf(resolv_conf, &network);
-        assert_eq!(found, format!("{eth0} dns {expected}\n"));
-    }
-    assert!(!network_with_resolv_conf("nameserver 127.0.0.1\n", &allow).contains("127."));
-    let deny = json!({"mode": "passt"});
-    let eth0 = "interface eth0 10.0.2.15/24 via 0.0.0.0 mtu 65520";
-    assert_eq!(network_with_resolv_conf(resolv_conf, &deny), format!("{eth0} dns none\n"));
-    let dummy0 = "interface dummy0 203.0.113.1/32 via 0.0.0.0 mtu 0";
-    assert_eq!(
-        network_with_resolv_conf(resolv_conf, &json!({"mode": "tsi"})),
-        format!("{dummy0} dns 192.0.2.53\n")
-    );
-    assert_eq!(
-        network_with_resolv_conf(resolv_conf, &json!({})),
-        "no interface; resolver of the image\n"
-    );
+    assert_eq!(run.ending(), (Some(125), "failed", Some("network_setup")), "{}", run.stdout);
+    let error = run.events.iter().find(|event| event["type"] == "error").unwrap();
+    assert!(error["hint"].as_str().unwrap().contains("`network.dns`"), "{error}");
+    assert!(error["causes"][0].as_str().unwrap().contains("has a name server"), "{error}");
 }
 
 #[test]

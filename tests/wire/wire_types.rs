@@ -153,7 +153,7 @@ fn fields(kind: &str) -> Fields {
         ],
         "shim.confined" => &[("level", Text), ("layers", Objects(LAYER))],
         "warning" => &[("code", Text), ("message", Text)],
-        "vm.starting" => &[("vcpus", Number), ("memory_mib", Number)],
+        "vm.starting" => &[("vcpus", Number), ("memory_mib", Number), ("ipv6?", Bool)],
         "guest.started" => &[("guest_version", Text), ("workload_pid?", Number)],
         "agent.ready" => &[("phases", Object(PHASES))],
         "state.changed" => &[("from", Text), ("to", Text)],
@@ -187,9 +187,13 @@ fn fields(kind: &str) -> Fields {
         "workload.notified" => &[("ready", Bool), ("stopping", Bool), ("status?", Text)],
         "metrics" => METRICS,
         "console.truncated" => &[("discarded_bytes", Number), ("cause", Text)],
-        "network.refused" => {
-            &[("protocol", Text), ("address", Text), ("port?", Number), ("count", Number)]
-        }
+        "network.refused" => &[
+            ("protocol", Text),
+            ("address", Text),
+            ("port?", Number),
+            ("name?", Text),
+            ("count", Number),
+        ],
         "box.stopped" => &[
             ("reason", Text),
             ("exit_code?", Number),

@@ -1,5 +1,7 @@
 //! The run of a box between its boot and its end: states, health, measurements, marks and notes.
 
+use std::net::SocketAddr;
+
 use a3s_box_core::event::{EventKind, Metrics};
 use a3s_box_core::{BoxState, ErrorReport, Event, HealthState};
 
@@ -123,9 +125,14 @@ impl Life {
                 };
                 self.notified.add(at, status.as_deref().unwrap_or(message));
             }
-            EventKind::NetworkRefused { protocol, address, port, count } => {
-                let port = port.map_or(String::new(), |port| format!(":{port}"));
-                self.refused.add(at, &format!("{} {address}{port}", wire_name(protocol)));
+            EventKind::NetworkRefused { protocol, address, port, name, count } => {
+                let to = port.map_or_else(
+                    || address.to_string(),
+                    // An IPv6 address gets brackets.
+                    |port| SocketAddr::new(*address, port).to_string(),
+                );
+                let name = name.as_ref().map_or(String::new(), |name| format!(" ({name})"));
+                self.refused.add(at, &format!("{} {to}{name}", wire_name(protocol)));
                 self.refused.amount = self.refused.amount.saturating_add(*count);
             }
             EventKind::Metrics(metrics) => self.measure(ms, metrics),

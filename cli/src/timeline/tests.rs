@@ -1,4 +1,4 @@
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use a3s_box_core::event::{
     BootPhases, EventKind, Metrics, ProcessMetrics, RefusedProtocol, StopCause, StopReason,
@@ -46,7 +46,7 @@ fn progress(layer_number: u32, bytes_done: u64) -> EventKind {
 }
 
 fn vm_starting() -> EventKind {
-    EventKind::VmStarting { vcpus: 1, memory_mib: 512 }
+    EventKind::VmStarting { vcpus: 1, memory_mib: 512, ipv6: None }
 }
 
 fn guest_started() -> EventKind {
@@ -296,15 +296,15 @@ fn bounds_the_picture_of_a_long_stream() {
         record(ms + 500, EventKind::WorkloadNotified { ready: true, stopping: false, status });
         let cause = TruncationCause::Size;
         record(ms + 600, EventKind::ConsoleTruncated { discarded_bytes: round, cause });
-        let (protocol, address) = (RefusedProtocol::Tcp, Ipv4Addr::LOCALHOST);
-        let port = Some(443);
-        record(ms + 650, EventKind::NetworkRefused { protocol, address, port, count: 2 });
+        let (protocol, address) = (RefusedProtocol::Tcp, IpAddr::from(Ipv4Addr::LOCALHOST));
+        let (port, name) = (Some(443), Some("a.example".to_owned()));
+        record(ms + 650, EventKind::NetworkRefused { protocol, address, port, name, count: 2 });
         let process = ProcessMetrics { pss_kib: round, cpu_user_ms: round, ..Default::default() };
         record(ms + 700, EventKind::Metrics(Box::new(Metrics { process, ..Default::default() })));
         record(ms + 800, progress(u32::try_from(round).unwrap(), 1));
     }
     let timeline = runs.finish().unwrap();
-    let refused = "40000 packets were refused, the last ones to tcp 127.0.0.1:443";
+    let refused = "40000 packets were refused, the last ones to tcp 127.0.0.1:443 (a.example)";
     assert!(timeline.notes.iter().any(|note| note.text == refused), "{:?}", timeline.notes);
     assert!(timeline.notes.len() < 20, "{}", timeline.notes.len());
     assert!(svg::render(&timeline).len() < 500_000);

@@ -16,12 +16,13 @@ pub enum Egress {
     /// None: neither the host nor its network. Connections to published ports work.
     #[default]
     Deny,
-    /// Every address that the host reaches, except for its loopback addresses and for link-local
-    /// addresses, where clouds serve credentials. Name servers at link-local addresses are
-    /// reachable on port 53.
+    /// Every address that the host reaches, except for its loopback addresses, for those at which
+    /// clouds serve credentials, such as link-local ones, and for IPv6 addresses that contain an IPv4
+    /// address (except for `64:ff9b::/96`). Name servers among the former are reachable on port 53.
     Allow,
-    /// What one of these rules names, of the destinations that `allow` has: at most 1000 rules. The
-    /// name servers of `network.dns` are reachable on port 53 without a rule.
+    /// What one of these rules names, of the destinations that `allow` has: at most 1000 rules with
+    /// an address and 10000 with a name. Without a name in a rule, the name servers of
+    /// `network.dns` are reachable on port 53 without a rule.
     Rules(Vec<EgressRule>),
 }
 
@@ -30,8 +31,9 @@ pub enum Egress {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct EgressRule {
-    /// IPv4 address, or IPv4 network with its prefix length, for example `192.0.2.7` or
-    /// `10.0.0.0/8`. Names are not supported yet.
+    /// IPv4 or IPv6 address, or network with its prefix length, for example `192.0.2.7`,
+    /// `10.0.0.0/8` or `2001:db8::/32`; or the name of a host, or `*.` and a name for all names
+    /// below it, for example `api.example.org` or `*.pypi.org`.
     pub to: String,
     /// Ports of the destination: 1 to 64 ports or ranges. Absent: all ports.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -160,10 +162,10 @@ mod schema {
                         "const": "allow"
                     },
                     {
-                        "description": "What one of these rules names, of the destinations that `allow` has. The name servers of\n`network.dns` are reachable on port 53 without a rule.",
+                        "description": "What one of these rules names, of the destinations that `allow` has: at most 1000 rules with\nan address and 10000 with a name. Without a name in a rule, the name servers of `network.dns`\nare reachable on port 53 without a rule.",
                         "type": "array",
                         "items": generator.subschema_for::<EgressRule>(),
-                        "maxItems": 1000
+                        "maxItems": 11000
                     }
                 ]
             })

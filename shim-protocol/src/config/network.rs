@@ -1,6 +1,6 @@
 //! The network of the guest: `network` of a config.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
@@ -25,11 +25,12 @@ pub struct NetworkConfig {
     /// none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub publish: Vec<PublishConfig>,
-    /// IPv4 addresses of the guest's name servers: at most 3. Only with egress `allow` or rules.
-    /// Empty: the name servers of the host, except for the ones that the guest cannot reach, such as
-    /// those on the host's own loopback addresses.
+    /// Addresses of the guest's name servers: at most 3. Only with egress `allow` or rules.
+    /// Empty: the name servers of the host, except for the ones that the guest cannot reach, such
+    /// as those on the host's own loopback addresses. If a rule has a name, the guest asks the gate
+    /// only, and the gate asks these servers, or all of the host.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub dns: Vec<Ipv4Addr>,
+    pub dns: Vec<IpAddr>,
 }
 
 /// How the guest reaches a network.
@@ -41,7 +42,8 @@ pub enum NetworkMode {
     #[default]
     None,
     /// The guest has an Ethernet device. The gate passes its frames to the helper program `passt`,
-    /// which opens ordinary sockets of the host. IPv4 only.
+    /// which opens ordinary sockets of the host. The guest has IPv4, and with egress also IPv6 if the
+    /// host has it.
     Passt,
     /// libkrun opens a socket of the host for each socket of the guest (transparent socket
     /// impersonation). The guest therefore reaches servers on the host's loopback address, and a
@@ -54,9 +56,9 @@ pub enum NetworkMode {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct PublishConfig {
-    /// IPv4 address of the host to listen on; `0.0.0.0` means all addresses. It has no default, so
-    /// that no port is published on all addresses by mistake.
-    pub host_address: Ipv4Addr,
+    /// Address of the host to listen on. `0.0.0.0` means all IPv4 addresses, and `::` all IPv6
+    /// addresses. It has no default, so that no port is published on all addresses by mistake.
+    pub host_address: IpAddr,
     /// Port of the host: 1 to 65535. A port below 1024 usually requires root.
     pub host_port: u16,
     /// Port of the guest: 1 to 65535.

@@ -49,7 +49,7 @@ fn error_names_the_path_the_found_value_and_the_expected_one() {
         ),
         (
             r#"{"network":{"publish":[{"host_address":"localhost"}]}}"#,
-            "network.publish[0].host_address: invalid IPv4 address syntax",
+            "network.publish[0].host_address: invalid IP address syntax",
         ),
         (
             r#"{"network":{"mode":"bridge"}}"#,

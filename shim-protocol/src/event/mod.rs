@@ -51,7 +51,7 @@ mod metrics;
 mod resolved;
 mod stop;
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
@@ -214,6 +214,9 @@ pub enum EventKind {
         vcpus: u8,
         /// Memory of the guest in MiB.
         memory_mib: u32,
+        /// Whether the guest gets an IPv6 address. Absent: `network.mode` is not `passt`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        ipv6: Option<bool>,
     },
     /// The guest program has made the mounts and started the workload.
     #[serde(rename = "guest.started")]
@@ -282,17 +285,25 @@ pub enum EventKind {
         cause: TruncationCause,
     },
     /// The guest sent packets to a destination that `network.egress` or `network.not_host` does not
-    /// let it reach, or that no guest may reach. The shim emits at most ten of these events at once
-    /// and one a second on average, each destination at most once in ten seconds, and may drop them.
+    /// let it reach, or that no guest may reach, or it asked for a name that no rule has, or a name
+    /// led to an address that no name may lead to. The shim emits at most ten of these events at
+    /// once and one a second on average, each destination at most once in ten seconds, and may drop
+    /// them.
     #[serde(rename = "network.refused")]
     NetworkRefused {
         /// Protocol of the packets.
         protocol: RefusedProtocol,
-        /// Address to which the guest sent them.
-        address: Ipv4Addr,
-        /// Port to which the guest sent them. Absent: the protocol is ICMP, or they are fragments.
+        /// Address to which the guest sent them. For an address that was left out of an answer,
+        /// this address.
+        address: IpAddr,
+        /// Port to which the guest sent them. Absent: the protocol is ICMP, they are fragments, or
+        /// the address was left out of the answer for a name.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         port: Option<u16>,
+        /// Name for which the gate has answered this address before, for which the guest has asked,
+        /// or which led to this address. Absent: there is none.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        name: Option<String>,
         /// Number of packets since the last event about this destination.
         count: u64,
     },
@@ -398,8 +409,12 @@ pub enum RefusedProtocol {
     Tcp,
     /// UDP. The guest got the ICMP message "communication administratively prohibited".
     Udp,
-    /// ICMP. The guest got the same message in answer to an echo request.
+    /// ICMP or ICMPv6. The guest got the same message in answer to an echo request.
     Icmp,
+    /// DNS, to the name server of the gate. With a port: a question for a name that no rule has;
+    /// the guest got the answer that the name does not exist. Without a port: an address that was
+    /// left out of the answer for a name.
+    Dns,
     /// A word that this version does not know. The shim does not use it.
     #[cfg_attr(feature = "schema", schemars(skip))]
     #[serde(other)]

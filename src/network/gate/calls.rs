@@ -4,7 +4,9 @@
 //! The gate of a box with published ports holds sockets of the host's network. The filter keeps it
 //! from giving such a socket another peer: no connect(2), no other call that connects (sendto(2)
 //! with `MSG_FASTOPEN`), and no call that sends an fd to another process. The connector
-//! (`connector.rs`) connects in its place.
+//! (`connector.rs`) connects in its place. The gate of a box with names in its rules holds sockets
+//! that are connected to name servers. The filter has no call that sends to another address
+//! (sendto(2) with an address, sendmsg(2)).
 //!
 //! `tests/wire/network.rs` compares these lists with the calls that a gate makes, and gives a
 //! reason for each call that it does not see.
@@ -17,7 +19,7 @@ use libc::{
     SYS_shutdown, SYS_sigaltstack, SYS_wait4, SYS_write,
 };
 
-use crate::host::seccomp::{Filter, equal, not_executable, own_clock};
+use crate::host::seccomp::{Filter, equal, not_executable, own_clock, send_to_peer};
 
 /// Calls by which glibc's allocator takes memory and gives it back.
 const MEMORY: [i64; 3] = [SYS_brk, SYS_mremap, SYS_munmap];
@@ -71,7 +73,7 @@ pub(super) fn restrict(
         CONNECTIONS.into_iter().for_each(|call| filter.allow(call));
     }
     // The flags exclude MSG_FASTOPEN, with which sendto(2) connects a TCP socket.
-    filter.allow_if(SYS_sendto, vec![equal(3, libc::MSG_NOSIGNAL.unsigned_abs().into())?]);
+    filter.allow_if(SYS_sendto, vec![send_to_peer(libc::MSG_NOSIGNAL)?]);
     // SHUT_WR has no effect on a listener. SHUT_RD and SHUT_RDWR end one, and its socket could then
     // be connected.
     filter.allow_if(SYS_shutdown, vec![equal(1, libc::SHUT_WR.unsigned_abs().into())?]);

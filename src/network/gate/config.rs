@@ -4,17 +4,27 @@
 //! list of rules can exceed, and any user of the host can read them.
 
 use std::io::{self, Read, Write};
+use std::net::IpAddr;
 
 use a3s_box_core::config::{MAX_CONFIG_BYTES, NetworkConfig, SeccompMode};
 use serde::{Deserialize, Serialize};
+
+/// Bound on the text. The shim writes some values longer than they were in the config of the box,
+/// such as `192.0.2.7/32` for `192.0.2.7`, but not twice as long.
+const MAX_BYTES: usize = 2 * MAX_CONFIG_BYTES;
 
 /// The config of a gate.
 #[derive(Debug, Serialize, Deserialize)]
 pub(in crate::network) struct GateConfig {
     pub(in crate::network) network: NetworkConfig,
+    /// Name servers that the gate asks, if a rule has a name.
+    #[serde(default)]
+    pub(in crate::network) name_servers: Vec<IpAddr>,
     pub(in crate::network) seccomp: SeccompMode,
     /// The user and group of gate and passt if root starts them. By default it is `nobody`.
     pub(in crate::network) user: Option<u32>,
+    /// Interface of the host that passt needs for IPv6. If absent, the guest has IPv4 only.
+    pub(in crate::network) ipv6: Option<String>,
 }
 
 impl GateConfig {
@@ -31,7 +41,7 @@ impl GateConfig {
         let mut length = [0; 4];
         wire.read_exact(&mut length)?;
         let length = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);
-        if length > MAX_CONFIG_BYTES {
+        if length > MAX_BYTES {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidData,
                 "the gate's config is too long",

@@ -1,4 +1,5 @@
 //! What happens to a refused packet of the guest: the guest gets an answer, and the shim a notice.
+//! The answers of the gate's name server take the same way.
 //!
 //! Neither may delay the frames that pass. Answers wait in a short queue, and are dropped while it
 //! is full. Notices go to a pipe that does not block.
@@ -45,9 +46,18 @@ impl Refuser {
     /// Takes note of a refused frame.
     pub(super) fn refuse(&self, destination: Destination, frame: &[u8]) {
         if let Some(answer) = refusal::answer(frame) {
-            // The send fails while the queue is full.
-            let _dropped = self.answers.try_send(with_length(&answer));
+            self.answer(&answer);
         }
+        self.tell_of(destination);
+    }
+
+    /// Sends a frame to the guest, or drops it while the queue is full.
+    pub(super) fn answer(&self, frame: &[u8]) {
+        let _dropped = self.answers.try_send(with_length(frame));
+    }
+
+    /// Counts a destination for the next notice.
+    pub(super) fn tell_of(&self, destination: Destination) {
         self.notices.borrow_mut().note(destination, Instant::now());
         self.noted.notify_one();
     }

@@ -3,8 +3,8 @@
 use super::*;
 
 fn tcp(port: u16) -> Destination {
-    let address = Ipv4Addr::new(192, 0, 2, 7);
-    Destination { protocol: RefusedProtocol::Tcp, address, port: Some(port) }
+    let address = IpAddr::from([192, 0, 2, 7]);
+    Destination { protocol: RefusedProtocol::Tcp, address, port: Some(port), name: None }
 }
 
 /// Takes all notices that are due.
@@ -18,13 +18,31 @@ fn line_is_read_as_it_was_written() {
     let icmp = Destination { protocol: RefusedProtocol::Icmp, port: None, ..tcp(1) };
     let udp = Destination {
         protocol: RefusedProtocol::Udp,
-        address: Ipv4Addr::BROADCAST,
+        address: Ipv4Addr::BROADCAST.into(),
         port: Some(u16::MAX),
+        name: None,
     };
+    let longest = ["a".repeat(63).as_str(); 4].join(".")[2..].to_owned();
+    let dns = |name: &str, port| Destination {
+        protocol: RefusedProtocol::Dns,
+        address: Ipv4Addr::BROADCAST.into(),
+        port,
+        name: Some(name.into()),
+    };
+    let v6 = |text: &str| Destination { address: text.parse().unwrap(), ..udp.clone() };
+    let longest_v6 = "fdff:ffff:ffff:ffff:ffff:ffff:ffff:ffff";
     for (destination, count, expected) in [
         (tcp(443), 3, "tcp 192.0.2.7 443 3"),
         (icmp, 1, "icmp 192.0.2.7 - 1"),
-        (udp, u64::MAX, "udp 255.255.255.255 65535 18446744073709551615"),
+        (udp.clone(), u64::MAX, "udp 255.255.255.255 65535 18446744073709551615"),
+        (v6("2001:db8::7"), 1, "udp 2001:db8::7 65535 1"),
+        (v6(longest_v6), u64::MAX, &format!("udp {longest_v6} 65535 18446744073709551615")),
+        (dns("_a.example", None), 1, "dns 255.255.255.255 - 1 _a.example"),
+        (
+            dns(&longest, Some(u16::MAX)),
+            u64::MAX,
+            &format!("dns 255.255.255.255 65535 18446744073709551615 {longest}"),
+        ),
     ] {
         let notice = Notice { destination, count };
         assert_eq!(notice.to_string(), expected);
@@ -45,14 +63,23 @@ fn any_other_line_is_refused() {
         "tcp 192.0.2.7 443 03",
         "tcp 192.0.2.7 0443 3",
         "tcp 192.0.2.7 443 3 ",
-        "tcp 192.0.2.7 443 3 4",
+        "tcp 192.0.2.7 443 3 a.example 4",
+        "tcp 192.0.2.7 443 3 A.example",
+        "tcp 192.0.2.7 443 3 a..example",
+        "tcp 192.0.2.7 443 3 a.example.",
+        "tcp 192.0.2.7 443 3 a\u{1b}[2J",
+        &format!("tcp 192.0.2.7 443 3 {}", "a.".repeat(127)),
         "tcp  192.0.2.7 443 3",
         "tcp 192.0.2.7 65536 3",
         "tcp 192.0.2.7 443 18446744073709551616",
         "TCP 192.0.2.7 443 3",
         "sctp 192.0.2.7 443 3",
         "tcp 192.0.2.007 443 3",
-        "tcp ::1 443 3",
+        "tcp 2001:db8::07 443 3",
+        "tcp 2001:DB8::7 443 3",
+        "tcp 2001:db8:0::7 443 3",
+        "tcp [2001:db8::7] 443 3",
+        "tcp fe80::1%eth0 443 3",
         "tcp 192.0.2.7 443 3\r",
     ] {
         assert_eq!(Notice::read(line), None, "{line:?}");
@@ -109,7 +136,7 @@ fn table_is_bounded_and_forgets_destinations_without_a_waiting_notice() {
     notices.note(tcp(300), start);
     assert_eq!(notices.known.len(), MAX_DESTINATIONS);
     let last = notices.known.last().unwrap();
-    assert_eq!((last.destination, last.count), (tcp(300), 1));
+    assert_eq!((last.destination.clone(), last.count), (tcp(300), 1));
     // An hour of packets to changing destinations gives one notice a second.
     let told: usize = (1..=3600)
         .map(|second| {

@@ -123,6 +123,7 @@ fn no_answer_where_it_would_be_wrong() {
     for (frame, what) in [
         (changed(0, 0xff), "a frame to a group"),
         (changed(12, 0x86), "another type"),
+        (changed(13, 0xdd), "another type"),
         (changed(20, 0x20), "the first fragment"),
         (changed(21, 1), "a later fragment"),
         (changed(30, 224), "a packet to a group"),
@@ -143,6 +144,105 @@ fn no_answer_where_it_would_be_wrong() {
     let mut broadcast = udp.clone();
     broadcast[30..34].copy_from_slice(&[255; 4]);
     assert_eq!(answer(&broadcast), None);
+    for length in 0..udp.len() {
+        assert_eq!(answer(&udp[..length]), None, "{length}");
+    }
+}
+
+/// The refused destination `2001:db8::7`, and the addresses of guest and gateway.
+const DESTINATION_V6: [u8; 16] = [0x20, 1, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 7];
+const GUEST_V6: [u8; 16] = [0xfd, 0xfb, 0x61, 0xf7, 0xaf, 0xae, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x15];
+const GATEWAY_V6: [u8; 16] = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0xa3, 0x53, 0xff, 0xfe, 0, 0, 2];
+
+/// Returns an IPv6 frame of the guest to [`DESTINATION_V6`].
+fn sent_v6(protocol: u8, payload: &[u8]) -> Vec<u8> {
+    let [high, low] = u16::try_from(payload.len()).unwrap().to_be_bytes();
+    let header = [0x60, 0, 0, 0, high, low, protocol, 64];
+    let ethernet = [&GATEWAY_MAC[..], &GUEST_MAC, &[0x86, 0xdd]].concat();
+    [&ethernet, &header[..], &GUEST_V6, &DESTINATION_V6, payload].concat()
+}
+
+/// Returns the source, the protocol and the payload of an IPv6 answer, whose checksum is verified.
+fn read_v6(frame: &[u8]) -> ([u8; 16], u8, Vec<u8>) {
+    assert_eq!(frame[..6], [0x02, 0xa3, 0x53, 0, 0, 0x0f], "the guest");
+    assert_eq!(frame[6..12], [0x02, 0xa3, 0x53, 0, 0, 0x02], "the gateway");
+    assert_eq!(frame[12..18], [0x86, 0xdd, 0x60, 0, 0, 0]);
+    let packet = &frame[14..];
+    let length = u16::try_from(packet.len() - 40).unwrap();
+    assert_eq!(packet[4..6], length.to_be_bytes());
+    assert!(packet[7] > 1, "hop limit");
+    assert_eq!(packet[24..40], GUEST_V6);
+    let (protocol, payload) = (packet[6], packet[40..].to_vec());
+    let pseudo = [&packet[8..40], &[0, 0], &length.to_be_bytes(), &[0, 0, 0, protocol]].concat();
+    assert_eq!(ones_complement_sum(&[pseudo, payload.clone()].concat()), 0xffff);
+    (packet[8..24].try_into().unwrap(), protocol, payload)
+}
+
+#[test]
+fn ipv6_connection_is_reset_as_one_of_ipv4() {
+    for (flags, acknowledgement, data) in
+        [(TCP_SYN, 0, &b""[..]), (TCP_SYN, 0, b"hello"), (TCP_ACK, 0x1234_5678, b"hello")]
+    {
+        let segment = segment(flags, acknowledgement, data);
+        let (from, protocol, mut reset) =
+            read_v6(&answer(&sent_v6(PROTOCOL_TCP, &segment)).unwrap());
+        assert_eq!((from, protocol), (DESTINATION_V6, PROTOCOL_TCP));
+        let mut expected = read(&answer(&sent(PROTOCOL_TCP, &segment)).unwrap()).payload;
+        // Only the checksums differ.
+        reset[16..18].fill(0);
+        expected[16..18].fill(0);
+        assert_eq!(reset, expected);
+    }
+}
+
+#[test]
+fn ipv6_datagram_and_echo_request_are_answered_with_prohibited() {
+    let long = vec![7; 3000];
+    for (protocol, payload, repeated) in [
+        (PROTOCOL_UDP, &b"\x9c\x40\0\x35\0\x0d\0\0hello"[..], 13),
+        (58, &[128, 0, 1, 2, 3, 4, 5, 6, 7], 9),
+        // The answer is no longer than the least MTU of IPv6: two headers and 8 bytes, and the rest.
+        (PROTOCOL_UDP, &long, 1280 - 40 - 8 - 40),
+    ] {
+        let frame = sent_v6(protocol, payload);
+        let (from, protocol, message) = read_v6(&answer(&frame).unwrap());
+        assert_eq!((from, protocol), (GATEWAY_V6, 58));
+        assert_eq!((&message[..2], &message[4..8]), (&[1, 1][..], &[0; 4][..]));
+        assert_eq!(message[8..], frame[14..14 + 40 + repeated]);
+    }
+}
+
+#[test]
+fn no_ipv6_answer_where_it_would_be_wrong() {
+    let udp = sent_v6(PROTOCOL_UDP, &[1; 8]);
+    assert!(answer(&udp).is_some());
+    let changed = |at: usize, byte: u8| {
+        let mut frame = udp.clone();
+        frame[at] = byte;
+        frame
+    };
+    for (frame, what) in [
+        (changed(0, 0x33), "a frame to a group"),
+        (changed(13, 0xde), "another type"),
+        (changed(14, 0x40), "another version"),
+        (changed(19, 9), "a packet that is longer than its frame"),
+        (changed(20, 0), "an extension header"),
+        (changed(20, 44), "a fragment"),
+        (changed(20, 132), "a protocol without answers"),
+        (changed(22, 0xff), "a packet from a group"),
+        (changed(38, 0xff), "a packet to a group"),
+        (sent_v6(PROTOCOL_TCP, &segment(TCP_RST, 0, b"")), "a reset"),
+        (sent_v6(PROTOCOL_TCP, &segment(TCP_SYN, 0, b"")[..19]), "a TCP header that is cut off"),
+        (sent_v6(58, &[1, 1, 0, 0, 0, 0, 0, 0]), "an ICMPv6 error"),
+        (sent_v6(58, &[129, 0, 0, 0, 0, 0, 0, 0]), "an echo reply"),
+        (sent_v6(58, &[135, 0, 0, 0, 0, 0, 0, 0]), "neighbour discovery"),
+        (sent_v6(58, &[]), "an empty packet"),
+    ] {
+        assert_eq!(answer(&frame), None, "{what}");
+    }
+    let mut unspecified = udp.clone();
+    unspecified[22..38].fill(0);
+    assert_eq!(answer(&unspecified), None);
     for length in 0..udp.len() {
         assert_eq!(answer(&udp[..length]), None, "{length}");
     }

@@ -17,12 +17,12 @@ use super::*;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 fn published(host_port: u16) -> PublishConfig {
-    let host_address = Ipv4Addr::LOCALHOST;
+    let host_address = Ipv4Addr::LOCALHOST.into();
     PublishConfig { host_address, host_port, guest_port: 80, protocol: Protocol::Tcp }
 }
 
 /// Serves a published port in front of `guest`, and returns its address.
-fn publish(guest: &TcpListener) -> std::net::SocketAddr {
+fn publish(guest: &TcpListener) -> SocketAddr {
     let mut ports = listen(&[published(0)]).unwrap();
     ports[0].inner_port = guest.local_addr().unwrap().port();
     let address = ports[0].listener.local_addr().unwrap();
@@ -112,7 +112,7 @@ async fn silent_connection_that_one_side_has_closed_ends_earlier() {
 
 /// Connects from an address of the loopback network. Returns the first byte of the server, or
 /// `None` if the connection is closed instead.
-async fn greeted(address: std::net::SocketAddr, from: [u8; 4]) -> Option<TcpStream> {
+async fn greeted(address: SocketAddr, from: [u8; 4]) -> Option<TcpStream> {
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind((Ipv4Addr::from(from), 0).into()).unwrap();
     let mut client = socket.connect(address).await.unwrap();
@@ -198,4 +198,25 @@ fn port_in_use_is_reported_with_its_address() {
     let port = taken.local_addr().unwrap().port();
     let error = listen(&[published(port)]).unwrap_err();
     assert_eq!(error.to_string(), format!("cannot listen on 127.0.0.1:{port}"));
+}
+
+#[tokio::test]
+async fn listener_on_all_ipv6_addresses_takes_no_ipv4_connections() {
+    let published = PublishConfig { host_address: Ipv6Addr::UNSPECIFIED.into(), ..published(0) };
+    let ports = listen(&[published]).unwrap();
+    let port = ports[0].listener.local_addr().unwrap().port();
+    TcpStream::connect((Ipv6Addr::LOCALHOST, port)).await.unwrap();
+    TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.unwrap_err();
+    // The port is free for IPv4.
+    std::net::TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap();
+}
+
+#[test]
+fn ipv6_network_of_64_bits_counts_as_one_source() {
+    let source = |text: &str| source_of(text.parse().unwrap()).to_string();
+    assert_eq!(source("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::");
+    assert_eq!(source("2001:db8:1:2::7"), "2001:db8:1:2::");
+    assert_eq!(source("2001:db8:1:3::7"), "2001:db8:1:3::");
+    assert_eq!(source("::1"), "::");
+    assert_eq!(source("192.0.2.7"), "192.0.2.7");
 }

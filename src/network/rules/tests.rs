@@ -1,5 +1,6 @@
 //! The look-up of destinations, compared with a scan of all rules.
 
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
 use a3s_box_core::config::{Egress, EgressRule};
@@ -21,10 +22,21 @@ fn parsed(json: &str) -> Rules {
 }
 
 /// Returns whether one of the rules names a destination, without the tables.
-fn is_named(rules: &[RuleSpec], address: Ipv4Addr, protocol: u8, port: Option<u16>) -> bool {
+fn is_named(rules: &[RuleSpec], address: IpAddr, protocol: u8, port: Option<u16>) -> bool {
     rules.iter().any(|rule| {
-        let distance = u64::from(u32::from(address).wrapping_sub(rule.to.address.into()));
-        let is_in_network = distance < 1_u64 << (32 - rule.to.prefix_length);
+        let Target::Network(to) = &rule.to else { return false };
+        let is_in_network = match (address, to.address) {
+            (IpAddr::V4(address), IpAddr::V4(network)) => {
+                let distance = u64::from(u32::from(address).wrapping_sub(network.into()));
+                distance < 1_u64 << (32 - to.prefix_length)
+            }
+            (IpAddr::V6(address), IpAddr::V6(network)) => {
+                // The tests use no IPv6 network with a prefix of less than one bit.
+                let distance = u128::from(address).wrapping_sub(network.into());
+                distance < 1_u128 << (128 - to.prefix_length)
+            }
+            _ => false,
+        };
         let is_of_protocol = match (rule.protocol, protocol) {
             (Some(Protocol::Tcp), protocol) => protocol == PROTOCOL_TCP,
             (Some(Protocol::Udp), protocol) => protocol == PROTOCOL_UDP,
@@ -51,11 +63,17 @@ impl Random {
         (mixed ^ (mixed >> 31)) % bound
     }
 
-    /// Returns an address from a few networks, so that many rules overlap.
-    fn address(&mut self) -> u32 {
+    /// Returns an address from a few networks, so that many rules overlap. The IPv6 addresses have
+    /// the same 32 bits, at the start or at the end.
+    fn address(&mut self) -> IpAddr {
         let network =
             [0x0a00_0000, 0x0a01_0200, 0xc000_0200, 0][usize::try_from(self.below(4)).unwrap()];
-        network + u32::try_from(self.below(512)).unwrap()
+        let number = network + u32::try_from(self.below(512)).unwrap();
+        match self.below(4) {
+            0 => Ipv6Addr::from(u128::from(number) << 96).into(),
+            1 => Ipv6Addr::from(u128::from(number)).into(),
+            _ => Ipv4Addr::from(number).into(),
+        }
     }
 
     fn port(&mut self) -> u16 {
@@ -69,8 +87,18 @@ impl Random {
     fn rule(&mut self) -> EgressRule {
         let lengths = [0, 7, 8, 16, 22, 24, 30, 31, 32, 32, 32];
         let length = lengths[usize::try_from(self.below(11)).unwrap()];
-        let mask = u32::MAX.checked_shl(32 - length).unwrap_or(0);
-        let to = format!("{}/{length}", Ipv4Addr::from(self.address() & mask));
+        let to = match self.address() {
+            IpAddr::V4(address) => {
+                let mask = u32::MAX.checked_shl(32 - length).unwrap_or(0);
+                format!("{}/{length}", Ipv4Addr::from(u32::from(address) & mask))
+            }
+            IpAddr::V6(address) => {
+                // The same bits of the first or of the last 32, and a prefix of at least one bit.
+                let length = if self.below(2) == 0 { length.max(1) } else { 96 + length };
+                let mask = u128::MAX << (128 - length);
+                format!("{}/{length}", Ipv6Addr::from(u128::from(address) & mask))
+            }
+        };
         let ports = (0..self.below(4)).map(|_| {
             let first = self.port();
             let last = first + u16::try_from(self.below(8)).unwrap();
@@ -84,12 +112,12 @@ impl Random {
 #[test]
 fn look_up_finds_what_a_scan_of_all_rules_finds() {
     let mut outcomes = [0, 0];
-    for seed in 0..400 {
+    for seed in 0..1000 {
         let mut random = Random(seed);
         let rules = specs((0..random.below(12)).map(|_| random.rule()).collect());
         let table = Rules::new(&rules);
         for _ in 0..200 {
-            let address = Ipv4Addr::from(random.address());
+            let address = random.address();
             let protocol = [PROTOCOL_TCP, PROTOCOL_UDP, PROTOCOL_ICMP]
                 [usize::try_from(random.below(3)).unwrap()];
             let port = (protocol != PROTOCOL_ICMP && random.below(8) > 0).then(|| random.port());
@@ -115,17 +143,18 @@ fn each_kind_of_rule_allows_what_it_names() {
         (r#"{"to": "0.0.0.0/0", "ports": ["1-65535"]}"#, 65_535, &all[..2]),
         (r#"{"to": "192.0.2.8"}"#, 80, &[]),
         (r#"{"to": "192.0.3.0/24"}"#, 80, &[]),
+        (r#"{"to": "::/0"}"#, 80, &[]),
     ] {
         let rules = parsed(&format!("[{rule}]"));
         let port = |protocol| (protocol != PROTOCOL_ICMP).then_some(port);
-        let address = Ipv4Addr::new(192, 0, 2, 7);
+        let address = IpAddr::from([192, 0, 2, 7]);
         let allowed = all.into_iter().filter(|p| rules.allow(address, *p, port(*p)));
         assert_eq!(allowed.collect::<Vec<_>>(), expected, "{rule}");
         // Only a rule without ports allows a fragment, in which there is no port.
         let fragment = rules.allow(address, PROTOCOL_TCP, None);
         assert_eq!(fragment, expected.contains(&PROTOCOL_TCP) && !rule.contains("ports"), "{rule}");
     }
-    assert!(!parsed("[]").allow(Ipv4Addr::LOCALHOST, PROTOCOL_TCP, Some(80)));
+    assert!(!parsed("[]").allow(Ipv4Addr::LOCALHOST.into(), PROTOCOL_TCP, Some(80)));
 }
 
 /// A guest at 10 Gbit/s sends 20,000 frames of the largest size a second, and at most a million of
@@ -142,8 +171,8 @@ fn thousand_rules_of_all_lengths_cost_microseconds() {
     };
     let rules = Rules::new(&specs((0..1000).map(rule).collect()));
     let (start, looks) = (Instant::now(), 20_000_u32);
-    let allowed =
-        (0..looks).filter(|i| rules.allow(Ipv4Addr::from(i * 0x0001_2345), PROTOCOL_TCP, Some(7)));
+    let allowed = (0..looks)
+        .filter(|i| rules.allow(Ipv4Addr::from(i * 0x0001_2345).into(), PROTOCOL_TCP, Some(7)));
     assert_eq!(allowed.count(), 0);
     let each = start.elapsed() / looks;
     println!("a look-up in 1000 rules takes {each:?}");

@@ -31,7 +31,7 @@ fn health(from: HealthState, to: HealthState, message: String) -> EventKind {
 
 /// An event that is never dropped, with a number that identifies it.
 fn lifecycle(number: usize) -> EventKind {
-    EventKind::VmStarting { vcpus: 1, memory_mib: u32::try_from(number).unwrap() }
+    EventKind::VmStarting { vcpus: 1, memory_mib: u32::try_from(number).unwrap(), ipv6: None }
 }
 
 /// The events of a box that never rests. Of each ten, six are droppable, three are changes of state

@@ -1,7 +1,7 @@
 //! What hostile code in the gate could try with the sockets that the gate holds.
 
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
 
@@ -16,12 +16,15 @@ const SIGSYS: i32 = libc::SIGSYS;
 
 /// Attempts, each with the signal that the filter must end it with. The first one does what the
 /// gate does.
-const ATTEMPTS: [(&str, Option<i32>); 7] = [
+const ATTEMPTS: [(&str, Option<i32>); 10] = [
     ("serve", None),
+    ("ask a name server", None),
     ("connect a listener", Some(SIGSYS)),
     ("connect an accepted socket", Some(SIGSYS)),
     ("end a listener", Some(SIGSYS)),
     ("connect by sendto", Some(SIGSYS)),
+    ("send to another address", Some(SIGSYS)),
+    ("connect to another name server", Some(SIGSYS)),
     ("make a socket", Some(SIGSYS)),
     ("set an option", Some(SIGSYS)),
 ];
@@ -42,11 +45,15 @@ fn gate_cannot_connect_a_socket_of_the_host() {
     assert_eq!(ends, ATTEMPTS);
 }
 
-/// Makes the attempt with a listener and with a connection that it has accepted, under the filter.
+/// Makes the attempt with a listener, with a connection that it has accepted, and with a socket
+/// that is connected to a name server, under the filter.
 fn attempt(name: &str) -> ! {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let mut client = TcpStream::connect(address).unwrap();
+    let name_server = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let upstream = UdpSocket::bind("127.0.0.1:0").unwrap();
+    upstream.connect(name_server.local_addr().unwrap()).unwrap();
     restrict(SeccompMode::Enforce, 0, true).unwrap();
     let (mut accepted, _) = listener.accept().unwrap();
     let socket = SocketType::STREAM;
@@ -58,6 +65,9 @@ fn attempt(name: &str) -> ! {
         "connect an accepted socket" => rustix::net::connect(&accepted, &address).is_ok(),
         "end a listener" => rustix::net::shutdown(&listener, Shutdown::Both).is_ok(),
         "connect by sendto" => rustix::net::sendto(&listener, b"x", fast_open, &address).is_ok(),
+        "ask a name server" => upstream.send(b"x").is_ok() && name_server.recv(&mut [0]).is_ok(),
+        "send to another address" => upstream.send_to(b"x", address).is_ok(),
+        "connect to another name server" => upstream.connect(address).is_ok(),
         "make a socket" => rustix::net::socket(AddressFamily::INET, socket, None).is_ok(),
         "set an option" => rustix::net::sockopt::set_tcp_nodelay(&accepted, true).is_ok(),
         _ => unreachable!("{name}"),

@@ -266,6 +266,10 @@ mod tests {
         ] {
             assert_eq!(read(text).as_deref(), Ok(expected));
         }
+    }
+
+    #[test]
+    fn other_destination_is_an_error_that_says_what_was_expected() {
         for (text, expected) in [
             (
                 "10.0.0.1/8",

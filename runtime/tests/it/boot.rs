@@ -144,7 +144,7 @@ async fn observers_get_the_events_of_the_shim_unchanged() {
     );
     in_time(demo.vm.boot()).await.unwrap();
     let events = demo.events();
-    assert_eq!(events[1], EventKind::VmStarting { vcpus: 2, memory_mib: 64 });
+    assert_eq!(events[1], EventKind::VmStarting { vcpus: 2, memory_mib: 64, ipv6: None });
     assert_eq!(events[2], EventKind::Unknown);
     assert_eq!(demo.sequence_numbers(), [0, 1, 2, 3, 4]);
 }

@@ -31,6 +31,9 @@ mod egress;
 #[allow(dead_code, reason = "only the gate uses the rest")]
 #[path = "../../src/network/filter.rs"]
 mod filter;
+#[allow(dead_code, reason = "only the shim uses the rest, for its ARP request")]
+#[path = "../../src/network/frames.rs"]
+mod frames;
 #[path = "../../src/network/metadata.rs"]
 mod metadata;
 #[allow(dead_code, reason = "only the shim uses the rest, for its config")]

@@ -5,6 +5,7 @@ pub(crate) mod box_ids;
 pub(crate) mod capabilities;
 pub(crate) mod cgroup;
 pub(crate) mod command;
+pub(crate) mod detached_tmpfs;
 pub(crate) mod inherited;
 pub(crate) mod parent;
 pub(crate) mod process;

@@ -29,11 +29,9 @@ use nix::mount::{MntFlags, umount2};
 use nix::sys::stat::{Mode, SFlag, mknod, stat, umask};
 use nix::unistd::{chdir, fchdir, pivot_root};
 use rustix::fs::CWD;
-use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
-    fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
-};
+use rustix::mount::{MountAttrFlags, MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 
+use crate::host::detached_tmpfs;
 use crate::report::log;
 use crate::share::PinnedShare;
 use crate::state::dir::StateDir;
@@ -75,7 +73,7 @@ pub(super) fn enter(state: &StateDir, shares: &mut [PinnedShare]) -> Result<(), 
     let directory = state.directory();
     let parent = directory.parent().unwrap_or(directory);
     let entries = host_entries()?;
-    let root = tmpfs().map_err(HostError::of("make a tmpfs"))?;
+    let root = detached_tmpfs::make(&TMPFS_OPTIONS).map_err(HostError::of("make a tmpfs"))?;
     let own =
         open_mount(directory, OpenTreeFlags::empty()).map_err(HostError::at("open", directory))?;
     mount_setattr::set(&own, FILES_ATTRIBUTES, true)
@@ -198,15 +196,6 @@ pub(super) fn detach(share: &PinnedShare) -> Result<OwnedFd, HostError> {
     mount_setattr::set(&mount, FILES_ATTRIBUTES | access, true)
         .map_err(HostError::at("restrict the share", share))?;
     Ok(mount)
-}
-
-fn tmpfs() -> io::Result<OwnedFd> {
-    let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
-    for (name, value) in TMPFS_OPTIONS {
-        fsconfig_set_string(&context, name, value)?;
-    }
-    fsconfig_create(&context)?;
-    Ok(fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?)
 }
 
 fn open_mount(path: &Path, flags: OpenTreeFlags) -> io::Result<OwnedFd> {

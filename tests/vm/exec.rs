@@ -2,61 +2,12 @@
 
 use std::time::Duration;
 
-use a3s_box_core::BoxDir;
-use a3s_box_runtime::exec::{
-    BoxProcesses, Command, ExecError, Output, Process, ProcessEnd, Refusal, TerminalSize,
-};
-use a3s_box_vm_tests::{PATIENCE, Shim};
-use nix::sys::signal::Signal;
-use serde_json::json;
+use a3s_box_runtime::exec::{Command, ExecError, Process, ProcessEnd, Refusal, TerminalSize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::runtime::{Builder, Runtime};
-use tokio::time::{sleep, timeout};
+use tokio::runtime::Builder;
+use tokio::time::sleep;
 
-/// A box whose workload waits for its end, and a client of its processes.
-struct RunningBox {
-    shim: Shim,
-    client: BoxProcesses,
-    runtime: Runtime,
-}
-
-impl RunningBox {
-    fn start() -> Self {
-        let script = "trap 'exit 0' TERM; while :; do sleep 1 & wait $!; done";
-        let mut shim =
-            Shim::start_with(&json!({"args": ["sh", "-c", script], "env": {"A": "1"}}), |_| {});
-        shim.wait_for("agent.ready");
-        let state_dir = shim.state().parent().unwrap().to_owned();
-        let client = BoxProcesses::of(&BoxDir::new(&state_dir, &"test".parse().unwrap()));
-        Self { shim, client, runtime: runtime() }
-    }
-
-    fn wait_for<T>(&self, future: impl Future<Output = T>) -> T {
-        self.runtime.block_on(async { timeout(PATIENCE, future).await.unwrap() })
-    }
-
-    fn run(&self, script: &str) -> Output {
-        self.wait_for(async {
-            let process = self.client.run(&shell(script)).await.unwrap();
-            process.wait_with_output().await.unwrap()
-        })
-    }
-
-    fn stop(mut self) {
-        self.shim.send(Signal::SIGTERM);
-        self.shim.ends_with(0, "stopped", None);
-    }
-}
-
-fn runtime() -> Runtime {
-    Builder::new_current_thread().enable_all().build().unwrap()
-}
-
-fn shell(script: &str) -> Command {
-    let mut command = Command::new("sh");
-    command.args(["-c", script]);
-    command
-}
+use crate::running_box::{RunningBox, shell};
 
 /// Reads standard output until it has `text`.
 async fn read_until(process: &mut Process, text: &str) -> String {
@@ -77,7 +28,7 @@ fn ends_streams_and_failures_of_processes_are_exact() {
     assert_eq!(running.run("kill -9 $$").exit.end, ProcessEnd::Signal(9));
     let output = running.run("echo $A; echo error >&2");
     assert_eq!((output.stdout, output.stderr), (b"1\n".to_vec(), b"error\n".to_vec()));
-    let error = running.wait_for(running.client.run(&Command::new("nothing"))).unwrap_err();
+    let error = running.wait_for(running.processes.run(&Command::new("nothing"))).unwrap_err();
     assert!(matches!(error, ExecError::Refused { refusal: Refusal::NotFound, .. }), "{error}");
     // The limit of a process is the kernel's, and not the raised one of PID 1.
     assert_eq!(running.run("ulimit -n").stdout, b"1024\n");
@@ -92,7 +43,7 @@ fn bytes_pass_both_ways_and_a_terminal_works() {
         let sent: Vec<u8> =
             (0..BYTES).map(|i| i.wrapping_mul(2_654_435_761).to_be_bytes()[0]).collect();
         let mut command = Command::new("cat");
-        let mut process = running.client.run(command.stdin(true)).await.unwrap();
+        let mut process = running.processes.run(command.stdin(true)).await.unwrap();
         let mut stdin = process.stdin.take().unwrap();
         let bytes = sent.clone();
         let writer = tokio::spawn(async move { stdin.write_all(&bytes).await.unwrap() });
@@ -102,7 +53,7 @@ fn bytes_pass_both_ways_and_a_terminal_works() {
         assert!(received == sent, "{} bytes came back", received.len());
         let size = TerminalSize { rows: 33, columns: 111 };
         let script = "stty size; read line; stty size; exec sleep 1000";
-        let mut process = running.client.run(shell(script).terminal(size)).await.unwrap();
+        let mut process = running.processes.run(shell(script).terminal(size)).await.unwrap();
         read_until(&mut process, "33 111\r\n").await;
         process.resize(TerminalSize { rows: 5, columns: 6 }).await.unwrap();
         process.stdin.as_mut().unwrap().write_all(b"\n").await.unwrap();
@@ -121,12 +72,12 @@ fn dropped_process_takes_its_descendants_with_it() {
         let script = "trap '' TERM HUP
                       for i in 1 2 3 4 5 6 7 8 9 10; do ( setsid sleep 1000 & ) & done; wait
                       echo started; while :; do sleep 1000; done";
-        let mut process = running.client.run(&shell(script)).await.unwrap();
+        let mut process = running.processes.run(&shell(script)).await.unwrap();
         read_until(&mut process, "started").await;
         drop(process);
         let count = "cat /sys/fs/cgroup/a3s-box-exec/*/cgroup.procs | wc -l";
         loop {
-            let process = running.client.run(&shell(count)).await.unwrap();
+            let process = running.processes.run(&shell(count)).await.unwrap();
             let text = process.wait_with_output().await.unwrap().stdout;
             let count: u32 = String::from_utf8(text).unwrap().trim().parse().unwrap();
             // Only the shell itself and the two commands of the pipe are left.
@@ -143,15 +94,15 @@ fn dropped_process_takes_its_descendants_with_it() {
 fn client_that_does_not_read_delays_neither_others_nor_the_stop() {
     let running = RunningBox::start();
     // This runtime is not driven any more after the start, so nobody reads the sockets.
-    let stopped = runtime();
+    let stopped = Builder::new_current_thread().enable_all().build().unwrap();
     let processes: Vec<Process> = ["yes", "while :; do echo -n x; done"]
-        .map(|script| stopped.block_on(running.client.run(&shell(script))).unwrap())
+        .map(|script| stopped.block_on(running.processes.run(&shell(script))).unwrap())
         .into();
     // The processes fill all buffers meanwhile.
     for _ in 0..20 {
         assert_eq!(running.run("head -c 100000 /dev/zero").stdout.len(), 100_000);
     }
-    assert_eq!(running.wait_for(running.client.list()).unwrap().len(), 2);
+    assert_eq!(running.wait_for(running.processes.list()).unwrap().len(), 2);
     running.stop();
     drop(processes);
 }

@@ -7,56 +7,17 @@ use std::path::Path;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use a3s_box_core::BoxDir;
-use a3s_box_runtime::exec::{BoxProcesses, Command, ProcessEnd};
-use a3s_box_runtime::files::{BoxFiles, CopyLimits, FileFailure, WriteOptions};
-use a3s_box_vm_tests::{PATIENCE, Shim};
-use nix::sys::signal::Signal;
-use serde_json::json;
-use tokio::io::AsyncReadExt;
-use tokio::io::{AsyncWrite, repeat};
-use tokio::runtime::{Builder, Runtime};
-use tokio::time::timeout;
+use a3s_box_runtime::exec::ProcessEnd;
+use a3s_box_runtime::files::{CopyLimits, FileFailure, WriteOptions};
+use tokio::io::{AsyncReadExt, AsyncWrite, repeat};
 
-/// A box whose workload waits for its end, and clients of its files and processes.
-struct RunningBox {
-    shim: Shim,
-    files: BoxFiles,
-    processes: BoxProcesses,
-    runtime: Runtime,
-}
+use crate::running_box::{RunningBox, shell};
 
-impl RunningBox {
-    fn start() -> Self {
-        let script = "trap 'exit 0' TERM; while :; do sleep 1 & wait $!; done";
-        let mut shim = Shim::start_with(&json!({"args": ["sh", "-c", script]}), |_| {});
-        shim.wait_for("agent.ready");
-        let state_dir = shim.state().parent().unwrap().to_owned();
-        let directory = BoxDir::new(&state_dir, &"test".parse().unwrap());
-        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
-        let (files, processes) = (BoxFiles::of(&directory), BoxProcesses::of(&directory));
-        Self { shim, files, processes, runtime }
-    }
-
-    fn wait_for<T>(&self, future: impl Future<Output = T>) -> T {
-        self.runtime.block_on(async { timeout(PATIENCE, future).await.unwrap() })
-    }
-
-    /// Returns the standard output of a script in the guest, which must succeed.
-    fn run(&self, script: &str) -> String {
-        let mut command = Command::new("sh");
-        command.args(["-c", script]);
-        let output = self.wait_for(async {
-            self.processes.run(&command).await.unwrap().wait_with_output().await.unwrap()
-        });
-        assert_eq!(output.exit.end, ProcessEnd::Code(0), "{script}");
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    fn stop(mut self) {
-        self.shim.send(Signal::SIGTERM);
-        self.shim.ends_with(0, "stopped", None);
-    }
+/// Returns the standard output of a script in the guest, which must succeed.
+fn run(guest: &RunningBox, script: &str) -> String {
+    let output = guest.run(script);
+    assert_eq!(output.exit.end, ProcessEnd::Code(0), "{script}");
+    String::from_utf8(output.stdout).unwrap()
 }
 
 #[test]
@@ -65,8 +26,8 @@ fn a_file_is_the_same_for_the_host_and_for_a_process_of_the_box() {
     let content = b"a\0b\n".repeat(50_000);
     let options = WriteOptions { mode: Some(0o640), owner: Some((1000, 7)), keep_existing: false };
     guest.wait_for(guest.files.write("/tmp/file", content.as_slice(), options)).unwrap();
-    assert_eq!(guest.run("stat -c '%a %u %g %s' /tmp/file"), "640 1000 7 200000\n");
-    guest.run("cat /tmp/file /tmp/file > /tmp/twice");
+    assert_eq!(run(&guest, "stat -c '%a %u %g %s' /tmp/file"), "640 1000 7 200000\n");
+    run(&guest, "cat /tmp/file /tmp/file > /tmp/twice");
     let found = guest.wait_for(guest.files.read("/tmp/twice", 1 << 20)).unwrap();
     assert!(found == content.repeat(2));
     let other = guest.files.clone().user("4321");
@@ -82,8 +43,8 @@ fn large_files_go_in_and_out() {
     let content = repeat(b'7').take(32 * MIB);
     let written = guest.wait_for(guest.files.write("/tmp/large", content, WriteOptions::default()));
     assert_eq!(written.unwrap(), 32 * MIB);
-    assert_eq!(guest.run("tr -d 7 < /tmp/large | wc -c; rm /tmp/large").trim(), "0");
-    guest.run("dd if=/dev/zero of=/tmp/sparse bs=1 count=0 seek=100663296 2>/dev/null");
+    assert_eq!(run(&guest, "tr -d 7 < /tmp/large | wc -c; rm /tmp/large").trim(), "0");
+    run(&guest, "dd if=/dev/zero of=/tmp/sparse bs=1 count=0 seek=100663296 2>/dev/null");
     let mut counted = Counted(0);
     guest.wait_for(guest.files.read_to("/tmp/sparse", 0, None, &mut counted)).unwrap();
     assert_eq!(counted.0, 96 * MIB);
@@ -120,8 +81,9 @@ fn a_tree_goes_into_the_box_and_comes_back() {
     fs::write(host.path().join("tree/below/file"), "content").unwrap();
     let tree = host.path().join("tree");
     guest.wait_for(guest.files.copy_in(&tree, "/tmp/tree")).unwrap();
-    assert_eq!(guest.run("cat /tmp/tree/below/file"), "content");
-    guest.run(
+    assert_eq!(run(&guest, "cat /tmp/tree/below/file"), "content");
+    run(
+        &guest,
         "cd /tmp/tree; ln -s /etc/passwd link; ln below/file hard; mkfifo pipe; chmod 4755 hard",
     );
     let back = host.path().join("back");
@@ -144,9 +106,7 @@ fn a_process_of_the_box_that_kills_the_child_of_a_call_gets_an_error_to_the_host
             tokio::io::AsyncWriteExt::write_all(&mut input, b"part").await.unwrap();
             let script = "until f=$(ls -A /tmp | grep a3s-box-write); do :; done; \
                           f=${f#*write-}; kill -9 ${f%-*}";
-            let mut command = Command::new("sh");
-            command.args(["-c", script]);
-            let process = guest.processes.run(&command).await.unwrap();
+            let process = guest.processes.run(&shell(script)).await.unwrap();
             process.wait_with_output().await.unwrap()
         };
         tokio::join!(write, kill).0.unwrap_err()

@@ -47,6 +47,7 @@ mod lost_guest;
 mod matrix;
 mod names;
 mod network;
+mod running_box;
 mod services;
 mod share_limits;
 mod shares;

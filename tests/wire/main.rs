@@ -64,6 +64,7 @@ mod resolved;
 mod root;
 mod service;
 mod stops;
+mod traced_calls;
 mod tracee;
 mod unpacker;
 mod unpacker_calls;

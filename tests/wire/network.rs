@@ -15,6 +15,7 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::harness::{Run, RunningShim, shim, start, start_with, wrapped_shim};
+use crate::traced_calls::assert_calls_are_made;
 use crate::user::{SubIds, spawn};
 
 /// Script of a workload that runs for a second and succeeds.
@@ -256,21 +257,7 @@ fn gate_and_connector_make_each_allowed_system_call_or_the_call_has_a_reason() {
     for ((filter, unseen), made) in FILTERS.iter().zip(UNSEEN_CALLS).zip(&made) {
         // The imports above the first list name the same calls, so they are cut off.
         let (_, lists) = filter.split_once("\nconst ").unwrap();
-        let names = lists.split("SYS_").skip(1).map(|rest| {
-            rest.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_')
-                .next()
-                .unwrap()
-        });
-        let allowed: BTreeSet<&str> = names.collect();
-        let known: BTreeSet<&str> = unseen.iter().map(|(name, _)| *name).collect();
-        let unexplained: Vec<&&str> =
-            allowed.difference(&known).filter(|name| !made.contains(**name)).collect();
-        assert!(
-            unexplained.is_empty(),
-            "these allowed calls are not made: {unexplained:?}; these are made: {made:?}"
-        );
-        let stale: Vec<&&str> = known.difference(&allowed).collect();
-        assert!(stale.is_empty(), "these calls have a reason but are not allowed: {stale:?}");
+        assert_calls_are_made(lists, unseen, made);
     }
 }
 

@@ -9,6 +9,7 @@ use serde_json::json;
 
 use crate::harness::{config, wrapped_shim};
 use crate::image::image;
+use crate::traced_calls::assert_calls_are_made;
 
 /// Source of the filter. Its lists name the calls that unpackers may make.
 const FILTER: &str = include_str!("../../src/rootfs/unpacker/calls.rs");
@@ -139,18 +140,7 @@ fn unpackers_make_each_allowed_system_call_or_the_reason_is_known() {
     // The imports above the first list name the same calls, and the tests below name some.
     let (_, lists) = FILTER.split_once("\nconst OF_EACH").unwrap();
     let (lists, _) = lists.split_once("#[cfg(test)]").unwrap();
-    let is_other = |letter: char| !letter.is_ascii_alphanumeric() && letter != '_';
-    let names = lists.split("SYS_").skip(1).map(|rest| rest.split(is_other).next().unwrap());
-    let allowed: BTreeSet<&str> = names.collect();
-    let known: BTreeSet<&str> = UNSEEN_CALLS.iter().map(|(name, _)| *name).collect();
-    let unexplained: Vec<&&str> =
-        allowed.difference(&known).filter(|name| !made.contains(**name)).collect();
-    assert!(
-        unexplained.is_empty(),
-        "these allowed calls are not made: {unexplained:?}; these are made: {made:?}"
-    );
-    let stale: Vec<&&str> = known.difference(&allowed).collect();
-    assert!(stale.is_empty(), "these calls have a reason but are not allowed: {stale:?}");
+    assert_calls_are_made(lists, &UNSEEN_CALLS, &made);
     let stack = fs::read_dir(directory.path().join("c/layers-v5/ready")).unwrap();
     let is_on_top = |name: &str| name.starts_with("on-");
     let mut names = stack.map(|entry| entry.unwrap().file_name().into_string().unwrap());

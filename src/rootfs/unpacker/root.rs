@@ -21,10 +21,9 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::{Mode, mkdirat};
 use nix::unistd::{chdir, fchdir, pivot_root};
 use rustix::fs::CWD;
-use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
-    fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
-};
+use rustix::mount::{MountAttrFlags, MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
+
+use crate::host::detached_tmpfs;
 
 /// Place of the staging directory in the root.
 const LAYER: &str = "layer";
@@ -52,7 +51,7 @@ pub(super) fn enter(staging: &OwnedFd) -> Result<OwnedFd, HostError> {
         clone(CWD, &own_process, READ_ONLY).map_err(HostError::of("clone /proc/self"))?;
     let layer = clone(staging, "", LAYER_ATTRIBUTES)
         .map_err(HostError::of("clone the staging directory"))?;
-    let root = tmpfs().map_err(HostError::of("make a tmpfs"))?;
+    let root = detached_tmpfs::make(&TMPFS_OPTIONS).map_err(HostError::of("make a tmpfs"))?;
     unshare(CloneFlags::CLONE_NEWNS).map_err(HostError::of("make a mount namespace"))?;
     // The kernel would otherwise propagate the mounts below to the shim.
     let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
@@ -91,15 +90,6 @@ fn make_directories(root: &OwnedFd, path: &Path) -> io::Result<()> {
     let mut ancestors: Vec<&Path> = path.ancestors().collect();
     ancestors.pop();
     ancestors.iter().rev().try_for_each(|ancestor| Ok(mkdirat(root, *ancestor, Mode::S_IRWXU)?))
-}
-
-fn tmpfs() -> io::Result<OwnedFd> {
-    let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
-    for (name, value) in TMPFS_OPTIONS {
-        fsconfig_set_string(&context, name, value)?;
-    }
-    fsconfig_create(&context)?;
-    Ok(fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?)
 }
 
 fn attach(mount: &OwnedFd, directory: impl AsFd, target: &str) -> io::Result<()> {
